@@ -1,0 +1,116 @@
+"""The contract: what a model family supplies, and nothing else.
+
+A family turns prompts into branches, draws noise, knows its schedule, gives the velocity, and decodes. It owns its
+components but never decides when they are in memory: the pipeline loads and releases them by stage.
+"""
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from .loading import Changes, Component
+from .manifest import Manifest
+from .sampling import Schedule, Solver, euler
+
+Branch = TypeVar("Branch")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What `encode` reads: the words, and the pictures they speak of."""
+
+    text: str
+    references: tuple[Image.Image, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()  # a family's own (layout boxes …), hashable
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """Equal for prompts that encode alike; pictures count by their pixels."""
+        pixels = tuple(hashlib.sha256(image.tobytes()).digest() + bytes(str(image.size), "ascii") for image in self.references)
+        return self.text, pixels, self.options
+
+
+@dataclass(frozen=True)
+class Conditioning(Generic[Branch]):
+    """All that steers the loop. `negative` is there only when a second branch really runs."""
+
+    positive: Branch
+    negative: Branch | None = None
+    cfg: float = 1.0  # the scale between the two branches
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of one picture that a family may need; every one resolved, none left to a default."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    cfg: float = 1.0
+    extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
+
+
+class Family(ABC, Generic[Branch]):
+    name: ClassVar[str]
+    # Which components each stage needs in memory.
+    stages: ClassVar[dict[str, tuple[str, ...]]]
+
+    components: dict[str, Component]
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "Family[Any]":
+        """Reads configs and headers, checks that everything fits; loads no weights."""
+
+    @property
+    @abstractmethod
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this many pixels."""
+
+    @abstractmethod
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[Branch, list[str]]:
+        """A branch, and notes for the user (what was cut off)."""
+
+    @abstractmethod
+    def noise(self, seed: int, settings: Settings) -> mx.array:
+        """Unit normals, equal to the reference's for this seed: [1, C, h, w]."""
+
+    @abstractmethod
+    def schedule(self, settings: Settings) -> Schedule: ...
+
+    @abstractmethod
+    def prepare(self, branches: Sequence[Branch], schedule: Schedule, settings: Settings) -> list[Branch]:
+        """What the whole loop shares, computed once: modulation tables, rope, prefix K/V."""
+
+    @abstractmethod
+    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[Branch]) -> mx.array:
+        """dx/dsigma at step `index`; x in the loop's layout."""
+
+    @abstractmethod
+    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
+        """[H, W, 3] in 0..1."""
+
+    @abstractmethod
+    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array | None]:
+        """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
+        moved the seed's stream), for starting from a picture."""
+
+    def start(self, noise: mx.array, schedule: Schedule, settings: Settings) -> mx.array:
+        """Unit normals -> the loop's first x."""
+        return self.pack(noise)
+
+    def pack(self, latents: mx.array) -> mx.array:
+        """[1, C, h, w] -> the loop's layout."""
+        return latents
+
+    def solver(self, schedule: Schedule, seed: int, settings: Settings) -> Solver:
+        return euler(schedule)

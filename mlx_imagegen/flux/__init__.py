@@ -1,0 +1,151 @@
+"""FLUX.1 schnell and dev: the contract of family.py, filled in.
+
+CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the dev
+transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..family import Conditioning, Family, Prompt, Settings
+from ..layers.latents import packed, unpacked
+from ..layers.rope import Rope, rope_tables
+from ..loading import Changes, Component
+from ..manifest import Manifest
+from ..precision import VAE_DTYPE, compute_dtype
+from ..random import TorchGenerator
+from ..sampling import Schedule, flow_match_schedule
+from ..text.clip import ClipTextModel
+from ..text.t5 import T5Encoder
+from ..text.tokenizer import clip_tokenizer, t5_tokenizer
+from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
+from .modulation import tabulate
+from .transformer import FluxTransformer, Modulation
+from .vae import Decoder, Encoder
+
+THETA = 10000.0  # diffusers fixes rope's base in code
+
+
+@dataclass(frozen=True)
+class FluxBranch:
+    txt: mx.array  # [1, T, D]
+    pooled: mx.array  # [1, P]
+    rope: Rope | None = None
+    modulation: tuple[Modulation, ...] = ()  # one a step
+
+
+class Flux(Family[FluxBranch]):
+    name = "flux"
+    stages = {
+        "encode": ("text_encoder", "text_encoder_2"),
+        "denoise": ("transformer",),
+        "decode": ("vae_decoder",),
+        "look": ("vae_encoder",),
+    }
+
+    def __init__(self, files: FluxFiles):
+        self.files = files
+        dtype = compute_dtype()
+        self.components = {
+            "text_encoder": Component(files.clip, lambda: ClipTextModel(files.clip_config), dtype),
+            "text_encoder_2": Component(files.t5, lambda: T5Encoder(files.t5_config), dtype),
+            "transformer": Component(files.transformer, lambda: FluxTransformer(files.config), dtype),
+            "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
+            "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
+        }
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "Flux":
+        return cls(open_files(folder, manifest, changes))
+
+    @property
+    def size_multiple(self) -> int:
+        return 2 * self.files.vae_config.scale_factor  # the transformer sees 2x2 latents as one token
+
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
+        clip_ids, clip_cut = clip_tokenizer(self.files.tokenizer).encode(prompt.text)
+        t5_ids, t5_cut = t5_tokenizer(self.files.tokenizer_2, settings.extras["max_sequence_length"]).encode(prompt.text)
+        dtype = compute_dtype()
+        clip = self.components["text_encoder"].load()
+        _, pooled = clip(self.files.clip.gather(CLIP_TABLE, clip_ids, dtype)[None], mx.array(clip_ids)[None])
+        t5 = self.components["text_encoder_2"].load()
+        txt = t5(self.files.t5.gather(T5_TABLE, t5_ids, dtype)[None])  # padding attends, as in the reference
+        mx.eval(pooled, txt)
+        notes = []
+        if t5_cut:
+            notes.append(f"the prompt is longer than the {len(t5_ids)} tokens T5 reads; cut off: '{t5_cut}'")
+        elif clip_cut:
+            notes.append(f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'")
+        return FluxBranch(txt, pooled), notes
+
+    def noise(self, seed: int, settings: Settings) -> mx.array:
+        return TorchGenerator(seed).randn(self._latent_shape(settings))
+
+    def schedule(self, settings: Settings) -> Schedule:
+        return flow_match_schedule(self.files.scheduler, settings.steps, self._tokens(settings))
+
+    def prepare(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> list[FluxBranch]:
+        tables = tabulate(
+            self.files.config,
+            self.files.transformer.fill,
+            mx.array(schedule.timesteps),
+            settings.guidance,
+            [branch.pooled for branch in branches],
+            compute_dtype(),
+        )
+        return [
+            replace(branch, rope=self._rope(branch.txt.shape[1], settings), modulation=tuple(table))
+            for branch, table in zip(branches, tables, strict=True)
+        ]
+
+    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[FluxBranch]) -> mx.array:
+        transformer = self.components["transformer"].load()
+        x = x.astype(compute_dtype())
+
+        def branch(of: FluxBranch) -> mx.array:
+            return transformer(x, of.txt, of.rope, of.modulation[index])
+
+        v = branch(conditioning.positive)
+        if conditioning.negative is None:
+            return v
+        unwanted = branch(conditioning.negative)
+        return unwanted + conditioning.cfg * (v - unwanted)
+
+    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
+        _, _, height, width = self._latent_shape(settings)
+        latents = unpacked(x.astype(VAE_DTYPE), height, width)
+        decoder = self.components["vae_decoder"].load()
+        pixels = decoder.decode(latents)
+        return np.clip(np.array(pixels[0]) / 2 + 0.5, 0, 1)
+
+    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array]:
+        """diffusers draws the posterior's sample from the seed's stream first, the starting noise after it."""
+        encoder = self.components["vae_encoder"].load()
+        mean, logvar = encoder.encode(mx.array(picture * 2 - 1, VAE_DTYPE)[None])  # [1, 16, h, w] each
+        stream = TorchGenerator(seed)
+        sample = mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
+        config = self.files.vae_config
+        return (sample - config.shift_factor) * config.scaling_factor, stream.randn(mean.shape)
+
+    def pack(self, latents: mx.array) -> mx.array:
+        return packed(latents)
+
+    def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        factor = self.files.vae_config.scale_factor
+        return 1, self.files.vae_config.latent_channels, settings.height // factor, settings.width // factor
+
+    def _tokens(self, settings: Settings) -> int:
+        _, _, height, width = self._latent_shape(settings)
+        return (height // 2) * (width // 2)
+
+    def _rope(self, text_length: int, settings: Settings) -> Rope:
+        """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""
+        _, _, height, width = self._latent_shape(settings)
+        rows, columns = np.mgrid[0 : height // 2, 0 : width // 2]
+        image = np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3)
+        positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image])
+        return rope_tables(positions, self.files.config.axes_dims_rope, THETA)

@@ -1,0 +1,85 @@
+"""FLUX.1's adaLN linears, tabulated for a whole schedule before the loop and never resident.
+
+In: a component's weights, the schedule's timesteps, guidance and pooled prompts. Out: one `Modulation` a prompt and step.
+The linears are read one at a time, used on all rows (steps x prompts) at once and dropped: 27% of the transformer passes
+through memory in pieces of at most 113 MB (bf16) instead of lying in it for the whole loop.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..layers.activation import silu
+from ..layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
+from ..layers.linear import Linear
+from .config import FluxConfig
+from .transformer import Modulation
+
+# Fills an empty layer from the checkpoint, by the layer's path.
+Fill = Callable[[nn.Module, str], nn.Module]
+
+
+class FluxModulators(nn.Module):
+    """The tree of everything that feeds adaLN, by diffusers' names; used as shapes, filled layer by layer."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        dims = config.inner_dim
+        self.time_text_embed = {
+            "timestep_embedder": EmbeddingMLP(FREQUENCIES, dims),
+            "text_embedder": EmbeddingMLP(config.pooled_projection_dim, dims),
+        }
+        if config.guidance_embeds:
+            self.time_text_embed["guidance_embedder"] = EmbeddingMLP(FREQUENCIES, dims)
+        self.transformer_blocks = [
+            {"norm1": {"linear": Linear(dims, 6 * dims)}, "norm1_context": {"linear": Linear(dims, 6 * dims)}}
+            for _ in range(config.num_layers)
+        ]
+        self.single_transformer_blocks = [
+            {"norm": {"linear": Linear(dims, 3 * dims)}} for _ in range(config.num_single_layers)
+        ]
+        self.norm_out = {"linear": Linear(dims, 2 * dims)}
+
+
+def tabulate(
+    config: FluxConfig, fill: Fill, timesteps: mx.array, guidance: float, pooled: Sequence[mx.array], dtype: mx.Dtype
+) -> list[list[Modulation]]:
+    """timesteps [S] (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`."""
+    empty = FluxModulators(config)
+    vec = silu(_conditioning(empty, fill, timesteps, guidance, pooled))  # [P * S, D]
+
+    def table(linear: Linear, path: str, chunks: int) -> mx.array:
+        out = fill(linear, path)(vec).reshape(len(pooled), len(timesteps), chunks, -1).astype(dtype)
+        mx.eval(out)  # now, so that this layer's weight can go before the next is read
+        return out
+
+    img, txt, single = [], [], []
+    for i, block in enumerate(empty.transformer_blocks):
+        img.append(table(block["norm1"].pop("linear"), f"transformer_blocks.{i}.norm1.linear", 6))
+        txt.append(table(block["norm1_context"].pop("linear"), f"transformer_blocks.{i}.norm1_context.linear", 6))
+    for i, block in enumerate(empty.single_transformer_blocks):
+        single.append(table(block["norm"].pop("linear"), f"single_transformer_blocks.{i}.norm.linear", 3))
+    out = table(empty.norm_out.pop("linear"), "norm_out.linear", 2)
+    stacks = [mx.stack(tables, axis=2) for tables in (img, txt, single)]  # [P, S, layers, chunks, D]
+    mx.eval(stacks)
+    return [
+        [Modulation(*(stack[p, s] for stack in stacks), out[p, s]) for s in range(len(timesteps))]
+        for p in range(len(pooled))
+    ]
+
+
+def _conditioning(
+    empty: FluxModulators, fill: Fill, timesteps: mx.array, guidance: float, pooled: Sequence[mx.array]
+) -> mx.array:
+    """The vector that all adaLN linears read: time + guidance + pooled text, [P * S, D] in float32."""
+    embedders = {
+        name: fill(module, f"time_text_embed.{name}") for name, module in empty.time_text_embed.items()
+    }
+    time = embedders["timestep_embedder"](sinusoids(timesteps))  # [S, D]
+    if "guidance_embedder" in embedders:
+        time = time + embedders["guidance_embedder"](sinusoids(mx.array([guidance * 1000.0])))
+    text = embedders["text_embedder"](mx.concatenate([row.astype(mx.float32) for row in pooled]))  # [P, D]
+    vec = text[:, None] + time[None]
+    mx.eval(vec)
+    return vec.reshape(-1, vec.shape[-1])

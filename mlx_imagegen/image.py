@@ -1,0 +1,125 @@
+"""Pictures in and out: arrays <-> PIL, files, and what a PNG says about how it was made.
+
+Must not know: models, prompts' meaning.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from .errors import MissingFile, OutputError, RequestError
+
+METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """[H, W, 3] in 0..1 -> PIL, rounded to the nearest of 256 levels."""
+    return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
+
+
+def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """PIL -> [H, W, 3] in 0..1, resized with Lanczos as diffusers does."""
+    image = image.convert("RGB")
+    if size and image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32) / 255
+
+
+def open_picture(picture: Picture, name: str = "image") -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as an RGB image; `name` is the parameter, for errors."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {picture.shape}.")
+        return Image.fromarray(picture) if picture.dtype == np.uint8 else to_image(picture)
+    path = Path(picture).expanduser()
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise MissingFile(f"{name}: {path} is not there.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
+
+
+def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any]) -> None:
+    """Saves a picture with its making inside (PNG only), all or nothing."""
+    form = picture_format(path)
+    options: dict[str, Any] = {}
+    if form == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+        options["pnginfo"] = info
+    elif form == "JPEG":
+        options["quality"] = 95
+    write_atomically(path, lambda file: image.save(file, form, **options))
+
+
+def picture_format(path: Path) -> str:
+    if path.suffix.lower() not in FORMATS:
+        raise RequestError(f"'{path}': a picture's name must end in {', '.join(FORMATS)}.")
+    return FORMATS[path.suffix.lower()]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `write_picture` put into a PNG."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(METADATA_KEY)
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
+    if text is None:
+        raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes beside `path` and renames at the end, so that no half-written file ever has its name."""
+    check_writable(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}. Free some room or choose another place.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuses an output that cannot be written, before the work is done for it."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file in it.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist; create it or choose another place.")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {folder} is not writable; choose another place.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

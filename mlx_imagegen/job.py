@@ -1,0 +1,190 @@
+"""One picture's parameters, resolved and checked: what the user gave, the manifest's defaults for the rest.
+
+In: generate()'s parameters. Out: `Job`s, one a picture, in which nothing is left open. All refusals of bad parameters
+stand here, before anything is loaded.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import RequestError
+from .family import Prompt, Settings
+from .image import Picture, open_picture
+from .manifest import Manifest
+from .random import SEED_LIMIT
+
+SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
+STEPS_LIMIT = 1000  # the models' own count of timesteps
+
+
+@dataclass(frozen=True)
+class Job:
+    prompt: Prompt
+    negative: Prompt | None  # None: no second branch runs
+    settings: Settings
+    seed: int
+    image: Image.Image | None = None
+    strength: float = 1.0
+    noise: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """The parameters as they would be given to generate() again."""
+        record: dict[str, Any] = {
+            "prompt": self.prompt.text,
+            "seed": self.seed,
+            "steps": self.settings.steps,
+            "width": self.settings.width,
+            "height": self.settings.height,
+            "guidance": self.settings.guidance,
+        }
+        if self.negative is not None:
+            record |= {"negative_prompt": self.negative.text}
+        if self.settings.cfg != 1.0:
+            record |= {"true_cfg": self.settings.cfg}
+        if self.image is not None:
+            record |= {"strength": self.strength}
+        return record | self.settings.extras
+
+
+def make_jobs(
+    manifest: Manifest,
+    size_multiple: int,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    guidance: float | None = None,
+    true_cfg: float | None = None,
+    image: Picture | None = None,
+    strength: float | None = None,
+    noise: np.ndarray | None = None,
+    references: Sequence[Picture] = (),
+    max_sequence_length: int | None = None,
+) -> list[Job]:
+    """Every prompt with every seed, prompts outermost."""
+    opened = open_picture(image) if image is not None else None
+    notes: list[str] = []
+    settings = Settings(
+        *_size(manifest, size_multiple, width, height, opened, notes),
+        steps=_steps(manifest, steps),
+        **_guidance(manifest, guidance, true_cfg, negative_prompt, notes),
+        extras={"max_sequence_length": _sequence_length(manifest, max_sequence_length)},
+    )
+    if strength is not None and opened is None:
+        raise RequestError("strength says how much of a picture to change, and no image is given; add image, or drop strength.")
+    strength = _strength(0.6 if strength is None else strength) if opened else 1.0
+    pictures = tuple(open_picture(reference, "references") for reference in references)
+    negative = _negative(manifest, settings, negative_prompt, pictures)
+    return [
+        Job(Prompt(_text(prompt), pictures), negative, settings, _seed(seed), opened, strength, noise, tuple(notes))
+        for prompt in prompts
+        for seed in seeds
+    ]
+
+
+def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
+    """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
+    if seed is not None and not isinstance(seed, int):
+        if count is not None:
+            raise RequestError("give several seeds or a count, not both: a count means that many seeds from one upwards.")
+        return list(seed)
+    if count is not None and not 1 <= count <= 10_000:
+        raise RequestError(f"count {count}: give a number of pictures from 1 to 10000.")
+    first = secrets.randbelow(SEED_LIMIT - 10_000) if seed is None else seed
+    return [first + index for index in range(count or 1)]
+
+
+def _text(prompt: str) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RequestError("the prompt is empty; say what the picture should show.")
+    return prompt
+
+
+def _seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {SEED_LIMIT - 1}.")
+    return seed
+
+
+def _steps(manifest: Manifest, steps: int | None) -> int:
+    steps = manifest.defaults.steps if steps is None else steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= STEPS_LIMIT:
+        raise RequestError(
+            f"steps {steps!r}: give a whole number from 1 to {STEPS_LIMIT}; {manifest.name} uses {manifest.defaults.steps}."
+        )
+    return steps
+
+
+def _strength(strength: float) -> float:
+    if not 0 < strength <= 1:
+        raise RequestError(f"strength {strength}: give a number above 0 (keep the picture) and up to 1 (replace it).")
+    return float(strength)
+
+
+def _size(
+    manifest: Manifest, multiple: int, width: int | None, height: int | None, image: Image.Image | None, notes: list[str]
+) -> tuple[int, int]:
+    """Width and height: as given, else the input picture's (cut to the multiple, with a note), else the manifest's."""
+    if image is not None and width is None and height is None:
+        width, height = (max(side - side % multiple, multiple) for side in image.size)
+        if (width, height) != image.size:
+            notes.append(f"the input picture is {image.size[0]}x{image.size[1]}; it is resized to {width}x{height}")
+    width = manifest.defaults.width if width is None else width
+    height = manifest.defaults.height if height is None else height
+    for name, side in (("width", width), ("height", height)):
+        if isinstance(side, bool) or not isinstance(side, int) or side < multiple or side % multiple:
+            near = max(multiple, round(side / multiple) * multiple) if isinstance(side, int | float) else multiple
+            raise RequestError(f"{name} {side!r}: {manifest.name} needs a multiple of {multiple} pixels, for example {near}.")
+        if side > SIDE_LIMIT:
+            raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
+    return width, height
+
+
+def _sequence_length(manifest: Manifest, asked: int | None) -> int:
+    limit = manifest.defaults.max_sequence_length
+    if asked is None:
+        return limit
+    if not 1 <= asked <= limit:
+        raise RequestError(f"max_sequence_length {asked}: {manifest.name} reads 1 to {limit} tokens.")
+    return asked
+
+
+def _guidance(
+    manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
+) -> dict[str, float]:
+    """guidance and cfg: `guidance` is told to the transformer, or is the scale between two branches, as the model has it."""
+    for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
+        if value is not None and not 0 <= value <= 100:
+            raise RequestError(f"{name} {value}: give a number from 0 to 100.")
+    if manifest.guidance == "none" and guidance:
+        notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
+    if manifest.guidance == "cfg":
+        if true_cfg is not None:
+            raise RequestError(f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance.")
+        cfg = manifest.defaults.guidance if guidance is None else guidance
+        told = 0.0
+    else:
+        cfg = 1.0 if true_cfg is None else true_cfg
+        told = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance
+    if negative_prompt is not None and cfg <= 1:
+        knob = "guidance" if manifest.guidance == "cfg" else "true_cfg"
+        notes.append(f"the negative prompt has no effect without a second branch; set {knob} above 1 (say 4)")
+    return {"guidance": float(told), "cfg": float(cfg)}
+
+
+def _negative(
+    manifest: Manifest, settings: Settings, negative_prompt: str | None, pictures: tuple[Image.Image, ...]
+) -> Prompt | None:
+    if settings.cfg <= 1:
+        return None
+    default = manifest.defaults.negative_prompt or ""
+    return Prompt(default if negative_prompt is None else negative_prompt, pictures)

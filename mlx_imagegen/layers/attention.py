@@ -1,0 +1,23 @@
+"""Heads in and out, and the attention product, shared by every transformer here."""
+
+import mlx.core as mx
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """[B, L, H*D] -> [B, H, L, D]"""
+    batch, length, _ = x.shape
+    return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """[B, H, L, D] -> [B, L, H*D]"""
+    batch, _, length, _ = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float | None = None, mask: mx.array | str | None = None
+) -> mx.array:
+    """Scaled dot-product attention on [B, H, L, D]; k and v may have fewer heads. Gives [B, L, H*D]."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return merge_heads(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))

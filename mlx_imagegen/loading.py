@@ -1,0 +1,232 @@
+"""read -> rename -> merge LoRA -> quantize -> bind: the one way by which tensors get into modules.
+
+`Weights` is one component's checkpoint seen under our modules' names. `check` compares every name and shape with the
+modules before a byte is read, and raises once with all that is wrong. `fill` then binds layer by layer, so that the
+most that is ever held twice is one layer. `Component` keeps a filled module until its stage is over.
+Must not know: families' names, sampling, prompts.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .checkpoint import Checkpoint
+from .errors import CheckpointError, MismatchError
+from .keys import Rename, Slice, same_names, slices
+from .layers.linear import Linear, Packing
+
+Module = TypeVar("Module", bound=nn.Module)
+Shape = tuple[int, ...]
+# (component, module path, [rows, columns]) -> how to pack that weight, or None to leave it dense.
+Recipe = Callable[[str, str, Shape], Packing | None]
+# (component, module path, parameter, full-precision tensor) -> the tensor with every LoRA merged, in float32.
+Merge = Callable[[str, str, str, mx.array], mx.array]
+# (weight, packing) -> weight, scales[, biases]
+Pack = Callable[[mx.array, Packing], dict[str, mx.array]]
+# (component, bytes done, bytes in all)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is done to weights on their way in. The defaults change nothing."""
+
+    recipe: Recipe | None = None
+    pack: Pack | None = None
+    merge: Merge | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A component's tensors by our names."""
+
+    component: str
+    checkpoint: Checkpoint
+    slices: Mapping[str, Slice]
+    stored: Mapping[str, Packing]  # config.json's `quantization`: what is packed on disk already
+    changes: Changes
+
+    @classmethod
+    def open(
+        cls,
+        component: str,
+        checkpoint: Checkpoint,
+        rename: Rename = same_names,
+        config: Mapping[str, object] | None = None,
+        changes: Changes | None = None,
+    ) -> "Weights":
+        stored = (config or {}).get("quantization") or {}
+        packings = {path: Packing(**entry) for path, entry in stored.items()}  # type: ignore[attr-defined]
+        return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes())
+
+    def check(self, trees: Iterable[nn.Module], unused: Sequence[str] = ()) -> None:
+        """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`."""
+        expected: dict[str, Shape] = {}
+        for tree in trees:
+            for path, layer in layers(tree):
+                self._expect_packed(layer, path)
+                expected |= {_join(path, name): value.shape for name, value in own_parameters(layer).items()}
+        missing = sorted(set(expected) - set(self.slices))
+        unexpected = sorted(name for name in set(self.slices) - set(expected) if not name.startswith(tuple(unused)))
+        misshapen = [
+            f"{name} {list(self.slices[name].shape)} (expected {list(shape)})"
+            for name, shape in sorted(expected.items())
+            if name in self.slices and _ours(self.slices[name].shape, shape) is None
+        ]
+        if missing or unexpected or misshapen:
+            raise MismatchError(
+                f"{self.checkpoint.where}: the tensors do not fit the {self.component}'s config.json: "
+                + "; ".join(
+                    f"{len(names)} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                    for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+                    if names
+                )
+                + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
+                "files from the same repository."
+            )
+
+    def fill(self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32) -> Module:
+        """Binds every tensor below `path` into `module`, evaluated, layer by layer."""
+        for inner, layer in layers(module):
+            self._fill_layer(layer, _join(path, inner), dtype)
+        return module
+
+    def gather(self, name: str, rows: Sequence[int], dtype: mx.Dtype) -> mx.array:
+        """Rows of a table that is too large to load: [len(rows), columns]."""
+        return self.slices[name].tensor.gather(rows).astype(dtype)
+
+    def shape(self, name: str) -> Shape:
+        return self.slices[name].shape
+
+    def _expect_packed(self, layer: nn.Module, path: str) -> None:
+        if isinstance(layer, Linear) and layer.packing is None and path in self.stored:
+            layer.pack(self.stored[path])
+
+    def _fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
+        self._expect_packed(layer, path)
+        values = {
+            name: self._read(_join(path, name), expected.shape) for name, expected in own_parameters(layer).items()
+        }
+        if self.changes.merge:
+            for name, value in values.items():
+                if mx.issubdtype(value.dtype, mx.floating):
+                    values[name] = self.changes.merge(self.component, path, name, value)
+        packing = self._wanted(layer, path)
+        if packing and self.changes.pack and isinstance(layer, Linear):
+            layer.pack(packing)
+            values |= self.changes.pack(values["weight"], packing)
+        for name, value in values.items():
+            layer[name] = value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+        mx.eval([layer[name] for name in values])
+
+    def _wanted(self, layer: nn.Module, path: str) -> Packing | None:
+        """The recipe's choice for a layer that is dense on disk."""
+        if self.changes.recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
+            return None
+        return self.changes.recipe(self.component, path, layer.weight.shape)
+
+    def _read(self, name: str, expected: Shape) -> mx.array:
+        if name not in self.slices:
+            raise CheckpointError(f"{self.checkpoint.where}: '{name}' is missing; download the model again.")
+        part = self.slices[name]
+        value = part.tensor.read(part.row, part.rows)
+        if part.swap_halves:
+            value = mx.concatenate(mx.split(value, 2)[::-1])
+        return _as_ours(value, expected)
+
+
+class Component:
+    """A module that is loaded when its stage begins and released when it is over."""
+
+    def __init__(self, weights: Weights, build: Callable[[], nn.Module], dtype: mx.Dtype, path: str = ""):
+        self.weights = weights
+        self.dtype = dtype
+        self._build = build
+        self._path = path  # where in the checkpoint's tree the module stands
+        self._module: nn.Module | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self._module is not None
+
+    def load(self) -> nn.Module:
+        if self._module is None:
+            self._module = self._filled()
+        return self._module
+
+    def release(self) -> None:
+        self._module = None
+        mx.clear_cache()
+
+    def empty(self) -> nn.Module:
+        """The module's shapes, without weights."""
+        return self._build()
+
+    @property
+    def nbytes(self) -> int:
+        """What the module holds when loaded, from shapes alone."""
+        module = self.empty()
+        total = 0
+        for path, layer in layers(module):
+            full = _join(self._path, path)
+            packing = self.weights.stored.get(full) or self.weights._wanted(layer, full)
+            if isinstance(layer, Linear) and packing:
+                layer.pack(packing)
+            for value in own_parameters(layer).values():
+                total += value.size * (4 if value.dtype == mx.uint32 else self.dtype.size)
+        return total
+
+    def _filled(self) -> nn.Module:
+        module = self.empty()
+        progress = self.weights.changes.progress
+        if progress is None:
+            return self.weights.fill(module, self._path, self.dtype)
+        steps = list(layers(module))
+        sizes = [sum(value.size for value in own_parameters(layer).values()) for _, layer in steps]
+        done = 0
+        for (path, layer), size in zip(steps, sizes, strict=True):
+            self.weights._fill_layer(layer, _join(self._path, path), self.dtype)
+            done += size
+            progress(self.weights.component, done * self.dtype.size, sum(sizes) * self.dtype.size)
+        return module
+
+
+def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer that has parameters of its own, in the checkpoint's order."""
+    if own_parameters(module):
+        yield "", module
+    for path, layer in reversed(module.named_modules()):
+        if path and own_parameters(layer):
+            yield path, layer
+
+
+def own_parameters(layer: nn.Module) -> dict[str, mx.array]:
+    return {name: value for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+def _ours(stored: Shape, expected: Shape) -> Shape | None:
+    """A stored shape in our layout, or None if it cannot be `expected`."""
+    if len(stored) == 5:  # a causal 3-D convolution; one picture meets its last time slice only
+        stored = (*stored[:2], *stored[3:]) if len(expected) == 4 else stored
+    if len(stored) == 4:  # torch keeps convolutions as [out, in, h, w], MLX as [out, h, w, in]
+        stored = (stored[0], stored[2], stored[3], stored[1])
+    if stored == expected:
+        return stored
+    squeezed = tuple(size for size in stored if size != 1)
+    return expected if squeezed == tuple(size for size in expected if size != 1) else None
+
+
+def _as_ours(value: mx.array, expected: Shape) -> mx.array:
+    if value.ndim == 5 and len(expected) == 4:
+        value = value[:, :, -1]
+    if value.ndim == 4:
+        value = value.transpose(0, 2, 3, 1)
+    return value if value.shape == expected else value.reshape(expected)

@@ -1,0 +1,174 @@
+"""Finds and reads weights/*.toml, and says what a model's name means.
+
+In: a manifest's name, a Hugging Face repository id, or a local folder. Out: a `Manifest` with what the checkpoint's own
+files do not say: repository, licence, which files, default steps, guidance and sizes. Never a width or a depth.
+Must not know: tensors, downloads.
+"""
+
+import difflib
+import functools
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .config import read_json
+from .errors import ConfigError, MissingFile, UnknownModel
+
+
+@dataclass(frozen=True)
+class Defaults:
+    steps: int
+    width: int
+    height: int
+    guidance: float
+    negative_prompt: str | None = None
+    max_sequence_length: int = 512
+    sampler: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    title: str
+    family: str
+    defaults: Defaults
+    repo: str | None = None
+    revision: str | None = None
+    licence: str = "unknown"
+    gated: bool = False
+    download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
+    folder: str | None = None  # bundled: a folder beside the manifests
+    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes none
+    guidance: str = "cfg"
+    edits: bool = False  # takes reference pictures
+    note: str | None = None  # one line shown when the model is chosen
+    extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name, resolved: a manifest, and a folder if the files are here already."""
+
+    manifest: Manifest
+    folder: Path | None
+    spoken: str  # what the user called it
+
+
+def data_folder(name: str) -> Path:
+    """`weights` or `quant`: inside the package when installed from a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / name if (here / name).is_dir() else here.parent / name
+
+
+@functools.cache
+def manifests() -> dict[str, Manifest]:
+    return {manifest.name: manifest for manifest in map(_read, sorted(data_folder("weights").glob("*.toml")))}
+
+
+def _read(path: Path) -> Manifest:
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {item.name for item in fields(Manifest)} - {"extras", "name"}
+    defaults = Defaults(**data.pop("defaults"))
+    values = {key: data.pop(key) for key in list(data) if key in known}
+    values["download"] = tuple(values.get("download", ()))
+    return Manifest(name=path.stem, defaults=defaults, extras=data, **values)
+
+
+def find(model: str) -> Model:
+    """A manifest's name, a repository id, or a folder (with config files in it)."""
+    known = manifests()
+    if model in known:
+        manifest = known[model]
+        bundled = data_folder("weights") / manifest.folder if manifest.folder else None
+        return Model(manifest, bundled, model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return Model(_recognise(folder), folder, model)
+    by_repo = {manifest.repo.lower(): manifest for manifest in known.values() if manifest.repo and not manifest.extras.get("base")}
+    if model.lower() in by_repo:
+        return Model(by_repo[model.lower()], None, model)
+    if folder.suffix or model.startswith(("/", "./", "../", "~")):
+        raise MissingFile(f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}.")
+    near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}."
+    raise UnknownModel(f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too.")
+
+
+# What a folder's own files call its pipeline or architecture -> (family, the manifest its defaults come from).
+PIPELINES = {
+    "FluxPipeline": "flux",
+    "QwenImagePipeline": "qwen_image",
+    "QwenImageEditPipeline": "qwen_image",
+    "QwenImageEditPlusPipeline": "qwen_image",
+}
+ARCHITECTURES = {"Qwen3VLForConditionalGeneration": "hidream_o1"}
+TRANSFORMERS = {"FluxTransformer2DModel": "flux", "QwenImageTransformer2DModel": "qwen_image"}
+RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came from
+
+
+def _recognise(folder: Path) -> Manifest:
+    """The nearest manifest for a local folder, by its own config files."""
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if record.get("manifest") in manifests():
+        return replace(manifests()[record["manifest"]], folder=None)
+    family = _family_of(folder)
+    names = {
+        "flux": _nearest_flux,
+        "qwen_image": _nearest_qwen,
+        "hidream_o1": _nearest_hidream,
+    }
+    return manifests()[names[family](folder)]
+
+
+def _family_of(folder: Path) -> str:
+    """The family, from model_index.json, config.json, transformer/config.json, or the original single file's name."""
+    seen = []
+    for name, field_name, table in (
+        ("model_index.json", "_class_name", PIPELINES),
+        ("config.json", "architectures", ARCHITECTURES),
+        ("transformer/config.json", "_class_name", TRANSFORMERS),
+    ):
+        if not (folder / name).is_file():
+            continue
+        value = read_json(folder / name).get(field_name)
+        value = value[0] if isinstance(value, list) and value else value
+        if value in table:
+            return table[value]
+        seen.append(f"{name} says {value}")
+    if list(folder.glob("flux1*.safetensors")):
+        return "flux"
+    if seen:
+        supported = ", ".join([*PIPELINES, *ARCHITECTURES])
+        raise ConfigError(f"{folder}: {'; '.join(seen)}, which is not an architecture this library has ({supported}).")
+    raise MissingFile(
+        f"{folder} has no model_index.json, config.json or transformer/config.json, so it cannot be told what model it is. "
+        "Point to the folder that holds the whole repository, config files included."
+    )
+
+
+def _nearest_flux(folder: Path) -> str:
+    config = folder / "transformer" / "config.json"
+    if config.is_file():
+        return "flux-dev" if read_json(config).get("guidance_embeds") else "flux-schnell"
+    from .checkpoint import read_header
+
+    tensors, _ = read_header(sorted(folder.glob("flux1*.safetensors"))[0])
+    return "flux-dev" if any(name.startswith("guidance_in.") for name in tensors) else "flux-schnell"
+
+
+def _nearest_qwen(folder: Path) -> str:
+    config, index = folder / "transformer" / "config.json", folder / "model_index.json"
+    if config.is_file() and read_json(config).get("zero_cond_t"):
+        return "qwen-image-edit-2511"
+    pipeline = read_json(index).get("_class_name") if index.is_file() else None
+    return {
+        "QwenImageEditPipeline": "qwen-image-edit",
+        "QwenImageEditPlusPipeline": "qwen-image-edit-2509",
+    }.get(str(pipeline), "qwen-image")
+
+
+def _nearest_hidream(folder: Path) -> str:
+    """The three variants' files are alike in every name and number: only the folder's name can tell."""
+    name = folder.resolve().name.lower()
+    return "hidream-o1-dev-2604" if "2604" in name else "hidream-o1-dev" if "dev" in name else "hidream-o1"

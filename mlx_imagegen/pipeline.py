@@ -1,0 +1,239 @@
+"""prompt -> ids -> text features -> noise -> denoise loop -> pixels -> picture and report: the whole story.
+
+`generate` makes pictures once; `load` gives a `Pipeline` that stays warm. The pipeline decides what is in memory when;
+families do the arithmetic.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from . import memory
+from .download import fetch
+from .errors import RequestError
+from .family import Conditioning, Family, Prompt, Settings
+from .image import to_image, to_pixels, write_picture
+from .job import Job, make_jobs, seeds_of
+from .loading import Changes
+from .manifest import Model, find
+from .report import Report
+from .sampling import Schedule, denoise
+
+DEFAULT_MODEL = "flux-schnell"
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Given to `on_step` after every step."""
+
+    picture: int  # which of the request's pictures, from 0
+    pictures: int
+    step: int  # from 1
+    steps: int
+    seconds: float
+    preview: Callable[[], Image.Image]  # decodes the model's present idea of the picture; costs a decode
+
+
+OnStep = Callable[[StepEvent], None]
+OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Result:
+    image: Image.Image
+    seed: int
+    report: Report
+    record: dict[str, Any]  # everything needed to make this picture again
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing."""
+        path = Path(path).expanduser()
+        write_picture(self.image, path, self.record | {"report": self.report.as_dict()})
+        return path
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    resident: bool | None = None,
+    on_load: OnLoad | None = None,
+) -> "Pipeline":
+    """Opens a model and checks its files; weights are read when a stage first needs them.
+
+    `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
+    """
+    found = find(str(model))
+    folder = found.folder or fetch(found.manifest)
+    memory.bound_cache()
+    family = _family(found.manifest.family).open(folder, found.manifest, Changes(progress=on_load))
+    return Pipeline(found, folder, family, resident)
+
+
+def generate(prompt: str | Sequence[str], *, model: str | Path = DEFAULT_MODEL, **parameters: Any) -> Any:
+    """Makes one picture (a `Result`), or a list of them for several prompts, seeds or a count.
+
+    Takes `load`'s parameters and `Pipeline.generate`'s.
+    """
+    opening = {name: parameters.pop(name) for name in ("resident", "on_load") if name in parameters}
+    return load(model, **opening).generate(prompt, **parameters)
+
+
+class Pipeline:
+    """A model that is open, and stays as warm as memory allows."""
+
+    def __init__(self, model: Model, folder: Path, family: Family[Any], resident: bool | None):
+        self.model = model
+        self.folder = folder
+        self.family = family
+        self.residency = memory.choose(family.components, resident)
+        self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
+        self._prepared: dict[Hashable, list[Any]] = {}
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        count: int | None = None,
+        on_step: OnStep | None = None,
+        **parameters: Any,
+    ) -> "Result | list[Result]":
+        """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, height, guidance …"""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise RequestError("no prompt is given; say what the picture should show.")
+        seeds = seeds_of(seed, count)
+        jobs = make_jobs(self.model.manifest, self.family.size_multiple, prompts, seeds, **parameters)
+        results = list(self.stream(jobs, on_step))
+        single = isinstance(prompt, str) and count is None and (seed is None or isinstance(seed, int))
+        return results[0] if single else results
+
+    def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+        """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
+        reports = [Report() for _ in jobs]
+        self._encode(jobs, reports[0])
+        latents: list[mx.array] = []
+        for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
+            report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
+            report.note(*job.notes)
+            latents.append(self._denoise(job, report, index, len(jobs), on_step))
+            if self.residency.resident:
+                yield self._finish(job, latents[-1], report)
+        if not self.residency.resident:
+            self._release("denoise")
+            for job, x, report in zip(jobs, latents, reports, strict=True):
+                yield self._finish(job, x, report)
+            self._release("decode")
+
+    def _encode(self, jobs: Sequence[Job], report: Report) -> None:
+        """Every distinct prompt once; then the text encoders go, unless all stages fit."""
+        wanted = {_key(prompt, job.settings): (prompt, job.settings) for job in jobs for prompt in _prompts(job)}
+        self._branches = {key: branch for key, branch in self._branches.items() if key in wanted}
+        new = {key: both for key, both in wanted.items() if key not in self._branches}
+        if not new:
+            return
+        self._load("encode", report)
+        with report.stage("encode"):
+            for key, (prompt, settings) in new.items():
+                self._branches[key], notes = self.family.encode(prompt, settings)
+                report.note(*notes)
+        if not self.residency.resident:
+            self._release("encode")
+
+    def _denoise(self, job: Job, report: Report, index: int, total: int, on_step: OnStep | None) -> mx.array:
+        family, settings = self.family, job.settings
+        schedule = family.schedule(settings)
+        if job.image is not None:
+            schedule = schedule.from_strength(job.strength)
+        x = self._start(job, schedule, report)
+        with report.stage("prepare"):
+            conditioning = self._conditioning(job, schedule)
+        self._load("denoise", report)
+        solver = family.solver(schedule, job.seed, settings)
+        with report.stage("step"):
+            steps = denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver)
+            for step in steps:
+                report.step_seconds.append(step.seconds)
+                x = step.x
+                if on_step:
+                    on_step(
+                        StepEvent(
+                            index, total, step.index + 1, schedule.steps, step.seconds,
+                            lambda step=step: to_image(family.decode(step.denoised, settings)),
+                        )
+                    )  # fmt: skip
+        return x
+
+    def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
+        """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
+        family, settings = self.family, job.settings
+        noise = family.noise(job.seed, settings) if job.noise is None else self._given_noise(job)
+        if job.image is None:
+            return family.start(family.pack(noise), schedule, settings)
+        self._load("look", report)
+        with report.stage("encode"):
+            clean, drawn = family.look(to_pixels(job.image, (settings.width, settings.height)), job.seed)
+            mx.eval(clean)
+        if not self.residency.resident:
+            self._release("look")
+        noise = drawn if job.noise is None and drawn is not None else noise
+        sigma = schedule.sigmas[0]
+        return sigma * family.start(family.pack(noise), schedule, settings) + (1 - sigma) * family.pack(clean)
+
+    def _given_noise(self, job: Job) -> mx.array:
+        shape = self.family.noise(job.seed, job.settings).shape
+        noise = np.asarray(job.noise, np.float32)
+        if noise.shape != shape:
+            raise RequestError(f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32.")
+        return mx.array(noise)
+
+    def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:
+        """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
+        keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
+        key = (*keys, schedule)
+        if key not in self._prepared:
+            branches = [self._branches[key] for key in keys]
+            self._prepared = {}  # one at a time: tables are large
+            self._prepared[key] = self.family.prepare(branches, schedule, job.settings)
+        return Conditioning(*self._prepared[key], **({"cfg": job.settings.cfg} if job.negative else {}))
+
+    def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
+        self._load("decode", report)
+        with report.stage("decode"):
+            image = to_image(self.family.decode(x, job.settings))
+        return Result(image, job.seed, report, self._record(job))
+
+    def _record(self, job: Job) -> dict[str, Any]:
+        manifest = self.model.manifest
+        return {"model": self.model.spoken, "manifest": manifest.name, "revision": manifest.revision} | job.record()
+
+    def _load(self, stage: str, report: Report) -> None:
+        with report.stage("load"):
+            for name in self.family.stages[stage]:
+                self.family.components[name].load()
+
+    def _release(self, stage: str) -> None:
+        for name in self.family.stages[stage]:
+            self.family.components[name].release()
+
+
+def _prompts(job: Job) -> list[Prompt]:
+    return [job.prompt] if job.negative is None else [job.prompt, job.negative]
+
+
+def _key(prompt: Prompt, settings: Settings) -> Hashable:
+    """Prompts with the same key have the same branch."""
+    return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
+
+
+def _family(name: str) -> type[Family[Any]]:
+    if name == "flux":
+        from .flux import Flux
+
+        return Flux
+    raise RequestError(f"the family '{name}' is not part of this version.")

@@ -1,0 +1,34 @@
+"""Every dtype decision, with its reason.
+
+| what                               | GPU      | CPU     | why                                                               |
+|------------------------------------|----------|---------|-------------------------------------------------------------------|
+| transformer and text weights       | bfloat16 | float32 | bf16 products are ~30x slower than float32 on the CPU backend     |
+| transformer activations            | bfloat16 | float32 | as the weights; norms and softmax accumulate in float32 inside    |
+|                                    |          |         | mx.fast                                                           |
+| HiDream-O1's residual stream       | float32  | float32 | its activations outgrow bf16's 8 bits over 36 layers              |
+| RoPE tables and rotation           | float32  | float32 | angles reach thousands of radians; bf16 keeps 3 digits            |
+| timesteps, sinusoids, modulation   | float32  | float32 | bf16 turns t = 988.41 into 988 (a slip of several ports); tables  |
+| (tables are stored as activations) |          |         | are computed once, so that float32 costs nothing                  |
+| latents and solver state           | float32  | float32 | a bf16 sum over 50 steps loses what a small step adds             |
+| VAE                                | float32  | float32 | runs once; row strips keep its memory down; no banding in skies   |
+| starting noise                     | float32  | float32 | torch's bf16 noise is another draw, not a rounding of this one    |
+| LoRA deltas, quantization          | float32  | float32 | rounded once, at the end                                          |
+
+Checked on the CPU backend only: everything in the GPU column is chosen from MLX's documented kernels, not measured here.
+"""
+
+import mlx.core as mx
+
+
+def on_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def compute_dtype() -> mx.Dtype:
+    """Weights and activations of the text encoders and the transformer."""
+    return mx.bfloat16 if on_gpu() else mx.float32
+
+
+VAE_DTYPE = mx.float32
+SOLVER_DTYPE = mx.float32
+ROPE_DTYPE = mx.float32

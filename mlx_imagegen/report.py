@@ -1,0 +1,87 @@
+"""What a run took and chose: seconds a stage and a step, peaks of memory, versions, and the reasons.
+
+In: whoever runs a stage times it here. Out: a plain dict for JSON, metadata and tables.
+"""
+
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .memory import process_peak_bytes
+
+PACKAGES = ("mlx-imagegen", "mlx")
+
+
+@dataclass
+class Report:
+    """Seconds are wall clock; `step_seconds` has one entry a step, each with its mx.eval inside."""
+
+    load_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    decode_seconds: float = 0.0
+    mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
+    process_peak_bytes: int = 0
+    choices: dict[str, str] = field(default_factory=dict)  # what was chosen, and why
+    notes: list[str] = field(default_factory=list)  # what the user should know
+
+    @property
+    def total_seconds(self) -> float:
+        return (
+            self.load_seconds + self.encode_seconds + self.prepare_seconds + sum(self.step_seconds) + self.decode_seconds
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the block's seconds to `<name>_seconds` and notes the peak of MLX's memory."""
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if name != "step":  # the loop times its own steps
+                key = f"{name}_seconds"
+                setattr(self, key, getattr(self, key) + time.perf_counter() - started)
+            self.mlx_peak_bytes[name] = max(mx.get_peak_memory(), self.mlx_peak_bytes.get(name, 0))
+            self.process_peak_bytes = process_peak_bytes()
+
+    def note(self, *notes: str) -> None:
+        """Keeps notes in order, each once."""
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": {
+                "load": self.load_seconds,
+                "encode": self.encode_seconds,
+                "prepare": self.prepare_seconds,
+                "steps": self.step_seconds,
+                "decode": self.decode_seconds,
+                "total": self.total_seconds,
+            },
+            "peak_bytes": {"mlx": self.mlx_peak_bytes, "process": self.process_peak_bytes},
+            "choices": self.choices,
+            "notes": self.notes,
+            "machine": machine(),
+        }
+
+
+def machine() -> dict[str, str]:
+    from . import BLAS
+
+    device = mx.device_info(mx.default_device())
+    return {
+        "device": str(device.get("device_name") or device.get("architecture") or mx.default_device()),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "blas": BLAS,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
