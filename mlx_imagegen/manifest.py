@@ -38,6 +38,7 @@ class Manifest:
     licence: str = "unknown"
     gated: bool = False
     download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
+    download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
     folder: str | None = None  # bundled: a folder beside the manifests
     # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes none
     guidance: str = "cfg"
@@ -66,8 +67,17 @@ def manifests() -> dict[str, Manifest]:
     return {manifest.name: manifest for manifest in map(_read, sorted(data_folder("weights").glob("*.toml")))}
 
 
-def _read(path: Path) -> Manifest:
+def _table(path: Path) -> dict[str, Any]:
+    """A manifest's text as it stands, on top of its `base` manifest's where it names one."""
     data = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "base" not in data:
+        return data
+    base = _table(path.with_name(f"{data['base']}.toml"))
+    return base | data | {"defaults": base["defaults"] | data.get("defaults", {})}
+
+
+def _read(path: Path) -> Manifest:
+    data = _table(path)
     known = {item.name for item in fields(Manifest)} - {"extras", "name"}
     defaults = Defaults(**data.pop("defaults"))
     values = {key: data.pop(key) for key in list(data) if key in known}
@@ -84,11 +94,13 @@ def find(model: str) -> Model:
         return Model(manifest, bundled, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return Model(_recognise(folder), folder, model)
-    by_repo = {manifest.repo.lower(): manifest for manifest in known.values() if manifest.repo and not manifest.extras.get("base")}
+        return Model(recognise(folder), folder, model)
+    by_repo = {
+        manifest.repo.lower(): manifest for manifest in known.values() if manifest.repo and "lora" not in manifest.extras
+    }
     if model.lower() in by_repo:
         return Model(by_repo[model.lower()], None, model)
-    if folder.suffix or model.startswith(("/", "./", "../", "~")):
+    if folder.exists() or model.startswith(("/", "./", "../", "~")):
         raise MissingFile(f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}.")
     near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}."
@@ -104,10 +116,11 @@ PIPELINES = {
 }
 ARCHITECTURES = {"Qwen3VLForConditionalGeneration": "hidream_o1"}
 TRANSFORMERS = {"FluxTransformer2DModel": "flux", "QwenImageTransformer2DModel": "qwen_image"}
+RECOGNISED_BY = ("model_index.json", "config.json", "transformer/config.json")  # the files that tell
 RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came from
 
 
-def _recognise(folder: Path) -> Manifest:
+def recognise(folder: Path) -> Manifest:
     """The nearest manifest for a local folder, by its own config files."""
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("manifest") in manifests():

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from . import memory
-from .download import fetch
+from .download import Tell, locate, tell_stderr
 from .errors import RequestError
 from .family import Conditioning, Family, Prompt, Settings
 from .image import to_image, to_pixels, write_picture
 from .job import Job, make_jobs, seeds_of
 from .loading import Changes
-from .manifest import Model, find
+from .manifest import Model
 from .report import Report
 from .sampling import Schedule, denoise
 
@@ -62,13 +62,14 @@ def load(
     *,
     resident: bool | None = None,
     on_load: OnLoad | None = None,
+    on_download: Tell = tell_stderr,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them.
 
     `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
+    `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
-    found = find(str(model))
-    folder = found.folder or fetch(found.manifest)
+    found, folder = locate(str(model), on_download)
     memory.bound_cache()
     family = _family(found.manifest.family).open(folder, found.manifest, Changes(progress=on_load))
     return Pipeline(found, folder, family, resident)
@@ -79,7 +80,7 @@ def generate(prompt: str | Sequence[str], *, model: str | Path = DEFAULT_MODEL, 
 
     Takes `load`'s parameters and `Pipeline.generate`'s.
     """
-    opening = {name: parameters.pop(name) for name in ("resident", "on_load") if name in parameters}
+    opening = {name: parameters.pop(name) for name in ("resident", "on_load", "on_download") if name in parameters}
     return load(model, **opening).generate(prompt, **parameters)
 
 
