@@ -1,0 +1,249 @@
+"""The Qwen language model: the text encoder of Qwen-Image (Qwen2.5-VL) and the whole body of HiDream-O1 (Qwen3-VL).
+
+In: embeddings [1, L, D], rope tables, perhaps keys and values of a prefix. Out: features [1, L, D] after the last norm, or
+the prefix's keys and values. The config says which generation it is: Qwen2.5 has biases on q, k and v; Qwen3 norms q and k
+head by head and interleaves the three position axes.
+Embedding rows are the caller's: they are gathered from the file, so that the table (up to 1.2 GB) is never loaded.
+Must not know: prompts, templates, pictures, what is generated.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Config
+from ..errors import ConfigError
+from ..layers.activation import silu
+from ..layers.attention import attend, split_heads
+from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
+from ..layers.rope import Rope
+from ..precision import ROPE_DTYPE
+
+KeyValues = tuple[mx.array, mx.array]  # [1, kv heads, L, head_dim] each, after norm and rope
+
+# What transformers 4 writes into every text_config, for generation and training; none of it changes a forward pass.
+UNUSED = frozenset(
+    """
+    add_cross_attention attention_dropout bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
+    max_position_embeddings max_window_layers min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
+    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    sliding_window suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_cache
+    """.split()
+)
+# Beside the language model's own fields in files that have no text_config.
+MULTIMODAL = frozenset(
+    "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id".split()
+)
+
+
+@dataclass(frozen=True)
+class QwenConfig(Config):
+    """The language model's part of config.json; read it with `read_config`."""
+
+    IGNORED: ClassVar[frozenset[str]] = UNUSED
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    vocab_size: int
+    hidden_act: str = "silu"
+    head_dim: int | None = None
+    attention_bias: bool = False
+    use_sliding_window: bool = False
+    layer_types: tuple[str, ...] = ()
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def third_generation(self) -> bool:
+        return self.model_type.startswith("qwen3")
+
+    @property
+    def input_biases(self) -> bool:
+        """Qwen2.5's code gives q, k and v biases whatever the config says."""
+        return self.attention_bias or not self.third_generation
+
+
+def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
+    """From a Qwen2.5-VL or Qwen3-VL config.json, old (all at the top) or new (text_config, rope_parameters)."""
+    flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
+    text = dict(data.get("text_config") or flat)
+    rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ConfigError(f"{where}: rope type '{kind}' is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'.")
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope["rope_theta"]
+    if "mrope_section" in rope:
+        text["mrope_section"] = rope["mrope_section"]
+    config = QwenConfig.read(text, where)
+    _check(config, where)
+    return config
+
+
+def _check(config: QwenConfig, where: Path) -> None:
+    if not config.model_type.startswith(("qwen2_5_vl", "qwen3_vl")):
+        raise ConfigError(f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL or Qwen3-VL language model.")
+    if config.hidden_act != "silu":
+        raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
+    if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
+        raise ConfigError(f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it.")
+    if len(config.mrope_section) != 3 or 2 * sum(config.mrope_section) != config.head_size:
+        raise ConfigError(
+            f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
+            f"({config.head_size // 2})."
+        )
+
+
+def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
+    """positions [3, L] (time, row, column; equal for text) -> cos and sin [L, head_dim / 2].
+
+    The angle is a float32 product, as in transformers: at position 4096 that is 2e-4 away from the true one.
+    """
+    half = config.head_size // 2
+    frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    angle = (positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)).astype(np.float64)  # [L, half]
+    return mx.array(np.cos(angle), ROPE_DTYPE), mx.array(np.sin(angle), ROPE_DTYPE)
+
+
+def _axes(config: QwenConfig) -> np.ndarray:
+    """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as well."""
+    if not config.third_generation:
+        return np.repeat(np.arange(3), config.mrope_section)
+    axes = np.zeros(sum(config.mrope_section), np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * config.mrope_section[axis] : 3] = axis
+    return axes
+
+
+def rotate_halves(x: mx.array, rope: Rope) -> mx.array:
+    """x [B, H, L, D], channel i turning with channel i + D/2, in float32; back in x's dtype."""
+    cos, sin = rope
+    first, second = mx.split(x.astype(ROPE_DTYPE), 2, axis=-1)
+    return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def text_positions(ids: Sequence[int], image_token: int | None = None, grids: Iterable[tuple[int, int]] = ()) -> np.ndarray:
+    """[3, L]: text counts up on all axes; a picture's run of `image_token` stands at one time, spread over its (merged)
+    grid of rows and columns; what follows goes on after the largest number used."""
+    columns: list[np.ndarray] = []
+    left, index, start = iter(grids), 0, 0
+    while index < len(ids):
+        if ids[index] == image_token:
+            grid = np.indices(next(left)).reshape(2, -1)
+            columns.append(np.concatenate([np.zeros((1, grid.shape[1]), np.int64), grid]) + start)
+        else:
+            columns.append(np.full((3, 1), start))
+        start = int(columns[-1].max()) + 1
+        index += columns[-1].shape[1]
+    return np.concatenate(columns, axis=1)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: QwenConfig):
+        super().__init__()
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rope: Rope,
+        *,
+        mask: mx.array | str | None = "causal",
+        prefix: Sequence[KeyValues] | None = None,
+        deepstack: Sequence[mx.array] = (),
+    ) -> mx.array:
+        """x's dtype is the residual stream's. `prefix`: what `keys_values` gave for the tokens before x. `deepstack`:
+        [1, L, D] each, added after the first layers (Qwen3-VL's vision features; zero at other tokens)."""
+        for index, layer in enumerate(self.layers):
+            x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
+            if index < len(deepstack):
+                x = x + deepstack[index]
+        return self.norm(x)
+
+    def keys_values(self, x: mx.array, rope: Rope, deepstack: Sequence[mx.array] = ()) -> list[KeyValues]:
+        """Each layer's keys and values for x, attending causally, evaluated."""
+        out = []
+        for index, layer in enumerate(self.layers):
+            x, pair = layer(x, rope, "causal", None)
+            if index < len(deepstack):
+                x = x + deepstack[index]
+            out.append(pair)
+        mx.eval(out)  # the last layer's own output is never asked for, so it is not computed
+        return out
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: QwenConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def __call__(
+        self, x: mx.array, rope: Rope, mask: mx.array | str | None, prefix: KeyValues | None
+    ) -> tuple[mx.array, KeyValues]:
+        """The residual stream stays in x's dtype; what the linears see is in the weights'."""
+        dtype = self.input_layernorm.weight.dtype
+        out, pair = self.self_attn(self.input_layernorm(x).astype(dtype), rope, mask, prefix)
+        x = x + out
+        return x + self.mlp(self.post_attention_layernorm(x).astype(dtype)), pair
+
+
+class Attention(nn.Module):
+    def __init__(self, config: QwenConfig):
+        super().__init__()
+        dims, head = config.hidden_size, config.head_size
+        self.q_proj = Linear(dims, config.num_attention_heads * head, bias=config.input_biases)
+        self.k_proj = Linear(dims, config.num_key_value_heads * head, bias=config.input_biases)
+        self.v_proj = Linear(dims, config.num_key_value_heads * head, bias=config.input_biases)
+        self.o_proj = Linear(config.num_attention_heads * head, dims, bias=config.attention_bias)
+        if config.third_generation:
+            self.q_norm, self.k_norm = RMSNorm(head, config.rms_norm_eps), RMSNorm(head, config.rms_norm_eps)
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def __call__(
+        self, x: mx.array, rope: Rope, mask: mx.array | str | None, prefix: KeyValues | None
+    ) -> tuple[mx.array, KeyValues]:
+        q = split_heads(self.q_proj(x), self._heads)  # [B, H, L, D]
+        k = split_heads(self.k_proj(x), self._kv_heads)
+        v = split_heads(self.v_proj(x), self._kv_heads)
+        if "q_norm" in self:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate_halves(q, rope), rotate_halves(k, rope)
+        pair = k, v
+        if prefix is not None:
+            k, v = mx.concatenate([prefix[0], k], axis=2), mx.concatenate([prefix[1], v], axis=2)
+        return self.o_proj(attend(q, k, v, mask=mask)), pair
+
+
+class MLP(nn.Module):
+    def __init__(self, dims: int, inner: int):
+        super().__init__()
+        self.gate_proj = Linear(dims, inner, bias=False)
+        self.up_proj = Linear(dims, inner, bias=False)
+        self.down_proj = Linear(inner, dims, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
