@@ -92,7 +92,7 @@ class Flux(Family[FluxBranch]):
         tables = tabulate(
             self.files.config,
             self.files.transformer.fill,
-            mx.array(schedule.timesteps),
+            schedule.timesteps,
             settings.guidance,
             [branch.pooled for branch in branches],
             compute_dtype(),

@@ -43,9 +43,9 @@ class FluxModulators(nn.Module):
 
 
 def tabulate(
-    config: FluxConfig, fill: Fill, timesteps: mx.array, guidance: float, pooled: Sequence[mx.array], dtype: mx.Dtype
+    config: FluxConfig, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array], dtype: mx.Dtype
 ) -> list[list[Modulation]]:
-    """timesteps [S] (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`."""
+    """S timesteps (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`."""
     empty = FluxModulators(config)
     vec = silu(_conditioning(empty, fill, timesteps, guidance, pooled))  # [P * S, D]
 
@@ -70,7 +70,7 @@ def tabulate(
 
 
 def _conditioning(
-    empty: FluxModulators, fill: Fill, timesteps: mx.array, guidance: float, pooled: Sequence[mx.array]
+    empty: FluxModulators, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array]
 ) -> mx.array:
     """The vector that all adaLN linears read: time + guidance + pooled text, [P * S, D] in float32."""
     embedders = {
@@ -78,7 +78,7 @@ def _conditioning(
     }
     time = embedders["timestep_embedder"](sinusoids(timesteps))  # [S, D]
     if "guidance_embedder" in embedders:
-        time = time + embedders["guidance_embedder"](sinusoids(mx.array([guidance * 1000.0])))
+        time = time + embedders["guidance_embedder"](sinusoids([guidance * 1000.0]))
     text = embedders["text_embedder"](mx.concatenate([row.astype(mx.float32) for row in pooled]))  # [P, D]
     vec = text[:, None] + time[None]
     mx.eval(vec)

@@ -1,12 +1,13 @@
 """FLUX.1's autoencoder: latents -> pixels, and pixels -> the posterior of latents.
 
-In: latents [B, C, h, w] as the loop leaves them, scaled, or pixels [B, H, W, 3] in -1..1. Out: pixels, which may go a
-little beyond -1..1, or (mean, logvar) of the unscaled posterior, [B, C, h, w] each. The picture is worked through in row
-strips (layers/strips.py), exactly, whatever its size. Everything is float32.
+In: latents [B, C, h, w] as the loop leaves them, scaled, or pixels [B, H, W, 3] in -1..1. Out: pixels, which may go
+a little beyond -1..1, or (mean, logvar) of the unscaled posterior, [B, C, h, w] each. The picture is worked through in
+row strips (layers/strips.py), exactly, whatever its size. Everything is float32.
 Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `Encoder` and `Decoder` are whole on their
 own, so that text-to-image loads the decoder alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -71,15 +72,15 @@ class VaeConfig(Config):
     @property
     def scale_factor(self) -> int:
         """Pixels a latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return int(2 ** (len(self.block_out_channels) - 1))
 
 
 def _require(config: VaeConfig, where: str | Path, field: str, only: object) -> None:
     value = getattr(config, field)
     if value != only:
         raise ConfigError(
-            f"{where}: field '{field}' is {value!r}; this port knows only {only!r}, which every FLUX.1 autoencoder has. "
-            "The file is of another model's autoencoder: take vae/ from a FLUX.1 repository."
+            f"{where}: field '{field}' is {value!r}, where every FLUX.1 autoencoder has {only!r}, the only value this "
+            "port knows. The file is of another model's autoencoder: take vae/ from a FLUX.1 repository."
         )
 
 
@@ -201,7 +202,7 @@ class Attention(nn.Module):
         return self_attention(x, project, self.to_out[0])
 
 
-def _norm(config: VaeConfig):
+def _norm(config: VaeConfig) -> Callable[[int], GroupNorm]:
     return lambda dims: GroupNorm(dims, config.norm_num_groups, NORM_EPS)
 
 

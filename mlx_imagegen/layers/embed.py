@@ -1,9 +1,11 @@
 """Timestep embedding: sinusoids, then a two-layer MLP, all in float32."""
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .activation import silu
 from .linear import Linear
@@ -11,12 +13,17 @@ from .linear import Linear
 FREQUENCIES = 256  # sinusoid channels; diffusers fixes this number in code for FLUX.1 and Qwen-Image alike
 
 
-def sinusoids(t: mx.array, dims: int = FREQUENCIES, period: float = 10000.0) -> mx.array:
-    """t [T] (0..1000 for timesteps) -> [T, dims], cosines first."""
+def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, period: float = 10000.0) -> mx.array:
+    """t (0..1000 for timesteps) -> [T, dims], cosines first.
+
+    Made on the host, rounding to float32 where the reference does: an angle of 1000 turns one unit in the last place of
+    a frequency into an error of 6e-5, which no later float32 step would forgive.
+    """
     half = dims // 2
-    frequencies = mx.exp(-math.log(period) * mx.arange(half, dtype=mx.float32) / half)
-    angles = t.astype(mx.float32)[:, None] * frequencies[None]
-    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+    exponents = np.float32(-math.log(period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (np.asarray(t, np.float32)[:, None] * frequencies).astype(np.float64)
+    return mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
 
 
 class EmbeddingMLP(nn.Module):
