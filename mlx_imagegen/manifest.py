@@ -68,12 +68,13 @@ def manifests() -> dict[str, Manifest]:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """A manifest's text as it stands, on top of its `base` manifest's where it names one."""
+    """A manifest's text, on top of its `base` manifest's where it names one; tables are merged key by key."""
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     if "base" not in data:
         return data
     base = _table(path.with_name(f"{data['base']}.toml"))
-    return base | data | {"defaults": base["defaults"] | data.get("defaults", {})}
+    tables = {key: base[key] | value for key, value in data.items() if isinstance(value, dict) and key in base}
+    return base | data | tables
 
 
 def _read(path: Path) -> Manifest:
