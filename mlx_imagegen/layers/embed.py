@@ -44,7 +44,8 @@ class Table(nn.Module):
     def __init__(self, name: str, rows: int, dims: int):
         super().__init__()
         *path, leaf = name.split(".")
-        node: nn.Module | dict = self
+        node: nn.Module = self
         for part in path:
-            node[part] = node = {}
+            node[part] = nn.Module()
+            node = node[part]
         node[leaf] = mx.zeros((rows, dims))
