@@ -1,0 +1,67 @@
+# demo, test, parity, lint: each sets up what it needs in .venv, on a machine with Python 3.11 or newer, pip and make.
+# uv is used where it is there. Stamps under .venv/stamps keep a second run from installing anything again.
+
+# The first interpreter that is new enough; `make PYTHON=...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+STAMPS := .venv/stamps
+# In an environment that uv made there is no pip; in one that pip made, uv may have come later.
+INSTALL = $(if $(wildcard $(BIN)/pip),$(BIN)/python -m pip install -q,uv pip install -q --python $(BIN)/python)
+
+.PHONY: demo test parity lint clean
+
+demo: $(STAMPS)/run $(STAMPS)/blas
+	@if $(BIN)/mlx-imagegen models --names | grep -qx flux-demo; then \
+		$(BIN)/mlx-imagegen generate "a red circle above a blue square" --model flux-demo --seed 1 -o demo.png; \
+	else \
+		echo "The built-in demo model is not part of this version yet (weights/flux-demo.toml is missing)."; \
+		echo "With a downloaded model: $(BIN)/mlx-imagegen generate \"a lighthouse at dusk\" -o lighthouse.png"; \
+	fi
+
+test: $(STAMPS)/dev $(STAMPS)/blas
+	$(BIN)/python -m pytest
+
+parity: $(STAMPS)/parity $(STAMPS)/blas
+	$(BIN)/python -m pytest -m parity
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3"; exit 1; }
+ifneq ($(UV),)
+	uv venv -q --python $(PYTHON) .venv
+else
+# Debian's python3 comes without ensurepip; virtualenv brings a pip of its own and is kept out of the system's packages.
+	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install -q --target build/virtualenv virtualenv \
+		&& PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv -q .venv; }
+endif
+
+$(STAMPS)/run: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@mkdir -p $(STAMPS) && touch $(STAMPS)/run $@
+
+# torch by itself first: a plain request takes the build that this machine's package sources offer.
+$(STAMPS)/parity: pyproject.toml | $(BIN)/python
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[dev,parity]'
+	@mkdir -p $(STAMPS) && touch $(STAMPS)/run $(STAMPS)/dev $@
+
+# On Linux MLX's own BLAS is a reference one, about 80x slower than OpenBLAS; everything works without it.
+$(STAMPS)/blas: | $(BIN)/python
+	@if [ "$$(uname)" = Linux ] && ! $(BIN)/python -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			{ apt-get install -y -qq libopenblas0-pthread || { apt-get update -qq && apt-get install -y -qq libopenblas0-pthread; }; } \
+				>/dev/null 2>&1 || echo "libopenblas0-pthread could not be installed; MLX's CPU backend will be slow."; \
+		else echo "libopenblas0-pthread is not installed; MLX's CPU backend will be slow."; fi; fi
+	@mkdir -p $(STAMPS) && touch $@
