@@ -104,9 +104,9 @@ class Family(ABC, Generic[Branch]):
         """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
         moved the seed's stream), for starting from a picture."""
 
-    def start(self, noise: mx.array, schedule: Schedule, settings: Settings) -> mx.array:
-        """Unit normals -> the loop's first x."""
-        return self.pack(noise)
+    def start(self, x: mx.array, settings: Settings) -> mx.array:
+        """Packed unit normals -> the loop's x at sigma 1."""
+        return x
 
     def pack(self, latents: mx.array) -> mx.array:
         """[1, C, h, w] -> the loop's layout."""

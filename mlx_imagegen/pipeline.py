@@ -175,7 +175,7 @@ class Pipeline:
         family, settings = self.family, job.settings
         noise = family.noise(job.seed, settings) if job.noise is None else self._given_noise(job)
         if job.image is None:
-            return family.start(family.pack(noise), schedule, settings)
+            return family.start(family.pack(noise), settings)
         self._load("look", report)
         with report.stage("encode"):
             clean, drawn = family.look(to_pixels(job.image, (settings.width, settings.height)), job.seed)
@@ -184,7 +184,7 @@ class Pipeline:
             self._release("look")
         noise = drawn if job.noise is None and drawn is not None else noise
         sigma = schedule.sigmas[0]
-        return sigma * family.start(family.pack(noise), schedule, settings) + (1 - sigma) * family.pack(clean)
+        return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
 
     def _given_noise(self, job: Job) -> mx.array:
         shape = self.family.noise(job.seed, job.settings).shape

@@ -16,8 +16,6 @@ import mlx.core as mx
 
 from .memory import process_peak_bytes
 
-PACKAGES = ("mlx-imagegen", "mlx")
-
 
 @dataclass
 class Report:
@@ -75,7 +73,7 @@ class Report:
 
 
 def machine() -> dict[str, str]:
-    from . import BLAS
+    from . import BLAS, __version__
 
     device = mx.device_info(mx.default_device())
     return {
@@ -83,5 +81,6 @@ def machine() -> dict[str, str]:
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "blas": BLAS,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "mlx-imagegen": __version__,
+        "mlx": importlib.metadata.version("mlx"),
     }
