@@ -1,0 +1,120 @@
+"""CLIP's text tower: token embeddings -> features, and the pooled vector of the prompt's end.
+
+In: embeddings of the token ids (their rows are gathered from the file; the table is no part of the module) and the ids.
+Out: last hidden state [B, L, D] and pooled [B, D]. Must not know: tokenizers, files, what a family does with either.
+Parameters carry the checkpoint's names, without the `text_model.` that published files put before them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from ..errors import ConfigError, RequestError
+from ..layers.activation import gelu, gelu_tanh, quick_gelu
+from ..layers.attention import attend, split_heads
+from ..layers.linear import Linear
+from ..layers.norm import LayerNorm
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+# What configs said before transformers 4.32, whatever the end token's real id: FLUX.1's file still does.
+OLD_EOS_TOKEN_ID = 2
+
+
+@dataclass(frozen=True)
+class CLIPConfig(Config):
+    """text_encoder/config.json"""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        """attention_dropout bos_token_id dropout initializer_factor initializer_range pad_token_id
+        projection_dim""".split()
+    )
+
+    hidden_act: str
+    hidden_size: int
+    intermediate_size: int
+    layer_norm_eps: float
+    max_position_embeddings: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    vocab_size: int
+    eos_token_id: int
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        if config.hidden_act not in ACTIVATIONS:
+            raise ConfigError(f"{where}: hidden_act is '{config.hidden_act}'; known: {', '.join(ACTIVATIONS)}.")
+        if config.hidden_size % config.num_attention_heads:
+            raise ConfigError(
+                f"{where}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}; take the file from the model's repository."
+            )
+        return config
+
+
+class ClipTextModel(nn.Module):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.embeddings = {"position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size)}
+        self.encoder = {"layers": [Layer(config) for _ in range(config.num_hidden_layers)]}
+        self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self._eos_token_id = config.eos_token_id
+
+    def __call__(self, x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
+        """x [B, L, D], ids [B, L] -> features [B, L, D], pooled [B, D]"""
+        positions = self.embeddings["position_embedding"].weight
+        length = x.shape[1]
+        if length > len(positions):
+            raise RequestError(f"{length} tokens are more than the {len(positions)} this CLIP has positions for.")
+        x = x + positions[:length]
+        for layer in self.encoder["layers"]:
+            x = layer(x)
+        x = self.final_layer_norm(x)
+        return x, x[mx.arange(len(x)), self._last_place(ids)]
+
+    def _last_place(self, ids: mx.array) -> mx.array:
+        """Where each prompt ends: at its first end token, [B]. Padding may repeat that token."""
+        if self._eos_token_id == OLD_EOS_TOKEN_ID:
+            return mx.argmax(ids, axis=-1)  # the end token's id is the largest of the vocabulary
+        return mx.argmax(ids == self._eos_token_id, axis=-1)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        dims = config.hidden_size
+        self.q_proj, self.k_proj, self.v_proj = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
+        self.out_proj = Linear(dims, dims)
+        self._heads = config.num_attention_heads
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attend(q, k, v, mask="causal"))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self._activation = ACTIVATIONS[config.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self._activation(self.fc1(x)))

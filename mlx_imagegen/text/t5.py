@@ -1,0 +1,165 @@
+"""T5's encoder (v1.1: gated GELU): token embeddings -> features.
+
+In: embeddings of the token ids, padding included (their rows are gathered from the file; the table is no part of the
+module). Out: features [B, L, D] after the last norm. Must not know: tokenizers, files, masks: FLUX.1 lets padding
+attend. Attention adds a learned bias by distance, is not scaled, and all blocks share block 0's bias. Parameters carry
+the checkpoint's names.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Config
+from ..errors import ConfigError
+from ..layers.activation import gelu_tanh
+from ..layers.attention import attend, split_heads
+from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class T5Config(Config):
+    """text_encoder_2/config.json"""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        # Of the decoder, of training, or repeating feed_forward_proj.
+        """bos_token_id classifier_dropout decoder_start_token_id dropout_rate eos_token_id initializer_factor
+        is_decoder is_encoder_decoder is_gated_act n_positions num_decoder_layers output_past pad_token_id
+        scale_decoder_outputs task_specific_params tie_word_embeddings use_cache""".split()
+    )
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    feed_forward_proj: str
+    layer_norm_epsilon: float
+    relative_attention_num_buckets: int
+    vocab_size: int
+    dense_act_fn: str = "gelu_new"
+    relative_attention_max_distance: int = 128  # T5's own number; files from before transformers 4.17 lack the key
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        if (config.feed_forward_proj, config.dense_act_fn) != ("gated-gelu", "gelu_new"):
+            raise ConfigError(
+                f"{where}: feed_forward_proj is '{config.feed_forward_proj}' with dense_act_fn '{config.dense_act_fn}'"
+                ", but this port knows T5 v1.1 alone: 'gated-gelu' with 'gelu_new'. Take text_encoder_2 from the "
+                "model's repository."
+            )
+        return config
+
+
+class T5Encoder(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.encoder = Stack(config)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, L, D] -> [B, L, D]"""
+        return self.encoder(x)
+
+
+class Stack(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.block = [Block(config, first=index == 0) for index in range(config.num_layers)]
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self._max_distance = config.relative_attention_max_distance
+
+    def __call__(self, x: mx.array) -> mx.array:
+        bias = self._bias(x.shape[1]).astype(x.dtype)
+        for block in self.block:
+            x = block(x, bias)
+        return self.final_layer_norm(x)
+
+    def _bias(self, length: int) -> mx.array:
+        """What attention adds between any two places, [1, H, L, L]."""
+        table = self.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
+        buckets = mx.array(distance_buckets(length, len(table), self._max_distance))
+        # Made contiguous once, as all blocks' kernels read it.
+        return mx.contiguous(table.T[:, buckets][None])
+
+
+class Block(nn.Module):
+    def __init__(self, config: T5Config, first: bool):
+        super().__init__()
+        self.layer = [AttentionLayer(config, first), FeedForwardLayer(config)]
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        attention, feed_forward = self.layer
+        return feed_forward(attention(x, bias))
+
+
+class AttentionLayer(nn.Module):
+    def __init__(self, config: T5Config, first: bool):
+        super().__init__()
+        self.SelfAttention = Attention(config, first)
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        return x + self.SelfAttention(self.layer_norm(x), bias)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: T5Config, first: bool):
+        super().__init__()
+        dims, inner = config.d_model, config.num_heads * config.d_kv
+        self.q, self.k, self.v = (Linear(dims, inner, bias=False) for _ in range(3))
+        self.o = Linear(inner, dims, bias=False)
+        if first:
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+        self._heads = config.num_heads
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.q, self.k, self.v))
+        return self.o(attend(q, k, v, scale=1.0, mask=bias))
+
+
+class FeedForwardLayer(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.DenseReluDense = GatedFeedForward(config)  # the checkpoint's name; there is no ReLU in v1.1
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.DenseReluDense(self.layer_norm(x))
+
+
+class GatedFeedForward(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.wo(gelu_tanh(self.wi_0(x)) * self.wi_1(x))
+
+
+@functools.cache
+def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of every pair (query, key), [L, L].
+
+    Keys before the query have the lower half of the buckets, keys after it the upper half. In each, small distances
+    have buckets of their own and larger ones share buckets that widen as their logarithm, up to `max_distance`.
+    """
+    half = buckets // 2
+    exact = half // 2
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # key - query
+    distance = np.abs(offset)
+    # Rounded to float32 at each step, as the reference does: a distance of exactly 16 lies on the edge of a bucket.
+    ratio = np.float32(np.maximum(distance, 1)) / np.float32(exact)
+    share = np.float32(np.log(ratio.astype(np.float64))) / np.float32(math.log(max_distance / exact))
+    shared = exact + (share * np.float32(half - exact)).astype(np.int64)
+    bucket = np.where(distance < exact, distance, np.minimum(shared, half - 1))
+    return (bucket + half * (offset > 0)).astype(np.int32)

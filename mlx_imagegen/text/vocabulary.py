@@ -1,0 +1,184 @@
+"""A tokenizer's folder -> its vocabulary, merges, scores, character map and added tokens.
+
+In: tokenizer.json, or vocab.json + merges.txt, or spiece.model; beside them tokenizer_config.json, added_tokens.json
+and special_tokens_map.json where they exist. Out: models and added tokens of the `tokenizers` package, and the tokens
+that have a role. Must not know: how a model wants its text normalised and split into words (`tokenizer.py`).
+"""
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Engine
+from tokenizers.models import BPE, Model, Unigram
+
+from ..config import read_json
+from ..errors import ConfigError, MissingFile
+from .spiece import Kind, read_spiece
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclass(frozen=True)
+class VocabularyFiles:
+    folder: Path
+    config: dict[str, Any]  # tokenizer_config.json, over the model's own roles
+    listed: dict[int, AddedToken]  # added tokens whose ids the files tell
+    saved: dict[str, Any]  # tokenizer.json; empty where there is none
+
+    def role(self, name: str) -> str:
+        """The token that is the `bos_token`, `pad_token` …"""
+        value = self.config[name]
+        return str(value["content"] if isinstance(value, dict) else value)
+
+
+class Pieces(NamedTuple):
+    """A unigram model and what its file says beside the scores."""
+
+    model: Model
+    character_map: bytes
+    added: list[AddedToken]
+
+
+def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
+    """`roles` are those the model gives to tokens where the files give none."""
+    if not folder.is_dir():
+        raise MissingFile(f"{folder} is not there; download the tokenizer again, or point to a complete folder.")
+    config, saved = _optional(folder / "tokenizer_config.json"), _optional(folder / "tokenizer.json")
+    try:
+        if "added_tokens_decoder" in config:  # then it is the whole truth: the older files only repeat it
+            listed = {int(index): _token(entry) for index, entry in config["added_tokens_decoder"].items()}
+        else:
+            config |= _optional(folder / "special_tokens_map.json")
+            listed = _older_list(folder, config, saved)
+        config = dict(roles) | {key: value for key, value in config.items() if value is not None}
+        return VocabularyFiles(folder, config, listed, saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(folder, "the list of added tokens", error) from error
+
+
+def bpe(files: VocabularyFiles, **options: Any) -> Model:
+    """A BPE model, from tokenizer.json or from vocab.json and merges.txt."""
+    names = ("vocab.json", "merges.txt")
+    what = "tokenizer.json" if files.saved else " or ".join(names)
+    absent = [name for name in names if not (files.folder / name).is_file()]
+    if not files.saved and absent:
+        raise MissingFile(
+            f"{files.folder} has neither a tokenizer.json nor {' and '.join(absent)}; download the tokenizer again: it "
+            "is vocab.json and merges.txt, or tokenizer.json alone."
+        )
+    try:
+        if files.saved:
+            saved = _saved_model(files, "BPE")
+            vocab, merges = saved["vocab"], [_pair(merge) for merge in saved["merges"]]
+        else:
+            vocab, merges = BPE.read_file(*(str(files.folder / name) for name in names))
+        return BPE(vocab=vocab, merges=merges, **options)
+    except ConfigError:
+        raise
+    except Exception as error:  # the package raises nothing more precise
+        raise _unreadable(files.folder, what, error) from error
+
+
+def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> Pieces:
+    """A unigram model, from tokenizer.json or from spiece.model, which leaves the `sentinels` out."""
+    if files.saved:
+        return _saved_unigram(files)
+    path = files.folder / "spiece.model"
+    if not path.is_file():
+        raise MissingFile(
+            f"{files.folder} has neither a tokenizer.json nor a spiece.model; download the tokenizer again: "
+            "one is enough."
+        )
+    spiece = read_spiece(path)
+    added = [
+        AddedToken(piece, normalized=False, special=kind == Kind.CONTROL)
+        for (piece, _), kind in zip(spiece.pieces, spiece.kinds, strict=True)
+        if kind in (Kind.CONTROL, Kind.USER_DEFINED)
+    ]
+    pieces = spiece.pieces + [(token, 0.0) for token in reversed(sentinels)]  # after the file's own, last one first
+    return Pieces(Unigram(pieces, unk_id=spiece.unknown_id), spiece.character_map, added)
+
+
+def add_tokens(engine: Engine, files: VocabularyFiles, more: Iterable[AddedToken] = ()) -> None:
+    """Makes the engine see added tokens in the text; those outside the vocabulary take the ids after it, in order."""
+    listed = [files.listed[index] for index in sorted(files.listed)]
+    known = {token.content for token in listed}
+    others = [token for token in (*_named(files.config), *more) if token.content not in known]
+    engine.add_tokens(listed + others)
+    for index, token in files.listed.items():
+        if (found := engine.token_to_id(token.content)) != index:
+            raise ConfigError(
+                f"{files.folder}: the files give the added token '{token.content}' the id {index}, but after the "
+                f"vocabulary it gets {found}; they are of different models: download them again."
+            )
+
+
+def special(value: str | dict[str, Any]) -> AddedToken:
+    """A token written by its name alone, or with its flags."""
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    return _token(value | {"special": True})
+
+
+def _older_list(folder: Path, config: dict[str, Any], saved: dict[str, Any]) -> dict[int, AddedToken]:
+    """The added tokens of files from before transformers 4.34, or of a tokenizer.json alone."""
+    named = {token.content for token in _named(config)}
+    listed = {
+        index: AddedToken(content, normalized=content not in named, special=content in named)
+        for content, index in _optional(folder / "added_tokens.json").items()
+    }
+    return listed | {entry["id"]: _token(entry) for entry in saved.get("added_tokens", ())}
+
+
+def _named(config: dict[str, Any]) -> Iterator[AddedToken]:
+    """The tokens that have a role (bos_token, image_token …), then the extra special ones."""
+    for role, value in config.items():
+        if role.endswith("_token") and isinstance(value, str | dict):  # add_bos_token is a bool
+            yield special(value)
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        extra = config.get(key) or []
+        yield from (special(value) for value in (extra.values() if isinstance(extra, dict) else extra))
+
+
+def _saved_unigram(files: VocabularyFiles) -> Pieces:
+    saved = _saved_model(files, "Unigram")
+    normalizer = files.saved.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    maps = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
+    try:
+        model = Unigram([(piece, score) for piece, score in saved["vocab"]], unk_id=saved.get("unk_id"))
+        return Pieces(model, base64.b64decode(maps[0]) if maps and maps[0] else b"", [])
+    except Exception as error:
+        raise _unreadable(files.folder, "tokenizer.json", error) from error
+
+
+def _saved_model(files: VocabularyFiles, kind: str) -> dict[str, Any]:
+    model = files.saved.get("model") or {}
+    if model.get("type", kind) != kind or "vocab" not in model or (kind == "BPE" and "merges" not in model):
+        raise ConfigError(
+            f"{files.folder / 'tokenizer.json'} holds a {model.get('type', 'nameless')} model where a whole {kind} is "
+            "needed: it is another model's tokenizer, or it was cut. Download it again."
+        )
+    return model
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """Older files write a merge as "a b", newer ones as ["a", "b"]."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _token(entry: dict[str, Any]) -> AddedToken:
+    return AddedToken(entry["content"], **{flag: bool(entry[flag]) for flag in FLAGS if flag in entry})
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _unreadable(folder: Path, what: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder}: {what} cannot be read ({error}); download the tokenizer again.")
