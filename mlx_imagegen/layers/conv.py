@@ -15,7 +15,7 @@ from ..precision import VAE_DTYPE
 from .activation import silu
 from .attention import attend
 from .linear import Linear
-from .strips import Strips
+from .strips import Span, Strips
 
 KERNEL = 3
 Pointwise = Callable[[mx.array], mx.array]
@@ -33,8 +33,8 @@ def unchanged(x: mx.array) -> mx.array:
 
 
 class Conv2d(nn.Module):
-    """3x3, zero-padded by one on every side; or after doubling the picture (`upsample`); or with stride 2, padded at the
-    right and the bottom only (`downsample`), as diffusers' autoencoders do."""
+    """3x3, zero-padded by one on every side; or after doubling the picture (`upsample`); or with stride 2, padded at
+    the right and the bottom only (`downsample`), as diffusers' autoencoders do."""
 
     def __init__(self, inputs: int, outputs: int, *, upsample: bool = False, downsample: bool = False):
         super().__init__()
@@ -47,15 +47,24 @@ class Conv2d(nn.Module):
     def __call__(self, x: Strips, before: Pointwise = unchanged) -> Strips:
         """The whole output; x is given up on the way."""
         out = Strips(x.cut)
-        for start, stop in x.cut.spans(x.height * self._scale // self._stride, self.row_bytes(x)):
+        for start, stop in self.spans(x):
             out.append(self.rows(x, start, stop, before))
-            x.drop_above(self._first(stop) // self._scale)
+            self.release(x, stop)
         return out
 
+    def spans(self, x: Strips) -> list[Span]:
+        """The output's strips."""
+        return x.cut.spans(self._height(x), self.row_bytes(x))
+
+    def release(self, x: Strips, stop: int) -> None:
+        """Drops what no output row from `stop` on looks at."""
+        x.drop_above(self._first(stop) // self._scale if stop < self._height(x) else x.height)
+
     def row_bytes(self, x: Strips) -> int:
-        """Temporaries for one output row: the window of every pixel, as the CPU gathers them (Metal takes about half)."""
+        """Temporaries for one output row: every pixel's window, as the CPU gathers them, and the rows on their way
+        there (with halo, normed, activated, padded). Metal takes about two thirds of it."""
         batch, _, width, channels = x.shape
-        return batch * (width * self._scale // self._stride) * KERNEL**2 * channels * VAE_DTYPE.size
+        return batch * (width * self._scale // self._stride) * (KERNEL**2 + 4) * channels * VAE_DTYPE.size
 
     def rows(self, x: Strips, start: int, stop: int, before: Pointwise = unchanged) -> mx.array:
         """Output rows [start, stop); `before` is applied to the input's rows, ahead of the zero padding."""
@@ -68,6 +77,9 @@ class Conv2d(nn.Module):
             y = mx.pad(y, ((0, 0), (top, bottom), columns, (0, 0)))
             top, columns = 0, (0, 0)
         return mx.conv2d(y, self.weight, stride=self._stride, padding=(top, columns[0])) + self.bias
+
+    def _height(self, x: Strips) -> int:
+        return x.height * self._scale // self._stride
 
     def _first(self, row: int) -> int:
         """The first row, in the doubled grid and possibly above the picture, that output row `row` looks at."""
@@ -146,16 +158,16 @@ class ResidualBlock(nn.Module):
         """x is given up on the way: at no time are there more than two activations and one strip."""
         before = activated(self.norm1, x)
         h, skip = Strips(x.cut), Strips(x.cut) if "conv_shortcut" in self else x
-        for start, stop in x.cut.spans(x.height, self.conv1.row_bytes(x)):
+        for start, stop in self.conv1.spans(x):
             h.append(self.conv1.rows(x, start, stop, before))
             if skip is not x:  # taken now, so that the wide input of a decoder's level can go
                 skip.append(self.conv_shortcut(x.rows(start, stop)))
-                x.drop_above(stop - 1)
+                self.conv1.release(x, stop)
         before = activated(self.norm2, h)
         out = Strips(x.cut)
-        for start, stop in x.cut.spans(h.height, self.conv2.row_bytes(h)):
+        for start, stop in self.conv2.spans(h):
             out.append(self.conv2.rows(h, start, stop, before) + skip.rows(start, stop))
-            h.drop_above(stop - 1)
+            self.conv2.release(h, stop)
             skip.drop_above(stop)
         return out
 
@@ -167,8 +179,8 @@ def activated(norm: Norm, x: Strips) -> Pointwise:
 
 
 def self_attention(x: Strips, project: Callable[[mx.array], Projections], output: Pointwise) -> Strips:
-    """One head over all pixels, added to x. Heads here are as wide as the activation, beyond mx.fast's fused kernels, which
-    would hold a whole [N, N] matrix of scores (17 GB for a 2048x2048 picture): so a few rows of queries at a time."""
+    """One head over all pixels, added to x. The head is as wide as the activation, too wide for mx.fast to fuse,
+    so that all scores [N, N] would be held at once (17 GB for a 2048x2048 picture): a few rows of queries at a time."""
     q, k, v = Strips(x.cut), [], []
     for part in x:
         parts = [_tokens(y) for y in project(part)]

@@ -1,10 +1,10 @@
 """Pictures too large for one pass, cut into row strips, with the numbers of the uncut pass.
 
-An activation [B, H, W, C] is held as `Strips`: its rows, top to bottom, in one or more arrays. A layer makes its output
-strip by strip: it asks its input for the rows it needs (a 3x3 convolution for one row more on each side), whichever
-strips they lie in, and drops the input's strips that no later row needs. So a convolution's temporaries (on the CPU nine
-copies of its input, on Metal about five) exist for one strip only, and nothing is approximated: there are no blended
-overlaps and no statistics of a part. One strip is the uncut picture; there is no second code path.
+An activation [B, H, W, C] is held as `Strips`: its rows, top to bottom, in one or more arrays. A layer makes its
+output strip by strip: it asks its input for the rows it needs (a 3x3 convolution for one row more on each side),
+whichever strips they lie in, and drops the input's strips that no later row needs. So a convolution's temporaries (on
+the CPU nine copies of its input, on Metal about five) exist for one strip only, and nothing is approximated: there are
+no blended overlaps and no statistics of a part. One strip is the uncut picture; there is no second code path.
 Must not know: which layers there are, files.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-# What a layer may take for one strip on top of its input and output. At 1024x1024 FLUX.1's decoder holds two activations
-# of 512 MiB whatever the strips, so that smaller ones gain little; and each strip costs Metal a fresh Winograd transform of
-# the weights (64 MiB at 512 channels), so that it should be well larger than that.
+# What a layer may take for one strip on top of its input and output. At 1024x1024 FLUX.1's decoder holds two
+# activations of 512 MiB whatever the strips, so that smaller ones gain little; and each strip costs Metal a fresh
+# Winograd transform of the weights (64 MiB at 512 channels), so that it should be well larger than that.
 STRIP_BYTES = 256 * 2**20
 
 Span = tuple[int, int]  # rows [start, stop)

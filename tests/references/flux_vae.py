@@ -1,0 +1,83 @@
+"""Draws an autoencoder like FLUX.1's, tiny and random, in its real layout, with what diffusers makes of it.
+
+    python tests/references/flux_vae.py FOLDER [--seed N]
+
+FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published) and reference.safetensors: latents
+as a loop leaves them and the pixels decoded from them; a picture and the posterior it is encoded to. Needs torch and
+diffusers.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+
+def config(dice: random.Random) -> dict[str, object]:
+    levels, groups = dice.choice([2, 3, 4]), dice.choice([2, 4])
+    return {
+        "act_fn": "silu",
+        "block_out_channels": [groups * dice.choice([2, 3, 4]) for _ in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "force_upcast": True,
+        "in_channels": 3,
+        "latent_channels": dice.choice([3, 4, 6]),
+        "latents_mean": None,
+        "latents_std": None,
+        "layers_per_block": dice.choice([1, 2]),
+        "mid_block_add_attention": dice.random() < 0.8,
+        "norm_num_groups": groups,
+        "out_channels": 3,
+        "sample_size": 1024,
+        "scaling_factor": round(dice.uniform(0.2, 1.2), 4),
+        "shift_factor": round(dice.uniform(-0.3, 0.3), 4),
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_post_quant_conv": False,
+        "use_quant_conv": False,
+    }
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights of a size at which every part of the model shows in its output."""
+    for name, weight in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            weight.data = 1 + 0.3 * torch.randn_like(weight)
+        elif name.endswith("bias"):
+            weight.data = 0.3 * torch.randn_like(weight)
+        else:
+            weight.data = torch.randn_like(weight) * (2 / weight[0].numel()) ** 0.5
+
+
+def slanted(*shape: int) -> torch.Tensor:
+    """Noise whose mean and size change from top to bottom: no part of a picture has the statistics of the whole."""
+    rows = torch.linspace(-1, 1, shape[-2])[:, None]
+    return torch.randn(shape) * (1 + 0.8 * rows) + 2 * rows
+
+
+def draw(folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    model = AutoencoderKL(**config(dice)).eval()
+    randomise(model)
+    model.save_pretrained(folder / "vae")
+    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    batch, height, width = dice.choice([1, 1, 2]), dice.randint(7, 15), dice.randint(5, 12)
+    latents = slanted(batch, model.config.latent_channels, height, width)
+    picture = slanted(batch, 3, height * factor, width * factor).clamp(-1, 1)
+    with torch.no_grad():
+        pixels = model.decode(latents / model.config.scaling_factor + model.config.shift_factor).sample
+        posterior = model.encode(picture).latent_dist
+    reference = {"latents": latents, "pixels": pixels.permute(0, 2, 3, 1), "picture": picture.permute(0, 2, 3, 1)}
+    reference |= {"mean": posterior.mean, "logvar": posterior.logvar}
+    save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw(arguments.folder, arguments.seed)
