@@ -32,3 +32,4 @@ def compute_dtype() -> mx.Dtype:
 VAE_DTYPE = mx.float32
 SOLVER_DTYPE = mx.float32
 ROPE_DTYPE = mx.float32
+RESIDUAL_DTYPE = mx.float32  # HiDream-O1's

@@ -7,7 +7,7 @@ Must not know: families, guidance, what x looks like.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -74,6 +74,96 @@ def euler(schedule: Schedule) -> Solver:
     return step
 
 
+def flash(
+    schedule: Schedule, noise: Callable[[int], mx.array], scales: tuple[float, float], clip: float = 0.0
+) -> Solver:
+    """Fresh noise on the model's idea of the picture, as much as the next sigma says.
+
+    `noise(index)`: unit normals in x's layout, asked for once a step. Their scale goes evenly from the first of `scales`
+    to the second; `clip` cuts them off at that many standard deviations (0: not at all).
+    """
+    strengths = np.linspace(*scales, schedule.steps)
+
+    def step(x: mx.array, velocity: mx.array, index: int) -> mx.array:
+        sigma, following = schedule.sigmas[index : index + 2]
+        denoised = x - sigma * velocity
+        if following == 0:
+            return denoised
+        drawn = noise(index)
+        if clip:
+            limit = clip * mx.std(drawn, ddof=1)
+            drawn = mx.clip(drawn, -limit, limit)
+        return following * float(strengths[index]) * drawn + (1 - following) * denoised
+
+    return step
+
+
+class UniPC:
+    """The unified predictor-corrector of order 2 (bh2) on the model's idea of the picture. One instance walks one schedule.
+
+    Each step first corrects x with what the model says there, then predicts the next x; the first and the last
+    prediction are of order 1. Coefficients are float64 numbers, x and the pictures float32.
+    """
+
+    def __init__(self, schedule: Schedule):
+        self._sigmas = schedule.sigmas
+        with np.errstate(divide="ignore"):  # the last sigma is 0: its lambda is infinite, and means: all of the picture
+            self._lambdas = [float(np.log((1 - sigma) / np.float64(sigma))) for sigma in self._sigmas]
+        self._pictures: list[mx.array] = []  # the last two
+        self._x: mx.array | None = None  # where the last prediction started
+        self._order = 0  # of the last prediction
+
+    def __call__(self, x: mx.array, velocity: mx.array, index: int) -> mx.array:
+        picture = x - self._sigmas[index] * velocity
+        if self._x is not None:
+            x = self._corrected(self._x, picture, index)
+        self._pictures = [*self._pictures, picture][-2:]
+        self._order = min(2, len(self._sigmas) - 1 - index, index + 1)
+        self._x = x
+        return self._predicted(x, index)
+
+    def _predicted(self, x: mx.array, index: int) -> mx.array:
+        """x at sigma index -> index + 1."""
+        h, decay = self._interval(index)
+        latest = self._pictures[-1]
+        out = self._drift(x, latest, index, decay)
+        if self._order == 2:
+            slope = (self._pictures[-2] - latest) / self._ratio(index, h)
+            out = out - (1 - self._sigmas[index + 1]) * decay * 0.5 * slope
+        return out
+
+    def _corrected(self, x: mx.array, picture: mx.array, index: int) -> mx.array:
+        """The last prediction, made from x, again, now that the picture at its end is known."""
+        start = index - 1
+        h, decay = self._interval(start)
+        latest = self._pictures[-1]
+        out = self._drift(x, latest, start, decay)
+        weights, slopes = [0.5], [picture - latest]
+        if self._order == 2:
+            ratio = self._ratio(start, h)
+            first = decay / -h - 1
+            moments = [first / decay, (first / -h - 0.5) * 2 / decay]
+            weights = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], moments).tolist()
+            slopes = [(self._pictures[-2] - latest) / ratio, *slopes]
+        for weight, slope in zip(weights, slopes, strict=True):
+            out = out - (1 - self._sigmas[index]) * decay * weight * slope
+        return out
+
+    def _interval(self, start: int) -> tuple[float, float]:
+        """The step from sigma `start` in lambda, and expm1 of it backwards."""
+        h = self._lambdas[start + 1] - self._lambdas[start]
+        return h, float(np.expm1(-h))
+
+    def _ratio(self, start: int, h: float) -> float:
+        """How far back the picture before `start` lies, in units of the step."""
+        return (self._lambdas[start - 1] - self._lambdas[start]) / h
+
+    def _drift(self, x: mx.array, picture: mx.array, start: int, decay: float) -> mx.array:
+        """The first-order step, exact if the picture does not change."""
+        sigma, following = self._sigmas[start : start + 2]
+        return (following / sigma) * x - (1 - following) * decay * picture
+
+
 def denoise(
     velocity: Callable[[mx.array, int], mx.array], x: mx.array, schedule: Schedule, solver: Solver
 ) -> Iterator[Step]:
@@ -97,6 +187,22 @@ def flow_match_schedule(config: FlowMatchConfig, steps: int, tokens: int) -> Sch
         sigmas = 1 - (1 - sigmas) * (1 - config.shift_terminal) / (1 - sigmas[-1])
     timesteps = sigmas * config.num_train_timesteps
     return Schedule((*map(float, sigmas), 0.0), tuple(map(float, timesteps)))
+
+
+def timesteps_schedule(timesteps: Sequence[float]) -> Schedule:
+    """The steps of a distilled model, given one by one (0..1000, falling): sigma is t / 1000."""
+    return Schedule((*(t / 1000 for t in timesteps), 0.0), tuple(map(float, timesteps)))
+
+
+def twice_shifted_schedule(steps: int, shift: float) -> Schedule:
+    """HiDream-O1's UniPC: the largest sigma is shifted, and the even steps down from it are shifted again; the model is
+    told whole timesteps, so that a sigma is not its timestep / 1000."""
+    sigmas = [_shifted(sigma, shift) for sigma in np.linspace(_shifted(0.999, shift), 0, steps + 1)[:-1].tolist()]
+    return Schedule((*sigmas, 0.0), tuple(float(int(sigma * 1000)) for sigma in sigmas))
+
+
+def _shifted(sigma: float, shift: float) -> float:
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def _mu(config: FlowMatchConfig, tokens: int) -> float:

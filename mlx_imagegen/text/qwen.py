@@ -90,7 +90,9 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
     rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ConfigError(f"{where}: rope type '{kind}' is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'.")
+        raise ConfigError(
+            f"{where}: rope type '{kind}' is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'."
+        )
     if "rope_theta" in rope:
         text["rope_theta"] = rope["rope_theta"]
     if "mrope_section" in rope:
@@ -106,7 +108,9 @@ def _check(config: QwenConfig, where: Path) -> None:
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
     if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
-        raise ConfigError(f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it.")
+        raise ConfigError(
+            f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it."
+        )
     if len(config.mrope_section) != 3 or 2 * sum(config.mrope_section) != config.head_size:
         raise ConfigError(
             f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
@@ -121,7 +125,9 @@ def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
     """
     half = config.head_size // 2
     frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    angle = (positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)).astype(np.float64)  # [L, half]
+    angle = (positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)).astype(
+        np.float64
+    )  # [L, half]
     return mx.array(np.cos(angle), ROPE_DTYPE), mx.array(np.sin(angle), ROPE_DTYPE)
 
 
@@ -142,7 +148,9 @@ def rotate_halves(x: mx.array, rope: Rope) -> mx.array:
     return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def text_positions(ids: Sequence[int], image_token: int | None = None, grids: Iterable[tuple[int, int]] = ()) -> np.ndarray:
+def text_positions(
+    ids: Sequence[int], image_token: int | None = None, grids: Iterable[tuple[int, int]] = ()
+) -> np.ndarray:
     """[3, L]: text counts up on all axes; a picture's run of `image_token` stands at one time, spread over its (merged)
     grid of rows and columns; what follows goes on after the largest number used."""
     columns: list[np.ndarray] = []

@@ -42,7 +42,13 @@ def language(draw: torch.Generator, head: int, sections: list[int]) -> dict[str,
 
 def draw_qwen2_5(draw: torch.Generator) -> Qwen2_5_VLModel:
     text = language(draw, 16, [2, 3, 3])
-    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": text["hidden_size"]}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 16,
+        "out_hidden_size": text["hidden_size"],
+    }
     config = Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START
     )
@@ -51,8 +57,17 @@ def draw_qwen2_5(draw: torch.Generator) -> Qwen2_5_VLModel:
 
 def draw_qwen3(draw: torch.Generator) -> Qwen3VLModel:
     text = language(draw, 32, [6, 5, 5])
-    text |= {"head_dim": 32, "hidden_size": 48}  # heads x head_dim is not the width: a port that takes it for granted fails
-    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": text["hidden_size"]}
+    text |= {
+        "head_dim": 32,
+        "hidden_size": 48,
+    }  # heads x head_dim is not the width: a port that takes it for granted fails
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 16,
+        "out_hidden_size": text["hidden_size"],
+    }
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     config = Qwen3VLConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START
