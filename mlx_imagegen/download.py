@@ -20,13 +20,12 @@ from typing import Protocol
 
 from .config import read_json
 from .errors import DownloadError, UnknownModel
-from .manifest import RECOGNISED_BY, Manifest, Model, find, recognise
+from .manifest import RECOGNISED_BY, Manifest, Model, find, recognise, revision_of
 
 GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without any room fails in stranger places
 LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 Tell = Callable[[str], None]
@@ -121,8 +120,7 @@ def _adopt(repo: str, hub: Hub) -> Model:
     if not folder or not any((folder / name).is_file() for name in RECOGNISED_BY):
         with _explained(stranger, repo, folder, RECOGNISED_BY):
             folder = hub.download(repo, "main", RECOGNISED_BY)
-    revision = folder.name if COMMIT.fullmatch(folder.name) else "main"
-    manifest = replace(recognise(folder), repo=repo, revision=revision, licence=f"see {SITE}/{repo}", gated=False)
+    manifest = replace(recognise(folder), repo=repo, revision=revision_of(folder) or "main", licence=f"see {SITE}/{repo}", gated=False)
     return Model(manifest, None, repo)
 
 

@@ -3,6 +3,7 @@
 Must not know: models, prompts' meaning.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -52,11 +53,17 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise RequestError(f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
 
 
-def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any]) -> None:
+def fingerprint(picture: Image.Image | np.ndarray) -> str:
+    """Tells one picture's (or array's) values from another's, for records."""
+    array = np.ascontiguousarray(picture)
+    return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()[:16]
+
+
+def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
     form = picture_format(path)
     options: dict[str, Any] = {}
-    if form == "PNG":
+    if form == "PNG" and metadata is not None:
         info = PngImagePlugin.PngInfo()
         info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
         options["pnginfo"] = info
@@ -115,8 +122,11 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist; create it or choose another place.")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the folder {folder} is not writable; choose another place.")
+    try:  # the system's own word on permissions is no good for root, on network drives and on read-only disks
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"the folder {folder} is not writable ({error.strerror}); choose another place.") from error
 
 
 def _umask() -> int:

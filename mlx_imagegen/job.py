@@ -4,6 +4,8 @@ In: generate()'s parameters. Out: `Job`s, one a picture, in which nothing is lef
 stand here, before anything is loaded.
 """
 
+import difflib
+import inspect
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from PIL import Image
 
 from .errors import RequestError
 from .family import Prompt, Settings
-from .image import Picture, open_picture
+from .image import Picture, fingerprint, open_picture
 from .manifest import Manifest
 from .random import SEED_LIMIT
 
@@ -33,23 +35,31 @@ class Job:
     noise: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        """The parameters as they would be given to generate() again."""
+    def record(self, guidance: str) -> dict[str, Any]:
+        """The parameters as they would be given to generate() again; of pictures and noise, what tells them apart.
+
+        `guidance` is the manifest's: a scale between two branches is called guidance where the model has no other.
+        """
+        settings = self.settings
         record: dict[str, Any] = {
             "prompt": self.prompt.text,
             "seed": self.seed,
-            "steps": self.settings.steps,
-            "width": self.settings.width,
-            "height": self.settings.height,
-            "guidance": self.settings.guidance,
+            "steps": settings.steps,
+            "width": settings.width,
+            "height": settings.height,
+            "guidance": settings.cfg if guidance == "cfg" else settings.guidance,
         }
+        if guidance != "cfg" and settings.cfg != 1:
+            record["true_cfg"] = settings.cfg
         if self.negative is not None:
-            record |= {"negative_prompt": self.negative.text}
-        if self.settings.cfg != 1.0:
-            record |= {"true_cfg": self.settings.cfg}
+            record["negative_prompt"] = self.negative.text
         if self.image is not None:
-            record |= {"strength": self.strength}
-        return record | self.settings.extras
+            record |= {"image_sha256": fingerprint(self.image), "strength": self.strength}
+        if self.prompt.references:
+            record["references_sha256"] = [fingerprint(image) for image in self.prompt.references]
+        if self.noise is not None:
+            record["noise_sha256"] = fingerprint(self.noise)
+        return record | settings.extras
 
 
 def make_jobs(
@@ -82,6 +92,8 @@ def make_jobs(
     if strength is not None and opened is None:
         raise RequestError("strength says how much of a picture to change, and no image is given; add image, or drop strength.")
     strength = _strength(0.6 if strength is None else strength) if opened else 1.0
+    if references and not manifest.edits:
+        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
     pictures = tuple(open_picture(reference, "references") for reference in references)
     negative = _negative(manifest, settings, negative_prompt, pictures)
     return [
@@ -89,6 +101,26 @@ def make_jobs(
         for prompt in prompts
         for seed in seeds
     ]
+
+
+def requested(
+    manifest: Manifest,
+    size_multiple: int,
+    prompt: str | Sequence[str],
+    seed: int | Sequence[int] | None = None,
+    count: int | None = None,
+    **parameters: Any,
+) -> list[Job]:
+    """The jobs of one request, as generate() takes it."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise RequestError("no prompt is given; say what the picture should show.")
+    unknown = sorted(set(parameters) - set(PARAMETERS))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARAMETERS)}."
+        raise RequestError(f"there is no parameter '{unknown[0]}'; {hint}")
+    return make_jobs(manifest, size_multiple, prompts, seeds_of(seed, count), **parameters)
 
 
 def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
@@ -101,6 +133,12 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
         raise RequestError(f"count {count}: give a number of pictures from 1 to 10000.")
     first = secrets.randbelow(SEED_LIMIT - 10_000) if seed is None else seed
     return [first + index for index in range(count or 1)]
+
+
+# What generate() and a JSONL job may name beside prompt, seed and count.
+PARAMETERS = tuple(
+    name for name, kind in inspect.signature(make_jobs).parameters.items() if kind.kind is inspect.Parameter.KEYWORD_ONLY
+)
 
 
 def _text(prompt: str) -> str:

@@ -6,6 +6,8 @@ most that is ever held twice is one layer. `Component` keeps a filled module unt
 Must not know: families' names, sampling, prompts.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -132,11 +134,7 @@ class Weights:
     def _read(self, name: str, expected: Shape) -> mx.array:
         if name not in self.slices:
             raise CheckpointError(f"{self.checkpoint.where}: '{name}' is missing; download the model again.")
-        part = self.slices[name]
-        value = part.tensor.read(part.row, part.rows)
-        if part.swap_halves:
-            value = mx.concatenate(mx.split(value, 2)[::-1])
-        return _as_ours(value, expected)
+        return _as_ours(self.slices[name].read(), expected)
 
 
 class Component:
@@ -169,16 +167,30 @@ class Component:
     @property
     def nbytes(self) -> int:
         """What the module holds when loaded, from shapes alone."""
-        module = self.empty()
         total = 0
-        for path, layer in layers(module):
-            full = _join(self._path, path)
-            packing = self.weights.stored.get(full) or self.weights._wanted(layer, full)
-            if isinstance(layer, Linear) and packing:
+        for layer, packing in self._packings():
+            if packing and isinstance(layer, Linear):
                 layer.pack(packing)
             for value in own_parameters(layer).values():
                 total += value.size * (4 if value.dtype == mx.uint32 else self.dtype.size)
         return total
+
+    @functools.cached_property
+    def held_as(self) -> str:
+        """How the linears' weights are held, for records: "float32", or "4-bit 96, 8-bit 4"."""
+        dense = str(self.dtype).removeprefix("mlx.core.")
+        kinds = Counter(
+            f"{packing.bits}-bit" if packing else dense
+            for layer, packing in self._packings()
+            if isinstance(layer, Linear)
+        )
+        return ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) if len(kinds) > 1 else next(iter(kinds), dense)
+
+    def _packings(self) -> Iterator[tuple[nn.Module, Packing | None]]:
+        """Every layer, empty, with how it is packed on disk or will be while it is loaded."""
+        for path, layer in layers(self.empty()):
+            full = _join(self._path, path)
+            yield layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
 
     def _filled(self) -> nn.Module:
         module = self.empty()

@@ -7,6 +7,7 @@ Must not know: tensors, downloads.
 
 import difflib
 import functools
+import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -119,6 +120,15 @@ ARCHITECTURES = {"Qwen3VLForConditionalGeneration": "hidream_o1"}
 TRANSFORMERS = {"FluxTransformer2DModel": "flux", "QwenImageTransformer2DModel": "qwen_image"}
 RECOGNISED_BY = ("model_index.json", "config.json", "transformer/config.json")  # the files that tell
 RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came from
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit a folder's files are of, where it says so: the hub's cache names snapshots by it, our converter notes it."""
+    name = folder.resolve().name
+    if COMMIT.fullmatch(name):
+        return name
+    return read_json(folder / RECORD).get("revision") if (folder / RECORD).is_file() else None
 
 
 def recognise(folder: Path) -> Manifest:

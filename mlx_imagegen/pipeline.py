@@ -18,13 +18,14 @@ from .download import Tell, locate, tell_stderr
 from .errors import RequestError
 from .family import Conditioning, Family, Prompt, Settings
 from .image import to_image, to_pixels, write_picture
-from .job import Job, make_jobs, seeds_of
+from .job import Job, requested
 from .loading import Changes
-from .manifest import Model
+from .manifest import Model, manifests, revision_of
 from .report import Report
 from .sampling import Schedule, denoise
 
 DEFAULT_MODEL = "flux-schnell"
+SMALLEST_MULTIPLE = 16  # pixels; of the published models' picture sizes
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,16 @@ def generate(prompt: str | Sequence[str], *, model: str | Path = DEFAULT_MODEL, 
     Takes `load`'s parameters and `Pipeline.generate`'s.
     """
     opening = {name: parameters.pop(name) for name in ("resident", "on_load", "on_download") if name in parameters}
+    refuse_early(model, prompt, **{name: value for name, value in parameters.items() if name != "on_step"})
     return load(model, **opening).generate(prompt, **parameters)
+
+
+def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> None:
+    """Raises for a bad request to a model that may have to be downloaded first. `Pipeline.jobs` checks it again with
+    what the files say."""
+    manifest = manifests().get(str(model))
+    if manifest:
+        requested(manifest, SMALLEST_MULTIPLE, prompt, **parameters)
 
 
 class Pipeline:
@@ -105,14 +115,25 @@ class Pipeline:
         **parameters: Any,
     ) -> "Result | list[Result]":
         """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, height, guidance …"""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise RequestError("no prompt is given; say what the picture should show.")
-        seeds = seeds_of(seed, count)
-        jobs = make_jobs(self.model.manifest, self.family.size_multiple, prompts, seeds, **parameters)
+        jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         results = list(self.stream(jobs, on_step))
         single = isinstance(prompt, str) and count is None and (seed is None or isinstance(seed, int))
         return results[0] if single else results
+
+    def jobs(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        count: int | None = None,
+        **parameters: Any,
+    ) -> list[Job]:
+        """A request's pictures with every parameter resolved and checked, for `stream`; nothing is loaded."""
+        jobs = requested(self.model.manifest, self.family.size_multiple, prompt, seed, count, **parameters)
+        for job in jobs[:1]:
+            if job.noise is not None:
+                self._given_noise(job)
+        return jobs
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
@@ -211,7 +232,13 @@ class Pipeline:
 
     def _record(self, job: Job) -> dict[str, Any]:
         manifest = self.model.manifest
-        return {"model": self.model.spoken, "manifest": manifest.name, "revision": manifest.revision} | job.record()
+        return {
+            "model": self.model.spoken,
+            "manifest": manifest.name,
+            "revision": revision_of(self.folder),
+            "quantization": {name: component.held_as for name, component in self.family.components.items()},
+            **job.record(manifest.guidance),
+        }
 
     def _load(self, stage: str, report: Report) -> None:
         with report.stage("load"):

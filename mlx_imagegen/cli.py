@@ -1,0 +1,85 @@
+"""`mlx-imagegen COMMAND …`: finds the command, runs it, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 2 refused or failed with a reason, 130 interrupted. Results go to stdout, everything else to stderr.
+Must not know: what any command does.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from . import __version__
+from .errors import ImagegenError, RequestError
+
+# commands/<name>.py -> what it does, in a few words.
+COMMANDS = {
+    "generate": "make pictures from prompts (this is what runs when no command is named)",
+    "models": "list the models with their sizes and licences",
+    "info": "print how a picture was made",
+}
+USAGE = f"""\
+usage: mlx-imagegen COMMAND [options]
+       mlx-imagegen "a prompt" [options]
+
+{chr(10).join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())}
+
+mlx-imagegen COMMAND --help lists a command's options; --version prints the version."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaint as one line of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; {self.prog} --help lists the options.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        name, rest = _command(arguments)
+        module = _module(name)
+        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name])
+        module.flags(parser)
+        module.run(parser.parse_args(rest))
+    except ImagegenError as error:
+        print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlx-imagegen: interrupted; pictures already named above are whole.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `mlx-imagegen models | head`: the reader has gone, which is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def entry() -> NoReturn:
+    sys.exit(main())
+
+
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command and its arguments; a line that begins with a prompt or an option means `generate`."""
+    first = arguments[0]
+    if first in COMMANDS:
+        return first, arguments[1:]
+    near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
+    if near and " " not in first:
+        raise RequestError(
+            f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate {first}"
+        )
+    return "generate", arguments
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".commands.{name}", __package__)

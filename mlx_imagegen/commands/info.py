@@ -1,0 +1,41 @@
+"""`info FILE`: how a picture was made, from the record inside the PNG."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a PNG made by mlx-imagegen")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..image import read_metadata
+
+    record = read_metadata(args.file.expanduser())
+    if args.json:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    lines = list(_lines(record))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
+def _lines(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested records as dotted names; numbers short enough to read."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            if value:
+                yield prefix + name, ", ".join(map(_short, value))
+        elif value is not None:
+            yield prefix + name, _short(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

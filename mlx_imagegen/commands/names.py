@@ -1,0 +1,72 @@
+"""Where pictures go: a pattern such as "{prompt}-{seed}.png" -> one path a picture, all different, all writable."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..job import Job
+
+DEFAULT_PATTERN = "{prompt}-{seed}.png"
+SLUG_LENGTH = 48
+FIELDS: dict[str, Callable[["Job", int, str], Any]] = {
+    "prompt": lambda job, index, model: _slug(job.prompt.text),
+    "seed": lambda job, index, model: job.seed,
+    "index": lambda job, index, model: index,
+    "model": lambda job, index, model: model,
+    "steps": lambda job, index, model: job.settings.steps,
+    "width": lambda job, index, model: job.settings.width,
+    "height": lambda job, index, model: job.settings.height,
+    "guidance": lambda job, index, model: job.settings.guidance,
+}
+
+
+def output_paths(pattern: str, jobs: "Sequence[Job]", model: str) -> list[Path]:
+    """One path for every job; {index} counts from 1."""
+    from ..image import check_writable, picture_format
+
+    folder = Path(pattern).expanduser()
+    if folder.is_dir() or pattern.endswith("/"):
+        pattern = str(folder / DEFAULT_PATTERN)
+    _check(pattern)
+    values = [{name: find(job, index, model) for name, find in FIELDS.items()} for index, job in enumerate(jobs, 1)]
+    try:
+        paths = [Path(pattern.format(**value)).expanduser() for value in values]
+    except (ValueError, KeyError, IndexError) as error:
+        raise RequestError(f"--output {pattern}: it cannot be filled in ({error}); {_known()}") from error
+    path, times = Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise RequestError(
+            f"--output {pattern}: {times} pictures would be written to {path}; put {{seed}} or {{index}} into the name."
+        )
+    for path in paths:
+        picture_format(path)
+    for path in {path.parent: path for path in paths}.values():
+        check_writable(path)
+    return paths
+
+
+def _check(pattern: str) -> None:
+    """Plain field names only: a pattern must not reach into objects."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None]
+    except ValueError as error:
+        raise RequestError(f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such.") from error
+    unknown = [field for field in fields if field not in FIELDS]
+    if unknown:
+        raise RequestError(f"--output {pattern}: there is no {{{unknown[0]}}}; {_known()}")
+
+
+def _known() -> str:
+    return f"known: {', '.join('{' + name + '}' for name in FIELDS)}."
+
+
+def _slug(text: str) -> str:
+    """The prompt's first words as a part of a file name."""
+    words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
+    return (words if len(words) <= SLUG_LENGTH else words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]) or "picture"

@@ -1,0 +1,123 @@
+"""What is asked for: a prompt, a file or standard input, and a picture to make again -> requests for `Pipeline.jobs`.
+
+Out: the model's name, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py checks.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFile, RequestError
+
+# Parameters that a flag, a job's line or a picture's record can give.
+PLAIN = ("negative_prompt", "steps", "width", "height", "guidance", "true_cfg", "max_sequence_length", "strength")
+FILES = ("image", "references", "noise")
+OF_A_JOB = ("prompt", "seed", "count", *PLAIN, *FILES)
+# What a picture was made from cannot be kept in it: record's key -> the parameter to give again.
+NOT_KEPT = {"image_sha256": "image", "references_sha256": "references", "noise_sha256": "noise"}
+
+
+def read_requests(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """Flags over the record of --from; a job's own line over both."""
+    given = _flags(args)
+    record = _record(args.replay, given) if args.replay else {}
+    shared = {name: record[name] for name in ("seed", *PLAIN) if name in record} | given
+    if "count" in given and "seed" not in given:
+        shared.pop("seed", None)
+    prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
+    if prompts[0].get("prompt") is None:
+        raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
+    requests = [_opened(shared | prompt) for prompt in prompts]
+    return args.model or record.get("model") or _default_model(), requests
+
+
+def _default_model() -> str:
+    from ..pipeline import DEFAULT_MODEL
+
+    return DEFAULT_MODEL
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: value for name in (*PLAIN, *FILES, "count") if (value := getattr(args, name)) is not None}
+    if args.size:
+        if "width" in given or "height" in given:
+            raise RequestError("give --size or --width and --height, not both.")
+        given |= {"width": args.size[0], "height": args.size[1]}
+    if args.seed:
+        given["seed"] = args.seed[0] if len(args.seed) == 1 else args.seed
+    return given
+
+
+def _record(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    from ..image import read_metadata
+
+    record = read_metadata(path.expanduser())
+    for key, name in NOT_KEPT.items():
+        if key in record and name not in given:
+            raise RequestError(f"{path} was made from {name}, which is not kept in it; give it again with --{name}.")
+    return record
+
+
+def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The prompts that are given directly, or in a file; each with the parameters of its own line."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise RequestError("give a prompt or --prompt-file, not both.")
+    if args.prompt_file is not None:
+        yield from _lines(_text(args.prompt_file.expanduser()), str(args.prompt_file))
+    elif args.prompt == "-":
+        yield from _lines(sys.stdin.read(), "standard input")
+    elif args.prompt is not None:
+        yield {"prompt": args.prompt}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFile(f"--prompt-file: {path} is not there.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--prompt-file: {path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
+    """One prompt a line; a line that begins with { is a job with parameters of its own."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise RequestError(f"{where} holds no prompt; write one on each line.")
+    for number, line in lines:
+        yield _job(line, f"{where}, line {number}") if line.startswith("{") else {"prompt": line}
+
+
+def _job(line: str, where: str) -> dict[str, Any]:
+    try:
+        job = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{where}: not valid JSON ({error}).") from error
+    if not isinstance(job.get("prompt"), str):
+        raise RequestError(f"{where}: a job needs a prompt, as text.")
+    for name in job:
+        if name not in OF_A_JOB:
+            near = difflib.get_close_matches(name, OF_A_JOB, n=1)
+            raise RequestError(
+                f"{where}: a job has no '{name}'; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_JOB)}.")
+            )
+    return job
+
+
+def _opened(request: dict[str, Any]) -> dict[str, Any]:
+    """With the noise read from its file."""
+    if "noise" not in request:
+        return request
+    import numpy as np
+
+    path = Path(request["noise"]).expanduser()
+    try:
+        return request | {"noise": np.load(path, allow_pickle=False)}
+    except FileNotFoundError as error:
+        raise MissingFile(f"noise: {path} is not there.") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(f"noise: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error

@@ -1,0 +1,49 @@
+"""What several test files use: the stored tiny FLUX.1, and the command line as a function."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import mlx_imagegen  # noqa: F401  (loads OpenBLAS before any test imports mlx.core by itself)
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def flux_folder() -> Path:
+    """A whole FLUX.1 repository, tiny and random; read only."""
+    return DATA / "flux"
+
+
+@pytest.fixture
+def flux_copy(flux_folder: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(flux_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ran]:
+    """cli("models", "--names") runs the command line in an empty folder and gives exit code, stdout and stderr."""
+    from mlx_imagegen.cli import main
+
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: object) -> Ran:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
