@@ -167,7 +167,6 @@ class ResidualBlock(nn.Module):
         out = Strips(x.cut)
         for start, stop in self.conv2.spans(h):
             out.append(self.conv2.rows(h, start, stop, before) + skip.rows(start, stop))
-            self.conv2.release(h, stop)
             skip.drop_above(stop)
         return out
 
@@ -197,7 +196,6 @@ def self_attention(x: Strips, project: Callable[[mx.array], Projections], output
         y = attend(_tokens(q.rows(start, stop)), keys, values).reshape(batch, stop - start, width, channels)
         out.append(output(y) + x.rows(start, stop))
         x.drop_above(stop)
-        q.drop_above(stop)
     return out
 
 

@@ -49,6 +49,8 @@ def randomise(model: torch.nn.Module) -> None:
             weight.data = 0.3 * torch.randn_like(weight)
         else:
             weight.data = torch.randn_like(weight) * (2 / weight[0].numel()) ** 0.5
+        if "conv_in" in name:  # so small that the first norm's eps shows
+            weight.data *= 0.002
 
 
 def slanted(*shape: int) -> torch.Tensor:
