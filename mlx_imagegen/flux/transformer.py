@@ -12,11 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..layers.activation import gelu_tanh
-from ..layers.attention import attend, split_heads
+from ..layers.joint import Attention, FeedForward, JointAttention
 from ..layers.linear import Linear
 from ..layers.modulation import modulate
-from ..layers.norm import RMSNorm
-from ..layers.rope import Rope, rotate
+from ..layers.rope import Rope
 from .config import FluxConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
@@ -58,7 +57,7 @@ class DoubleBlock(nn.Module):
     def __init__(self, config: FluxConfig):
         super().__init__()
         dims = config.inner_dim
-        self.attn = JointAttention(config)
+        self.attn = JointAttention(dims, config.num_attention_heads, NORM_EPS)
         self.ff = FeedForward(dims)
         self.ff_context = FeedForward(dims)
 
@@ -81,7 +80,7 @@ class SingleBlock(nn.Module):
     def __init__(self, config: FluxConfig):
         super().__init__()
         dims = config.inner_dim
-        self.attn = Attention(config)
+        self.attn = Attention(dims, config.num_attention_heads, NORM_EPS)
         self.proj_mlp = Linear(dims, 4 * dims)
         self.proj_out = Linear(5 * dims, dims)
 
@@ -90,57 +89,3 @@ class SingleBlock(nn.Module):
         y = modulate(x, shift, scale, NORM_EPS)
         y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # [B, L, 5 D]
         return x + gate * self.proj_out(y)
-
-
-class Attention(nn.Module):
-    """Self-attention over one stream; the single block's proj_out is its output projection."""
-
-    def __init__(self, config: FluxConfig):
-        super().__init__()
-        dims, head = config.inner_dim, config.attention_head_dim
-        self.to_q, self.to_k, self.to_v = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
-        self.norm_q, self.norm_k = RMSNorm(head, NORM_EPS), RMSNorm(head, NORM_EPS)
-        self._heads = config.num_attention_heads
-
-    def project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """[B, L, D] -> q, k, v [B, H, L, D/H], q and k normed."""
-        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.to_q, self.to_k, self.to_v))
-        return self.norm_q(q), self.norm_k(k), v
-
-    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
-        q, k, v = self.project(x)
-        return attend(rotate(q, rope), rotate(k, rope), v)
-
-
-class JointAttention(Attention):
-    """Text and image attend together, text first; each has projections of its own."""
-
-    def __init__(self, config: FluxConfig):
-        super().__init__(config)
-        dims, head = config.inner_dim, config.attention_head_dim
-        self.to_out = [Linear(dims, dims)]
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
-        self.norm_added_q, self.norm_added_k = RMSNorm(head, NORM_EPS), RMSNorm(head, NORM_EPS)
-        self.to_add_out = Linear(dims, dims)
-
-    def __call__(self, img: mx.array, txt: mx.array, rope: Rope) -> tuple[mx.array, mx.array]:
-        q, k, v = self.project(img)
-        txt_q, txt_k, txt_v = (
-            split_heads(linear(txt), self._heads) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        )
-        q = mx.concatenate([self.norm_added_q(txt_q), q], axis=2)  # [B, H, T + L, D/H]
-        k = mx.concatenate([self.norm_added_k(txt_k), k], axis=2)
-        v = mx.concatenate([txt_v, v], axis=2)
-        out = attend(rotate(q, rope), rotate(k, rope), v)
-        length = txt.shape[1]
-        return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dims: int):
-        super().__init__()
-        # The checkpoint numbers the layers net.0 (with .proj inside) and net.2; 1 is a dropout.
-        self.net = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))

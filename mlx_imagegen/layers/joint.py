@@ -1,0 +1,67 @@
+"""Two streams, text and image, that attend together and think apart: the parts of FLUX.1's and Qwen-Image's blocks.
+
+In and out: [B, L, D] of each stream. Parameters carry diffusers' names. Must not know: modulation, block order, files.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .activation import gelu_tanh
+from .attention import attend, split_heads
+from .linear import Linear
+from .norm import RMSNorm
+from .rope import Rope, rotate
+
+
+class Attention(nn.Module):
+    """Self-attention over one stream, without an output projection."""
+
+    def __init__(self, dims: int, heads: int, eps: float):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
+        self.norm_q, self.norm_k = RMSNorm(dims // heads, eps), RMSNorm(dims // heads, eps)
+        self._heads = heads
+
+    def project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """[B, L, D] -> q, k, v [B, H, L, D/H], q and k normed."""
+        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
+        q, k, v = self.project(x)
+        return attend(rotate(q, rope), rotate(k, rope), v)
+
+
+class JointAttention(Attention):
+    """Text and image attend together, text first; each has projections of its own."""
+
+    def __init__(self, dims: int, heads: int, eps: float):
+        super().__init__(dims, heads, eps)
+        self.to_out = [Linear(dims, dims)]
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
+        self.norm_added_q, self.norm_added_k = RMSNorm(dims // heads, eps), RMSNorm(dims // heads, eps)
+        self.to_add_out = Linear(dims, dims)
+
+    def __call__(
+        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        q, k, v = self.project(img)
+        txt_q, txt_k, txt_v = (
+            split_heads(linear(txt), self._heads) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        )
+        q = mx.concatenate([self.norm_added_q(txt_q), q], axis=2)  # [B, H, T + L, D/H]
+        k = mx.concatenate([self.norm_added_k(txt_k), k], axis=2)
+        v = mx.concatenate([txt_v, v], axis=2)
+        out = attend(rotate(q, rope), rotate(k, rope), v, mask=mask)
+        length = txt.shape[1]
+        return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dims: int):
+        super().__init__()
+        # The checkpoint numbers the layers net.0 (with .proj inside) and net.2; 1 is a dropout.
+        self.net = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
