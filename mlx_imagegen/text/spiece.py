@@ -49,7 +49,8 @@ def read_spiece(path: Path) -> Spiece:
 def _model(data: bytes) -> Spiece:
     pieces: list[tuple[str, float]] = []
     kinds: list[Kind] = []
-    unknown_id, character_map = 0, b""
+    unknown_id: int | None = None
+    character_map: bytes | None = None
     for number, value in _fields(data):
         if number == MODEL_PIECES:
             piece = dict(_fields(_bytes(value)))
@@ -59,8 +60,8 @@ def _model(data: bytes) -> Spiece:
             unknown_id = int(dict(_fields(_bytes(value))).get(TRAINER_UNKNOWN_ID, 0))
         elif number == MODEL_NORMALIZER:
             character_map = _bytes(dict(_fields(_bytes(value))).get(NORMALIZER_CHARACTER_MAP, b""))
-    if not pieces:
-        raise ValueError("it holds no pieces")
+    if unknown_id is None or character_map is None:  # both stand after the pieces
+        raise ValueError("its end is missing")
     return Spiece(pieces, kinds, unknown_id, character_map)
 
 
