@@ -1,0 +1,40 @@
+"""Our tables for the original single files against diffusers' own converter, at the real numbers of rows.
+
+Columns do not take part in the conversion, so that two of them are enough: the weights stay small.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers, convert_ldm_vae_checkpoint
+
+from mlx_imagegen.flux.keys import from_original, from_original_autoencoder
+from tests.flux.test_original import check_split
+from tests.references.names import expand
+
+pytestmark = pytest.mark.parity
+NAMES = Path(__file__).parents[1] / "data/names/FLUX.1-dev"
+
+
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(shape[0], *(min(size, 2) for size in shape[1:])) for name, shape in shapes.items()}
+
+
+def test_transformer() -> None:
+    _, shapes = expand(NAMES / "bfl_single_file_flux1-dev.json")
+    tensors = drawn(shapes)
+    ours = {name: value.numpy() for name, value in tensors.items()}
+    theirs = convert_flux_transformer_checkpoint_to_diffusers(dict(tensors))
+    check_split(ours, {name: value.numpy() for name, value in theirs.items()}, from_original)
+
+
+def test_autoencoder() -> None:
+    _, shapes = expand(NAMES / "bfl_single_file_ae.json")
+    tensors = drawn(shapes)
+    ours = {name: value.numpy() for name, value in tensors.items()}
+    config = json.loads((NAMES / "vae.json").read_text())["config"]
+    theirs = convert_ldm_vae_checkpoint(dict(tensors), config)
+    check_split(ours, {name: value.numpy() for name, value in theirs.items()}, from_original_autoencoder)
