@@ -7,7 +7,7 @@ stand here, before anything is loaded.
 import difflib
 import inspect
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from .manifest import Manifest
 from .random import SEED_LIMIT
 
 SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
+COUNT_LIMIT = 10_000  # pictures of one request
 STEPS_LIMIT = 1000  # the models' own count of timesteps
 
 
@@ -125,13 +126,13 @@ def requested(
 
 def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
-    if seed is not None and not isinstance(seed, int):
+    if isinstance(seed, Iterable):
         if count is not None:
             raise RequestError("give several seeds or a count, not both: a count means that many seeds from one upwards.")
-        return list(seed)
-    if count is not None and not 1 <= count <= 10_000:
-        raise RequestError(f"count {count}: give a number of pictures from 1 to 10000.")
-    first = secrets.randbelow(SEED_LIMIT - 10_000) if seed is None else seed
+        return [_seed(single) for single in seed]
+    if count is not None and (type(count) is not int or not 1 <= count <= COUNT_LIMIT):
+        raise RequestError(f"count {count!r}: give a number of pictures from 1 to {COUNT_LIMIT}.")
+    first = secrets.randbelow(SEED_LIMIT - COUNT_LIMIT) if seed is None else _seed(seed)
     return [first + index for index in range(count or 1)]
 
 
@@ -148,9 +149,9 @@ def _text(prompt: str) -> str:
 
 
 def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEED_LIMIT:
         raise RequestError(f"seed {seed!r}: give a whole number from 0 to {SEED_LIMIT - 1}.")
-    return seed
+    return int(seed)
 
 
 def _steps(manifest: Manifest, steps: int | None) -> int:

@@ -22,7 +22,7 @@ class Ran:
 @pytest.fixture(scope="session")
 def flux_folder() -> Path:
     """A whole FLUX.1 repository, tiny and random; read only."""
-    return DATA / "flux"
+    return DATA / "flux" / "schnell"
 
 
 @pytest.fixture

@@ -1,0 +1,145 @@
+"""Pictures in and out: nothing half-written, nothing unread, the record as it was given."""
+
+import os
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_imagegen.errors import MissingFile, OutputError, RequestError
+from mlx_imagegen.image import (
+    check_writable,
+    fingerprint,
+    open_picture,
+    read_metadata,
+    to_image,
+    to_pixels,
+    write_atomically,
+    write_picture,
+)
+
+RECORD = {"prompt": "ein Füchslein, 狐, 🦊\nzweite Zeile", "seed": 7, "steps": [0.1, 0.2], "nested": {"a": None}}
+
+
+def picture(width: int = 12, height: int = 8) -> Image.Image:
+    return to_image(np.random.default_rng(0).random((height, width, 3)))
+
+
+def test_levels_are_rounded_to_the_nearest_and_clipped() -> None:
+    pixels = np.array([[[-1, 0, 0.4999 / 255], [0.5001 / 255, 254.6 / 255, 2]]])
+    assert np.asarray(to_image(pixels)).tolist() == [[[0, 0, 0], [1, 255, 255]]]
+
+
+def test_pixels_come_back() -> None:
+    image = picture()
+    assert np.array_equal(np.asarray(to_image(to_pixels(image))), np.asarray(image))
+    assert to_pixels(image, (24, 16)).shape == (16, 24, 3)
+
+
+def test_every_kind_of_picture_opens(tmp_path: Path) -> None:
+    image = picture()
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    for given in (image, tmp_path / "a.png", str(tmp_path / "a.png"), array, array.astype(np.float32) / 255):
+        assert np.array_equal(np.asarray(open_picture(given)), array)
+    assert open_picture(image.convert("RGBA")).mode == "RGB"
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (1, 4, 4, 3)])
+def test_arrays_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="references: an array must have the shape"):
+        open_picture(np.zeros(shape), "references")
+
+
+def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match=r"image: .*nowhere.png is not there"):
+        open_picture(tmp_path / "nowhere.png")
+    for data in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)):
+        (tmp_path / "a.png").write_bytes(data)
+        with pytest.raises(RequestError, match="cannot be read as a picture"):
+            open_picture(tmp_path / "a.png")
+    picture(64, 64).save(tmp_path / "b.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:2000])
+    with pytest.raises(RequestError, match="cannot be read as a picture"):
+        open_picture(tmp_path / "b.png")
+    with pytest.raises(RequestError, match="cannot be read as a picture"):
+        open_picture(tmp_path)
+
+
+def test_the_record_comes_back(tmp_path: Path) -> None:
+    write_picture(picture(), tmp_path / "a.png", RECORD)
+    assert read_metadata(tmp_path / "a.png") == RECORD
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
+def test_other_formats_are_written_without_a_record(name: str, tmp_path: Path) -> None:
+    write_picture(picture(), tmp_path / name, RECORD)
+    assert Image.open(tmp_path / name).size == (12, 8)
+    with pytest.raises(RequestError, match="no record"):
+        read_metadata(tmp_path / name)
+
+
+def test_pictures_without_a_record_of_ours(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(RequestError, match="no record"):
+        read_metadata(tmp_path / "a.png")
+    with pytest.raises(MissingFile):
+        read_metadata(tmp_path / "b.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_metadata(tmp_path / "b.png")
+
+
+def test_unknown_formats_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "a.gif", "a.png.txt"):
+        with pytest.raises(RequestError, match="must end in"):
+            write_picture(picture(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, os.strerror(28)), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+def test_a_write_that_breaks_leaves_what_was_there(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+        write_atomically(path, write)
+    if isinstance(error, OSError):
+        assert "a.png could not be written: No space left on device" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_bytes() == b"before"
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_picture(picture(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match="does not exist"):
+        check_writable(tmp_path / "no" / "a.png")
+    with pytest.raises(OutputError, match="is a folder"):
+        check_writable(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a folder in which even root cannot write")
+def test_root_is_told_too_when_a_folder_takes_no_file() -> None:
+    with pytest.raises(OutputError, match="is not writable"):
+        check_writable(Path("/proc/self/a.png"))
+
+
+def test_fingerprints_tell_pictures_apart() -> None:
+    image = picture()
+    assert fingerprint(image) == fingerprint(image.copy()) == fingerprint(np.asarray(image))
+    assert fingerprint(image) != fingerprint(image.rotate(180))
+    assert fingerprint(np.zeros((2, 3))) != fingerprint(np.zeros((3, 2)))
