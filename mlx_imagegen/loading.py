@@ -7,29 +7,40 @@ Must not know: families' names, sampling, prompts.
 """
 
 import functools
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, MismatchError
+from .errors import CheckpointError, MismatchError, QuantizationError
 from .keys import Rename, Slice, same_names, slices
 from .layers.linear import Linear, Packing
 
 Module = TypeVar("Module", bound=nn.Module)
 Shape = tuple[int, ...]
-# (component, module path, [rows, columns]) -> how to pack that weight, or None to leave it dense.
-Recipe = Callable[[str, str, Shape], Packing | None]
-# (component, module path, parameter, full-precision tensor) -> the tensor with every LoRA merged, in float32.
-Merge = Callable[[str, str, str, mx.array], mx.array]
+# (component, module path, [rows, columns], layers beside it) -> how to pack that weight, or None to leave it dense.
+Recipe = Callable[[str, str, Shape, int], Packing | None]
 # (weight, packing) -> weight, scales[, biases]
 Pack = Callable[[mx.array, Packing], dict[str, mx.array]]
+# The first number in a layer's path: which of a stack of layers it is.
+NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 # (component, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
+
+
+class Merge(Protocol):
+    """Chosen LoRAs. A tensor that none of them touches comes back as it is."""
+
+    def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        """The full-precision tensor -> the tensor with every LoRA merged, in float32."""
+        ...
+
+    def touches(self, component: str, path: str, parameter: str = "weight") -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Changes:
 
     recipe: Recipe | None = None
     pack: Pack | None = None
+    # Whether a component's dense matrices are rounded to 16 bits, as they would be in a quantized checkpoint.
+    halves: Callable[[str], bool] | None = None
     merge: Merge | None = None
     progress: Progress | None = None
 
@@ -51,6 +64,8 @@ class Weights:
     slices: Mapping[str, Slice]
     stored: Mapping[str, Packing]  # config.json's `quantization`: what is packed on disk already
     changes: Changes
+    config: Mapping[str, object]
+    linears: dict[str, Shape] = field(default_factory=dict)  # every linear layer's weight, packed or not; by `check`
 
     @classmethod
     def open(
@@ -63,13 +78,20 @@ class Weights:
     ) -> "Weights":
         stored = (config or {}).get("quantization") or {}
         packings = {path: Packing(**entry) for path, entry in stored.items()}  # type: ignore[attr-defined]
-        return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes())
+        if packings and changes and changes.recipe:
+            raise QuantizationError(
+                f"{checkpoint.where} is quantized already, and quantizing it again would add the errors of both. Leave quant "
+                "out, or begin with the full-precision model."
+            )
+        return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes(), config or {})
 
     def check(self, trees: Iterable[nn.Module], unused: Sequence[str] = ()) -> None:
         """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`."""
         expected: dict[str, Shape] = {}
         for tree in trees:
             for path, layer in layers(tree):
+                if isinstance(layer, Linear):
+                    self.linears[path] = layer.weight.shape
                 self._expect_packed(layer, path)
                 expected |= {_join(path, name): value.shape for name, value in own_parameters(layer).items()}
         missing = sorted(set(expected) - set(self.slices))
@@ -99,7 +121,7 @@ class Weights:
 
     def gather(self, name: str, rows: Sequence[int], dtype: mx.Dtype) -> mx.array:
         """Rows of a table that is too large to load: [len(rows), columns]."""
-        return self.slices[name].tensor.gather(rows).astype(dtype)
+        return self._halved(self.slices[name].gather(rows)).astype(dtype)
 
     def shape(self, name: str) -> Shape:
         return self.slices[name].shape
@@ -122,14 +144,33 @@ class Weights:
             layer.pack(packing)
             values |= self.changes.pack(values["weight"], packing)
         for name, value in values.items():
-            layer[name] = value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+            layer[name] = self._halved(value).astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
         mx.eval([layer[name] for name in values])
 
     def _wanted(self, layer: nn.Module, path: str) -> Packing | None:
         """The recipe's choice for a layer that is dense on disk."""
         if self.changes.recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
             return None
-        return self.changes.recipe(self.component, path, layer.weight.shape)
+        return self.changes.recipe(self.component, path, layer.weight.shape, self.depth(path))
+
+    def depth(self, path: str) -> int:
+        """How many numbered siblings the layer has that `path` stands in."""
+        number = NUMBER.search(path)
+        return self._depths.get(path[: number.start(1)], 0) if number else 0
+
+    @functools.cached_property
+    def _depths(self) -> dict[str, int]:
+        """What stands before a name's first number -> how many numbers there are."""
+        out: dict[str, int] = {}
+        for number in filter(None, map(NUMBER.search, self.slices)):
+            prefix = number.string[: number.start(1)]
+            out[prefix] = max(out.get(prefix, 0), int(number[1]) + 1)
+        return out
+
+    def _halved(self, value: mx.array) -> mx.array:
+        """A matrix that stays dense, rounded to 16 bits if the recipe has that: the same as saved and loaded again."""
+        halves = self.changes.halves is not None and self.changes.halves(self.component)
+        return value.astype(mx.bfloat16) if halves and value.dtype == mx.float32 and value.ndim > 1 else value
 
     def _read(self, name: str, expected: Shape) -> mx.array:
         if name not in self.slices:
@@ -159,6 +200,17 @@ class Component:
     def release(self) -> None:
         self._module = None
         mx.clear_cache()
+
+    def refill(self, paths: Set[str]) -> None:
+        """Reads layers again, by their paths in the checkpoint's tree, if the module is loaded."""
+        if self._module is None:
+            return
+        fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided anew
+        for inner, layer in layers(self._module):
+            path = _join(self._path, inner)
+            if path in paths:
+                self.weights._fill_layer(fresh[inner], path, self.dtype)
+                _rebind(layer, fresh[inner])
 
     def empty(self) -> nn.Module:
         """The module's shapes, without weights."""
@@ -218,6 +270,15 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def own_parameters(layer: nn.Module) -> dict[str, mx.array]:
     return {name: value for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
+
+
+def _rebind(layer: nn.Module, fresh: nn.Module) -> None:
+    for name in own_parameters(layer):
+        del layer[name]
+    for name, value in own_parameters(fresh).items():
+        layer[name] = value
+    if isinstance(layer, Linear) and isinstance(fresh, Linear):
+        layer.packing = fresh.packing
 
 
 def _join(path: str, name: str) -> str:
