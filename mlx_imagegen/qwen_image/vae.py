@@ -2,8 +2,8 @@
 
 In: latents [B, C, h, w] as the loop leaves them, normalised, or pixels [B, H, W, 3] in -1..1. Out: pixels in -1..1, or
 (mean, logvar) of the unnormalised posterior, [B, C, h, w] each. Everything is float32, in row strips (layers/strips.py).
-For one picture every causal 3-D convolution sees zeros in all time slices but its last: it equals the 2-D convolution with
-that slice, exactly. So convolutions here are 2-D, loading reads the last slice of a 5-D weight, and the `time_conv`
+For one picture every causal 3-D convolution sees zeros in all time slices but its last: it equals the 2-D convolution
+with that slice, exactly. So convolutions here are 2-D, loading reads the last slice of a 5-D weight, and the `time_conv`
 tensors, which act only between frames, are not read: 44.6 M parameters instead of 126.9 M.
 Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `Encoder` and `Decoder` stand at the root of
 the checkpoint, each whole on its own.
@@ -49,8 +49,8 @@ class VaeConfig(Config):
         config = super().read(data, where)
         if config.attn_scales:
             raise ConfigError(
-                f"{where}: 'attn_scales' is {list(config.attn_scales)}, but no Qwen-Image autoencoder has attention outside "
-                "its middle block. The file is of another model's autoencoder: take vae/ from a Qwen-Image repository."
+                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but no Qwen-Image autoencoder has attention "
+                "outside its middle block. The file is of another model's autoencoder: take vae/ from a Qwen-Image repository."
             )
         for field, count in (
             ("temperal_downsample", len(config.dim_mult) - 1),
@@ -95,12 +95,13 @@ class Decoder(nn.Module):
         super().__init__()
         self.post_quant_conv = Linear(config.z_dim, config.z_dim)
         self.decoder = DecoderStack(config)
-        self._mean, self._std = _per_channel(config)
+        self._config = config
 
     def decode(self, latents: mx.array, strip_rows: int | None = None) -> mx.array:
         """[B, C, h, w] -> [B, H, W, 3]; every activation is cut into strips of `strip_rows` rows (None: by memory)."""
-        z = (latents.astype(VAE_DTYPE) * self._std + self._mean).transpose(0, 2, 3, 1)
-        x = self.decoder(Strips(Cut(strip_rows), [self.post_quant_conv(z)]))
+        mean, std = _per_channel(self._config)
+        z = latents.astype(VAE_DTYPE) * std + mean
+        x = self.decoder(Strips(Cut(strip_rows), [self.post_quant_conv(z.transpose(0, 2, 3, 1))]))
         return mx.clip(x.joined(), -1, 1)
 
 
@@ -217,8 +218,8 @@ class Attention(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """diffusers' QwenImageRMS_norm: each pixel's channels scaled to length sqrt(C), times gamma: an RMS norm whose eps only
-    guards against zero."""
+    """diffusers' QwenImageRMS_norm: each pixel's channels scaled to length sqrt(C), times gamma: an RMS norm whose eps
+    only guards against zero."""
 
     def __init__(self, dims: int):
         super().__init__()

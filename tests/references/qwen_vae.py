@@ -1,0 +1,80 @@
+"""Draws an autoencoder like Qwen-Image's, tiny and random, in its real layout, with what diffusers makes of it.
+
+    python tests/references/qwen_vae.py FOLDER [--seed N]
+
+FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published, with 5-D weights) and
+reference.safetensors: latents as a loop leaves them and the pixels decoded from them; a picture, the posterior it is encoded
+to and its normalised mode. Needs torch and diffusers.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import save_file
+
+
+def config(dice: random.Random) -> dict[str, object]:
+    levels, channels = dice.choice([2, 3, 4]), dice.choice([3, 4, 6])
+    return {
+        "attn_scales": [],
+        "base_dim": dice.choice([4, 6]),
+        "dim_mult": [dice.choice([1, 2, 3]) for _ in range(levels)],
+        "dropout": 0.0,
+        "latents_mean": [round(dice.uniform(-1, 1), 4) for _ in range(channels)],
+        "latents_std": [round(dice.uniform(0.5, 3), 4) for _ in range(channels)],
+        "num_res_blocks": dice.choice([1, 2]),
+        "temperal_downsample": [dice.random() < 0.6 for _ in range(levels - 1)],
+        "z_dim": channels,
+    }
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights of a size at which every part of the model shows in its output; pixels mostly within -1..1, where diffusers
+    clamps them. Time slices that one picture never meets are no smaller than the last."""
+    for name, weight in model.named_parameters():
+        if name.endswith("gamma"):
+            weight.data = 1 + 0.3 * torch.randn_like(weight)
+        elif name.endswith("bias"):
+            weight.data = 0.3 * torch.randn_like(weight)
+        else:
+            met = weight[0, :, -1] if weight.ndim == 5 else weight[0]
+            weight.data = torch.randn_like(weight) * (2 / met.numel()) ** 0.5
+        if name.startswith("decoder.conv_out"):
+            weight.data *= 0.3
+
+
+def slanted(*shape: int) -> torch.Tensor:
+    """Noise whose mean and size change from top to bottom."""
+    rows = torch.linspace(-1, 1, shape[-2])[:, None]
+    return torch.randn(shape) * (1 + 0.8 * rows) + 2 * rows
+
+
+def draw(folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    model = AutoencoderKLQwenImage(**config(dice)).eval()
+    randomise(model)
+    model.save_pretrained(folder / "vae")
+    factor = 2 ** len(model.config.temperal_downsample)
+    batch, height, width = dice.choice([1, 1, 2]), dice.randint(7, 15), dice.randint(5, 12)
+    mean, std = (torch.tensor(model.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+    latents = slanted(batch, model.config.z_dim, height, width)
+    picture = slanted(batch, 3, height * factor, width * factor).clamp(-1, 1)
+    with torch.no_grad():
+        pixels = model.decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
+        posterior = model.encode(picture[:, :, None]).latent_dist
+    reference = {"latents": latents, "pixels": pixels.permute(0, 2, 3, 1), "picture": picture.permute(0, 2, 3, 1)}
+    reference |= {"mean": posterior.mode()[:, :, 0], "logvar": posterior.logvar[:, :, 0]}
+    reference["normalised"] = (reference["mean"] - mean) / std
+    save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw(arguments.folder, arguments.seed)
