@@ -1,12 +1,12 @@
 """Qwen-Image's autoencoder, a video model of which one picture is asked: latents -> pixels, pixels -> the posterior.
 
 In: latents [B, C, h, w] as the loop leaves them, normalised, or pixels [B, H, W, 3] in -1..1. Out: pixels in -1..1, or
-(mean, logvar) of the unnormalised posterior, [B, C, h, w] each. Everything is float32, in row strips (layers/strips.py).
+(mean, logvar) of the unnormalised posterior, [B, C, h, w] each. In float32, and in row strips (layers/strips.py).
 For one picture every causal 3-D convolution sees zeros in all time slices but its last: it equals the 2-D convolution
-with that slice, exactly. So convolutions here are 2-D, loading reads the last slice of a 5-D weight, and the `time_conv`
-tensors, which act only between frames, are not read: 44.6 M parameters instead of 126.9 M.
-Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `Encoder` and `Decoder` stand at the root of
-the checkpoint, each whole on its own.
+with that slice, exactly. So convolutions here are 2-D, loading takes the last slice of a 5-D weight, and the tensors of
+`time_conv`, which act only between frames, are not read: 44.6 M parameters instead of 126.9 M.
+Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `Encoder` and `Decoder` stand at the root
+of the checkpoint, each whole on its own.
 """
 
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ class VaeConfig(Config):
         config = super().read(data, where)
         if config.attn_scales:
             raise ConfigError(
-                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but no Qwen-Image autoencoder has attention "
-                "outside its middle block. The file is of another model's autoencoder: take vae/ from a Qwen-Image repository."
+                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder has attention "
+                "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
             )
         for field, count in (
             ("temperal_downsample", len(config.dim_mult) - 1),

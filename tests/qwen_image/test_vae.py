@@ -1,5 +1,5 @@
-"""Qwen-Image's autoencoder, 2-D here, against diffusers' 3-D AutoencoderKLQwenImage, on a stored draw; tests/parity draws
-fresh ones."""
+"""Qwen-Image's autoencoder, 2-D here, against diffusers' 3-D AutoencoderKLQwenImage, on a stored draw; tests/parity
+draws fresh ones."""
 
 import json
 from pathlib import Path

@@ -3,8 +3,8 @@
     python tests/references/qwen_vae.py FOLDER [--seed N]
 
 FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published, with 5-D weights) and
-reference.safetensors: latents as a loop leaves them and the pixels decoded from them; a picture, the posterior it is encoded
-to and its normalised mode. Needs torch and diffusers.
+reference.safetensors: latents as a loop leaves them and the pixels decoded from them; a picture, the posterior it is
+encoded to and its normalised mode. Needs torch and diffusers.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def config(dice: random.Random) -> dict[str, object]:
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output; pixels mostly within -1..1, where diffusers
-    clamps them. Time slices that one picture never meets are no smaller than the last."""
+    """Weights of a size at which every part of the model shows in its output; pixels mostly within -1..1, where
+    diffusers clamps them. Time slices that one picture never meets are no smaller than the last."""
     for name, weight in model.named_parameters():
         if name.endswith("gamma"):
             weight.data = 1 + 0.3 * torch.randn_like(weight)
