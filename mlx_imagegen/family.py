@@ -7,7 +7,7 @@ components but never decides when they are in memory: the pipeline loads and rel
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from .keys import Target
 from .loading import Changes, Component
 from .manifest import Manifest
 from .sampling import Schedule, Solver, euler
@@ -61,8 +62,10 @@ class Settings:
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]
-    # Which components each stage needs in memory.
+    # Which components each stage needs in memory: encode, denoise, decode, look; "prepare" only where it needs whole ones.
     stages: ClassVar[dict[str, tuple[str, ...]]]
+    # How LoRA keys say that they are for another component than the denoising loop's: prefix -> component.
+    lora_prefixes: ClassVar[Mapping[str, str]] = {}
 
     components: dict[str, Component]
 
@@ -75,6 +78,11 @@ class Family(ABC, Generic[Branch]):
     @abstractmethod
     def size_multiple(self) -> int:
         """Width and height must be multiples of this many pixels."""
+
+    @property
+    def seam_pixels(self) -> int | None:
+        """The distance of the borders at which a picture is put together from patches; None where there are none."""
+        return None
 
     @abstractmethod
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[Branch, list[str]]:
@@ -112,5 +120,12 @@ class Family(ABC, Generic[Branch]):
         """[1, C, h, w] -> the loop's layout."""
         return latents
 
-    def solver(self, schedule: Schedule, seed: int, settings: Settings) -> Solver:
+    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
+        """What LoRAs call a component's modules in other words than ours -> our modules."""
+        return {}
+
+    def solver(
+        self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
+    ) -> Solver:
+        """`step_noise`: unit normals as `noise` is shaped, one a step, for samplers that draw them."""
         return euler(schedule)

@@ -74,7 +74,7 @@ class Slice:
         value = self.tensor.read(self.row, self.rows)
         if self.scale is not None:
             value = value.astype(mx.float32) * mx.array(self.scales(0, value.shape[0]))
-        return mx.concatenate(mx.split(value, 2)[::-1]) if self.swap_halves else value
+        return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
 
     def gather(self, rows: Sequence[int]) -> mx.array:
         """Single rows of a table."""
@@ -122,8 +122,8 @@ def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
 def lora_names(modules: Iterable[str], others: Mapping[str, Sequence[Target]]) -> dict[str, tuple[Target, ...]]:
     """Every name a LoRA may call a module by -> what it leads to. `others`: names of other layouts than ours."""
     known = set(modules)
-    led = {module: (Target(module),) for module in sorted(known)}
-    led |= {name: tuple(targets) for name, targets in others.items() if all(target.name in known for target in targets)}
+    led: dict[str, tuple[Target, ...]] = {module: (Target(module),) for module in sorted(known)}
+    led |= {name: tuple(targets) for name, targets in others.items() if known.issuperset(each.name for each in targets)}
     return led | {name.replace(".", "_"): targets for name, targets in led.items()}
 
 

@@ -4,7 +4,7 @@ CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel la
 transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..family import Conditioning, Family, Prompt, Settings
+from ..keys import Target
 from ..layers.latents import packed, unpacked
 from ..layers.rope import Rope, rope_tables
 from ..loading import Changes, Component
@@ -23,6 +24,7 @@ from ..text.clip import ClipTextModel
 from ..text.t5 import T5Encoder
 from ..text.tokenizer import clip_tokenizer, t5_tokenizer
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
+from .keys import LORA_PREFIXES, lora_names
 from .modulation import tabulate
 from .transformer import FluxTransformer, Modulation
 from .vae import Decoder, Encoder
@@ -46,6 +48,7 @@ class Flux(Family[FluxBranch]):
         "decode": ("vae_decoder",),
         "look": ("vae_encoder",),
     }
+    lora_prefixes = LORA_PREFIXES
 
     def __init__(self, files: FluxFiles):
         self.files = files
@@ -133,6 +136,9 @@ class Flux(Family[FluxBranch]):
 
     def pack(self, latents: mx.array) -> mx.array:
         return packed(latents)
+
+    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
+        return lora_names(component, modules)
 
     def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
         factor = self.files.vae_config.scale_factor

@@ -4,7 +4,7 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..keys import Target
 
@@ -45,6 +45,26 @@ ORIGINAL: dict[str, tuple[tuple[str, int], ...]] = {
 # The original orders the last norm's rows (shift, scale), diffusers (scale, shift).
 SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
 
+# XLabs' LoRAs sit in attention processors; its qkv of a single block leaves linear1's MLP rows alone.
+XLABS: dict[str, tuple[tuple[str, int], ...]] = {
+    "double_blocks.{i}.processor.qkv_lora1": ORIGINAL["double_blocks.{i}.img_attn.qkv"],
+    "double_blocks.{i}.processor.qkv_lora2": ORIGINAL["double_blocks.{i}.txt_attn.qkv"],
+    "double_blocks.{i}.processor.proj_lora1": ORIGINAL["double_blocks.{i}.img_attn.proj"],
+    "double_blocks.{i}.processor.proj_lora2": ORIGINAL["double_blocks.{i}.txt_attn.proj"],
+    "single_blocks.{i}.processor.qkv_lora": ORIGINAL["single_blocks.{i}.linear1"][:3],
+    "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
+}
+# How LoRA keys say that they are for a text encoder.
+LORA_PREFIXES = {
+    "lora_te1_": "text_encoder",
+    "lora_te_": "text_encoder",
+    "text_encoder.": "text_encoder",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "lora_te3_": "text_encoder_2",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_2",
+}
+
 AUTOENCODER = (
     (r"^(en|de)coder\.mid\.block_(\d)\.", lambda m: f"{m[1]}coder.mid_block.resnets.{int(m[2]) - 1}."),
     (r"\.mid\.attn_1\.norm\.", lambda m: ".mid_block.attentions.0.group_norm."),
@@ -64,12 +84,29 @@ def original_module(module: str) -> list[Target]:
     """An original module's name -> our modules, as runs of its rows; empty if it is not one."""
     number = re.search(r"_blocks\.(\d+)\.", module)
     pattern = module if number is None else module.replace(f".{number[1]}.", ".{i}.", 1)
-    parts = ORIGINAL.get(pattern, ())
+    return _targets(ORIGINAL.get(pattern, ()), number[1] if number else "", pattern == SWAPPED_HALVES)
+
+
+def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[Target]]:
+    """What LoRAs call modules in other words than ours."""
+    if component == "text_encoder":
+        return {f"text_model.{module}": [Target(module)] for module in modules}
+    if component != "transformer":
+        return {}
+    blocks = {number for module in modules for number in re.findall(r"_blocks\.(\d+)\.", module)}
+    return {
+        pattern.format(i=number): _targets(parts, number, pattern == SWAPPED_HALVES)
+        for pattern, parts in (ORIGINAL | XLABS).items()
+        for number in (blocks if "{i}" in pattern else [""])
+    }
+
+
+def _targets(parts: Iterable[tuple[str, int]], number: str, swap_halves: bool) -> list[Target]:
+    """Runs of rows, one below another."""
     of = sum(share for _, share in parts)
     out, start = [], 0
     for name, share in parts:
-        name = name if number is None else name.format(i=number[1])
-        out.append(Target(name, start, share, of, pattern == SWAPPED_HALVES))
+        out.append(Target(name.format(i=number), start, share, of, swap_halves))
         start += share
     return out
 
