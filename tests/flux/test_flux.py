@@ -87,6 +87,19 @@ def check_picture(folder: Path, way: str, pipeline: Pipeline | None = None) -> N
     assert np.abs(ours - theirs).max() <= 1
 
 
+def check_latents(folder: Path) -> None:
+    """What the loop leaves, before the decoder can smooth a difference away."""
+    reference, options = load_file(folder / "reference.safetensors"), json.loads((folder / "prompts.json").read_text())
+    pipeline = load(folder)
+    seen: list[mx.array] = []
+    decode = pipeline.family.decode
+    pipeline.family.decode = lambda x, settings: seen.append(x) or decode(x, settings)  # type: ignore[func-returns-value]
+    names = ("steps", "width", "height", "guidance", "seed")
+    parameters = {name: options[name] for name in names} | {"max_sequence_length": options["length"]}
+    pipeline.generate(options["prompt"], noise=reference["noise"], **parameters)
+    assert relative(seen[-1], reference["latents"]) < 4 * RELATIVE  # four steps
+
+
 def open_flux(folder: Path) -> tuple[Flux, dict[str, np.ndarray]]:
     family = load(folder).family
     assert isinstance(family, Flux)
@@ -99,6 +112,10 @@ def test_blocks_equal_diffusers(drawn: Path) -> None:
 
 def test_transformer_equals_diffusers(drawn: Path) -> None:
     check_transformer(drawn)
+
+
+def test_latents_equal_diffusers(drawn: Path) -> None:
+    check_latents(drawn)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -141,7 +158,9 @@ def test_same_seed_same_picture_twice(drawn: Path) -> None:
 def test_text_is_encoded_once_for_many_seeds(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, prompts = load(drawn), []
     encode = pipeline.family.encode
-    monkeypatch.setattr(pipeline.family, "encode", lambda prompt, settings: prompts.append(prompt.text) or encode(prompt, settings))
+    monkeypatch.setattr(
+        pipeline.family, "encode", lambda prompt, settings: prompts.append(prompt.text) or encode(prompt, settings)
+    )
     results = pipeline.generate("a map", seed=3, count=3, steps=1, width=32, height=32)
     assert prompts == ["a map"] and [result.seed for result in results] == [3, 4, 5]
 

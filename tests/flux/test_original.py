@@ -40,7 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = FluxConfig.read(settings, "config.json")
     transformer = _drawn(FluxTransformer(config), FluxModulators(config))
     save_file(transformer, diffusers / "transformer/diffusion_pytorch_model.safetensors")
-    settings = json.loads((STORED / "vae/config.json").read_text())  # the original's norm has 32 groups, and no file says so
+    settings = json.loads(
+        (STORED / "vae/config.json").read_text()
+    )  # the original's norm has 32 groups, and no file says so
     settings |= {"block_out_channels": [32] * 4, "norm_num_groups": 32, "layers_per_block": 1}
     (diffusers / "vae/config.json").write_text(json.dumps(settings))
     vae = _drawn(Autoencoder(VaeConfig.read(settings, "config.json")))
@@ -68,7 +70,9 @@ def _write_original(diffusers: Path, original: Path, tensors: Tensors, vae: Tens
     save_file(_fused(tensors, names, from_original), original / "flux1-dev.safetensors")
     names = [_original_vae_name(name) for name in vae]
     out = _fused(vae, names, from_original_autoencoder)
-    out = {name: value[:, :, None, None] if "attn_1" in name and value.ndim == 2 else value for name, value in out.items()}
+    out = {
+        name: value[:, :, None, None] if "attn_1" in name and value.ndim == 2 else value for name, value in out.items()
+    }
     save_file(out, original / "ae.safetensors")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flux.test_flux import WAYS, check_blocks, check_picture, check_transformer
+from tests.flux.test_flux import WAYS, check_blocks, check_latents, check_picture, check_transformer
 
 pytestmark = pytest.mark.parity
 SCRIPT = Path(__file__).parents[1] / "references/flux.py"
@@ -27,6 +27,10 @@ def test_blocks(drawn: Path) -> None:
 
 def test_transformer(drawn: Path) -> None:
     check_transformer(drawn)
+
+
+def test_latents(drawn: Path) -> None:
+    check_latents(drawn)
 
 
 @pytest.mark.parametrize("way", WAYS)

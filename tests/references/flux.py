@@ -162,6 +162,7 @@ def pictures(folder: Path, pipeline: FluxPipeline, options: dict[str, Any]) -> d
     picture.save(folder / "picture.png")
     seeded = {"generator": torch.Generator().manual_seed(options["seed"])}
     out = {"noise": noise, "picture.noise": run(pipeline, latents=latents), "picture.seed": run(pipeline, **seeded)}
+    out["latents"] = pipeline(**common | {"output_type": "latent"}, latents=latents).images  # packed, after the last step
     out["picture.cfg"] = run(pipeline, latents=latents, negative_prompt=NEGATIVE, true_cfg_scale=CFG)
     again = FluxImg2ImgPipeline(**pipeline.components)
     again.set_progress_bar_config(disable=True)
