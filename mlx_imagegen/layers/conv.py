@@ -74,7 +74,7 @@ class Conv2d(nn.Module):
         y = before(self._source(x, low + top, high - bottom))
         columns = (0, 1) if self._stride == 2 else (1, 1)
         if top != bottom or columns[0] != columns[1]:
-            y = mx.pad(y, ((0, 0), (top, bottom), columns, (0, 0)))
+            y = mx.pad(y, [(0, 0), (top, bottom), columns, (0, 0)])
             top, columns = 0, (0, 0)
         return mx.conv2d(y, self.weight, stride=self._stride, padding=(top, columns[0])) + self.bias
 

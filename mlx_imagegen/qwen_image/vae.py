@@ -49,7 +49,7 @@ class VaeConfig(Config):
         config = super().read(data, where)
         if config.attn_scales:
             raise ConfigError(
-                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder has attention "
+                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder attends "
                 "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
             )
         for field, count in (
