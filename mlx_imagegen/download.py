@@ -43,6 +43,10 @@ class Hub(Protocol):
 
     cache: Path
 
+    def is_whole(self, repo: str, revision: str, patterns: Sequence[str]) -> bool:
+        """Whether the cache holds all that matches, as far as the client knows without the network."""
+        ...
+
     def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]: ...
 
     def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path: ...
@@ -79,7 +83,7 @@ def fetch_files(
     """The cached folder of `repo` at `revision`, with every file that matches `patterns`."""
     hub = hub or HuggingFace()
     folder = cached(hub.cache, repo, revision)
-    if folder and not absent(folder, patterns):
+    if folder and not absent(folder, patterns) and hub.is_whole(repo, revision, patterns):
         return folder
     with _explained(manifest, repo, folder, patterns):
         files = hub.plan(repo, revision, patterns)
@@ -185,7 +189,7 @@ def _unreachable(
     state = "it is not in the cache"
     if folder:
         lacking = absent(folder, patterns)
-        state = f"its copy in the cache lacks {', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}"
+        state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
     reason = " ".join(str(error).split())[:200] or "no reason given"
     return (
         f"{manifest.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network (and "
@@ -205,11 +209,23 @@ class HuggingFace:
 
         self.cache = Path(constants.HF_HUB_CACHE).expanduser()
 
+    def is_whole(self, repo: str, revision: str, patterns: Sequence[str]) -> bool:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, local_files_only=True
+            )
+        except LocalEntryNotFoundError:  # its newer versions keep the repository's listing and compare with it
+            return False
+        return True
+
     def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]:
         from huggingface_hub import snapshot_download
 
         found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, dry_run=True)
-        return [RemoteFile(file.filename, file.file_size, not file.will_download) for file in found]
+        return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
