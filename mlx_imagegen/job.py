@@ -9,14 +9,16 @@ import inspect
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from . import options
 from .errors import RequestError
 from .family import Prompt, Settings
-from .image import Picture, fingerprint, open_picture
+from .image import Picture, fingerprint, open_picture, proportioned
 from .manifest import Manifest
 from .random import SEED_LIMIT
 
@@ -34,6 +36,8 @@ class Job:
     image: Image.Image | None = None
     strength: float = 1.0
     noise: np.ndarray | None = None
+    step_noise: tuple[np.ndarray, ...] | None = None
+    blend_seams: int | str | None = None
     notes: tuple[str, ...] = ()
 
     def record(self, guidance: str) -> dict[str, Any]:
@@ -60,7 +64,11 @@ class Job:
             record["references_sha256"] = [fingerprint(image) for image in self.prompt.references]
         if self.noise is not None:
             record["noise_sha256"] = fingerprint(self.noise)
-        return record | settings.extras
+        if self.step_noise is not None:
+            record["step_noise_sha256"] = [fingerprint(noise) for noise in self.step_noise]
+        if self.blend_seams is not None:
+            record["blend_seams"] = self.blend_seams
+        return record | settings.extras | dict(self.prompt.options)
 
 
 def make_jobs(
@@ -80,25 +88,52 @@ def make_jobs(
     noise: np.ndarray | None = None,
     references: Sequence[Picture] = (),
     max_sequence_length: int | None = None,
+    aspect: str | None = None,
+    sampler: str | None = None,
+    shift: float | None = None,
+    timesteps: Sequence[float] | None = None,
+    noise_scale: float | Sequence[float] | None = None,
+    noise_clip: float | None = None,
+    step_noise: Sequence[np.ndarray] | None = None,
+    layout: Sequence[Any] = (),
+    keep_original_aspect: bool = False,
+    blend_seams: int | str | None = None,
 ) -> list[Job]:
     """Every prompt with every seed, prompts outermost."""
     opened = open_picture(image) if image is not None else None
+    pictures = _references(manifest, references)
     notes: list[str] = []
+    given = {"sampler": sampler, "shift": shift, "timesteps": timesteps}
+    given |= {"noise_scale": noise_scale, "noise_clip": noise_clip}
+    steps, extras = options.sampling(manifest, steps, len(pictures), given, notes)
+    width, height = _shape(manifest, size_multiple, width, height, aspect, keep_original_aspect, pictures)
+    if keep_original_aspect:
+        extras["keep_original_aspect"] = True
     settings = Settings(
         *_size(manifest, size_multiple, width, height, opened, notes),
         steps=_steps(manifest, steps),
         **_guidance(manifest, guidance, true_cfg, negative_prompt, notes),
-        extras={"max_sequence_length": _sequence_length(manifest, max_sequence_length)},
+        extras={"max_sequence_length": _sequence_length(manifest, max_sequence_length), **extras},
     )
+    notes += options.size_notes(manifest, settings.width, settings.height)
     if strength is not None and opened is None:
-        raise RequestError("strength says how much of a picture to change, and no image is given; add image, or drop strength.")
+        raise RequestError(
+            "strength says how much of a picture to change, and no image is given; add image, or drop strength."
+        )
     strength = _strength(0.6 if strength is None else strength) if opened else 1.0
-    if references and not manifest.edits:
-        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
-    pictures = tuple(open_picture(reference, "references") for reference in references)
-    negative = _negative(manifest, settings, negative_prompt, pictures)
+    boxes = options.layout_boxes(manifest, layout, len(pictures))
+    chosen = (("layout", boxes),) if boxes else ()
+    negative = _negative(manifest, settings, negative_prompt, pictures, chosen)
+    common: dict[str, Any] = {
+        "image": opened,
+        "strength": strength,
+        "noise": noise,
+        "step_noise": _step_noise(step_noise, settings),
+        "blend_seams": options.seam_blend(manifest, blend_seams),
+        "notes": tuple(notes),
+    }
     return [
-        Job(Prompt(_text(prompt), pictures), negative, settings, _seed(seed), opened, strength, noise, tuple(notes))
+        Job(Prompt(_text(prompt), pictures, chosen), negative, settings, _seed(seed), **common)
         for prompt in prompts
         for seed in seeds
     ]
@@ -128,7 +163,9 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
     if isinstance(seed, Iterable):
         if count is not None:
-            raise RequestError("give several seeds or a count, not both: a count means that many seeds from one upwards.")
+            raise RequestError(
+                "give several seeds or a count, not both: a count means that many seeds from one upwards."
+            )
         return [_seed(single) for single in seed]
     if count is not None and (type(count) is not int or not 1 <= count <= COUNT_LIMIT):
         raise RequestError(f"count {count!r}: give a number of pictures from 1 to {COUNT_LIMIT}.")
@@ -138,7 +175,8 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 # What generate() and a JSONL job may name beside prompt, seed and count.
 PARAMETERS = tuple(
-    name for name, kind in inspect.signature(make_jobs).parameters.items() if kind.kind is inspect.Parameter.KEYWORD_ONLY
+    name for name, kind in inspect.signature(make_jobs).parameters.items() if kind.kind is
+    inspect.Parameter.KEYWORD_ONLY
 )
 
 
@@ -158,7 +196,8 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     steps = manifest.defaults.steps if steps is None else steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= STEPS_LIMIT:
         raise RequestError(
-            f"steps {steps!r}: give a whole number from 1 to {STEPS_LIMIT}; {manifest.name} uses {manifest.defaults.steps}."
+            f"steps {steps!r}: give a whole number from 1 to {STEPS_LIMIT}; {manifest.name} uses "
+            f"{manifest.defaults.steps}."
         )
     return steps
 
@@ -170,7 +209,8 @@ def _strength(strength: float) -> float:
 
 
 def _size(
-    manifest: Manifest, multiple: int, width: int | None, height: int | None, image: Image.Image | None, notes: list[str]
+    manifest: Manifest, multiple: int, width: int | None, height: int | None, image: Image.Image | None, notes:
+    list[str]
 ) -> tuple[int, int]:
     """Width and height: as given, else the input picture's (cut to the multiple, with a note), else the manifest's."""
     if image is not None and width is None and height is None:
@@ -182,10 +222,65 @@ def _size(
     for name, side in (("width", width), ("height", height)):
         if isinstance(side, bool) or not isinstance(side, int) or side < multiple or side % multiple:
             near = max(multiple, round(side / multiple) * multiple) if isinstance(side, int | float) else multiple
-            raise RequestError(f"{name} {side!r}: {manifest.name} needs a multiple of {multiple} pixels, for example {near}.")
+            raise RequestError(
+                f"{name} {side!r}: {manifest.name} needs a multiple of {multiple} pixels, for example {near}."
+            )
         if side > SIDE_LIMIT:
             raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
     return width, height
+
+
+def _shape(
+    manifest: Manifest,
+    multiple: int,
+    width: int | None,
+    height: int | None,
+    aspect: str | None,
+    keep: bool,
+    pictures: Sequence[Image.Image],
+) -> tuple[int | None, int | None]:
+    """Width and height where a shape is asked for in another way; two ways that disagree are refused."""
+    ways = {
+        "keep_original_aspect": options.kept_aspect(manifest, keep, [picture.size for picture in pictures], multiple),
+        "aspect": options.shape(manifest, multiple, aspect) if aspect is not None else None,
+        "width and height": (width, height) if width is not None and height is not None else None,
+    }
+    sizes = {way: size for way, size in ways.items() if size is not None}
+    if len(set(sizes.values())) > 1 or (sizes and None in (width, height) and (width, height) != (None, None)):
+        raise RequestError(
+            f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them "
+            "out."
+        )
+    area = manifest.extras.get("references_area")
+    if not sizes and pictures and area:  # a side that is not given follows from the last picture's proportions
+        near = proportioned(pictures[-1].size, area, 2 * multiple)
+        return width or near[0], height or near[1]
+    return next(iter(sizes.values()), (width, height))
+
+
+def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
+    if isinstance(references, str | Path | Image.Image | np.ndarray):
+        references = [references]
+    if references and not manifest.edits:
+        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
+    if len(references) < manifest.extras.get("references_least", 0):
+        raise RequestError(f"{manifest.name} changes pictures, and none is given; add references (--reference on the command line).")
+    limit = manifest.extras.get("references_limit")
+    if limit is not None and len(references) > limit:
+        raise RequestError(f"references: {len(references)} pictures are given, {manifest.name} takes up to {limit}.")
+    return tuple(open_picture(reference, "references") for reference in references)
+
+
+def _step_noise(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:
+    if noise is None:
+        return None
+    if settings.extras.get("sampler") != "flash":
+        raise RequestError("step_noise: only the flash sampler draws noise at every step; leave it out.")
+    if len(noise) < settings.steps - 1:
+        raise RequestError(
+            f"step_noise: {len(noise)} draws are given, {settings.steps} steps need one after each but the last."
+        )
+    return tuple(np.asarray(draw, np.float32) for draw in noise)
 
 
 def _sequence_length(manifest: Manifest, asked: int | None) -> int:
@@ -200,15 +295,23 @@ def _sequence_length(manifest: Manifest, asked: int | None) -> int:
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
 ) -> dict[str, float]:
-    """guidance and cfg: `guidance` is told to the transformer, or is the scale between two branches, as the model has it."""
+    """guidance and cfg: `guidance` is told to the transformer, or is the scale between two branches, as the model has
+    it."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
         if value is not None and not 0 <= value <= 100:
             raise RequestError(f"{name} {value}: give a number from 0 to 100.")
+    if manifest.guidance == "never" and max(guidance or 0, true_cfg or 0) > 1:
+        raise RequestError(
+            f"{manifest.name} is distilled to run without a second branch, which would spoil its pictures; leave guidance and "
+            "true_cfg out, or use the model that it was made from."
+        )
     if manifest.guidance == "none" and guidance:
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
     if manifest.guidance == "cfg":
         if true_cfg is not None:
-            raise RequestError(f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance.")
+            raise RequestError(
+                f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
+            )
         cfg = manifest.defaults.guidance if guidance is None else guidance
         told = 0.0
     else:
@@ -216,14 +319,19 @@ def _guidance(
         told = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance
     if negative_prompt is not None and cfg <= 1:
         knob = "guidance" if manifest.guidance == "cfg" else "true_cfg"
-        notes.append(f"the negative prompt has no effect without a second branch; set {knob} above 1 (say 4)")
+        mend = "leave it out" if manifest.guidance == "never" else f"set {knob} above 1 (say 4)"
+        notes.append(f"the negative prompt has no effect without a second branch; {mend}")
     return {"guidance": float(told), "cfg": float(cfg)}
 
 
 def _negative(
-    manifest: Manifest, settings: Settings, negative_prompt: str | None, pictures: tuple[Image.Image, ...]
+    manifest: Manifest,
+    settings: Settings,
+    negative_prompt: str | None,
+    pictures: tuple[Image.Image, ...],
+    chosen: tuple[tuple[str, Any], ...] = (),
 ) -> Prompt | None:
     if settings.cfg <= 1:
         return None
     default = manifest.defaults.negative_prompt or ""
-    return Prompt(default if negative_prompt is None else negative_prompt, pictures)
+    return Prompt(default if negative_prompt is None else negative_prompt, pictures, chosen)

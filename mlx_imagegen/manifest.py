@@ -41,7 +41,8 @@ class Manifest:
     download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
     download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
     folder: str | None = None  # bundled: a folder beside the manifests
-    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes none
+    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes none;
+    # "never": distilled so that a second branch spoils the picture
     guidance: str = "cfg"
     edits: bool = False  # takes reference pictures
     note: str | None = None  # one line shown when the model is chosen
@@ -103,10 +104,14 @@ def find(model: str) -> Model:
     if model.lower() in by_repo:
         return Model(by_repo[model.lower()], None, model)
     if folder.exists() or model.startswith(("/", "./", "../", "~")):
-        raise MissingFile(f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}.")
+        raise MissingFile(
+            f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}."
+        )
     near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}."
-    raise UnknownModel(f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too.")
+    raise UnknownModel(
+        f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too."
+    )
 
 
 # What a folder's own files call its pipeline or architecture -> (family, the manifest its defaults come from).
@@ -124,7 +129,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit a folder's files are of, where it says so: the hub's cache names snapshots by it, our converter notes it."""
+    """The commit a folder's files are of, where it says so: the hub's cache names snapshots by it, our converter notes
+    it."""
     name = folder.resolve().name
     if COMMIT.fullmatch(name):
         return name
@@ -142,7 +148,17 @@ def recognise(folder: Path) -> Manifest:
         "qwen_image": _nearest_qwen,
         "hidream_o1": _nearest_hidream,
     }
-    return manifests()[names[family](folder)]
+    return _with_own_numbers(manifests()[names[family](folder)], folder)
+
+
+def _with_own_numbers(manifest: Manifest, folder: Path) -> Manifest:
+    """A small HiDream-O1, trained to a noise scale of its own, says so in its config.json."""
+    block = read_json(folder / "config.json").get("hidream_o1") if manifest.family == "hidream_o1" else None
+    scale = block.get("noise_scale") if isinstance(block, dict) else None
+    if scale is None:
+        return manifest
+    own = manifest.extras["sampling"] | {"noise_scale": [scale, scale]}
+    return replace(manifest, extras=manifest.extras | {"sampling": own})
 
 
 def _family_of(folder: Path) -> str:
@@ -155,7 +171,10 @@ def _family_of(folder: Path) -> str:
     ):
         if not (folder / name).is_file():
             continue
-        value = read_json(folder / name).get(field_name)
+        config = read_json(folder / name)
+        if "hidream_o1" in config:
+            return "hidream_o1"
+        value = config.get(field_name)
         value = value[0] if isinstance(value, list) and value else value
         if value in table:
             return table[value]
@@ -166,7 +185,8 @@ def _family_of(folder: Path) -> str:
         supported = ", ".join([*PIPELINES, *ARCHITECTURES])
         raise ConfigError(f"{folder}: {'; '.join(seen)}, which is not an architecture this library has ({supported}).")
     raise MissingFile(
-        f"{folder} has no model_index.json, config.json or transformer/config.json, so it cannot be told what model it is. "
+        f"{folder} has no model_index.json, config.json or transformer/config.json, so it cannot be told what "
+        "model it is. "
         "Point to the folder that holds the whole repository, config files included."
     )
 

@@ -79,8 +79,8 @@ def flash(
 ) -> Solver:
     """Fresh noise on the model's idea of the picture, as much as the next sigma says.
 
-    `noise(index)`: unit normals in x's layout, asked for once a step. Their scale goes evenly from the first of `scales`
-    to the second; `clip` cuts them off at that many standard deviations (0: not at all).
+    `noise(index)`: unit normals in x's layout, asked for once a step. Their scale goes evenly from the first of
+    `scales` to the second; `clip` cuts them off at that many standard deviations (0: not at all).
     """
     strengths = np.linspace(*scales, schedule.steps)
 
@@ -99,7 +99,8 @@ def flash(
 
 
 class UniPC:
-    """The unified predictor-corrector of order 2 (bh2) on the model's idea of the picture. One instance walks one schedule.
+    """The unified predictor-corrector of order 2 (bh2) on the model's idea of the picture. One instance walks one
+    schedule.
 
     Each step first corrects x with what the model says there, then predicts the next x; the first and the last
     prediction are of order 1. Coefficients are float64 numbers, x and the pictures float32.
@@ -179,7 +180,8 @@ def denoise(
 
 
 def flow_match_schedule(config: FlowMatchConfig, steps: int, tokens: int) -> Schedule:
-    """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if asked."""
+    """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if
+    asked."""
     sigmas = np.linspace(1.0, 1 / steps, steps)
     factor = float(np.exp(_mu(config, tokens))) if config.use_dynamic_shifting else config.shift
     sigmas = factor * sigmas / (1 + (factor - 1) * sigmas)
@@ -192,6 +194,13 @@ def flow_match_schedule(config: FlowMatchConfig, steps: int, tokens: int) -> Sch
 def timesteps_schedule(timesteps: Sequence[float]) -> Schedule:
     """The steps of a distilled model, given one by one (0..1000, falling): sigma is t / 1000."""
     return Schedule((*(t / 1000 for t in timesteps), 0.0), tuple(map(float, timesteps)))
+
+
+def shifted_schedule(steps: int, shift: float) -> Schedule:
+    """diffusers' FlowMatchEulerDiscreteScheduler with a shift: the range of sigmas is shifted, and the even steps in it
+    are shifted again."""
+    sigmas = [_shifted(sigma, shift) for sigma in np.linspace(1, _shifted(0.001, shift), steps).tolist()]
+    return Schedule((*sigmas, 0.0), tuple(sigma * 1000 for sigma in sigmas))
 
 
 def twice_shifted_schedule(steps: int, shift: float) -> Schedule:
@@ -209,7 +218,8 @@ def _mu(config: FlowMatchConfig, tokens: int) -> float:
     """The log of the shift for a picture of `tokens` tokens: a straight line through the config's two points."""
     if config.time_shift_type != "exponential":
         raise ConfigError(
-            f"scheduler_config.json: time_shift_type '{config.time_shift_type}' is not known; FLUX.1 and Qwen-Image use "
+            f"scheduler_config.json: time_shift_type '{config.time_shift_type}' is not known; FLUX.1 and "
+            "Qwen-Image use "
             "'exponential'."
         )
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)

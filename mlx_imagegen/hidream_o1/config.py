@@ -1,8 +1,9 @@
-"""HiDream-O1's config.json: a Qwen3-VL file, with a `hidream_o1` block of its own only in small models trained for tests.
+"""HiDream-O1's config.json: a Qwen3-VL file, with a `hidream_o1` block of its own only in small models trained for
+tests.
 
-In: the file, the checkpoint's shapes, the tokenizer. Out: `HiDreamConfig`. The published repositories have no block: the
-patch and the bottleneck are read off the tensors' shapes there, the tokens' ids off the tokenizer, and the three numbers
-that upstream fixes in code stand here.
+In: the file, the checkpoint's shapes, the tokenizer. Out: `HiDreamConfig`. The published repositories have no block:
+the patch and the bottleneck are read off the tensors' shapes there, the tokens' ids off the tokenizer, and the three
+numbers that upstream fixes in code stand here.
 """
 
 from collections.abc import Callable
@@ -53,7 +54,9 @@ def open_config(data: dict[str, Any], where: Path, weights: Weights, id_of: Call
     patch = _from_shapes(weights, where) if block is None else PatchConfig.read(block, f"{where}, block 'hidream_o1'")
     ids = patch.special_token_ids or {}
     if not isinstance(data.get("vision_config"), dict) or not isinstance(data.get("image_token_id"), int):
-        raise ConfigError(f"{where} lacks 'vision_config' or 'image_token_id'; take the file from the model's repository.")
+        raise ConfigError(
+            f"{where} lacks 'vision_config' or 'image_token_id'; take the file from the model's repository."
+        )
     text = {name: value for name, value in data.items() if name != "hidream_o1"}
     return HiDreamConfig(
         text=read_config(text, where),
@@ -69,11 +72,14 @@ def _from_shapes(weights: Weights, where: Path) -> PatchConfig:
     absent = [name for name in (PROJECTION, TIMESTEP) if name not in weights.slices]
     if absent:
         raise ConfigError(
-            f"{where.parent} is a Qwen3-VL checkpoint without '{absent[0]}': a language model that describes pictures, not "
+            f"{where.parent} is a Qwen3-VL checkpoint without '{absent[0]}': a language model that describes "
+            "pictures, not "
             "HiDream-O1-Image, which has the same kind of config.json. Point to a HiDream-O1-Image folder."
         )
     bottleneck, values = weights.shape(PROJECTION)
     patch = round((values / CHANNELS) ** 0.5)
     if CHANNELS * patch**2 != values:
-        raise ConfigError(f"{where.parent}: '{PROJECTION}' takes {values} values, which is no square patch of {CHANNELS} channels.")
+        raise ConfigError(
+            f"{where.parent}: '{PROJECTION}' takes {values} values, which is no square patch of {CHANNELS} channels."
+        )
     return PatchConfig(patch_size=patch, bottleneck_dim=bottleneck, timestep_freq_dim=weights.shape(TIMESTEP)[1])

@@ -30,7 +30,11 @@ def prompt_ids(prompt: str, config: HiDreamConfig, tokenizer: Tokenizer, picture
 
 
 def positions(
-    ids: Sequence[int], config: HiDreamConfig, target: Grid, pictures: Sequence[Grid] = (), references: Sequence[Grid] = ()
+    ids: Sequence[int],
+    config: HiDreamConfig,
+    target: Grid,
+    pictures: Sequence[Grid] = (),
+    references: Sequence[Grid] = (),
 ) -> np.ndarray:
     """[3, T + L + R]: text and shown pictures as Qwen3-VL counts them; the target from a fixed point on every axis,
     however long the text is; then each reference from one past the largest position before it."""

@@ -44,7 +44,8 @@ class HiDreamTransformer(nn.Module):
         prefix: Sequence[KeyValues],
         references: mx.array | None = None,
     ) -> mx.array:
-        """patches [1, L, C p p], timestep 0..1000 -> x0, as patches. `references` [1, R, D]: their patches, embedded."""
+        """patches [1, L, C p p], timestep 0..1000 -> x0, as patches. `references` [1, R, D]: their patches,
+        embedded."""
         parts = [self.time(timestep), self.embed(patches)]
         if references is not None:
             parts.append(references)
@@ -58,7 +59,9 @@ class HiDreamTransformer(nn.Module):
 
     def time(self, timestep: float) -> mx.array:
         """The embedding that stands in the timestep token's place, [1, 1, D]."""
-        clean = np.float32(1) - np.float32(timestep) / np.float32(1000)  # the model counts from noise (0) to picture (1)
+        clean = np.float32(1) - np.float32(timestep) / np.float32(
+            1000
+        )  # the model counts from noise (0) to picture (1)
         return self.t_embedder1(float(clean * np.float32(1000)))[None]
 
 

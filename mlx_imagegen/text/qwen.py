@@ -1,10 +1,10 @@
 """The Qwen language model: the text encoder of Qwen-Image (Qwen2.5-VL) and the whole body of HiDream-O1 (Qwen3-VL).
 
-In: embeddings [1, L, D], rope tables, perhaps keys and values of a prefix. Out: features [1, L, D] after the last norm, or
-the prefix's keys and values. The config says which generation it is: Qwen2.5 has biases on q, k and v; Qwen3 norms q and k
-head by head and interleaves the three position axes.
-Embedding rows are the caller's: they are gathered from the file, so that the table (up to 1.2 GB) is never loaded.
-Must not know: prompts, templates, pictures, what is generated.
+In: embeddings [1, L, D], rope tables, perhaps keys and values of a prefix. Out: features [1, L, D] after the last
+norm, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has biases on q, k and v; Qwen3
+norms q and k head by head and interleaves the three position axes. Embedding rows are the caller's: they are gathered
+from the file, so that the table (up to 1.2 GB) is never loaded. Must not know: prompts, templates, pictures, what is
+generated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -132,7 +132,8 @@ def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
 
 
 def _axes(config: QwenConfig) -> np.ndarray:
-    """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as well."""
+    """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as
+    well."""
     if not config.third_generation:
         return np.repeat(np.arange(3), config.mrope_section)
     axes = np.zeros(sum(config.mrope_section), np.int64)

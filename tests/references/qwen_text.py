@@ -3,8 +3,8 @@
     python tests/references/qwen_text.py FOLDER [--seed N]
 
 FOLDER gets qwen2_5/ and qwen3/, each with config.json, model.safetensors and reference.safetensors: token ids with two
-pictures among them, their grids and positions, rope tables, the hidden state after every layer, and the last one after the
-norm (float32; for Qwen3 with deepstack features). Needs torch and transformers.
+pictures among them, their grids and positions, rope tables, the hidden state after every layer, and the last one after
+the norm (float32; for Qwen3 with deepstack features). Needs torch and transformers.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Qwen's language model against transformers' numbers, stored in tests/data/qwen_text (tests/references/qwen_text.py)."""
+"""Qwen's language model against transformers' numbers, stored in tests/data/qwen_text
+(tests/references/qwen_text.py)."""
 
 import json
 from pathlib import Path

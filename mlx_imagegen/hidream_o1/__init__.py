@@ -1,0 +1,152 @@
+"""HiDream-O1-Image, full, Dev and Dev-2604: the contract of family.py, filled in.
+
+There is no VAE and no text encoder: one decoder reads the prompt and the picture's raw pixels, 32 by 32 to a token, and
+says what the clean pixels are. Encoding gives ids and positions, decoding puts the patches back together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from ..family import Conditioning, Family, Prompt, Settings
+from ..layers.rope import Rope
+from ..loading import Changes, Component
+from ..manifest import Manifest
+from ..precision import RESIDUAL_DTYPE, compute_dtype
+from ..random import TorchGenerator
+from ..sampling import (
+    Schedule,
+    Solver,
+    UniPC,
+    euler,
+    flash,
+    shifted_schedule,
+    timesteps_schedule,
+    twice_shifted_schedule,
+)
+from ..text.qwen import KeyValues, mrope
+from .files import TABLE, HiDreamFiles, open_files
+from .tokens import Grid, patchified, positions, prompt_ids, unpatchified
+from .transformer import HiDreamTransformer
+
+
+@dataclass(frozen=True)
+class HiDreamBranch:
+    txt: mx.array  # [1, T, D], the causal part
+    positions: np.ndarray  # [3, T + 1 + L + R]
+    # What the loop shares, filled in by `prepare`.
+    timesteps: tuple[float, ...] = ()
+    rope: Rope = ()  # type: ignore[assignment]  # of the timestep token and the patches
+    prefix: tuple[KeyValues, ...] = ()
+
+
+class HiDream(Family[HiDreamBranch]):
+    name = "hidream_o1"
+    stages = {"encode": (), "prepare": ("transformer",), "denoise": ("transformer",), "decode": (), "look": ()}
+
+    def __init__(self, files: HiDreamFiles):
+        self.files = files
+        self.patch = files.config.patch
+        transformer = Component(files.weights, lambda: HiDreamTransformer(files.config), compute_dtype(), "model")
+        self.components = {"transformer": transformer}
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "HiDream":
+        return cls(open_files(folder, changes))
+
+    @property
+    def size_multiple(self) -> int:
+        return self.patch.patch_size
+
+    @property
+    def seam_pixels(self) -> int:
+        return self.patch.patch_size
+
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[HiDreamBranch, list[str]]:
+        text, notes = self._fitting(prompt.text, settings.extras["max_sequence_length"])
+        ids = prompt_ids(text, self.files.config, self.files.tokenizer)
+        txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]
+        mx.eval(txt)
+        return HiDreamBranch(txt, positions(ids, self.files.config, self._grid(settings))), notes
+
+    def noise(self, seed: int, settings: Settings) -> mx.array:
+        """Upstream seeds the generator with seed + 1."""
+        return TorchGenerator(seed + 1).randn((1, self.patch.in_channels, settings.height, settings.width))
+
+    def schedule(self, settings: Settings) -> Schedule:
+        extras = settings.extras
+        if "timesteps" in extras:
+            return timesteps_schedule(extras["timesteps"])
+        if extras["sampler"] == "unipc":
+            return twice_shifted_schedule(settings.steps, extras["shift"])
+        return shifted_schedule(settings.steps, extras["shift"])
+
+    def prepare(self, branches: Sequence[HiDreamBranch], schedule: Schedule, settings: Settings) -> list[HiDreamBranch]:
+        return [self._prepared(branch, schedule) for branch in branches]
+
+    def _prepared(self, branch: HiDreamBranch, schedule: Schedule) -> HiDreamBranch:
+        cos, sin = mrope(branch.positions, self.files.config.text)
+        length = branch.txt.shape[1]
+        prefix = self._transformer().prefix(branch.txt, (cos[:length], sin[:length]))
+        return replace(branch, timesteps=schedule.timesteps, rope=(cos[length:], sin[length:]), prefix=tuple(prefix))
+
+    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[HiDreamBranch]) -> mx.array:
+        """The model says where the clean picture is; the velocity points from there to x."""
+
+        def branch(of: HiDreamBranch) -> mx.array:
+            timestep = of.timesteps[index]
+            picture = self._transformer()(x, timestep, of.rope, of.prefix)
+            return (x - picture) / max(timestep / 1000, self.patch.t_eps)
+
+        v = branch(conditioning.positive)
+        if conditioning.negative is None:
+            return v
+        unwanted = branch(conditioning.negative)
+        return unwanted + conditioning.cfg * (v - unwanted)
+
+    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
+        picture = unpatchified(x, self._grid(settings), self.patch.patch_size)[0]  # [C, H, W]
+        return np.clip(np.array(picture.transpose(1, 2, 0)) / 2 + 0.5, 0, 1)
+
+    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, None]:
+        return mx.array(picture * 2 - 1).transpose(2, 0, 1)[None], None
+
+    def start(self, x: mx.array, settings: Settings) -> mx.array:
+        return settings.extras["noise_scale"][0] * x
+
+    def pack(self, latents: mx.array) -> mx.array:
+        return patchified(latents, self.patch.patch_size)
+
+    def solver(
+        self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
+    ) -> Solver:
+        extras = settings.extras
+        if extras["sampler"] == "unipc":
+            return UniPC(schedule)
+        if extras["sampler"] == "flow_match":
+            return euler(schedule)
+        # A stream of its own, of another kind: upstream's is the starting noise's, which it would repeat on the CPU.
+        keys = mx.random.split(mx.random.key(seed), schedule.steps)
+        shape = (1, self.patch.in_channels, settings.height, settings.width)
+
+        def noise(index: int) -> mx.array:
+            return self.pack(mx.random.normal(shape, key=keys[index]) if step_noise is None else step_noise[index])
+
+        return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
+
+    def _transformer(self) -> HiDreamTransformer:
+        return cast(HiDreamTransformer, self.components["transformer"].load())
+
+    def _grid(self, settings: Settings) -> Grid:
+        return settings.height // self.patch.patch_size, settings.width // self.patch.patch_size
+
+    def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
+        """The words that fit into `length` tokens, and a note about those that do not."""
+        cut = self.files.tokenizer.encode(text, length).cut
+        if not cut:
+            return text, []
+        return text[: text.rindex(cut)], [f"the prompt is longer than {length} tokens; cut off: '{cut}'"]

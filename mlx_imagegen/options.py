@@ -1,0 +1,217 @@
+"""Parameters that only some models take, resolved and checked: the sampler's numbers, picture shapes, layout boxes,
+seams.
+
+In: what the user gave, and the manifest's [sampling] and [sizes] tables. Out: plain values for `Settings.extras`,
+`Prompt.options` and `Job`. A model whose manifest has no such table does not take the parameter, and says so.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import RequestError
+from .manifest import Manifest
+
+SAMPLERS = ("unipc", "flow_match", "flash")
+REFERENCES_LIMIT = 10  # HiDream-O1 has no rule for more
+ADAPTIVE = "adaptive"
+SEAM_RADIUS_LIMIT = 8
+
+Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
+
+
+def sampling(
+    manifest: Manifest, steps: int | None, references: int, given: Mapping[str, Any], notes: list[str]
+) -> tuple[int | None, dict[str, Any]]:
+    """The number of steps, and sampler, shift, timesteps, noise_scale and noise_clip: as given, else the manifest's."""
+    table = manifest.extras.get("sampling")
+    asked = {
+        name: value
+        for name, value in given.items()
+        if value is not None and not (name == "timesteps" and len(value) == 0)
+    }
+    if table is None:
+        if asked:
+            raise RequestError(
+                f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
+            )
+        return steps, {}
+    special = table.get("one_reference", {}) if references == 1 else {}
+    table = {"sampler": manifest.defaults.sampler, "noise_clip": 0.0, "timesteps": (), **table, **special}
+    sampler = _sampler(asked.get("sampler", table["sampler"]), manifest)
+    if "noise_clip" in asked and sampler != "flash":
+        notes.append(f"noise_clip has no effect: the {sampler} sampler draws no noise of its own")
+    timesteps = _timesteps(asked["timesteps"], steps) if "timesteps" in asked else ()
+    if not timesteps and sampler != "unipc" and "shift" not in asked:  # UniPC, and a shift, space the steps themselves
+        timesteps = _resampled(table["timesteps"], steps)
+    extras = {
+        "sampler": sampler,
+        "shift": _number("shift", asked.get("shift", table["shift"]), 0.1, 100),
+        "noise_scale": _noise_scale(asked.get("noise_scale", table["noise_scale"])),
+    }
+    if timesteps:
+        extras["timesteps"] = timesteps
+    if sampler == "flash":  # in standard deviations of a draw; 0 is none
+        extras["noise_clip"] = _number("noise_clip", asked.get("noise_clip", table["noise_clip"]), 0, 100)
+    return len(timesteps) or steps, extras
+
+
+def _sampler(name: Any, manifest: Manifest) -> str:
+    if name not in SAMPLERS:
+        raise RequestError(f"sampler {name!r}: {manifest.name} has {', '.join(SAMPLERS)}.")
+    return name
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _noise_scale(value: Any) -> tuple[float, float]:
+    """One number, or the first and the last step's."""
+    pair = value if isinstance(value, Sequence) and len(value) == 2 else (value, value)
+    first, last = (_number("noise_scale", number, 0, 100) for number in pair)
+    return first, last
+
+
+def _timesteps(values: Any, steps: int | None) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    falling = all(first > second for first, second in itertools.pairwise(numbers))
+    if not falling or not numbers or numbers[-1] <= 0 or numbers[0] >= 1000:
+        raise RequestError(f"timesteps {values!r}: give falling numbers below 1000 and above 0, one a step.")
+    if steps is not None and steps != len(numbers):
+        raise RequestError(f"steps {steps}: {len(numbers)} timesteps are given, one a step; leave one of the two out.")
+    return numbers
+
+
+def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
+    """A distilled model's own timesteps; for another number of steps, evenly picked between them."""
+    if not fixed or steps is None or steps == len(fixed):
+        return tuple(map(float, fixed))
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+        return ()  # refused with all other bad steps
+    places = np.linspace(0, len(fixed) - 1, steps)
+    return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
+
+
+def shape(manifest: Manifest, multiple: int, aspect: str) -> tuple[int, int]:
+    """Width and height for `16:9`, `1.5` or a preset's name: the preset next to it in the ratio of its sides, or,
+    where a model has no presets, as many pixels as its usual picture."""
+    presets = {name: tuple(size) for name, size in manifest.extras.get("sizes", {}).get("presets", {}).items()}
+    if aspect in presets:
+        return presets[aspect]
+    ratio = _ratio(aspect, presets)
+    if presets:
+        return min(presets.values(), key=lambda size: abs(size[0] / size[1] - ratio))
+    area = manifest.defaults.width * manifest.defaults.height
+    width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    return max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple
+
+
+def _ratio(aspect: str, presets: Mapping[str, Any]) -> float:
+    try:
+        width, _, height = str(aspect).partition(":")
+        ratio = float(width) / float(height or 1)
+        if not 1 / 16 <= ratio <= 16:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        names = f", or one of {', '.join(presets)}" if presets else ""
+        raise RequestError(f"aspect {aspect!r}: give width:height, such as 16:9, up to 16:1 or 1:16{names}.") from None
+    return ratio
+
+
+def size_notes(manifest: Manifest, width: int, height: int) -> list[str]:
+    """A word about sizes that the model can make, but was not made for."""
+    sizes = manifest.extras.get("sizes", {})
+    low, high = sizes.get("fitting_pixels", (0, math.inf))
+    if low <= width * height <= high:
+        return []
+    less = "smaller" if width * height < low else "larger"
+    return [
+        f"{width}x{height} is {less} than what {manifest.name} makes well (1024x1024 to about 4 million pixels); "
+        "the picture may "
+        "be poor"
+    ]
+
+
+def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
+    """Boxes [x1, x2, y1, y2] in shares of the picture's sides, or {"bbox": …}: where the references go, in their
+    order."""
+    if not layout:
+        return ()
+    if "layout" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"layout: {manifest.name} takes no boxes.")
+    if not references:
+        raise RequestError("layout says where reference pictures go, and none is given; add references.")
+    items = layout.get("bboxes") if isinstance(layout, Mapping) else layout
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise RequestError(f"layout {layout!r}: give a list of boxes, each [x1, x2, y1, y2] between 0 and 1.")
+    return tuple(_box(item.get("bbox") if isinstance(item, Mapping) else item) for item in items)
+
+
+def _box(box: Any) -> Box:
+    try:
+        x1, x2, y1, y2 = (float(number) for number in box)
+    except (TypeError, ValueError):
+        raise RequestError(f"layout box {box!r}: give four numbers x1, x2, y1, y2 between 0 and 1.") from None
+    if min(x1, x2, y1, y2) < 0 or max(x1, x2, y1, y2) > 1:
+        raise RequestError(
+            f"layout box {list(box)}: a part of it lies outside the picture; all numbers are between 0 and 1."
+        )
+    if x1 >= x2 or y1 >= y2:
+        raise RequestError(
+            f"layout box {list(box)}: it is reversed or empty; the order is x1, x2, y1, y2, the smaller first."
+        )
+    return x1, x2, y1, y2
+
+
+def seam_blend(manifest: Manifest, blend: Any) -> int | str | None:
+    """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
+    if blend in (None, 0, False):
+        return None
+    if "blend_seams" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"blend_seams: {manifest.name}'s pictures have no patch borders to blend.")
+    if blend != ADAPTIVE and (
+        isinstance(blend, bool) or not isinstance(blend, int) or not 1 <= blend <= SEAM_RADIUS_LIMIT
+    ):
+        raise RequestError(
+            f"blend_seams {blend!r}: give a radius from 1 to {SEAM_RADIUS_LIMIT} pixels, or '{ADAPTIVE}'."
+        )
+    return blend
+
+
+def kept_aspect(
+    manifest: Manifest, keep: bool, sizes: Sequence[tuple[int, int]], multiple: int
+) -> tuple[int, int] | None:
+    """The picture's size, when it is to have the one reference's shape: as many pixels as the largest square preset."""
+    if not keep:
+        return None
+    if "keep_original_aspect" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"keep_original_aspect: {manifest.name} does not take it; give width and height.")
+    if len(sizes) != 1:
+        raise RequestError(
+            f"keep_original_aspect takes its shape from one reference, {len(sizes)} are given; give width and height."
+        )
+    return fitted(sizes[0], manifest.extras["sizes"]["reference_side"], multiple)
+
+
+def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels."""
+    scale = math.sqrt(side * side / (size[0] * size[1]))
+
+    def cut(rounding: Any, length: int) -> int:
+        return int(rounding(length * scale)) // multiple * multiple
+
+    candidates = [
+        (cut(first, size[0]), cut(second, size[1])) for first in (round, math.floor) for second in (round, math.floor)
+    ]
+    candidates.sort(key=lambda candidate: candidate[0] * candidate[1], reverse=True)
+    width, height = next((found for found in candidates if found[0] * found[1] <= side * side), candidates[-1])
+    return max(width, multiple), max(height, multiple)

@@ -1,0 +1,106 @@
+"""Takes the grid of patch borders out of a finished picture.
+
+In: pixels [H, W, 3] in 0..1, the distance of the borders, and how. Out: pixels. With a radius, the step across every
+border is spread over that many pixels on each side. In the adaptive mode a wider band is evened out, but only where
+the picture is flat on both sides and the step is stronger than what is found in the middle of the patches, so that
+skies and walls lose their grid and texture and real edges stay. Must not know: models, files.
+"""
+
+import numpy as np
+
+ADAPTIVE = "adaptive"
+
+# The adaptive mode's numbers, in levels of 255 where they are brightness.
+BAND = 8  # pixels on each side of a border that are looked at and evened out
+ALONG = 9  # pixels along a border over which steps are averaged: a seam is one step all along, noise is not
+FLAT = (2.5, 6.0)  # roughness: below, flat; above, texture that hides any seam
+SHADED = (1.5, 3.0)  # slope a pixel: above, a gradient too steep for a straight line to follow
+EDGE = (10.0, 18.0)  # step: above, a real edge that happens to lie on a border
+STRONG = (1.0, 2.0)  # step at the border by step in the middle of patches: below, nothing to see
+
+
+def blend_seams(pixels: np.ndarray, period: int, how: int | str) -> np.ndarray:
+    """`how`: a radius in pixels, or "adaptive"."""
+    if how == ADAPTIVE:
+        return np.clip(_evened(_evened(pixels, period).swapaxes(0, 1), period).swapaxes(0, 1), 0, 1)
+    radius = int(how)
+    return np.clip(_spread(_spread(pixels, period, radius).swapaxes(0, 1), period, radius).swapaxes(0, 1), 0, 1)
+
+
+def _spread(pixels: np.ndarray, period: int, radius: int) -> np.ndarray:
+    """Across the borders between columns: what a step has beyond the slope around it becomes a ramp of 2 * radius
+    pixels."""
+    borders = _borders(pixels.shape[1], period, max(2, radius))
+    at = pixels[:, borders + np.arange(-2, 2)[:, None]]  # [H, 4, borders, 3]
+    steps = np.diff(at, axis=1)  # before, across and behind the border
+    excess = steps[:, 1] - (steps[:, 0] + steps[:, 2]) / 2
+    return _ramped(pixels, borders, excess, radius)
+
+
+def _ramped(pixels: np.ndarray, borders: np.ndarray, step: np.ndarray, radius: int) -> np.ndarray:
+    """Turns a step [H, borders, 3] at each border into a ramp, half of it on each side."""
+    out = pixels.copy()
+    for offset in range(-radius, radius):
+        distance = abs(offset + 0.5)
+        out[:, borders + offset] -= np.sign(offset + 0.5) * step * 0.5 * (1 - distance / radius)
+    return out
+
+
+def _borders(width: int, period: int, room: int) -> np.ndarray:
+    """The first columns behind borders that have `room` columns on both sides."""
+    return np.arange(period, width - room + 1, period) if period >= 2 * room else np.arange(0)
+
+
+def _evened(pixels: np.ndarray, period: int) -> np.ndarray:
+    """The adaptive mode, across the borders between columns."""
+    band = min(BAND, period // 2)
+    borders = _borders(pixels.shape[1], period, band)
+    if not len(borders):
+        return pixels
+    step, slope, roughness = _lines(pixels, borders, band)
+    middles = np.clip(np.stack([borders - period // 2, borders + period // 2]), band, pixels.shape[1] - band)
+    around = np.maximum(*(np.abs(_lines(pixels, middle, band)[0]).max(-1) for middle in middles))  # [H, borders]
+    size = np.abs(step).max(-1)
+    weight = (
+        _falling(roughness, FLAT)
+        * _falling(slope, SHADED)
+        * _falling(size, EDGE)
+        * (1 - _falling(size / (around + roughness / 4 + 0.2), STRONG))
+    )
+    return _ramped(pixels, borders, step * weight[..., None] / 255, band)
+
+
+def _lines(pixels: np.ndarray, borders: np.ndarray, band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A straight line through the `band` pixels on each side of each border, in levels: the step between the two lines
+    at the border [H, borders, 3], the steeper slope and the rougher side's deviation [H, borders], averaged along the
+    border."""
+    window = pixels[:, borders[:, None] + np.arange(-band, band)] * 255.0  # [H, borders, 2 band, 3]
+    places = np.arange(band) + 0.5
+    centred = places - places.mean()
+    ends, slopes, deviations = [], [], []
+    for side in (window[:, :, :band][:, :, ::-1], window[:, :, band:]):  # both counted away from the border
+        mean = side.mean(2)
+        slope = np.einsum("p,hbpc->hbc", centred, side) / (centred**2).sum()
+        rest = side - mean[:, :, None] - slope[:, :, None] * centred[:, None]
+        ends.append(mean - slope * places.mean())
+        slopes.append(np.abs(slope).max(-1))
+        deviations.append((rest**2).mean((2, 3)))
+    step = _along(ends[1] - ends[0])
+    return step, _along(np.maximum(*slopes)), np.sqrt(_along(np.maximum(*deviations)))
+
+
+def _along(values: np.ndarray) -> np.ndarray:
+    """The mean of ALONG neighbours along the first axis; at the ends, of those there are."""
+    half = min(ALONG // 2, len(values) - 1)
+    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0, dtype=np.float64)])
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    counts = (last - first).reshape(-1, *[1] * (values.ndim - 1))
+    return (sums[last] - sums[first]) / counts
+
+
+def _falling(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """1 below the limits, 0 above them, smooth between."""
+    low, high = limits
+    t = np.clip((values - low) / (high - low), 0, 1)
+    return 1 - t * t * (3 - 2 * t)
