@@ -14,7 +14,7 @@ BLAS = blas.preload()  # before anything imports mlx.core; see blas.py
 
 # Where each public name lives. Modules are imported when a name is first used: importing the package stays cheap.
 _HOMES = {
-    "generate": "pipeline",
+    "generate": "api",
     "load": "pipeline",
     "Pipeline": "pipeline",
     "Result": "pipeline",

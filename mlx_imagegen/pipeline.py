@@ -1,6 +1,6 @@
 """prompt -> ids -> text features -> noise -> denoise loop -> pixels -> picture and report: the whole story.
 
-`generate` makes pictures once; `load` gives a `Pipeline` that stays warm. The pipeline decides what is in memory when;
+`load` gives a `Pipeline` that stays warm; api.generate uses one once. The pipeline decides what is in memory when;
 families do the arithmetic.
 """
 
@@ -20,11 +20,16 @@ from .family import Conditioning, Family, Prompt, Settings
 from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
 from .loading import Changes
-from .manifest import Model, manifests, revision_of
+from .lora import Merge, Wanted, match_loras, open_loras, own_loras, refit, vocabularies
+from .lora_file import TITLES
+from .manifest import Manifest, Model, manifests, revision_of
+from .recipes import read_recipe
 from .report import Report
 from .sampling import Schedule, denoise
+from .seams import blend_seams
 
 DEFAULT_MODEL = "flux-schnell"
+OPENING = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
 SMALLEST_MULTIPLE = 16  # pixels; of the published models' picture sizes
 
 
@@ -61,29 +66,30 @@ class Result:
 def load(
     model: str | Path = DEFAULT_MODEL,
     *,
+    quant: str | None = None,
+    lora: Sequence[Wanted] = (),
+    lora_partial: bool = False,
     resident: bool | None = None,
     on_load: OnLoad | None = None,
     on_download: Tell = tell_stderr,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them.
 
+    `quant`: pack the weights while they are loaded, by a recipe's name (q8, q6, q4) or file; `quantize` saves that work.
+    `lora`, `lora_partial`: as `Pipeline.set_lora` takes them.
     `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
     found, folder = locate(str(model), on_download)
     memory.bound_cache()
-    family = _family(found.manifest.family).open(folder, found.manifest, Changes(progress=on_load))
-    return Pipeline(found, folder, family, resident)
-
-
-def generate(prompt: str | Sequence[str], *, model: str | Path = DEFAULT_MODEL, **parameters: Any) -> Any:
-    """Makes one picture (a `Result`), or a list of them for several prompts, seeds or a count.
-
-    Takes `load`'s parameters and `Pipeline.generate`'s.
-    """
-    opening = {name: parameters.pop(name) for name in ("resident", "on_load", "on_download") if name in parameters}
-    refuse_early(model, prompt, **{name: value for name, value in parameters.items() if name != "on_step"})
-    return load(model, **opening).generate(prompt, **parameters)
+    merge = Merge()
+    changes = Changes(progress=on_load, merge=merge)
+    if quant is not None:
+        changes = read_recipe(quant, found.manifest.family).applied_to(changes)
+    family = open_family(found.manifest, folder, changes)
+    pipeline = Pipeline(found, folder, family, resident, merge)
+    pipeline.set_lora(lora, lora_partial, on_download)
+    return pipeline
 
 
 def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> None:
@@ -97,11 +103,14 @@ def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: A
 class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
-    def __init__(self, model: Model, folder: Path, family: Family[Any], resident: bool | None):
+    def __init__(
+        self, model: Model, folder: Path, family: Family[Any], resident: bool | None, merge: Merge | None = None
+    ):
         self.model = model
         self.folder = folder
         self.family = family
         self.residency = memory.choose(family.components, resident)
+        self.merge = merge or Merge()
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._prepared: dict[Hashable, list[Any]] = {}
 
@@ -119,6 +128,17 @@ class Pipeline:
         results = list(self.stream(jobs, on_step))
         single = isinstance(prompt, str) and count is None and (seed is None or isinstance(seed, int))
         return results[0] if single else results
+
+    def set_lora(self, lora: Sequence[Wanted] = (), partial: bool = False, on_download: Tell = tell_stderr) -> None:
+        """Merges these LoRAs in place of the former ones: files, or (file, scale), added up.
+
+        A file is a path, or `owner/repository:file`. What is loaded is read again only where a change touches it.
+        `partial`: allow files of which a part fits no module of this model, and merge the rest.
+        """
+        loras = own_loras(self.model.manifest, on_download) + open_loras(lora, on_download)
+        matches = match_loras(loras, vocabularies(self.family), TITLES[self.family.name], partial)
+        if refit(self.family, self.merge, matches):
+            self._branches, self._prepared = {}, {}  # made with the former weights
 
     def jobs(
         self,
@@ -142,7 +162,7 @@ class Pipeline:
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*job.notes)
+            report.note(*job.notes, *self.merge.notes())
             latents.append(self._denoise(job, report, index, len(jobs), on_step))
             if self.residency.resident:
                 yield self._finish(job, latents[-1], report)
@@ -173,10 +193,11 @@ class Pipeline:
         if job.image is not None:
             schedule = schedule.from_strength(job.strength)
         x = self._start(job, schedule, report)
+        self._load("prepare", report)
         with report.stage("prepare"):
             conditioning = self._conditioning(job, schedule)
         self._load("denoise", report)
-        solver = family.solver(schedule, job.seed, settings)
+        solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
         with report.stage("step"):
             steps = denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver)
             for step in steps:
@@ -214,6 +235,15 @@ class Pipeline:
             raise RequestError(f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32.")
         return mx.array(noise)
 
+    def _step_noise(self, job: Job) -> list[mx.array] | None:
+        if job.step_noise is None:
+            return None
+        shape = self.family.noise(job.seed, job.settings).shape
+        for noise in job.step_noise:
+            if noise.shape != shape:
+                raise RequestError(f"step_noise has the shape {noise.shape}; this picture needs {shape} unit normals each.")
+        return [mx.array(noise) for noise in job.step_noise]
+
     def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:
         """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
@@ -227,7 +257,10 @@ class Pipeline:
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
         with report.stage("decode"):
-            image = to_image(self.family.decode(x, job.settings))
+            pixels = self.family.decode(x, job.settings)
+            if job.blend_seams is not None and self.family.seam_pixels:
+                pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
+            image = to_image(pixels)
         return Result(image, job.seed, report, self._record(job))
 
     def _record(self, job: Job) -> dict[str, Any]:
@@ -237,12 +270,13 @@ class Pipeline:
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
+            **self.merge.record(),
             **job.record(manifest.guidance),
         }
 
     def _load(self, stage: str, report: Report) -> None:
         with report.stage("load"):
-            for name in self.family.stages[stage]:
+            for name in self.family.stages.get(stage, ()):
                 self.family.components[name].load()
 
     def _release(self, stage: str) -> None:
@@ -259,9 +293,22 @@ def _key(prompt: Prompt, settings: Settings) -> Hashable:
     return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
 
 
+def open_family(manifest: Manifest, folder: Path, changes: Changes) -> Family[Any]:
+    """The model in a folder, its files checked; no weights are read."""
+    return _family(manifest.family).open(folder, manifest, changes)
+
+
 def _family(name: str) -> type[Family[Any]]:
     if name == "flux":
         from .flux import Flux
 
         return Flux
+    if name == "qwen_image":
+        from .qwen_image import QwenImage
+
+        return QwenImage
+    if name == "hidream_o1":
+        from .hidream_o1 import HiDream
+
+        return HiDream
     raise RequestError(f"the family '{name}' is not part of this version.")
