@@ -144,7 +144,7 @@ class HiDreamO1(nn.Module):
     def forward(
         self, ids: Tensor, lengths: Tensor, z: Tensor, t: Tensor, grid: tuple[int, int], tap: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """ids [B, L] (padded right), z [B, N, 3pp], t [B] (1 - sigma) -> x0 [B, N, 3pp], and a prompt's state [B, C]."""
+        """ids [B, L] (padded right), z [B, N, 3pp], t [B] (1 - sigma) -> x0 [B, N, 3pp], a prompt state [B, C]."""
         m = self.model
         text, count = m.language_model.embed_tokens(ids), ids.shape[1]
         x = torch.cat([text, m.t_embedder1(t)[:, None], m.x_embedder(z)], 1).float()
