@@ -57,15 +57,18 @@ class Patches(NamedTuple):
 
 
 def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
-    """A picture, resized to whole merged patches, in the order of merged patches.""" width, height =
-    _fitting(image.size, config) image = image.convert("RGB").resize((width, height),
-    Image.Resampling(config.resample)) pixels = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
-    pixels = (pixels - np.array(config.image_mean, np.float32)) / np.array(config.image_std, np.float32) patch, merge =
-    config.patch_size, config.merge_size rows, columns = height // patch, width // patch # [H, W, C] -> [rows/m, m, p,
-    columns/m, m, p, C] -> [rows/m, columns/m, m, m, C, p, p] parts = pixels.reshape(rows // merge, merge, patch,
-    columns // merge, merge, patch, -1).transpose(0, 3, 1, 4, 6, 2, 5) parts = np.repeat(parts[:, :, :, :, :, None],
-    config.temporal_patch_size, axis=5)  # a picture is a still of two frames return Patches(parts.reshape(rows *
-    columns, -1), (rows, columns), (rows // merge, columns // merge))
+    """A picture, resized to whole merged patches, in the order of merged patches."""
+    width, height = _fitting(image.size, config)
+    image = image.convert("RGB").resize((width, height), Image.Resampling(config.resample))
+    pixels = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
+    pixels = (pixels - np.array(config.image_mean, np.float32)) / np.array(config.image_std, np.float32)
+    patch, merge = config.patch_size, config.merge_size
+    rows, columns = height // patch, width // patch
+    # [H, W, C] -> [rows/m, m, p, columns/m, m, p, C] -> [rows/m, columns/m, m, m, C, p, p]
+    parts = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, -1)
+    parts = parts.transpose(0, 3, 1, 4, 6, 2, 5)
+    parts = np.repeat(parts[:, :, :, :, :, None], config.temporal_patch_size, axis=5)  # a picture is a still of two frames
+    return Patches(parts.reshape(rows * columns, -1), (rows, columns), (rows // merge, columns // merge))
 
 
 def _fitting(size: tuple[int, int], config: PatchConfig) -> tuple[int, int]:
@@ -73,8 +76,7 @@ def _fitting(size: tuple[int, int], config: PatchConfig) -> tuple[int, int]:
     width, height = size
     if max(size) > STEEPEST * min(size):
         raise RequestError(
-            f"a reference picture of {width}x{height} is too narrow: the sides may differ {STEEPEST} times at "
-            "most."
+            f"a reference picture of {width}x{height} is too narrow: the sides may differ {STEEPEST} times at most."
         )
     factor = config.patch_size * config.merge_size
     fitted = round(width / factor) * factor, round(height / factor) * factor
