@@ -62,8 +62,10 @@ class Conv2d(nn.Module):
 
     def row_bytes(self, x: Strips) -> int:
         """Temporaries for one output row: every pixel's window, as the CPU gathers them, and the rows on their way
-        there (with halo, normed, activated, padded). Metal takes about two thirds of it."""
-        batch, _, width, channels = x.shape
+        there (with halo, normed, activated, padded). Metal takes about two thirds of it. A layer that widens is cut as
+        finely as the layer that will read it, which could not give up its input piece by piece otherwise."""
+        batch, _, width, inputs = x.shape
+        channels = max(inputs, self.bias.size)
         return batch * (width * self._scale // self._stride) * (KERNEL**2 + 4) * channels * VAE_DTYPE.size
 
     def rows(self, x: Strips, start: int, stop: int, before: Pointwise = unchanged) -> mx.array:
@@ -180,16 +182,7 @@ def activated(norm: Norm, x: Strips) -> Pointwise:
 def self_attention(x: Strips, project: Callable[[mx.array], Projections], output: Pointwise) -> Strips:
     """One head over all pixels, added to x. The head is as wide as the activation, too wide for mx.fast to fuse,
     so that all scores [N, N] would be held at once (17 GB for a 2048x2048 picture): a few rows of queries at a time."""
-    q, k, v = Strips(x.cut), [], []
-    for part in x:
-        parts = [_tokens(y) for y in project(part)]
-        mx.eval(parts)
-        q.append(parts[0].reshape(part.shape))
-        k.append(parts[1])
-        v.append(parts[2])
-    keys, values = mx.concatenate(k, axis=2), mx.concatenate(v, axis=2)  # [B, 1, N, C]
-    mx.eval(keys, values)
-    del k, v
+    q, keys, values = _projected(x, project)
     batch, height, width, channels = x.shape
     out = Strips(x.cut)
     for start, stop in x.cut.spans(height, batch * width * (height * width) * VAE_DTYPE.size):
@@ -197,6 +190,17 @@ def self_attention(x: Strips, project: Callable[[mx.array], Projections], output
         out.append(output(y) + x.rows(start, stop))
         x.drop_above(stop)
     return out
+
+
+def _projected(x: Strips, project: Callable[[mx.array], Projections]) -> tuple[Strips, mx.array, mx.array]:
+    """Queries in strips, keys and values of all pixels, [B, 1, N, C]."""
+    q, k, v = Strips(x.cut), Strips(x.cut), Strips(x.cut)
+    for part in x:
+        for strips, rows in zip((q, k, v), project(part), strict=True):
+            strips.append(rows)
+    keys, values = _tokens(k.joined()), _tokens(v.joined())
+    mx.eval(keys, values)
+    return q, keys, values
 
 
 def _tokens(x: mx.array) -> mx.array:

@@ -188,3 +188,10 @@ def test_a_cut_convolution_gives_its_input_up_as_it_goes() -> None:
     mx.eval(layer.parameters())
     assert peak_bytes(lambda: layer(x)) < WORK * STRIP
     assert list(x) == []
+
+
+def test_a_widening_convolution_is_cut_as_finely_as_its_reader() -> None:
+    """Three channels cost little to make, but 64 in one piece could not be given up piece by piece."""
+    x = Strips(Cut(strip_bytes=2**20), [slanted(1, 64, 64, 3)])
+    parts = [part.nbytes for part in randomised(Conv2d(3, 64))(x)]
+    assert max(parts) < 2**20 / 10
