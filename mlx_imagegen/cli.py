@@ -20,6 +20,7 @@ from .errors import ImagegenError, RequestError
 COMMANDS = {
     "generate": "make pictures from prompts (this is what runs when no command is named)",
     "models": "list the models with their sizes and licences",
+    "quantize": "write a smaller copy of a model",
     "info": "print how a picture was made",
 }
 USAGE = f"""\
@@ -74,7 +75,7 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
     if first in COMMANDS:
         return first, arguments[1:]
     near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
-    if near and " " not in first:
+    if near and " " not in first and not first.startswith("-"):
         raise RequestError(
             f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate {first}"
         )

@@ -141,7 +141,9 @@ def recognise(folder: Path) -> Manifest:
     """The nearest manifest for a local folder, by its own config files."""
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("manifest") in manifests():
-        return replace(manifests()[record["manifest"]], folder=None)
+        manifest = manifests()[record["manifest"]]
+        # The converter has merged a manifest's own LoRA; loading must not merge it once more.
+        return replace(manifest, folder=None, extras={k: v for k, v in manifest.extras.items() if k != "lora"})
     family = _family_of(folder)
     names = {
         "flux": _nearest_flux,
@@ -197,7 +199,8 @@ def _nearest_flux(folder: Path) -> str:
         return "flux-dev" if read_json(config).get("guidance_embeds") else "flux-schnell"
     from .checkpoint import read_header
 
-    tensors, _ = read_header(sorted(folder.glob("flux1*.safetensors"))[0])
+    single = sorted(folder.glob("flux1*.safetensors"))
+    tensors = read_header(single[0])[0] if single else {}  # with neither, opening the model says what is missing
     return "flux-dev" if any(name.startswith("guidance_in.") for name in tensors) else "flux-schnell"
 
 

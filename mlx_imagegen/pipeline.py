@@ -87,7 +87,7 @@ def load(
     if quant is not None:
         changes = read_recipe(quant, found.manifest.family).applied_to(changes)
     family = open_family(found.manifest, folder, changes)
-    pipeline = Pipeline(found, folder, family, resident, merge)
+    pipeline = Pipeline(found, folder, family, resident, merge, quant)
     pipeline.set_lora(lora, lora_partial, on_download)
     return pipeline
 
@@ -104,13 +104,20 @@ class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
     def __init__(
-        self, model: Model, folder: Path, family: Family[Any], resident: bool | None, merge: Merge | None = None
+        self,
+        model: Model,
+        folder: Path,
+        family: Family[Any],
+        resident: bool | None,
+        merge: Merge | None = None,
+        quant: str | None = None,
     ):
         self.model = model
         self.folder = folder
         self.family = family
         self.residency = memory.choose(family.components, resident)
         self.merge = merge or Merge()
+        self.quant = quant
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._prepared: dict[Hashable, list[Any]] = {}
 
@@ -162,7 +169,7 @@ class Pipeline:
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*job.notes, *self.merge.notes())
+            report.note(*job.notes)
             latents.append(self._denoise(job, report, index, len(jobs), on_step))
             if self.residency.resident:
                 yield self._finish(job, latents[-1], report)
@@ -261,6 +268,7 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+        report.note(*self.merge.notes())
         return Result(image, job.seed, report, self._record(job))
 
     def _record(self, job: Job) -> dict[str, Any]:
@@ -270,6 +278,7 @@ class Pipeline:
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
+            **({"quant": self.quant} if self.quant else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }

@@ -2,8 +2,8 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,8 +12,7 @@ import mlx_imagegen  # noqa: F401  (loads OpenBLAS before any test imports mlx.c
 DATA = Path(__file__).parent / "data"
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(NamedTuple):
     code: int
     out: str
     err: str

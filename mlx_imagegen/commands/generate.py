@@ -10,62 +10,94 @@ from ..errors import RequestError
 from .names import DEFAULT_PATTERN, FIELDS, output_paths
 from .requests import read_requests
 
+Group = argparse._ArgumentGroup
 if TYPE_CHECKING:
     from ..job import Job
     from ..pipeline import Pipeline, Result, StepEvent
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what")
-    what.add_argument("prompt", nargs="?", help="what the picture should show, in quotes; - reads prompts from standard input")
-    what.add_argument("--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line")
-    what.add_argument("--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; other flags override")
-    what.add_argument("--model", help="a name (see `mlx-imagegen models`), a repository id or a folder")
-    what.add_argument("--negative-prompt", help="what it should not show; needs a second branch, see --guidance, --true-cfg")
+    _what(parser.add_argument_group("what"))
+    _how(parser.add_argument_group("how", "What is not given, the model's manifest says."))
+    _pictures(parser.add_argument_group("pictures to start from"))
+    _sampling(parser.add_argument_group("sampling", "For models that leave a choice; HiDream-O1 does."))
+    _weights(parser.add_argument_group("weights"))
+    _output(parser.add_argument_group("output"))
 
-    how = parser.add_argument_group("how", "what is not given, the model's manifest says")
-    how.add_argument("--seed", type=_seeds, action="extend", metavar="N|A-B", help="repeat it, or give a range, for more")
-    how.add_argument("--count", type=int, help="this many pictures, with seeds from the first upwards")
-    how.add_argument("--steps", type=int)
-    how.add_argument("--width", type=int, help="in pixels")
-    how.add_argument("--height", type=int, help="in pixels")
-    how.add_argument("--size", type=_size, metavar="WxH", help="width and height at once")
-    how.add_argument("--guidance", type=float, help="how closely to follow the prompt")
-    how.add_argument("--true-cfg", type=float, help="the scale between prompt and negative prompt, where guidance is not that")
-    how.add_argument("--max-sequence-length", type=int, metavar="TOKENS", help="how much of the prompt is read")
-    how.add_argument("--noise", type=Path, metavar="NPY", help="the starting noise, as diffusers takes it: [1, 16, H/8, W/8]")
 
-    pictures = parser.add_argument_group("pictures to start from")
-    pictures.add_argument("--image", type=Path, help="change this picture")
-    pictures.add_argument("--strength", type=float, help="by how much: above 0 (keep it) to 1 (replace it)")
-    pictures.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures the prompt speaks of, for editing")
+def _what(group: Group) -> None:
+    group.add_argument("prompt", nargs="?", help="what the picture should show, in quotes; - reads standard input")
+    group.add_argument("--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line")
+    group.add_argument("--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override")
+    group.add_argument("--model", help="a name (see `mlx-imagegen models`), a repository id or a folder")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show; needs --guidance or --true-cfg above 1")
 
-    out = parser.add_argument_group("output")
-    out.add_argument(
-        "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
-        help=f"a file's name or a folder; {', '.join('{' + name + '}' for name in FIELDS)} are filled in ({DEFAULT_PATTERN})",
-    )  # fmt: skip
-    out.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
-    out.add_argument("--json", action="store_true", help="print each picture's record and report as one JSON line on stdout")
-    out.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    out.add_argument(
+
+def _how(group: Group) -> None:
+    group.add_argument("--seed", type=_seeds, action="extend", metavar="N|A-B", help="repeat it or give a range for more pictures")
+    group.add_argument("--count", type=int, metavar="N", help="this many pictures, with seeds from the first upwards")
+    group.add_argument("--steps", type=int, metavar="N")
+    group.add_argument("--width", type=int, metavar="PIXELS")
+    group.add_argument("--height", type=int, metavar="PIXELS")
+    group.add_argument("--size", type=_size, metavar="WxH", help="width and height at once")
+    group.add_argument("--aspect", metavar="W:H", help="a shape, such as 16:9, in the model's usual number of pixels")
+    group.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt")
+    group.add_argument("--true-cfg", type=float, metavar="X", help="FLUX.1: the scale between prompt and negative prompt")
+    group.add_argument("--max-sequence-length", type=int, metavar="TOKENS", help="how much of the prompt is read")
+
+
+def _pictures(group: Group) -> None:
+    group.add_argument("--image", type=Path, metavar="FILE", help="change this picture")
+    group.add_argument("--strength", type=float, metavar="X", help="by how much: above 0 (keep it) to 1 (replace it)")
+    group.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures the prompt speaks of, for editing")
+    group.add_argument("--layout", type=_json, metavar="JSON", help="where references go: [[x1, x2, y1, y2], …] from 0 to 1")
+    group.add_argument("--keep-original-aspect", action="store_true", default=None, help="the one reference's shape")
+
+
+def _sampling(group: Group) -> None:
+    group.add_argument("--noise", type=Path, metavar="NPY", help="the starting noise, as diffusers takes it: [1, 16, H/8, W/8]")
+    group.add_argument("--step-noise", type=Path, nargs="+", metavar="NPY", help="the noise of each step, a file each")
+    group.add_argument("--sampler", metavar="NAME")
+    group.add_argument("--shift", type=float, metavar="X")
+    group.add_argument("--timesteps", type=float, nargs="+", metavar="T", help="falling, below 1000, one a step")
+    group.add_argument("--noise-scale", type=float, nargs="+", metavar="X", help="one, or the first and the last step's")
+    group.add_argument("--noise-clip", type=float, metavar="X", help="in standard deviations; 0 is none")
+    group.add_argument("--blend-seams", type=_radius, metavar="N|adaptive", help="soften the borders between patches")
+
+
+def _weights(group: Group) -> None:
+    group.add_argument("--quant", metavar="RECIPE", help="pack the weights while they are loaded: q8, q6, q4 or a recipe's file")
+    group.add_argument("--lora", type=_lora, action="append", metavar="FILE[:SCALE]", help="merge this LoRA; may be repeated")
+    group.add_argument("--lora-partial", action="store_true", default=None, help="allow LoRAs of which a part fits no module")
+    group.add_argument(
         "--resident", action=argparse.BooleanOptionalAction, default=None,
         help="keep all parts of the model in memory, or one after the other; as fits the machine if not said",
     )  # fmt: skip
 
 
+def _output(group: Group) -> None:
+    group.add_argument(
+        "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
+        help=f"a file's name or a folder; {', '.join('{' + name + '}' for name in FIELDS)} are filled in ({DEFAULT_PATTERN})",
+    )  # fmt: skip
+    group.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
+    group.add_argument("--json", action="store_true", help="print each picture's record and report as a line of JSON")
+    group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+
 def run(args: argparse.Namespace) -> None:
     if args.preview_every is not None and args.preview_every < 1:
         raise RequestError(f"--preview-every {args.preview_every}: give a number of steps from 1.")
-    model, requests = read_requests(args)
+    opening, requests = read_requests(args)
 
     from .. import pipeline
     from .progress import Progress
 
+    model = opening.pop("model", pipeline.DEFAULT_MODEL)
     for request in requests:
         pipeline.refuse_early(model, **request)
     with Progress(args.quiet) as progress:
-        warm = pipeline.load(model, resident=args.resident, on_load=progress.loading, on_download=progress.say)
+        warm = pipeline.load(model, **opening, on_load=progress.loading, on_download=progress.say)
         _make(warm, requests, args, progress)
 
 
@@ -118,3 +150,20 @@ def _size(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024x768") from None
     return width, height
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
+
+
+def _radius(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _lora(text: str) -> Any:
+    from ..lora import parse_lora
+
+    return parse_lora(text)

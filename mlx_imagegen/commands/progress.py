@@ -30,6 +30,10 @@ class Progress:
         if done >= total:
             self.clear()
 
+    def converting(self, component: str, done: int, total: int) -> None:
+        """In weights, whatever they take on the disk."""
+        self._show("quantize", done, total, unit=" weights", unit_scale=True)
+
     def step(self, event: "StepEvent") -> None:
         of = f"picture {event.picture + 1}/{event.pictures}" if event.pictures > 1 else "steps"
         self._show(of, event.step, event.steps, unit="step")

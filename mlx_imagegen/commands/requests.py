@@ -14,35 +14,35 @@ from typing import Any
 from ..errors import MissingFile, RequestError
 
 # Parameters that a flag, a job's line or a picture's record can give.
-PLAIN = ("negative_prompt", "steps", "width", "height", "guidance", "true_cfg", "max_sequence_length", "strength")
-FILES = ("image", "references", "noise")
-OF_A_JOB = ("prompt", "seed", "count", *PLAIN, *FILES)
+PLAIN = (
+    "negative_prompt", "steps", "width", "height", "guidance", "true_cfg", "max_sequence_length", "strength", "layout",
+    "keep_original_aspect", "sampler", "shift", "timesteps", "noise_scale", "noise_clip", "blend_seams",
+)  # fmt: skip
+SHAPE = ("aspect",)  # a record has the width and height that came of it
+FILES = ("image", "references", "noise", "step_noise")
+OF_A_JOB = ("prompt", "seed", "count", *PLAIN, *SHAPE, *FILES)
+OPENING = ("model", "quant", "lora", "lora_partial")  # how the model is opened: for all jobs alike
+OF_ANY_MODEL = ("prompt", "negative_prompt", "seed", "width", "height")  # what another model makes of a record
 # What a picture was made from cannot be kept in it: record's key -> the parameter to give again.
-NOT_KEPT = {"image_sha256": "image", "references_sha256": "references", "noise_sha256": "noise"}
+NOT_KEPT = {f"{name}_sha256": name for name in FILES}
 
 
-def read_requests(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """Flags over the record of --from; a job's own line over both."""
+def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How to open the model, and the requests: flags over the record of --from, a job's own line over both."""
     given = _flags(args)
-    record = _record(args.replay, given) if args.replay else {}
+    opening = {name: value for name in (*OPENING, "resident") if (value := getattr(args, name)) is not None}
+    record = _record(args.replay, given, opening) if args.replay else {}
+    opening = {name: record[name] for name in OPENING if name in record} | opening
     shared = {name: record[name] for name in ("seed", *PLAIN) if name in record} | given
-    if "count" in given and "seed" not in given:
-        shared.pop("seed", None)
     prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
     if prompts[0].get("prompt") is None:
         raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
-    requests = [_opened(shared | prompt) for prompt in prompts]
-    return args.model or record.get("model") or _default_model(), requests
-
-
-def _default_model() -> str:
-    from ..pipeline import DEFAULT_MODEL
-
-    return DEFAULT_MODEL
+    return opening, [_opened(shared | prompt) for prompt in prompts]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
-    given = {name: value for name in (*PLAIN, *FILES, "count") if (value := getattr(args, name)) is not None}
+    named = (*PLAIN, *SHAPE, *FILES, "count")
+    given = {name: value for name in named if (value := getattr(args, name)) is not None}
     if args.size:
         if "width" in given or "height" in given:
             raise RequestError("give --size or --width and --height, not both.")
@@ -52,14 +52,23 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _record(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[str, Any]:
+    """The record of --from, less what the flags put something else in place of."""
     from ..image import read_metadata
 
     record = read_metadata(path.expanduser())
+    if opening.get("model", record.get("model")) != record.get("model"):
+        return {name: record[name] for name in OF_ANY_MODEL if name in record}
     for key, name in NOT_KEPT.items():
         if key in record and name not in given:
-            raise RequestError(f"{path} was made from {name}, which is not kept in it; give it again with --{name}.")
-    return record
+            raise RequestError(
+                f"{path} was made from {name}, which is not kept in it; give it again with --{name.replace('_', '-')}."
+            )
+    replaced = {"steps": ("timesteps",), "aspect": ("width", "height"), "count": ("seed",)}
+    gone = {name for flag, names in replaced.items() if flag in given for name in names}
+    if not opening.get("lora"):
+        record["lora"] = [tuple(lora) for lora in record.get("lora", ())]
+    return {name: value for name, value in record.items() if name not in gone}
 
 
 def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -109,15 +118,21 @@ def _job(line: str, where: str) -> dict[str, Any]:
 
 
 def _opened(request: dict[str, Any]) -> dict[str, Any]:
-    """With the noise read from its file."""
-    if "noise" not in request:
-        return request
+    """With the noise read from its files."""
+    arrays: dict[str, Any] = {}
+    if "noise" in request:
+        arrays["noise"] = _array("noise", request["noise"])
+    if "step_noise" in request:
+        arrays["step_noise"] = [_array("step_noise", path) for path in request["step_noise"]]
+    return request | arrays
+
+
+def _array(name: str, path: str | Path) -> Any:
     import numpy as np
 
-    path = Path(request["noise"]).expanduser()
     try:
-        return request | {"noise": np.load(path, allow_pickle=False)}
+        return np.load(Path(path).expanduser(), allow_pickle=False)
     except FileNotFoundError as error:
-        raise MissingFile(f"noise: {path} is not there.") from error
+        raise MissingFile(f"{name}: {path} is not there.") from error
     except (OSError, ValueError, EOFError) as error:
-        raise RequestError(f"noise: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error
+        raise RequestError(f"{name}: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error

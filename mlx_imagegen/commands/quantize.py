@@ -1,0 +1,76 @@
+"""`quantize`: a smaller copy of a model, in a folder that loads alone."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..quantizer import Draft
+
+GB = 1e9
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
+    size.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where the copy goes; must not be there yet")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge it first; may be repeated")
+    parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
+    parser.add_argument("--workers", type=int, help="threads (one a core)")
+    parser.add_argument("--plan", action="store_true", help="only print what each tensor would get, and the sizes")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..lora import parse_lora
+    from ..quantizer import draft, quant_of_bits, quantize
+    from .progress import Progress
+
+    quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
+    if args.workers is not None and args.workers < 1:
+        raise RequestError(f"--workers {args.workers}: give a number from 1.")
+    if args.output is None and not args.plan:
+        raise RequestError("-o FOLDER is missing: where the copy goes.")
+    with Progress(args.quiet) as progress:
+        made = draft(args.model, quant, progress.say)
+        if args.plan:
+            print(described(made))
+            return
+        for note in made.notes:
+            progress.say(f"note: {note}")
+        progress.say(f"{made.nbytes / GB:.2f} GB to write{_pace(made)}")
+        started = time.perf_counter()
+        folder = quantize(
+            args.model, args.output, quant=quant, lora=[parse_lora(text) for text in args.lora],
+            lora_partial=args.lora_partial, workers=args.workers, on_progress=progress.converting,
+            on_download=progress.say,
+        )  # fmt: skip
+        progress.clear()
+        progress.say(f"done in {time.perf_counter() - started:.0f} s")
+        print(folder)
+
+
+def described(made: "Draft") -> str:
+    """What each kind of tensor gets, and what it comes to."""
+    from ..quantizer import table
+
+    rows = [(name, form, f"{count}", f"{size / GB:.3f} GB") for name, form, count, size in table(made)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [f"{n:<{widths[0]}}  {f:<{widths[1]}}  {c:>{widths[2]}}  {s:>{widths[3]}}" for n, f, c, s in rows]
+    for layout in made.layouts:
+        lines.append(f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk")
+    lines.append(f"in all: {made.nbytes / GB:.2f} GB on disk")
+    return "\n".join([*lines, *(f"note: {note}" for note in made.notes)])
+
+
+def _pace(made: "Draft") -> str:
+    from ..quantizer import SEARCH_COST
+
+    if not made.recipe.search:
+        return ""
+    return f"; this recipe looks for each group's best scale, which takes up to {SEARCH_COST} times as long as rounding"
