@@ -28,9 +28,13 @@ def main(rounds: int = 7) -> float:
         seconds["products"].append(_timed(products))
         seconds["blocks"].append(_timed(stack))
     ratio = statistics.median(seconds["blocks"]) / statistics.median(seconds["products"])
-    print(f"FLUX.1 {DOUBLE} double + {SINGLE} single blocks, width {DIMS}, {IMAGE_TOKENS}+{TEXT_TOKENS} tokens, float32")
+    print(
+        f"FLUX.1 {DOUBLE} double + {SINGLE} single blocks, width {DIMS}, {IMAGE_TOKENS}+{TEXT_TOKENS} tokens, float32"
+    )
     for name, values in seconds.items():
-        print(f"  {name:9s} median {statistics.median(values):6.3f} s   min {min(values):6.3f}   max {max(values):6.3f}")
+        print(
+            f"  {name:9s} median {statistics.median(values):6.3f} s   min {min(values):6.3f}   max {max(values):6.3f}"
+        )
     print(f"  ratio     {ratio:.3f}")
     return ratio
 
