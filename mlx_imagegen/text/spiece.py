@@ -8,31 +8,20 @@ be a dependency for one file. Must not know: T5, special tokens' roles.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 from ..errors import ConfigError, MissingFile
 
 # Field numbers in sentencepiece_model.proto.
 MODEL_PIECES, MODEL_TRAINER, MODEL_NORMALIZER = 1, 2, 3
-PIECE_TEXT, PIECE_SCORE, PIECE_KIND = 1, 2, 3
+PIECE_TEXT, PIECE_SCORE = 1, 2
 TRAINER_UNKNOWN_ID = 40
 NORMALIZER_CHARACTER_MAP = 2
-
-
-class Kind(IntEnum):
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True)
 class Spiece:
     pieces: list[tuple[str, float]]  # piece and log probability, in the order of their ids
-    kinds: list[Kind]
     unknown_id: int
     character_map: bytes  # sentencepiece's compiled normalisation rules; empty means none
 
@@ -42,27 +31,26 @@ def read_spiece(path: Path) -> Spiece:
         return _model(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there; download the tokenizer again.") from error
-    except (IndexError, ValueError, struct.error) as error:
+    except (IndexError, KeyError, ValueError, struct.error) as error:
         raise ConfigError(f"{path} is not a complete sentencepiece model ({error}); download it again.") from error
 
 
 def _model(data: bytes) -> Spiece:
     pieces: list[tuple[str, float]] = []
-    kinds: list[Kind] = []
     unknown_id: int | None = None
     character_map: bytes | None = None
     for number, value in _fields(data):
         if number == MODEL_PIECES:
             piece = dict(_fields(_bytes(value)))
-            pieces.append((_bytes(piece[PIECE_TEXT]).decode(), struct.unpack("<f", _bytes(piece[PIECE_SCORE]))[0]))
-            kinds.append(Kind(int(piece.get(PIECE_KIND, Kind.NORMAL))))
+            (score,) = struct.unpack("<f", _bytes(piece[PIECE_SCORE]))
+            pieces.append((_bytes(piece[PIECE_TEXT]).decode(), score))
         elif number == MODEL_TRAINER:
             unknown_id = int(dict(_fields(_bytes(value))).get(TRAINER_UNKNOWN_ID, 0))
         elif number == MODEL_NORMALIZER:
             character_map = _bytes(dict(_fields(_bytes(value))).get(NORMALIZER_CHARACTER_MAP, b""))
     if unknown_id is None or character_map is None:  # both stand after the pieces
         raise ValueError("its end is missing")
-    return Spiece(pieces, kinds, unknown_id, character_map)
+    return Spiece(pieces, unknown_id, character_map)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -87,9 +87,7 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     """CLIP, with start and end tokens, padded to tokenizer_config.json's model_max_length."""
     files = read_vocabulary(folder, CLIP_ROLES)
     engine = Engine(bpe(files, unk_token=files.role("unk_token"), end_of_word_suffix=CLIP_WORD_END))
-    engine.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
+    engine.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
@@ -111,17 +109,17 @@ def t5_tokenizer(folder: Path, length: int | None = None) -> Tokenizer:
     """T5, with an end token, padded to `length`. There is no mask: the encoder sees the padding."""
     files = read_vocabulary(folder, T5_ROLES)
     sentinels = _sentinels(files)
-    pieces = unigram(files, sentinels)
-    engine = Engine(pieces.model)
-    if pieces.character_map:
-        engine.normalizer = normalizers.Precompiled(pieces.character_map)
+    model, character_map = unigram(files, sentinels)
+    engine = Engine(model)
+    if character_map:
+        engine.normalizer = normalizers.Precompiled(character_map)
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
             pre_tokenizers.Metaspace(replacement=WORD_MARK, prepend_scheme="always", split=True),
         ]
     )
-    add_tokens(engine, files, [*pieces.added, *(special(token) for token in sentinels)])
+    add_tokens(engine, files, [special(token) for token in sentinels])
     return Tokenizer(engine, last=[files.role("eos_token")], pad=files.role("pad_token"), length=length)
 
 

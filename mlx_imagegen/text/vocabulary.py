@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
@@ -17,7 +17,7 @@ from tokenizers.models import BPE, Model, Unigram
 
 from ..config import read_json
 from ..errors import ConfigError, MissingFile
-from .spiece import Kind, read_spiece
+from .spiece import Spiece, read_spiece
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -33,14 +33,6 @@ class VocabularyFiles:
         """The token that is the `bos_token`, `pad_token` …"""
         value = self.config[name]
         return str(value["content"] if isinstance(value, dict) else value)
-
-
-class Pieces(NamedTuple):
-    """A unigram model and what its file says beside the scores."""
-
-    model: Model
-    character_map: bytes
-    added: list[AddedToken]
 
 
 def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
@@ -83,24 +75,23 @@ def bpe(files: VocabularyFiles, **options: Any) -> Model:
         raise _unreadable(files.folder, what, error) from error
 
 
-def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> Pieces:
-    """A unigram model, from tokenizer.json or from spiece.model, which leaves the `sentinels` out."""
-    if files.saved:
-        return _saved_unigram(files)
-    path = files.folder / "spiece.model"
+def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> tuple[Model, bytes]:
+    """A unigram model and its character map, from tokenizer.json, or from spiece.model, which has no `sentinels`: they
+    take the ids after its own, the last one first."""
+    path = files.folder / ("tokenizer.json" if files.saved else "spiece.model")
     if not path.is_file():
         raise MissingFile(
-            f"{files.folder} has neither a tokenizer.json nor a spiece.model; download the tokenizer again: "
-            "one is enough."
+            f"{files.folder} has neither a tokenizer.json nor a spiece.model; download the tokenizer again: it "
+            "is one of them."
         )
-    spiece = read_spiece(path)
-    added = [
-        AddedToken(piece, normalized=False, special=kind == Kind.CONTROL)
-        for (piece, _), kind in zip(spiece.pieces, spiece.kinds, strict=True)
-        if kind in (Kind.CONTROL, Kind.USER_DEFINED)
-    ]
-    pieces = spiece.pieces + [(token, 0.0) for token in reversed(sentinels)]  # after the file's own, last one first
-    return Pieces(Unigram(pieces, unk_id=spiece.unknown_id), spiece.character_map, added)
+    try:
+        spiece = _saved_spiece(files) if files.saved else read_spiece(path)
+        more = [] if files.saved else [(token, 0.0) for token in reversed(sentinels)]
+        return Unigram(spiece.pieces + more, unk_id=spiece.unknown_id), spiece.character_map
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _unreadable(files.folder, path.name, error) from error
 
 
 def add_tokens(engine: Engine, files: VocabularyFiles, more: Iterable[AddedToken] = ()) -> None:
@@ -144,21 +135,19 @@ def _named(config: dict[str, Any]) -> Iterator[AddedToken]:
         yield from (special(value) for value in (extra.values() if isinstance(extra, dict) else extra))
 
 
-def _saved_unigram(files: VocabularyFiles) -> Pieces:
+def _saved_spiece(files: VocabularyFiles) -> Spiece:
+    """What spiece.model would say, from tokenizer.json; only the character map counts among its normalizers."""
     saved = _saved_model(files, "Unigram")
     normalizer = files.saved.get("normalizer") or {}
-    steps = normalizer.get("normalizers", [normalizer])
-    maps = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
-    try:
-        model = Unigram([(piece, score) for piece, score in saved["vocab"]], unk_id=saved.get("unk_id"))
-        return Pieces(model, base64.b64decode(maps[0]) if maps and maps[0] else b"", [])
-    except Exception as error:
-        raise _unreadable(files.folder, "tokenizer.json", error) from error
+    maps = [step.get("precompiled_charsmap") for step in normalizer.get("normalizers", [normalizer])]
+    character_map = next((base64.b64decode(characters) for characters in maps if characters), b"")
+    return Spiece([(piece, score) for piece, score in saved["vocab"]], saved["unk_id"], character_map)
 
 
 def _saved_model(files: VocabularyFiles, kind: str) -> dict[str, Any]:
     model = files.saved.get("model") or {}
-    if model.get("type", kind) != kind or "vocab" not in model or (kind == "BPE" and "merges" not in model):
+    needed = {"vocab", "merges"} if kind == "BPE" else {"vocab", "unk_id"}
+    if not needed <= set(model):  # older files do not say the type, but each type has parts of its own
         raise ConfigError(
             f"{files.folder / 'tokenizer.json'} holds a {model.get('type', 'nameless')} model where a whole {kind} is "
             "needed: it is another model's tokenizer, or it was cut. Download it again."

@@ -34,10 +34,11 @@ SPECIALS = [
 ]  # fmt: skip
 FIXED = [
     "", " ", "\n", "a", "A cat.", "  leading", "trailing  ", "two  spaces   three", "tab\tand\nnewline\r\nend",
-    "it's I'M WE'LL", "don't  'sup ''s 'S", "1234567890", "3.14159e-10", "http://a.b/c?d=e&f=%20",
+    "it's I'M WE'LL WE'Sa", "don't  'sup ''s 'Sa", "1234567890", "3.14159e-10", "http://a.b/c?d=e&f=%20",
     "snake_case camelCase kebab-case", "!!!???...", '#$%^&*()_+{}|:"<>?~`',
     "\u201ccurly\u201d \u2018quotes\u2019 \u2014 dash \u2026 dots", "<|endoftext|>", "a<|endoftext|>b", "</s>",
-    "a </s> b", "a</s>b", "<extra_id_0>", "x <extra_id_1>y", "<pad><pad>", "<unk> word",
+    "a </s> b", "a</s>b", "!a a1 !\n!", "a \n\n\n a  \t  12 !!", "<extra_id_0>", "x <extra_id_1>y",
+    "<pad><pad>", "<unk> word",
     "<|im_start|>system\nDescribe the image:<|im_end|>\n",
     "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n", "<|vision_start|><|image_pad|><|vision_end|>",
     "Picture 1: <|vision_start|><|image_pad|><|vision_end|>hello", "\ufeffBOM first", "nul\x00inside",

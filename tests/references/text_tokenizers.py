@@ -44,6 +44,15 @@ def merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(out)
 
 
+# Merges across the places where the models split a text: an id changes as soon as the splitting does.
+CLIP_MERGES = [("1", "2"), ("1", "2</w>"), ("l", "l</w>"), ("'", "ll</w>"), ("'", "m</w>"), ("a", "1"), ("!", "a")]
+QWEN_MERGES = [
+    ("1", "2"), ("L", "L"), ("'", "LL"), ("'", "M"), ("'", "s"), ("a", "1"), ("Ġ", "Ġ"), ("ĠĠ", "Ġ"), ("Ġ", "Ċ"),
+    ("Ċ", "Ċ"), ("č", "Ċ"), ("!", "Ċ"), ("Ġ", "!"), ("!", "a"), ("Ċ", "a"), ("ĉ", "a"), ("S", "a"), ("Ġ", "1"),
+    ("Ġ", "ĉ"),
+]  # fmt: skip
+
+
 def write_bpe(folder: Path, vocab: list[str], merges: list[tuple[str, str]]) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "vocab.json", {token: index for index, token in enumerate(vocab)})
@@ -53,7 +62,8 @@ def write_bpe(folder: Path, vocab: list[str], merges: list[tuple[str, str]]) -> 
 
 def draw_clip_tokenizer(folder: Path, texts: list[str], length: int) -> None:
     """vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json: the published four."""
-    merges = train_bpe([text.lower() for text in texts], pre_tokenizers.WhitespaceSplit(), 300, end="</w>")
+    merges = train_bpe([text.lower() for text in texts], pre_tokenizers.WhitespaceSplit(), 280, end="</w>")
+    merges = list(dict.fromkeys(CLIP_MERGES + merges))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters += [letter + "</w>" for letter in letters]
     vocab = list(dict.fromkeys([*letters, *("".join(pair) for pair in merges)]))
@@ -77,7 +87,7 @@ QWEN_ADDED = (
 
 def draw_qwen_tokenizer(folder: Path, texts: list[str]) -> None:
     """vocab.json, merges.txt, added_tokens.json, special_tokens_map.json, tokenizer_config.json."""
-    merges = train_bpe(texts, pre_tokenizers.Punctuation("isolated"), 300)
+    merges = list(dict.fromkeys(QWEN_MERGES + train_bpe(texts, pre_tokenizers.Punctuation("isolated"), 280)))
     vocab = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]))
     write_bpe(folder, vocab, merges)
     ids = {token: len(vocab) + index for index, token in enumerate(QWEN_ADDED)}
@@ -86,12 +96,7 @@ def draw_qwen_tokenizer(folder: Path, texts: list[str]) -> None:
     extra = QWEN_ADDED[1:14]
     config = {"add_bos_token": False, "add_prefix_space": False, "added_tokens_decoder": decoder, "bos_token": None}
     config |= {"additional_special_tokens": extra, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    config |= {
-        "unk_token": None,
-        "model_max_length": 131072,
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-    }
+    config |= {"unk_token": None, "model_max_length": 131072, "tokenizer_class": "Qwen2Tokenizer"}
     write_json(folder / "added_tokens.json", ids)
     end, pad = ({"content": token, **FLAGS} for token in ("<|im_end|>", "<|endoftext|>"))
     roles = {"additional_special_tokens": extra, "eos_token": end, "pad_token": pad}
@@ -157,19 +162,26 @@ CLASSES = {"clip": CLIPTokenizer, "t5": T5TokenizerFast, "qwen": Qwen2Tokenizer}
 def vary(folder: Path) -> None:
     """Other states in which a tokenizer's folder is met, beside the published one (`clip`, `t5`, `qwen`)."""
     for name, kind in CLASSES.items():
-        kind.from_pretrained(folder / name).save_pretrained(folder / f"{name}-saved")  # by the installed transformers
+        saved = folder / f"{name}-saved"  # by the installed transformers
+        kind.from_pretrained(folder / name).save_pretrained(saved)
+        write_json(saved / "tokenizer.json", read_json(saved / "tokenizer.json"))  # without its indentation
+        config = read_json(folder / name / "tokenizer_config.json")
+        added = config.pop("added_tokens_decoder")
         legacy = folder / f"{name}-legacy"  # as before transformers 4.34: the config lists no added tokens
         shutil.copytree(folder / name, legacy)
-        config = json.loads((legacy / "tokenizer_config.json").read_text())
-        write_json(legacy / "tokenizer_config.json", {k: v for k, v in config.items() if k != "added_tokens_decoder"})
+        write_json(legacy / "tokenizer_config.json", config)
         bare = folder / f"{name}-bare"  # the vocabulary alone
-        bare.mkdir()
-        for file in ("vocab.json", "merges.txt", "spiece.model"):
-            if (folder / name / file).is_file():
-                shutil.copy(folder / name / file, bare)
+        shutil.copytree(folder / name, bare, ignore=shutil.ignore_patterns("*token*"))
         if name == "clip":  # the one other fact that CLIP needs
             write_json(bare / "tokenizer_config.json", {"model_max_length": config["model_max_length"]})
     shutil.copytree(folder / "t5", folder / "t5-spiece", ignore=shutil.ignore_patterns("tokenizer.json"))
+    shutil.copytree(folder / "qwen-bare", folder / "qwen-named")  # added tokens by their names alone
+    named = [entry["content"] for entry in added.values()]
+    write_json(folder / "qwen-named" / "tokenizer_config.json", {"extra_special_tokens": named, "unk_token": None})
+    shutil.copytree(folder / "qwen-saved", folder / "qwen-strings")  # merges as older files write them
+    saved = read_json(folder / "qwen-saved" / "tokenizer.json")
+    saved["model"]["merges"] = [" ".join(pair) for pair in saved["model"]["merges"]]
+    write_json(folder / "qwen-strings" / "tokenizer.json", saved)
 
 
 def reference_ids(folder: Path, texts: list[str], length: int, t5_length: int) -> dict[str, Any]:
@@ -205,6 +217,10 @@ def draw_tokenizers(folder: Path, seed: int, dice: random.Random, rules: str) ->
     vary(folder / "tokenizers")
     write_json(folder / "prompts.json", texts)
     write_json(folder / "ids.json", reference_ids(folder / "tokenizers", texts, length, t5_length))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from mlx_imagegen.errors import ConfigError, MissingFile, RequestError
 from mlx_imagegen.text.tokenizer import Tokenizer, clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from mlx_imagegen.text.vocabulary import special
 
 DATA = Path(__file__).parent.parent / "data" / "flux_text"
 KINDS = {"clip": clip_tokenizer, "t5": t5_tokenizer, "qwen": qwen_tokenizer}
@@ -98,7 +99,7 @@ def test_missing_files_are_named(copy: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_folder_is_named(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match="nowhere"):
+    with pytest.raises(MissingFile, match="nowhere is not there"):
         KINDS[kind](tmp_path / "nowhere")
 
 
@@ -150,21 +151,45 @@ def test_another_models_tokenizer_is_refused(copy: Path) -> None:
         t5_tokenizer(copy)
 
 
+def change(folder: Path, **values: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.mark.parametrize("copy", ["clip"], indirect=True)
 def test_clip_needs_its_length(copy: Path) -> None:
-    path = copy / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 1e30}))
+    change(copy, model_max_length=1e30)
     with pytest.raises(ConfigError, match="model_max_length"):
         clip_tokenizer(copy)
 
 
+@pytest.mark.parametrize("copy", ["clip"], indirect=True)
+def test_a_role_left_empty_is_the_models_own(copy: Path) -> None:
+    change(copy, pad_token=None)
+    assert clip_tokenizer(copy).encode("a cat") == stored("clip").encode("a cat")
+
+
+@pytest.mark.parametrize("copy", ["clip"], indirect=True)
+def test_a_role_that_is_no_token_is_named(copy: Path) -> None:
+    change(copy, pad_token=["<|endoftext|>"])
+    with pytest.raises(ConfigError, match="no token"):
+        clip_tokenizer(copy)
+
+
+@pytest.mark.parametrize("copy", ["t5"], indirect=True)
+def test_a_count_that_is_no_number_is_named(copy: Path) -> None:
+    change(copy, extra_ids="100")
+    with pytest.raises(ConfigError, match="extra_ids is '100'"):
+        t5_tokenizer(copy)
+
+
+def test_a_role_without_flags_is_matched_in_the_text_as_typed() -> None:
+    assert not special({"content": "<|endoftext|>"}).normalized
+
+
 @pytest.mark.parametrize("copy", ["qwen"], indirect=True)
 def test_added_tokens_of_another_vocabulary_are_refused(copy: Path) -> None:
-    path = copy / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config["added_tokens_decoder"] = {
-        str(int(index) + 7): entry for index, entry in config["added_tokens_decoder"].items()
-    }
-    path.write_text(json.dumps(config))
+    added = json.loads((copy / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    change(copy, added_tokens_decoder={str(int(index) + 7): entry for index, entry in added.items()})
     with pytest.raises(ConfigError, match="different models"):
         qwen_tokenizer(copy)
