@@ -203,7 +203,10 @@ def kept_aspect(
 
 
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
-    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels."""
+    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
+    larger than that is halved first, as its pixels will be."""
+    while min(size) >= 2 * side:
+        size = size[0] // 2, size[1] // 2
     scale = math.sqrt(side * side / (size[0] * size[1]))
 
     def cut(rounding: Any, length: int) -> int:

@@ -27,7 +27,7 @@ def test_every_manifest_is_complete(manifest: Manifest) -> None:
     defaults = manifest.defaults
     assert defaults.steps > 0 and defaults.width % 16 == 0 and defaults.height % 16 == 0
     assert (manifest.guidance == "none") == (defaults.guidance == 0)
-    unknown = set(manifest.extras) - {"base", "scheduler", "lora", "sampling"}
+    unknown = set(manifest.extras) - {"base", "scheduler", "lora", "sampling", "references_limit", "sizes", "takes"}
     assert not unknown, f"{unknown}: a misspelt key, or one that no family reads"
 
 

@@ -4,7 +4,7 @@ There is no VAE and no text encoder: one decoder reads the prompt and the pictur
 says what the clean pixels are. Encoding gives ids and positions, decoding puts the patches back together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..family import Conditioning, Family, Prompt, Settings
+from ..keys import Target
 from ..layers.rope import Rope
 from ..loading import Changes, Component
 from ..manifest import Manifest
@@ -29,6 +30,7 @@ from ..sampling import (
     twice_shifted_schedule,
 )
 from ..text.qwen import KeyValues, mrope
+from .editing import Sight
 from .files import TABLE, HiDreamFiles, open_files
 from .tokens import Grid, patchified, positions, prompt_ids, unpatchified
 from .transformer import HiDreamTransformer
@@ -36,8 +38,10 @@ from .transformer import HiDreamTransformer
 
 @dataclass(frozen=True)
 class HiDreamBranch:
-    txt: mx.array  # [1, T, D], the causal part
+    txt: mx.array  # [1, T, D], the causal part, the references' features in it
     positions: np.ndarray  # [3, T + 1 + L + R]
+    deepstack: tuple[mx.array, ...] = ()  # [1, T, D] each
+    references: mx.array | None = None  # [1, R, C p p]; after `prepare` [1, R, D]
     # What the loop shares, filled in by `prepare`.
     timesteps: tuple[float, ...] = ()
     rope: Rope = ()  # type: ignore[assignment]  # of the timestep token and the patches
@@ -48,15 +52,17 @@ class HiDream(Family[HiDreamBranch]):
     name = "hidream_o1"
     stages = {"encode": (), "prepare": ("transformer",), "denoise": ("transformer",), "decode": (), "look": ()}
 
-    def __init__(self, files: HiDreamFiles):
+    def __init__(self, files: HiDreamFiles, kept_side: int):
         self.files = files
         self.patch = files.config.patch
         transformer = Component(files.weights, lambda: HiDreamTransformer(files.config), compute_dtype(), "model")
+        # The vision tower is not among them: without references it is neither loaded nor even imported.
         self.components = {"transformer": transformer}
+        self._sight = Sight(files, kept_side)
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "HiDream":
-        return cls(open_files(folder, changes))
+        return cls(open_files(folder, changes), manifest.extras["sizes"]["reference_side"])
 
     @property
     def size_multiple(self) -> int:
@@ -68,10 +74,19 @@ class HiDream(Family[HiDreamBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[HiDreamBranch, list[str]]:
         text, notes = self._fitting(prompt.text, settings.extras["max_sequence_length"])
-        ids = prompt_ids(text, self.files.config, self.files.tokenizer)
+        config, seen = self.files.config, self._sight.see(prompt, settings)
+        ids = prompt_ids(text, config, self.files.tokenizer, seen.shown)
         txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]
-        mx.eval(txt)
-        return HiDreamBranch(txt, positions(ids, self.files.config, self._grid(settings))), notes
+        deepstack = []
+        if seen.features is not None:
+            places = mx.array([index for index, token in enumerate(ids) if token == config.image_token])
+            txt[0, places] = seen.features.embeds.astype(RESIDUAL_DTYPE)
+            for level in seen.features.deepstack:
+                deepstack.append(mx.zeros_like(txt))
+                deepstack[-1][0, places] = level.astype(RESIDUAL_DTYPE)
+        mx.eval(txt, deepstack)
+        where = positions(ids, config, self._grid(settings), seen.shown, seen.grids)
+        return HiDreamBranch(txt, where, tuple(deepstack), seen.patches), notes
 
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Upstream seeds the generator with seed + 1."""
@@ -89,17 +104,22 @@ class HiDream(Family[HiDreamBranch]):
         return [self._prepared(branch, schedule) for branch in branches]
 
     def _prepared(self, branch: HiDreamBranch, schedule: Schedule) -> HiDreamBranch:
+        """The prefix's keys and values, and the references' embeddings: both are the same at every step."""
         cos, sin = mrope(branch.positions, self.files.config.text)
         length = branch.txt.shape[1]
-        prefix = self._transformer().prefix(branch.txt, (cos[:length], sin[:length]))
-        return replace(branch, timesteps=schedule.timesteps, rope=(cos[length:], sin[length:]), prefix=tuple(prefix))
+        transformer = self._transformer()
+        references = None if branch.references is None else transformer.embed(branch.references)
+        prefix = transformer.prefix(branch.txt, (cos[:length], sin[:length]), branch.deepstack)
+        rope = cos[length:], sin[length:]
+        mx.eval(references, rope)
+        return replace(branch, timesteps=schedule.timesteps, rope=rope, prefix=tuple(prefix), references=references)
 
     def velocity(self, x: mx.array, index: int, conditioning: Conditioning[HiDreamBranch]) -> mx.array:
         """The model says where the clean picture is; the velocity points from there to x."""
 
         def branch(of: HiDreamBranch) -> mx.array:
             timestep = of.timesteps[index]
-            picture = self._transformer()(x, timestep, of.rope, of.prefix)
+            picture = self._transformer()(x, timestep, of.rope, of.prefix, of.references)
             return (x - picture) / max(timestep / 1000, self.patch.t_eps)
 
         v = branch(conditioning.positive)
@@ -117,6 +137,10 @@ class HiDream(Family[HiDreamBranch]):
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x
+
+    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
+        """ai-toolkit leaves the checkpoint's outermost name off."""
+        return {module.removeprefix("model."): [Target(module)] for module in modules}
 
     def pack(self, latents: mx.array) -> mx.array:
         return patchified(latents, self.patch.patch_size)

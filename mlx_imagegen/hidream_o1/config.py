@@ -22,7 +22,7 @@ TIMESTEP = "model.t_embedder1.mlp.0.weight"  # [hidden size, sinusoids]
 
 
 @dataclass(frozen=True)
-class PatchConfig(Config):
+class PixelConfig(Config):
     """The `hidream_o1` block."""
 
     # Ids are taken by name from special_token_ids; the rule for references is part of the port.
@@ -43,7 +43,7 @@ class PatchConfig(Config):
 class HiDreamConfig:
     text: QwenConfig
     vision: dict[str, Any]
-    patch: PatchConfig
+    patch: PixelConfig
     image_token: int
     boi: int
     tms: int
@@ -51,7 +51,7 @@ class HiDreamConfig:
 
 def open_config(data: dict[str, Any], where: Path, weights: Weights, id_of: Callable[[str], int]) -> HiDreamConfig:
     block = data.get("hidream_o1")
-    patch = _from_shapes(weights, where) if block is None else PatchConfig.read(block, f"{where}, block 'hidream_o1'")
+    patch = _from_shapes(weights, where) if block is None else PixelConfig.read(block, f"{where}, block 'hidream_o1'")
     ids = patch.special_token_ids or {}
     if not isinstance(data.get("vision_config"), dict) or not isinstance(data.get("image_token_id"), int):
         raise ConfigError(
@@ -68,7 +68,7 @@ def open_config(data: dict[str, Any], where: Path, weights: Weights, id_of: Call
     )
 
 
-def _from_shapes(weights: Weights, where: Path) -> PatchConfig:
+def _from_shapes(weights: Weights, where: Path) -> PixelConfig:
     absent = [name for name in (PROJECTION, TIMESTEP) if name not in weights.slices]
     if absent:
         raise ConfigError(
@@ -82,4 +82,4 @@ def _from_shapes(weights: Weights, where: Path) -> PatchConfig:
         raise ConfigError(
             f"{where.parent}: '{PROJECTION}' takes {values} values, which is no square patch of {CHANNELS} channels."
         )
-    return PatchConfig(patch_size=patch, bottleneck_dim=bottleneck, timestep_freq_dim=weights.shape(TIMESTEP)[1])
+    return PixelConfig(patch_size=patch, bottleneck_dim=bottleneck, timestep_freq_dim=weights.shape(TIMESTEP)[1])

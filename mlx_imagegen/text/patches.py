@@ -67,7 +67,7 @@ def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
     # [H, W, C] -> [rows/m, m, p, columns/m, m, p, C] -> [rows/m, columns/m, m, m, C, p, p]
     parts = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, -1)
     parts = parts.transpose(0, 3, 1, 4, 6, 2, 5)
-    parts = np.repeat(parts[:, :, :, :, :, None], config.temporal_patch_size, axis=5)  # a picture is a still of two frames
+    parts = np.repeat(parts[:, :, :, :, :, None], config.temporal_patch_size, axis=5)  # a picture is two equal frames
     return Patches(parts.reshape(rows * columns, -1), (rows, columns), (rows // merge, columns // merge))
 
 
