@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from .bfloat import to_float32
 from .checkpoint import Tensor
 
 # What trainers write before a module's name; taken off one after another until the name is known.
@@ -87,7 +88,7 @@ class Slice:
     def scales(self, row: int, rows: int) -> np.ndarray:
         """What rows [row, row + rows) of this slice, before any swap, are to be multiplied by: [1, 1] or [rows, 1]."""
         assert self.scale is not None
-        values = np.array(self.scale.read().astype(mx.float32)).reshape(-1, 1)
+        values = to_float32(self.scale.bytes(), self.scale.dtype).reshape(-1, 1)
         return values if len(values) == 1 else values[self.row + row : self.row + row + rows]
 
 
@@ -107,6 +108,16 @@ def cut(tensor: Tensor, target: Target) -> Slice:
     return Slice(tensor, target.start * unit, target.share * unit, target.swap_halves)
 
 
+def runs(target: Target, first: int, count: int, height: int) -> list[Target]:
+    """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's rows, in units of one row."""
+    start, of = target.start * height // target.share, target.of * height // target.share
+    if not target.swap_halves:
+        return [Target(target.name, start + first, count, of)]
+    half, stop = height // 2, first + count
+    parts = ((first, min(stop, half), half), (max(first, half), stop, -half))  # our first half is the source's second
+    return [Target(target.name, start + low + shift, high - low, of) for low, high, shift in parts if low < high]
+
+
 def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
     """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
     scales = {name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)}
@@ -123,7 +134,9 @@ def lora_names(modules: Iterable[str], others: Mapping[str, Sequence[Target]]) -
     """Every name a LoRA may call a module by -> what it leads to. `others`: names of other layouts than ours."""
     known = set(modules)
     led: dict[str, tuple[Target, ...]] = {module: (Target(module),) for module in sorted(known)}
-    led |= {name: tuple(targets) for name, targets in others.items() if known.issuperset(each.name for each in targets)}
+    for name, targets in others.items():
+        if known.issuperset(target.name for target in targets):
+            led[name] = tuple(targets)
     return led | {name.replace(".", "_"): targets for name, targets in led.items()}
 
 

@@ -19,6 +19,7 @@ import mlx.nn as nn
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, MismatchError, QuantizationError
 from .keys import Rename, Slice, same_names, slices
+from .layers.embed import Table
 from .layers.linear import Linear, Packing
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,6 +42,12 @@ class Merge(Protocol):
         ...
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool: ...
+
+    def measure(
+        self, component: str, path: str, before: mx.array, after: mx.array, pack: "Pack", packing: Packing
+    ) -> None:
+        """Notes how much of the change in a weight is left when it is packed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Weights:
     changes: Changes
     config: Mapping[str, object]
     linears: dict[str, Shape] = field(default_factory=dict)  # every linear layer's weight, packed or not; by `check`
+    tables: set[str] = field(default_factory=set)  # weights that are only ever gathered by row; by `check`
 
     @classmethod
     def open(
@@ -90,6 +98,8 @@ class Weights:
         expected: dict[str, Shape] = {}
         for tree in trees:
             for path, layer in layers(tree):
+                if isinstance(tree, Table):
+                    self.tables.update(_join(path, name) for name in own_parameters(layer))
                 if isinstance(layer, Linear):
                     self.linears[path] = layer.weight.shape
                 self._expect_packed(layer, path)
@@ -135,14 +145,18 @@ class Weights:
         values = {
             name: self._read(_join(path, name), expected.shape) for name, expected in own_parameters(layer).items()
         }
-        if self.changes.merge:
+        merge, pack = self.changes.merge, self.changes.pack
+        before = values.get("weight")
+        if merge:
             for name, value in values.items():
                 if mx.issubdtype(value.dtype, mx.floating):
-                    values[name] = self.changes.merge(self.component, path, name, value)
+                    values[name] = merge(self.component, path, name, value)
         packing = self._wanted(layer, path)
-        if packing and self.changes.pack and isinstance(layer, Linear):
+        if packing and pack and isinstance(layer, Linear):
             layer.pack(packing)
-            values |= self.changes.pack(values["weight"], packing)
+            if merge and before is not None and merge.touches(self.component, path):
+                merge.measure(self.component, path, before, values["weight"], pack, packing)
+            values |= pack(values["weight"], packing)
         for name, value in values.items():
             layer[name] = self._halved(value).astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
         mx.eval([layer[name] for name in values])
@@ -287,6 +301,8 @@ def _join(path: str, name: str) -> str:
 
 def _ours(stored: Shape, expected: Shape) -> Shape | None:
     """A stored shape in our layout, or None if it cannot be `expected`."""
+    if len(stored) == 5 and len(expected) == 5:
+        stored = (stored[0], *stored[2:], stored[1])
     if len(stored) == 5:  # a causal 3-D convolution; one picture meets its last time slice only
         stored = (*stored[:2], *stored[3:]) if len(expected) == 4 else stored
     if len(stored) == 4:  # torch keeps convolutions as [out, in, h, w], MLX as [out, h, w, in]
@@ -298,6 +314,8 @@ def _ours(stored: Shape, expected: Shape) -> Shape | None:
 
 
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:
+    if value.ndim == 5 and len(expected) == 5:
+        value = value.transpose(0, 2, 3, 4, 1)
     if value.ndim == 5 and len(expected) == 4:
         value = value[:, :, -1]
     if value.ndim == 4:

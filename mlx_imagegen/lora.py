@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .download import Tell, tell_stderr
 from .errors import LoraError
 from .family import Family
-from .keys import Target, find_module, lora_names
-from .loading import Weights
+from .keys import Target, find_module, lora_names, runs
+from .layers.linear import Packing, unpacked
+from .loading import Pack, Weights
 from .lora_deltas import Entry
 from .lora_file import LoraFile, open_lora
 from .manifest import Manifest
@@ -29,6 +31,7 @@ Wanted = Source | tuple[Source, float]
 OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[Target]]]  # Family.lora_names
 Key = tuple[str, str, str]  # component, module path, parameter
 SCALE_LIMIT = 100.0
+SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "Vocabulary":
-        shapes = {name: _unpacked(weights, name) for name in weights.slices}
+        shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
         modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
         return cls(weights.component, shapes, lora_names(modules, others(weights.component, modules)), tuple(prefixes))
 
@@ -68,10 +71,11 @@ class Change:
     target: Target
     parameter: str
 
-    def of(self, value: mx.array) -> mx.array:
+    def of(self, value: mx.array, target: Target | None = None) -> mx.array:
+        """`target`: the run of the file's rows that `value` is, where that is a part of ours."""
         if self.parameter == "bias":
-            return self.entry.bias_change(self.target, self.lora.scale)
-        return self.entry.weight_change(value, self.target, self.lora.scale)
+            return self.entry.bias_change(target or self.target, self.lora.scale)
+        return self.entry.weight_change(value, target or self.target, self.lora.scale)
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Merge:
     def __init__(self) -> None:
         self.matches: list[Match] = []
         self.applied: set[Key] = set()
+        self.survived: dict[str, float] = {}  # component/path -> share of the change that packing left
         self._changes: dict[Key, list[Change]] = {}
 
     def choose(self, matches: Sequence[Match]) -> set[Key]:
@@ -108,6 +113,7 @@ class Merge:
         differ = {key for key in keys if not _alike(changes.get(key), self._changes.get(key))}
         self.matches, self._changes = list(matches), changes
         self.applied -= differ
+        self.survived = {}
         return differ
 
     def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
@@ -121,6 +127,34 @@ class Merge:
             total = total + change.of(value)
         return value + total
 
+    def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
+        """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
+        key = (component, path, parameter)
+        rows = rows.astype(mx.float32)
+        out = rows
+        for change in self._changes.get(key, ()):
+            if change.entry.by_columns and len(rows) != height:
+                raise LoraError(
+                    f"{change.lora.file.spoken}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
+                    "weight at once, and weights pass in pieces here; give this LoRA to generate instead."
+                )
+            self.applied.add(key)
+            parts = runs(change.target, first, len(rows), height)
+            stops = np.cumsum([part.share for part in parts])[:-1].tolist()
+            pieces = mx.split(rows, stops) if stops else [rows]
+            out = out + mx.concatenate([change.of(piece, part) for piece, part in zip(pieces, parts, strict=True)])
+        return out
+
+    def measure(
+        self, component: str, path: str, before: mx.array, after: mx.array, pack: Pack, packing: Packing
+    ) -> None:
+        """The part of the change that is found again in what packing makes of the weight without and with it."""
+        before, after = (weight[:SAMPLE_ROWS].astype(mx.float32) for weight in (before, after))
+        change = after - before
+        found = unpacked(pack(after, packing), packing) - unpacked(pack(before, packing), packing)
+        share = mx.sum(found * change) / mx.maximum(mx.sum(change * change), 1e-30)
+        self.survived[f"{component}/{path}"] = float(np.array(share))
+
     def record(self) -> dict[str, Any]:
         """What generate() would be given again; a manifest's own LoRA comes with the model's name."""
         chosen = [[match.lora.file.spoken, match.lora.scale] for match in self.matches if not match.lora.own]
@@ -129,7 +163,15 @@ class Merge:
 
     def notes(self) -> list[str]:
         """For the report: how much of each file found its place."""
-        return [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
+        notes = [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
+        if idle := sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied}):
+            notes.append(f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)")
+        if self.survived:
+            worst = min(self.survived, key=lambda name: self.survived[name])
+            mean = sum(self.survived.values()) / len(self.survived)
+            least = f"least in {worst}: {self.survived[worst]:.0%}"
+            notes.append(f"quantization left {mean:.0%} of the LoRAs' change, {least}")
+        return notes
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes
@@ -293,7 +335,6 @@ def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:
 
 def _unpacked(weights: Weights, name: str) -> tuple[int, ...]:
     """A parameter's shape as it was before it was packed."""
-    shape = weights.slices[name].shape
     path, _, parameter = name.rpartition(".")
-    packing = weights.stored.get(path)
-    return (shape[0], shape[1] * 32 // packing.bits) if packing and parameter == "weight" else shape
+    linear = weights.linears.get(path)
+    return linear if linear and parameter == "weight" else weights.slices[name].shape

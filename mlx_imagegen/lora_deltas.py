@@ -91,7 +91,15 @@ class Entry:
         tensor = self.parts.get("magnitude") or self.parts.get("dora_scale")
         if tensor is None or len(shape) != 2:
             return True
-        return tensor.shape in ((shape[0],), (shape[0], 1)) or (tensor.shape == (1, shape[1]) and modules == 1)
+        if self.by_columns:
+            return tensor.shape[1] == shape[1] and modules == 1
+        return tensor.shape in ((shape[0],), (shape[0], 1))
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether it is a DoRA with a number a column, as older LyCORIS makes."""
+        tensor = self.parts.get("dora_scale")
+        return tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] == 1
 
     def weight_change(self, weight: mx.array, target: Target, scale: float) -> mx.array:
         """`weight`: our module's, float32; `target`: which rows of the file's module those are; `scale`: the user's."""
@@ -123,10 +131,9 @@ class Entry:
         """
         peft = "magnitude" in self.parts
         changed = weight + self._low_rank(target, self.scale * (scale if peft else 1.0))
-        tensor = self.parts["magnitude" if peft else "dora_scale"]
-        by_columns = len(tensor.shape) == 2 and tensor.shape[0] == 1 and weight.shape[0] != 1
-        magnitude = _array(tensor) if by_columns else _rows(_array(tensor).reshape(-1, 1), target)
-        length = mx.sqrt(mx.sum(changed * changed, axis=0 if by_columns else 1, keepdims=True))
+        magnitude = self._read("magnitude" if peft else "dora_scale")
+        magnitude = magnitude if self.by_columns else _rows(magnitude.reshape(-1, 1), target)
+        length = mx.sqrt(mx.sum(changed * changed, axis=0 if self.by_columns else 1, keepdims=True))
         finished = changed * (magnitude / mx.maximum(length, 1e-30))  # a row of zeros stays one
         return finished - weight if peft else scale * (finished - weight)
 

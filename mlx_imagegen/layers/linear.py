@@ -4,6 +4,7 @@ A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is al
 Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -50,6 +51,14 @@ class Linear(nn.Module):
             return mx.addmm(self.bias, x, weight) if "bias" in self else x @ weight
         out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing)
         return out + self.bias if "bias" in self else out
+
+
+def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:
+    """A packed weight's values, in float32."""
+    scales, biases = packed["scales"], packed.get("biases")
+    return mx.dequantize(
+        packed["weight"], scales, biases, packing.group_size, packing.bits, packing.mode, dtype=mx.float32
+    )
 
 
 def packed_matmul(
