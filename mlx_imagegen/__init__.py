@@ -16,6 +16,7 @@ BLAS = blas.preload()  # before anything imports mlx.core; see blas.py
 _HOMES = {
     "generate": "api",
     "load": "pipeline",
+    "quantize": "quantizer",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "ImagegenError": "errors",

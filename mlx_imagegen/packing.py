@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 
+from .bfloat import round_bf16, to_bf16
 from .errors import QuantizationError
 from .layers.linear import Packing
 
@@ -167,23 +168,6 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
         if shift + bits > 32:
             words[:, word + 1] |= whole[:, index] >> np.uint32(32 - shift)
     return words.reshape(-1, words.shape[2])
-
-
-def to_bf16(x: np.ndarray) -> np.ndarray:
-    """float32 -> bfloat16 carried as uint16, rounded to nearest even."""
-    pattern = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(x: np.ndarray) -> np.ndarray:
-    """bfloat16 carried as uint16 -> float32."""
-    wide = x.astype(np.uint32)
-    np.left_shift(wide, 16, out=wide)
-    return wide.view(np.float32)
-
-
-def round_bf16(x: np.ndarray) -> np.ndarray:
-    return from_bf16(to_bf16(x))
 
 
 def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:

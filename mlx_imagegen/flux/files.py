@@ -5,14 +5,11 @@ In: a folder. Out: `FluxFiles`, the configs and weights of every component, each
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mlx.nn as nn
 
 from ..checkpoint import open_checkpoint
 from ..config import read_json
-from ..errors import ConfigError, MissingFile
-from ..keys import Rename, same_names
+from ..errors import MissingFile
+from ..folder import open_component, read_scheduler
 from ..layers.embed import Table
 from ..loading import Changes, Weights
 from ..manifest import Manifest
@@ -51,41 +48,36 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> FluxFiles:
     vae_config, vae = _open_vae(folder, changes)
     clip_config = CLIPConfig.read(read_json(folder / "text_encoder/config.json"), folder / "text_encoder/config.json")
     t5_config = T5Config.read(read_json(folder / "text_encoder_2/config.json"), folder / "text_encoder_2/config.json")
-    clip = _open(folder, "text_encoder", from_clip, changes)
-    t5 = _open(folder, "text_encoder_2", from_t5, changes)
+    clip = open_component(folder, "text_encoder", changes, from_clip)
+    t5 = open_component(folder, "text_encoder_2", changes, from_t5)
     transformer.check([FluxTransformer(config), FluxModulators(config)])
     vae.check([Autoencoder(vae_config)])
     clip.check([ClipTextModel(clip_config), Table(CLIP_TABLE, clip_config.vocab_size, clip_config.hidden_size)])
     t5.check([T5Encoder(t5_config), Table(T5_TABLE, t5_config.vocab_size, t5_config.d_model)])
     return FluxFiles(
-        config, clip_config, t5_config, vae_config, _scheduler(folder, manifest), transformer, clip, t5, vae,
+        config, clip_config, t5_config, vae_config, read_scheduler(folder, manifest), transformer, clip, t5, vae,
         folder / "tokenizer", folder / "tokenizer_2",
     )  # fmt: skip
-
-
-def _open(folder: Path, component: str, rename: Rename, changes: Changes) -> Weights:
-    config = read_json(folder / component / "config.json")
-    return Weights.open(component, open_checkpoint(folder / component), rename, config, changes)
 
 
 def _open_transformer(folder: Path, changes: Changes) -> tuple[FluxConfig, Weights]:
     path = folder / "transformer" / "config.json"
     if path.is_file():
-        return FluxConfig.read(read_json(path), path), _open(folder, "transformer", same_names, changes)
+        return FluxConfig.read(read_json(path), path), open_component(folder, "transformer", changes)
     file = _original(folder, "flux1*.safetensors", path)
     checkpoint = open_checkpoint(file)
-    config = FluxConfig.read(transformer_config(checkpoint), file)
-    return config, Weights.open("transformer", checkpoint, from_original, None, changes)
+    data = transformer_config(checkpoint)
+    return FluxConfig.read(data, file), Weights.open("transformer", checkpoint, from_original, data, changes)
 
 
 def _open_vae(folder: Path, changes: Changes) -> tuple[VaeConfig, Weights]:
     path = folder / "vae" / "config.json"
     if path.is_file():
-        return VaeConfig.read(read_json(path), path), _open(folder, "vae", same_names, changes)
+        return VaeConfig.read(read_json(path), path), open_component(folder, "vae", changes)
     file = _original(folder, "ae*.safetensors", path)
     checkpoint = open_checkpoint(file)
-    config = VaeConfig.read(autoencoder_config(checkpoint), file)
-    return config, Weights.open("vae", checkpoint, from_original_autoencoder, None, changes)
+    data = autoencoder_config(checkpoint)
+    return VaeConfig.read(data, file), Weights.open("vae", checkpoint, from_original_autoencoder, data, changes)
 
 
 def _original(folder: Path, pattern: str, config: Path) -> Path:
@@ -93,13 +85,3 @@ def _original(folder: Path, pattern: str, config: Path) -> Path:
     if not files:
         raise MissingFile(f"{config} is not there, and neither is an original {pattern} in {folder}; the folder is incomplete.")
     return files[0]
-
-
-def _scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:
-    path = folder / "scheduler" / "scheduler_config.json"
-    if path.is_file():
-        return FlowMatchConfig.read(read_json(path), path)
-    published: Any = manifest.extras.get("scheduler")
-    if not published:
-        raise MissingFile(f"{path} is not there; download it from the model's repository.")
-    return FlowMatchConfig.read(published, f"weights/{manifest.name}.toml")

@@ -17,6 +17,7 @@ def transformer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         inner, channels = tensors["img_in.weight"].shape
         head = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape[0]
         return {
+            "_class_name": "FluxTransformer2DModel",
             "attention_head_dim": head,
             "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
             "in_channels": channels,
@@ -37,6 +38,7 @@ def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         levels = _count(tensors, r"encoder\.down\.(\d+)\.")
         widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
         return {
+            "_class_name": "AutoencoderKL",
             "in_channels": tensors["encoder.conv_in.weight"].shape[1],
             "out_channels": tensors["decoder.conv_out.weight"].shape[0],
             "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
