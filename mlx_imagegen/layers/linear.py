@@ -42,8 +42,9 @@ class Linear(nn.Module):
         """Changes the expected tensors to those of a packed weight."""
         rows, columns = self.weight.shape
         self.packing = packing
+        scales = self.weight.dtype if packing.mode == "affine" else mx.uint8
         for name, shape in packing.packed_shapes(rows, columns).items():
-            self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else self.weight.dtype)
+            self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
         weight = self.weight.T if self.packing is None else None
