@@ -5,6 +5,7 @@ Must not know: models, prompts' meaning.
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,13 @@ def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.nda
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
+
+
+def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
+    """Width and height of about `area` pixels in the proportions of `size`, each rounded to a multiple; as diffusers does."""
+    ratio = size[0] / size[1]
+    width = math.sqrt(area * ratio)
+    return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
 
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:

@@ -58,13 +58,13 @@ class QwenImageTransformer(nn.Module):
         for index, block in enumerate(self.transformer_blocks):
             img_mod = modulation.img[index]
             if modulation.clean is not None and references:
-                img_mod = _spread((img_mod, modulation.clean[index]), (img.shape[1] - references, references))
+                img_mod = spread((img_mod, modulation.clean[index]), (img.shape[1] - references, references))
             img, txt = block(img, txt, rope, img_mod, modulation.txt[index], mask)
         scale, shift = modulation.out
         return self.proj_out(modulate(img, shift, scale, NORM_EPS))
 
 
-def _spread(rows: Sequence[mx.array], lengths: Sequence[int]) -> mx.array:
+def spread(rows: Sequence[mx.array], lengths: Sequence[int]) -> mx.array:
     """Each of `rows` [6, D] for as many tokens as its length says: [6, L, D]."""
     parts = [
         mx.broadcast_to(row[:, None], (row.shape[0], length, row.shape[1]))

@@ -1,0 +1,235 @@
+"""Qwen-Image, its Lightning and editing checkpoints: the contract of family.py, filled in.
+
+Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel latents,
+beside which reference pictures' own latents stand -> VAE. Guidance is the scale between two branches, with the length of
+every token's velocity kept at the positive branch's.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from .. import memory
+from ..family import Conditioning, Family, Prompt, Settings
+from ..image import fingerprint, to_pixels
+from ..layers.latents import packed, unpacked
+from ..layers.rope import Rope, rope_tables
+from ..loading import Changes, Component
+from ..manifest import Manifest
+from ..precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
+from ..random import TorchGenerator
+from ..sampling import Schedule, flow_match_schedule
+from ..text.patches import to_patches
+from ..text.qwen import LanguageModel, mrope, text_positions
+from ..text.tokenizer import qwen_tokenizer
+from .files import TABLE, QwenImageFiles, open_files
+from .modulation import tabulate
+from .positions import Grid, positions
+from .prompts import ids_of
+from .transformer import Modulation, QwenImageTransformer
+from .vae import Decoder, Encoder, normalised
+from .vision import see, vision_tower
+
+THETA = 10000.0  # diffusers fixes rope's base in code
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Reference pictures, as the language model and the transformer take them."""
+
+    features: tuple[mx.array, ...] = ()  # [tokens, D] each
+    merged: tuple[Grid, ...] = ()  # the language model's grids
+    latents: mx.array | None = None  # packed, one picture after another: [1, R, C]
+    grids: tuple[Grid, ...] = ()  # the transformer's
+
+
+@dataclass(frozen=True)
+class QwenImageBranch:
+    txt: mx.array  # [1, T, D]
+    seen: Seen
+    rope: Rope | None = None
+    modulation: tuple[Modulation, ...] = ()  # one a step
+    together: bool = False  # whether memory allows this branch and another in one batch
+
+
+class QwenImage(Family[QwenImageBranch]):
+    name = "qwen_image"
+    stages = {
+        "encode": ("text_encoder",),
+        "denoise": ("transformer",),
+        "decode": ("vae_decoder",),
+        "look": ("vae_encoder",),
+    }
+
+    def __init__(self, files: QwenImageFiles):
+        self.files = files
+        dtype = compute_dtype()
+        self.components = {
+            "text_encoder": Component(files.text, lambda: LanguageModel(files.text_config), dtype),
+            "transformer": Component(files.transformer, lambda: QwenImageTransformer(files.config), dtype),
+            "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE),
+            "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE),
+        }
+        if (vision := files.vision_config) is not None:
+            self.components["vision"] = Component(files.text, lambda: vision_tower(vision), dtype)
+            self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
+        self._seen: dict[Hashable, Seen] = {}  # the latest reference pictures: both branches see the same
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "QwenImage":
+        return cls(open_files(folder, manifest, changes))
+
+    @property
+    def size_multiple(self) -> int:
+        return self.files.config.patch_size * self.files.vae_config.scale_factor
+
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[QwenImageBranch, list[str]]:
+        tokenizer = qwen_tokenizer(self.files.tokenizer)
+        seen = self._see(prompt.references)
+        read = ids_of(tokenizer, prompt.text, self.files.editing, seen.merged, settings.extras["max_sequence_length"])
+        notes = [f"the prompt is longer than {settings.extras['max_sequence_length']} tokens; cut off: '{read.cut}'"]
+        x = self.files.text.gather(TABLE, read.ids, compute_dtype())
+        if seen.features:
+            (places,) = np.nonzero(np.array(read.ids) == read.picture)
+            x[mx.array(places)] = mx.concatenate(seen.features)
+        rope = mrope(text_positions(read.ids, read.picture if seen.merged else None, seen.merged), self.files.text_config)
+        features = self.components["text_encoder"].load()(x[None], rope)
+        txt = features[:, read.template :]  # the template's own words are not passed on
+        mx.eval(txt)
+        return QwenImageBranch(txt, seen), notes if read.cut else []
+
+    def noise(self, seed: int, settings: Settings) -> mx.array:
+        return TorchGenerator(seed).randn(self._latent_shape(settings))
+
+    def schedule(self, settings: Settings) -> Schedule:
+        rows, columns = self._grid(settings)
+        return flow_match_schedule(self.files.scheduler, settings.steps, rows * columns)
+
+    def prepare(
+        self, branches: Sequence[QwenImageBranch], schedule: Schedule, settings: Settings
+    ) -> list[QwenImageBranch]:
+        grids = (self._grid(settings), *branches[0].seen.grids)
+        longest = max(branch.txt.shape[1] for branch in branches)
+        together = self._fit_together(longest + sum(rows * columns for rows, columns in grids))
+        table = tabulate(self.files.config, self.files.transformer.fill, schedule.timesteps, compute_dtype())
+        axes = self.files.config.axes_dims_rope
+        ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
+        return [
+            replace(branch, rope=rope, modulation=tuple(table), together=together)
+            for branch, rope in zip(branches, ropes, strict=True)
+        ]
+
+    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[QwenImageBranch]) -> mx.array:
+        positive, negative = conditioning.positive, conditioning.negative
+        length = x.shape[1]
+        x = x.astype(compute_dtype())
+        if positive.seen.latents is not None:
+            x = mx.concatenate([x, positive.seen.latents.astype(x.dtype)], axis=1)  # [1, L + R, C]
+        if negative is None:
+            return self._branch(x, index, positive, length)
+        if positive.together:
+            wanted, unwanted = self._both(x, index, positive, negative, length)
+        else:
+            wanted = self._branch(x, index, positive, length)
+            mx.eval(wanted)  # now, so that the second branch's activations take the room of the first one's
+            unwanted = self._branch(x, index, negative, length)
+        return guided(wanted, unwanted, conditioning.cfg)
+
+    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
+        _, _, height, width = self._latent_shape(settings)
+        decoder = self.components["vae_decoder"].load()
+        pixels = decoder.decode(unpacked(x.astype(VAE_DTYPE), height, width))
+        return np.clip(np.array(pixels[0]) / 2 + 0.5, 0, 1)
+
+    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array]:
+        """diffusers draws the posterior's sample from the seed's stream first, the starting noise after it."""
+        encoder = self.components["vae_encoder"].load()
+        mean, logvar = encoder.encode(mx.array(picture * 2 - 1, VAE_DTYPE)[None])  # [1, C, h, w] each
+        stream = TorchGenerator(seed)
+        sample = mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
+        return normalised(sample, self.files.vae_config), stream.randn(mean.shape)
+
+    def pack(self, latents: mx.array) -> mx.array:
+        return packed(latents)
+
+    def _branch(self, x: mx.array, index: int, branch: QwenImageBranch, length: int) -> mx.array:
+        transformer = self.components["transformer"].load()
+        v = transformer(x, branch.txt, branch.rope, branch.modulation[index], x.shape[1] - length)
+        return v[:, :length]
+
+    def _both(
+        self, x: mx.array, index: int, positive: QwenImageBranch, negative: QwenImageBranch, length: int
+    ) -> tuple[mx.array, mx.array]:
+        """Both branches as one batch; the shorter prompt is padded, and nothing attends to the padding."""
+        transformer = self.components["transformer"].load()
+        branches = (positive, negative)
+        longest = max(branches, key=lambda branch: branch.txt.shape[1])
+        txt, mask = _padded([branch.txt for branch in branches], x.shape[1])
+        both = mx.concatenate([x, x])  # [2, L + R, C]
+        v = transformer(both, txt, longest.rope, positive.modulation[index], x.shape[1] - length, mask)
+        return v[:1, :length], v[1:, :length]
+
+    def _see(self, pictures: Sequence[Image.Image]) -> Seen:
+        """What the models see of reference pictures; kept for the next prompt about the same ones."""
+        editing, patch_config = self.files.editing, self.files.patches
+        if not pictures or editing is None or patch_config is None:
+            return Seen()
+        key = tuple(fingerprint(picture) for picture in pictures)
+        if key not in self._seen:
+            patches = [to_patches(editing.for_language(picture), patch_config) for picture in pictures]
+            tower = self.components["vision"].load()
+            features = [see(tower, patch, compute_dtype()) for patch in patches]
+            latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
+            grids = tuple((z.shape[2] // 2, z.shape[3] // 2) for z in latents)
+            seen = Seen(
+                tuple(features), tuple(p.merged for p in patches), mx.concatenate([packed(z) for z in latents], axis=1), grids
+            )
+            mx.eval(seen.features, seen.latents)
+            self._seen = {key: seen}
+        return self._seen[key]
+
+    def _latents(self, picture: Image.Image) -> mx.array:
+        """[1, C, h, w], in the loop's scale; the posterior's mode, not a sample."""
+        mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(picture) * 2 - 1, VAE_DTYPE)[None])
+        return normalised(mean, self.files.vae_config)
+
+    def _fit_together(self, tokens: int) -> bool:
+        """Whether a second branch's activations fit beside the transformer. A block holds about 16 vectors a token at its
+        widest (the MLP's 4 + 4 among them); the CPU backend holds all attention scores as well, in two copies."""
+        config = self.files.config
+        activations = tokens * 16 * config.inner_dim * compute_dtype().size
+        if not on_gpu():
+            activations += 2 * config.num_attention_heads * tokens**2 * compute_dtype().size
+        usable = memory.physical_bytes() * memory.USABLE_SHARE
+        return self.components["transformer"].nbytes + 2 * activations <= usable
+
+    def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        config = self.files.vae_config
+        return 1, config.z_dim, settings.height // config.scale_factor, settings.width // config.scale_factor
+
+    def _grid(self, settings: Settings) -> Grid:
+        """The picture's rows and columns in tokens."""
+        return settings.height // self.size_multiple, settings.width // self.size_multiple
+
+
+def guided(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
+    """Away from the unwanted by `scale`, each token's velocity as long as the wanted one's; in float32."""
+    wanted, unwanted = wanted.astype(SOLVER_DTYPE), unwanted.astype(SOLVER_DTYPE)
+    v = unwanted + scale * (wanted - unwanted)
+    return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
+
+
+def _padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:
+    """Prompts [1, T, D] of several lengths as one batch, and what may be attended to: [B, 1, 1, T + image]."""
+    lengths = [txt.shape[1] for txt in prompts]
+    longest = max(lengths)
+    batch = mx.concatenate([mx.pad(txt, ((0, 0), (0, longest - txt.shape[1]), (0, 0))) for txt in prompts])
+    if min(lengths) == longest:
+        return batch, None
+    places = np.arange(longest + image)
+    mask = np.stack([(places < length) | (places >= longest) for length in lengths])
+    return batch, mx.array(mask)[:, None, None]

@@ -1,0 +1,68 @@
+"""Qwen-Image's files on disk, opened and checked: a diffusers folder, for text-to-image or for editing.
+
+In: a folder. Out: `QwenImageFiles`, the configs and weights of every component, each tensor accounted for by name and
+shape. Whether it is for editing is the manifest's to say: the tensors are the same.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.nn as nn
+
+from ..config import read_json
+from ..folder import open_component, read_scheduler
+from ..layers.embed import Table
+from ..loading import Changes, Weights
+from ..manifest import Manifest
+from ..sampling import FlowMatchConfig
+from ..text.patches import PatchConfig
+from ..text.qwen import LanguageModel, QwenConfig, read_config
+from .config import QwenImageConfig
+from .editing import Editing
+from .keys import HEAD, VISION, from_text_encoder
+from .modulation import QwenImageModulators
+from .transformer import QwenImageTransformer
+from .vae import Decoder, Encoder, VaeConfig, unused_tensors
+from .vision import VisionConfig, vision_tower
+
+TABLE = "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class QwenImageFiles:
+    config: QwenImageConfig
+    text_config: QwenConfig
+    vae_config: VaeConfig
+    scheduler: FlowMatchConfig
+    transformer: Weights
+    text: Weights
+    vae: Weights
+    tokenizer: Path
+    editing: Editing | None = None
+    vision_config: VisionConfig | None = None
+    patches: PatchConfig | None = None
+
+
+def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageFiles:
+    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
+    paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
+    data = {part: read_json(path) for part, path in paths.items()}
+    config = QwenImageConfig.read(data["transformer"], paths["transformer"])
+    text_config = read_config(data["text_encoder"], paths["text_encoder"])
+    vae_config = VaeConfig.read(data["vae"], paths["vae"])
+    transformer = open_component(folder, "transformer", changes)
+    text = open_component(folder, "text_encoder", changes, from_text_encoder)
+    vae = open_component(folder, "vae", changes)
+    transformer.check([QwenImageTransformer(config), QwenImageModulators(config)])
+    vae.check([Encoder(vae_config), Decoder(vae_config)], unused_tensors(vae_config))
+    trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
+    scheduler = read_scheduler(folder, manifest)
+    opened = (config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
+    if not manifest.edits:
+        text.check(trees, (HEAD, VISION))
+        return QwenImageFiles(*opened)
+    vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
+    text.check([*trees, vision_tower(vision_config)], (HEAD,))
+    preprocessor = folder / "processor" / "preprocessor_config.json"
+    patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
+    return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches)

@@ -1,0 +1,82 @@
+"""Qwen2.5-VL's eyes, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
+
+The tower itself is mlx-vlm's, imported only when it is built (about a second, and it pulls transformers).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from ..errors import ConfigError
+from ..text.patches import Patches
+from ..text.qwen import UNUSED
+from .keys import VISION
+
+THETA = 10000.0  # mlx-vlm fixes the rope's base in code
+
+
+@dataclass(frozen=True)
+class VisionConfig(Config):
+    """`vision_config` of text_encoder/config.json."""
+
+    # in_chans and spatial_patch_size are older spellings; the others concern videos, training or other towers.
+    IGNORED: ClassVar[frozenset[str]] = UNUSED | frozenset("in_chans spatial_patch_size tokens_per_second".split())
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+    window_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    in_channels: int = 3
+    hidden_act: str = "silu"
+
+    @classmethod
+    def read_part(cls, data: dict[str, Any], where: Path) -> Self:
+        if "vision_config" not in data:
+            raise ConfigError(f"{where}: field 'vision_config' is missing; editing needs the language model's eyes. Download it again.")
+        part = dict(data["vision_config"])
+        theta = (part.pop("rope_parameters", None) or {}).get("rope_theta", THETA)
+        if theta != THETA:
+            raise ConfigError(f"{where}: vision_config's rope_theta {theta} is not known to this port; Qwen2.5-VL has {THETA}.")
+        config = cls.read(part, f"{where}: vision_config")
+        if config.hidden_act != "silu":
+            raise ConfigError(f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known; Qwen2.5-VL has 'silu'.")
+        return config
+
+
+def vision_tower(config: VisionConfig) -> nn.Module:
+    """mlx-vlm's tower, empty, under the checkpoint's `visual.`."""
+    from mlx_vlm.models.qwen2_5_vl.config import VisionConfig as TheirConfig
+    from mlx_vlm.models.qwen2_5_vl.vision import VisionModel
+
+    theirs = TheirConfig(
+        model_type="qwen2_5_vl",
+        depth=config.depth,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        out_hidden_size=config.out_hidden_size,
+        num_heads=config.num_heads,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        spatial_merge_size=config.spatial_merge_size,
+        temporal_patch_size=config.temporal_patch_size,
+        window_size=config.window_size,
+        fullatt_block_indexes=list(config.fullatt_block_indexes),
+    )
+    root = nn.Module()
+    root[VISION.rstrip(".")] = VisionModel(theirs)
+    return root
+
+
+def see(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
+    """Features [merged rows x merged columns, D] of one picture."""
+    return tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
