@@ -1,8 +1,8 @@
 """Runs benchmarks: python benchmarks/run.py [NAME …], all of them without a name.
 
 A benchmark is a module beside this one whose `main()` measures and prints a table with one ratio in it. A ratio of two
-things timed in turns in one run says something on any machine; seconds alone do not. What was tried, measured and kept or
-undone stands in LOG.md.
+things timed in turns in one run says something on any machine; seconds alone do not. What was tried, measured and kept
+or undone stands in LOG.md.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Seconds from nothing to `from mlx_imagegen import generate` and to `mlx-imagegen --help`, beside Python's own start."""
+"""Seconds to `from mlx_imagegen import generate` and to `mlx-imagegen --help`, beside Python's own start."""
 
 import statistics
 import subprocess
@@ -21,12 +21,19 @@ def main(rounds: int = 15) -> dict[str, float]:
     for _ in range(rounds + 1):
         for name, arguments in COMMANDS.items():
             seconds[name].append(_run(arguments))
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first round warms the disk
+    medians = {
+        name: statistics.median(values[1:]) for name, values in seconds.items()
+    }  # the first round warms the disk
     own = medians["python"]
     medians["import"] -= own
     print(f"  python alone            {own:6.3f} s")
-    print(f"  import generate  +{medians['import']:6.3f} s  of {LIMITS['import']} s: {medians['import'] / LIMITS['import']:.2f}")
-    print(f"  --help            {medians['help']:6.3f} s  of {LIMITS['help']} s: {medians['help'] / LIMITS['help']:.2f}")
+    print(
+        f"  import generate  +{medians['import']:6.3f} s  of {LIMITS['import']} s:"
+        f" {medians['import'] / LIMITS['import']:.2f}"
+    )
+    print(
+        f"  --help            {medians['help']:6.3f} s  of {LIMITS['help']} s: {medians['help'] / LIMITS['help']:.2f}"
+    )
     print(f"  import pulls {_heavy() or 'none'} of {', '.join(HEAVY)}")
     return medians
 

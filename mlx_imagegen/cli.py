@@ -77,7 +77,8 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
     near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
     if near and " " not in first and not first.startswith("-"):
         raise RequestError(
-            f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate {first}"
+            f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate"
+            f" {first}"
         )
     return "generate", arguments
 

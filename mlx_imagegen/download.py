@@ -73,12 +73,19 @@ def locate(model: str, tell: Tell = tell_stderr, hub: Hub | None = None) -> tupl
 def fetch(manifest: Manifest, tell: Tell = tell_stderr, hub: Hub | None = None) -> Path:
     """The folder with the manifest's files."""
     if manifest.repo is None or manifest.revision is None:
-        raise DownloadError(f"{manifest.name} names no repository to download from; give the folder that holds its files.")
+        raise DownloadError(
+            f"{manifest.name} names no repository to download from; give the folder that holds its files."
+        )
     return fetch_files(manifest.repo, manifest.revision, manifest.download, manifest, tell, hub)
 
 
 def fetch_files(
-    repo: str, revision: str, patterns: Sequence[str], manifest: Manifest, tell: Tell = tell_stderr, hub: Hub | None = None
+    repo: str,
+    revision: str,
+    patterns: Sequence[str],
+    manifest: Manifest,
+    tell: Tell = tell_stderr,
+    hub: Hub | None = None,
 ) -> Path:
     """The cached folder of `repo` at `revision`, with every file that matches `patterns`."""
     hub = hub or HuggingFace()
@@ -91,8 +98,8 @@ def fetch_files(
         wanted = sum(file.nbytes for file in files if not file.here)
         _check_room(hub.cache, wanted, manifest)
         tell(
-            f"Downloading {manifest.title}: {wanted / GB:.1f} GB in {sum(not file.here for file in files)} files from {repo} "
-            f"into {hub.cache}. Licence: {manifest.licence}."
+            f"Downloading {manifest.title}: {wanted / GB:.1f} GB in {sum(not file.here for file in files)} files from"
+            f" {repo} into {hub.cache}. Licence: {manifest.licence}."
         )
         return hub.download(repo, revision, patterns)
 
@@ -113,7 +120,9 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             shards = set(read_json(folder / name).get("weight_map", {}).values())
-            lacking += sorted(f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file())
+            lacking += sorted(
+                f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
+            )
     return lacking
 
 
@@ -124,7 +133,9 @@ def _adopt(repo: str, hub: Hub) -> Model:
     if not folder or not any((folder / name).is_file() for name in RECOGNISED_BY):
         with _explained(stranger, repo, folder, RECOGNISED_BY):
             folder = hub.download(repo, "main", RECOGNISED_BY)
-    manifest = replace(recognise(folder), repo=repo, revision=revision_of(folder) or "main", licence=f"see {SITE}/{repo}", gated=False)
+    manifest = replace(
+        recognise(folder), repo=repo, revision=revision_of(folder) or "main", licence=f"see {SITE}/{repo}", gated=False
+    )
     return Model(manifest, None, repo)
 
 
@@ -133,8 +144,8 @@ def _check_complete(repo: str, revision: str, patterns: Sequence[str], files: Se
     lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
     if lacking:
         raise DownloadError(
-            f"{repo} at revision {revision} has no {', '.join(lacking)}; the repository is not laid out as this library reads "
-            "it. Download it by other means and give the folder."
+            f"{repo} at revision {revision} has no {', '.join(lacking)}; the repository is not laid out as this library"
+            " reads it. Download it by other means and give the folder."
         )
 
 
@@ -143,8 +154,8 @@ def _check_room(cache: Path, wanted: int, manifest: Manifest) -> None:
     free = shutil.disk_usage(place).free
     if wanted + SPARE_BYTES > free:
         raise DownloadError(
-            f"{manifest.title} needs {wanted / GB:.1f} GB more (and {SPARE_BYTES / GB:.0f} GB to spare), and {place} has "
-            f"{free / GB:.1f} GB free. Free some room, or set HF_HOME to a folder on a larger disk."
+            f"{manifest.title} needs {wanted / GB:.1f} GB more (and {SPARE_BYTES / GB:.0f} GB to spare), and {place}"
+            f" has {free / GB:.1f} GB free. Free some room, or set HF_HOME to a folder on a larger disk."
         )
 
 
@@ -171,15 +182,21 @@ def _refusal(manifest: Manifest, repo: str, error: BaseException) -> str | None:
 
     if isinstance(error, errors.GatedRepoError) or (manifest.gated and _status(error) in (401, 403)):
         return (
-            f"{manifest.title} is gated: its owner gives access on request. Ask for it at {SITE}/{repo} (signed in), then run "
-            f"`{LOGIN}` with a token of that account and try again."
+            f"{manifest.title} is gated: its owner gives access on request. Ask for it at {SITE}/{repo} (signed in),"
+            f" then run `{LOGIN}` with a token of that account and try again."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no repository {SITE}/{repo}, or it is private; check the name, or run `{LOGIN}` if you have access."
+        return (
+            f"there is no repository {SITE}/{repo}, or it is private; check the name, or run `{LOGIN}` if you have"
+            " access."
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {manifest.revision} any more; update mlx-imagegen, or give a local folder."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk became full while {manifest.title} was downloaded; free some room and run it again: it goes on from there."
+        return (
+            f"the disk became full while {manifest.title} was downloaded; free some room and run it again: it goes on"
+            " from there."
+        )
     return None
 
 
@@ -192,8 +209,8 @@ def _unreachable(
         state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
     reason = " ".join(str(error).split())[:200] or "no reason given"
     return (
-        f"{manifest.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network (and "
-        f"unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {repo}'s files."
+        f"{manifest.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
+        f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {repo}'s files."
     )
 
 
@@ -224,7 +241,9 @@ class HuggingFace:
     def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]:
         from huggingface_hub import snapshot_download
 
-        found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, dry_run=True)
+        found = snapshot_download(
+            repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, dry_run=True
+        )
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:

@@ -100,8 +100,14 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
         "negative or fractional",
     ),
     "an unknown dtype": ({"header": {"x": entry(0, 8, "F4")}, "data": bytes(8)}, "dtype F4, which is not supported"),
-    "another dtype than the bytes": ({"header": {"x": entry(0, 8, "F16")}, "data": bytes(8)}, "needs 4 bytes, its offsets give 8"),
-    "data cut off": ({"header": {"x": entry(0, 8)}, "data": bytes(5)}, "5 bytes long, its header describes|header describes"),
+    "another dtype than the bytes": (
+        {"header": {"x": entry(0, 8, "F16")}, "data": bytes(8)},
+        "needs 4 bytes, its offsets give 8",
+    ),
+    "data cut off": (
+        {"header": {"x": entry(0, 8)}, "data": bytes(5)},
+        "5 bytes long, its header describes|header describes",
+    ),
     "data to spare": ({"header": {"x": entry(0, 8)}, "data": bytes(12)}, "its header describes"),
     "overlapping tensors": ({"header": {"x": entry(0, 8), "y": entry(4, 12)}, "data": bytes(12)}, "'y' overlaps"),
     "the same bytes twice": ({"header": {"x": entry(0, 8), "y": entry(0, 8)}, "data": bytes(8)}, "overlaps"),

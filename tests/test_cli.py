@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Ran
 from PIL import Image
 
-from conftest import Ran
 from mlx_imagegen.cli import COMMANDS, USAGE
 from mlx_imagegen.image import read_metadata, write_picture
 from mlx_imagegen.job import PARAMETERS
@@ -70,7 +70,10 @@ def test_the_same_seed_gives_the_same_picture_and_another_another(make: Cli) -> 
 def test_seeds_repeated_in_a_range_and_counted(make: Cli) -> None:
     ran = make("a fox", "--seed", "1-2", "--seed", "9", "-o", "{seed}.png")
     assert ran.out.split() == ["1.png", "2.png", "9.png"]
-    assert make("a fox", "--seed", 5, "--count", 2, "-o", "{index:02}-{seed}.png").out.split() == ["01-5.png", "02-6.png"]
+    assert make("a fox", "--seed", 5, "--count", 2, "-o", "{index:02}-{seed}.png").out.split() == [
+        "01-5.png",
+        "02-6.png",
+    ]
     make("a fox", "--seed", 2, "-o", "alone.png")
     assert np.array_equal(pixels("alone.png"), pixels("2.png")), "a seed's picture does not depend on its neighbours"
 
@@ -85,7 +88,11 @@ def test_prompts_from_a_file_and_standard_input(make: Cli, monkeypatch: pytest.M
 
 
 def test_jobs_with_parameters_of_their_own(make: Cli) -> None:
-    jobs = [{"prompt": "a fox", "steps": 1, "seed": 4}, {"prompt": "a hen", "width": 32}, {"prompt": "an owl", "seed": [5, 6]}]
+    jobs = [
+        {"prompt": "a fox", "steps": 1, "seed": 4},
+        {"prompt": "a hen", "width": 32},
+        {"prompt": "an owl", "seed": [5, 6]},
+    ]
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     ran = make("--prompt-file", "jobs.jsonl", "--seed", 1, "-o", "{prompt}-{seed}.png")
     assert ran.out.split() == ["a-fox-4.png", "a-hen-1.png", "an-owl-5.png", "an-owl-6.png"]
@@ -122,7 +129,9 @@ def test_previews_stand_beside_the_picture(resident: str, cli: Cli, flux_folder:
 def test_a_picture_to_start_from(make: Cli, flux_folder: Path) -> None:
     Image.effect_mandelbrot((48, 32), (-2, -1, 1, 1), 20).convert("RGB").save("in.png")
     for strength in (0.5, 1.0):
-        assert make("a fox", "--image", "in.png", "--strength", strength, "--seed", 1, "-o", f"{strength}.png").code == 0
+        assert (
+            make("a fox", "--image", "in.png", "--strength", strength, "--seed", 1, "-o", f"{strength}.png").code == 0
+        )
     assert not np.array_equal(pixels("0.5.png"), pixels("1.0.png"))
     assert len(read_metadata(Path("0.5.png"))["report"]["seconds"]["steps"]) == 1
 
@@ -141,7 +150,19 @@ def test_given_noise_goes_before_the_seed(make: Cli) -> None:
 
 
 def test_a_picture_is_made_again_from_its_record(make: Cli, cli: Cli) -> None:
-    make("a fox, ÄÖ 狐", "--seed", 5, "--true-cfg", 2, "--negative-prompt", "hens", "--max-sequence-length", 20, "-o", "a.png")
+    make(
+        "a fox, ÄÖ 狐",
+        "--seed",
+        5,
+        "--true-cfg",
+        2,
+        "--negative-prompt",
+        "hens",
+        "--max-sequence-length",
+        20,
+        "-o",
+        "a.png",
+    )
     assert cli("--from", "a.png", "-o", "b.png", "--quiet").code == 0
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert cli("--from", "a.png", "--seed", 6, "-o", "c.png", "--quiet").code == 0
@@ -177,8 +198,18 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
 
     assert cli("models", "--names").out.split() == list(manifests())
     table = cli("models").out.splitlines()
-    assert len(table) == len(manifests()) + 1 and table[0].split() == ["NAME", "STEPS", "SIZE", "DOWNLOAD", "HERE", "LICENCE"]
-    assert any("flux-dev" in line and "33.7 GB" in line and "FLUX.1-dev Non-Commercial License, gated" in line for line in table)
+    assert len(table) == len(manifests()) + 1 and table[0].split() == [
+        "NAME",
+        "STEPS",
+        "SIZE",
+        "DOWNLOAD",
+        "HERE",
+        "LICENCE",
+    ]
+    assert any(
+        "flux-dev" in line and "33.7 GB" in line and "FLUX.1-dev Non-Commercial License, gated" in line
+        for line in table
+    )
     assert {entry["name"] for entry in json.loads(cli("models", "--json").out)} == set(manifests())
 
 
@@ -240,13 +271,19 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a strength above all": (("a fox", "--image", "given.png", "--strength", 1.5), ("strength 1.5", "up to 1")),
     "a strength of no picture": (("a fox", "--strength", 0.5), ("no image is given",)),
     "an input picture that is not there": (("a fox", "--image", "nowhere.png"), ("image: nowhere.png is not there",)),
-    "an input picture that is none": (("a fox", "--image", "given.txt"), ("image: given.txt cannot be read as a picture",)),
+    "an input picture that is none": (
+        ("a fox", "--image", "given.txt"),
+        ("image: given.txt cannot be read as a picture",),
+    ),
     "noise that is not there": (("a fox", "--noise", "nowhere.npy"), ("noise: nowhere.npy is not there",)),
     "noise that is none": (("a fox", "--noise", "given.txt"), ("noise: given.txt is not a NumPy array",)),
     "noise of another shape": (("a fox", "--noise", "given.npy"), ("noise has the shape (1, 2, 3)", "needs (1, ")),
     "an output folder that is not there": (("a fox", "-o", "no/such/a.png"), ("the folder no/such does not exist",)),
     "an output of another kind": (("a fox", "-o", "a.gif"), ("'a.gif'", "must end in .png")),
-    "two pictures of one name": (("a fox", "--count", 2, "-o", "a.png"), ("2 pictures would be written to a.png", "{seed}")),
+    "two pictures of one name": (
+        ("a fox", "--count", 2, "-o", "a.png"),
+        ("2 pictures would be written to a.png", "{seed}"),
+    ),
     "an unknown field": (("a fox", "-o", "{sed}.png"), ("there is no {sed}", "{seed}")),
     "a field that reaches": (("a fox", "-o", "{seed.real}.png"), ("there is no {seed.real}",)),
     "a brace left open": (("a fox", "-o", "{seed.png"), ("--output {seed.png",)),
@@ -261,7 +298,10 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a prompt file that is not there": (("--prompt-file", "nowhere.txt"), ("--prompt-file: nowhere.txt is not there",)),
     "a prompt file that is no text": (("--prompt-file", "given.npy"), ("cannot be read as UTF-8",)),
     "a prompt file without prompts": (("--prompt-file", "given.empty"), ("given.empty holds no prompt",)),
-    "a job with an unknown key": (("--prompt-file", "given.jsonl"), ("given.jsonl, line 2", "no 'step'; did you mean steps")),
+    "a job with an unknown key": (
+        ("--prompt-file", "given.jsonl"),
+        ("given.jsonl, line 2", "no 'step'; did you mean steps"),
+    ),
     "a job that is no JSON": (("--prompt-file", "given.broken"), ("given.broken, line 1: not valid JSON",)),
     "a job without a prompt": (("--prompt-file", "given.nothing"), ("a job needs a prompt",)),
     "a record that is not there": (("--from", "given.png"), ("given.png holds no record",)),
@@ -366,11 +406,19 @@ def split_in_shards(folder: Path) -> None:
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no config.json at all": (
-        lambda model: [path.unlink() for path in model.rglob("*.json") if path.name in ("model_index.json", "config.json")],
+        lambda model: [
+            path.unlink() for path in model.rglob("*.json") if path.name in ("model_index.json", "config.json")
+        ],
         ("has no model_index.json, config.json or transformer/config.json",),
     ),
-    "no config.json for the transformer": (lambda model: (model / "transformer/config.json").unlink(), ("transformer/config.json",)),
-    "no config.json for a text encoder": (lambda model: (model / "text_encoder/config.json").unlink(), ("text_encoder/config.json",)),
+    "no config.json for the transformer": (
+        lambda model: (model / "transformer/config.json").unlink(),
+        ("transformer/config.json",),
+    ),
+    "no config.json for a text encoder": (
+        lambda model: (model / "text_encoder/config.json").unlink(),
+        ("text_encoder/config.json",),
+    ),
     "a missing shard": (split_in_shards, ("1 of 2 shards are missing (two.safetensors)",)),
     "no weights": (lambda model: (model / TRANSFORMER).unlink(), ("transformer holds no .safetensors file",)),
     "a truncated file": (
@@ -378,11 +426,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         (TRANSFORMER, "its header describes", "download it again"),
     ),
     "a header length beyond the file": (
-        lambda model: (model / TRANSFORMER).write_bytes((10**7).to_bytes(8, "little") + (model / TRANSFORMER).read_bytes()[8:]),
+        lambda model: (model / TRANSFORMER).write_bytes(
+            (10**7).to_bytes(8, "little") + (model / TRANSFORMER).read_bytes()[8:]
+        ),
         ("its header should be 10000000 bytes long",),
     ),
-    "overlapping offsets": (lambda model: with_header(model / TRANSFORMER, overlap), ("overlaps the tensor before it",)),
-    "a wrong dtype": (lambda model: with_header(model / TRANSFORMER, retype), ("has dtype F64, which is not supported",)),
+    "overlapping offsets": (
+        lambda model: with_header(model / TRANSFORMER, overlap),
+        ("overlaps the tensor before it",),
+    ),
+    "a wrong dtype": (
+        lambda model: with_header(model / TRANSFORMER, retype),
+        ("has dtype F64, which is not supported",),
+    ),
     "a config of other shapes": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(joint_attention_dim=77)),
         ("do not fit the transformer's config.json", "misshapen: context_embedder.weight"),
@@ -479,13 +535,17 @@ def test_a_command_misspelt_is_no_prompt(cli: Cli) -> None:
 def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
     for command in ([sys.executable, "-m", "mlx_imagegen"], [str(Path(sys.executable).with_name("mlx-imagegen"))]):
         if Path(command[0]).exists():
-            ran = subprocess.run([*command, "models", "--names"], capture_output=True, text=True, cwd=tmp_path, check=True)
+            ran = subprocess.run(
+                [*command, "models", "--names"], capture_output=True, text=True, cwd=tmp_path, check=True
+            )
             assert "flux-schnell" in ran.stdout
             assert subprocess.run([*command, "generate", ""], capture_output=True, cwd=tmp_path).returncode == 2
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, mlx_imagegen.cli as c; c.main(['--help']); print(sorted(m for m in sys.modules if '.' not in m))"
+    code = (
+        "import sys, mlx_imagegen.cli as c; c.main(['--help']); print(sorted(m for m in sys.modules if '.' not in m))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = ran.stdout.splitlines()[-1]
     for heavy in ("mlx", "numpy", "PIL", "torch", "transformers", "mlx_vlm", "huggingface_hub", "tqdm"):
@@ -499,7 +559,9 @@ def test_importing_generate_pulls_no_framework() -> None:
         assert f"'{heavy}'" not in ran.stdout
 
 
-def test_progress_is_drawn_on_a_terminal(make: Cli, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_drawn_on_a_terminal(
+    make: Cli, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     ran = cli("a fox", "--model", flux_folder, *QUICK[:-1], "--seed", "1-2", "-o", "{seed}.png")
     assert ran.out.split() == ["1.png", "2.png"]

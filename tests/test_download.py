@@ -27,9 +27,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "model_index.json": json.dumps({"_class_name": "FluxPipeline"}).encode(),
     "transformer/config.json": b"{}",
-    "transformer/model.safetensors.index.json": json.dumps(
-        {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
-    ).encode(),
+    "transformer/model.safetensors.index.json": (
+        json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}).encode()
+    ),
     "transformer/one.safetensors": b"1" * 3000,
     "transformer/two.safetensors": b"2" * 5000,
     "README.md": b"not asked for",
@@ -82,7 +82,9 @@ class FakeHub:
     def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
         names = self._matching("download", repo, revision, patterns)
         folder = cached(self.cache, repo, revision)
-        return put(self.cache, {name: self.files[name] for name in names if not folder or not (folder / name).is_file()}, repo)
+        return put(
+            self.cache, {name: self.files[name] for name in names if not folder or not (folder / name).is_file()}, repo
+        )
 
 
 def refuse(line: str) -> None:
@@ -147,7 +149,9 @@ def test_a_full_disk_is_refused_before_and_explained_within(tmp_path: Path, monk
     assert [what for what, _, _ in hub.asked] == ["plan"]
     monkeypatch.undo()
     hub = FakeHub(tmp_path)
-    monkeypatch.setattr(hub, "download", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        hub, "download", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+    )
     with pytest.raises(DownloadError, match="disk became full while Tiny.*goes on from there"):
         fetch(MODEL, lambda line: None, hub)
 
@@ -168,7 +172,11 @@ def test_a_repository_without_a_manifest_is_told_by_its_files(tmp_path: Path) ->
     whole = {name.replace("*", "x"): b"{}" for name in manifests()["flux-schnell"].download} | FILES
     hub = FakeHub(tmp_path / "second", files=whole)
     model, folder = locate("someone/finetune", lambda line: None, hub)
-    assert (model.manifest.name, model.manifest.repo, model.manifest.revision) == ("flux-schnell", "someone/finetune", COMMIT)
+    assert (model.manifest.name, model.manifest.repo, model.manifest.revision) == (
+        "flux-schnell",
+        "someone/finetune",
+        COMMIT,
+    )
     assert folder == cached(hub.cache, "someone/finetune", COMMIT)
     again, _ = locate("someone/finetune", refuse, FakeHub(hub.cache, ConnectionError()))
     assert again == model
@@ -200,7 +208,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path.startswith("/api/models/someone/secret"):
             self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith("/api/models/"):
-            entries = [{"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040x}"} for name, data in FILES.items()]
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040x}"}
+                for name, data in FILES.items()
+            ]
             listing = entries if "/tree/" in path else {"id": "someone/tiny", "sha": COMMIT, "siblings": []}
             self._answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
         elif path.startswith("/someone/gated/"):
@@ -261,7 +272,10 @@ def test_the_real_client_downloads_resumes_and_works_offline(hub_address: str, f
         name: data for name, data in FILES.items() if name not in ("README.md", "onnx/model.onnx")
     }
     assert fetched(hub_address, offline=True) == str(folder)
-    for name, state in (("transformer/two.safetensors", "lacks transformer/two"), ("transformer/config.json", "is not complete")):
+    for name, state in (
+        ("transformer/two.safetensors", "lacks transformer/two"),
+        ("transformer/config.json", "is not complete"),
+    ):
         (folder / name).unlink()
         refused = fetched(hub_address, offline=True)
         assert refused.startswith("refused: Tiny cannot be downloaded") and f"its copy in the cache {state}" in refused

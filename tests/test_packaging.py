@@ -35,7 +35,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_all_that_runs_is_in_it(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for folder, target in (("mlx_imagegen", "mlx_imagegen"), ("weights", "mlx_imagegen/weights"), ("quant", "mlx_imagegen/quant")):
+    for folder, target in (
+        ("mlx_imagegen", "mlx_imagegen"),
+        ("weights", "mlx_imagegen/weights"),
+        ("quant", "mlx_imagegen/quant"),
+    ):
         for kind in ("py", "toml"):
             for path in (ROOT / folder).rglob(f"*.{kind}"):
                 assert f"{target}/{path.relative_to(ROOT / folder).as_posix()}" in names
@@ -64,9 +68,10 @@ def test_what_it_needs_is_declared(wheel: zipfile.ZipFile) -> None:
 def test_it_runs_from_where_it_is_installed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     code = (
-        "from mlx_imagegen.manifest import data_folder, manifests; from pathlib import Path; import mlx_imagegen; "
-        "home = Path(mlx_imagegen.__file__).parent; assert data_folder('weights') == home / 'weights', data_folder('weights'); "
-        "assert data_folder('quant') == home / 'quant'; assert 'flux-dev' in manifests(); print(home)"
+        "from mlx_imagegen.manifest import data_folder, manifests; from pathlib import Path; import mlx_imagegen; home"
+        " = Path(mlx_imagegen.__file__).parent; assert data_folder('weights') == home / 'weights',"
+        " data_folder('weights'); assert data_folder('quant') == home / 'quant'; assert 'flux-dev' in manifests();"
+        " print(home)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import Ran
 from PIL import Image
 
-from conftest import Ran
 from mlx_imagegen import download, pipeline
 from mlx_imagegen.manifest import Manifest, Model, manifests
 
@@ -19,7 +19,11 @@ TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
 COMMANDS = [
-    line.removeprefix("$ ") for kind, text in BLOCKS if kind == "console" for line in text.splitlines() if line[:2] == "$ "
+    line.removeprefix("$ ")
+    for kind, text in BLOCKS
+    if kind == "console"
+    for line in text.splitlines()
+    if line[:2] == "$ "
 ]
 # These install or set up; the machinery that runs the tests has just done so.
 NOT_RUN = ("pip ", "make ", "hf ")
@@ -41,7 +45,9 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")
-    Path("jobs.jsonl").write_text(json.dumps({"prompt": "an owl", "seed": 3, "steps": 1}) + "\n" + json.dumps({"prompt": "a hen"}))
+    Path("jobs.jsonl").write_text(
+        json.dumps({"prompt": "an owl", "seed": 3, "steps": 1}) + "\n" + json.dumps({"prompt": "a hen"})
+    )
     Path("out").mkdir()
 
 
@@ -94,5 +100,7 @@ def test_every_parameter_of_the_table_exists() -> None:
     from mlx_imagegen.api import Parameters
 
     table = TEXT.partition("| parameter |")[2].partition("\n\n")[0]
-    names = {name for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)}
+    names = {
+        name for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
+    }
     assert len(names) > 15 and names <= set(Parameters.__annotations__) | {"model"}

@@ -27,14 +27,22 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def _what(group: Group) -> None:
     group.add_argument("prompt", nargs="?", help="what the picture should show, in quotes; - reads standard input")
-    group.add_argument("--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line")
-    group.add_argument("--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override")
+    group.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"
+    )
+    group.add_argument(
+        "--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override"
+    )
     group.add_argument("--model", help="a name (see `mlx-imagegen models`), a repository id or a folder")
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show; needs --guidance or --true-cfg above 1")
+    group.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what it should not show; needs --guidance or --true-cfg above 1"
+    )
 
 
 def _how(group: Group) -> None:
-    group.add_argument("--seed", type=_seeds, action="extend", metavar="N|A-B", help="repeat it or give a range for more pictures")
+    group.add_argument(
+        "--seed", type=_seeds, action="extend", metavar="N|A-B", help="repeat it or give a range for more pictures"
+    )
     group.add_argument("--count", type=int, metavar="N", help="this many pictures, with seeds from the first upwards")
     group.add_argument("--steps", type=int, metavar="N")
     group.add_argument("--width", type=int, metavar="PIXELS")
@@ -42,33 +50,49 @@ def _how(group: Group) -> None:
     group.add_argument("--size", type=_size, metavar="WxH", help="width and height at once")
     group.add_argument("--aspect", metavar="W:H", help="a shape, such as 16:9, in the model's usual number of pixels")
     group.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt")
-    group.add_argument("--true-cfg", type=float, metavar="X", help="FLUX.1: the scale between prompt and negative prompt")
+    group.add_argument(
+        "--true-cfg", type=float, metavar="X", help="FLUX.1: the scale between prompt and negative prompt"
+    )
     group.add_argument("--max-sequence-length", type=int, metavar="TOKENS", help="how much of the prompt is read")
 
 
 def _pictures(group: Group) -> None:
     group.add_argument("--image", type=Path, metavar="FILE", help="change this picture")
     group.add_argument("--strength", type=float, metavar="X", help="by how much: above 0 (keep it) to 1 (replace it)")
-    group.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures the prompt speaks of, for editing")
-    group.add_argument("--layout", type=_json, metavar="JSON", help="where references go: [[x1, x2, y1, y2], …] from 0 to 1")
+    group.add_argument(
+        "--references", type=Path, nargs="+", metavar="FILE", help="pictures the prompt speaks of, for editing"
+    )
+    group.add_argument(
+        "--layout", type=_json, metavar="JSON", help="where references go: [[x1, x2, y1, y2], …] from 0 to 1"
+    )
     group.add_argument("--keep-original-aspect", action="store_true", default=None, help="the one reference's shape")
 
 
 def _sampling(group: Group) -> None:
-    group.add_argument("--noise", type=Path, metavar="NPY", help="the starting noise, as diffusers takes it: [1, 16, H/8, W/8]")
+    group.add_argument(
+        "--noise", type=Path, metavar="NPY", help="the starting noise, as diffusers takes it: [1, 16, H/8, W/8]"
+    )
     group.add_argument("--step-noise", type=Path, nargs="+", metavar="NPY", help="the noise of each step, a file each")
     group.add_argument("--sampler", metavar="NAME")
     group.add_argument("--shift", type=float, metavar="X")
     group.add_argument("--timesteps", type=float, nargs="+", metavar="T", help="falling, below 1000, one a step")
-    group.add_argument("--noise-scale", type=float, nargs="+", metavar="X", help="one, or the first and the last step's")
+    group.add_argument(
+        "--noise-scale", type=float, nargs="+", metavar="X", help="one, or the first and the last step's"
+    )
     group.add_argument("--noise-clip", type=float, metavar="X", help="in standard deviations; 0 is none")
     group.add_argument("--blend-seams", type=_radius, metavar="N|adaptive", help="soften the borders between patches")
 
 
 def _weights(group: Group) -> None:
-    group.add_argument("--quant", metavar="RECIPE", help="pack the weights while they are loaded: q8, q6, q4 or a recipe's file")
-    group.add_argument("--lora", type=_lora, action="append", metavar="FILE[:SCALE]", help="merge this LoRA; may be repeated")
-    group.add_argument("--lora-partial", action="store_true", default=None, help="allow LoRAs of which a part fits no module")
+    group.add_argument(
+        "--quant", metavar="RECIPE", help="pack the weights while they are loaded: q8, q6, q4 or a recipe's file"
+    )
+    group.add_argument(
+        "--lora", type=_lora, action="append", metavar="FILE[:SCALE]", help="merge this LoRA; may be repeated"
+    )
+    group.add_argument(
+        "--lora-partial", action="store_true", default=None, help="allow LoRAs of which a part fits no module"
+    )
     group.add_argument(
         "--resident", action=argparse.BooleanOptionalAction, default=None,
         help="keep all parts of the model in memory, or one after the other; as fits the machine if not said",
@@ -76,9 +100,10 @@ def _weights(group: Group) -> None:
 
 
 def _output(group: Group) -> None:
+    fields = ", ".join(f"{{{name}}}" for name in FIELDS)
     group.add_argument(
         "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
-        help=f"a file's name or a folder; {', '.join('{' + name + '}' for name in FIELDS)} are filled in ({DEFAULT_PATTERN})",
+        help=f"a file's name or a folder; {fields} are filled in ({DEFAULT_PATTERN})",
     )  # fmt: skip
     group.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
     group.add_argument("--json", action="store_true", help="print each picture's record and report as a line of JSON")

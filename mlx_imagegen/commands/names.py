@@ -56,7 +56,9 @@ def _check(pattern: str) -> None:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None]
     except ValueError as error:
-        raise RequestError(f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such.") from error
+        raise RequestError(
+            f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such."
+        ) from error
     unknown = [field for field in fields if field not in FIELDS]
     if unknown:
         raise RequestError(f"--output {pattern}: there is no {{{unknown[0]}}}; {_known()}")
@@ -69,4 +71,6 @@ def _known() -> str:
 def _slug(text: str) -> str:
     """The prompt's first words as a part of a file name."""
     words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
-    return (words if len(words) <= SLUG_LENGTH else words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]) or "picture"
+    return (
+        words if len(words) <= SLUG_LENGTH else words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]
+    ) or "picture"

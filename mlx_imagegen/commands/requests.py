@@ -1,6 +1,7 @@
 """What is asked for: a prompt, a file or standard input, and a picture to make again -> requests for `Pipeline.jobs`.
 
-Out: the model's name, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py checks.
+Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py
+checks.
 """
 
 import argparse
@@ -112,7 +113,8 @@ def _job(line: str, where: str) -> dict[str, Any]:
         if name not in OF_A_JOB:
             near = difflib.get_close_matches(name, OF_A_JOB, n=1)
             raise RequestError(
-                f"{where}: a job has no '{name}'; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_JOB)}.")
+                f"{where}: a job has no '{name}'; "
+                + (f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_JOB)}.")
             )
     return job
 

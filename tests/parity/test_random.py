@@ -19,4 +19,6 @@ def test_noise_equals_torch(attempt: int) -> None:
     ours = TorchGenerator(seed)
     for _ in range(2):
         expected = torch.randn(shape, generator=generator).numpy()
-        np.testing.assert_allclose(ours.normal(shape), expected, rtol=0, atol=1e-6, err_msg=f"seed {seed}, shape {shape}")
+        np.testing.assert_allclose(
+            ours.normal(shape), expected, rtol=0, atol=1e-6, err_msg=f"seed {seed}, shape {shape}"
+        )
