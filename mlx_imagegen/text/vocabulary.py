@@ -63,12 +63,10 @@ def bpe(files: VocabularyFiles, **options: Any) -> Model:
             "is vocab.json and merges.txt, or tokenizer.json alone."
         )
     try:
-        if files.saved:
-            saved = _saved_model(files, "BPE")
-            vocab, merges = saved["vocab"], [_pair(merge) for merge in saved["merges"]]
-        else:
-            vocab, merges = BPE.read_file(*(str(files.folder / name) for name in names))
-        return BPE(vocab=vocab, merges=merges, **options)
+        if not files.saved:
+            return BPE.from_file(*(str(files.folder / name) for name in names), **options)
+        saved = _saved_model(files, "BPE")
+        return BPE(vocab=saved["vocab"], merges=[_pair(merge) for merge in saved["merges"]], **options)
     except ConfigError:
         raise
     except Exception as error:  # the package raises nothing more precise
