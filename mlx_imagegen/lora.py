@@ -42,6 +42,11 @@ class Lora:
     scale: float = 1.0
     own: bool = False  # the manifest's, not the user's
 
+    def described(self) -> dict[str, Any]:
+        """Enough to open it again from anywhere."""
+        place = self.file.spoken if self.file.remote else str(self.file.path.resolve())
+        return {"file": place, "revision": self.file.revision, "scale": self.scale}
+
     def __str__(self) -> str:
         return f"{self.file.spoken} at {self.scale:g}"
 
@@ -101,14 +106,14 @@ class Merge:
         self.applied: set[Key] = set()
         self.survived: dict[str, float] = {}  # component/path -> share of the change that packing left
         self._changes: dict[Key, list[Change]] = {}
+        self._before: dict[Key, list[Change]] = {}
 
-    def choose(self, matches: Sequence[Match]) -> set[Key]:
-        """Takes the place of what was chosen before; the parameters whose merged values become others."""
-        changes: dict[Key, list[Change]] = {}
-        for match in matches:
-            if match.lora.scale != 0:
-                for key, more in match.changes.items():
-                    changes.setdefault(key, []).extend(more)
+    def choose(self, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
+        """Takes the place of what was chosen; gives the parameters whose merged values become others.
+
+        `before`: what was merged into a quantized checkpoint when it was made, for weights that come from its source.
+        """
+        changes, self._before = _by_parameter(matches), _by_parameter(before)
         keys = changes.keys() | self._changes.keys()
         differ = {key for key in keys if not _alike(changes.get(key), self._changes.get(key))}
         self.matches, self._changes = list(matches), changes
@@ -121,11 +126,12 @@ class Merge:
         if not changes:
             return value
         self.applied.add((component, path, parameter))
-        value = value.astype(mx.float32)
-        total = changes[0].of(value)
-        for change in changes[1:]:
-            total = total + change.of(value)
-        return value + total
+        return _added(value, changes)
+
+    def from_source(self, component: str, path: str, value: mx.array) -> mx.array:
+        key = (component, path, "weight")
+        self.applied.add(key)
+        return _added(value, [*self._before.get(key, ()), *self._changes.get(key, ())])
 
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
         """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
@@ -188,15 +194,15 @@ def open_loras(wanted: Sequence[Wanted], tell: Tell = tell_stderr) -> list[Lora]
     return loras
 
 
-def refit(family: Family[Any], merge: Merge, matches: Sequence[Match]) -> set[Key]:
+def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
     """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
-    before = merge.matches
-    differ = merge.choose(matches)
+    former = merge.matches
+    differ = merge.choose(matches, before)
     try:
         for component in family.components.values():
             component.refill({path for name, path, _ in differ if name == component.weights.component})
     except BaseException:  # a half-changed module must not make a picture
-        merge.choose(before)
+        merge.choose(former, before)
         for component in family.components.values():
             component.release()
         raise
@@ -322,6 +328,24 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
             f"{file.spoken}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
             f"{left}{more}.{looks}{mend}"
         )
+
+
+def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
+    out: dict[Key, list[Change]] = {}
+    for match in matches:
+        if match.lora.scale != 0:
+            for key, changes in match.changes.items():
+                out.setdefault(key, []).extend(changes)
+    return out
+
+
+def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
+    """Every change is computed from the plain value; the sum of changes is added at once."""
+    value = value.astype(mx.float32)
+    total = changes[0].of(value)
+    for change in changes[1:]:
+        total = total + change.of(value)
+    return value + total
 
 
 def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:

@@ -94,10 +94,16 @@ class AdapterConfig:
 class LoraFile:
     path: Path
     spoken: str  # what the user called it
+    revision: str | None  # asked for, if it lies in a repository
     entries: Mapping[str, Entry]  # by the module's name as the file writes it
     strangers: tuple[str, ...]  # keys whose ending is not known
     metadata: Mapping[str, str]
     checkpoint: Checkpoint
+
+    @property
+    def remote(self) -> bool:
+        """Whether it was named by its repository."""
+        return not Path(self.spoken).expanduser().exists()
 
     @property
     def format(self) -> str:
@@ -135,7 +141,7 @@ def open_lora(source: str | Path, revision: str | None = None, tell: Tell = tell
     groups, strangers = _gather(path, tensors)
     configs = _configs(path, metadata)
     entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
-    return LoraFile(path, str(source), entries, tuple(strangers), metadata, Checkpoint(tensors, [path], path))
+    return LoraFile(path, str(source), revision, entries, tuple(strangers), metadata, Checkpoint(tensors, [path], path))
 
 
 def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

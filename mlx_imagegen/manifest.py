@@ -142,8 +142,8 @@ def recognise(folder: Path) -> Manifest:
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("manifest") in manifests():
         manifest = manifests()[record["manifest"]]
-        # The converter has merged a manifest's own LoRA; loading must not merge it once more.
-        return replace(manifest, folder=None, extras={k: v for k, v in manifest.extras.items() if k != "lora"})
+        # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
+        return replace(manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()})
     family = _family_of(folder)
     names = {
         "flux": _nearest_flux,

@@ -22,6 +22,7 @@ from .job import Job, requested
 from .loading import Changes
 from .lora import Merge, Wanted, match_loras, open_loras, own_loras, refit, vocabularies
 from .lora_file import TITLES
+from .lora_source import Source
 from .manifest import Manifest, Model, manifests, revision_of
 from .recipes import read_recipe
 from .report import Report
@@ -86,8 +87,9 @@ def load(
     changes = Changes(progress=on_load, merge=merge)
     if quant is not None:
         changes = read_recipe(quant, found.manifest.family).applied_to(changes)
-    family = open_family(found.manifest, folder, changes)
-    pipeline = Pipeline(found, folder, family, resident, merge, quant)
+    source = Source(folder, found.manifest, open_family)
+    family = open_family(found.manifest, folder, source.applied_to(changes))
+    pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline.set_lora(lora, lora_partial, on_download)
     return pipeline
 
@@ -111,6 +113,7 @@ class Pipeline:
         resident: bool | None,
         merge: Merge | None = None,
         quant: str | None = None,
+        source: Source | None = None,
     ):
         self.model = model
         self.folder = folder
@@ -118,6 +121,7 @@ class Pipeline:
         self.residency = memory.choose(family.components, resident)
         self.merge = merge or Merge()
         self.quant = quant
+        self._source = source or Source(folder, model.manifest, open_family)
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._prepared: dict[Hashable, list[Any]] = {}
 
@@ -143,8 +147,10 @@ class Pipeline:
         `partial`: allow files of which a part fits no module of this model, and merge the rest.
         """
         loras = own_loras(self.model.manifest, on_download) + open_loras(lora, on_download)
-        matches = match_loras(loras, vocabularies(self.family), TITLES[self.family.name], partial)
-        if refit(self.family, self.merge, matches):
+        known, title = vocabularies(self.family), TITLES[self.family.name]
+        matches = match_loras(loras, known, title, partial)
+        before = match_loras(self._source.merged_before(matches, self.family), known, title, partial=True)
+        if refit(self.family, self.merge, matches, before):
             self._branches, self._prepared = {}, {}  # made with the former weights
 
     def jobs(

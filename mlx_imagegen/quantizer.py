@@ -21,7 +21,7 @@ from .errors import QuantizationError
 from .family import Family
 from .layout import Layout, Piece, layouts
 from .loading import Changes, Progress
-from .lora import Merge, Wanted, match_loras, open_loras, own_loras, vocabularies
+from .lora import Lora, Merge, Wanted, match_loras, open_loras, own_loras, vocabularies
 from .lora_file import TITLES
 from .manifest import Model, revision_of
 from .partial import Partial
@@ -90,11 +90,10 @@ def quantize(
     merge = Merge()
     loras = own_loras(made.model.manifest, on_download) + open_loras(lora, on_download)
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
-    named = [f"{each.file.spoken} at {each.scale:g}" for each in loras]
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
     partial = Partial(target, identify(made.layouts, __version__, made.recipe.digest, made.recipe.search, stamps))
-    conversion = Conversion(made.folder, made.layouts, made.recipe.search, _record(made, named), _rows(merge), _touches(merge))
+    conversion = Conversion(made.folder, made.layouts, made.recipe.search, _record(made, loras), _rows(merge), _touches(merge))
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     return target
 
@@ -107,7 +106,7 @@ def quant_of_bits(bits: int) -> str:
     return name
 
 
-def _record(made: Draft, loras: Sequence[str]) -> dict[str, Any]:
+def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
     manifest = made.model.manifest
     weights = [layout for layout in made.layouts if layout.packings]
     return {
@@ -116,7 +115,7 @@ def _record(made: Draft, loras: Sequence[str]) -> dict[str, Any]:
         "revision": revision_of(made.folder),
         "recipe": made.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
-        "lora": list(loras),
+        "lora": [each.described() for each in loras],
         "tool": f"mlx-imagegen {__version__}",
     }
 
