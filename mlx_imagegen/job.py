@@ -264,7 +264,7 @@ def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Imag
     if references and not manifest.edits:
         raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
     if len(references) < manifest.extras.get("references_least", 0):
-        raise RequestError(f"{manifest.name} changes pictures, and none is given; add references (--reference on the command line).")
+        raise RequestError(f"{manifest.name} changes pictures, and none is given; add references (--references on the command line).")
     limit = manifest.extras.get("references_limit")
     if limit is not None and len(references) > limit:
         raise RequestError(f"references: {len(references)} pictures are given, {manifest.name} takes up to {limit}.")
@@ -294,7 +294,7 @@ def _sequence_length(manifest: Manifest, asked: int | None) -> int:
 
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """guidance and cfg: `guidance` is told to the transformer, or is the scale between two branches, as the model has
     it."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):

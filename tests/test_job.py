@@ -12,7 +12,7 @@ from mlx_imagegen.manifest import manifests
 from mlx_imagegen.random import SEED_LIMIT
 
 DEV, SCHNELL, QWEN = (manifests()[name] for name in ("flux-dev", "flux-schnell", "qwen-image"))
-EDIT = manifests()["qwen-image-edit"]
+EDIT = manifests()["qwen-image-edit-2509"]
 PICTURE = Image.fromarray(np.arange(40 * 24 * 3, dtype=np.uint8).reshape(24, 40, 3))
 
 
@@ -122,6 +122,9 @@ def test_true_cfg_is_another_model_s_word() -> None:
         (SCHNELL, {"steps": 3}),
         (QWEN, {"guidance": 3, "negative_prompt": "ugly"}),
         (QWEN, {"guidance": 1}),
+        (manifests()["qwen-image-lightning"], {"steps": 4}),
+        (manifests()["hidream-o1"], {"guidance": 2, "shift": 2.0}),
+        (manifests()["hidream-o1-dev"], {}),
         (DEV, {"image": PICTURE, "strength": 0.3}),
         (EDIT, {"references": (PICTURE, PICTURE)}),
     ],

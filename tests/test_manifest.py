@@ -24,7 +24,7 @@ def test_every_manifest_is_complete(manifest: Manifest) -> None:
     assert manifest.revision and COMMIT.fullmatch(manifest.revision), "a branch can change under a user's feet"
     assert manifest.licence != "unknown"
     assert manifest.download and manifest.download_bytes > 10**9
-    assert manifest.guidance in ("embedded", "cfg", "none")
+    assert manifest.guidance in ("embedded", "cfg", "none", "never")
     defaults = manifest.defaults
     assert defaults.steps > 0 and defaults.width % 16 == 0 and defaults.height % 16 == 0
     assert (manifest.guidance == "none") == (defaults.guidance == 0)
