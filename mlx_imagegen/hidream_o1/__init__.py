@@ -173,4 +173,4 @@ class HiDream(Family[HiDreamBranch]):
         cut = self.files.tokenizer.encode(text, length).cut
         if not cut:
             return text, []
-        return text[: text.rindex(cut)], [f"the prompt is longer than {length} tokens; cut off: '{cut}'"]
+        return text[: text.rindex(cut)].rstrip(), [f"the prompt is longer than {length} tokens; cut off: '{cut}'"]

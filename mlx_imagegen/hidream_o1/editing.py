@@ -5,7 +5,7 @@ pictures (a prompt and its negative, a picture's next seed) share what was seen.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -40,7 +40,7 @@ class Sight:
         if not prompt.references:
             return Seen()
         keep = settings.extras.get("keep_original_aspect", False)
-        key = (*prompt.key[1:], settings.width, settings.height, keep)
+        key = (replace(prompt, text="").key, settings.width, settings.height, keep)
         if self._latest[0] != key:
             self._latest = key, self._seen(prompt, settings, keep)
         return self._latest[1]

@@ -80,10 +80,8 @@ def _halved(picture: Image.Image, side: int) -> Image.Image:
 
 def _cropped(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     across, down = picture.width / size[0], picture.height / size[1]
-    if across < down:
-        scaled = size[0], round(picture.height / across)
-    else:
-        scaled = round(picture.width / down), size[1]
+    covering = min(across, down)
+    scaled = round(picture.width / covering), round(picture.height / covering)
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     picture = picture.resize(scaled, Image.Resampling.BICUBIC)
     return picture.crop((left, top, left + size[0], top + size[1]))

@@ -97,4 +97,4 @@ def see(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtype) -> Featu
         mx.eval(main, more)
         embeds.append(main)
         deepstack.append(more)
-    return Features(mx.concatenate(embeds), [mx.concatenate(level) for level in zip(*deepstack, strict=True)])
+    return Features(mx.concatenate(embeds), [mx.concatenate(list(level)) for level in zip(*deepstack, strict=True)])

@@ -1,0 +1,192 @@
+"""HiDream-O1 against a stored tiny model and what transformers and diffusers made of it
+(tests/references/hidream.py)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from PIL import Image
+
+from mlx_imagegen import pipeline
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
+from mlx_imagegen.family import Prompt
+from mlx_imagegen.random import TorchGenerator
+from mlx_imagegen.sampling import timesteps_schedule
+from tests.hidream_o1.checks import check_forward, check_loop, opened, settings
+
+DATA = Path(__file__).parent.parent / "data" / "hidream_o1"
+PROMPT, SIZE = "A red fox, reading.", (32, 24)
+LOOPS = {"unipc": 0, "flash": 0, "1ref_flow_match": 1}
+NO_SIGHT = """
+import sys
+from mlx_imagegen.pipeline import load
+load({folder!r}).generate("a fox", width=32, height=24, steps=2, seed=1)
+assert not [name for name in sys.modules if name.startswith(("mlx_vlm", "transformers", "torch"))]
+"""
+
+
+def references(folder: Path, count: int) -> list[Image.Image]:
+    return [Image.open(folder / f"ref{index}.png").convert("RGB") for index in range(count)]
+
+
+def check_draw(folder: Path) -> None:
+    check_forward(folder, mx.load(str(folder / "forward_t2i.safetensors")), PROMPT, SIZE)
+    check_forward(folder, mx.load(str(folder / "forward_1ref.safetensors")), PROMPT, SIZE, references(folder, 1))
+    for name, count in LOOPS.items():
+        check_loop(folder, folder / f"loop_{name}.safetensors", references(folder, count))
+
+
+@pytest.mark.parametrize(("name", "count"), [("t2i", 0), ("1ref", 1)])
+def test_forward(name: str, count: int) -> None:
+    check_forward(DATA, mx.load(str(DATA / f"forward_{name}.safetensors")), PROMPT, SIZE, references(DATA, count))
+
+
+@pytest.mark.parametrize(("name", "count"), LOOPS.items())
+def test_loop(name: str, count: int) -> None:
+    check_loop(DATA, DATA / f"loop_{name}.safetensors", references(DATA, count))
+
+
+def test_deepstack_features_count() -> None:
+    """Several ports leave them out: then x_pred is another."""
+    family = opened(DATA)
+    seen = family._sight._seen
+
+    def blind(*arguments: object) -> object:
+        out = seen(*arguments)
+        return out.__class__(out.shown, out.grids, out.patches, out.features._replace(deepstack=[]))
+
+    family._sight._seen = blind  # type: ignore[method-assign]
+    want = mx.load(str(DATA / "forward_1ref.safetensors"))
+
+    branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, 1))), settings(*SIZE))
+    (ready,) = family.prepare([branch], timesteps_schedule([999.0]), settings(*SIZE))
+    picture = family.components["transformer"].load()(want["t0.z"], 999.0, ready.rope, ready.prefix, ready.references)
+    assert float(mx.max(mx.abs(picture - want["t0.x_pred"]))) > 0.01
+
+
+def test_text_to_image_never_imports_or_loads_the_eyes() -> None:
+    subprocess.run([sys.executable, "-c", NO_SIGHT.format(folder=str(DATA))], check=True, capture_output=True)
+
+
+def test_resident_parts() -> None:
+    """Neither lm_head, nor the vision tower, nor the table of embeddings."""
+
+    transformer = opened(DATA).components["transformer"].load()
+    names = [name for name, _ in tree_flatten(transformer.parameters())]
+    assert names and all(name.startswith(("language_model.layers.", "language_model.norm.", "t_embedder1.", "x_embedder.",
+                                          "final_layer2.")) for name in names)  # fmt: skip
+
+
+def test_a_seed_is_upstreams() -> None:
+    """Upstream draws with seed + 1."""
+    family = opened(DATA)
+    want = TorchGenerator(8).normal((1, 3, 24, 32))
+    assert (np.array(family.noise(7, settings(*SIZE))) == want).all()
+
+
+def test_flash_has_a_stream_of_its_own() -> None:
+    """Not the starting noise again, not the same at every step, the same for a seed."""
+    draws = []
+    for seed in (3, 3, 4):
+        result = pipeline.load(DATA).generate(
+            PROMPT, width=32, height=24, sampler="flash", timesteps=[900, 600, 300], seed=seed
+        )
+        draws.append(np.asarray(result.image).astype(int))
+    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": "flow_match"},
+        {"shift": 1.0},
+        {"noise_scale": 7.0},
+        {"timesteps": [900, 500, 100]},
+        {"sampler": "flash", "noise_clip": 0.5},
+        {"guidance": 1.0},
+        {"blend_seams": 1},
+    ],
+    ids=str,
+)
+def test_every_parameter_changes_the_picture(change: dict[str, object]) -> None:
+    warm = pipeline.load(DATA)
+    base = {"width": 32, "height": 24, "steps": 3, "seed": 5}
+    if "noise_clip" in change:
+        base |= {"sampler": "flash"}
+    first, second = (warm.generate(PROMPT, **(base | extra)) for extra in ({}, change))
+    assert (np.asarray(first.image) != np.asarray(second.image)).any()
+    for name, value in change.items():
+        told = second.record[name]
+        assert told == value or tuple(np.ravel(told)) in (tuple(np.ravel(value)), (value, value))
+
+
+def test_a_record_makes_the_picture_again() -> None:
+    warm = pipeline.load(DATA)
+    first = warm.generate(PROMPT, width=32, height=24, sampler="flash", steps=3, seed=5, shift=2.0)
+    known = set(first.record) & {"seed", "steps", "width", "height", "guidance", "sampler", "shift", "timesteps",
+                                 "noise_scale", "noise_clip", "negative_prompt"}  # fmt: skip
+    again = warm.generate(PROMPT, **{name: first.record[name] for name in known})
+    assert (np.asarray(first.image) == np.asarray(again.image)).all()
+
+
+def test_a_prompt_too_long_is_cut_with_a_note() -> None:
+    family = opened(DATA)
+
+    branch, notes = family.encode(Prompt("abcdef ghi"), settings(*SIZE, max_sequence_length=6))
+    short, _ = family.encode(Prompt("abcdef"), settings(*SIZE))
+    assert "ghi" in notes[0] and branch.txt.shape == short.txt.shape
+
+
+def test_one_reference_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both branches, and the next seed, share the vision tower's work."""
+    warm = pipeline.load(DATA)
+    calls = []
+    seen = warm.family._sight._seen  # type: ignore[attr-defined]
+    monkeypatch.setattr(warm.family._sight, "_seen", lambda *a: calls.append(1) or seen(*a))  # type: ignore[attr-defined]
+    warm.generate(PROMPT, width=32, height=24, steps=2, seed=[1, 2], guidance=3.0, references=references(DATA, 1))
+    assert len(calls) == 1
+
+
+def test_starting_from_a_picture() -> None:
+    warm = pipeline.load(DATA)
+    picture = references(DATA, 1)[0]
+    kept = warm.generate(PROMPT, image=picture, strength=0.2, steps=10, seed=1, noise_scale=0.01, guidance=1.0)
+    assert kept.image.size == picture.size
+
+
+def test_a_language_model_is_told_apart(tmp_path: Path) -> None:
+    """Plain Qwen3-VL has the same kind of config.json."""
+
+    (tmp_path / "tokenizer.json").write_bytes((DATA / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes((DATA / "tokenizer_config.json").read_bytes())
+
+    config = json.loads((DATA / "config.json").read_text())
+    del config["hidream_o1"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = open_checkpoint(DATA / "model.safetensors")
+    keep = {name: source[name].read() for name in source if "_embedder" not in name and "final_layer2" not in name}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), keep)
+    with pytest.raises(ConfigError, match="not HiDream-O1-Image"):
+        opened(tmp_path)
+
+
+def test_no_tensor_may_be_missing(tmp_path: Path) -> None:
+
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((DATA / name).read_bytes())
+    source = open_checkpoint(DATA / "model.safetensors")
+    keep = {name: source[name].read() for name in source if "layers.1.mlp.up_proj" not in name}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), keep)
+    with pytest.raises(MismatchError, match=r"1 missing: model.language_model.layers.1.mlp.up_proj.weight"):
+        opened(tmp_path)
+
+
+def test_noise_of_another_size_is_refused() -> None:
+    with pytest.raises(RequestError, match="shape"):
+        pipeline.load(DATA).generate(PROMPT, width=32, height=24, steps=2, noise=np.zeros((1, 3, 24, 24)))

@@ -1,0 +1,79 @@
+"""Sizes and pixels of reference pictures against upstream's (tests/data/hidream_o1/recorded)."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_imagegen.hidream_o1.references import prepared, reference_side, resized, shown_dimensions, shown_size
+from mlx_imagegen.manifest import manifests
+from mlx_imagegen.options import fitted, kept_aspect, layout_boxes, shape
+
+RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
+CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())
+MANIFEST = manifests()["hidream-o1"]
+BOXES = [[0.1, 0.45, 0.15, 0.8], {"bbox": [0.55, 0.95, 0.1, 0.6], "text": "b"}]
+
+
+def test_sizes_of_references() -> None:
+    for case in CASES["resize_pilimage"]:
+        assert fitted(tuple(case["in"]), case["max_size"], 32) == tuple(case["out"])
+        if max(case["out"]) < 1500:
+            assert resized(Image.new("RGB", case["in"]), case["max_size"], 32).size == tuple(case["out"])
+
+
+def test_sizes_of_what_the_tower_is_shown() -> None:
+    for case in CASES["calculate_dimensions"]:
+        assert shown_dimensions(case["max_size"], case["ratio"], 32) == tuple(case["out"])
+
+
+def test_presets() -> None:
+    for case in CASES["find_closest_resolution"]:
+        assert shape(MANIFEST, 32, f"{case['in'][0]}:{case['in'][1]}") == tuple(case["out"])
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_sizes_by_the_number_of_references(count: int) -> None:
+    cases = [case for case in CASES["cond_grid_by_K"] if case["K"] == count]
+    assert cases
+    for case in cases:
+        side = reference_side(count, case["target_max"])
+        width, height = fitted(tuple(case["ref_in"]), side, 32)
+        assert (side, [width, height]) == (case["ref_max_size"], case["ref_out"])
+        assert shown_dimensions(shown_size(count, 384), width / height, 32) == tuple(case["cond_wh"])
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "boxes"), [("1ref_flow_match", 1, []), ("2ref_flash", 2, []), ("2ref_layout_unipc", 2, BOXES)]
+)
+def test_pixels_are_upstreams(name: str, count: int, boxes: list) -> None:
+    pictures = [Image.open(RECORDED / f"ref{index}.png").convert("RGB") for index in range(count)]
+    drawn = layout_boxes(MANIFEST, boxes, count)
+    got = prepared(pictures, (128, 96), patch=32, shown_side=384, shown_multiple=32, boxes=drawn)
+    want = json.loads((RECORDED / "references.json").read_text())[name]
+    assert len(got) == len(want)
+    for reference, recorded in zip(got, want, strict=True):
+        for picture, told in ((reference.pixels, recorded["read"]), (reference.shown, recorded["shown"])):
+            assert list(picture.size) == told["size"]
+            assert hashlib.sha256(np.asarray(picture).tobytes()).hexdigest() == told["sha256"]
+
+
+def test_many_boxes_have_colours_for_all_references() -> None:
+    boxes = tuple((0.05 * index, 0.05 * index + 0.3, 0.1, 0.5) for index in range(12))
+    got = prepared(
+        [Image.new("RGB", (64, 64))] * 10, (128, 96), patch=32, shown_side=384, shown_multiple=32, boxes=boxes
+    )
+    assert len(got) == 11
+
+
+def test_keep_original_aspect() -> None:
+    """The picture is as large as its one reference becomes, and the reference is not resized a second time."""
+    size = kept_aspect(MANIFEST, True, [(640, 480)], 32)
+    assert size == (2336, 1760)
+    (got,) = prepared(
+        [Image.new("RGB", (640, 480))], size, patch=32, shown_side=384, shown_multiple=32, kept_side=2048
+    )  # fmt: skip
+    assert got.pixels.size == size
