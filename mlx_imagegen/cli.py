@@ -21,7 +21,9 @@ COMMANDS = {
     "generate": "make pictures from prompts (this is what runs when no command is named)",
     "models": "list the models with their sizes and licences",
     "quantize": "write a smaller copy of a model",
+    "plan": "say what a run would take: memory, arithmetic, seconds at best",
     "info": "print how a picture was made",
+    "lora": "print what a LoRA is made of, and what of it fits",
 }
 USAGE = f"""\
 usage: mlx-imagegen COMMAND [options]

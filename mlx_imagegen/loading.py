@@ -249,7 +249,7 @@ class Component:
     def nbytes(self) -> int:
         """What the module holds when loaded, from shapes alone."""
         total = 0
-        for layer, packing in self._packings():
+        for _, layer, packing in self.planned():
             if packing and isinstance(layer, Linear):
                 layer.pack(packing)
             for value in own_parameters(layer).values():
@@ -263,16 +263,16 @@ class Component:
         dense = str(self.dtype).removeprefix("mlx.core.")
         kinds = Counter(
             f"{packing.bits}-bit" if packing else dense
-            for layer, packing in self._packings()
+            for _, layer, packing in self.planned()
             if isinstance(layer, Linear)
         )
         return ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) if len(kinds) > 1 else next(iter(kinds), dense)
 
-    def _packings(self) -> Iterator[tuple[nn.Module, Packing | None]]:
-        """Every layer, empty, with how it is packed on disk or will be while it is loaded."""
+    def planned(self) -> Iterator[tuple[str, nn.Module, Packing | None]]:
+        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be while it is loaded."""
         for path, layer in layers(self.empty()):
             full = _join(self._path, path)
-            yield layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
+            yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
 
     def _filled(self) -> nn.Module:
         module = self.empty()

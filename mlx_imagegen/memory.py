@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .loading import Component
+from .precision import on_gpu
 
 GB = 1e9
 # A Mac shares its memory with the system and every open window; macOS itself lets the GPU wire about 3/4 of it.
 USABLE_SHARE = 0.7
 # Freed buffers that MLX keeps for reuse. On Metal its own default is the whole memory limit, which crowds out the next stage.
 CACHE_LIMIT_BYTES = 2 * 2**30
+CPU_CACHE_LIMIT_BYTES = 256 * 2**20  # there the buffers are larger (float32) and the system hands out new ones quickly
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def process_peak_bytes() -> int:
 
 
 def bound_cache() -> None:
-    mx.set_cache_limit(CACHE_LIMIT_BYTES)
+    mx.set_cache_limit(CACHE_LIMIT_BYTES if on_gpu() else CPU_CACHE_LIMIT_BYTES)
 
 
 def choose(components: dict[str, Component], asked: bool | None) -> Residency:

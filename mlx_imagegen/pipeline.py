@@ -24,6 +24,7 @@ from .lora import Merge, Wanted, match_loras, open_loras, own_loras, refit, voca
 from .lora_file import TITLES
 from .lora_source import Source
 from .manifest import Manifest, Model, manifests, revision_of
+from .plan import check_fits, plan
 from .recipes import read_recipe
 from .report import Report
 from .sampling import Schedule, denoise
@@ -170,6 +171,8 @@ class Pipeline:
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
+        for settings in {(job.settings.width, job.settings.height): job.settings for job in jobs}.values():
+            check_fits(plan(self.family, settings), self.family, self.model.manifest)
         reports = [Report() for _ in jobs]
         self._encode(jobs, reports[0])
         latents: list[mx.array] = []

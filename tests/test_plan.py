@@ -1,0 +1,131 @@
+"""The plan against what a run really does: every product counted while it runs, every loaded array weighed."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.errors import MemoryShort, RequestError
+from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.plan import CHIPS, describe, held_bytes, plan
+from mlx_imagegen.quantizer import quantize
+from tests.tiny import draw_flux
+
+DATA = Path(__file__).parent / "data"
+STORED = {"flux": DATA / "flux" / "dev", "qwen_image": DATA / "qwen_image" / "image", "hidream_o1": DATA / "hidream_o1"}
+
+
+class Counter:
+    """FLOPs of matrix products and attention, while `on`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.flops, self.on = 0.0, False
+        call, attention = Linear.__call__, mx.fast.scaled_dot_product_attention
+
+        def linear(layer: Linear, x: mx.array) -> mx.array:
+            out = call(layer, x)
+            if self.on and x.size // x.shape[-1] > 1:
+                self.flops += 2.0 * out.size * x.shape[-1]
+            return out
+
+        def attend(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+            if self.on:
+                self.flops += 4.0 * q.size * k.shape[2]
+            return attention(q, k, v, **options)
+
+        monkeypatch.setattr(Linear, "__call__", linear)
+        monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
+
+
+def counted(pipeline: Pipeline, counter: Counter, **parameters: Any) -> tuple[float, Any]:
+    """FLOPs of one step, and the job's settings."""
+    family = pipeline.family
+    velocity = family.velocity
+
+    def watched(*arguments: Any) -> mx.array:
+        counter.on = True
+        out = velocity(*arguments)
+        counter.on = False
+        return out
+
+    family.velocity = watched  # type: ignore[method-assign]
+    job = pipeline.jobs("a cat", seed=1, **parameters)[0]
+    pipeline.generate("a cat", seed=1, **parameters)
+    return counter.flops / job.settings.steps, job.settings
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(STORED[name])
+    side = 16 * pipeline.family.size_multiple
+    extra = {"max_sequence_length": 32} if name == "flux" else {}
+    flops, settings = counted(pipeline, Counter(monkeypatch), width=side, height=side, steps=2, **extra)
+    lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
+    monkeypatch.setattr("mlx_imagegen.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))  # elsewhere a guess
+    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux" else 0.01)
+
+
+@pytest.mark.parametrize("quant", [None, "q8", "q4"])
+def test_resident_is_what_the_loaded_arrays_weigh(tmp_path: Path, quant: str | None) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"), quant=quant)
+    for name, component in pipeline.family.components.items():
+        expected = component.nbytes
+        arrays = [value for _, layer in layers(component.load()) for value in own_parameters(layer).values()]
+        assert sum(array.nbytes for array in arrays) == expected == held_bytes(component, gpu=False), name
+
+
+def test_a_quantized_folder_is_planned_as_the_recipe_was(tmp_path: Path) -> None:
+    source = draw_flux(tmp_path / "model")
+    made = load(quantize(source, tmp_path / "made", quant="q4"))
+    asked = load(source, quant="q4")
+    settings = asked.jobs("a cat", seed=1)[0].settings
+    plans = [plan(each.family, settings, gpu=True) for each in (made, asked)]
+    assert plans[0].stages == plans[1].stages
+    assert plans[0].disk_bytes < 0.7 * plans[1].disk_bytes
+
+
+def test_seconds_are_bounded_by_arithmetic_or_by_memory(tmp_path: Path) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"))
+    large, small = (pipeline.jobs("a cat", seed=1, width=side, height=side)[0].settings for side in (2048, 64))
+    heavy, light = (plan(pipeline.family, settings, gpu=True) for settings in (large, small))
+    for chip in CHIPS.values():
+        for made in (heavy, light):
+            arithmetic = made.steps * made.step_flops / (chip.teraflops * 1e12)
+            traffic = made.steps * made.step_bytes / (chip.bandwidth_gb_per_second * 1e9)
+            assert made.seconds(chip) == pytest.approx(max(arithmetic, traffic))
+    assert heavy.seconds(CHIPS["m1"]) > heavy.seconds(CHIPS["m4-max"])
+
+
+def test_a_run_that_cannot_fit_is_refused_and_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"))
+    settings = pipeline.jobs("a cat", seed=1, width=64, height=64)[0].settings
+    need = {quant: plan(load(tmp_path / "model", quant=quant).family, settings) for quant in (None, "q8", "q6", "q4")}
+    peaks = {quant: max(stage.peak_bytes for stage in made.stages if stage.name == "denoise") for quant, made in need.items()}
+    assert sorted(peaks.values(), reverse=True) == list(peaks.values())
+    monkeypatch.setattr("mlx_imagegen.plan.DECODED_COPIES", 0)
+    monkeypatch.setattr("mlx_imagegen.plan.STRIP_BYTES", 0)
+    monkeypatch.setattr("mlx_imagegen.plan.physical_bytes", lambda: peaks["q6"])
+    with pytest.raises(MemoryShort, match="quant=q6 would fit"):
+        pipeline.generate("a cat", seed=1, width=64, height=64, steps=1)
+    monkeypatch.setattr("mlx_imagegen.plan.physical_bytes", lambda: 10**6)
+    with pytest.raises(MemoryShort, match="no size of this model fits"):
+        pipeline.generate("a cat", seed=1, width=64, height=64, steps=1)
+
+
+def test_the_command(tmp_path: Path, cli: Any) -> None:
+    folder = draw_flux(tmp_path / "model")
+    done = cli("plan", "--model", folder, "--quant", "q4", "--size", "256x128", "--chip", "m4-max")
+    assert done.code == 0 and "256x128, 28 steps" in done.out and "m4-max: the 28 steps take" in done.out
+    done = cli("plan", "--model", folder, "--chip", "m9")
+    assert done.code == 2 and "known: m1" in done.err
+
+
+def test_unknown_chip() -> None:
+    pipeline = load(STORED["flux"])
+    made = plan(pipeline.family, pipeline.jobs("a cat", seed=1)[0].settings)
+    with pytest.raises(RequestError, match="no chip is called 'm0'"):
+        describe(made, "m0")
