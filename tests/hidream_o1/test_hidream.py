@@ -79,8 +79,8 @@ def test_resident_parts() -> None:
 
     transformer = opened(DATA).components["transformer"].load()
     names = [name for name, _ in tree_flatten(transformer.parameters())]
-    assert names and all(name.startswith(("language_model.layers.", "language_model.norm.", "t_embedder1.", "x_embedder.",
-                                          "final_layer2.")) for name in names)  # fmt: skip
+    held = ("language_model.layers.", "language_model.norm.", "t_embedder1.", "x_embedder.", "final_layer2.")
+    assert names and all(name.startswith(held) for name in names)
 
 
 def test_a_seed_is_upstreams() -> None:

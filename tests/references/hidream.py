@@ -32,10 +32,9 @@ PATCH, FIX_POINT, SHOWN_SIDE = 8, 4096, 32
 HIDDEN, BOTTLENECK, FREQUENCIES = 32, 12, 256
 WIDTH, HEIGHT = 32, 24
 SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "
-    ""<|video_pad|>",
-    "<|boi_token|>", "<|bor_token|>", "<|eor_token|>", "<|bot_token|>", "<|tms_token|>",
-]  # fmt: skip
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
+    *("<|video_pad|>", "<|boi_token|>", "<|bor_token|>", "<|eor_token|>", "<|bot_token|>", "<|tms_token|>"),
+]
 IDS = {token: 256 + index for index, token in enumerate(SPECIAL)}
 PROMPT = "A red fox, reading."
 
@@ -249,7 +248,7 @@ def draw_loop(
 
 def write_tokenizer(folder: Path) -> None:
     """Bytes, and the special tokens."""
-    letters = {letter: code for letter, code in zip(_byte_letters(), range(256), strict=True)}
+    letters = dict(zip(_byte_letters(), range(256), strict=True))
     engine = Tokenizer(BPE(vocab=letters, merges=[]))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.decoder = decoders.ByteLevel()
