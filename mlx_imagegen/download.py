@@ -70,6 +70,14 @@ def locate(model: str, tell: Tell = tell_stderr, hub: Hub | None = None) -> tupl
     return found, found.folder or fetch(found.manifest, tell, hub)
 
 
+def local_folder(manifest: Manifest, hub: Hub | None = None) -> Path | None:
+    """The manifest's files, if they are here and whole; asks nobody."""
+    if not manifest.repo or not manifest.revision:
+        return None
+    folder = cached((hub or HuggingFace()).cache, manifest.repo, manifest.revision)
+    return folder if folder and not absent(folder, manifest.download) else None
+
+
 def fetch(manifest: Manifest, tell: Tell = tell_stderr, hub: Hub | None = None) -> Path:
     """The folder with the manifest's files."""
     if manifest.repo is None or manifest.revision is None:

@@ -187,7 +187,7 @@ def open_loras(wanted: Sequence[Wanted], tell: Tell = tell_stderr) -> list[Lora]
     """The files of `lora=`, opened and checked by themselves."""
     loras = []
     for item in wanted:
-        source, scale = item if isinstance(item, tuple) else (item, 1.0)
+        source, scale = item if isinstance(item, tuple | list) else (item, 1.0)  # JSON has no tuples
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= SCALE_LIMIT:
             raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
         loras.append(Lora(open_lora(source, tell=tell), float(scale)))
@@ -238,13 +238,14 @@ def vocabularies(family: Family[Any]) -> list[Vocabulary]:
 
 def match_loras(loras: Iterable[Lora], known: Sequence[Vocabulary], title: str, partial: bool = False) -> list[Match]:
     """Every file's entries on the family's modules; `partial`: entries without a place are left out, not refused."""
-    matches = [_match(lora, known) for lora in loras]
+    matches = [match_entries(lora, known) for lora in loras]
     for match in matches:
         _refuse_misfit(match, title, partial)
     return matches
 
 
-def _match(lora: Lora, known: Sequence[Vocabulary]) -> Match:
+def match_entries(lora: Lora, known: Sequence[Vocabulary]) -> Match:
+    """Where each of a file's entries belongs; refuses nothing."""
     match = Match(lora, left=dict.fromkeys(lora.file.strangers, "its ending is of no known kind"))
     seen: dict[tuple[str, tuple[Target, ...]], str] = {}
     for name, entry in lora.file.entries.items():
@@ -285,7 +286,7 @@ def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Ta
             match.left[entry.name] = f"the module has no {parameter}"
         elif found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in entry.parts.items() if tensor.shape)
-            match.misshapen.append(f"{entry.name} is made for {list(expected)} in this model, the file has {shapes}")
+            match.misshapen.append(f"'{entry.name}': expected {list(expected)}, found {shapes}")
         else:
             for target in targets:
                 key = (vocabulary.component, target.name, parameter)
@@ -319,6 +320,10 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
         raise LoraError(
             f"{file.spoken} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}.{looks} "
             "A LoRA fits only the model it was trained on."
+        )
+    if other and not match.left:
+        raise LoraError(
+            f"{file.spoken} says that it is for {other}: {title} has modules of the same names, but not the same use."
         )
     if match.left and (other or not partial):
         left = "; ".join(f"'{name}' ({why})" for name, why in list(match.left.items())[:4])

@@ -138,10 +138,16 @@ def open_lora(source: str | Path, revision: str | None = None, tell: Tell = tell
             raise LoraError(f"{source} cannot be merged: {reason}.")
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
-    groups, strangers = _gather(path, tensors)
+    return sort_out(Checkpoint(tensors, [path], path), metadata, str(source), revision)
+
+
+def sort_out(checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, revision: str | None = None) -> LoraFile:
+    """A file's tensors by the modules they speak of; from the header alone."""
+    path = checkpoint.where
+    groups, strangers = _gather(path, checkpoint)
     configs = _configs(path, metadata)
     entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
-    return LoraFile(path, str(source), revision, entries, tuple(strangers), metadata, Checkpoint(tensors, [path], path))
+    return LoraFile(path, spoken, revision, entries, tuple(strangers), metadata, checkpoint)
 
 
 def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

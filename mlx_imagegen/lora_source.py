@@ -17,14 +17,14 @@ from typing import Any
 import mlx.core as mx
 
 from .config import read_json
-from .download import HuggingFace, absent, cached
+from .download import local_folder
 from .errors import LoraError
 from .family import Family
 from .layers.linear import Packing
 from .loading import Changes, Weights
 from .lora import Lora, Match
 from .lora_file import open_lora
-from .manifest import RECORD, Manifest, manifests
+from .manifest import RECORD, Manifest
 from .packing import pack
 from .recipes import read_recipe, recipe_names
 
@@ -81,9 +81,7 @@ class Source:
             return None
         if Path(named).is_absolute():
             return Path(named) if Path(named).is_dir() else None
-        manifest = manifests().get(self.record.get("manifest", ""))
-        folder = cached(HuggingFace().cache, named, revision or "main")
-        return folder if folder and manifest and not absent(folder, manifest.download) else None
+        return local_folder(replace(self.manifest, repo=named, revision=revision or "main"))
 
     @property
     def _named(self) -> str:
@@ -102,7 +100,7 @@ class Source:
         lost = f"{self._named}, which it was made from, is not on this machine"
         return (
             f"{self.folder} is quantized, and merging into its codes would lose most of a LoRA ({len(packed)} modules, "
-            f"{packed[0]} …). The weights would be taken from the full-precision model instead, but "
-            f"{lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA in it: "
+            f"{packed[0]} …). The weights would be read from the full-precision model instead, but "
+            f"{lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
             f"{shlex.join([*words, '-o'])} FOLDER"
         )

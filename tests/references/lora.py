@@ -3,9 +3,10 @@
     python tests/references/lora.py FOLDER [--seed N]
 
 FOLDER/<family>/base.safetensors holds a transformer (for FLUX.1 with its text encoders) by the checkpoint's names;
-FOLDER/<family>/<format>/ holds lora.safetensors (and adapter_config.json, where the format has one) and merged.safetensors,
-the tensors that differ after merging at SCALE. Where diffusers or peft load the format rightly, they do the merging; for
-the others the formula is written out here, in float64. Needs torch, diffusers, peft and transformers.
+FOLDER/<family>/<format>/ holds lora.safetensors (and adapter_config.json, where the format has one) and
+merged.safetensors, the tensors that differ after merging at SCALE. Where diffusers or peft load the format rightly,
+they do the merging; for the others the formula is written out here, in float64. Needs torch, diffusers, peft,
+transformers.
 """
 
 import argparse
@@ -47,7 +48,9 @@ def draw_flux(folder: Path) -> None:
     widths = {"vocab_size": 10, "d_model": 8, "d_kv": 4, "d_ff": 16}
     t5 = T5EncoderModel(T5Config(num_layers=1, num_heads=2, feed_forward_proj="gated-gelu", **widths))
     texts = {f"text_encoder/{published_clip(name)}": tensor for name, tensor in randomised(clip).items()}
-    texts |= {f"text_encoder_2/{name}": t for name, t in randomised(t5).items() if name != "encoder.embed_tokens.weight"}
+    texts |= {
+        f"text_encoder_2/{name}": t for name, t in randomised(t5).items() if name != "encoder.embed_tokens.weight"
+    }
     save(folder / "base.safetensors", base | texts)
     whole = dict(original_flux(base))
     block = {name: rows for name, rows in whole.items() if "blocks" in name}
@@ -97,7 +100,12 @@ def draw_qwen(folder: Path) -> None:
 
 
 def draw_hidream(folder: Path) -> None:
-    layer = {"self_attn.q_proj": (8, 8), "self_attn.k_proj": (4, 8), "self_attn.v_proj": (4, 8), "self_attn.o_proj": (8, 8)}
+    layer = {
+        "self_attn.q_proj": (8, 8),
+        "self_attn.k_proj": (4, 8),
+        "self_attn.v_proj": (4, 8),
+        "self_attn.o_proj": (8, 8),
+    }
     layer |= {"mlp.gate_proj": (12, 8), "mlp.up_proj": (12, 8), "mlp.down_proj": (8, 12)}
     shapes = {f"language_model.layers.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
     shapes |= {"x_embedder.proj1": (4, 6), "x_embedder.proj2": (8, 4), "t_embedder1.mlp.0": (8, 5)}
@@ -209,7 +217,11 @@ class Pairs:
 
 
 def draw_pairs(
-    base: State, modules: dict[str, Rows], rename: Callable[[str], str], ends: Callable[[str], tuple[str, str]], alpha: bool
+    base: State,
+    modules: dict[str, Rows],
+    rename: Callable[[str], str],
+    ends: Callable[[str], tuple[str, str]],
+    alpha: bool,
 ) -> tuple[State, State]:
     """A LoRA file, and the differences of our weights at SCALE."""
     lora, deltas = {}, {}
@@ -258,17 +270,23 @@ def draw_both_copies(folder: Path, base: State, modules: dict[str, Rows]) -> Non
     """Every pair under two names, as some files have it."""
     lora, deltas = draw_pairs(base, modules, lambda m: f"transformer.{m}", a_b, alpha=False)
     copies = {
-        name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): tensor.clone() for name, tensor in lora.items()
+        name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): tensor.clone()
+        for name, tensor in lora.items()
     }
     finish(folder, base, lora | copies, deltas)
 
 
 def draw_texts(folder: Path, texts: State) -> None:
     """Text-encoder keys of kohya, diffusers (old and new) and ComfyUI."""
+    comfyui = "text_encoders.{}.transformer.{}"
     encoders = {
-        "text_encoder/text_model.": ("lora_te1_text_model_", "text_encoder.text_model.", "text_encoders.clip_l.transformer.text_model."),
-        "text_encoder_2/": ("lora_te3_", "text_encoder_2.", "text_encoders.t5xxl.transformer."),
-    }  # fmt: skip
+        "text_encoder/text_model.": (
+            "lora_te1_text_model_",
+            "text_encoder.text_model.",
+            comfyui.format("clip_l", "text_model."),
+        ),
+        "text_encoder_2/": ("lora_te3_", "text_encoder_2.", comfyui.format("t5xxl", "")),
+    }
     old = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
     for index, (name, ends) in enumerate((("kohya", down_up), ("diffusers", old), ("comfyui", down_up))):
         lora, deltas = {}, {}
@@ -355,9 +373,19 @@ def draw_loha(folder: Path, base: State, modules: dict[str, Rows], prefix: str) 
         name, rank, alpha = prefix + flat(module), 2, 1.5
         w1_a, w2_a = torch.randn(height, rank), torch.randn(height, rank)
         w1_b, w2_b = torch.randn(rank, columns), torch.randn(rank, columns)
-        lora |= {f"{name}.hada_w1_a": w1_a, f"{name}.hada_w1_b": w1_b, f"{name}.hada_w2_a": w2_a, f"{name}.hada_w2_b": w2_b}
+        lora |= {
+            f"{name}.hada_w1_a": w1_a,
+            f"{name}.hada_w1_b": w1_b,
+            f"{name}.hada_w2_a": w2_a,
+            f"{name}.hada_w2_b": w2_b,
+        }
         lora[f"{name}.alpha"] = torch.tensor(alpha)
-        spread(deltas, base, rows, SCALE * alpha / rank * ((w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double())))
+        spread(
+            deltas,
+            base,
+            rows,
+            SCALE * alpha / rank * ((w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double())),
+        )
     finish(folder, base, lora, deltas)
 
 
@@ -426,9 +454,13 @@ def draw_diffusers(folder: Path, model: nn.Module, base: State) -> None:
         saved = load_file(folder / name / "saved.safetensors")
         numbers = config.to_dict()
         numbers["target_modules"] = sorted(numbers["target_modules"])
-        metadata = {f"transformer.{key}": value for key, value in numbers.items() if isinstance(value, (int, float, dict, list))}
+        metadata = {
+            f"transformer.{key}": value for key, value in numbers.items() if isinstance(value, (int, float, dict, list))
+        }
         described = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=1, sort_keys=True)}
-        save(folder / name / "lora.safetensors", {f"transformer.{key}": value for key, value in saved.items()}, described)
+        save(
+            folder / name / "lora.safetensors", {f"transformer.{key}": value for key, value in saved.items()}, described
+        )
         (folder / name / "saved.safetensors").unlink()
         model.unload_lora()
         model.load_state_dict(base)
@@ -463,7 +495,9 @@ def draw_peft(folder: Path, model: nn.Module, base: State, config: LoHaConfig | 
     model.load_state_dict(base)
     (folder / "adapter_model.safetensors").rename(folder / "lora.safetensors")
     (folder / "README.md").unlink(missing_ok=True)
-    save(folder / "merged.safetensors", {name: fused[name] for name in base if not torch.equal(fused[name], base[name])})
+    save(
+        folder / "merged.safetensors", {name: fused[name] for name in base if not torch.equal(fused[name], base[name])}
+    )
 
 
 if __name__ == "__main__":
