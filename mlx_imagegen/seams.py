@@ -11,7 +11,7 @@ import numpy as np
 ADAPTIVE = "adaptive"
 
 # The adaptive mode's numbers, in levels of 255 where they are brightness.
-BAND = 8  # pixels on each side of a border that are looked at and evened out
+BAND = 12  # pixels on each side of a border that are looked at and evened out
 ALONG = 9  # pixels along a border over which steps are averaged: a seam is one step all along, noise is not
 FLAT = (2.5, 6.0)  # roughness: below, flat; above, texture that hides any seam
 SHADED = (1.5, 3.0)  # slope a pixel: above, a gradient too steep for a straight line to follow
@@ -57,9 +57,11 @@ def _evened(pixels: np.ndarray, period: int) -> np.ndarray:
     borders = _borders(pixels.shape[1], period, band)
     if not len(borders):
         return pixels
-    step, slope, roughness = _lines(pixels, borders, band)
+    step, slope, roughness = _lines(pixels, borders, band, period)
     middles = np.clip(np.stack([borders - period // 2, borders + period // 2]), band, pixels.shape[1] - band)
-    around = np.maximum(*(np.abs(_lines(pixels, middle, band)[0]).max(-1) for middle in middles))  # [H, borders]
+    around = np.maximum(
+        *(np.abs(_lines(pixels, middle, band, period)[0]).max(-1) for middle in middles)
+    )  # [H, borders]
     size = np.abs(step).max(-1)
     weight = (
         _falling(roughness, FLAT)
@@ -70,7 +72,9 @@ def _evened(pixels: np.ndarray, period: int) -> np.ndarray:
     return _ramped(pixels, borders, step * weight[..., None] / 255, band)
 
 
-def _lines(pixels: np.ndarray, borders: np.ndarray, band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lines(
+    pixels: np.ndarray, borders: np.ndarray, band: int, period: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A straight line through the `band` pixels on each side of each border, in levels: the step between the two lines
     at the border [H, borders, 3], the steeper slope and the rougher side's deviation [H, borders], averaged along the
     border."""
@@ -85,16 +89,17 @@ def _lines(pixels: np.ndarray, borders: np.ndarray, band: int) -> tuple[np.ndarr
         ends.append(mean - slope * places.mean())
         slopes.append(np.abs(slope).max(-1))
         deviations.append((rest**2).mean((2, 3)))
-    step = _along(ends[1] - ends[0])
-    return step, _along(np.maximum(*slopes)), np.sqrt(_along(np.maximum(*deviations)))
+    step = _along(ends[1] - ends[0], period)
+    return step, _along(np.maximum(*slopes), period), np.sqrt(_along(np.maximum(*deviations), period))
 
 
-def _along(values: np.ndarray) -> np.ndarray:
-    """The mean of ALONG neighbours along the first axis; at the ends, of those there are."""
-    half = min(ALONG // 2, len(values) - 1)
+def _along(values: np.ndarray, period: int) -> np.ndarray:
+    """The mean of up to ALONG neighbours along the first axis, of the same patch: another patch has another step."""
     sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0, dtype=np.float64)])
     places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    patch = places // period * period
+    first = np.maximum(places - ALONG // 2, patch)
+    last = np.minimum(np.minimum(places + ALONG // 2 + 1, patch + period), len(values))
     counts = (last - first).reshape(-1, *[1] * (values.ndim - 1))
     return (sums[last] - sums[first]) / counts
 
