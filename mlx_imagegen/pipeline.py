@@ -4,6 +4,7 @@
 families do the arithmetic.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,18 +216,16 @@ class Pipeline:
         self._load("denoise", report)
         solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
         with report.stage("step"):
-            steps = denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver)
-            for step in steps:
+            for step in denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver):
                 report.step_seconds.append(step.seconds)
                 x = step.x
                 if on_step:
-                    on_step(
-                        StepEvent(
-                            index, total, step.index + 1, schedule.steps, step.seconds,
-                            lambda step=step: to_image(family.decode(step.denoised, settings)),
-                        )
-                    )  # fmt: skip
+                    preview = functools.partial(self._preview, step.denoised, settings)
+                    on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
         return x
+
+    def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
+        return to_image(self.family.decode(x, settings))
 
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""

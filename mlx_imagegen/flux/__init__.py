@@ -71,7 +71,9 @@ class Flux(Family[FluxBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
         clip_ids, clip_cut = clip_tokenizer(self.files.tokenizer).encode(prompt.text)
-        t5_ids, t5_cut = t5_tokenizer(self.files.tokenizer_2, settings.extras["max_sequence_length"]).encode(prompt.text)
+        t5_ids, t5_cut = t5_tokenizer(self.files.tokenizer_2, settings.extras["max_sequence_length"]).encode(
+            prompt.text
+        )
         dtype = compute_dtype()
         clip = self.components["text_encoder"].load()
         _, pooled = clip(self.files.clip.gather(CLIP_TABLE, clip_ids, dtype)[None], mx.array(clip_ids)[None])
@@ -82,7 +84,9 @@ class Flux(Family[FluxBranch]):
         if t5_cut:
             notes.append(f"the prompt is longer than the {len(t5_ids)} tokens T5 reads; cut off: '{t5_cut}'")
         elif clip_cut:
-            notes.append(f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'")
+            notes.append(
+                f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'"
+            )
         return FluxBranch(txt, pooled), notes
 
     def noise(self, seed: int, settings: Settings) -> mx.array:

@@ -83,5 +83,7 @@ def _open_vae(folder: Path, changes: Changes) -> tuple[VaeConfig, Weights]:
 def _original(folder: Path, pattern: str, config: Path) -> Path:
     files = sorted(folder.glob(pattern))
     if not files:
-        raise MissingFile(f"{config} is not there, and neither is an original {pattern} in {folder}; the folder is incomplete.")
+        raise MissingFile(
+            f"{config} is not there, and neither is an original {pattern} in {folder}; the folder is incomplete."
+        )
     return files[0]

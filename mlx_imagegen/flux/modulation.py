@@ -43,7 +43,12 @@ class FluxModulators(nn.Module):
 
 
 def tabulate(
-    config: FluxConfig, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array], dtype: mx.Dtype
+    config: FluxConfig,
+    fill: Fill,
+    timesteps: Sequence[float],
+    guidance: float,
+    pooled: Sequence[mx.array],
+    dtype: mx.Dtype,
 ) -> list[list[Modulation]]:
     """S timesteps (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`."""
     empty = FluxModulators(config)
@@ -61,21 +66,16 @@ def tabulate(
     for i, block in enumerate(empty.single_transformer_blocks):
         single.append(table(block["norm"].pop("linear"), f"single_transformer_blocks.{i}.norm.linear", 3))
     out = table(empty.norm_out.pop("linear"), "norm_out.linear", 2)
-    stacks = [mx.stack(tables, axis=2) for tables in (img, txt, single)]  # [P, S, layers, chunks, D]
-    mx.eval(stacks)
-    return [
-        [Modulation(*(stack[p, s] for stack in stacks), out[p, s]) for s in range(len(timesteps))]
-        for p in range(len(pooled))
-    ]
+    whole = Modulation(mx.stack(img, axis=2), mx.stack(txt, axis=2), mx.stack(single, axis=2), out)  # [P, S, layers, …]
+    mx.eval(whole)
+    return [[Modulation(*(table[p, s] for table in whole)) for s in range(len(timesteps))] for p in range(len(pooled))]
 
 
 def _conditioning(
     empty: FluxModulators, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array]
 ) -> mx.array:
     """The vector that all adaLN linears read: time + guidance + pooled text, [P * S, D] in float32."""
-    embedders = {
-        name: fill(module, f"time_text_embed.{name}") for name, module in empty.time_text_embed.items()
-    }
+    embedders = {name: fill(module, f"time_text_embed.{name}") for name, module in empty.time_text_embed.items()}
     time = embedders["timestep_embedder"](sinusoids(timesteps))  # [S, D]
     if "guidance_embedder" in embedders:
         time = time + embedders["guidance_embedder"](sinusoids([guidance * 1000.0]))

@@ -30,7 +30,9 @@ def transformer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         }
     except KeyError as error:
         where = next(iter(tensors.values())).path if tensors else "the file"
-        raise CheckpointError(f"{where} is not an original FLUX.1 file: it has no {error}. Use flux1-*.safetensors.") from error
+        raise CheckpointError(
+            f"{where} is not an original FLUX.1 file: it has no {error}. Use flux1-*.safetensors."
+        ) from error
 
 
 def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

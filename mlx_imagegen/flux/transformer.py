@@ -43,12 +43,12 @@ class FluxTransformer(nn.Module):
     def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        for index, block in enumerate(self.transformer_blocks):
-            img, txt = block(img, txt, rope, modulation.img[index], modulation.txt[index])
+        for index, double in enumerate(self.transformer_blocks):
+            img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
         length = txt.shape[1]
         x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
-        for index, block in enumerate(self.single_transformer_blocks):
-            x = block(x, rope, modulation.single[index])
+        for index, single in enumerate(self.single_transformer_blocks):
+            x = single(x, rope, modulation.single[index])
         scale, shift = modulation.out
         return self.proj_out(modulate(x[:, length:], shift, scale, NORM_EPS))
 

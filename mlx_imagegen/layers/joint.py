@@ -3,6 +3,8 @@
 In and out: [B, L, D] of each stream. Parameters carry diffusers' names. Must not know: modulation, block order, files.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -13,8 +15,8 @@ from .norm import RMSNorm
 from .rope import Rope, rotate
 
 
-class Attention(nn.Module):
-    """Self-attention over one stream, without an output projection."""
+class Projections(nn.Module):
+    """One stream's q, k and v."""
 
     def __init__(self, dims: int, heads: int, eps: float):
         super().__init__()
@@ -27,12 +29,16 @@ class Attention(nn.Module):
         q, k, v = (split_heads(linear(x), self._heads) for linear in (self.to_q, self.to_k, self.to_v))
         return self.norm_q(q), self.norm_k(k), v
 
+
+class Attention(Projections):
+    """Self-attention over one stream, without an output projection."""
+
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
         q, k, v = self.project(x)
         return attend(rotate(q, rope), rotate(k, rope), v)
 
 
-class JointAttention(Attention):
+class JointAttention(Projections):
     """Text and image attend together, text first; each has projections of its own."""
 
     def __init__(self, dims: int, heads: int, eps: float):
@@ -61,7 +67,7 @@ class FeedForward(nn.Module):
     def __init__(self, dims: int):
         super().__init__()
         # The checkpoint numbers the layers net.0 (with .proj inside) and net.2; 1 is a dropout.
-        self.net = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
+        self.net: dict[str, Any] = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))

@@ -13,6 +13,10 @@ import mlx.nn as nn
 from ..precision import on_gpu
 
 
+# The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
+PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
+
+
 @dataclass(frozen=True)
 class Packing:
     """How a weight is packed: one entry of config.json's `quantization`."""
@@ -22,7 +26,8 @@ class Packing:
     mode: str = "affine"
 
     def packed_shapes(self, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-        shapes = {"weight": (rows, columns * self.bits // 32), "scales": (rows, columns // self.group_size)}
+        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, columns * self.bits // 32)}
+        shapes["scales"] = (rows, columns // self.group_size)
         return shapes | {"biases": shapes["scales"]} if self.mode == "affine" else shapes
 
     @property
@@ -37,6 +42,7 @@ class Linear(nn.Module):
         if bias:
             self.bias = mx.zeros((outputs,))
         self.packing: Packing | None = None
+        self.kernel: str | None = None  # how a packed weight is multiplied; kernels.py chooses
 
     def pack(self, packing: Packing) -> None:
         """Changes the expected tensors to those of a packed weight."""
@@ -47,10 +53,9 @@ class Linear(nn.Module):
             self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = self.weight.T if self.packing is None else None
         if self.packing is None:
-            return mx.addmm(self.bias, x, weight) if "bias" in self else x @ weight
-        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing)
+            return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
+        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
         return out + self.bias if "bias" in self else out
 
 
@@ -63,11 +68,20 @@ def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:
 
 
 def packed_matmul(
-    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, packing: Packing
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    packing: Packing,
+    kernel: str | None = None,
 ) -> mx.array:
-    """x Wᵀ for a packed W."""
+    """x Wᵀ for a packed W. `kernel`: PACKED or DENSE; this device's usual one if not given."""
     options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
-    if on_gpu():
+    if (kernel or default_kernel()) == PACKED:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **options)
-    # The CPU backend's quantized_matmul is 15-40x slower than this, and accumulates bf16 inputs in bf16.
     return x @ mx.dequantize(weight, scales, biases, dtype=x.dtype, **options).T
+
+
+def default_kernel() -> str:
+    """On the CPU MLX's quantized kernel is 15-40x slower than unpacking, and accumulates bf16 inputs in bf16."""
+    return PACKED if on_gpu() else DENSE
