@@ -78,19 +78,34 @@ def _lines(
     """A straight line through the `band` pixels on each side of each border, in levels: the step between the two lines
     at the border [H, borders, 3], the steeper slope and the rougher side's deviation [H, borders], averaged along the
     border."""
-    window = pixels[:, borders[:, None] + np.arange(-band, band)] * 255.0  # [H, borders, 2 band, 3]
-    places = np.arange(band) + 0.5
-    centred = places - places.mean()
     ends, slopes, deviations = [], [], []
-    for side in (window[:, :, :band][:, :, ::-1], window[:, :, band:]):  # both counted away from the border
-        mean = side.mean(2)
-        slope = np.einsum("p,hbpc->hbc", centred, side) / (centred**2).sum()
-        rest = side - mean[:, :, None] - slope[:, :, None] * centred[:, None]
-        ends.append(mean - slope * places.mean())
+    for outward in (-np.arange(1, band + 1), np.arange(band)):  # columns from the border: to the left, to the right
+        end, slope, variance = _fit(pixels, borders, outward)
+        ends.append(end)
         slopes.append(np.abs(slope).max(-1))
-        deviations.append((rest**2).mean((2, 3)))
+        deviations.append(variance.mean(-1))
     step = _along(ends[1] - ends[0], period)
-    return step, _along(np.maximum(*slopes), period), np.sqrt(_along(np.maximum(*deviations), period))
+    steepest, roughest = _along(np.maximum(*slopes), period), _along(np.maximum(*deviations), period)
+    return step, steepest, np.sqrt(np.maximum(roughest, 0))
+
+
+def _fit(pixels: np.ndarray, borders: np.ndarray, outward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares on one side of each border: the line's value at the border, its slope, and the mean squared rest,
+    all [H, borders, 3]. Sums are of differences to the outermost pixel, so that float32 is enough."""
+    count = len(outward)
+    places = np.arange(count) + 0.5
+    centred = places - places.mean()
+    base = pixels[:, borders + outward[-1]]
+    total = weighted = squares = np.zeros_like(base)
+    for place, offset in zip(centred.tolist(), outward.tolist(), strict=True):
+        value = (pixels[:, borders + offset] - base) * 255
+        total = total + value
+        weighted = weighted + place * value
+        squares = squares + value * value
+    spread = float((centred**2).sum())
+    slope = weighted / spread
+    rest = (squares - total * total / count - slope * slope * spread) / count
+    return base * 255 + total / count - slope * places.mean(), slope, rest
 
 
 def _along(values: np.ndarray, period: int) -> np.ndarray:
