@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -526,6 +528,24 @@ def test_ctrl_c_leaves_whole_pictures_only(make: Cli, monkeypatch: pytest.Monkey
     assert (ran.code, ran.out) == (130, "1.png\n") and ran.err.count("\n") == 1 and "interrupted" in ran.err
     assert [path.name for path in Path().iterdir()] == ["1.png"]
     assert image.read_metadata(Path("1.png"))["seed"] == 1
+
+
+def test_a_real_ctrl_c_stops_between_steps(flux_folder: Path, tmp_path: Path) -> None:
+    arguments = ("a fox", "--model", str(flux_folder), "--size", "64x64", "--steps", "1000", "--preview-every", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_imagegen", *arguments, "-o", "a.png"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "a.step003.png").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and error.count("\n") == 1 and "interrupted" in error, error
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f"a.step{step:03}.png" for step in range(1, len(left) + 1)]
+    assert all(pixels(tmp_path / name).shape == (64, 64, 3) for name in left)
 
 
 def test_a_command_misspelt_is_no_prompt(cli: Cli) -> None:
