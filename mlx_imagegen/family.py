@@ -63,7 +63,7 @@ class Settings:
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]
     # Which components each stage needs in memory: encode, denoise, decode, look; "prepare" only where it needs whole ones.
-    stages: ClassVar[dict[str, tuple[str, ...]]]
+    stages: dict[str, tuple[str, ...]]
     # How LoRA keys say that they are for another component than the denoising loop's: prefix -> component.
     lora_prefixes: ClassVar[Mapping[str, str]] = {}
 

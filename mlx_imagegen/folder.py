@@ -22,7 +22,8 @@ def open_component(folder: Path, component: str, changes: Changes, rename: Renam
 
 
 def read_scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:
-    """scheduler/scheduler_config.json; the manifest's, where it merges a LoRA made for another schedule or there is no file."""
+    """scheduler/scheduler_config.json; the manifest's where there is no file, or where it merges a LoRA that was made
+    for another schedule."""
     path = folder / "scheduler" / "scheduler_config.json"
     published: Any = manifest.extras.get("scheduler")
     if path.is_file() and not ("lora" in manifest.extras and published):

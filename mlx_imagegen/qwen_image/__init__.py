@@ -1,8 +1,8 @@
 """Qwen-Image, its Lightning and editing checkpoints: the contract of family.py, filled in.
 
-Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel latents,
-beside which reference pictures' own latents stand -> VAE. Guidance is the scale between two branches, with the length of
-every token's velocity kept at the positive branch's.
+Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel
+latents, beside which reference pictures' own latents stand -> VAE. Guidance is the scale between two branches, with the
+length of every token's velocity kept at the positive branch's.
 """
 
 from collections.abc import Hashable, Sequence
@@ -95,8 +95,10 @@ class QwenImage(Family[QwenImageBranch]):
         x = self.files.text.gather(TABLE, read.ids, compute_dtype())
         if seen.features:
             (places,) = np.nonzero(np.array(read.ids) == read.picture)
-            x[mx.array(places)] = mx.concatenate(seen.features)
-        rope = mrope(text_positions(read.ids, read.picture if seen.merged else None, seen.merged), self.files.text_config)
+            x[mx.array(places)] = mx.concatenate(list(seen.features))
+        rope = mrope(
+            text_positions(read.ids, read.picture if seen.merged else None, seen.merged), self.files.text_config
+        )
         features = self.components["text_encoder"].load()(x[None], rope)
         txt = features[:, read.template :]  # the template's own words are not passed on
         mx.eval(txt)
@@ -186,7 +188,10 @@ class QwenImage(Family[QwenImageBranch]):
             latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
             grids = tuple((z.shape[2] // 2, z.shape[3] // 2) for z in latents)
             seen = Seen(
-                tuple(features), tuple(p.merged for p in patches), mx.concatenate([packed(z) for z in latents], axis=1), grids
+                tuple(features),
+                tuple(p.merged for p in patches),
+                mx.concatenate([packed(z) for z in latents], axis=1),
+                grids,
             )
             mx.eval(seen.features, seen.latents)
             self._seen = {key: seen}
@@ -198,8 +203,8 @@ class QwenImage(Family[QwenImageBranch]):
         return normalised(mean, self.files.vae_config)
 
     def _fit_together(self, tokens: int) -> bool:
-        """Whether a second branch's activations fit beside the transformer. A block holds about 16 vectors a token at its
-        widest (the MLP's 4 + 4 among them); the CPU backend holds all attention scores as well, in two copies."""
+        """Whether a second branch's activations fit beside the transformer. A block holds about 16 vectors a token at
+        its widest (the MLP's 4 + 4 among them); the CPU backend holds all attention scores as well, in two copies."""
         config = self.files.config
         activations = tokens * 16 * config.inner_dim * compute_dtype().size
         if not on_gpu():
@@ -227,7 +232,7 @@ def _padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array
     """Prompts [1, T, D] of several lengths as one batch, and what may be attended to: [B, 1, 1, T + image]."""
     lengths = [txt.shape[1] for txt in prompts]
     longest = max(lengths)
-    batch = mx.concatenate([mx.pad(txt, ((0, 0), (0, longest - txt.shape[1]), (0, 0))) for txt in prompts])
+    batch = mx.concatenate([mx.pad(txt, [(0, 0), (0, longest - txt.shape[1]), (0, 0)]) for txt in prompts])
     if min(lengths) == longest:
         return batch, None
     places = np.arange(longest + image)

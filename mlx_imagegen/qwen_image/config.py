@@ -1,5 +1,7 @@
-"""Qwen-Image's transformer config, field by field, as diffusers writes it; relatives with another architecture are refused
-by name."""
+"""Qwen-Image's transformer config, field by field, as diffusers writes it.
+
+Relatives with another architecture are refused by name.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +10,15 @@ from typing import Any, ClassVar, Self
 from ..config import Config
 from ..errors import ConfigError
 
-SUPPORTED = "Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511"
+SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
 
 
 @dataclass(frozen=True)
 class QwenImageConfig(Config):
     """transformer/config.json"""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"pooled_projection_dim"})  # in the oldest files; no layer ever had it
+    # In the oldest files; no layer ever had it.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"pooled_projection_dim"})
 
     attention_head_dim: int
     in_channels: int
@@ -35,12 +38,12 @@ class QwenImageConfig(Config):
         kind = data.get("_class_name", "QwenImageTransformer2DModel")
         if kind != "QwenImageTransformer2DModel":
             known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a '{kind}'"
-            raise ConfigError(f"{where}: this is {known}, another architecture. This library has {SUPPORTED}.")
+            raise ConfigError(f"{where}: this is {known}, another architecture. {SUPPORTED}")
         config = super().read(data, where)
         if config.use_additional_t_cond or config.use_layer3d_rope:
-            raise ConfigError(f"{where}: this is Qwen-Image-Layered, another architecture. This library has {SUPPORTED}.")
+            raise ConfigError(f"{where}: this is Qwen-Image-Layered, another architecture. {SUPPORTED}")
         if config.guidance_embeds:
-            raise ConfigError(f"{where}: 'guidance_embeds' is true, which no published Qwen-Image has; this port cannot use it.")
+            raise ConfigError(f"{where}: 'guidance_embeds' is true; no published Qwen-Image has it, nor has this port.")
         if sum(config.axes_dims_rope) != config.attention_head_dim:
             raise ConfigError(
                 f"{where}: 'axes_dims_rope' {list(config.axes_dims_rope)} must add up to 'attention_head_dim' "

@@ -37,7 +37,9 @@ class Editing(Config):
 
     def introduction(self, pictures: Sequence[object]) -> str:
         """What stands before the user's words."""
-        return "".join(f"Picture {index}: {SEEN}" if self.numbered else SEEN for index, _ in enumerate(pictures, start=1))
+        return "".join(
+            f"Picture {index}: {SEEN}" if self.numbered else SEEN for index, _ in enumerate(pictures, start=1)
+        )
 
     def _resized(self, picture: Image.Image, area: int) -> Image.Image:
         size = proportioned(picture.size, area, self.multiple)

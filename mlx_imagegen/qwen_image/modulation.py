@@ -1,8 +1,8 @@
 """Qwen-Image's adaLN linears, tabulated for a whole schedule before the loop and never resident.
 
 In: a component's weights and the schedule's timesteps. Out: one `Modulation` a step, the same for every prompt.
-The linears are read one at a time, used on all steps at once and dropped: 33% of the transformer passes through memory in
-pieces of at most 113 MB (bf16) instead of lying in it for the whole loop.
+The linears are read one at a time, used on all steps at once and dropped: 33% of the transformer passes through memory
+in pieces of at most 113 MB (bf16) instead of lying in it for the whole loop.
 """
 
 from collections.abc import Callable, Sequence

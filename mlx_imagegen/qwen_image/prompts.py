@@ -1,7 +1,7 @@
 """The prompt in its template -> token ids.
 
-In: the user's words, and the grids of the pictures they speak of. Out: `Read`, with every picture's one placeholder token
-repeated for each of its merged patches. Must not know: features, pictures' pixels.
+In: the user's words, and the grids of the pictures they speak of. Out: `Read`, with every picture's one placeholder
+token repeated for each of its merged patches. Must not know: features, pictures' pixels.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ GENERATE = (
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
 EDIT = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), "
-    "then explain how the user's text instruction should alter or modify the image. Generate a new image that meets the "
-    "user's requirements while maintaining consistency with the original input where appropriate.<|im_end|>\n"
-    "<|im_start|>user\n"
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where "
+    "appropriate.<|im_end|>\n<|im_start|>user\n"
 )
 GENERATE_TOKENS, EDIT_TOKENS = 34, 64  # of what stands before the user's words; diffusers fixes them in code
 PICTURE = "<|image_pad|>"
@@ -43,7 +43,9 @@ def ids_of(tokenizer: Tokenizer, text: str, editing: Editing | None, grids: Sequ
         return Read(ids, GENERATE_TOKENS, picture, cut.strip())
     ids, _ = tokenizer.encode(EDIT + editing.introduction(grids) + text + END)
     if ids.count(picture) != len(grids):
-        raise RequestError(f"the prompt holds the characters '{PICTURE}', by which the model is shown a picture; leave them out.")
+        raise RequestError(
+            f"the prompt holds the characters '{PICTURE}', by which the model is shown a picture; leave them out."
+        )
     return Read(_repeated(ids, picture, grids), EDIT_TOKENS, picture, "")
 
 

@@ -1,9 +1,9 @@
 """Qwen-Image's transformer: double-stream blocks, image and text apart, attending together.
 
-In: packed latents [B, L, C] (the picture's, then those of reference pictures), text features [B, T, D], rope tables and one
-step's `Modulation`. Out: velocity [B, L, C]; references' rows of it mean nothing.
-The adaLN linears, 33% of the parameters, are not part of `QwenImageTransformer`: they stand in `QwenImageModulators`, whose
-outputs depend on the timestep alone and are tabulated before the loop (`modulation.py`).
+In: packed latents [B, L, C] (the picture's, then those of reference pictures), text features [B, T, D], rope tables and
+one step's `Modulation`. Out: velocity [B, L, C]; references' rows of it mean nothing.
+The adaLN linears, 33% of the parameters, are not part of `QwenImageTransformer`: they stand in `QwenImageModulators`,
+whose outputs depend on the timestep alone and are tabulated before the loop (`modulation.py`).
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
@@ -52,7 +52,8 @@ class QwenImageTransformer(nn.Module):
         references: int = 0,
         mask: mx.array | None = None,
     ) -> mx.array:
-        """`references`: how many of x's last tokens are reference pictures'. `mask`: [B, 1, 1, T + L], False at padding."""
+        """`references`: how many of x's tokens, the last ones, are reference pictures'. `mask`: [B, 1, 1, T + L], False
+        at padding."""
         img = self.img_in(x)  # [B, L, D]
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         for index, block in enumerate(self.transformer_blocks):
@@ -86,10 +87,11 @@ class Block(nn.Module):
         img: mx.array,
         txt: mx.array,
         rope: Rope,
-        img_mod: Sequence[mx.array],
-        txt_mod: Sequence[mx.array],
+        img_mod: mx.array,
+        txt_mod: mx.array,
         mask: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
+        """The two modulations are [6, D]; or [6, L, D], each token's own."""
         img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = img_mod
         txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = txt_mod
         img_attn, txt_attn = self.attn(

@@ -42,14 +42,21 @@ class VisionConfig(Config):
     @classmethod
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
         if "vision_config" not in data:
-            raise ConfigError(f"{where}: field 'vision_config' is missing; editing needs the language model's eyes. Download it again.")
+            raise ConfigError(
+                f"{where}: field 'vision_config' is missing, and editing needs the language model's eyes; download it "
+                "again."
+            )
         part = dict(data["vision_config"])
         theta = (part.pop("rope_parameters", None) or {}).get("rope_theta", THETA)
         if theta != THETA:
-            raise ConfigError(f"{where}: vision_config's rope_theta {theta} is not known to this port; Qwen2.5-VL has {THETA}.")
+            raise ConfigError(
+                f"{where}: vision_config's rope_theta {theta} is not known to this port; Qwen2.5-VL has {THETA}."
+            )
         config = cls.read(part, f"{where}: vision_config")
         if config.hidden_act != "silu":
-            raise ConfigError(f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known; Qwen2.5-VL has 'silu'.")
+            raise ConfigError(
+                f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known; Qwen2.5-VL has 'silu'."
+            )
         return config
 
 

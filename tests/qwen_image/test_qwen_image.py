@@ -1,6 +1,7 @@
-"""Qwen-Image against diffusers: block, transformer, text features, and whole pictures, on stored draws (tests/references/qwen.py).
+"""Qwen-Image against diffusers: block, transformer, text features, and whole pictures, on stored draws.
 
-The check functions are the same that tests/parity/test_qwen.py runs on fresh draws.
+tests/references/qwen.py makes the draws. The check functions are the same that tests/parity/test_qwen.py runs on fresh
+ones.
 """
 
 import json
@@ -14,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlx_imagegen.family import Prompt, Settings
+from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_tables
@@ -25,7 +27,6 @@ from mlx_imagegen.qwen_image import THETA, QwenImage
 from mlx_imagegen.qwen_image.modulation import tabulate
 from mlx_imagegen.qwen_image.positions import positions
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer, spread
-from mlx_imagegen.image import open_picture
 
 DATA = Path(__file__).parents[1] / "data/qwen_image"
 KINDS = ("image", "edit", "zero")  # stored; the parity tests draw `plus` as well
@@ -158,7 +159,10 @@ def without_lora(manifest: Any) -> Any:
 
 def check_picture(folder: Path, way: str, pipeline: Pipeline | None = None) -> None:
     """The whole pipeline: at most one level off on any pixel."""
-    ours, theirs = picture(folder, way, pipeline), load_file(folder / "reference.safetensors")[f"picture.{way}"].astype(int)
+    ours, theirs = (
+        picture(folder, way, pipeline),
+        load_file(folder / "reference.safetensors")[f"picture.{way}"].astype(int),
+    )
     assert ours.shape == theirs.shape and theirs.std() > 10
     assert np.abs(ours - theirs).max() <= 1
 
@@ -178,3 +182,55 @@ def test_text_features_equal_transformers(drawn: Path) -> None:
 @pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind in KINDS for way in WAYS[kind]])
 def test_picture_equals_diffusers(kind: str, way: str) -> None:
     check_picture(DATA / kind, way)
+
+
+def check_merged_weights(folder: Path) -> None:
+    """A LoRA as Lightning's are laid out: W + alpha / rank x B A, and what diffusers' own loader makes of it."""
+    pipeline = open_pipeline(folder)
+    plain = {name: np.array(weight(pipeline, name)) for name in merged(folder)}
+    pipeline.set_lora([folder / "lightning.safetensors"])
+    lora = load_file(folder / "lightning.safetensors")
+    for name, theirs in merged(folder).items():
+        down, up, alpha = (lora[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        formula = plain[name].astype(np.float64) + float(alpha) / len(down) * (up.astype(np.float64) @ down)
+        ours = np.array(weight(pipeline, name))
+        assert np.abs(ours - formula).max() < 1e-6 < np.abs(ours - plain[name]).max()
+        assert np.abs(ours - theirs).max() < 1e-6
+
+
+def merged(folder: Path) -> dict[str, np.ndarray]:
+    reference = load_file(folder / "reference.safetensors")
+    return {name.removeprefix("merged."): value for name, value in reference.items() if name.startswith("merged.")}
+
+
+def weight(pipeline: Pipeline, path: str) -> mx.array:
+    module = pipeline.family.components["transformer"].load()
+    return dict(module.named_modules())[path].weight
+
+
+def test_lightning_merges_as_the_formula_and_diffusers_do() -> None:
+    check_merged_weights(DATA / "image")
+
+
+def test_ignoring_zero_cond_t_would_show() -> None:
+    """Qwen-Image-Edit-2511's tensors are alike those of -2509 in every name and shape: only a number tells."""
+    assert transformer_difference(DATA / "zero", 1) < RELATIVE
+    assert transformer_difference(DATA / "zero", 1, clean=False) > 1000 * RELATIVE
+    assert transformer_difference(DATA / "zero", 0, clean=False) < RELATIVE  # nothing to modulate without references
+
+
+@pytest.mark.parametrize(("kind", "way"), [("image", "cfg"), ("image", "blank"), ("zero", "two")])
+def test_branches_in_one_batch_and_in_two_passes_give_the_same_picture(
+    kind: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    call = QwenImageTransformer.__call__
+    monkeypatch.setattr(
+        QwenImageTransformer, "__call__", lambda self, x, *rest: batches.append(len(x)) or call(self, x, *rest)
+    )
+    made = []
+    for together in (True, False):
+        monkeypatch.setattr(QwenImage, "_fit_together", lambda self, tokens, together=together: together)
+        made.append(picture(DATA / kind, way))
+    assert batches == [2] * 4 + [1] * 8
+    assert np.abs(made[0] - made[1]).max() <= 1

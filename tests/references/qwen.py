@@ -2,11 +2,11 @@
 
     python tests/references/qwen.py FOLDER [--kind image] [--seed N] [--full-size]
 
-The kinds are image (text-to-image), edit (Qwen-Image-Edit), plus (-2509) and zero (-2511, zero_cond_t). FOLDER gets a whole
-diffusers repository (model_index.json … vae/), options.json, pictures to edit or to start from, for `image` a LoRA as
-Lightning's are laid out, and reference.safetensors: one block, the transformer with and without references, text features
-(what the vision tower sees among them), and pictures of the whole pipeline. References are 96 pixels wide in place of 1024
-unless --full-size is given. Needs torch, diffusers, transformers and peft.
+The kinds are image (text-to-image), edit (Qwen-Image-Edit), plus (-2509) and zero (-2511, zero_cond_t). FOLDER gets a
+whole diffusers repository (model_index.json … vae/), options.json, pictures to edit or start from, for `image` a LoRA
+as Lightning's are laid out, and reference.safetensors: one block, the transformer with and without references, text
+features (what the vision tower sees among them), and pictures of the whole pipeline. References are 96 pixels wide in
+place of 1024 unless --full-size is given. Needs torch, diffusers, transformers and peft.
 """
 
 import argparse
@@ -58,14 +58,21 @@ def draw(folder: Path, kind: str, seed: int, full_size: bool = False) -> None:
         shrink_references()
     pipeline = draw_pipeline(folder, kind, dice)
     options: dict[str, Any] = {"kind": kind, "prompt": PROMPT, "negative_prompt": NEGATIVE, "steps": STEPS, "cfg": CFG}
-    options |= {"strength": STRENGTH, "seed": seed, "width": 16 * dice.choice([3, 4, 5]), "height": 16 * dice.choice([2, 6])}
+    options |= {
+        "strength": STRENGTH,
+        "seed": seed,
+        "width": 16 * dice.choice([3, 4, 5]),
+        "height": 16 * dice.choice([2, 6]),
+    }
     options |= {"full_size": full_size, "language_area": LANGUAGE_AREA, "latent_area": LATENT_AREA}
     (folder / "options.json").write_text(json.dumps(options, indent=1))
     draw_picture_files(folder, dice)
     with torch.no_grad():
         reference = parts(pipeline.transformer, dice, kind) | features(folder, pipeline, kind)
         reference |= pictures(folder, pipeline, options) if kind == "image" else edits(folder, pipeline, options)
-    save_file({name: tensor.clone().contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors"
+    )
 
 
 def shrink_references() -> None:
@@ -74,7 +81,9 @@ def shrink_references() -> None:
     plus.CONDITION_IMAGE_SIZE, plus.VAE_IMAGE_SIZE = LANGUAGE_AREA, LATENT_AREA
     for module in (plus, edit):
         exact = module.calculate_dimensions
-        module.calculate_dimensions = lambda area, ratio, exact=exact: exact(LATENT_AREA if area == 1024**2 else area, ratio)
+        module.calculate_dimensions = lambda area, ratio, exact=exact: exact(
+            LATENT_AREA if area == 1024**2 else area, ratio
+        )
 
 
 def draw_pipeline(folder: Path, kind: str, dice: random.Random) -> Any:
@@ -117,8 +126,8 @@ def draw_text_encoder(
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 32 * kv_heads, "intermediate_size": dice.choice([40, 64]),
         "num_hidden_layers": 2, "num_attention_heads": 2 * kv_heads, "num_key_value_heads": kv_heads,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}, "rms_norm_eps": 1e-6,
-        "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+        "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     vision = {
         "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": text["hidden_size"],
@@ -138,7 +147,10 @@ def draw_text_encoder(
         saved = json.loads(path.read_text())
         inner = saved.pop("text_config")
         rope = inner.pop("rope_parameters")
-        inner |= {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}, "rope_theta": rope["rope_theta"]}
+        inner |= {
+            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+            "rope_theta": rope["rope_theta"],
+        }
         path.write_text(json.dumps(inner | saved, indent=1))
     with_picture_positions(model)
     return model.eval()
@@ -176,8 +188,9 @@ class Processor:
 
 
 def with_picture_positions(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """transformers 5 spreads a picture's positions over rows and columns only if it is told which tokens are a picture's,
-    and diffusers 0.42, written for transformers 4, which saw it by their ids, does not tell (its issue 14194)."""
+    """transformers 5 spreads a picture's positions over rows and columns only if it is told which tokens are a
+    picture's, and diffusers 0.42, written for transformers 4, which saw it by their ids, does not tell (its issue
+    14194)."""
     forward, picture = model.forward, model.config.image_token_id
 
     def told(input_ids: torch.Tensor, **more: Any) -> Any:
@@ -198,8 +211,17 @@ def draw_transformer(dice: random.Random, text: int, channels: int, zero: bool) 
 
 def draw_vae(dice: random.Random) -> AutoencoderKLQwenImage:
     config = vae_config(dice)
-    config |= {"base_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 1, 2, dice.choice([1, 2])], "temperal_downsample": [False, True, True], "z_dim": 4}
-    config |= {name: [round(dice.uniform(low, 1), 4) for _ in range(4)] for name, low in (("latents_mean", -1), ("latents_std", 0.5))}
+    config |= {
+        "base_dim": 4,
+        "num_res_blocks": 1,
+        "dim_mult": [1, 1, 2, dice.choice([1, 2])],
+        "temperal_downsample": [False, True, True],
+        "z_dim": 4,
+    }
+    config |= {
+        name: [round(dice.uniform(low, 1), 4) for _ in range(4)]
+        for name, low in (("latents_mean", -1), ("latents_std", 0.5))
+    }
     model = AutoencoderKLQwenImage(**config).eval()
     randomise_vae(model)
     return model
@@ -218,7 +240,7 @@ def open_pictures(folder: Path) -> list[Image.Image]:
 
 
 def parts(model: QwenImageTransformer2DModel, dice: random.Random, kind: str) -> dict[str, torch.Tensor]:
-    """Inputs and outputs of one block, and of the whole transformer with 0, 1 and 2 references; odd sides among the grids."""
+    """Inputs and outputs of one block, and of the transformer with 0, 1 and 2 references; odd sides among the grids."""
     grids, length = [(3, 5), (4, 2), (5, 3)], dice.choice([5, 9])
     dims, config = model.inner_dim, model.config
     txt, features = torch.randn(1, length, dims), torch.randn(1, length, config.joint_attention_dim)
@@ -229,7 +251,14 @@ def parts(model: QwenImageTransformer2DModel, dice: random.Random, kind: str) ->
     rope = model.pos_embed([[(1, *grid) for grid in grids]], max_txt_seq_len=length)
     index = torch.tensor([[0] * tokens[0] + [1] * sum(tokens[1:])]) if config.zero_cond_t else None
     txt_out, img_out = model.transformer_blocks[0](img, txt, None, temb, rope, modulate_index=index)
-    out = {"grids": torch.tensor(grids), "img": img, "txt": txt, "temb": temb, "block.img": img_out, "block.txt": txt_out}
+    out = {
+        "grids": torch.tensor(grids),
+        "img": img,
+        "txt": txt,
+        "temb": temb,
+        "block.img": img_out,
+        "block.txt": txt_out,
+    }
     for count in (0, 1, 2) if kind != "image" else (0,):
         shapes = [[(1, *grid) for grid in grids[: count + 1]]]
         length = sum(tokens[: count + 1])
@@ -241,16 +270,26 @@ def parts(model: QwenImageTransformer2DModel, dice: random.Random, kind: str) ->
 def features(folder: Path, pipeline: Any, kind: str) -> dict[str, torch.Tensor]:
     """What the pipeline hands to the transformer as text."""
     if kind == "image":
-        return {f"text.{name}": pipeline.encode_prompt(words)[0] for name, words in (("prompt", PROMPT), ("blank", " "))}
+        return {
+            f"text.{name}": pipeline.encode_prompt(words)[0] for name, words in (("prompt", PROMPT), ("blank", " "))
+        }
     plus = pipeline_qwenimage_edit_plus
     if kind == "edit":
         area = 1024 * 1024  # or what shrink_references makes of it
-        seen = [resized(picture, *pipeline_qwenimage_edit.calculate_dimensions(area, picture.width / picture.height)[:2])
-                for picture in open_pictures(folder)]
+        seen = [
+            resized(picture, *pipeline_qwenimage_edit.calculate_dimensions(area, picture.width / picture.height)[:2])
+            for picture in open_pictures(folder)
+        ]
         return {"text.one": pipeline.encode_prompt(PROMPT, seen[0])[0]}
     area = plus.CONDITION_IMAGE_SIZE
-    seen = [resized(picture, *plus.calculate_dimensions(area, picture.width / picture.height)) for picture in open_pictures(folder)]
-    return {"text.one": pipeline.encode_prompt(PROMPT, seen[:1])[0], "text.two": pipeline.encode_prompt(PROMPT, seen)[0]}
+    seen = [
+        resized(picture, *plus.calculate_dimensions(area, picture.width / picture.height))
+        for picture in open_pictures(folder)
+    ]
+    return {
+        "text.one": pipeline.encode_prompt(PROMPT, seen[:1])[0],
+        "text.two": pipeline.encode_prompt(PROMPT, seen)[0],
+    }
 
 
 def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -274,7 +313,11 @@ def pictures(folder: Path, pipeline: QwenImagePipeline, options: dict[str, Any])
 
     noise = torch.randn(1, 4, height // 8, width // 8)
     latents = QwenImagePipeline._pack_latents(noise, 1, 4, height // 8, width // 8)
-    out = {"noise": noise, "picture.noise": run(pipeline, latents=latents), "picture.seed": run(pipeline, generator=seeded())}
+    out = {
+        "noise": noise,
+        "picture.noise": run(pipeline, latents=latents),
+        "picture.seed": run(pipeline, generator=seeded()),
+    }
     out["picture.cfg"] = run(pipeline, latents=latents, negative_prompt=NEGATIVE, true_cfg_scale=CFG)
     out["picture.blank"] = run(pipeline, latents=latents, negative_prompt=" ", true_cfg_scale=CFG)
     again = QwenImageImg2ImgPipeline(**pipeline.components)
