@@ -226,6 +226,10 @@ class Component:
             self._module = self._filled()
         return self._module
 
+    def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every layer with its path in the checkpoint."""
+        return ((_join(self._path, path), layer) for path, layer in layers(self.load()))
+
     def release(self) -> None:
         self._module = None
         mx.clear_cache()

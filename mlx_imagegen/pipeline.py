@@ -20,12 +20,14 @@ from .errors import RequestError
 from .family import Conditioning, Family, Prompt, Settings
 from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
+from .kernels import choose
 from .loading import Changes
 from .lora import Merge, Wanted, match_loras, open_loras, own_loras, refit, vocabularies
 from .lora_file import TITLES
 from .lora_source import Source
 from .manifest import Manifest, Model, manifests, revision_of
-from .plan import check_fits, plan
+from .plan import check_fits, loaded_linears, plan
+from .precision import compute_dtype
 from .recipes import read_recipe
 from .report import Report
 from .sampling import Schedule, denoise
@@ -214,6 +216,9 @@ class Pipeline:
         with report.stage("prepare"):
             conditioning = self._conditioning(job, schedule)
         self._load("denoise", report)
+        with report.stage("prepare"):
+            chosen = choose(loaded_linears(family, settings), compute_dtype())
+        report.choices |= {"kernels": chosen} if chosen else {}
         solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
         with report.stage("step"):
             for step in denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver):

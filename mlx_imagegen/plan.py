@@ -203,6 +203,15 @@ def _seen_by(family: str, path: str, tokens: Tokens) -> int:
     return tokens.image + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
 
 
+def loaded_linears(family: Family[Any], settings: Settings) -> Iterator[tuple[Linear, int]]:
+    """The denoiser's linear layers, loaded, and how many tokens each will see in a step."""
+    tokens = _tokens(family, settings)
+    for name in family.stages["denoise"]:
+        for path, layer in family.components[name].loaded_layers():
+            if isinstance(layer, Linear):
+                yield layer, _seen_by(family.name, path, tokens)
+
+
 def _arithmetic(family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small beside them."""
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu))
