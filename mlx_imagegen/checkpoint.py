@@ -65,7 +65,7 @@ class Tensor:
         shape = (count, *self.shape[1:]) if self.shape else ()
         stride = carrier.itemsize * math.prod(self.shape[1:])
         out = np.empty(shape, carrier)
-        _read_exactly(self, self.start + row * stride, memoryview(out.reshape(-1)).cast("B"))
+        _read_exactly(self, self.start + row * stride, out.reshape(-1).data.cast("B"))
         return out
 
     def read(self, row: int = 0, rows: int | None = None) -> mx.array:

@@ -236,7 +236,7 @@ def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _write_rows(job: Job, name: str, row: int, values: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(values).reshape(-1)).cast("B")
+    data = np.ascontiguousarray(values).reshape(-1).data.cast("B")
     offset = job.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
     while data:  # one write gives at most 2 GB to the file
         written = os.pwrite(job.file, data, offset)

@@ -127,7 +127,8 @@ def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
 
 
 def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
-    bits, mode = row.get("bits"), row.get("mode", "affine")
+    bits: Any = row.get("bits")
+    mode = row.get("mode", "affine")
     if bits == DENSE_BITS:
         return None
     if mode not in MODES:

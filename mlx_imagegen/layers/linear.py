@@ -6,12 +6,12 @@ Whether W is packed is a matter of what was loaded, so that no module tree has t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..precision import on_gpu
-
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
@@ -76,7 +76,7 @@ def packed_matmul(
     kernel: str | None = None,
 ) -> mx.array:
     """x Wᵀ for a packed W. `kernel`: PACKED or DENSE; this device's usual one if not given."""
-    options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
+    options: dict[str, Any] = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
     if (kernel or default_kernel()) == PACKED:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **options)
     return x @ mx.dequantize(weight, scales, biases, dtype=x.dtype, **options).T

@@ -60,7 +60,7 @@ def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
     """A picture, resized to whole merged patches, in the order of merged patches."""
     width, height = _fitting(image.size, config)
     image = image.convert("RGB").resize((width, height), Image.Resampling(config.resample))
-    pixels = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
+    pixels: np.ndarray = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
     pixels = (pixels - np.array(config.image_mean, np.float32)) / np.array(config.image_std, np.float32)
     patch, merge = config.patch_size, config.merge_size
     rows, columns = height // patch, width // patch
