@@ -3,7 +3,8 @@
 In: pixels [H, W, 3] in 0..1, the distance of the borders, and how. Out: pixels. With a radius, the step across every
 border is spread over that many pixels on each side. In the adaptive mode a wider band is evened out, but only where
 the picture is flat on both sides and the step is stronger than what is found in the middle of the patches, so that
-skies and walls lose their grid and texture and real edges stay. Must not know: models, files.
+skies and walls lose their grid and texture and real edges stay.
+Must not know: models, files.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """Reference pictures: how large each becomes, what the vision tower is shown, and the layout drawn from boxes.
 
 In: pictures as the user gave them, the target's size, boxes. Out: `Reference`s: the picture whose patches the model
-reads, and the smaller one that the vision tower sees. All sizes are upstream's. Must not know: MLX, tokens, prompts.
+reads, and the smaller one that the vision tower sees. All sizes are upstream's.
+Must not know: MLX, tokens, prompts.
 """
 
 import math

@@ -3,8 +3,8 @@
 In: embeddings [1, L, D], rope tables, perhaps keys and values of a prefix. Out: features [1, L, D] after the last
 norm, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has biases on q, k and v; Qwen3
 norms q and k head by head and interleaves the three position axes. Embedding rows are the caller's: they are gathered
-from the file, so that the table (up to 1.2 GB) is never loaded. Must not know: prompts, templates, pictures, what is
-generated.
+from the file, so that the table (up to 1.2 GB) is never loaded.
+Must not know: prompts, templates, pictures, what is generated.
 """
 
 from collections.abc import Iterable, Sequence
