@@ -53,7 +53,7 @@ def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | 
     kept = _write(path, known) if new else True
     if not chosen:
         return None
-    words = ", ".join(f"{name} for {count} layer{"s" * (count > 1)}" for name, count in chosen.most_common())
+    words = ", ".join(f"{name} for {count} layer{'s' * (count > 1)}" for name, count in chosen.most_common())
     when = "measured now" if new else "as measured before"
     return f"{words} ({when}{'' if kept else f'; {path} cannot be written, so another run may choose otherwise'})"
 
