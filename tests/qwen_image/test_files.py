@@ -1,0 +1,129 @@
+"""Qwen-Image's published files, name by name and shape by shape, at full size and without allocating any of it.
+
+tests/data/names holds the lists (tests/references/names.py). Qwen-Image, -2512, -Edit, -Edit-2509 and -Edit-2511 have the
+same tensors; of -Edit-2511 the transformer's config differs. Where the published lists lie beside the checkout, all five
+are checked.
+"""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_imagegen.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.errors import ConfigError, MismatchError
+from mlx_imagegen.keys import Rename, same_names
+from mlx_imagegen.layers.embed import Table
+from mlx_imagegen.loading import Weights, layers, own_parameters
+from mlx_imagegen.qwen_image.config import QwenImageConfig
+from mlx_imagegen.qwen_image.files import TABLE
+from mlx_imagegen.qwen_image.keys import HEAD, VISION, from_text_encoder
+from mlx_imagegen.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.qwen_image.vae import Decoder, Encoder, VaeConfig, unused_tensors
+from mlx_imagegen.qwen_image.vision import VisionConfig, vision_tower
+from mlx_imagegen.text.qwen import LanguageModel, read_config
+from tests.references.names import Shapes, expand
+
+NAMES = Path(__file__).parents[1] / "data/names"
+PUBLISHED = Path(__file__).parents[3] / "shared/facts/manifests"
+WHERE = Path("config.json")
+COMPONENTS = ("transformer", "text_encoder", "vae", "text_encoder for editing")
+
+
+def trees(component: str, config: dict[str, Any]) -> tuple[Rename, list[Any], tuple[str, ...]]:
+    """How names are read, what they must fill, and what may be left over."""
+    if component == "transformer":
+        read = QwenImageConfig.read(config, WHERE)
+        return same_names, [QwenImageTransformer(read), QwenImageModulators(read)], ()
+    if component == "vae":
+        vae = VaeConfig.read(config, WHERE)
+        return same_names, [Encoder(vae), Decoder(vae)], unused_tensors(vae)
+    text = read_config(config, WHERE)
+    language = [LanguageModel(text), Table(TABLE, text.vocab_size, text.hidden_size)]
+    if component == "text_encoder":
+        return from_text_encoder, language, (HEAD, VISION)
+    return from_text_encoder, [*language, vision_tower(VisionConfig.read_part(config, WHERE))], (HEAD,)
+
+
+def opened(component: str, config: dict[str, Any], shapes: Shapes) -> tuple[Weights, list[Any], tuple[str, ...]]:
+    tensors = {name: Tensor(Path(component), name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
+    rename, modules, unused = trees(component, config)
+    return Weights.open(component, Checkpoint(tensors, [], Path(component)), rename), modules, unused
+
+
+def stored(model: str, component: str) -> tuple[dict[str, Any], Shapes]:
+    return expand(NAMES / model / f"{component.split()[0]}.json")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_published_tensor_is_bound(component: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    weights, modules, unused = opened(component, *stored("Qwen-Image", component))
+    weights.check(modules, unused)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB: shapes, and for editing mlx-vlm
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("model", ["Qwen-Image", "Qwen-Image-2512", "Qwen-Image-Edit", "Qwen-Image-Edit-2509", "Qwen-Image-Edit-2511"])
+def test_every_tensor_of_the_full_lists_is_bound(model: str, component: str) -> None:
+    path = PUBLISHED / model / f"{component.split()[0]}.json"
+    if not path.is_file():
+        pytest.skip("the published lists do not lie beside this checkout")
+    data = json.loads(path.read_text())
+    shapes = {name: tuple(entry["shape"]) for name, entry in data["tensors"].items()}
+    assert shapes == stored("Qwen-Image", component)[1]
+    weights, modules, unused = opened(component, data["config"], shapes)
+    weights.check(modules, unused)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: str) -> None:
+    config, shapes = stored("Qwen-Image", component)
+    weights, modules, unused = opened(component, config, shapes)
+    parts = (names for names in [sorted(name for name in weights.slices if not name.startswith(unused or ("?",)))])
+    lost, misshapen = next(parts)[:2]
+    odd = type(weights.slices[lost])(Tensor(Path("x"), "odd", "F32", (7, 7, 7), 0, 0))
+    broken = dict(weights.slices) | {"foreign.weight": odd, misshapen: odd}
+    del broken[lost]
+    with pytest.raises(MismatchError) as caught:
+        Weights(component, weights.checkpoint, broken, {}, weights.changes, {}).check(modules, unused)
+    message = str(caught.value)
+    assert f"1 missing: {lost}" in message and "1 unexpected: foreign.weight" in message
+    assert f"1 misshapen: {misshapen}" in message
+
+
+def test_only_2511_asks_for_zero_cond_t() -> None:
+    asked = {model: QwenImageConfig.read(stored(model, "transformer")[0], WHERE).zero_cond_t for model in ("Qwen-Image", "Qwen-Image-Edit-2511")}
+    assert asked == {"Qwen-Image": False, "Qwen-Image-Edit-2511": True}
+
+
+def test_modulation_is_33_percent_and_not_in_the_loop() -> None:
+    """Design decision 5: 27.2 GB of bf16 stay for the loop out of 40.9."""
+    _, (loop, folded), _ = opened("transformer", *stored("Qwen-Image", "transformer"))
+    loop_count, folded_count = (
+        sum(value.size for _, layer in layers(tree) for value in own_parameters(layer).values()) for tree in (loop, folded)
+    )
+    assert 2 * (loop_count + folded_count) == 40_860_802_176
+    assert 27.1e9 < 2 * loop_count < 27.3e9
+
+
+RELATIVES = {
+    "Qwen-Image-2.1": {"_class_name": "QwenImage21Transformer2DModel", "num_layers": 32},
+    "Qwen-Image-Layered": {"use_additional_t_cond": True, "use_layer3d_rope": True},
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_are_refused_by_name(name: str) -> None:
+    config, _ = stored("Qwen-Image", "transformer")
+    with pytest.raises(ConfigError, match=f"{name}, another architecture"):
+        QwenImageConfig.read(config | RELATIVES[name], WHERE)
+
+
+def test_rope_axes_must_fill_a_head() -> None:
+    config, _ = stored("Qwen-Image", "transformer")
+    with pytest.raises(ConfigError, match="axes_dims_rope"):
+        QwenImageConfig.read(config | {"axes_dims_rope": [16, 56, 48]}, WHERE)
