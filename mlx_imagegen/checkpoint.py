@@ -75,8 +75,10 @@ class Tensor:
     def gather(self, indices: Sequence[int]) -> mx.array:
         """Single rows, in the order of `indices`: for embedding tables, which are never loaded whole."""
         unique = sorted(set(indices))
-        if unique and not (0 <= unique[0] and unique[-1] < self.shape[0]):
-            raise CheckpointError(f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {unique[-1]} was asked for.")
+        if unique and (unique[0] < 0 or unique[-1] >= self.shape[0]):
+            raise CheckpointError(
+                f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {unique[-1]} was asked for."
+            )
         rows = {index: self.bytes(index, 1) for index in unique}
         return as_mlx(np.concatenate([rows[index] for index in indices]), self.dtype)
 
@@ -134,14 +136,18 @@ def open_checkpoint(where: Path) -> Checkpoint:
                 f"{where} holds {pickles[0]} but no .safetensors file; pickles can run code, so they are never opened. "
                 "Convert it with safetensors.torch.save_file, or take the model's .safetensors files."
             )
-        raise MissingFile(f"{where} holds no .safetensors file; download the model again, or point to a complete folder.")
+        raise MissingFile(
+            f"{where} holds no .safetensors file; download the model again, or point to a complete folder."
+        )
     if len(files) > 1:
         shards = [path for path in files if "-of-" in path.name]
         if shards:
-            raise MissingFile(f"{where} holds shards ({shards[0].name} …) but no index file (*.safetensors.index.json).")
+            raise MissingFile(
+                f"{where} holds shards ({shards[0].name} …) but no index file (*.safetensors.index.json)."
+            )
         raise CheckpointError(
-            f"{where} holds {len(files)} .safetensors files ({files[0].name}, {files[1].name} …) and no index that says "
-            "how they belong together; leave one of them, or add the index."
+            f"{where} holds {len(files)} .safetensors files ({files[0].name}, {files[1].name} …) and no index that says"
+            " how they belong together; leave one of them, or add the index."
         )
     return Checkpoint(read_header(files[0])[0], files, where)
 
@@ -154,8 +160,8 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise MissingFile(
-            f"{folder}: {len(absent)} of {len(names)} shards are missing ({', '.join(absent[:3])}), as {index.name} names "
-            "them. The download did not finish: run it again."
+            f"{folder}: {len(absent)} of {len(names)} shards are missing ({', '.join(absent[:3])}), as {index.name}"
+            " names them. The download did not finish: run it again."
         )
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -204,7 +210,9 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     if not whole:
         raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {MEND}")
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}.")
+        raise CheckpointError(
+            f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}."
+        )
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:
         raise CheckpointError(
@@ -233,5 +241,7 @@ def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
         while done < len(target):
             count = file.readinto(target[done : done + 2**30])
             if not count:
-                raise CheckpointError(f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}")
+                raise CheckpointError(
+                    f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}"
+                )
             done += count

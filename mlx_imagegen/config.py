@@ -1,7 +1,7 @@
 """config.json -> frozen dataclass.
 
-A component's config is a frozen dataclass whose fields are the keys of its config.json. Keys that the port has no use for
-stand in the class's `IGNORED`; any other key is an error, because a key nobody reads may change the picture.
+A component's config is a frozen dataclass whose fields are the keys of its config.json. Keys that the port has no use
+for stand in the class's `IGNORED`; any other key is an error, because a key nobody reads may change the picture.
 Knows nothing about tensors.
 """
 
@@ -70,7 +70,7 @@ def _fields(names: list[str]) -> str:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type: lists become tuples, whole numbers may stand for floats, nothing else is converted."""
+    """`value` as the annotated type: lists become tuples, whole numbers may stand for floats; nothing else changes."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

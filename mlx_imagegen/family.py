@@ -35,7 +35,9 @@ class Prompt:
     @functools.cached_property
     def key(self) -> Hashable:
         """Equal for prompts that encode alike; pictures count by their pixels."""
-        pixels = tuple(hashlib.sha256(image.tobytes()).digest() + bytes(str(image.size), "ascii") for image in self.references)
+        pixels = tuple(
+            hashlib.sha256(image.tobytes()).digest() + bytes(str(image.size), "ascii") for image in self.references
+        )
         return self.text, pixels, self.options
 
 
@@ -62,7 +64,7 @@ class Settings:
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]
-    # Which components each stage needs in memory: encode, denoise, decode, look; "prepare" only where it needs whole ones.
+    # What each stage needs in memory: encode, denoise, decode, look; "prepare" only where it needs whole components.
     stages: dict[str, tuple[str, ...]]
     # How LoRA keys say that they are for another component than the denoising loop's: prefix -> component.
     lora_prefixes: ClassVar[Mapping[str, str]] = {}

@@ -37,19 +37,21 @@ def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.nda
 
 
 def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
-    """Width and height of about `area` pixels in the proportions of `size`, each rounded to a multiple; as diffusers does."""
+    """Width and height of about `area` pixels in the proportions of `size`, in whole multiples; as diffusers does."""
     ratio = size[0] / size[1]
     width = math.sqrt(area * ratio)
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
 
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as an RGB image; `name` is the parameter, for errors."""
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     if isinstance(picture, np.ndarray):
         if picture.ndim != 3 or picture.shape[2] != 3:
-            raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {picture.shape}.")
+            raise RequestError(
+                f"{name}: an array must have the shape [height, width, 3], this one has {picture.shape}."
+            )
         return Image.fromarray(picture) if picture.dtype == np.uint8 else to_image(picture)
     path = Path(picture).expanduser()
     try:
@@ -58,7 +60,9 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
     except FileNotFoundError as error:
         raise MissingFile(f"{name}: {path} is not there.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
+        raise RequestError(
+            f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file."
+        ) from error
 
 
 def fingerprint(picture: Image.Image | np.ndarray) -> str:
@@ -117,7 +121,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}. Free some room or choose another place.") from error
+        raise OutputError(
+            f"{path} could not be written: {error.strerror or error}. Free some room or choose another place."
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

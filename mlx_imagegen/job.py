@@ -175,8 +175,9 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 # What generate() and a JSONL job may name beside prompt, seed and count.
 PARAMETERS = tuple(
-    name for name, kind in inspect.signature(make_jobs).parameters.items() if kind.kind is
-    inspect.Parameter.KEYWORD_ONLY
+    name
+    for name, kind in inspect.signature(make_jobs).parameters.items()
+    if kind.kind is inspect.Parameter.KEYWORD_ONLY
 )
 
 
@@ -209,8 +210,12 @@ def _strength(strength: float) -> float:
 
 
 def _size(
-    manifest: Manifest, multiple: int, width: int | None, height: int | None, image: Image.Image | None, notes:
-    list[str]
+    manifest: Manifest,
+    multiple: int,
+    width: int | None,
+    height: int | None,
+    image: Image.Image | None,
+    notes: list[str],
 ) -> tuple[int, int]:
     """Width and height: as given, else the input picture's (cut to the multiple, with a note), else the manifest's."""
     if image is not None and width is None and height is None:
@@ -248,8 +253,7 @@ def _shape(
     sizes = {way: size for way, size in ways.items() if size is not None}
     if len(set(sizes.values())) > 1 or (sizes and None in (width, height) and (width, height) != (None, None)):
         raise RequestError(
-            f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them "
-            "out."
+            f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
         )
     area = manifest.extras.get("references_area")
     if not sizes and pictures and area:  # a side that is not given follows from the last picture's proportions
@@ -264,7 +268,9 @@ def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Imag
     if references and not manifest.edits:
         raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
     if len(references) < manifest.extras.get("references_least", 0):
-        raise RequestError(f"{manifest.name} changes pictures, and none is given; add references (--references on the command line).")
+        raise RequestError(
+            f"{manifest.name} changes pictures, and none is given; add references (--references on the command line)."
+        )
     limit = manifest.extras.get("references_limit")
     if limit is not None and len(references) > limit:
         raise RequestError(f"references: {len(references)} pictures are given, {manifest.name} takes up to {limit}.")
@@ -302,8 +308,8 @@ def _guidance(
             raise RequestError(f"{name} {value}: give a number from 0 to 100.")
     if manifest.guidance == "never" and max(guidance or 0, true_cfg or 0) > 1:
         raise RequestError(
-            f"{manifest.name} is distilled to run without a second branch, which would spoil its pictures; leave guidance and "
-            "true_cfg out, or use the model that it was made from."
+            f"{manifest.name} is distilled to run without a second branch, which would spoil its pictures; leave"
+            " guidance and true_cfg out, or use the model that it was made from."
         )
     if manifest.guidance == "none" and guidance:
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")

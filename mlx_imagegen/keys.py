@@ -109,7 +109,7 @@ def cut(tensor: Tensor, target: Target) -> Slice:
 
 
 def runs(target: Target, first: int, count: int, height: int) -> list[Target]:
-    """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's rows, in units of one row."""
+    """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's single rows."""
     start, of = target.start * height // target.share, target.of * height // target.share
     if not target.swap_halves:
         return [Target(target.name, start + first, count, of)]
@@ -120,7 +120,9 @@ def runs(target: Target, first: int, count: int, height: int) -> list[Target]:
 
 def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
     """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
-    scales = {name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)}
+    scales = {
+        name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)
+    }
     out: dict[str, Slice] = {}
     for name, tensor in tensors.items():
         if name.endswith((*FP8_SCALES, *FP8_NOTES)) or name == FP8_MARK:

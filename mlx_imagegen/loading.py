@@ -94,8 +94,8 @@ class Weights:
         packings = {path: Packing(**entry) for path, entry in stored.items()}  # type: ignore[attr-defined]
         if packings and changes and changes.recipe:
             raise QuantizationError(
-                f"{checkpoint.where} is quantized already, and quantizing it again would add the errors of both. Leave quant "
-                "out, or begin with the full-precision model."
+                f"{checkpoint.where} is quantized already, and quantizing it again would add the errors of both. Leave"
+                " quant out, or begin with the full-precision model."
             )
         return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes(), config or {})
 
@@ -270,10 +270,14 @@ class Component:
             for _, layer, packing in self.planned()
             if isinstance(layer, Linear)
         )
-        return ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) if len(kinds) > 1 else next(iter(kinds), dense)
+        return (
+            ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+            if len(kinds) > 1
+            else next(iter(kinds), dense)
+        )
 
     def planned(self) -> Iterator[tuple[str, nn.Module, Packing | None]]:
-        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be while it is loaded."""
+        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded."""
         for path, layer in layers(self.empty()):
             full = _join(self._path, path)
             yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)

@@ -41,8 +41,8 @@ class Manifest:
     download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
     download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
     folder: str | None = None  # bundled: a folder beside the manifests
-    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes none;
-    # "never": distilled so that a second branch spoils the picture
+    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes
+    # none; "never": distilled so that a second branch spoils the picture
     guidance: str = "cfg"
     edits: bool = False  # takes reference pictures
     note: str | None = None  # one line shown when the model is chosen
@@ -99,7 +99,9 @@ def find(model: str) -> Model:
     if folder.is_dir():
         return Model(recognise(folder), folder, model)
     by_repo = {
-        manifest.repo.lower(): manifest for manifest in known.values() if manifest.repo and "lora" not in manifest.extras
+        manifest.repo.lower(): manifest
+        for manifest in known.values()
+        if manifest.repo and "lora" not in manifest.extras
     }
     if model.lower() in by_repo:
         return Model(by_repo[model.lower()], None, model)
@@ -143,7 +145,9 @@ def recognise(folder: Path) -> Manifest:
     if record.get("manifest") in manifests():
         manifest = manifests()[record["manifest"]]
         # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
-        return replace(manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()})
+        return replace(
+            manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()}
+        )
     family = _family_of(folder)
     names = {
         "flux": _nearest_flux,

@@ -80,7 +80,7 @@ def load(
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them.
 
-    `quant`: pack the weights while they are loaded, by a recipe's name (q8, q6, q4) or file; `quantize` saves that work.
+    `quant`: pack the weights while they are loaded, by a recipe's name (q8, q6, q4) or file; `quantize` saves it.
     `lora`, `lora_partial`: as `Pipeline.set_lora` takes them.
     `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
@@ -138,7 +138,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> "Result | list[Result]":
-        """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, height, guidance …"""
+        """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, guidance …"""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         results = list(self.stream(jobs, on_step))
         single = isinstance(prompt, str) and count is None and (seed is None or isinstance(seed, int))
@@ -252,7 +252,9 @@ class Pipeline:
         shape = self.family.noise(job.seed, job.settings).shape
         noise = np.asarray(job.noise, np.float32)
         if noise.shape != shape:
-            raise RequestError(f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32.")
+            raise RequestError(
+                f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32."
+            )
         return mx.array(noise)
 
     def _step_noise(self, job: Job) -> list[mx.array] | None:
@@ -261,7 +263,9 @@ class Pipeline:
         shape = self.family.noise(job.seed, job.settings).shape
         for noise in job.step_noise:
             if noise.shape != shape:
-                raise RequestError(f"step_noise has the shape {noise.shape}; this picture needs {shape} unit normals each.")
+                raise RequestError(
+                    f"step_noise has the shape {noise.shape}; this picture needs {shape} unit normals each."
+                )
         return [mx.array(noise) for noise in job.step_noise]
 
     def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:

@@ -17,7 +17,8 @@ class TorchGenerator:
 
     def __init__(self, seed: int):
         self._bits = np.random.MT19937()
-        self._bits._legacy_seeding(seed % SEED_LIMIT)  # the classic init_genrand; numpy's public seeding hashes the seed
+        # The classic init_genrand; numpy's public seeding hashes the seed.
+        self._bits._legacy_seeding(seed % SEED_LIMIT)
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         """torch.randn(shape) in float32, as numpy."""
