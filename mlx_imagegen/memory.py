@@ -17,7 +17,7 @@ from .precision import on_gpu
 GB = 1e9
 # A Mac shares its memory with the system and every open window; macOS itself lets the GPU wire about 3/4 of it.
 USABLE_SHARE = 0.7
-# Freed buffers that MLX keeps for reuse. On Metal its own default is the whole memory limit, which crowds out what follows.
+# Freed buffers that MLX keeps for reuse. On Metal its own default is the whole memory limit: the next stage starves.
 CACHE_LIMIT_BYTES = 2 * 2**30
 CPU_CACHE_LIMIT_BYTES = 256 * 2**20  # there the buffers are larger (float32) and the system hands out new ones quickly
 
