@@ -114,6 +114,9 @@ class Family(ABC, Generic[Branch]):
         """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
         moved the seed's stream), for starting from a picture."""
 
+    def forget(self) -> None:
+        """Drops what it keeps between pictures: the weights that it was made with have changed."""
+
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         """Packed unit normals -> the loop's x at sigma 1."""
         return x

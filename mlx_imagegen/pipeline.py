@@ -156,6 +156,7 @@ class Pipeline:
         before = match_loras(self._source.merged_before(matches, self.family), known, title, partial=True)
         if refit(self.family, self.merge, matches, before):
             self._branches, self._prepared = {}, {}  # made with the former weights
+            self.family.forget()
 
     def jobs(
         self,

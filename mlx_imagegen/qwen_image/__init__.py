@@ -78,6 +78,7 @@ class QwenImage(Family[QwenImageBranch]):
             self.components["vision"] = Component(files.text, lambda: vision_tower(vision), dtype)
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
         self._seen: dict[Hashable, Seen] = {}  # the latest reference pictures: both branches see the same
+        self._tables: dict[Schedule, list[Modulation]] = {}  # the latest schedule's: the same for every prompt
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "QwenImage":
@@ -117,11 +118,10 @@ class QwenImage(Family[QwenImageBranch]):
         grids = (self._grid(settings), *branches[0].seen.grids)
         longest = max(branch.txt.shape[1] for branch in branches)
         together = self._fit_together(longest + sum(rows * columns for rows, columns in grids))
-        table = tabulate(self.files.config, self.files.transformer.fill, schedule.timesteps, compute_dtype())
         axes = self.files.config.axes_dims_rope
         ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
         return [
-            replace(branch, rope=rope, modulation=tuple(table), together=together)
+            replace(branch, rope=rope, modulation=tuple(self._table(schedule)), together=together)
             for branch, rope in zip(branches, ropes, strict=True)
         ]
 
@@ -157,6 +157,17 @@ class QwenImage(Family[QwenImageBranch]):
 
     def pack(self, latents: mx.array) -> mx.array:
         return packed(latents)
+
+    def forget(self) -> None:
+        self._seen, self._tables = {}, {}
+
+    def _table(self, schedule: Schedule) -> list[Modulation]:
+        """Reading a third of the transformer for every prompt would take longer than a step."""
+        if schedule not in self._tables:
+            self._tables = {}  # before the next one is made: it is large
+            files = self.files
+            self._tables[schedule] = tabulate(files.config, files.transformer.fill, schedule.timesteps, compute_dtype())
+        return self._tables[schedule]
 
     def _branch(self, x: mx.array, index: int, branch: QwenImageBranch, length: int) -> mx.array:
         transformer = self.components["transformer"].load()

@@ -1,8 +1,8 @@
 """Qwen-Image's published files, name by name and shape by shape, at full size and without allocating any of it.
 
-tests/data/names holds the lists (tests/references/names.py). Qwen-Image, -2512, -Edit, -Edit-2509 and -Edit-2511 have the
-same tensors; of -Edit-2511 the transformer's config differs. Where the published lists lie beside the checkout, all five
-are checked.
+tests/data/names holds the lists (tests/references/names.py). Qwen-Image, -2512, -Edit, -Edit-2509 and -Edit-2511 have
+the same tensors; of -Edit-2511 the transformer's config differs. Where the published lists lie beside the checkout, all
+five are checked.
 """
 
 import json
@@ -55,7 +55,7 @@ def opened(component: str, config: dict[str, Any], shapes: Shapes) -> tuple[Weig
 
 
 def stored(model: str, component: str) -> tuple[dict[str, Any], Shapes]:
-    return expand(NAMES / model / f"{component.split()[0]}.json")
+    return expand(NAMES / model / f"{component.partition(' ')[0]}.json")
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -67,9 +67,11 @@ def test_every_published_tensor_is_bound(component: str) -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.parametrize("model", ["Qwen-Image", "Qwen-Image-2512", "Qwen-Image-Edit", "Qwen-Image-Edit-2509", "Qwen-Image-Edit-2511"])
+@pytest.mark.parametrize(
+    "model", ["Qwen-Image", "Qwen-Image-2512", "Qwen-Image-Edit", "Qwen-Image-Edit-2509", "Qwen-Image-Edit-2511"]
+)
 def test_every_tensor_of_the_full_lists_is_bound(model: str, component: str) -> None:
-    path = PUBLISHED / model / f"{component.split()[0]}.json"
+    path = PUBLISHED / model / f"{component.partition(' ')[0]}.json"
     if not path.is_file():
         pytest.skip("the published lists do not lie beside this checkout")
     data = json.loads(path.read_text())
@@ -96,7 +98,10 @@ def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: s
 
 
 def test_only_2511_asks_for_zero_cond_t() -> None:
-    asked = {model: QwenImageConfig.read(stored(model, "transformer")[0], WHERE).zero_cond_t for model in ("Qwen-Image", "Qwen-Image-Edit-2511")}
+    asked = {
+        model: QwenImageConfig.read(stored(model, "transformer")[0], WHERE).zero_cond_t
+        for model in ("Qwen-Image", "Qwen-Image-Edit-2511")
+    }
     assert asked == {"Qwen-Image": False, "Qwen-Image-Edit-2511": True}
 
 
@@ -104,7 +109,8 @@ def test_modulation_is_33_percent_and_not_in_the_loop() -> None:
     """Design decision 5: 27.2 GB of bf16 stay for the loop out of 40.9."""
     _, (loop, folded), _ = opened("transformer", *stored("Qwen-Image", "transformer"))
     loop_count, folded_count = (
-        sum(value.size for _, layer in layers(tree) for value in own_parameters(layer).values()) for tree in (loop, folded)
+        sum(value.size for _, layer in layers(tree) for value in own_parameters(layer).values())
+        for tree in (loop, folded)
     )
     assert 2 * (loop_count + folded_count) == 40_860_802_176
     assert 27.1e9 < 2 * loop_count < 27.3e9

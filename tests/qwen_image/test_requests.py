@@ -1,0 +1,224 @@
+"""What users ask of Qwen-Image: sizes, second branches, references, long prompts; and what is read for it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_imagegen import load, qwen_image
+from mlx_imagegen.checkpoint import Tensor
+from mlx_imagegen.errors import ConfigError, LoraError, MissingFile, RequestError
+from mlx_imagegen.family import Settings
+from mlx_imagegen.job import Job, requested
+from mlx_imagegen.manifest import manifests
+from mlx_imagegen.qwen_image import QwenImage
+from mlx_imagegen.qwen_image.modulation import tabulate
+from tests.qwen_image.test_qwen_image import DATA, open_pipeline
+
+SHARED = Path(__file__).parents[3] / "shared/facts/schedules.json"
+LIGHTNING = [name for name, manifest in manifests().items() if "lightning" in name and manifest.family == "qwen_image"]
+EDITING = [name for name, manifest in manifests().items() if manifest.edits and manifest.family == "qwen_image"]
+PICTURE = Image.new("RGB", (300, 200))
+SMALL: dict[str, Any] = {"seed": 1, "steps": 1, "width": 32, "height": 32, "guidance": 1.0}
+
+# diffusers' first two and last two sigmas before the closing 0
+SCHEDULES = {
+    "qwen50_1328": ("qwen-image", 50, 1328, 1328, (1.0, 0.9909883141, 0.0637827515, 0.0199999809)),
+    "qwen50_1664x928": ("qwen-image-2512", 50, 1664, 928, (1.0, 0.9906120300, 0.0620875954, 0.0199999809)),
+    "qwen40_edit_1024": ("qwen-image-edit-2511", 40, 1024, 1024, (1.0, 0.9869637489, 0.0678805708, 0.0199999809)),
+    "lightning4": ("qwen-image-lightning-4step", 4, 1328, 1328, (1.0, 0.8999999761, 0.75, 0.5)),
+    "lightning8": ("qwen-image-2512-lightning", 8, 1328, 1328, (1.0, 0.9545454978, 0.5, 0.3000000119)),
+}
+
+
+def ask(model: str, **parameters: Any) -> Job:
+    return requested(manifests()[model], 16, "a fox", 1, **parameters)[0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_diffusers(name: str) -> None:
+    """Whatever the model's own scheduler file says, Lightning walks its own: 1, .9, .75, .5, not 1, .77, .46, .02."""
+    model, steps, width, height, ends = SCHEDULES[name]
+    kind = "zero" if "edit" in model else "image"
+    family = open_pipeline(DATA / kind, model).family
+    schedule = family.schedule(Settings(width, height, steps, 4.0))
+    assert np.abs(np.array([*schedule.sigmas[:2], *schedule.sigmas[-3:-1]]) - ends).max() < 1e-7
+    assert schedule.sigmas[-1] == 0 and np.allclose(schedule.timesteps, np.array(schedule.sigmas[:-1]) * 1000)
+    if SHARED.is_file():
+        assert np.abs(np.array(schedule.sigmas) - json.loads(SHARED.read_text())[name]["sigmas"]).max() < 1e-7
+
+
+def test_the_manifests_defaults() -> None:
+    full, lightning, edit = (
+        ask("qwen-image"),
+        ask("qwen-image-lightning"),
+        ask("qwen-image-edit-2511", references=[PICTURE]),
+    )
+    assert (full.settings.steps, full.settings.cfg, full.negative and full.negative.text) == (50, 4.0, " ")
+    assert (lightning.settings.steps, lightning.settings.cfg, lightning.negative) == (8, 1.0, None)
+    assert (edit.settings.steps, edit.settings.cfg, edit.negative and edit.negative.references) == (40, 4.0, (PICTURE,))
+    assert ask("qwen-image-lightning-4step").settings.steps == 4
+
+
+@pytest.mark.parametrize("model", LIGHTNING)
+@pytest.mark.parametrize("knob", ["guidance", "true_cfg"])
+def test_a_second_branch_is_refused_where_the_model_is_distilled(model: str, knob: str) -> None:
+    references = {"references": [PICTURE]} if manifests()[model].edits else {}
+    with pytest.raises(RequestError, match=f"{model} is distilled to run without a second branch"):
+        ask(model, **{knob: 4.0}, **references)
+    assert ask(model, **{knob: 1.0}, **references).negative is None
+
+
+def test_a_negative_prompt_without_a_second_branch_is_said_to_have_no_effect() -> None:
+    (note,) = ask("qwen-image-lightning", negative_prompt="blurry").notes
+    assert "no effect" in note and "leave it out" in note
+    (note,) = ask("qwen-image", negative_prompt="blurry", guidance=1.0).notes
+    assert "no effect" in note and "set guidance above 1" in note
+    assert not ask("qwen-image", negative_prompt="blurry").notes
+
+
+@pytest.mark.parametrize("side", [1000, 1330, 0, -16])
+def test_sizes_must_be_multiples_of_16(side: int) -> None:
+    with pytest.raises(RequestError, match=f"width {side}: qwen-image needs a multiple of 16"):
+        ask("qwen-image", width=side)
+
+
+@pytest.mark.parametrize("model", EDITING)
+def test_editing_needs_a_picture(model: str) -> None:
+    with pytest.raises(RequestError, match=f"{model} changes pictures, and none is given"):
+        ask(model)
+
+
+def test_the_first_editing_model_takes_one_picture_and_text_to_image_none() -> None:
+    with pytest.raises(RequestError, match="takes up to 1"):
+        ask("qwen-image-edit", references=[PICTURE, PICTURE])
+    assert len(ask("qwen-image-edit-2509", references=[PICTURE] * 3).prompt.references) == 3
+    with pytest.raises(RequestError, match="qwen-image takes none"):
+        ask("qwen-image", references=[PICTURE])
+
+
+def test_an_edited_pictures_size_follows_from_the_last_reference() -> None:
+    """diffusers' rule: about 1024 x 1024 pixels, multiples of 32; a side that is given stays."""
+    tall = Image.new("RGB", (200, 300))
+    settings = ask("qwen-image-edit-2509", references=[tall, PICTURE]).settings
+    assert (settings.width, settings.height) == (1248, 832)
+    settings = ask("qwen-image-edit-2509", references=[PICTURE, tall], width=640).settings
+    assert (settings.width, settings.height) == (640, 1248)
+
+
+def test_a_placeholder_in_the_prompt_is_refused() -> None:
+    pipeline = open_pipeline(DATA / "edit")
+    with pytest.raises(RequestError, match=r"'<\|image_pad\|>'"):
+        pipeline.generate("a <|image_pad|> fox", references=[PICTURE], **SMALL)
+    load(DATA / "image").generate("a <|image_pad|> fox", **SMALL)  # harmless where no picture is seen
+
+
+def test_long_prompts_say_what_is_cut() -> None:
+    """The words beyond the limit, and not a word of the template's own end."""
+    pipeline = load(DATA / "image")
+    (note,) = pipeline.generate("fox " * 20 + "zebra", max_sequence_length=12, **SMALL).report.notes
+    assert "longer than 12 tokens" in note and note.endswith("zebra'")
+    assert not pipeline.generate("fox", max_sequence_length=512, **SMALL).report.notes
+
+
+def test_a_cut_prompt_is_the_shorter_prompt() -> None:
+    """Words that are cut off change nothing; words that are not do."""
+
+    def pixels(words: str) -> np.ndarray:
+        return np.asarray(pipeline.generate(words, max_sequence_length=300, **SMALL).image)
+
+    pipeline = load(DATA / "image")
+    assert np.array_equal(pixels("fox " * 400 + "zebra"), pixels("fox " * 400 + "lamp"))
+    assert not np.array_equal(pixels("fox zebra"), pixels("fox lamp"))
+
+
+def test_a_lightning_lora_fits_only_its_own_base(flux_folder: Path) -> None:
+    with pytest.raises(LoraError, match="Qwen-Image"):
+        load(flux_folder, lora=[DATA / "image" / "lightning.safetensors"])
+
+
+def test_lm_head_and_eyes_are_not_read_and_the_table_by_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, int | None]] = []
+    exact = Tensor.bytes
+    monkeypatch.setattr(
+        Tensor, "bytes", lambda tensor, row=0, rows=None: read.append((tensor.name, rows)) or exact(tensor, row, rows)
+    )
+    load(DATA / "image").generate("a fox", **SMALL)
+    names = {name for name, _ in read}
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert not any(name.startswith(("lm_head.", "visual.")) for name in names)
+    assert {rows for name, rows in read if name == "model.embed_tokens.weight"} == {1}
+
+
+def test_references_are_looked_at_once_for_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures: list[Image.Image] = []
+    exact = QwenImage._latents
+    monkeypatch.setattr(QwenImage, "_latents", lambda self, picture: pictures.append(picture) or exact(self, picture))
+    pipeline = open_pipeline(DATA / "zero")
+    pipeline.generate(["a fox", "a hare"], references=[PICTURE], **SMALL | {"guidance": 4.0})
+    assert len(pictures) == 1
+    pipeline.generate("a fox", references=[Image.new("RGB", (300, 200), "red")], **SMALL)
+    assert len(pictures) == 2
+
+
+def test_text_to_image_never_imports_mlx_vlm() -> None:
+    code = (
+        "import sys; from mlx_imagegen import generate;"
+        f"generate('a fox', model={str(DATA / 'image')!r}, seed=1, steps=1, width=32, height=32);"
+        "print([name for name in sys.modules if name.split('.')[0] in ('mlx_vlm', 'transformers', 'torch')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_stages_follow_each_other_and_leave_nothing_loaded() -> None:
+    pipeline = open_pipeline(DATA / "zero", resident=False)
+    seen: list[set[str]] = []
+
+    def look(event: Any) -> None:
+        seen.append({name for name, component in pipeline.family.components.items() if component.loaded})
+
+    pipeline.generate("a fox", references=[PICTURE], on_step=look, **SMALL)
+    assert seen == [{"transformer"}]
+    assert not any(component.loaded for component in pipeline.family.components.values())
+
+
+def test_editing_without_the_processors_file_names_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(DATA / "edit", tmp_path / "model")
+    shutil.rmtree(folder / "processor")
+    with pytest.raises(MissingFile, match="preprocessor_config.json"):
+        open_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_act", "gelu"), ("rope_parameters", {"rope_theta": 5000.0}), ("deepstack_visual_indexes", [8])],
+)
+def test_other_eyes_are_refused_by_field(field: str, value: object, tmp_path: Path) -> None:
+    folder = shutil.copytree(DATA / "edit", tmp_path / "model")
+    path = folder / "text_encoder/config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"][field] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"vision_config.*{field.removesuffix('_parameters')}"):
+        open_pipeline(folder)
+
+
+def test_modulation_is_tabulated_once_for_a_schedule_until_a_lora_changes_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(qwen_image, "tabulate", lambda *given: made.append(len(given[2])) or tabulate(*given))
+    pipeline = load(DATA / "image")
+    pipeline.generate(["a fox", "a hare"], **SMALL)
+    pipeline.generate("a map", **SMALL | {"steps": 2})
+    assert made == [1, 2]
+    pipeline.set_lora([DATA / "image" / "lightning.safetensors"])
+    pipeline.generate("a map", **SMALL | {"steps": 2})
+    assert made == [1, 2, 2]
