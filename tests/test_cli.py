@@ -1,5 +1,6 @@
 """The command line, on the stored tiny FLUX.1: what it writes, what it prints, and how it says no."""
 
+import argparse
 import errno
 import json
 import os
@@ -183,6 +184,35 @@ def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def asked(*arguments: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How the model is opened, and the requests, that these flags of `generate` come to."""
+    from mlx_imagegen.commands import generate
+    from mlx_imagegen.commands.requests import read_requests
+
+    parser = argparse.ArgumentParser()
+    generate.flags(parser)
+    return read_requests(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_flags_take_the_place_of_what_they_contradict_in_a_record(tmp_path: Path) -> None:
+    record = {
+        "model": "hidream-o1-dev", "revision": "x", "prompt": "a fox", "seed": 3, "steps": 2, "width": 64, "height": 32,
+        "timesteps": [900, 100], "sampler": "flash", "guidance": 0.0, "lora": [["a.safetensors", 0.5]], "quant": "q8",
+    }  # fmt: skip
+    path = tmp_path / "a.png"
+    write_picture(Image.new("RGB", (8, 8)), path, record)
+    opening, (request,) = asked("--from", path)
+    assert opening == {"model": "hidream-o1-dev", "quant": "q8", "lora": [("a.safetensors", 0.5)]}
+    assert request == {key: record[key] for key in record if key not in (*opening, "revision")}
+    assert asked("--from", path, "--steps", 4)[1][0].keys() == request.keys() - {"timesteps"}
+    assert asked("--from", path, "--aspect", "1:1")[1][0].keys() == request.keys() - {"width", "height"} | {"aspect"}
+    assert "seed" not in asked("--from", path, "--count", 3)[1][0]
+    assert asked("--from", path, "--count", 3, "--seed", 9)[1][0]["seed"] == 9
+    other, (request,) = asked("--from", path, "--model", "flux-dev", "--steps", 5)
+    assert other == {"model": "flux-dev"}
+    assert request == {"prompt": "a fox", "seed": 3, "width": 64, "height": 32, "steps": 5}
+
+
 def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
     Path("out").mkdir()
     assert make("a fox", "--seed", 1, "-o", "out").out == "out/a-fox-1.png\n"
@@ -235,8 +265,6 @@ def test_help_and_version(cli: Cli) -> None:
 
 
 def test_flags_are_named_like_the_parameters() -> None:
-    import argparse
-
     from mlx_imagegen.commands import generate
 
     parser = argparse.ArgumentParser()

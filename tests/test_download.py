@@ -20,7 +20,7 @@ import pytest
 from mlx_imagegen import download
 from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.download import RemoteFile, absent, cached, fetch, locate
-from mlx_imagegen.errors import DownloadError, MissingFile, UnknownModel
+from mlx_imagegen.errors import DownloadError, MissingFile, RequestError, UnknownModel
 from mlx_imagegen.manifest import Defaults, Manifest, manifests
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -189,6 +189,16 @@ def test_names_that_are_no_repository_ask_nobody(tmp_path: Path) -> None:
     with pytest.raises(MissingFile):
         locate("./folder/that/is/not/there", refuse, hub)
     assert hub.asked == []
+
+
+def test_generate_refuses_a_bad_request_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen import generate
+
+    monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
+    with pytest.raises(RequestError, match="steps 0"):
+        generate("a fox", model="flux-dev", steps=0)
+    with pytest.raises(RequestError, match="width 1000"):
+        generate("a fox", width=1000)
 
 
 # The real client, against a hub that runs here.
