@@ -22,6 +22,9 @@ COMMANDS = {
     "models": "list the models with their sizes and licences",
     "quantize": "write a smaller copy of a model",
     "plan": "say what a run would take: memory, arithmetic, seconds at best",
+    "bench": "measure quants and sizes: seconds a stage, memory, difference",
+    "compare": "pictures of several models side by side, on one sheet",
+    "doctor": "check this machine, and say which models fit it",
     "info": "print how a picture was made",
     "lora": "print what a LoRA is made of, and what of it fits",
 }

@@ -28,6 +28,7 @@ class Report:
     decode_seconds: float = 0.0
     mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
     process_peak_bytes: int = 0
+    process_peaks: dict[str, int] = field(default_factory=dict)  # the same at the end of each stage
     choices: dict[str, str] = field(default_factory=dict)  # what was chosen, and why
     notes: list[str] = field(default_factory=list)  # what the user should know
 
@@ -49,7 +50,7 @@ class Report:
                 key = f"{name}_seconds"
                 setattr(self, key, getattr(self, key) + time.perf_counter() - started)
             self.mlx_peak_bytes[name] = max(mx.get_peak_memory(), self.mlx_peak_bytes.get(name, 0))
-            self.process_peak_bytes = process_peak_bytes()
+            self.process_peak_bytes = self.process_peaks[name] = process_peak_bytes()
 
     def note(self, *notes: str) -> None:
         """Keeps notes in order, each once."""
@@ -65,7 +66,11 @@ class Report:
                 "decode": self.decode_seconds,
                 "total": self.total_seconds,
             },
-            "peak_bytes": {"mlx": self.mlx_peak_bytes, "process": self.process_peak_bytes},
+            "peak_bytes": {
+                "mlx": self.mlx_peak_bytes,
+                "process": self.process_peak_bytes,
+                "process_after": self.process_peaks,
+            },
             "choices": self.choices,
             "notes": self.notes,
             "machine": machine(),

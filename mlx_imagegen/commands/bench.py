@@ -1,0 +1,49 @@
+"""`bench`: what quants and sizes cost and change, on this machine."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import RequestError
+
+PROMPT = "a red circle above a blue square"  # any will do: what it shows does not change what it costs
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", nargs="+", required=True, help="names (see `mlx-imagegen models`) or folders")
+    quants = ["none", "q8", "q6", "q4"]
+    parser.add_argument(
+        "--quant", nargs="+", default=quants, metavar="RECIPE", help=f"none is as stored ({' '.join(quants)})"
+    )
+    parser.add_argument("--size", nargs="+", type=size, default=[None], metavar="N|WxH", help="the model's own")
+    parser.add_argument("--steps", type=int, metavar="N")
+    parser.add_argument("--guidance", type=float, metavar="X")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
+    parser.add_argument("--prompt", default=PROMPT, metavar="TEXT")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="measured runs of each (3)")
+    parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before those (1)")
+    parser.add_argument("--plot", action="store_true", help="also draw plot.png")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("bench"), metavar="FOLDER", help="for tables and pictures (bench)"
+    )
+    parser.add_argument("--json", action="store_true", help="print bench.json instead of the tables")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..bench import Asked, bench, in_terminal, write
+    from ..tables import output_folder
+
+    given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
+    asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
+    folder = output_folder(args.output)
+    rows = bench(asked, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    write(rows, asked, folder, args.plot)
+    print((folder / "bench.json").read_text(encoding="utf-8").rstrip() if args.json else in_terminal(rows))
+
+
+def size(text: str) -> tuple[int, int]:
+    """1024 or 1024x768"""
+    width, _, height = text.lower().partition("x")
+    if not width.isdigit() or not (height or width).isdigit():
+        raise RequestError(f"--size {text}: give pixels such as 1024 or 1024x768.")
+    return int(width), int(height or width)

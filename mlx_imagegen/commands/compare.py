@@ -1,0 +1,43 @@
+"""`compare`: pictures of several models side by side."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .bench import size
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL[@QUANT]", help="names or folders; @q6 packs while loading"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help="as examples/prompts.toml, or a line a prompt"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
+    parser.add_argument("--steps", type=int, metavar="N", help="each model's own if not said")
+    parser.add_argument("--size", type=size, metavar="N|WxH", help="each model's own if not said")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..compare import Column, compare, in_terminal, read_lines, write
+    from ..tables import output_folder
+
+    parameters = {"seed": args.seed}
+    if args.steps is not None:
+        parameters["steps"] = args.steps
+    if args.size:
+        parameters |= {"width": args.size[0], "height": args.size[1]}
+    lines = read_lines(args.prompts)
+    folder = output_folder(args.output)
+    sheet = compare([Column.parse(text) for text in args.models], lines, parameters, folder, say)
+    path = write(sheet, parameters, folder, say)
+    say(in_terminal(sheet))
+    print(path)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

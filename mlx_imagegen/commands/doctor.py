@@ -1,0 +1,58 @@
+"""`doctor`: is this machine ready, and for what."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ..errors import QuantizationError
+
+if TYPE_CHECKING:
+    from ..doctor import Fit
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (all that are here)")
+    parser.add_argument("--no-self-test", action="store_true", help="do not check the kernels")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..doctor import facts, fits, self_test, warnings
+
+    known, found = facts(), fits(args.model)
+    if not args.json:
+        print(table(known, warnings(known), found))
+    checks = [] if args.no_self_test else list(self_test())
+    wrong = [check for check in checks if not check.right]
+    if args.json:
+        said = [asdict(check) | {"right": check.right} for check in checks]
+        fitting = [asdict(fit) | {"verdict": fit.verdict} for fit in found]
+        data = {"machine": known, "warnings": warnings(known), "models": fitting, "self_test": said}
+        print(json.dumps(data, indent=1))
+    elif checks:
+        print(f"\nself-test: {len(checks) - len(wrong)} of {len(checks)} packed products are right")
+    for check in wrong:
+        print(f"wrong: {check}", file=sys.stderr)
+    if wrong:
+        raise QuantizationError(
+            f"{len(wrong)} of {len(checks)} packed products are wrong with this chip and MLX {known['mlx']}: quantized "
+            "models would give noise. Install another version of MLX, or use full precision."
+        )
+
+
+def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:
+    from ..memory import GB
+    from ..tables import NONE, aligned, short
+
+    width = max(map(len, known))
+    lines = [f"{name:<{width}}  {value}" for name, value in known.items()]
+    lines += [f"warning: {line}" for line in warned]
+    rows = [
+        [fit.model, fit.quant, NONE, NONE, NONE, fit.verdict] if fit.reason else
+        [fit.model, fit.quant, short(fit.peak_bytes / GB), short(fit.all_bytes / GB), short(fit.seconds), fit.verdict]
+        for fit in found
+    ]  # fmt: skip
+    header = ("model", "quant", "peak GB", "all GB", "steps at best, s", "on this machine")
+    return "\n".join([*lines, "", aligned(header, rows)])
