@@ -11,6 +11,7 @@ from tests.qwen_image.test_qwen_image import (
     WAYS,
     check_block,
     check_features,
+    check_ids,
     check_merged_weights,
     check_picture,
     check_transformer,
@@ -51,8 +52,10 @@ def test_pictures(drawn: Path) -> None:
         check_picture(drawn, way)
 
 
-def test_lightning_merged(tmp_path: Path) -> None:
-    check_merged_weights(draw(tmp_path, "image"))
+def test_ids_and_lightning_merged(tmp_path: Path) -> None:
+    folder = draw(tmp_path, "image")
+    check_ids(folder)
+    check_merged_weights(folder)
 
 
 @pytest.mark.parametrize("kind", ["edit", "zero"])

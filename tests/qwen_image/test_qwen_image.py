@@ -26,7 +26,9 @@ from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.qwen_image import THETA, QwenImage
 from mlx_imagegen.qwen_image.modulation import tabulate
 from mlx_imagegen.qwen_image.positions import positions
+from mlx_imagegen.qwen_image.prompts import GENERATE_TOKENS, ids_of
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer, spread
+from mlx_imagegen.text.tokenizer import qwen_tokenizer
 
 DATA = Path(__file__).parents[1] / "data/qwen_image"
 KINDS = ("image", "edit", "zero")  # stored; the parity tests draw `plus` as well
@@ -114,6 +116,17 @@ def check_transformer(folder: Path) -> None:
         assert transformer_difference(folder, references) < RELATIVE
 
 
+def check_ids(folder: Path) -> None:
+    """200 strings of every script in the template, the last one cut at 1024 tokens."""
+    texts, first, common, rest = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+    expected = [first[:common] + row for row in rest]
+    assert len(texts) == 200 and len(expected[-1]) == 1024 + GENERATE_TOKENS
+    tokenizer = qwen_tokenizer(folder / "tokenizer")
+    reads = [ids_of(tokenizer, text, None, (), 1024) for text in texts]
+    assert [read.ids for read in reads] == expected and expected[0] == first
+    assert [bool(read.cut) for read in reads] == [False] * 199 + [True]
+
+
 def check_features(folder: Path) -> None:
     """What the transformer is given as text: the template gone, pictures seen."""
     family, reference = opened(folder)
@@ -173,6 +186,10 @@ def test_block_equals_diffusers(drawn: Path) -> None:
 
 def test_transformer_equals_diffusers(drawn: Path) -> None:
     check_transformer(drawn)
+
+
+def test_ids_equal_transformers() -> None:
+    check_ids(DATA / "image")
 
 
 def test_text_features_equal_transformers(drawn: Path) -> None:

@@ -3,10 +3,10 @@
     python tests/references/qwen.py FOLDER [--kind image] [--seed N] [--full-size]
 
 The kinds are image (text-to-image), edit (Qwen-Image-Edit), plus (-2509) and zero (-2511, zero_cond_t). FOLDER gets a
-whole diffusers repository (model_index.json … vae/), options.json, pictures to edit or start from, for `image` a LoRA
-as Lightning's are laid out, and reference.safetensors: one block, the transformer with and without references, text
-features (what the vision tower sees among them), and pictures of the whole pipeline. References are 96 pixels wide in
-place of 1024 unless --full-size is given. Needs torch, diffusers, transformers and peft.
+whole diffusers repository (model_index.json … vae/), options.json, pictures to edit or start from, for `image` ids.json
+and a LoRA as Lightning's are laid out, and reference.safetensors: one block, the transformer with and without
+references, text features (what the vision tower sees among them), and pictures of the whole pipeline. References are 96
+pixels wide in place of 1024 unless --full-size is given. Needs torch, diffusers, transformers and peft.
 """
 
 import argparse
@@ -67,6 +67,8 @@ def draw(folder: Path, kind: str, seed: int, full_size: bool = False) -> None:
     options |= {"full_size": full_size, "language_area": LANGUAGE_AREA, "latent_area": LATENT_AREA}
     (folder / "options.json").write_text(json.dumps(options, indent=1))
     draw_picture_files(folder, dice)
+    if kind == "image":
+        write_ids(folder, pipeline)
     with torch.no_grad():
         reference = parts(pipeline.transformer, dice, kind) | features(folder, pipeline, kind)
         reference |= pictures(folder, pipeline, options) if kind == "image" else edits(folder, pipeline, options)
@@ -225,6 +227,18 @@ def draw_vae(dice: random.Random) -> AutoencoderKLQwenImage:
     model = AutoencoderKLQwenImage(**config).eval()
     randomise_vae(model)
     return model
+
+
+def write_ids(folder: Path, pipeline: QwenImagePipeline) -> None:
+    """ids.json: 200 strings and what the pipeline makes of them, the last one too long for it: the ids of the first one
+    whole, of the others without the ids that begin all of them."""
+    texts = [*prompts(5)[-199:], "fox, 狐狸 " * 400]
+    length = pipeline.tokenizer_max_length + pipeline.prompt_template_encode_start_idx
+    whole = [pipeline.prompt_template_encode.format(text) for text in texts]
+    ids = pipeline.tokenizer(whole, max_length=length, truncation=True)["input_ids"]
+    common = next(place for place, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1)
+    data = [texts, ids[0], common, [row[common:] for row in ids]]
+    (folder / "ids.json").write_text(json.dumps(data, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def draw_picture_files(folder: Path, dice: random.Random) -> None:
