@@ -190,3 +190,60 @@ def test_no_tensor_may_be_missing(tmp_path: Path) -> None:
 def test_noise_of_another_size_is_refused() -> None:
     with pytest.raises(RequestError, match="shape"):
         pipeline.load(DATA).generate(PROMPT, width=32, height=24, steps=2, noise=np.zeros((1, 3, 24, 24)))
+
+
+def test_the_published_layout_loads(tmp_path: Path) -> None:
+    """No subfolders: float32 shards under one index, which names lm_head and the eyes as well."""
+    source = open_checkpoint(DATA / "model.safetensors")
+    names = sorted(source)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        mx.save_safetensors(str(tmp_path / file), {name: source[name].read() for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((DATA / name).read_bytes())
+    asked = {"width": 32, "height": 24, "steps": 2, "seed": 1, "references": references(DATA, 1)}
+    one, other = (np.asarray(pipeline.load(folder).generate(PROMPT, **asked).image) for folder in (DATA, tmp_path))
+    assert (one == other).all()
+
+
+def test_numbers_without_the_block_come_from_shapes_and_tokenizer(tmp_path: Path) -> None:
+    """As in the published repositories, whose config.json is plain Qwen3-VL's."""
+    for path in DATA.iterdir():
+        if path.suffix == ".json" or path.name == "model.safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((DATA / "config.json").read_text())
+    del config["hidream_o1"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with_block, without = opened(DATA).files.config, opened(tmp_path).files.config
+    assert without.patch.patch_size == 8 and without.patch.fix_point == 4096
+    assert (without.boi, without.tms) == (with_block.boi, with_block.tms)
+    asked = {"width": 32, "height": 24, "steps": 2, "seed": 1}
+    one, other = (np.asarray(pipeline.load(folder).generate(PROMPT, **asked).image) for folder in (DATA, tmp_path))
+    assert (one == other).all()
+
+
+def test_a_trained_noise_scale_comes_with_the_folder(tmp_path: Path) -> None:
+    for path in DATA.iterdir():
+        if path.suffix == ".json" or path.name == "model.safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((DATA / "config.json").read_text())
+    config["hidream_o1"]["noise_scale"] = 5.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = pipeline.load(tmp_path).generate(PROMPT, width=32, height=24, steps=2, seed=1)
+    assert result.record["noise_scale"] == (5.0, 5.0)
+
+
+def test_another_familys_folder_is_told() -> None:
+    other = DATA.parent / "qwen_text" / "qwen2_5"
+    with pytest.raises(ConfigError, match="Qwen2_5_VLModel"):
+        pipeline.load(other)
+
+
+def test_previews_and_seams_in_patches_of_this_model() -> None:
+    seen = []
+    warm = pipeline.load(DATA)
+    warm.generate(PROMPT, width=32, height=24, steps=2, seed=1, on_step=lambda event: seen.append(event.preview().size))
+    assert seen == [(32, 24)] * 2 and warm.family.seam_pixels == 8
