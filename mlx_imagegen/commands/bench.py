@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import RequestError
-
 PROMPT = "a red circle above a blue square"  # any will do: what it shows does not change what it costs
 
 
@@ -45,5 +43,5 @@ def size(text: str) -> tuple[int, int]:
     """1024 or 1024x768"""
     width, _, height = text.lower().partition("x")
     if not width.isdigit() or not (height or width).isdigit():
-        raise RequestError(f"--size {text}: give pixels such as 1024 or 1024x768.")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
     return int(width), int(height or width)

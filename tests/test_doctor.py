@@ -1,0 +1,147 @@
+"""`doctor`: a wrong kernel is found, models are listed by what they need, and the machine is described."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import Ran
+
+from mlx_imagegen import doctor
+from mlx_imagegen.doctor import (
+    MANY,
+    Check,
+    Fit,
+    check,
+    fits,
+    measured_chip,
+    packings_in_use,
+    self_test,
+    shapes,
+    warnings,
+)
+from mlx_imagegen.layers.linear import PACKED, Packing
+from mlx_imagegen.plan import Chip
+from mlx_imagegen.recipes import recipe_names
+from tests.tiny import draw_flux
+
+Cli = Callable[..., Ran]
+GB = 10**9
+SIX = Packing(6, 64)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 16 GB whose speed is known."""
+    monkeypatch.setattr(doctor, "measured_chip", lambda: Chip(100, 1))
+    monkeypatch.setattr(doctor, "physical_bytes", lambda: 16 * GB)
+
+
+def test_the_recipes_packings_are_all_tested() -> None:
+    found = packings_in_use()
+    assert {(6, 64), (6, 32), (8, 64), (4, 64)} <= {(each.bits, each.group_size) for each in found}
+    for packing in found:
+        tried = shapes(packing)
+        assert any(tokens > MANY for tokens, _, _ in tried) and any(rows > MANY for _, rows, _ in tried)
+        assert any(tokens == 1 for tokens, _, _ in tried)
+    assert any(columns % 64 for packing in found for _, _, columns in shapes(packing) if packing.group_size == 32)
+
+
+def test_this_machine_s_kernels_are_right() -> None:
+    checks = list(self_test([SIX, Packing(4, 32)]))
+    assert len(checks) == 2 * 2 * len(shapes(SIX))
+    for each in checks:
+        assert each.right and (each.error > 0 or each.kernel != PACKED), str(each)
+
+
+def broken(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.packed_matmul
+
+    def product(*given: Any) -> mx.array:
+        out = real(*given)
+        return wrong(out) if given[-1] == PACKED else out
+
+    monkeypatch.setattr(doctor, "packed_matmul", product)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda out: mx.concatenate([out[:MANY], mx.zeros_like(out[MANY:])]),  # rows above 32,768 are not computed
+        lambda out: mx.concatenate([out[:-1], out[-1:] * 1.1]),  # one row in 32,777 is 10% off
+        lambda out: out * mx.array(math.nan),
+    ],
+)
+def test_a_wrong_kernel_is_found(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(wrong, monkeypatch)
+    packed, dense = check(SIX, MANY + 9, 64, 128)
+    assert not packed.right and dense.right
+    assert "6 bits in groups of 64" in str(packed) and "[32777, 128]" in str(packed)
+
+
+def test_the_command_says_so_and_fails(cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "packings_in_use", lambda: [SIX])
+    monkeypatch.setattr(doctor, "shapes", lambda packing: [(3, 64, 128)])
+    assert "2 of 2 packed products are right" in cli("doctor").out
+    broken(lambda out: out + 1, monkeypatch)
+    ran = cli("doctor")
+    assert ran.code == 2 and "1 of 2 packed products are right" in ran.out
+    assert ran.err.startswith("wrong: quantized_matmul, 6 bits") and "Install another version of MLX" in ran.err
+
+
+def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None:
+    folder = draw_flux(tmp_path / "flux")
+    found = {fit.quant: fit for fit in fits([str(folder)])}
+    assert set(found) == {"none", *recipe_names()}
+    assert found["q4"].all_bytes < found["q6"].all_bytes < found["q8"].all_bytes < found["none"].all_bytes
+    assert all(fit.reason is None and fit.seconds > 0 for fit in found.values())
+
+
+def test_a_model_that_is_not_here_says_so(quick: None) -> None:
+    (fit,) = fits(["qwen-image"])
+    assert fit.verdict == "not here (57.7 GB to download)"
+
+
+def test_those_that_fit_come_first_and_the_fastest_of_them(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        Fit("absent", "none", "not here"),
+        Fit("too large", "none", None, 17 * GB, 20 * GB, 1.0),
+        Fit("slow", "none", None, 5 * GB, 6 * GB, 9.0),
+        Fit("fast", "none", None, 12 * GB, 14 * GB, 2.0),
+        Fit("staged", "none", None, 8 * GB, 12 * GB, 5.0),
+    ]
+    monkeypatch.setattr(doctor, "_fits", lambda model, chip: given if model.spoken == "flux-dev" else [])
+    found = fits()
+    assert [fit.model for fit in found] == ["fast", "staged", "slow", "too large", "absent"]
+    assert [fit.verdict for fit in found] == [
+        "only with every other program closed",  # 12 of 16 GB
+        "fits, one stage at a time",
+        "fits, all stages at once",
+        "does not fit: 17.0 GB at the peak",
+        "not here",
+    ]
+
+
+def test_speeds_are_measured() -> None:
+    chip = measured_chip()
+    assert 0.0001 < chip.teraflops < 1000 and 0.1 < chip.bandwidth_gb_per_second < 20_000
+
+
+def test_everything_as_json(cli: Cli, quick: None, flux_folder: Path) -> None:
+    ran = cli("doctor", "--model", flux_folder, "--no-self-test", "--json")
+    data = json.loads(ran.out)
+    assert {"chip", "memory", "system", "blas", "mlx", "GPU", "MLX's cache of freed buffers"} <= set(data["machine"])
+    assert data["self_test"] == [] and data["models"][0]["verdict"] == "fits, all stages at once"
+
+
+def test_a_slow_blas_is_warned_of() -> None:
+    assert "libopenblas0-pthread" in warnings({"blas": "reference BLAS (slow)"})[0]
+    assert warnings({"blas": "OpenBLAS"}) == []
+
+
+def test_a_limit_is_a_limit() -> None:
+    assert Check(SIX, PACKED, 1, 1, 64, 0.01, 0.01).right
+    assert not Check(SIX, PACKED, 1, 1, 64, 0.02, 0.01).right
