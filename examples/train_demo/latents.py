@@ -12,7 +12,7 @@ import train_vae
 import training
 from torch import Tensor, nn
 
-COUNT = 16_384
+COUNT = 12_288
 
 
 def codec(family: str) -> nn.Module:
