@@ -14,7 +14,7 @@ INSTALL = $(if $(wildcard $(BIN)/pip),$(BIN)/python -m pip install -q,uv pip ins
 
 demo: $(STAMPS)/run $(STAMPS)/blas
 	@if $(BIN)/mlx-imagegen models --names | grep -qx flux-demo; then \
-		$(BIN)/mlx-imagegen generate "a red circle above a blue square" --model flux-demo --seed 1 -o demo.png; \
+		$(BIN)/mlx-imagegen generate "a small red circle above a large blue square on a white background" --model flux-demo --seed 1 -o demo.png; \
 	else \
 		echo "The built-in demo model is not part of this version yet (weights/flux-demo.toml is missing)."; \
 		echo "With a downloaded model: $(BIN)/mlx-imagegen generate \"a lighthouse at dusk\" -o lighthouse.png"; \

@@ -1,6 +1,7 @@
 """The command line, on the stored tiny FLUX.1: what it writes, what it prints, and how it says no."""
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
@@ -115,6 +116,15 @@ def test_notes_go_to_stderr_unless_quiet(cli: Cli, flux_folder: Path) -> None:
     arguments = ("generate", "a fox", "--model", flux_folder, *QUICK[:-1], "--guidance", 3, "--seed", 1)
     assert cli(*arguments).err.startswith("note: flux-schnell is distilled")
     assert cli(*arguments, "--quiet").err == ""
+
+
+def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen import pipeline
+    from mlx_imagegen.manifest import Model, find
+
+    noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
+    monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
+    assert cli("a fox", *QUICK[:-1], "--seed", 1).err == "note: Made for four steps.\n"
 
 
 @pytest.mark.parametrize("resident", ["--resident", "--no-resident"])
