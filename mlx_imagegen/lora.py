@@ -118,7 +118,8 @@ class Merge:
         differ = {key for key in keys if not _alike(changes.get(key), self._changes.get(key))}
         self.matches, self._changes = list(matches), changes
         self.applied -= differ
-        self.survived = {}
+        for component, path, _ in differ:
+            self.survived.pop(f"{component}/{path}", None)
         return differ
 
     def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:

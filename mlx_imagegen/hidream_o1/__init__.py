@@ -142,6 +142,9 @@ class HiDream(Family[HiDreamBranch]):
         """ai-toolkit leaves the checkpoint's outermost name off."""
         return {module.removeprefix("model."): [Target(module)] for module in modules}
 
+    def forget(self) -> None:
+        self._sight.forget()  # a LoRA may change the vision tower
+
     def pack(self, latents: mx.array) -> mx.array:
         return patchified(latents, self.patch.patch_size)
 

@@ -36,6 +36,9 @@ class Sight:
         self._kept_side = kept_side
         self._latest: tuple[Hashable, Seen] = (None, Seen())
 
+    def forget(self) -> None:
+        self._latest = (None, Seen())
+
     def see(self, prompt: Prompt, settings: Settings) -> Seen:
         if not prompt.references:
             return Seen()
