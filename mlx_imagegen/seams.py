@@ -15,7 +15,6 @@ ADAPTIVE = "adaptive"
 BAND = 12  # pixels on each side of a border that are looked at and evened out
 ALONG = 9  # pixels along a border over which steps are averaged: a seam is one step all along, noise is not
 FLAT = (2.5, 6.0)  # roughness: below, flat; above, texture that hides any seam
-SHADED = (1.5, 3.0)  # slope a pixel: above, a gradient too steep for a straight line to follow
 EDGE = (10.0, 18.0)  # step: above, a real edge that happens to lie on a border
 STRONG = (1.0, 2.0)  # step at the border by step in the middle of patches: below, nothing to see
 
@@ -58,41 +57,32 @@ def _evened(pixels: np.ndarray, period: int) -> np.ndarray:
     borders = _borders(pixels.shape[1], period, band)
     if not len(borders):
         return pixels
-    step, slope, roughness = _lines(pixels, borders, band, period)
+    step, roughness = _lines(pixels, borders, band, period)
     middles = np.clip(np.stack([borders - period // 2, borders + period // 2]), band, pixels.shape[1] - band)
     around = np.maximum(
         *(np.abs(_lines(pixels, middle, band, period)[0]).max(-1) for middle in middles)
     )  # [H, borders]
     size = np.abs(step).max(-1)
     weight = (
-        _falling(roughness, FLAT)
-        * _falling(slope, SHADED)
-        * _falling(size, EDGE)
-        * (1 - _falling(size / (around + roughness / 4 + 0.2), STRONG))
+        _falling(roughness, FLAT) * _falling(size, EDGE) * (1 - _falling(size / (around + roughness / 4 + 0.2), STRONG))
     )
     return _ramped(pixels, borders, step * weight[..., None] / 255, band)
 
 
-def _lines(
-    pixels: np.ndarray, borders: np.ndarray, band: int, period: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lines(pixels: np.ndarray, borders: np.ndarray, band: int, period: int) -> tuple[np.ndarray, np.ndarray]:
     """A straight line through the `band` pixels on each side of each border, in levels: the step between the two lines
-    at the border [H, borders, 3], the steeper slope and the rougher side's deviation [H, borders], averaged along the
+    at the border [H, borders, 3], and the rougher side's deviation from its line [H, borders], averaged along the
     border."""
-    ends, slopes, deviations = [], [], []
-    for outward in (-np.arange(1, band + 1), np.arange(band)):  # columns from the border: to the left, to the right
-        end, slope, variance = _fit(pixels, borders, outward)
-        ends.append(end)
-        slopes.append(np.abs(slope).max(-1))
-        deviations.append(variance.mean(-1))
-    step = _along(ends[1] - ends[0], period)
-    steepest, roughest = _along(np.maximum(*slopes), period), _along(np.maximum(*deviations), period)
-    return step, steepest, np.sqrt(np.maximum(roughest, 0))
+    left, roughness_left = _fit(pixels, borders, -np.arange(1, band + 1))
+    right, roughness_right = _fit(pixels, borders, np.arange(band))
+    roughest = _along(np.maximum(roughness_left, roughness_right), period)
+    return _along(right - left, period), np.sqrt(np.maximum(roughest, 0))
 
 
-def _fit(pixels: np.ndarray, borders: np.ndarray, outward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares on one side of each border: the line's value at the border, its slope, and the mean squared rest,
-    all [H, borders, 3]. Sums are of differences to the outermost pixel, so that float32 is enough."""
+def _fit(pixels: np.ndarray, borders: np.ndarray, outward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares on one side of each border, `outward`: its columns, counted from the border. The line's value at
+    the border [H, borders, 3] and the mean squared rest [H, borders]. Sums are of differences to the outermost pixel,
+    so that float32 is enough."""
     count = len(outward)
     places = np.arange(count) + 0.5
     centred = places - places.mean()
@@ -106,7 +96,7 @@ def _fit(pixels: np.ndarray, borders: np.ndarray, outward: np.ndarray) -> tuple[
     spread = float((centred**2).sum())
     slope = weighted / spread
     rest = (squares - total * total / count - slope * slope * spread) / count
-    return base * 255 + total / count - slope * places.mean(), slope, rest
+    return base * 255 + total / count - slope * places.mean(), rest.mean(-1)
 
 
 def _along(values: np.ndarray, period: int) -> np.ndarray:

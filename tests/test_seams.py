@@ -67,6 +67,13 @@ def test_adaptive_leaves_texture_and_real_edges() -> None:
     assert changed(picture, blended(picture, 1)) > 0.2
 
 
+def test_adaptive_leaves_what_is_no_stronger_at_the_borders() -> None:
+    """Stripes of 16 pixels: flat, faint, and every second edge lies on a border. They are the picture's own."""
+    stripes = 0.5 + np.where(np.arange(SIZE) // 16 % 2, 4, 0) / 255
+    picture = stored(np.broadcast_to(stripes[None, :, None], (SIZE, SIZE, 3)))
+    assert changed(picture, blended(picture, "adaptive")) < 0.01
+
+
 def test_adaptive_tells_the_sky_from_the_texture() -> None:
     """Both have a grid here: it goes from the sky, the texture hides it and is kept."""
     picture = stored(with_grid(half_and_half()))

@@ -77,3 +77,35 @@ def test_keep_original_aspect() -> None:
         [Image.new("RGB", (640, 480))], size, patch=32, shown_side=384, shown_multiple=32, kept_side=2048
     )  # fmt: skip
     assert got.pixels.size == size
+
+
+def test_lines_of_the_layout() -> None:
+    """The larger box is drawn first, by a twentieth of the mean side, and each smaller one a fifth of that thinner."""
+    small, large = (0.6, 0.9, 0.6, 0.9), (0.1, 0.5, 0.1, 0.5)
+    got = prepared(
+        [Image.new("RGB", (64, 64))] * 2,
+        (2048, 2048),
+        patch=32,
+        shown_side=384,
+        shown_multiple=32,
+        boxes=(small, large),
+    )
+    drawing = np.asarray(got[-1].pixels)  # half as large: three references
+    widths = [int((drawing[round(row * 1024)] == colour).all(-1).sum()) // 2 for row, colour in
+              ((0.3, (255, 0, 0)), (0.75, (0, 180, 0)))]  # fmt: skip
+    assert abs(widths[0] - 51) <= 1 and abs(widths[1] - 41) <= 1
+    assert np.asarray(got[0].pixels)[0, 0].tolist() == [0, 180, 0] and np.asarray(got[1].pixels)[0, 0].tolist() == [
+        255,
+        0,
+        0,
+    ]
+
+
+def test_large_references_are_halved_first() -> None:
+    """By the mean of four pixels: a pattern of single dots goes grey, and odd sides lose a row before anything is
+    scaled."""
+    dots = np.zeros((516, 516, 3), np.uint8)
+    dots[::2, ::2] = dots[1::2, 1::2] = 255
+    got = np.asarray(resized(Image.fromarray(dots), 64, 32))
+    assert got.shape == (64, 64, 3) and np.abs(got.astype(int) - 128).max() <= 1
+    assert fitted((1025, 1599), 512, 32) == (384, 640)  # as 512x799; 608 high without the halving
