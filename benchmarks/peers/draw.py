@@ -1,0 +1,69 @@
+"""Random weights of a few blocks at the real width, as diffusers has them on disk, and the inputs of a few steps.
+
+Out, in the given folder: transformer/config.json and .safetensors (bfloat16 values, so that every library reads the
+same numbers), and inputs.safetensors: x, txt, pooled and the timesteps (0..1000). Runs in this library's environment.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.modulation import FluxModulators
+from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.qwen_image.config import QwenImageConfig
+from mlx_imagegen.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+
+SHARED = {"attention_head_dim": 128, "num_attention_heads": 24, "in_channels": 64, "guidance_embeds": False}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "flux": SHARED
+    | {
+        "_class_name": "FluxTransformer2DModel", "joint_attention_dim": 4096, "num_layers": 1, "num_single_layers": 1,
+        "patch_size": 1, "pooled_projection_dim": 768,
+    },
+    "qwen_image": SHARED
+    | {
+        "_class_name": "QwenImageTransformer2DModel", "joint_attention_dim": 3584, "num_layers": 1, "out_channels": 16,
+        "patch_size": 2, "axes_dims_rope": [16, 56, 56],
+    },
+}  # fmt: skip
+SIDE, TEXT_TOKENS = 128, 32  # pixels a side: 64 tokens
+TIMESTEPS = (1000.0, 500.0)
+
+
+def draw(family: str, folder: Path, seed: int = 0) -> Path:
+    transformer = folder / "transformer"
+    transformer.mkdir(parents=True, exist_ok=True)
+    (transformer / "config.json").write_text(json.dumps(CONFIGS[family], indent=1))
+    dice = np.random.default_rng(seed)
+    tensors = {}
+    for tree in _trees(family):
+        for path, layer in layers(tree):
+            for name, value in own_parameters(layer).items():
+                spread = 0.02 if value.ndim > 1 else 0.1
+                drawn = dice.standard_normal(value.shape, np.float32) * spread + (name == "weight" and value.ndim == 1)
+                tensors[f"{path}.{name}"] = mx.array(drawn).astype(mx.bfloat16)
+    mx.save_safetensors(str(transformer / "diffusion_pytorch_model.safetensors"), tensors)
+    shapes = {
+        "x": (1, (SIDE // 16) ** 2, 64),
+        "txt": (1, TEXT_TOKENS, CONFIGS[family]["joint_attention_dim"]),
+        "pooled": (1, 768),
+    }
+    inputs = {name: mx.array(dice.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+    mx.save_safetensors(str(folder / "inputs.safetensors"), inputs | {"timesteps": mx.array(TIMESTEPS)})
+    return folder
+
+
+def _trees(family: str) -> list[nn.Module]:
+    data, where = CONFIGS[family], "draw.py"
+    if family == "flux":
+        flux = FluxConfig.read(data, where)
+        return [FluxTransformer(flux), FluxModulators(flux)]
+    qwen = QwenImageConfig.read(data, where)
+    return [QwenImageTransformer(qwen), QwenImageModulators(qwen)]

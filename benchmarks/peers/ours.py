@@ -1,0 +1,85 @@
+"""The blocks by this library: ours.py FAMILY FOLDER QUANT OUTPUT.
+
+The modulation of all steps is computed before the loop, and timed apart.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clock import measured, say
+
+import mlx_imagegen  # noqa: F401  (OpenBLAS, before mlx.core)
+
+import mlx.core as mx  # isort: skip
+import numpy as np
+
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.config import read_json
+from mlx_imagegen.flux import modulation as flux_modulation
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.layers.linear import Packing
+from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.loading import Changes, Component, Weights
+from mlx_imagegen.packing import pack
+from mlx_imagegen.precision import compute_dtype
+from mlx_imagegen.qwen_image import modulation as qwen_modulation
+from mlx_imagegen.qwen_image.config import QwenImageConfig
+from mlx_imagegen.qwen_image.positions import positions
+from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+
+
+def main(family: str, folder: Path, quant: str, output: Path) -> None:
+    inputs = mx.load(str(folder / "inputs.safetensors"))
+    path = folder / "transformer" / "config.json"
+    data, dtype = read_json(path), compute_dtype()
+    changes = Changes()
+    if quant != "none":  # every linear layer, as mflux has it, and by plain rounding
+        packing = Packing(int(quant.removeprefix("q")), 64)
+        changes = replace(changes, recipe=lambda *_: packing, pack=pack)
+    weights = Weights.open("transformer", open_checkpoint(path.parent), config=data, changes=changes)
+    config, tree, modulators = _built(family, data, path)
+    weights.check([tree(config), modulators(config)])
+    started = time.perf_counter()
+    transformer: Any = Component(weights, lambda: tree(config), dtype).load()
+    loaded = time.perf_counter()
+    timesteps = inputs["timesteps"].tolist()
+    if family == "flux":
+        tables = flux_modulation.tabulate(config, weights.fill, timesteps, 0.0, [inputs["pooled"]], dtype)[0]
+    else:
+        tables = qwen_modulation.tabulate(config, weights.fill, timesteps, dtype)
+    before = time.perf_counter() - loaded
+    rope = rope_tables(_places(family, inputs), config.axes_dims_rope, 1e4)
+    x, txt = inputs["x"].astype(dtype), inputs["txt"].astype(dtype)
+    mx.reset_peak_memory()
+
+    def step(index: int) -> mx.array:
+        out = transformer(x, txt, rope, tables[index])
+        mx.eval(out)
+        return out
+
+    seconds, last = measured(step, len(timesteps))
+    np.save(output, np.array(last.astype(mx.float32)))
+    say(load_seconds=loaded - started, before_seconds=before, step_seconds=seconds, mlx_peak_bytes=mx.get_peak_memory())
+
+
+def _built(family: str, data: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
+    if family == "flux":
+        return FluxConfig.read(data, path), FluxTransformer, flux_modulation.FluxModulators
+    return QwenImageConfig.read(data, path), QwenImageTransformer, qwen_modulation.QwenImageModulators
+
+
+def _places(family: str, inputs: dict[str, mx.array]) -> np.ndarray:
+    text, side = inputs["txt"].shape[1], int(inputs["x"].shape[1] ** 0.5)
+    if family == "qwen_image":
+        return positions(text, [(side, side)])
+    rows, columns = np.mgrid[0:side, 0:side]
+    image = np.stack([0 * rows, rows, columns], -1).reshape(-1, 3)
+    return np.concatenate([np.zeros((text, 3)), image])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

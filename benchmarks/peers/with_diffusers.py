@@ -1,0 +1,40 @@
+"""The blocks by diffusers on the CPU: with_diffusers.py FAMILY FOLDER none OUTPUT, in its own environment."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from clock import measured, say
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from safetensors.torch import load_file
+
+
+def main(family: str, folder: Path, output: Path) -> None:
+    inputs = load_file(folder / "inputs.safetensors")
+    kind: Any = FluxTransformer2DModel if family == "flux" else QwenImageTransformer2DModel
+    started = time.perf_counter()
+    model = kind.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
+    loaded = time.perf_counter()
+    side, text = int(inputs["x"].shape[1] ** 0.5), inputs["txt"].shape[1]
+    given: dict[str, Any] = {"hidden_states": inputs["x"], "encoder_hidden_states": inputs["txt"], "return_dict": False}
+    if family == "flux":
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        ids = torch.stack([0 * rows, rows, columns], -1).reshape(-1, 3).float()
+        given |= {"pooled_projections": inputs["pooled"], "img_ids": ids, "txt_ids": torch.zeros(text, 3)}
+    else:
+        given |= {"img_shapes": [[(1, side, side)]], "encoder_hidden_states_mask": None}
+
+    @torch.no_grad()
+    def step(index: int) -> torch.Tensor:
+        return model(**given, timestep=inputs["timesteps"][index : index + 1] / 1000)[0]
+
+    seconds, last = measured(step, len(inputs["timesteps"]))
+    np.save(output, last.numpy())
+    say(load_seconds=loaded - started, before_seconds=0.0, step_seconds=seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4]))
