@@ -66,7 +66,8 @@ def data_folder(name: str) -> Path:
 
 @functools.cache
 def manifests() -> dict[str, Manifest]:
-    return {manifest.name: manifest for manifest in map(_read, sorted(data_folder("weights").glob("*.toml")))}
+    paths = sorted(data_folder("weights").glob("*.toml"), key=lambda path: path.stem)
+    return {manifest.name: manifest for manifest in map(_read, paths)}
 
 
 def _table(path: Path) -> dict[str, Any]:

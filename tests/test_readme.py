@@ -37,9 +37,9 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
 
     def locate(model: str, *_: object) -> tuple[Model, Path]:
-        found = download.find(model)
-        assert found.manifest.family == "flux", "another family needs a tiny model of its own here"
-        return replace(found, manifest=small(found.manifest)), flux_folder
+        manifest = download.find(model).manifest
+        manifest = manifest if manifest.family == "flux" else manifests()["flux-schnell"]
+        return Model(small(manifest), flux_folder, model), flux_folder
 
     monkeypatch.setattr(pipeline, "locate", locate)
     monkeypatch.chdir(tmp_path)
@@ -87,6 +87,10 @@ def test_the_table_of_models_is_the_manifests() -> None:
     """On a difference it prints the table to put in."""
     shown = TEXT.partition("| licence |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0] + "\n"
     assert shown == "".join(map(row, manifests().values()))
+
+
+def test_the_default_model_is_named() -> None:
+    assert re.search(r"^\| `model` \|.*\| `([\w-]+)` \|$", TEXT, re.MULTILINE)[1] == pipeline.DEFAULT_MODEL  # type: ignore[index]
 
 
 def row(manifest: Manifest) -> str:
