@@ -2,7 +2,8 @@
 will take.
 
 Three tables. Seconds: a step on the image tokens alone against the whole sequence under a dense mask, as upstream runs
-it, at 1024x1024's token counts, in turns, with 1 of the real 36 layers at half the real width.
+it, at 1024x1024's token counts, in turns, on 2 of the real 36 layers at a fourth of the real width, without
+the small layers at both ends (they are the same in both and would weigh too much beside two layers).
 Memory: one real layer at full width, packed to 4 bits, added at a time. Prediction: the published files' shapes under
 each recipe, beside the peaks that others measured on a Mac (512x512 to 1024x1024, RSS).
 """
@@ -35,14 +36,14 @@ PACKED = Packing(4, 64)
 GB = 1e9
 
 
-def main(rounds: int = 3) -> dict[str, float]:
+def main(rounds: int = 7) -> dict[str, float]:
     return {**prediction_table(), **prefix_table(rounds), **memory_table()}
 
 
 def prefix_table(rounds: int) -> dict[str, float]:
     """A step with the prefix kept, against the whole sequence again."""
     ratios = {}
-    config = _config(width=2048, depth=1)
+    config = _config(width=1024, depth=2)
     transformer = _drawn(config, None)
     for words in (30, 300):
         kept, whole, difference = _two_ways(transformer, config, words)
@@ -53,12 +54,13 @@ def prefix_table(rounds: int) -> dict[str, float]:
             seconds["whole"].append(_timed(whole))
         ratio = statistics.median(seconds["kept"]) / statistics.median(seconds["whole"])
         tokens = math.prod(GRID) + 1
-        print(f"  step, prompt of {words} tokens, {tokens} image tokens, width 2048, 1 layer, float32")
+        print(f"  step, prompt of {words} tokens, {tokens} image tokens, width 1024, 2 layers, float32")
         for name, values in seconds.items():
             spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
             print(f"    {name:6s} median {statistics.median(values):6.3f} s   {spread}")
-        print(f"    largest difference of the two pictures {difference:.1e}")
-        print(f"    ratio  {ratio:.3f}   (tokens: {tokens / (tokens + words):.3f})")
+        print(f"    largest difference of the two results {difference:.1e}")
+        best = min(seconds["kept"]) / min(seconds["whole"])  # on a busy machine the steadier one
+        print(f"    ratio  {ratio:.3f} of medians, {best:.3f} of minima   (tokens: {tokens / (tokens + words):.3f})")
         ratios[f"prefix_{words}"] = ratio
     return ratios
 
@@ -67,7 +69,7 @@ def memory_table() -> dict[str, float]:
     """Layers at full width: what each adds to the peak, against its packed weights."""
     peaks, packed = [], 0.0
     print("  peak of a step at 1024x1024's tokens, width 4096, 4-bit layers, float32 activations")
-    for depth in (1, 2):
+    for depth in (2, 3):
         config = _config(width=4096, depth=depth)
         transformer = _drawn(config, PACKED)
         held = mx.get_active_memory()
@@ -153,7 +155,7 @@ def _drawn(config: HiDreamConfig, packing: Packing | None) -> HiDreamTransformer
 def _two_ways(
     transformer: HiDreamTransformer, config: HiDreamConfig, words: int, compare: bool = True
 ) -> tuple[Callable[[], mx.array], Callable[[], mx.array], float]:
-    """A step with the prefix kept, the whole sequence under a mask, and how far their pictures are apart."""
+    """A step with the prefix kept, the whole sequence under a mask, and how far they are apart."""
     where = positions([5] * (words + 1), config, GRID)
     cos, sin = mrope(where, config.text)
     txt = mx.random.normal((1, words, config.text.hidden_size))
@@ -166,13 +168,14 @@ def _two_ways(
     mask = mx.array(seen)
     mx.eval(txt, z, prefix, rope, mask)
 
+    x = mx.concatenate([txt, transformer.time(515.0), transformer.embed(z)], axis=1)
+    mx.eval(x)
+
     def kept() -> mx.array:
-        return transformer(z, 515.0, rope, prefix)
+        return transformer.language_model(x[:, words:], rope, mask=None, prefix=prefix)
 
     def whole() -> mx.array:
-        x = mx.concatenate([txt, transformer.time(515.0), transformer.embed(z)], axis=1)
-        x = transformer.language_model(x, (cos, sin), mask=mask)
-        return transformer.final_layer2["linear"](x[:, words + 1 :])
+        return transformer.language_model(x, (cos, sin), mask=mask)[:, words:]
 
     difference = float(mx.max(mx.abs(kept() - whole()))) if compare else 0.0
     return kept, whole, difference

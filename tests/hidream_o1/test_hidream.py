@@ -247,3 +247,18 @@ def test_previews_and_seams_in_patches_of_this_model() -> None:
     warm = pipeline.load(DATA)
     warm.generate(PROMPT, width=32, height=24, steps=2, seed=1, on_step=lambda event: seen.append(event.preview().size))
     assert seen == [(32, 24)] * 2 and warm.family.seam_pixels == 8
+
+
+@pytest.mark.parametrize(("name", "count"), [("t2i", 0), ("1ref", 1)])
+def test_bfloat16_weights_beside_a_float32_stream(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: every dtype fits the next, and the picture is float32's to a few hundredths."""
+    for module in ("", ".editing", ".vision"):
+        monkeypatch.setattr(f"mlx_imagegen.hidream_o1{module}.compute_dtype", lambda: mx.bfloat16)
+    family, asked = opened(DATA), settings(*SIZE)
+    want = mx.load(str(DATA / f"forward_{name}.safetensors"))
+    branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, count))), asked)
+    (ready,) = family.prepare([branch], timesteps_schedule([999.0]), asked)
+    assert ready.prefix[0][0].dtype == mx.bfloat16
+    picture = family.components["transformer"].load()(want["t0.z"], 999.0, ready.rope, ready.prefix, ready.references)
+    assert picture.dtype == mx.float32
+    assert float(mx.max(mx.abs(picture - want["t0.x_pred"]))) < 0.03 * float(mx.max(mx.abs(want["t0.x_pred"])))
