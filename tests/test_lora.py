@@ -290,3 +290,14 @@ def test_the_scale_of_a_file() -> None:
     assert scales("flux/peft_rslora") == {round(2 / 3**0.5, 4)}
     assert scales("flux/peft_patterns") == {1.5, round(5 / 3, 4), 1.0}
     assert scales("flux/peft_folder") == {1.5}
+
+
+@pytest.mark.parametrize("name", ["flux/peft_dora", "flux/dora_lycoris", "flux/kohya"])
+def test_scale_0_touches_nothing(name: str) -> None:
+    """PEFT's DoRA would set every row's length even then."""
+    weights = open_base(DATA, "flux")
+    merge = Merge()
+    plain = merged(weights, merge)
+    file = open_lora(DATA / name / "lora.safetensors")
+    merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux"), "FLUX.1"))
+    assert all(np.array_equal(value, plain[tensor]) for tensor, value in merged(weights, merge).items())
