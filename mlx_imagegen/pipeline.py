@@ -22,8 +22,9 @@ from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
 from .kernels import choose
 from .loading import Changes
-from .lora import Merge, Wanted, match_loras, open_loras, own_loras, refit, vocabularies
+from .lora import Merge, Wanted, open_loras, own_loras, refit
 from .lora_file import TITLES
+from .lora_match import match_loras, vocabularies
 from .lora_source import Source
 from .manifest import Manifest, Model, manifests, revision_of
 from .plan import check_fits, loaded_linears, plan
@@ -33,7 +34,7 @@ from .report import Report
 from .sampling import Schedule, denoise
 from .seams import blend_seams
 
-DEFAULT_MODEL = "flux-schnell"
+DEFAULT_MODEL = "hidream-demo"  # small, bundled: the first picture needs no download
 OPENING = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
 SMALLEST_MULTIPLE = 16  # pixels; of the published models' picture sizes
 
@@ -175,14 +176,15 @@ class Pipeline:
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
-        for settings in {(job.settings.width, job.settings.height): job.settings for job in jobs}.values():
-            check_fits(plan(self.family, settings), self.family, self.model.manifest)
         reports = [Report() for _ in jobs]
+        with reports[0].stage("load"):
+            for settings in {(job.settings.width, job.settings.height): job.settings for job in jobs}.values():
+                check_fits(plan(self.family, settings), self.family, self.model.manifest)
         self._encode(jobs, reports[0])
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*job.notes)
+            report.note(*filter(None, [self.model.manifest.note]), *job.notes)
             latents.append(self._denoise(job, report, index, len(jobs), on_step))
             if self.residency.resident:
                 yield self._finish(job, latents[-1], report)

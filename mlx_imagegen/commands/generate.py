@@ -128,8 +128,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _make(warm: "Pipeline", requests: Sequence[dict[str, Any]], args: argparse.Namespace, progress: Any) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
-    if warm.model.manifest.note:
-        progress.say(f"note: {warm.model.manifest.note}")
     jobs = [job for request in requests for job in warm.jobs(**request)]
     paths = output_paths(args.output, jobs, warm.model.manifest.name)
     on_step = _with_previews(progress.step, jobs, paths, args.preview_every)

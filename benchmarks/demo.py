@@ -1,0 +1,59 @@
+"""How right the bundled demo models draw: 200 held-out captions each, at the manifest's defaults, at several quants.
+
+`python benchmarks/demo.py [MODEL …] [--quant q8 q4] [--count 200]`; judged by examples/train_demo/score.py.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "examples/train_demo")]
+import scenes
+import score
+
+from mlx_imagegen import load
+
+MODELS = ("hidream-demo", "hidream-demo-full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--quant", nargs="*", default=[], metavar="RECIPE")
+    parser.add_argument("--count", type=int, default=200)
+    args = parser.parse_args()
+    wanted = scenes.sample(np.random.default_rng(2026), args.count, held_out=True)
+    print(f"{args.count} held-out captions; shares that are right")
+    print(f"{'model':20s} {'quant':6s} background colour position shape   all   PSNR dB  seconds a picture")
+    for model in args.models:
+        full = None
+        for quant in [None, *args.quant]:
+            started = time.perf_counter()
+            pictures = _draw(model, quant, wanted)
+            seconds = (time.perf_counter() - started) / args.count
+            full = pictures if full is None else full
+            shares = score.score(pictures, wanted)
+            numbers = "  ".join(
+                f"{shares[name]:7.3f}" for name in ("background", "colour", "position", "shape", "right")
+            )
+            print(
+                f"{model:20s} {quant or 'full':6s} {numbers} {_psnr(pictures, full):7.1f} {seconds:10.2f}", flush=True
+            )
+
+
+def _draw(model: str, quant: str | None, wanted: list[scenes.Scene]) -> np.ndarray:
+    pipeline = load(model, quant=quant)
+    pictures = [pipeline.generate(scenes.caption(scene), seed=seed).image for seed, scene in enumerate(wanted)]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def _psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
+    error = np.square(pictures.astype(float) - reference).mean()
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The bundled demo models draw what their captions say: trained weights through the ordinary path, judged by pixels.
+
+Held-out captions (never trained on) are drawn at the manifest's defaults and scored by examples/train_demo/score.py. The
+same score falls when something is wrong that no shape check sees: a wrong schedule, prompts that do not match.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlx_imagegen
+from mlx_imagegen import load
+from mlx_imagegen.sampling import Schedule
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples/train_demo"))
+import scenes
+import score
+
+MODELS = ["hidream-demo"]
+COUNT = 40  # benchmarks/demo.py scores the full 200
+
+
+def held_out(count: int = COUNT) -> list[scenes.Scene]:
+    return scenes.sample(np.random.default_rng(2026), count, held_out=True)
+
+
+def drawn(model: str, wanted: list[scenes.Scene], **parameters: object) -> np.ndarray:
+    pipeline = load(model)
+    results = [pipeline.generate(scenes.caption(scene), seed=seed, **parameters) for seed, scene in enumerate(wanted)]
+    return np.stack([np.asarray(result.image) for result in results])
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pictures(request: pytest.FixtureRequest) -> np.ndarray:
+    return drawn(request.param, held_out())
+
+
+def test_held_out_captions_are_drawn(pictures: np.ndarray) -> None:
+    shares = score.score(pictures, held_out())
+    assert shares["background"] >= 0.95 and shares["colour"] >= 0.9 and shares["position"] >= 0.9, shares
+    assert shares["right"] >= 0.75, shares
+
+
+def test_the_score_tells_right_from_shuffled(pictures: np.ndarray) -> None:
+    wanted = held_out()
+    assert score.score(pictures, wanted[1:] + wanted[:1])["right"] <= 0.1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_wrong_schedule_is_seen(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the steps at the wrong noise levels: shapes and colours go wrong."""
+    wanted = held_out(8)
+    right = score.score(drawn(model, wanted), wanted)["right"]
+    family = type(load(model).family)
+    schedule = family.schedule
+
+    def squashed(self: object, settings: object) -> Schedule:
+        made = schedule(self, settings)  # type: ignore[arg-type]
+        told = tuple(t * 0.5 for t in made.timesteps)
+        return Schedule(made.sigmas, told)
+
+    monkeypatch.setattr(family, "schedule", squashed)
+    assert score.score(drawn(model, wanted), wanted)["right"] < right - 0.4
+
+
+def test_a_caption_outside_the_world_still_gives_a_picture() -> None:
+    result = mlx_imagegen.generate("an astronaut riding a horse, oil on canvas", seed=1)
+    assert result.image.size == (128, 128) and any("demo draws" in note for note in result.report.notes)
