@@ -171,8 +171,7 @@ class QwenImage(Family[QwenImageBranch]):
 
     def _branch(self, x: mx.array, index: int, branch: QwenImageBranch, length: int) -> mx.array:
         transformer = self.components["transformer"].load()
-        v = transformer(x, branch.txt, branch.rope, branch.modulation[index], x.shape[1] - length)
-        return v[:, :length]
+        return transformer(x, branch.txt, branch.rope, branch.modulation[index], x.shape[1] - length)
 
     def _both(
         self, x: mx.array, index: int, positive: QwenImageBranch, negative: QwenImageBranch, length: int
@@ -181,10 +180,10 @@ class QwenImage(Family[QwenImageBranch]):
         transformer = self.components["transformer"].load()
         branches = (positive, negative)
         longest = max(branches, key=lambda branch: branch.txt.shape[1])
-        txt, mask = _padded([branch.txt for branch in branches], x.shape[1])
+        txt, mask = padded([branch.txt for branch in branches], x.shape[1])
         both = mx.concatenate([x, x])  # [2, L + R, C]
         v = transformer(both, txt, longest.rope, positive.modulation[index], x.shape[1] - length, mask)
-        return v[:1, :length], v[1:, :length]
+        return v[:1], v[1:]
 
     def _see(self, pictures: Sequence[Image.Image]) -> Seen:
         """What the models see of reference pictures; kept for the next prompt about the same ones."""
@@ -239,7 +238,7 @@ def guided(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
     return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
 
 
-def _padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:
+def padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:
     """Prompts [1, T, D] of several lengths as one batch, and what may be attended to: [B, 1, 1, T + image]."""
     lengths = [txt.shape[1] for txt in prompts]
     longest = max(lengths)

@@ -1,0 +1,140 @@
+"""Blocks at the real width against their matrix products alone: same BLAS, same shapes, one run, in turns.
+
+What the ratio tells: how much norms, rope, softmax, modulation and copies cost on top of the arithmetic nobody can
+avoid. FLUX.1: two double and four single blocks. Qwen-Image: two blocks, alone and with reference tokens that have a
+modulation of their own (2511).
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.flux.transformer import Modulation as FluxModulation
+from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.qwen_image.config import QwenImageConfig
+from mlx_imagegen.qwen_image.positions import positions
+from mlx_imagegen.qwen_image.transformer import Modulation as QwenModulation
+from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+
+IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 256, 64, 24, 128
+DIMS = HEADS * HEAD_DIM
+DOUBLE, SINGLE = 2, 4
+Shape = tuple[int, int, int]  # rows, inputs, outputs
+
+
+class Case(NamedTuple):
+    title: str
+    forward: Callable[[], mx.array]
+    shapes: list[Shape]  # every linear's product
+    tokens: int  # that attend together
+    attentions: int
+
+
+def main(rounds: int = 7) -> dict[str, float]:
+    makers = (flux, qwen, lambda: qwen(IMAGE_TOKENS))  # one at a time: each takes 4 GB with its bare products
+    return dict(_ratio(make(), rounds) for make in makers)
+
+
+def flux() -> Case:
+    config = FluxConfig(
+        attention_head_dim=HEAD_DIM, guidance_embeds=False, in_channels=64, joint_attention_dim=4096,
+        num_attention_heads=HEADS, num_layers=DOUBLE, num_single_layers=SINGLE, pooled_projection_dim=768,
+    )  # fmt: skip
+    transformer = FluxTransformer(config)
+    draw(transformer)
+    rows, columns = np.mgrid[0:16, 0 : IMAGE_TOKENS // 16]
+    image = np.stack([0 * rows, rows, columns], -1).reshape(-1, 3)
+    rope = rope_tables(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), config.axes_dims_rope, 1e4)
+    rows_of_each = ((DOUBLE, 6), (DOUBLE, 6), (SINGLE, 3), (2,))
+    mod = FluxModulation(*(mx.random.normal((*shape, DIMS)) for shape in rows_of_each))
+    x, txt = mx.random.normal((1, IMAGE_TOKENS, 64)), mx.random.normal((1, TEXT_TOKENS, 4096))
+    mx.eval(x, txt, rope, mod)
+    both = IMAGE_TOKENS + TEXT_TOKENS
+    shapes = double_shapes(IMAGE_TOKENS)
+    shapes += [(IMAGE_TOKENS, 64, DIMS), (TEXT_TOKENS, 4096, DIMS), (IMAGE_TOKENS, DIMS, 64)]
+    shapes += [*[(both, DIMS, DIMS)] * 3, (both, DIMS, 4 * DIMS), (both, 5 * DIMS, DIMS)] * SINGLE
+    title = f"FLUX.1, {DOUBLE} double + {SINGLE} single blocks"
+    return Case(title, lambda: transformer(x, txt, rope, mod), shapes, both, DOUBLE + SINGLE)
+
+
+def qwen(references: int = 0) -> Case:
+    config = QwenImageConfig(
+        attention_head_dim=HEAD_DIM, in_channels=64, joint_attention_dim=3584, num_attention_heads=HEADS,
+        num_layers=DOUBLE, out_channels=16, patch_size=2, zero_cond_t=references > 0,
+    )  # fmt: skip
+    transformer = QwenImageTransformer(config)
+    draw(transformer)
+    image = IMAGE_TOKENS + references
+    grids = [(16, IMAGE_TOKENS // 16)] + ([(16, references // 16)] if references else [])
+    rope = rope_tables(positions(TEXT_TOKENS, grids), config.axes_dims_rope, 1e4)
+    made = [mx.random.normal((*shape, DIMS)) for shape in ((DOUBLE, 6), (DOUBLE, 6), (2,), (DOUBLE, 6))]
+    mod = QwenModulation(made[0], made[1], made[2], made[3] if references else None)
+    x, txt = mx.random.normal((1, image, 64)), mx.random.normal((1, TEXT_TOKENS, 3584))
+    mx.eval(x, txt, rope, made)
+    shapes = [*double_shapes(image), (image, 64, DIMS), (TEXT_TOKENS, 3584, DIMS), (image, DIMS, 64)]
+    title = f"Qwen-Image, {DOUBLE} blocks" + (f", {references} reference tokens" if references else "")
+    return Case(title, lambda: transformer(x, txt, rope, mod, references), shapes, image + TEXT_TOKENS, DOUBLE)
+
+
+def double_shapes(image: int) -> list[Shape]:
+    """The linears of the double-stream blocks, which are alike in both families."""
+    out = []
+    for count in (image, TEXT_TOKENS):
+        out += [*[(count, DIMS, DIMS)] * 4, (count, DIMS, 4 * DIMS), (count, 4 * DIMS, DIMS)] * DOUBLE
+    return out
+
+
+def draw(module: nn.Module) -> None:
+    for _, layer in layers(module):
+        for name, value in own_parameters(layer).items():
+            layer[name] = mx.random.normal(value.shape) * 0.02
+            mx.eval(layer[name])
+
+
+def products(case: Case) -> Callable[[], list[mx.array]]:
+    """Every matrix product of the blocks, attention's two included, on matrices of the same shapes."""
+    pairs = [(mx.random.normal((1, m, k)), mx.random.normal((n, k))) for m, k, n in case.shapes]
+    heads = [mx.random.normal((1, HEADS, case.tokens, HEAD_DIM)) for _ in range(case.attentions)]
+    scores = mx.random.normal((1, HEADS, case.tokens, case.tokens))
+    mx.eval(pairs, heads, scores)
+    return lambda: [
+        *(x @ w.T for x, w in pairs),
+        *(q @ q.swapaxes(-1, -2) for q in heads),
+        *(scores @ v for v in heads),
+    ]
+
+
+def _ratio(case: Case, rounds: int) -> tuple[str, float]:
+    bare = products(case)
+    seconds: dict[str, list[float]] = {"blocks": [], "products": []}
+    timed(case.forward), timed(bare)  # warm up
+    for _ in range(rounds):
+        seconds["products"].append(timed(bare))
+        seconds["blocks"].append(timed(case.forward))
+    ratio = statistics.median(seconds["blocks"]) / statistics.median(seconds["products"])
+    print(f"{case.title}, width {DIMS}, {case.tokens} tokens ({TEXT_TOKENS} of text), float32")
+    for name, values in seconds.items():
+        spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
+        print(f"  {name:9s} median {statistics.median(values):6.3f} s   {spread}")
+    print(f"  ratio     {ratio:.3f}", flush=True)
+    return case.title, ratio
+
+
+def timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    mx.eval(function())
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
