@@ -46,6 +46,27 @@ AS_STORED = "none"
 
 
 @dataclass(frozen=True)
+class Published:
+    """What plan.py says of a family's published files on a Mac, so that it is known before they are downloaded."""
+
+    gigabytes: dict[str, tuple[float, float]]  # quant -> at the peak, one stage at a time; all stages' weights together
+    teraflops: float  # of one pass through the denoiser, for a picture of so many pixels:
+    pixels: int
+
+
+# Worked out from the published headers at each family's usual size; a test does it again where they are at hand.
+PUBLISHED = {
+    "flux": Published({"none": (18.0, 26.9), "q8": (9.9, 14.5), "q6": (7.8, 12.3), "q4": (6.0, 9.4)}, 74.4, 1024**2),
+    "qwen_image": Published(
+        {"none": (28.1, 40.4), "q8": (15.4, 21.5), "q6": (12.0, 18.1), "q4": (9.5, 15.6)}, 131.7, 1328**2
+    ),
+    "hidream_o1": Published(
+        {"none": (14.7, 14.0), "q8": (8.2, 7.5), "q6": (6.6, 5.9), "q4": (5.1, 4.4)}, 67.3, 2048**2
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Check:
     """One product, by one kernel: [tokens, columns] times a packed [rows, columns]."""
 
@@ -77,6 +98,7 @@ class Fit:
     peak_bytes: int = 0  # one stage at a time
     all_bytes: int = 0  # every stage in memory
     seconds: float = 0.0  # of the loop, at the speed measured here
+    download_bytes: int = 0  # what has to be fetched first
 
     @property
     def verdict(self) -> str:
@@ -85,9 +107,11 @@ class Fit:
         have = physical_bytes()
         if self.peak_bytes > have:
             return f"does not fit: {self.peak_bytes / GB:.1f} GB at the peak"
+        fetch = f"; {self.download_bytes / GB:.1f} GB to download" if self.download_bytes else ""
         if self.peak_bytes > have * USABLE_SHARE:
-            return "only with every other program closed"
-        return "fits, all stages at once" if self.all_bytes <= have * USABLE_SHARE else "fits, one stage at a time"
+            return f"only with every other program closed{fetch}"
+        once = self.all_bytes <= have * USABLE_SHARE
+        return f"fits, {'all stages at once' if once else 'one stage at a time'}{fetch}"
 
 
 def facts() -> dict[str, str]:
@@ -183,13 +207,26 @@ def fits(models: Sequence[str] = ()) -> list[Fit]:
 def _fits(model: Model, chip: Chip) -> Iterator[Fit]:
     folder = model.folder or local_folder(model.manifest)
     if folder is None:
-        yield Fit(model.spoken, AS_STORED, f"not here ({model.manifest.download_bytes / GB:.1f} GB to download)")
+        yield from _published(model, chip)
         return
     for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
         try:
             yield _fit(model.spoken, model.manifest, folder, quant, chip)
         except ImagegenError as error:
             yield Fit(model.spoken, quant, " ".join(str(error).split()))
+
+
+def _published(model: Model, chip: Chip) -> Iterator[Fit]:
+    """Of a model that is not here; of 16-bit numbers, so that it says nothing about the CPU backend's."""
+    manifest = model.manifest
+    if not on_gpu():
+        yield Fit(model.spoken, AS_STORED, f"not here ({manifest.download_bytes / GB:.1f} GB to download)")
+        return
+    known, usual = PUBLISHED[manifest.family], manifest.defaults
+    passes = usual.steps * (2 if manifest.guidance == "cfg" and usual.guidance > 1 else 1)
+    seconds = passes * known.teraflops * usual.width * usual.height / known.pixels / chip.teraflops
+    for quant, (peak, every) in known.gigabytes.items():
+        yield Fit(model.spoken, quant, None, int(peak * GB), int(every * GB), seconds, manifest.download_bytes)
 
 
 def _fit(name: str, manifest: Manifest, folder: Path, quant: str, chip: Chip) -> Fit:

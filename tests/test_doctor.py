@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,18 @@ from mlx_imagegen.doctor import (
     shapes,
     warnings,
 )
+from mlx_imagegen.job import requested
 from mlx_imagegen.layers.linear import PACKED, Packing
-from mlx_imagegen.plan import Chip
-from mlx_imagegen.recipes import recipe_names
+from mlx_imagegen.loading import Changes
+from mlx_imagegen.manifest import manifests
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.plan import Chip, plan
+from mlx_imagegen.recipes import read_recipe, recipe_names
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
+DATA = Path(__file__).parent / "data"
+HEADERS = Path(__file__).parents[2] / "shared" / "facts" / "manifests"
 GB = 10**9
 SIX = Packing(6, 64)
 
@@ -103,6 +110,65 @@ def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None
 def test_a_model_that_is_not_here_says_so(quick: None) -> None:
     (fit,) = fits(["qwen-image"])
     assert fit.verdict == "not here (57.7 GB to download)"
+
+
+def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "on_gpu", lambda: True)
+    found = {(fit.model, fit.quant): fit for fit in fits(["qwen-image", "qwen-image-lightning", "hidream-o1-dev"])}
+    assert found["qwen-image", "none"].verdict == "does not fit: 28.1 GB at the peak"
+    assert found["qwen-image", "q4"].verdict == "fits, one stage at a time; 57.7 GB to download"
+    assert found["hidream-o1-dev", "q6"].verdict == "fits, all stages at once; 35.2 GB to download"
+    slow, fast = found["qwen-image", "q4"].seconds, found["qwen-image-lightning", "q4"].seconds
+    assert slow / fast == 2 * 50 / 8, "two branches and 50 steps against one and 8"
+    assert slow == pytest.approx(50 * 2 * 131.7)  # of a chip with 1 TFLOPS
+
+
+@pytest.mark.skipif(not HEADERS.is_dir(), reason="the published headers are not at hand")
+@pytest.mark.parametrize(
+    ("repository", "name", "tiny"),
+    [
+        ("FLUX.1-schnell", "flux-dev", "flux/schnell"),
+        ("Qwen-Image", "qwen-image", "qwen_image/image"),
+        ("HiDream-O1-Image-Dev", "hidream-o1-dev", "hidream_o1"),
+    ],
+)
+def test_what_is_said_before_the_download_is_the_plan_s(repository: str, name: str, tiny: str, tmp_path: Path) -> None:
+    folder = hollow(HEADERS / repository, DATA / tiny, tmp_path / "model")
+    manifest = manifests()[name]
+    known = doctor.PUBLISHED[manifest.family]
+    for quant, (peak, every) in known.gigabytes.items():
+        changes = Changes() if quant == "none" else read_recipe(quant, manifest.family).applied_to(Changes())
+        family = open_family(manifest, folder, changes)
+        made = plan(family, requested(manifest, family.size_multiple, "a prompt", seed=0)[0].settings, gpu=True)
+        assert peak == pytest.approx(made.peak_bytes / GB, abs=0.06), quant
+        assert every == pytest.approx(sum(stage.resident_bytes for stage in made.stages) / GB, abs=0.06), quant
+        assert known.teraflops == pytest.approx(made.step_flops / made.branches / 1e12, rel=0.01)
+
+
+def hollow(headers: Path, tiny: Path, folder: Path) -> Path:
+    """A published repository's configs and headers, without the weights: files that are all holes."""
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors", "recorded"))
+    for path in headers.glob("*.json"):
+        if path.stem.startswith("bfl_"):
+            continue
+        data = json.loads(path.read_text())
+        place = folder if path.stem == "model" else folder / path.stem
+        (place / "config.json").write_text(json.dumps(data["config"]))
+        entries, end = {}, 0
+        for key, tensor in data["tensors"].items():
+            size = math.prod(tensor["shape"]) * {"bf16": 2, "f16": 2, "f32": 4}[tensor["dtype"]]
+            entries[key] = {
+                "dtype": tensor["dtype"].upper(),
+                "shape": tensor["shape"],
+                "data_offsets": [end, end + size],
+            }
+            end += size
+        text = json.dumps(entries).encode()
+        name = "diffusion_pytorch_model" if path.stem in ("transformer", "vae") else "model"
+        with (place / f"{name}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+    return folder
 
 
 def test_those_that_fit_come_first_and_the_fastest_of_them(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

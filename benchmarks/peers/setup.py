@@ -9,10 +9,10 @@ HERE = Path(__file__).parent
 MFLUX = "mflux==0.24.0"
 # What mflux's transformers import. Its own requirements would bring PyTorch and, on Linux, MLX for CUDA.
 MFLUX_NEEDS = [
-    "mlx==0.32.4" if sys.platform == "darwin" else "mlx[cpu]==0.32.4", "numpy", "pillow", "tqdm", "safetensors",
-    "requests", "huggingface-hub<2", "transformers>=5.5,<6", "sentencepiece", "platformdirs", "piexif", "toml", "regex", "pyyaml",
-    "opencv-python-headless", "fonttools", "matplotlib",
-]  # fmt: skip
+    "mlx==0.32.4" if sys.platform == "darwin" else "mlx[cpu]==0.32.4",
+    *"numpy pillow tqdm safetensors requests huggingface-hub<2 transformers>=5.5,<6 sentencepiece platformdirs".split(),
+    *"piexif toml regex pyyaml opencv-python-headless fonttools matplotlib".split(),
+]
 # torch by itself first: a plain request takes the build that this machine's package sources offer.
 DIFFUSERS = [["torch==2.13.0"], ["diffusers==0.42.*", "transformers>=5.14", "accelerate", "sentencepiece", "protobuf"]]
 
