@@ -7,12 +7,15 @@ skies and walls lose their grid and texture and real edges stay.
 Must not know: models, files.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 ADAPTIVE = "adaptive"
 
 # The adaptive mode's numbers, in levels of 255 where they are brightness.
 BAND = 12  # pixels on each side of a border that are looked at and evened out
+CLOSE = 2  # and for what the pixels right at a border have of their own
 ALONG = 9  # pixels along a border over which steps are averaged: a seam is one step all along, noise is not
 FLAT = (2.5, 6.0)  # roughness: below, flat; above, texture that hides any seam
 EDGE = (10.0, 18.0)  # step: above, a real edge that happens to lie on a border
@@ -28,13 +31,16 @@ def blend_seams(pixels: np.ndarray, period: int, how: int | str) -> np.ndarray:
 
 
 def _spread(pixels: np.ndarray, period: int, radius: int) -> np.ndarray:
-    """Across the borders between columns: what a step has beyond the slope around it becomes a ramp of 2 * radius
-    pixels."""
+    """Across the borders between columns: a step becomes a ramp of 2 * radius pixels."""
     borders = _borders(pixels.shape[1], period, max(2, radius))
+    return _ramped(pixels, borders, _excess(pixels, borders), radius)
+
+
+def _excess(pixels: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """What the step from one pixel to the next across each border has beyond the slope around it, [H, borders, 3]."""
     at = pixels[:, borders + np.arange(-2, 2)[:, None]]  # [H, 4, borders, 3]
     steps = np.diff(at, axis=1)  # before, across and behind the border
-    excess = steps[:, 1] - (steps[:, 0] + steps[:, 2]) / 2
-    return _ramped(pixels, borders, excess, radius)
+    return steps[:, 1] - (steps[:, 0] + steps[:, 2]) / 2
 
 
 def _ramped(pixels: np.ndarray, borders: np.ndarray, step: np.ndarray, radius: int) -> np.ndarray:
@@ -52,21 +58,28 @@ def _borders(width: int, period: int, room: int) -> np.ndarray:
 
 
 def _evened(pixels: np.ndarray, period: int) -> np.ndarray:
-    """The adaptive mode, across the borders between columns."""
+    """The adaptive mode, across the borders between columns: first the step between the two patches as wholes, then
+    what the two pixels at the border still have of their own."""
     band = min(BAND, period // 2)
     borders = _borders(pixels.shape[1], period, band)
     if not len(borders):
         return pixels
-    step, roughness = _lines(pixels, borders, band, period)
     middles = np.clip(np.stack([borders - period // 2, borders + period // 2]), band, pixels.shape[1] - band)
-    around = np.maximum(
-        *(np.abs(_lines(pixels, middle, band, period)[0]).max(-1) for middle in middles)
-    )  # [H, borders]
+    step, roughness = _lines(pixels, borders, band, period)
+    around = [_lines(pixels, middle, band, period)[0] for middle in middles]
+    pixels = _ramped(pixels, borders, step * _weight(step, around, roughness), band)
+    step = _along(_excess(pixels, borders) * 255, period)
+    around = [_along(_excess(pixels, middle) * 255, period) for middle in middles]
+    return _ramped(pixels, borders, step * _weight(step, around, roughness), CLOSE)
+
+
+def _weight(step: np.ndarray, around: Sequence[np.ndarray], roughness: np.ndarray) -> np.ndarray:
+    """How much of a step [H, borders, 3] is taken out, over 255: all where it is a seam, nothing where it is the
+    picture's. `around`: the same measure in the middle of the patches on both sides."""
     size = np.abs(step).max(-1)
-    weight = (
-        _falling(roughness, FLAT) * _falling(size, EDGE) * (1 - _falling(size / (around + roughness / 4 + 0.2), STRONG))
-    )
-    return _ramped(pixels, borders, step * weight[..., None] / 255, band)
+    usual = np.maximum(*(np.abs(other).max(-1) for other in around))
+    seam = 1 - _falling(size / (usual + roughness / 4 + 0.2), STRONG)
+    return (_falling(roughness, FLAT) * _falling(size, EDGE) * seam)[..., None] / 255
 
 
 def _lines(pixels: np.ndarray, borders: np.ndarray, band: int, period: int) -> tuple[np.ndarray, np.ndarray]:

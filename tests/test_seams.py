@@ -56,6 +56,15 @@ def test_adaptive_takes_out_what_the_radius_leaves_visible() -> None:
     assert steps(blended(picture, "adaptive")) < 0.35 * before
 
 
+def test_adaptive_takes_out_lines_at_the_borders() -> None:
+    """Patches may be alike and only their last row and column too dark."""
+    picture = gradient()
+    picture[:, PERIOD - 1 :: PERIOD] -= 3 / 255
+    picture[PERIOD - 1 :: PERIOD] -= 3 / 255
+    before, _ = seam_energy(stored(picture))
+    assert seam_energy(blended(stored(picture), "adaptive"))[0] < before / 4
+
+
 def test_adaptive_does_nothing_where_there_is_no_grid() -> None:
     assert changed(stored(gradient()), blended(stored(gradient()), "adaptive")) < 0.01
 
