@@ -22,8 +22,8 @@ from .errors import LoraError
 from .family import Family
 from .layers.linear import Packing
 from .loading import Changes, Weights
-from .lora import Lora, Match
 from .lora_file import open_lora
+from .lora_match import Lora, Match
 from .manifest import RECORD, Manifest
 from .packing import pack
 from .recipes import read_recipe, recipe_names

@@ -21,8 +21,9 @@ from .errors import QuantizationError
 from .family import Family
 from .layout import Layout, Piece, layouts
 from .loading import Changes, Progress
-from .lora import Lora, Merge, Wanted, match_loras, open_loras, own_loras, vocabularies
+from .lora import Merge, Wanted, open_loras, own_loras
 from .lora_file import TITLES
+from .lora_match import Lora, match_loras, vocabularies
 from .manifest import Model, revision_of
 from .partial import Partial
 from .pipeline import open_family

@@ -14,8 +14,9 @@ from mlx_imagegen.flux import Flux
 from mlx_imagegen.hidream_o1 import HiDream
 from mlx_imagegen.keys import Rename, Target
 from mlx_imagegen.loading import Weights
-from mlx_imagegen.lora import Lora, Merge, Vocabulary, match_loras, open_loras, parse_lora
+from mlx_imagegen.lora import Merge, open_loras, parse_lora
 from mlx_imagegen.lora_file import open_lora
+from mlx_imagegen.lora_match import Lora, Vocabulary, match_loras
 
 DATA = Path(__file__).parent / "data" / "lora"
 SCALE = 0.7  # tests/references/lora.py merges at this one

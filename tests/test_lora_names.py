@@ -13,8 +13,8 @@ import pytest
 from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.keys import runs
 from mlx_imagegen.loading import Weights
-from mlx_imagegen.lora import Lora, Match, Vocabulary, match_loras
 from mlx_imagegen.lora_file import TITLES, sort_out
+from mlx_imagegen.lora_match import Lora, Match, Vocabulary, match_loras
 from tests.test_lora import DATA, known
 
 NAMES: dict[str, dict[str, Any]] = json.loads((DATA / "names.json").read_text())

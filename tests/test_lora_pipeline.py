@@ -247,3 +247,13 @@ def test_refill_needs_nothing_of_a_component_that_is_not_loaded(model: Path, lor
     pipeline = load(model)
     pipeline.set_lora([lora()])
     assert not any(isinstance(part, Component) and part.loaded for part in pipeline.family.components.values())
+
+
+def test_tables_that_are_only_gathered_from_cannot_be_changed(model: Path, tmp_path: Path) -> None:
+    """Rows come straight from the file; a change of the table would be lost without a word."""
+    (rows, columns) = open_checkpoint(model / "text_encoder_2")["shared.weight"].shape
+    shapes = {"A": (2, columns), "B": (rows, 2)}
+    tensors = {f"text_encoder_2.shared.lora_{end}.weight": mx.ones(shape) for end, shape in shapes.items()}
+    mx.save_safetensors(str(tmp_path / "table.safetensors"), tensors)
+    with pytest.raises(LoraError, match="none of its 1 modules"):
+        load(model, lora=[tmp_path / "table.safetensors"])

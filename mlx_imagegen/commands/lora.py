@@ -65,7 +65,7 @@ def targets(names: Sequence[str]) -> list[str]:
 def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
     """What matches a model whose files are here: the one named, or the nearest of the LoRA's family."""
     from ..loading import Changes
-    from ..lora import Lora, match_entries, vocabularies
+    from ..lora_match import Lora, match_entries, vocabularies
     from ..pipeline import open_family
 
     found = _model(file, named)

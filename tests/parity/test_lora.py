@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.keys import split_lora_key
-from mlx_imagegen.lora import Change, Lora, Vocabulary, match_loras
 from mlx_imagegen.lora_file import TITLES, open_lora
+from mlx_imagegen.lora_match import Change, Lora, Vocabulary, match_loras
 from tests.test_lora import check_format
 from tests.test_lora_names import FAMILIES, FORMATS, full_size
 
