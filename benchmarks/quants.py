@@ -1,4 +1,4 @@
-"""Full precision, q8, q6 and q4 of the built-in demo model, each in a process of its own: seconds, memory, difference."""
+"""Full precision, q8, q6 and q4 of the built-in demo model, a process for each: seconds, memory, difference."""
 
 import sys
 import tempfile
