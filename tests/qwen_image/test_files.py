@@ -10,13 +10,14 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.keys import Rename, same_names
 from mlx_imagegen.layers.embed import Table
-from mlx_imagegen.loading import Weights, layers, own_parameters
+from mlx_imagegen.loading import Changes, Component, Weights, layers, own_parameters
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.files import TABLE
 from mlx_imagegen.qwen_image.keys import HEAD, VISION, from_text_encoder
@@ -24,6 +25,7 @@ from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.qwen_image.vae import Decoder, Encoder, VaeConfig, unused_tensors
 from mlx_imagegen.qwen_image.vision import VisionConfig, vision_tower
+from mlx_imagegen.recipes import read_recipe
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from tests.references.names import Shapes, expand
 
@@ -133,3 +135,16 @@ def test_rope_axes_must_fill_a_head() -> None:
     config, _ = stored("Qwen-Image", "transformer")
     with pytest.raises(ConfigError, match="axes_dims_rope"):
         QwenImageConfig.read(config | {"axes_dims_rope": [16, 56, 48]}, WHERE)
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [(None, 27.2), ("q4", 8.5), ("q6", 11.1), ("q8", 14.5)])
+def test_resident_memory_in_the_loop(recipe: str | None, expected: float) -> None:
+    """GB of the full-size transformer, modulation folded. Design decision 5 has 27.2, 7.7, 11.1 and 14.5; the q4 recipe
+    gives 0.8 to layers that show few bits."""
+    config, shapes = stored("Qwen-Image", "transformer")
+    tensors = {name: Tensor(Path("x"), name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
+    changes = read_recipe(recipe, "qwen_image").applied_to(Changes()) if recipe else Changes()
+    weights = Weights.open("transformer", Checkpoint(tensors, [], Path("x")), config=config, changes=changes)
+    read = QwenImageConfig.read(config, WHERE)
+    loop = Component(weights, lambda: QwenImageTransformer(read), mx.bfloat16)
+    assert round(loop.nbytes / 1e9, 1) == expected
