@@ -1,4 +1,4 @@
-"""The blocks by this library: ours.py FAMILY FOLDER QUANT OUTPUT.
+"""The blocks by this library: ours.py FAMILY FOLDER QUANT OUTPUT ROUNDS.
 
 The modulation of all steps is computed before the loop, and timed apart.
 """
@@ -32,7 +32,7 @@ from mlx_imagegen.qwen_image.positions import positions
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 
 
-def main(family: str, folder: Path, quant: str, output: Path) -> None:
+def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> None:
     inputs = mx.load(str(folder / "inputs.safetensors"))
     path = folder / "transformer" / "config.json"
     data, dtype = read_json(path), compute_dtype()
@@ -45,13 +45,13 @@ def main(family: str, folder: Path, quant: str, output: Path) -> None:
     weights.check([tree(config), modulators(config)])
     started = time.perf_counter()
     transformer: Any = Component(weights, lambda: tree(config), dtype).load()
-    loaded = time.perf_counter()
+    loaded, processor = time.perf_counter(), time.process_time()
     timesteps = inputs["timesteps"].tolist()
     if family == "flux":
         tables = flux_modulation.tabulate(config, weights.fill, timesteps, 0.0, [inputs["pooled"]], dtype)[0]
     else:
         tables = qwen_modulation.tabulate(config, weights.fill, timesteps, dtype)
-    before = time.perf_counter() - loaded
+    before = time.process_time() - processor
     rope = rope_tables(_places(family, inputs), config.axes_dims_rope, 1e4)
     x, txt = inputs["x"].astype(dtype), inputs["txt"].astype(dtype)
     mx.reset_peak_memory()
@@ -61,9 +61,9 @@ def main(family: str, folder: Path, quant: str, output: Path) -> None:
         mx.eval(out)
         return out
 
-    seconds, last = measured(step, len(timesteps))
+    steps, last = measured(step, len(timesteps), rounds)
     np.save(output, np.array(last.astype(mx.float32)))
-    say(load_seconds=loaded - started, before_seconds=before, step_seconds=seconds, mlx_peak_bytes=mx.get_peak_memory())
+    say(steps, load_seconds=loaded - started, before_seconds=before, mlx_peak_bytes=mx.get_peak_memory())
 
 
 def _built(family: str, data: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
@@ -82,4 +82,4 @@ def _places(family: str, inputs: dict[str, mx.array]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))

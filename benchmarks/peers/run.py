@@ -5,6 +5,7 @@ Every cell is a process of its own, libraries in turns. Ratios are the peer's nu
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -62,14 +63,20 @@ def main() -> None:
     parser.add_argument("--quants", nargs="+", default=["none", "q8", "q6", "q4"])
     parser.add_argument("--mflux", type=Path, default=python_of("mflux"), help="an environment's python")
     parser.add_argument("--diffusers", type=Path, default=python_of("diffusers"), help="an environment's python")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often the steps are walked, after one to warm up (3)"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for all alike (one a core)")
     parser.add_argument("--output", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
+    os.environ |= {f"{name}_NUM_THREADS": str(args.threads) for name in ("OMP", "OPENBLAS", "MKL")}
     pythons = {"ours": Path(sys.executable), "mflux": args.mflux, "diffusers": args.diffusers}
     results: dict[str, Any] = {"where": surroundings(), "blocks": {}}
     for family in args.families:
-        results["blocks"][family] = cells = blocks(family, args.quants, pythons)
+        results["blocks"][family] = cells = blocks(family, args.quants, pythons, args.rounds)
         print(
-            f"\n{family}: {SIDE}x{SIDE} pixels, {TEXT_TOKENS} text tokens, float32, CPU\n\n{block_table(cells)}",
+        size = f"{SIDE}x{SIDE} pixels, {TEXT_TOKENS} text tokens, float32, CPU, {args.threads} threads"
+        print(f"\n{family}: {size}\n\n{block_table(cells)}", flush=True)
             flush=True,
         )
     results["starting"] = starting(pythons)
@@ -78,7 +85,7 @@ def main() -> None:
         args.output.write_text(json.dumps(results, indent=1))
 
 
-def blocks(family: str, quants: list[str], pythons: dict[str, Path]) -> list[dict[str, Any]]:
+def blocks(family: str, quants: list[str], pythons: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
     """One row a quant and library: seconds a step, memory, and how far its output is from ours in full precision."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -87,7 +94,7 @@ def blocks(family: str, quants: list[str], pythons: dict[str, Path]) -> list[dic
             for library in SCRIPTS:
                 if library == "diffusers" and quant != "none":
                     continue
-                row = _row(library, pythons[library], family, folder, quant)
+                row = _row(library, pythons[library], family, folder, quant, rounds)
                 print(
                     f"{family} {quant} {library}: {row.get('reason') or short(row['seconds'])}",
                     file=sys.stderr,
@@ -97,15 +104,15 @@ def blocks(family: str, quants: list[str], pythons: dict[str, Path]) -> list[dic
     return rows
 
 
-def _row(library: str, python: Path, family: str, folder: Path, quant: str) -> dict[str, Any]:
+def _row(library: str, python: Path, family: str, folder: Path, quant: str, rounds: int) -> dict[str, Any]:
     output = folder / f"{library}-{quant}.npy"
-    command = [str(python), str(HERE / SCRIPTS[library]), family, str(folder), quant, str(output)]
+    command = [str(python), str(HERE / SCRIPTS[library]), family, str(folder), quant, str(output), str(rounds)]
     row: dict[str, Any] = {"library": library, "quant": quant}
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         return row | {"reason": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
     row |= json.loads(ran.stdout.splitlines()[-1])
-    row["seconds"] = statistics.median(row["step_seconds"])
+    row["seconds"] = statistics.median(row["processor_seconds"])
     row["difference"] = _difference(output, folder / "ours-none.npy")
     return row
 
@@ -120,24 +127,26 @@ def _difference(output: Path, reference: Path) -> float | None:
 def block_table(cells: list[dict[str, Any]]) -> str:
     own = {cell["quant"]: cell for cell in cells if cell["library"] == "ours" and "seconds" in cell}
     header = (
-        "quant", "library", "s a step (least–most)", "before, s", "ratio", "MLX peak GB", "process peak GB",
-        "ratio", "difference",
+        "quant", "library", "processor s a step (least–most)", "wall s", "before, s", "ratio", "MLX peak GB",
+        "process peak GB", "ratio", "difference",
     )  # fmt: skip
     return markdown(header, [_cells(cell, own.get(cell["quant"])) for cell in cells])
 
 
 def _cells(cell: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
     if "seconds" not in cell:
-        return [cell["quant"], cell["library"], cell["reason"], *[NONE] * 6]
-    steps, peak = cell["step_seconds"], cell.get("mlx_peak_bytes")
+        return [cell["quant"], cell["library"], cell["reason"], *[NONE] * 7]
+    steps, peak = cell["processor_seconds"], cell.get("mlx_peak_bytes")
     time = space = None
     if own:
         time = _whole(cell) / _whole(own)
         space = peak / own["mlx_peak_bytes"] if peak else cell["process_peak_bytes"] / own["process_peak_bytes"]
+    difference = cell["difference"]
     return [
         cell["quant"], cell["library"], f"{short(cell['seconds'])} ({short(min(steps))}–{short(max(steps))})",
-        short(cell["before_seconds"]), short(time), short(peak / GB) if peak else NONE,
-        short(cell["process_peak_bytes"] / GB), short(space), f"{cell['difference']:.1e}",
+        short(statistics.median(cell["wall_seconds"])), short(cell["before_seconds"]), short(time),
+        short(peak / GB) if peak else NONE, short(cell["process_peak_bytes"] / GB), short(space),
+        NONE if difference is None else f"{difference:.1e}",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The blocks by diffusers on the CPU: with_diffusers.py FAMILY FOLDER none OUTPUT, in its own environment."""
+"""The blocks by diffusers on the CPU: with_diffusers.py FAMILY FOLDER none OUTPUT ROUNDS, in its own environment."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
 
-def main(family: str, folder: Path, output: Path) -> None:
+def main(family: str, folder: Path, output: Path, rounds: int) -> None:
     inputs = load_file(folder / "inputs.safetensors")
     kind: Any = FluxTransformer2DModel if family == "flux" else QwenImageTransformer2DModel
     started = time.perf_counter()
@@ -31,10 +31,10 @@ def main(family: str, folder: Path, output: Path) -> None:
     def step(index: int) -> torch.Tensor:
         return model(**given, timestep=inputs["timesteps"][index : index + 1] / 1000)[0]
 
-    seconds, last = measured(step, len(inputs["timesteps"]))
+    steps, last = measured(step, len(inputs["timesteps"]), rounds)
     np.save(output, last.numpy())
-    say(load_seconds=loaded - started, before_seconds=0.0, step_seconds=seconds)
+    say(steps, load_seconds=loaded - started, before_seconds=0.0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4]), int(sys.argv[5]))

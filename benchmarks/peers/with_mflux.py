@@ -1,4 +1,4 @@
-"""The blocks by mflux 0.24: with_mflux.py FAMILY FOLDER QUANT OUTPUT, in its own environment."""
+"""The blocks by mflux 0.24: with_mflux.py FAMILY FOLDER QUANT OUTPUT ROUNDS, in its own environment."""
 
 import ctypes
 import sys
@@ -22,7 +22,7 @@ from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransf
 from mflux.models.qwen.weights.qwen_weight_mapping import QwenWeightMapping
 
 
-def main(family: str, folder: Path, quant: str, output: Path) -> None:
+def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> None:
     ModelConfig.precision = mx.float32
     inputs = mx.load(str(folder / "inputs.safetensors"))
     started = time.perf_counter()
@@ -44,9 +44,9 @@ def main(family: str, folder: Path, quant: str, output: Path) -> None:
         mx.eval(out)
         return out
 
-    seconds, last = measured(step, len(sigmas))
+    steps, last = measured(step, len(sigmas), rounds)
     np.save(output, np.array(last.astype(mx.float32)))
-    say(load_seconds=loaded - started, before_seconds=0.0, step_seconds=seconds, mlx_peak_bytes=mx.get_peak_memory())
+    say(steps, load_seconds=loaded - started, before_seconds=0.0, mlx_peak_bytes=mx.get_peak_memory())
 
 
 def _loaded(family: str, folder: Path, quant: str) -> Any:
@@ -67,4 +67,4 @@ def _loaded(family: str, folder: Path, quant: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
