@@ -74,11 +74,8 @@ def main() -> None:
     results: dict[str, Any] = {"where": surroundings(), "blocks": {}}
     for family in args.families:
         results["blocks"][family] = cells = blocks(family, args.quants, pythons, args.rounds)
-        print(
         size = f"{SIDE}x{SIDE} pixels, {TEXT_TOKENS} text tokens, float32, CPU, {args.threads} threads"
         print(f"\n{family}: {size}\n\n{block_table(cells)}", flush=True)
-            flush=True,
-        )
     results["starting"] = starting(pythons)
     print(f"\n{starting_table(results['starting'])}\n\n" + ", ".join(f"{k} {v}" for k, v in results["where"].items()))
     if args.output:
