@@ -1,7 +1,8 @@
 """What lies in memory at each stage of a staged FLUX.1 run: the largest stage, not the sum.
 
-Takes the tests' tiny FLUX.1, widens its T5 and its transformer with random weights (about 0.5 GB each), makes one picture
-with one stage in memory at a time, and prints MLX's active memory after encoding, at every step and at the decode.
+Takes the tests' tiny FLUX.1, widens its T5 and its transformer with random weights (about 0.5 GB each), makes one
+picture with one stage in memory at a time, and prints MLX's active memory after encoding, at every step and at the
+decode.
 """
 
 import json
@@ -40,7 +41,8 @@ def main() -> dict[str, int]:
         print(f"  {name:22s} {value / MB:8.1f}")
     peak = max(report.mlx_peak_bytes.values())
     print(
-        f"  peak {peak / MB:.1f} MB; all components together {sum(sizes.values()) / MB:.1f} MB; ratio {peak / sum(sizes.values()):.2f}"
+        f"  peak {peak / MB:.1f} MB; all components together {sum(sizes.values()) / MB:.1f} MB; ratio"
+        f" {peak / sum(sizes.values()):.2f}"
     )
     return seen
 

@@ -51,7 +51,9 @@ class Parameters(TypedDict, total=False):
     on_download: "Callable[[str], None]"  # told how much is downloaded, and under which licence
 
 
-def generate(prompt: str | Sequence[str], *, model: "str | Path | None" = None, **parameters: Unpack[Parameters]) -> Any:
+def generate(
+    prompt: str | Sequence[str], *, model: "str | Path | None" = None, **parameters: Unpack[Parameters]
+) -> Any:
     """Makes one picture (a `Result`), or a list of them for several prompts, seeds or a count.
 
     `model`: a manifest's name, a repository id or a local folder. The parameters: `Parameters`.

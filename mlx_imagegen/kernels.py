@@ -1,8 +1,9 @@
 """Which way a packed layer is multiplied: by MLX's quantized kernel, or unpacked first; measured once, then remembered.
 
-In: a loaded module and how many tokens each of its linear layers will see. Out: every packed layer's `kernel`, and a line
-for the report. The two ways differ in the last bits, so that a choice that changed from run to run would change a seed's
-picture: what was measured is written down, by device, MLX version, dtype, packing and shape, and not measured again.
+In: a loaded module and how many tokens each of its linear layers will see. Out: every packed layer's `kernel`, and a
+line for the report. The two ways differ in the last bits, so that a choice that changed from run to run would change a
+seed's picture: what was measured is written down, by device, MLX version, dtype, packing and shape, and not measured
+again.
 Must not know: families, files of checkpoints.
 """
 
@@ -27,8 +28,8 @@ MARGIN = 1.05
 FEW_TOKENS = 8
 ROUNDS = 3
 ROUND_SECONDS = 0.05
-# A trial's arithmetic, so that measuring stays quick. Rows of the weight are cut to it: that shortens the unpacking and the
-# product alike, where cutting tokens would make the unpacking weigh more than it does.
+# A trial's arithmetic, so that measuring stays quick. Rows of the weight are cut to it: that shortens the unpacking and
+# the product alike, where cutting tokens would make the unpacking weigh more than it does.
 TRIAL_FLOPS = {"gpu": 4e11, "cpu": 1e8}
 FEWEST_ROWS = 64
 

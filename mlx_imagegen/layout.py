@@ -1,8 +1,8 @@
 """What a quantized checkpoint will hold: every tensor's form and place, worked out from headers alone.
 
-In: an open family's weights and a `Recipe`. Out: one `Layout` a component: its pieces in the order of the source files, cut
-into files of a sane size, each file's header, and the component's config.json. The converter fills these in; the plan
-prints them.
+In: an open family's weights and a `Recipe`. Out: one `Layout` a component: its pieces in the order of the source files,
+cut into files of a sane size, each file's header, and the component's config.json. The converter fills these in; the
+plan prints them.
 Must not know: tensors' values.
 """
 
@@ -75,7 +75,9 @@ class Piece:
             return {self.parameter: Stored(stem + self.parameter, self.dtype, self.part.shape)}
         scales = "BF16" if self.packing.mode == "affine" else "U8"
         shapes = self.packing.packed_shapes(*self.part.shape)
-        return {part: Stored(stem + part, "U32" if part == "weight" else scales, shape) for part, shape in shapes.items()}
+        return {
+            part: Stored(stem + part, "U32" if part == "weight" else scales, shape) for part, shape in shapes.items()
+        }
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +94,9 @@ class Shard:
     @functools.cached_property
     def _placed(self) -> tuple[bytes, dict[str, int]]:
         # Wide numbers first, so that each tensor begins at a multiple of its numbers' size.
-        tensors = sorted((out for piece in self.pieces for out in piece.outputs.values()), key=lambda out: -out.itemsize)
+        tensors = sorted(
+            (out for piece in self.pieces for out in piece.outputs.values()), key=lambda out: -out.itemsize
+        )
         entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
         offsets, end = {}, 0
         for out in tensors:
@@ -145,7 +149,9 @@ class Layout:
         """The index file's content, where there are several files."""
         if len(self.shards) == 1:
             return None
-        names = {out.name: shard.name for shard in self.shards for piece in shard.pieces for out in piece.outputs.values()}
+        names = {
+            out.name: shard.name for shard in self.shards for piece in shard.pieces for out in piece.outputs.values()
+        }
         return {"metadata": {"total_size": sum(piece.nbytes for piece in self.pieces)}, "weight_map": names}
 
     def index_name(self) -> str:
@@ -178,7 +184,9 @@ def layout(weights: Weights, folder: Path, recipe: Recipe) -> Layout:
 
 def _pieces(weights: Weights, recipe: Recipe, keep_names: bool) -> Iterator[Piece]:
     """In the order of the source's bytes, so that reading goes forwards."""
-    parts = sorted(weights.slices.items(), key=lambda item: (str(item[1].tensor.path), item[1].tensor.start, item[1].row))
+    parts = sorted(
+        weights.slices.items(), key=lambda item: (str(item[1].tensor.path), item[1].tensor.start, item[1].row)
+    )
     for name, part in parts:
         if recipe.drops(weights.component, name):
             continue

@@ -1,8 +1,9 @@
-"""A folder that is complete or not there at all: it grows beside its place, under another name, and is renamed at the end.
+"""A folder that is complete or not there at all: it grows beside its place, under another name, and is renamed at the
+end.
 
-In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what is
-finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the same,
-and else begins anew. A folder that we did not make is never touched.
+In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
+is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
+same, and else begins anew. A folder that we did not make is never touched.
 Must not know: what the files hold.
 """
 
@@ -76,10 +77,16 @@ class Partial:
             raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             mine = recorded(target) is not None
-            what = "was made from other files or by another recipe" if mine else "is there already and was not made by quantize"
+            what = (
+                "was made from other files or by another recipe"
+                if mine
+                else "is there already and was not made by quantize"
+            )
             raise QuantizationError(f"{target} {what}; it is left as it is. Remove it, or give another output.")
         if partial.exists() and not (partial / JOURNAL).is_file() and recorded(partial) is None:
-            raise QuantizationError(f"{partial} is in the way and was not made by quantize; remove it, or give another output.")
+            raise QuantizationError(
+                f"{partial} is in the way and was not made by quantize; remove it, or give another output."
+            )
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -89,7 +96,9 @@ class Partial:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise OutputError(f"another quantize is writing {self.target} now; let it finish, or give another output.") from error
+                raise OutputError(
+                    f"another quantize is writing {self.target} now; let it finish, or give another output."
+                ) from error
             file.seek(0)
             *lines, torn = file.read().decode(errors="replace").split("\n")
             if lines[:1] != [self.identity]:
@@ -118,7 +127,8 @@ class Partial:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise OutputError(
-                f"the disk became full while {self.folder} was written; free some room and run it again: it goes on from there."
+                f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
+                " from there."
             ) from error
 
 

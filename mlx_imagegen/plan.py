@@ -1,8 +1,8 @@
 """What a run will take, before it is begun: bytes on disk and in memory by stage, arithmetic, and seconds at best.
 
 In: an open family (headers only), a picture's settings, and perhaps a chip. Out: `Plan`, for people and for the check
-that refuses a run which cannot fit. Nothing is read but headers and nothing is run.
-The seconds are a lower bound: no chip multiplies faster than its peak, or reads weights faster than its memory gives them.
+that refuses a run which cannot fit. Nothing is read but headers and nothing is run. The seconds are a lower bound: no
+chip multiplies faster than its peak, or reads weights faster than its memory gives them.
 Must not know: how stages run.
 """
 
@@ -26,8 +26,8 @@ from .recipes import Recipe, read_recipe, recipe_names
 
 @dataclass(frozen=True)
 class Chip:
-    """`bandwidth`: Apple's own figure. `teraflops`: GPU cores x 128 lanes x 2 x clock; float16 is no faster than float32
-    in the arithmetic units of these generations. Both are what the largest variant has."""
+    """`bandwidth`: Apple's own figure. `teraflops`: GPU cores x 128 lanes x 2 x clock; float16 is no faster than
+    float32 in the arithmetic units of these generations. Both are what the largest variant has."""
 
     bandwidth_gb_per_second: float
     teraflops: float
@@ -159,7 +159,11 @@ def check_fits(made: Plan, family: Family[Any], manifest: Manifest) -> None:
         return
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
     smaller = _largest_that_fits(family, manifest, made, have)
-    mend = f"quant={smaller} would fit" if smaller else "no size of this model fits; use another machine or a smaller picture"
+    mend = (
+        f"quant={smaller} would fit"
+        if smaller
+        else "no size of this model fits; use another machine or a smaller picture"
+    )
     raise MemoryShort(
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
         f"{have / GB:.1f} GB: it would not finish. {mend}."
@@ -173,7 +177,9 @@ def _largest_that_fits(family: Family[Any], manifest: Manifest, made: Plan, have
     for name in sorted(recipe_names(), reverse=True):  # q8 first
         recipe = read_recipe(name, manifest.family)
         peaks = [
-            BASE_BYTES + working[stage.name] + sum(held_bytes(family.components[c], on_gpu(), recipe) for c in stage.components)
+            BASE_BYTES
+            + working[stage.name]
+            + sum(held_bytes(family.components[c], on_gpu(), recipe) for c in stage.components)
             for stage in made.stages
         ]
         if max(peaks) <= have:
@@ -233,7 +239,8 @@ def _working_bytes(family: Family[Any], stage: str, tokens: Tokens, settings: Se
 
 
 def _block_bytes(component: Component, tokens: int, gpu: bool) -> int:
-    """One block: its streams and its widest layer's input and output; on the CPU, attention's scores and dense weights."""
+    """One block: its streams and its widest layer's input and output; on the CPU, attention's scores and dense
+    weights."""
     linears = list(_linears(component))
     if not linears:
         return 0

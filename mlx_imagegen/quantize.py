@@ -1,4 +1,5 @@
-"""`python -m mlx_imagegen.quantize`: the same as `mlx-imagegen quantize`. The function of that name is in quantizer.py."""
+"""`python -m mlx_imagegen.quantize`: the same as `mlx-imagegen quantize`. The function of that name is in
+quantizer.py."""
 
 import sys
 

@@ -99,10 +99,14 @@ def read_recipe(quant: str, family: str) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise QuantizationError(f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}.") from error
+        raise QuantizationError(
+            f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}."
+        ) from error
     rows = data.get(family)
     if not isinstance(rows, list) or not rows:
-        raise QuantizationError(f"{path} has no rows for the family {family}; add [[{family}]] tables, or use one of: {known}.")
+        raise QuantizationError(
+            f"{path} has no rows for the family {family}; add [[{family}]] tables, or use one of: {known}."
+        )
     rest = {key: value for key, value in data.items() if not isinstance(value, list) or key in KEYS}
     _refuse_unknown(path, set(rest) - KEYS, KEYS)
     digest = hashlib.sha256(repr((rows, sorted(rest.items()))).encode()).hexdigest()[:16]
@@ -122,7 +126,9 @@ def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
     match = row.get("match")
     globs = (match,) if isinstance(match, str) else tuple(match or ())
     if not globs:
-        raise QuantizationError(f"{path}: a row has no 'match'; give a glob over component/path, such as \"transformer/proj_out\".")
+        raise QuantizationError(
+            f"{path}: a row has no 'match'; give a glob over component/path, such as \"transformer/proj_out\"."
+        )
     return Row(globs, _packing(path, general | row))
 
 
@@ -138,11 +144,14 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
         if value not in choices or isinstance(value, bool):
             dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
             raise QuantizationError(
-                f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has {', '.join(map(str, choices))}{dense}."
+                f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has"
+                f" {', '.join(map(str, choices))}{dense}."
             )
     return Packing(bits, group_size, mode)
 
 
 def _refuse_unknown(path: Path, unknown: set[str], known: frozenset[str]) -> None:
     if unknown:
-        raise QuantizationError(f"{path}: '{min(unknown)}' is not known in a recipe; known: {', '.join(sorted(known))}.")
+        raise QuantizationError(
+            f"{path}: '{min(unknown)}' is not known in a recipe; known: {', '.join(sorted(known))}."
+        )

@@ -35,7 +35,11 @@ class Report:
     @property
     def total_seconds(self) -> float:
         return (
-            self.load_seconds + self.encode_seconds + self.prepare_seconds + sum(self.step_seconds) + self.decode_seconds
+            self.load_seconds
+            + self.encode_seconds
+            + self.prepare_seconds
+            + sum(self.step_seconds)
+            + self.decode_seconds
         )
 
     @contextmanager

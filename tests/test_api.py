@@ -17,7 +17,9 @@ def test_the_public_names() -> None:
 
 def test_importing_generate_imports_nothing_heavy() -> None:
     code = f"import sys; from mlx_imagegen import generate; print([m for m in {HEAVY} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_documented_parameters_are_those_that_are_taken() -> None:

@@ -1,7 +1,7 @@
 """The bundled demo models draw what their captions say: trained weights through the ordinary path, judged by pixels.
 
-Held-out captions (never trained on) are drawn at the manifest's defaults and scored by examples/train_demo/score.py. The
-same score falls when something is wrong that no shape check sees: a wrong schedule, prompts that do not match.
+Held-out captions (never trained on) are drawn at the manifest's defaults and scored by examples/train_demo/score.py.
+The same score falls when something is wrong that no shape check sees: a wrong schedule, prompts that do not match.
 """
 
 import sys

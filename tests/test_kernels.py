@@ -62,7 +62,8 @@ def test_each_kind_of_product_has_a_choice_of_its_own(monkeypatch: pytest.Monkey
     calls, cache = pretend(monkeypatch, 1.0), tmp_path / "kernels.json"
     for layer, tokens, dtype in (
         (packed_layer(), 100, mx.float32), (packed_layer(), 200, mx.float32), (packed_layer(), 100, mx.bfloat16),
-        (packed_layer(8), 100, mx.float32), (packed_layer(rows=64), 100, mx.float32), (packed_layer(columns=256), 100, mx.float32),
+        (packed_layer(8), 100, mx.float32), (packed_layer(rows=64), 100, mx.float32),
+        (packed_layer(columns=256), 100, mx.float32),
     ):  # fmt: skip
         kernels.choose([(layer, tokens)], dtype, cache)
     assert len(calls) == 6 and len(json.loads(cache.read_text())) == 6

@@ -82,7 +82,10 @@ def test_the_search_is_closer_still_and_never_worse_in_any_group(bits: int, at_m
 def test_the_mean_of_a_layers_output_does_not_shift(search: bool) -> None:
     """What darkens pictures: inputs with a mean turn a row's mean error into a shift."""
     w, packing = drawn(256, 1024), Packing(8, 64)
-    shifts = [np.abs((made - w).sum(axis=1)).mean() for made in (unpacked(pack_rows(w, packing, search), packing), by_mlx(w, packing))]
+    shifts = [
+        np.abs((made - w).sum(axis=1)).mean()
+        for made in (unpacked(pack_rows(w, packing, search), packing), by_mlx(w, packing))
+    ]
     assert shifts[0] < 0.4 * shifts[1]
 
 

@@ -104,7 +104,9 @@ def test_a_run_that_cannot_fit_is_refused_and_told_what_would(tmp_path: Path, mo
     pipeline = load(draw_flux(tmp_path / "model"))
     settings = pipeline.jobs("a cat", seed=1, width=64, height=64)[0].settings
     need = {quant: plan(load(tmp_path / "model", quant=quant).family, settings) for quant in (None, "q8", "q6", "q4")}
-    peaks = {quant: max(stage.peak_bytes for stage in made.stages if stage.name == "denoise") for quant, made in need.items()}
+    peaks = {
+        quant: max(stage.peak_bytes for stage in made.stages if stage.name == "denoise") for quant, made in need.items()
+    }
     assert sorted(peaks.values(), reverse=True) == list(peaks.values())
     monkeypatch.setattr("mlx_imagegen.plan.DECODED_COPIES", 0)
     monkeypatch.setattr("mlx_imagegen.plan.STRIP_BYTES", 0)

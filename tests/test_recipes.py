@@ -91,23 +91,26 @@ def test_modulators_are_packed_too() -> None:
     assert len(packed) == 2 * 19 + 38 + 1 and set(packed) == {Packing(8, 64)}
 
 
-@pytest.mark.parametrize(
-    ("columns", "expected"), [(128, 64), (96, 32), (32, 32), (80, None), (48, None), (3072, 64)]
-)
+@pytest.mark.parametrize(("columns", "expected"), [(128, 64), (96, 32), (32, 32), (80, None), (48, None), (3072, 64)])
 def test_columns_that_are_no_whole_groups(columns: int, expected: int | None) -> None:
     packing = fitted(Packing(4, 64), (8, columns))
     assert (packing and packing.group_size) == expected
 
 
 def test_layers_counted_from_the_end() -> None:
-    assert from_the_end("model.language_model.layers.35.mlp.up_proj", 36) == "model.language_model.layers.-1.mlp.up_proj"
+    assert (
+        from_the_end("model.language_model.layers.35.mlp.up_proj", 36) == "model.language_model.layers.-1.mlp.up_proj"
+    )
     assert from_the_end("proj_out", 0) == "proj_out"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bits = 7\n[[flux]]\nmatch = '*'", r"bits 7 is not possible; MLX's affine packing has 2, 3, 4, 5, 6, 8, or 16"),
+        (
+            "bits = 7\n[[flux]]\nmatch = '*'",
+            r"bits 7 is not possible; MLX's affine packing has 2, 3, 4, 5, 6, 8, or 16",
+        ),
         ("bits = 4\ngroup_size = 48\n[[flux]]\nmatch = '*'", "group_size 48"),
         ("bits = 4\nmode = 'fp4'\n[[flux]]\nmatch = '*'", "mode 'fp4'"),
         ("bits = 4\n[[flux]]\nbits = 8", "no 'match'"),

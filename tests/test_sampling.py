@@ -30,7 +30,9 @@ def test_only_the_exponential_shift_is_known() -> None:
         flow_match_schedule(config, 4, 1024)
 
 
-@pytest.mark.parametrize(("steps", "strength", "left"), [(4, 1.0, 4), (4, 0.6, 3), (4, 0.5, 2), (28, 0.3, 9), (4, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("steps", "strength", "left"), [(4, 1.0, 4), (4, 0.6, 3), (4, 0.5, 2), (28, 0.3, 9), (4, 0.1, 1)]
+)
 def test_strength_keeps_the_end_of_the_schedule(steps: int, strength: float, left: int) -> None:
     """diffusers: int(steps - steps * strength) steps are left out, at the start."""
     schedule = flow_match_schedule(FlowMatchConfig(shift=1.0, use_dynamic_shifting=False), steps, 1)
@@ -50,7 +52,8 @@ def test_denoise_walks_a_straight_line_exactly() -> None:
 
 
 def test_a_step_is_computed_inside_its_clock() -> None:
-    """Nothing of a step is left to be computed after it was timed: MLX is lazy, and this is what keeps seconds honest."""
+    """Nothing of a step is left to be computed after it was timed: MLX is lazy, and this is what keeps seconds
+    honest."""
     seen = []
 
     def slow(x: mx.array, index: int) -> mx.array:

@@ -6,7 +6,9 @@ from .generate import _size
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder")
+    parser.add_argument(
+        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
+    )
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
     parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)

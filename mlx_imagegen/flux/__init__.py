@@ -1,7 +1,7 @@
 """FLUX.1 schnell and dev: the contract of family.py, filled in.
 
-CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the dev
-transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
+CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the
+dev transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """FLUX.1's adaLN linears, tabulated for a whole schedule before the loop and never resident.
 
-In: a component's weights, the schedule's timesteps, guidance and pooled prompts. Out: one `Modulation` a prompt and step.
-The linears are read one at a time, used on all rows (steps x prompts) at once and dropped: 27% of the transformer passes
-through memory in pieces of at most 113 MB (bf16) instead of lying in it for the whole loop.
+In: a component's weights, the schedule's timesteps, guidance and pooled prompts. Out: one `Modulation` a prompt and
+step. The linears are read one at a time, used on all rows (steps x prompts) at once and dropped: 27% of the transformer
+passes through memory in pieces of at most 113 MB (bf16) instead of lying in it for the whole loop.
 """
 
 from collections.abc import Callable, Sequence

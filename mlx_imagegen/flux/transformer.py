@@ -1,8 +1,8 @@
 """FLUX.1's transformer: double-stream blocks (image and text apart, attending together), then single-stream blocks.
 
 In: packed latents [B, L, C], text features [B, T, D], rope tables and one step's `Modulation`. Out: velocity [B, L, C].
-The adaLN linears, 27% of the parameters, are not part of `FluxTransformer`: they stand in `FluxModulators`, whose outputs
-depend on (timestep, guidance, pooled prompt) alone and are tabulated before the loop (`modulation.py`).
+The adaLN linears, 27% of the parameters, are not part of `FluxTransformer`: they stand in `FluxModulators`, whose
+outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated before the loop (`modulation.py`).
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 

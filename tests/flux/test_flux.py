@@ -49,7 +49,8 @@ def check_blocks(folder: Path) -> None:
         return linear(silu(r["temb"])).reshape(chunks, -1)
 
     img, txt = model.transformer_blocks[0](
-        r["img"], r["txt"], rope, mod("transformer_blocks.0.norm1.linear", 6), mod("transformer_blocks.0.norm1_context.linear", 6)
+        r["img"], r["txt"], rope, mod("transformer_blocks.0.norm1.linear", 6),
+        mod("transformer_blocks.0.norm1_context.linear", 6),
     )  # fmt: skip
     assert relative(img, reference["double.img"]) < RELATIVE
     assert relative(txt, reference["double.txt"]) < RELATIVE

@@ -90,9 +90,10 @@ def _fused(tensors: Tensors, names: Iterable[str], rename: object) -> Tensors:
 def _original_vae_name(name: str) -> str:
     """diffusers' name -> the original's, found by trying: the table renames one way only."""
     for old, new in (
-        ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"), ("mid_block.attentions.0.", "mid.attn_1."),
-        ("group_norm", "norm"), ("to_out.0", "proj_out"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("conv_norm_out", "norm_out"),
-        ("resnets", "block"), ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("conv_shortcut", "nin_shortcut"),
+        ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0.", "mid.attn_1."), ("group_norm", "norm"), ("to_out.0", "proj_out"), ("to_q", "q"),
+        ("to_k", "k"), ("to_v", "v"), ("conv_norm_out", "norm_out"), ("resnets", "block"),
+        ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("conv_shortcut", "nin_shortcut"),
         ("down_blocks", "down"), *((f"up_blocks.{i}", f"up.{3 - i}") for i in range(4)),
     ):  # fmt: skip
         name = name.replace(old, new)

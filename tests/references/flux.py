@@ -4,8 +4,8 @@
 
 FOLDER gets a whole diffusers repository (model_index.json … vae/), prompts.json, picture.png (an input picture) and
 reference.safetensors: one double and one single block, the transformer, schedules, and pictures of the whole pipeline
-(from given noise, from a seed, with a negative prompt, from a picture). An even seed draws the dev kind (guidance embedding,
-dynamic shift), an odd one the schnell kind. Needs torch, diffusers and transformers.
+(from given noise, from a seed, with a negative prompt, from a picture). An even seed draws the dev kind (guidance
+embedding, dynamic shift), an odd one the schnell kind. Needs torch, diffusers and transformers.
 """
 
 import argparse
@@ -23,13 +23,12 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from flux_text import randomise
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
-
-from flux_text import randomise
 from text_prompts import prompts
 from text_tokenizers import draw_clip_tokenizer, draw_t5_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 PROMPT = "a red fox asleep on an old map, morning light"
 NEGATIVE = "blurry, low quality"
@@ -94,7 +93,8 @@ def draw_t5(dice: random.Random, tokenizer: T5TokenizerFast) -> T5EncoderModel:
 def draw_transformer(dice: random.Random, pooled: int, text: int, guidance_embeds: bool) -> FluxTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (2, 4, 6)])
     model = FluxTransformer2DModel(
-        in_channels=16, num_layers=dice.choice([1, 2]), num_single_layers=dice.choice([1, 2]), attention_head_dim=sum(axes),
+        in_channels=16, num_layers=dice.choice([1, 2]), num_single_layers=dice.choice([1, 2]),
+        attention_head_dim=sum(axes),
         num_attention_heads=dice.choice([2, 3]), joint_attention_dim=text, pooled_projection_dim=pooled,
         guidance_embeds=guidance_embeds, axes_dims_rope=axes,
     )  # fmt: skip
@@ -162,7 +162,8 @@ def pictures(folder: Path, pipeline: FluxPipeline, options: dict[str, Any]) -> d
     picture.save(folder / "picture.png")
     seeded = {"generator": torch.Generator().manual_seed(options["seed"])}
     out = {"noise": noise, "picture.noise": run(pipeline, latents=latents), "picture.seed": run(pipeline, **seeded)}
-    out["latents"] = pipeline(**common | {"output_type": "latent"}, latents=latents).images  # packed, after the last step
+    # Packed, after the last step.
+    out["latents"] = pipeline(**common | {"output_type": "latent"}, latents=latents).images
     out["picture.cfg"] = run(pipeline, latents=latents, negative_prompt=NEGATIVE, true_cfg_scale=CFG)
     again = FluxImg2ImgPipeline(**pipeline.components)
     again.set_progress_bar_config(disable=True)

@@ -2,8 +2,8 @@
 
     python tests/references/names.py MANIFEST.json OUT.json
 
-MANIFEST.json holds {"config": …, "tensors": {name: {"shape": [...], "dtype": …}}}. OUT.json gets the config and the tensors
-with a run of layers written once: "blocks.{0-18}.attn.to_q.weight": [3072, 3072]. `expand` undoes it.
+MANIFEST.json holds {"config": …, "tensors": {name: {"shape": [...], "dtype": …}}}. OUT.json gets the config and the
+tensors with a run of layers written once: "blocks.{0-18}.attn.to_q.weight": [3072, 3072]. `expand` undoes it.
 """
 
 import json
