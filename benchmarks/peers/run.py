@@ -17,13 +17,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import numpy as np  # noqa: E402
-from draw import CONFIGS, SIDE, TEXT_TOKENS, draw  # noqa: E402
-from setup import python_of  # noqa: E402
+import numpy as np
+from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
+from setup import python_of
 
-from mlx_imagegen.bench import surroundings  # noqa: E402
-from mlx_imagegen.memory import GB  # noqa: E402
-from mlx_imagegen.tables import NONE, markdown, short  # noqa: E402
+from mlx_imagegen.bench import surroundings
+from mlx_imagegen.memory import GB
+from mlx_imagegen.tables import NONE, markdown, short
 
 SCRIPTS = {"ours": "ours.py", "mflux": "with_mflux.py", "diffusers": "with_diffusers.py"}
 ROOTS = {"ours": ["mlx-imagegen"], "mflux": ["mflux"], "diffusers": ["diffusers", "transformers", "torch"]}
