@@ -41,8 +41,8 @@ class Merge(Protocol):
         """The full-precision tensor -> the tensor with every LoRA merged, in float32."""
         ...
 
-    def from_source(self, component: str, path: str, value: mx.array) -> mx.array:
-        """A weight as it was before it was packed -> with every LoRA, those that were merged then among them."""
+    def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
         ...
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool: ...
@@ -164,8 +164,12 @@ class Weights:
         packing = self._wanted(layer, path)
         touched = merge is not None and merge.touches(self.component, path)
         if merge and touched and path in self.stored and self.changes.source:
-            packing, before = self.stored[path], self.changes.source(self.component).whole(path)
-            values["weight"] = merge.from_source(self.component, path, before)
+            source = self.changes.source(self.component)
+            packing, before = self.stored[path], source.whole(path)
+            values["weight"] = merge.from_source(self.component, path, "weight", before)
+            if "bias" in values:  # a calibrated folder's makes up for the error of its own codes
+                bias = source._read(f"{path}.bias", values["bias"].shape)
+                values["bias"] = merge.from_source(self.component, path, "bias", bias)
         if packing and pack and isinstance(layer, Linear):
             if layer.packing is None:
                 layer.pack(packing)

@@ -61,10 +61,11 @@ class Merge:
         self.applied.add((component, path, parameter))
         return _added(value, changes)
 
-    def from_source(self, component: str, path: str, value: mx.array) -> mx.array:
-        key = (component, path, "weight")
+    def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        key = (component, path, parameter)
         self.applied.add(key)
-        return _added(value, [*self._before.get(key, ()), *self._changes.get(key, ())])
+        changes = [*self._before.get(key, ()), *self._changes.get(key, ())]
+        return _added(value, changes) if changes else value
 
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
         """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
@@ -103,14 +104,20 @@ class Merge:
     def notes(self) -> list[str]:
         """For the report: how much of each file found its place."""
         notes = [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
-        if idle := sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied}):
-            notes.append(f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)")
-        if self.survived:
-            worst = min(self.survived, key=lambda name: self.survived[name])
-            mean = sum(self.survived.values()) / len(self.survived)
-            least = f"least in {worst}: {self.survived[worst]:.0%}"
-            notes.append(f"quantization left {mean:.0%} of the LoRAs' change, {least}")
-        return notes
+        return notes + self.losses() + self._idle()
+
+    def losses(self) -> list[str]:
+        """What quantization left of the changes, where it was measured."""
+        if not self.survived:
+            return []
+        worst = min(self.survived, key=lambda name: self.survived[name])
+        mean = sum(self.survived.values()) / len(self.survived)
+        least = f"least in {worst}: {self.survived[worst]:.0%}"
+        return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
+
+    def _idle(self) -> list[str]:
+        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
+        return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes

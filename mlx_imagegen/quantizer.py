@@ -4,6 +4,7 @@ In: what the user named. Out: the folder, with its record of where it came from;
 Must not know: how tensors are packed and written (packing.py, convert.py).
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from .lora import Merge, Wanted, open_loras, own_loras
 from .lora_file import TITLES
 from .lora_match import Lora, match_loras, vocabularies
 from .manifest import Model, revision_of
+from .packing import pack
 from .partial import Partial
 from .pipeline import open_family
 from .recipes import Recipe, read_recipe, recipe_names
@@ -94,8 +96,10 @@ def quantize(
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
     partial = Partial(target, identify(made.layouts, __version__, made.recipe.digest, made.recipe.search, stamps))
-    conversion = Conversion(made.folder, made.layouts, made.recipe.search, _record(made, loras), _rows(merge), _touches(merge))
+    conversion = Conversion(made.folder, made.layouts, made.recipe.search, _record(made, loras), _rows(merge, made.recipe), _touches(merge))
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
+    for line in merge.losses():
+        on_download(f"note: {line}")
     return target
 
 
@@ -125,10 +129,13 @@ def _touches(merge: Merge) -> Any:
     return lambda piece: merge.touches(piece.component, piece.path, piece.parameter)
 
 
-def _rows(merge: Merge) -> Any:
+def _rows(merge: Merge, recipe: Recipe) -> Any:
     def merged(piece: Piece, rows: np.ndarray, first: int) -> np.ndarray:
         height = piece.part.shape[0]
         out = merge.rows(piece.component, piece.path, piece.parameter, mx.array(rows), first, height)
+        if first == 0 and piece.packing:
+            pack_one = functools.partial(pack, search=recipe.search)
+            merge.measure(piece.component, piece.path, mx.array(rows), out, pack_one, piece.packing)
         return np.array(out.astype(mx.float32))
 
     return merged

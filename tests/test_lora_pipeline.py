@@ -190,6 +190,26 @@ def test_a_lora_on_a_quantized_folder_is_merged_before_packing(
             assert mx.array_equal(value, plain[path]), path
 
 
+def test_the_converter_says_what_packing_left(model: Path, lora: Callable[..., Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    quantize(model, tmp_path / "q4", quant="q4", lora=[(lora(), 0.1)], on_download=told.append)
+    assert any(line.startswith("note: quantization left") and "transformer/" in line for line in told)
+
+
+def test_a_shifted_bias_is_read_again_with_its_weight(quantized: tuple[Path, Path], lora: Callable[..., Path]) -> None:
+    """A folder may keep a bias that makes up for the error of its codes; other codes have another error."""
+    folder, _ = quantized
+    style = lora(part="attn.to_q")
+    path = next((folder / "transformer").glob("*.safetensors"))
+    tensors = mx.load(str(path))
+    name = "transformer_blocks.0.attn.to_q.bias"
+    kept = tensors[name] + 0.0
+    mx.eval(list(tensors.values()))
+    mx.save_safetensors(str(path), tensors | {name: kept + 1})
+    layer = load(folder, lora=[style]).family.components["transformer"].load().transformer_blocks[0].attn.to_q
+    assert mx.array_equal(layer.bias, kept.astype(layer.bias.dtype))
+
+
 def test_loras_of_the_quantized_folder_stay(
     quantized: tuple[Path, Path], lora: Callable[..., Path], tmp_path: Path
 ) -> None:
