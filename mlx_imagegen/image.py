@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .errors import MissingFile, OutputError, RequestError
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -52,14 +53,18 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
             raise RequestError(
                 f"{name}: an array must have the shape [height, width, 3], this one has {picture.shape}."
             )
+        if picture.dtype != np.uint8 and not np.issubdtype(picture.dtype, np.floating):
+            raise RequestError(f"{name}: an array must be of uint8, or of floats from 0 to 1; it is {picture.dtype}.")
         return Image.fromarray(picture) if picture.dtype == np.uint8 else to_image(picture)
+    if not isinstance(picture, str | Path):
+        raise RequestError(f"{name} {picture!r}: give a file's path, a PIL image or an array [height, width, 3].")
     path = Path(picture).expanduser()
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(path) as image:  # a camera held upright notes that, and leaves the pixels lying on their side
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise MissingFile(f"{name}: {path} is not there.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise RequestError(
             f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file."
         ) from error
@@ -98,14 +103,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
             text = getattr(image, "text", {}).get(METADATA_KEY)
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
     if text is None:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
     try:
-        return json.loads(text)
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
+    if not isinstance(record, dict):
+        raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")
+    return record
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -53,6 +53,20 @@ def test_arrays_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         open_picture(np.zeros(shape), "references")
 
 
+def test_a_camera_s_note_of_how_it_was_held_is_followed(tmp_path: Path) -> None:
+    upright = picture(12, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn it a quarter to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "a.png")), np.asarray(upright))
+
+
+@pytest.mark.parametrize("given", [5, ["a.png"], np.full((4, 4, 3), 200)])
+def test_what_is_no_picture_is_refused(given: object) -> None:
+    with pytest.raises(RequestError, match="image.*(give a file's path|must be of uint8)"):
+        open_picture(given)  # type: ignore[arg-type]
+
+
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match=r"image: .*nowhere.png is not there"):
         open_picture(tmp_path / "nowhere.png")
@@ -91,6 +105,15 @@ def test_pictures_without_a_record_of_ours(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(RequestError, match="cannot be read"):
         read_metadata(tmp_path / "b.png")
+
+
+def test_records_that_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(picture(), tmp_path / "a.png", [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="is damaged: it is no JSON object"):
+        read_metadata(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # as a damaged header that speaks of billions of pixels
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_metadata(tmp_path / "a.png")
 
 
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
