@@ -182,7 +182,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
@@ -191,6 +191,8 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             header = json.loads(file.read(length))
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there; download the model again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {MEND}") from error
     if not isinstance(header, dict):
@@ -203,7 +205,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     try:
-        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {MEND}") from error

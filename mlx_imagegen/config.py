@@ -57,6 +57,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there; download the model again, or point to a complete folder.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}); download it again.") from error
     if not isinstance(data, dict):

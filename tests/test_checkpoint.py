@@ -99,6 +99,10 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
         {"header": {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8.5]}}, "data": bytes(9)},
         "negative or fractional",
     ),
+    "a dtype that is no name": (
+        {"header": {"x": entry(0, 8) | {"dtype": ["F32"]}}, "data": bytes(8)},
+        "which is not supported",
+    ),
     "an unknown dtype": ({"header": {"x": entry(0, 8, "F4")}, "data": bytes(8)}, "dtype F4, which is not supported"),
     "another dtype than the bytes": (
         {"header": {"x": entry(0, 8, "F16")}, "data": bytes(8)},
@@ -146,6 +150,16 @@ def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="ended while 'a' was read"):
         opened["a"].read()
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """A folder stands for a file without permissions, which root could read."""
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read \(Is a directory\)"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "a.safetensors.index.json").mkdir()
+    with pytest.raises(ConfigError, match=r"index.json cannot be read \(Is a directory\)"):
+        open_checkpoint(tmp_path)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
