@@ -192,7 +192,9 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there; download the model again.") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {MEND}") from error
     if not isinstance(header, dict):
