@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlx_imagegen import download, pipeline
 from mlx_imagegen.manifest import Manifest, Model, manifests
+from tests.test_lora_pipeline import draw_lora
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -48,6 +49,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     Path("jobs.jsonl").write_text(
         json.dumps({"prompt": "an owl", "seed": 3, "steps": 1}) + "\n" + json.dumps({"prompt": "a hen"})
     )
+    draw_lora(Path("style.safetensors"), flux_folder, 1, part="attn")
     Path("out").mkdir()
 
 
