@@ -146,7 +146,7 @@ def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -
             worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
         )
     assert isinstance(first, Made) and isinstance(second, Made) and isinstance(third, Made)
-    assert second.seconds["load"] < third.seconds["load"] / 4
+    assert second.open_seconds < third.open_seconds / 10
     assert second.record == first.record
 
 
