@@ -23,6 +23,7 @@ from .errors import CheckpointError, MissingFile
 
 # safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
 DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
+    "F64": (np.float64, mx.float32),  # a LoRA's alpha may be one; MLX narrows it
     "F32": (np.float32, mx.float32),
     "F16": (np.float16, mx.float16),
     "BF16": (np.uint16, mx.bfloat16),
@@ -55,6 +56,10 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype == "F8_E4M3" or mx.issubdtype(DTYPES[self.dtype][1], mx.floating)
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         """Rows [row, row + rows) of the first axis as a numpy array of the carrying type (bf16 as uint16)."""

@@ -4,6 +4,7 @@
 modules before a byte is read, and raises once with all that is wrong. `fill` then binds layer by layer, so that the
 most that is ever held twice is one layer. `Component` keeps a filled module until its stage is over.
 Must not know: families' names, sampling, prompts.
+Longer than most, because what is checked and what is bound must be read side by side.
 """
 
 import functools
@@ -101,7 +102,7 @@ class Weights:
 
     def check(self, trees: Iterable[nn.Module], unused: Sequence[str] = ()) -> None:
         """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`."""
-        expected: dict[str, Shape] = {}
+        expected: dict[str, mx.array] = {}
         for tree in trees:
             for path, layer in layers(tree):
                 if isinstance(tree, Table):
@@ -109,20 +110,29 @@ class Weights:
                 if isinstance(layer, Linear):
                     self.linears[path] = layer.weight.shape
                 self._expect_packed(layer, path)
-                expected |= {_join(path, name): value.shape for name, value in own_parameters(layer).items()}
-        missing = sorted(set(expected) - set(self.slices))
-        unexpected = sorted(name for name in set(self.slices) - set(expected) if not name.startswith(tuple(unused)))
-        misshapen = [
-            f"{name} {list(self.slices[name].shape)} (expected {list(shape)})"
-            for name, shape in sorted(expected.items())
-            if name in self.slices and _ours(self.slices[name].shape, shape) is None
-        ]
-        if missing or unexpected or misshapen:
+                expected |= {_join(path, name): value for name, value in own_parameters(layer).items()}
+        present = [(name, self.slices[name], value) for name, value in sorted(expected.items()) if name in self.slices]
+        floats = {True: "floats", False: "whole numbers"}
+        faults = {
+            "missing": sorted(set(expected) - set(self.slices)),
+            "unexpected": sorted(n for n in set(self.slices) - set(expected) if not n.startswith(tuple(unused))),
+            "misshapen": [
+                f"{name} {list(stored.shape)} (expected {list(value.shape)})"
+                for name, stored, value in present
+                if _ours(stored.shape, value.shape) is None
+            ],
+            "mistyped": [
+                f"{name} {stored.tensor.dtype} (expected {floats[not stored.tensor.floating]})"
+                for name, stored, value in present
+                if stored.tensor.floating != mx.issubdtype(value.dtype, mx.floating)
+            ],
+        }
+        if any(faults.values()):
             raise MismatchError(
                 f"{self.checkpoint.where}: the tensors do not fit the {self.component}'s config.json: "
                 + "; ".join(
                     f"{len(names)} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-                    for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+                    for what, names in faults.items()
                     if names
                 )
                 + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
