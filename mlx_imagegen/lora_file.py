@@ -20,6 +20,7 @@ from .keys import split_lora_key
 from .lora_deltas import Entry, check_finite
 from .manifest import Defaults, Manifest
 
+ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own metadata
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a file's keys tell about who wrote it; the first that matches.
 FORMATS = (
@@ -80,8 +81,8 @@ class AdapterConfig:
         return cls(
             int(data["r"]),
             float(data.get("lora_alpha", data.get("alpha", data["r"]))),
-            data.get("rank_pattern") or {},
-            data.get("alpha_pattern") or {},
+            dict(data.get("rank_pattern") or {}),
+            dict(data.get("alpha_pattern") or {}),
             bool(data.get("use_rslora")),
         )
 
@@ -208,15 +209,21 @@ def _refuse_pickle(path: Path) -> None:
 
 def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
     """Configurations by the prefix of the modules they speak of ("" for all)."""
-    flat = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else {}
     beside = path.with_name("adapter_config.json")
-    if not flat and beside.is_file():
-        flat = read_json(beside)
     tables: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items():
-        prefix, _, name = key.rpartition(".")
-        tables.setdefault(prefix, {})[name] = value
-    return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if table.get("r")}
+    try:
+        flat = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
+        if not flat and beside.is_file():
+            flat = read_json(beside)
+        for key, value in flat.items():
+            prefix, _, name = key.rpartition(".")
+            tables.setdefault(prefix, {})[name] = value
+        return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if table.get("r")}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LoraError(
+            f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It stands "
+            f"in the file's metadata '{ADAPTER_METADATA}' or in {beside.name}; take both from the LoRA's repository."
+        ) from error
 
 
 def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Any:

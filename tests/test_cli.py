@@ -492,6 +492,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(joint_attention_dim=77)),
         ("do not fit the transformer's config.json", "misshapen: context_embedder.weight"),
     ),
+    "a config of other rope axes": (
+        lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(axes_dims_rope=[2, 2])),
+        ("transformer/config.json: 'axes_dims_rope' [2, 2] must be three even numbers",),
+    ),
     "a config of more layers": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(num_layers=9)),
         ("missing: transformer_blocks.",),

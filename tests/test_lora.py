@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFile
@@ -302,3 +303,21 @@ def test_scale_0_touches_nothing(name: str) -> None:
     file = open_lora(DATA / name / "lora.safetensors")
     merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux"), "FLUX.1"))
     assert all(np.array_equal(value, plain[tensor]) for tensor, value in merged(weights, merge).items())
+
+
+@pytest.mark.parametrize(
+    "metadata", ["not json", "[1]", '{"transformer.r": "many"}', '{"transformer.r": 4, "transformer.alpha_pattern": 3}']
+)
+def test_an_unreadable_configuration(tmp_path: Path, metadata: str) -> None:
+    tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+    mx.save_safetensors(str(tmp_path / "style.safetensors"), tensors, {"lora_adapter_metadata": metadata})
+    with pytest.raises(LoraError, match="configuration cannot be read"):
+        open_lora(tmp_path / "style.safetensors")
+
+
+def test_an_alpha_of_any_width(tmp_path: Path) -> None:
+    for dtype in (np.float16, np.float32, np.float64, np.int64):
+        tensors = {f"{QKV}.alpha": np.array([6], dtype), f"{QKV}.lora_down.weight": np.ones((2, 8), np.float32)}
+        save_file(tensors | {f"{QKV}.lora_up.weight": np.ones((24, 2), np.float32)}, tmp_path / "alpha.safetensors")
+        (entry,) = open_lora(tmp_path / "alpha.safetensors").entries.values()
+        assert entry.scale == 3.0
