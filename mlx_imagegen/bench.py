@@ -21,7 +21,7 @@ from .image import open_picture, write_picture
 from .memory import GB, physical_bytes
 from .quality import Quality, compared
 from .sheet import Bar, bar_chart
-from .tables import NONE, short
+from .tables import NONE, gigabytes, short
 
 Tell = Callable[[str], None]
 AS_STORED = "none"  # --quant none: the weights as the model's files have them
@@ -205,8 +205,8 @@ def time_rows(rows: Sequence[Row]) -> list[list[str]]:
 def space_rows(rows: Sequence[Row]) -> list[list[str]]:
     return [
         [
-            *_which(row), short(row.weight_bytes / GB), short(row.peak_bytes / GB),
-            short(max(row.process_peak_bytes.values()) / GB), *_quality(row.quality), row.reference or NONE,
+            *_which(row), gigabytes(row.weight_bytes), gigabytes(row.peak_bytes),
+            gigabytes(max(row.process_peak_bytes.values())), *_quality(row.quality), row.reference or NONE,
         ]
         for row in rows
         if not row.reason

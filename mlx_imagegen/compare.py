@@ -21,10 +21,9 @@ from .cell import Made, Missing, Worker
 from .errors import ImagegenError, MissingFile, OutputError, RequestError
 from .image import open_picture, read_metadata, write_picture
 from .manifest import find
-from .memory import GB
 from .recipes import read_recipe, recipe_names
 from .sheet import Tile, contact_sheet, unwritable
-from .tables import NONE, short
+from .tables import NONE, gigabytes, short
 
 Tell = Callable[[str], None]
 PROMPT_KEYS = frozenset({"axis", "text"})
@@ -195,7 +194,7 @@ def _row(cell: Cell) -> list[str]:
     return [
         cell.column.label, cell.line.axis, f"{cell.record['width']}x{cell.record['height']}", str(len(steps)),
         short(cell.seconds), short(taken["load"]), short(taken["prepare"]), short(taken["encode"]),
-        short(sum(steps) / len(steps)), short(taken["decode"]), short(max(report["peak_bytes"]["mlx"].values()) / GB),
+        short(sum(steps) / len(steps)), short(taken["decode"]), gigabytes(max(report["peak_bytes"]["mlx"].values())),
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import OutputError
 from .image import check_writable, write_atomically
+from .memory import GB
 
 Row = Sequence[str]
 NONE = "–"
@@ -44,6 +45,11 @@ def short(value: float | None, digits: int = 3) -> str:
         return "∞"
     whole = str(int(abs(value)))
     return f"{value:.{max(0, digits - (len(whole) if whole != '0' else 0))}f}"
+
+
+def gigabytes(count: int) -> str:
+    """Small models' too."""
+    return f"{count / GB:.3g}" if count < GB / 10 else short(count / GB)
 
 
 def output_folder(path: Path) -> Path:

@@ -205,6 +205,11 @@ def test_numbers_are_short() -> None:
     assert Spread(2.0, 1.0, 3.0).shown() == "2.00 (1.00–3.00)" and Spread(2.0, 2.0, 2.0).shown() == "2.00"
 
 
+def test_sizes_of_small_models_are_told_apart() -> None:
+    sizes = (2_840_000, 90_000_000, 250_000_000, 17_240_000_000)
+    assert [tables.gigabytes(size) for size in sizes] == ["0.00284", "0.09", "0.250", "17.2"]
+
+
 def test_tables_line_up() -> None:
     text = tables.aligned(("model", "seconds"), [("flux", "1.5"), ("qwen-image", "12.5"), ("x", "–")])
     assert text.splitlines() == [
