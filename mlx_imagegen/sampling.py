@@ -9,7 +9,8 @@ Must not know: families, guidance, what x looks like.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,7 @@ from .precision import SOLVER_DTYPE
 class FlowMatchConfig(Config):
     """scheduler/scheduler_config.json: FlowMatchEulerDiscreteScheduler, for FLUX.1 and Qwen-Image."""
 
+    # Other ways to space the steps, which no published model of these families takes.
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         "invert_sigmas use_beta_sigmas use_exponential_sigmas use_karras_sigmas stochastic_sampling".split()
     )
@@ -36,6 +38,20 @@ class FlowMatchConfig(Config):
     max_shift: float = 1.15
     shift_terminal: float | None = None
     time_shift_type: str = "exponential"
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        kind = data.get("_class_name", "FlowMatchEulerDiscreteScheduler")
+        odd = [f"'{name}' is on" for name in sorted(cls.IGNORED) if data.get(name)]
+        if kind != "FlowMatchEulerDiscreteScheduler" or odd:
+            raise ConfigError(
+                f"{where}: {odd[0] if odd else 'this is a ' + str(kind)}, which this library does not have; it would"
+                " make another picture than the model's own. Take the file from the model's repository."
+            )
+        if config.base_image_seq_len == config.max_image_seq_len:
+            raise ConfigError(f"{where}: 'base_image_seq_len' equals 'max_image_seq_len': no line goes through both.")
+        return config
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,22 @@ def test_flow_match_equals_diffusers(name: str) -> None:
     assert schedule.sigmas[-1] == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_karras_sigmas": True}, "'use_karras_sigmas' is on"),
+        ({"invert_sigmas": True}, "'invert_sigmas' is on"),
+        ({"_class_name": "DDIMScheduler"}, "this is a DDIMScheduler"),
+        ({"base_image_seq_len": 4096}, "'base_image_seq_len' equals"),
+    ],
+)
+def test_other_schedules_are_refused_rather_than_ignored(change: dict[str, object], words: str) -> None:
+    config = {"shift": 3.0, "use_dynamic_shifting": True, "use_karras_sigmas": False}
+    assert FlowMatchConfig.read(config, "here").shift == 3.0
+    with pytest.raises(ConfigError, match=f"here: {words}"):
+        FlowMatchConfig.read(config | change, "here")
+
+
 def test_only_the_exponential_shift_is_known() -> None:
     config = FlowMatchConfig(shift=1.0, use_dynamic_shifting=True, time_shift_type="linear")
     with pytest.raises(ConfigError, match="time_shift_type 'linear'"):
