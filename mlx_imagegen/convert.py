@@ -1,8 +1,9 @@
 """Layouts -> files, in a stream: rows are read, changed and written at their final place; no tensor is ever held whole.
 
-In: the layouts of an open family, and a folder to be (`Partial`). Out: that folder. Runs of rows are worked on by several
-threads in any order: the headers say beforehand where every byte belongs.
-Must not know: recipes' rows, families, how to print.
+In: the layouts of an open family, and a folder to be (`Partial`). Out: that folder. Runs of rows are worked on by
+several threads in any order: the headers say beforehand where every byte belongs.
+Must not know: recipes' rows,
+families, how to print.
 """
 
 import hashlib
@@ -11,13 +12,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from .bfloat import to_bf16, to_float32
+from .calibrate import Statistics, pack_calibrated
 from .checkpoint import DTYPES
 from .errors import CheckpointError, MissingFile
 from .keys import Slice
@@ -32,7 +34,9 @@ CHUNK = 1 << 21  # numbers read at a time by each worker: 4 MB of bf16
 COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
 COPIED_NAMES = ("LICENSE", "NOTICE")
 COPIED_BYTES = 100 * 10**6
-CHANGED = "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when it is still."
+CHANGED = (
+    "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when it is still."
+)
 # (piece, rows in float32, their first row) -> the rows with every LoRA merged
 MergeRows = Callable[[Piece, np.ndarray, int], np.ndarray]
 
@@ -47,6 +51,8 @@ class Conversion:
     record: Mapping[str, Any]
     merge: MergeRows | None = None
     merges: Callable[[Piece], bool] = lambda piece: False  # whether `merge` changes this piece
+    # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
+    statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
 
 
 def identify(layouts: Sequence[Layout], *more: object) -> str:
@@ -83,10 +89,22 @@ def _write_tensors(
             folder.mkdir(parents=True, exist_ok=True)
             for shard in layout.shards:
                 file = stack.enter_context(_open_shard(folder / shard.name, shard))
-                jobs += [Job(piece, file.fileno(), shard) for piece in shard.pieces if piece.key not in journal.done]
-        Work(conversion, jobs, journal, before, progress).run(workers)
+                jobs += [Job(piece, file.fileno(), shard) for piece in shard.pieces]
+        _join_biases(conversion, jobs)
+        todo = [job for job in jobs if job.piece.key not in journal.done and not job.joined]
+        Work(conversion, todo, journal, before, progress).run(workers)
     if {path: _stamp(path) for path in before} != before:
         raise CheckpointError(CHANGED.format(path=conversion.source))
+
+
+def _join_biases(conversion: Conversion, jobs: Sequence["Job"]) -> None:
+    """A calibrated layer's bias is written with its weight, by whose error it is mended."""
+    biases = {(job.piece.component, job.piece.path): job for job in jobs if job.piece.parameter == "bias"}
+    for job in jobs:
+        place = job.piece.component, job.piece.path
+        if job.piece.packing and place in conversion.statistics and place in biases:
+            job.bias = biases[place]
+            job.bias.joined = True
 
 
 def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
@@ -106,6 +124,8 @@ class Job:
         self.offsets = {part: shard.offsets[stored.name] for part, stored in piece.outputs.items()}
         self.runs = list(_runs(piece))
         self.left = len(self.runs)
+        self.bias: Job | None = None  # written by this job
+        self.joined = False  # written by another job
 
 
 class Work:
@@ -147,7 +167,9 @@ class Work:
             raise self._error
 
     def _needs_mlx(self, piece: Piece) -> bool:
-        return (piece.packing is not None and piece.packing.mode != "affine") or self._conversion.merges(piece)
+        bias = replace(piece, parameter="bias")
+        merged = self._conversion.merges(piece) or self._conversion.merges(bias)
+        return merged or (piece.packing is not None and piece.packing.mode != "affine")
 
     def _stop(self) -> None:
         with self._lock:
@@ -187,7 +209,7 @@ class Work:
 
 
 def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of the written tensor, each about CHUNK numbers; none crosses the middle where halves are swapped."""
+    """(first row, rows) of the written tensor, about CHUNK numbers; none crosses the middle of swapped halves."""
     if not piece.part.shape:
         yield 0, 1
         return
@@ -209,8 +231,23 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
     if piece.packing is None:
         _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
         return
-    for name, packed in pack_rows(values, piece.packing, conversion.search).items():
+    statistics = conversion.statistics.get((piece.component, piece.path))
+    if statistics is None:
+        parts = pack_rows(values, piece.packing, conversion.search)
+    else:
+        parts, shift = pack_calibrated(values, piece.packing, statistics)
+        if job.bias is not None:
+            _write_bias(conversion, job.bias, row, shift)
+    for name, packed in parts.items():
         _write_rows(job, name, row, packed)
+
+
+def _write_bias(conversion: Conversion, job: Job, row: int, shift: np.ndarray) -> None:
+    piece = job.piece
+    values = _floats(piece.part, row, len(shift))
+    if conversion.merge is not None and conversion.merges(piece):
+        values = conversion.merge(piece, values, row)
+    _write_rows(job, piece.parameter, row, _as_stored(values + shift, piece.dtype))
 
 
 def _source_rows(read: Callable[[int, int], np.ndarray], part: Slice, row: int, rows: int) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Rows of a weight -> codes, scales and biases in MLX's affine format (w is about scale * code + bias, group by group).
 
-In: rows in float32 and a `Packing`. Out: arrays that mx.dequantize and mx.quantized_matmul read.
-Two things are better than in mx.quantize at the same size. Scales and biases are stored in 16 bits, and codes are rounded
-against the stored numbers, not against the ones before rounding: that halves the error at 8 bits. And with `search`, a
-few scales are tried in each group, each improved by least squares, and the best is kept.
-Everything is elementwise numpy in a fixed order, so that the same weight gives the same bits on every machine, in memory
-or streamed, however its rows are cut; mx.quantize rounds differently on Metal and on the CPU.
+In: rows in float32 and a `Packing`. Out: arrays that mx.dequantize and mx.quantized_matmul read. Two things are better
+than in mx.quantize at the same size. Scales and biases are stored in 16 bits, and codes are rounded against the stored
+numbers, not against the ones before rounding: that halves the error at 8 bits. And with `search`, a few scales are
+tried in each group, each improved by least squares, and the best is kept. Everything is elementwise numpy in a fixed
+order, so that the same weight gives the same bits on every machine, in memory or streamed, however its rows are cut;
+mx.quantize rounds differently on Metal and on the CPU.
 Must not know: files, recipes, models.
 """
 
@@ -16,14 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 
-from .bfloat import round_bf16, to_bf16
+from .bfloat import from_bf16, round_bf16, to_bf16
 from .errors import QuantizationError
 from .layers.linear import Packing
 
 BLOCK = 1 << 18  # weights worked on at a time: their float32 copies stay in the processor's cache
 SMALLEST_SCALE = np.float32(1e-7)  # as in MLX: a group of equal weights must not divide by zero
-# Where the search starts: what is cut off a group's range below and above, in parts of it. An outlier that is cut off can
-# pay for finer steps elsewhere; with many levels it never does. More starts or turns gain less than 1% (benchmarks/LOG.md).
+# Where the search starts: what is cut off a group's range below and above, in parts of it. An outlier that is cut off
+# can pay for finer steps elsewhere; with many levels it never does. More starts or turns gain less than 1%
+# (benchmarks/LOG.md).
 FEW_BITS = 4
 STARTS = ((0.02, 0.02), (0.02, 0.1), (0.1, 0.02), (0.1, 0.1))
 TURNS = 4  # how often codes and least squares take turns from one start
@@ -32,7 +33,9 @@ WIDE_STARTS, WIDE_TURNS = ((0.0, 0.0),), 2  # for more than FEW_BITS
 Packed = dict[str, np.ndarray]
 
 
-def pack(weight: mx.array, packing: Packing, search: bool = False, importance: np.ndarray | None = None) -> dict[str, mx.array]:
+def pack(
+    weight: mx.array, packing: Packing, search: bool = False, importance: np.ndarray | None = None
+) -> dict[str, mx.array]:
     """A whole weight [rows, columns] in memory, on all cores. `importance`: how much each column counts, [columns]."""
     if packing.mode != "affine":
         return _pack_mode(weight, packing)
@@ -50,9 +53,7 @@ def as_mlx(packed: np.ndarray) -> mx.array:
     return mx.array(packed).view(mx.bfloat16) if packed.dtype == np.uint16 else mx.array(packed)
 
 
-def pack_rows(
-    rows: np.ndarray, packing: Packing, search: bool = False, importance: np.ndarray | None = None
-) -> Packed:
+def pack_rows(rows: np.ndarray, packing: Packing, search: bool = False, importance: np.ndarray | None = None) -> Packed:
     """rows [R, K] in float32 -> weight (uint32), scales and biases (bfloat16 carried as uint16)."""
     if packing.mode != "affine":
         return {name: _as_numpy(value) for name, value in _pack_mode(mx.array(rows), packing).items()}
@@ -75,7 +76,9 @@ def fit(
     levels = np.float32(2**bits - 1)
     low, high = groups.min(axis=0), groups.max(axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise QuantizationError("a weight holds a number that is not finite, so it cannot be quantized; the file is damaged.")
+        raise QuantizationError(
+            "a weight holds a number that is not finite, so it cannot be quantized; the file is damaged."
+        )
     scale, bias = _spanning(low, high, levels)
     if search:
         scale, bias = _searched(groups, bits, (low, high), (scale, bias), counts)
@@ -168,6 +171,22 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
         if shift + bits > 32:
             words[:, word + 1] |= whole[:, index] >> np.uint32(32 - shift)
     return words.reshape(-1, words.shape[2])
+
+
+def unpack_rows(packed: Packed, packing: Packing) -> np.ndarray:
+    """What mx.dequantize makes of it, in float32: [R, K]. For the affine format."""
+    words, bits, rows = packed["weight"], packing.bits, len(packed["weight"])
+    period = 32 // math.gcd(bits, 32)
+    words = words.reshape(rows, -1, period * bits // 32).astype(np.uint64)
+    codes = np.empty((rows, words.shape[1], period), np.float32)
+    for index in range(period):
+        word, shift = divmod(index * bits, 32)
+        code = words[..., word] >> np.uint64(shift)
+        if shift + bits > 32:
+            code = code | (words[..., word + 1] << np.uint64(32 - shift))
+        codes[..., index] = code & np.uint64(2**bits - 1)
+    scales, biases = (from_bf16(packed[name])[..., None] for name in ("scales", "biases"))
+    return (codes.reshape(rows, -1, packing.group_size) * scales + biases).reshape(rows, -1)
 
 
 def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:

@@ -235,10 +235,10 @@ def _working_bytes(family: Family[Any], stage: str, tokens: Tokens, settings: Se
     if stage == "decode":
         return _decode_bytes(family.components[family.stages[stage][0]], settings)
     count = tokens.text + (tokens.image if stage == "denoise" else 0)
-    return max((_block_bytes(family.components[name], count, gpu) for name in family.stages[stage]), default=0)
+    return max((block_bytes(family.components[name], count, gpu) for name in family.stages[stage]), default=0)
 
 
-def _block_bytes(component: Component, tokens: int, gpu: bool) -> int:
+def block_bytes(component: Component, tokens: int, gpu: bool) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores and dense
     weights."""
     linears = list(_linears(component))

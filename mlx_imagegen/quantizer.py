@@ -1,13 +1,14 @@
 """`quantize`: a model and a recipe -> a folder that loads alone.
 
-In: what the user named. Out: the folder, with its record of where it came from; or, from headers alone, what it would be.
+In: what the user named. Out: the folder, with its record of where it came from; or, from headers alone, what it would
+be.
 Must not know: how tensors are packed and written (packing.py, convert.py).
 """
 
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import __version__
+from .calibrate import Statistics, collect
 from .convert import Conversion, convert, identify
 from .download import Tell, locate, tell_stderr
 from .errors import QuantizationError
@@ -28,10 +30,11 @@ from .lora_match import Lora, match_loras, vocabularies
 from .manifest import Model, revision_of
 from .packing import pack
 from .partial import Partial
-from .pipeline import open_family
+from .pipeline import load, open_family
 from .recipes import Recipe, read_recipe, recipe_names
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
+CALIBRATION_SEEDS = (0,)  # of each prompt: other prompts teach more than other seeds
 SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
 
 
@@ -70,7 +73,9 @@ def draft(model: str | Path, quant: str, on_download: Tell = tell_stderr) -> Dra
     stored = next((part.weights for part in family.components.values() if part.weights.stored), None)
     if stored:
         source = f"{folder} is quantized already ({stored.component})"
-        raise QuantizationError(f"{source}; quantizing again would add the errors of both. Begin with the full-precision model.")
+        raise QuantizationError(
+            f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
+        )
     return Draft(found, folder, family, recipe, layouts(family, folder, recipe))
 
 
@@ -81,13 +86,17 @@ def quantize(
     quant: str = "q6",
     lora: Sequence[Wanted] = (),
     lora_partial: bool = False,
+    calibrate: Sequence[str] = (),
+    calibrate_with: Mapping[str, Any] | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
     on_download: Tell = tell_stderr,
 ) -> Path:
-    """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`, and gives it.
+    """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`.
 
-    LoRAs are merged in full precision before. A run that was cut off goes on where it stopped.
+    LoRAs are merged in full precision before. A run that was cut off goes on where it stopped. `calibrate`: prompts
+    that the full model draws first; what its layers see then decides how the denoiser's weights are rounded.
+    `calibrate_with`: how it draws them (width, height, steps …), if not at its own defaults.
     """
     made = draft(model, quant, on_download)
     merge = Merge()
@@ -95,8 +104,15 @@ def quantize(
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
-    partial = Partial(target, identify(made.layouts, __version__, made.recipe.digest, made.recipe.search, stamps))
-    conversion = Conversion(made.folder, made.layouts, made.recipe.search, _record(made, loras), _rows(merge, made.recipe), _touches(merge))
+    recipe, learnt = made.recipe, [list(calibrate), sorted((calibrate_with or {}).items())]
+    partial = Partial(target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt))
+    if not partial.there:
+        partial.refuse_strangers()  # before the pictures for calibration are drawn
+    record = _record(made, loras) | ({"calibrated_with": learnt} if calibrate else {})
+    seen = {} if partial.there else _seen(made, model, lora, lora_partial, calibrate, calibrate_with or {})
+    conversion = Conversion(
+        made.folder, made.layouts, recipe.search, record, _rows(merge, recipe), _touches(merge), seen
+    )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     for line in merge.losses():
         on_download(f"note: {line}")
@@ -107,7 +123,9 @@ def quant_of_bits(bits: int) -> str:
     """--bits 6 -> q6"""
     name = f"q{bits}"
     if name not in recipe_names():
-        raise QuantizationError(f"--bits {bits}: there are recipes for {', '.join(recipe_names())}; others can be given with --quant FILE.")
+        raise QuantizationError(
+            f"--bits {bits}: there are recipes for {', '.join(recipe_names())}; others can be given with --quant FILE."
+        )
     return name
 
 
@@ -123,6 +141,23 @@ def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
         "lora": [each.described() for each in loras],
         "tool": f"mlx-imagegen {__version__}",
     }
+
+
+def _seen(
+    made: Draft,
+    model: str | Path,
+    lora: Sequence[Wanted],
+    lora_partial: bool,
+    prompts: Sequence[str],
+    asked: Mapping[str, Any],
+) -> dict[tuple[str, str], Statistics]:
+    """What the full-precision model's layers are given while it draws the prompts."""
+    if not prompts:
+        return {}
+    pipeline = load(model, lora=lora, lora_partial=lora_partial)
+    component = made.family.components[made.family.stages["denoise"][0]].weights.component
+    found = collect(pipeline, prompts, CALIBRATION_SEEDS, **asked)
+    return {(component, path): statistics for path, statistics in found.items()}
 
 
 def _touches(merge: Merge) -> Any:
@@ -151,7 +186,10 @@ def table(made: Draft) -> list[tuple[str, str, int, int]]:
                 groups.setdefault((f"{piece.component}/{kind}", _form(piece)), []).append(piece)
             else:
                 groups.setdefault((f"{piece.component}/…", "as stored"), []).append(piece)
-    return [(_range(name, pieces), form, len(pieces), sum(p.nbytes for p in pieces)) for (name, form), pieces in groups.items()]
+    return [
+        (_range(name, pieces), form, len(pieces), sum(p.nbytes for p in pieces))
+        for (name, form), pieces in groups.items()
+    ]
 
 
 def _form(piece: Piece) -> str:

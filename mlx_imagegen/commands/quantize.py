@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from .generate import _size
 
 if TYPE_CHECKING:
     from ..quantizer import Draft
@@ -14,13 +15,26 @@ GB = 1e9
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder")
+    parser.add_argument(
+        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
     size.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where the copy goes; must not be there yet")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge it first; may be repeated")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="where the copy goes; must not be there yet"
+    )
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge it first; may be repeated"
+    )
     parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="prompts, one a line, to be drawn first and learnt from"
+    )
+    parser.add_argument(
+        "--size", type=_size, metavar="WxH", help="of the pictures for --calibrate; the model's own if not given"
+    )
+    parser.add_argument("--steps", type=int, help="of the pictures for --calibrate")
     parser.add_argument("--workers", type=int, help="threads (one a core)")
     parser.add_argument("--plan", action="store_true", help="only print what each tensor would get, and the sizes")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -47,12 +61,38 @@ def run(args: argparse.Namespace) -> None:
         started = time.perf_counter()
         folder = quantize(
             args.model, args.output, quant=quant, lora=[parse_lora(text) for text in args.lora],
-            lora_partial=args.lora_partial, workers=args.workers, on_progress=progress.converting,
+            lora_partial=args.lora_partial, calibrate=_prompts(args.calibrate), calibrate_with=_drawing(args),
+            workers=args.workers, on_progress=progress.converting,
             on_download=progress.say,
         )  # fmt: skip
         progress.clear()
         progress.say(f"done in {time.perf_counter() - started:.0f} s")
         print(folder)
+
+
+def _drawing(args: argparse.Namespace) -> dict[str, int]:
+    """How the pictures for --calibrate are drawn, where it is said."""
+    asked = {"steps": args.steps, **dict(zip(("width", "height"), args.size or (None, None), strict=True))}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and args.calibrate is None:
+        raise RequestError(
+            "--size and --steps are of the pictures for --calibrate, and no prompts are given; add --calibrate FILE."
+        )
+    return given
+
+
+def _prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"--calibrate {path} cannot be read ({error}); give a text file with one prompt a line."
+        ) from error
+    if not any(lines):
+        raise RequestError(f"--calibrate {path} holds no prompt; write one a line.")
+    return [line for line in lines if line]
 
 
 def described(made: "Draft") -> str:
@@ -63,7 +103,9 @@ def described(made: "Draft") -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [f"{n:<{widths[0]}}  {f:<{widths[1]}}  {c:>{widths[2]}}  {s:>{widths[3]}}" for n, f, c, s in rows]
     for layout in made.layouts:
-        lines.append(f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk")
+        lines.append(
+            f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk"
+        )
     lines.append(f"in all: {made.nbytes / GB:.2f} GB on disk")
     return "\n".join([*lines, *(f"note: {note}" for note in made.notes)])
 

@@ -1,0 +1,161 @@
+"""Runs one step of a denoiser of the published size, packed, with random weights, and says what memory it took.
+
+    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6] [--size 256]
+
+FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied again. Each model runs in a process of
+its own; its peak RSS stands beside what plan.py says from the headers.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from benchmarks.quant_convert import CONFIG, ROOT
+from mlx_imagegen.bfloat import to_bf16
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.transformer import FluxTransformer, Modulation
+from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
+from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.loading import Component, Weights, layers, own_parameters
+from mlx_imagegen.memory import bound_cache, process_peak_bytes
+from mlx_imagegen.plan import BASE_BYTES, block_bytes, held_bytes
+from mlx_imagegen.precision import compute_dtype
+from mlx_imagegen.recipes import read_recipe
+from mlx_imagegen.text.qwen import QwenConfig, mrope
+
+TEXT_TOKENS = 64
+QWEN3 = QwenConfig(
+    model_type="qwen3_vl_text", hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_hidden_layers=36,
+    num_key_value_heads=8, rms_norm_eps=1e-6, rope_theta=5e6, mrope_section=(24, 20, 20), vocab_size=151936,
+    head_dim=128,
+)  # fmt: skip
+
+
+class Patches:
+    """The numbers of HiDream-O1's own block of config.json."""
+
+    in_channels, patch_size, bottleneck_dim, timestep_freq_dim = 3, 32, 1024, 256
+
+
+class HiDream:
+    text, patch = QWEN3, Patches()
+
+
+def build(name: str) -> nn.Module:
+    if name == "flux":
+        return FluxTransformer(FluxConfig.read(CONFIG, "benchmark"))
+    return HiDreamTransformer(HiDream())  # type: ignore[arg-type]
+
+
+def write(folder: Path, name: str, quant: str) -> None:
+    """One file with random codes and scales of the recipe's packing, and its config.json."""
+    tree, recipe = build(name), read_recipe(quant, name)
+    depths = {"transformer_blocks": 19, "single_transformer_blocks": 38, "language_model": 36}
+    header: dict[str, Any] = {}
+    packings, plan, end = {}, [], 0
+    for path, layer in layers(tree):
+        if isinstance(layer, Linear):
+            spoken = path if name == "flux" else f"model.{path}"  # as the checkpoint calls it
+            packing = recipe.packing("transformer", spoken, layer.weight.shape, depths.get(path.split(".")[0], 0))
+            if packing:
+                layer.pack(packing)
+                packings[path] = {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}
+        for part, value in own_parameters(layer).items():
+            kind = "U32" if value.dtype == mx.uint32 else "BF16"
+            size = value.size * (4 if kind == "U32" else 2)
+            header[f"{path}.{part}"] = {"dtype": kind, "shape": value.shape, "data_offsets": [end, end + size]}
+            plan.append((part, kind, value.size))
+            end += size
+    dice = np.random.default_rng(0)
+    codes = dice.integers(0, 256, 2**26, np.uint8).tobytes()
+    small = to_bf16(0.004 * (0.5 + dice.random(2**20, np.float32))).tobytes()
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part, kind, count in plan:
+            pool, left = (codes, count * 4) if kind == "U32" else (small, count * 2)
+            if part == "biases":  # the middle of the codes on zero, more or less
+                pool = to_bf16(np.full(2**20, -0.03, np.float32)).tobytes()
+            while left:
+                left -= file.write(pool[: min(left, len(pool))])
+    (folder / "config.json").write_text(json.dumps({"quantization": packings}))
+
+
+def step(folder: Path, name: str, size: int) -> None:
+    """In a process of its own: loads, runs one step, prints."""
+    bound_cache()
+    config = json.loads((folder / "config.json").read_text())
+    weights = Weights.open("transformer", open_checkpoint(folder), config=config)
+    component = Component(weights, lambda: build(name), compute_dtype())
+    tokens = (size // (16 if name == "flux" else 32)) ** 2
+    planned = BASE_BYTES + held_bytes(component, gpu=False), block_bytes(component, tokens + TEXT_TOKENS, gpu=False)
+    started = time.perf_counter()
+    model = component.load()
+    loaded, filled = process_peak_bytes(), time.perf_counter() - started
+    started = time.perf_counter()
+    out = flux_step(model, tokens) if name == "flux" else hidream_step(model, tokens)
+    mx.eval(out)
+    seconds = time.perf_counter() - started
+    assert bool(mx.isfinite(out).all()), "the step gave no numbers"
+    peak = process_peak_bytes()
+    print(
+        f"{name}, {size}x{size}, {tokens} + {TEXT_TOKENS} tokens: resident planned {planned[0] / 1e9:.2f} GB, measured "
+        f"{loaded / 1e9:.2f} GB ({loaded / planned[0] - 1:+.1%}); peak planned {sum(planned) / 1e9:.2f} GB, measured "
+        f"{peak / 1e9:.2f} GB ({peak / sum(planned) - 1:+.1%}); loaded in {filled:.0f} s, step {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def flux_step(model: nn.Module, tokens: int) -> mx.array:
+    side = round(tokens**0.5)
+    rows, columns = np.mgrid[0:side, 0:side]
+    image = np.stack([0 * rows, rows, columns], -1).reshape(-1, 3)
+    rope = rope_tables(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), (16, 56, 56), 1e4)
+    mod = Modulation(*(0.1 * mx.random.normal((*shape, 3072)) for shape in ((19, 6), (19, 6), (38, 3), (2,))))
+    return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, 4096)), rope, mod)
+
+
+def hidream_step(model: nn.Module, tokens: int) -> mx.array:
+    def rope(first: int, count: int) -> Any:
+        return mrope(np.repeat(np.arange(first, first + count)[None], 3, axis=0), QWEN3)
+
+    prefix = model.prefix(mx.random.normal((1, TEXT_TOKENS, 4096)), rope(0, TEXT_TOKENS))
+    return model(mx.random.normal((1, tokens, 3072)), 500.0, rope(4096, tokens + 1), prefix)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="+", default=["flux:q4", "hidream_o1:q6"])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    for model in args.models:
+        name, quant = model.split(":")
+        folder = args.folder / name
+        if args.inside:
+            step(folder, name, args.size)
+            continue
+        folder.mkdir(parents=True)
+        try:
+            write(folder, name, quant)
+            print(f"{quant}: ", end="", flush=True)
+            again = [sys.executable, "-m", "benchmarks.quant_resident", str(args.folder), "--inside"]
+            subprocess.run([*again, "--models", model, "--size", str(args.size)], check=True, cwd=ROOT)
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
