@@ -9,7 +9,6 @@ import inspect
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +155,7 @@ def requested(
         near = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARAMETERS)}."
         raise RequestError(f"there is no parameter '{unknown[0]}'; {hint}")
+    options.check_kinds(parameters)
     return make_jobs(manifest, size_multiple, prompts, seeds_of(seed, count), **parameters)
 
 
@@ -166,7 +166,10 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
             raise RequestError(
                 "give several seeds or a count, not both: a count means that many seeds from one upwards."
             )
-        return [_seed(single) for single in seed]
+        seeds = [_seed(single) for single in seed]
+        if not seeds:
+            raise RequestError("seed: the list is empty; give one or more, or leave it out.")
+        return seeds
     if count is not None and (type(count) is not int or not 1 <= count <= COUNT_LIMIT):
         raise RequestError(f"count {count!r}: give a number of pictures from 1 to {COUNT_LIMIT}.")
     first = secrets.randbelow(SEED_LIMIT - COUNT_LIMIT) if seed is None else _seed(seed)
@@ -226,7 +229,7 @@ def _size(
     height = manifest.defaults.height if height is None else height
     for name, side in (("width", width), ("height", height)):
         if isinstance(side, bool) or not isinstance(side, int) or side < multiple or side % multiple:
-            near = max(multiple, round(side / multiple) * multiple) if isinstance(side, int | float) else multiple
+            near = max(multiple, round(side / multiple) * multiple) if isinstance(side, int) else multiple
             raise RequestError(
                 f"{name} {side!r}: {manifest.name} needs a multiple of {multiple} pixels, for example {near}."
             )
@@ -263,18 +266,17 @@ def _shape(
 
 
 def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
-    if isinstance(references, str | Path | Image.Image | np.ndarray):
-        references = [references]
-    if references and not manifest.edits:
+    given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
+    if given and not manifest.edits:
         raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
-    if len(references) < manifest.extras.get("references_least", 0):
+    if len(given) < manifest.extras.get("references_least", 0):
         raise RequestError(
             f"{manifest.name} changes pictures, and none is given; add references (--references on the command line)."
         )
     limit = manifest.extras.get("references_limit")
-    if limit is not None and len(references) > limit:
-        raise RequestError(f"references: {len(references)} pictures are given, {manifest.name} takes up to {limit}.")
-    return tuple(open_picture(reference, "references") for reference in references)
+    if limit is not None and len(given) > limit:
+        raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
+    return tuple(open_picture(reference, "references") for reference in given)
 
 
 def _step_noise(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:

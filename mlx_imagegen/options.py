@@ -7,6 +7,7 @@ In: what the user gave, and the manifest's [sampling] and [sizes] tables. Out: p
 
 import itertools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,24 @@ REFERENCES_LIMIT = 10  # HiDream-O1 has no rule for more
 ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
 
+# Parameters whose kind nothing else checks; their limits are checked where they are read. A job's line can hold any.
+KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("guidance", "true_cfg", "strength"), (numbers.Real,), "a number"),
+    (("max_sequence_length",), (int,), "a whole number"),
+    (("negative_prompt",), (str,), "text"),
+    (("timesteps", "step_noise"), (list, tuple, np.ndarray), "a list"),
+)
+
 Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
+
+
+def check_kinds(given: Mapping[str, Any]) -> None:
+    """Refuses values of another kind than a parameter takes."""
+    for names, kinds, words in KINDS:
+        for name in names:
+            value = given.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise RequestError(f"{name} {value!r}: give {words}.")
 
 
 def sampling(
@@ -105,8 +123,8 @@ def shape(manifest: Manifest, multiple: int, aspect: str) -> tuple[int, int]:
     """Width and height for `16:9`, `1.5` or a preset's name: the preset next to it in the ratio of its sides, or,
     where a model has no presets, as many pixels as its usual picture."""
     presets = {name: tuple(size) for name, size in manifest.extras.get("sizes", {}).get("presets", {}).items()}
-    if aspect in presets:
-        return presets[aspect]
+    if str(aspect) in presets:
+        return presets[str(aspect)]
     ratio = _ratio(aspect, presets)
     if presets:
         return min(presets.values(), key=lambda size: abs(size[0] / size[1] - ratio))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import io
 import json
 import os
 import resource
@@ -343,6 +344,9 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("given.jsonl, line 2", "no 'step'; did you mean steps"),
     ),
     "a job that is no JSON": (("--prompt-file", "given.broken"), ("given.broken, line 1: not valid JSON",)),
+    "a job with noise that is none": (("--prompt-file", "given.noise"), ("noise: 5 is not a NumPy array file",)),
+    "a job with noises that are none": (("--prompt-file", "given.noises"), ("step_noise: 5 is not a NumPy array",)),
+    "noise that is text": (("a fox", "--noise", "given.words.npy"), ("given.words.npy is not a NumPy array file",)),
     "a job without a prompt": (("--prompt-file", "given.nothing"), ("a job needs a prompt",)),
     "a record that is not there": (("--from", "given.png"), ("given.png holds no record",)),
     "references for a model that takes none": (("a fox", "--references", "given.png"), ("takes none",)),
@@ -354,6 +358,9 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
     arguments, words = BAD_FLAGS[case]
     Image.new("RGB", (32, 32)).save("given.png")
     np.save("given.npy", np.full((1, 2, 3), np.nan))
+    np.save("given.words.npy", np.array(["noise"]))
+    Path("given.noise").write_text('{"prompt": "a fox", "noise": 5}')
+    Path("given.noises").write_text('{"prompt": "a fox", "step_noise": 5}')
     for name, text in {
         "txt": "a fox", "empty": "\n \n", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "step": 2}', "broken": "{no",
         "nothing": '{"steps": 2}',
@@ -361,6 +368,11 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
         Path(f"given.{name}").write_text(text)
     size = () if {"--size", "--width", "--height"} & set(arguments) else ("--size", "32x32")
     refused(cli("generate", *arguments, "--model", flux_folder, *size), *words)
+
+
+def test_standard_input_that_is_no_text(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe a fox"), encoding="utf-8"))
+    refused(make("-"), "standard input is not utf-8 text")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.prompt_file is not None:
         yield from _lines(_text(args.prompt_file.expanduser()), str(args.prompt_file))
     elif args.prompt == "-":
-        yield from _lines(sys.stdin.read(), "standard input")
+        try:
+            yield from _lines(sys.stdin.read(), "standard input")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"standard input is not {error.encoding} text ({error.reason}).") from error
     elif args.prompt is not None:
         yield {"prompt": args.prompt}
 
@@ -125,7 +128,8 @@ def _opened(request: dict[str, Any]) -> dict[str, Any]:
     if "noise" in request:
         arrays["noise"] = _array("noise", request["noise"])
     if "step_noise" in request:
-        arrays["step_noise"] = [_array("step_noise", path) for path in request["step_noise"]]
+        paths = request["step_noise"]
+        arrays["step_noise"] = [_array("step_noise", path) for path in (paths if isinstance(paths, list) else [paths])]
     return request | arrays
 
 
@@ -133,8 +137,9 @@ def _array(name: str, path: str | Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(Path(path).expanduser(), allow_pickle=False)
+        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+        return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
         raise MissingFile(f"{name}: {path} is not there.") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise RequestError(f"{name}: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error
