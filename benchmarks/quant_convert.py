@@ -142,7 +142,7 @@ def main() -> None:
             ]
             wall, cpu, peak = timed([*command, "--bits", str(bits)])
             pace = f"{wall:.0f} s, {size / wall / 1e6:.0f} MB/s; {cpu:.0f} s of processor, {size / cpu / 1e6:.0f} MB/s"
-            print(f"q{bits}: {pace} a core; peak RSS {peak / 1e6:.0f} MB; load average {os.getloadavg()[0]:.1f}", flush=True)
+            print(f"q{bits}: {pace} a core; peak RSS {peak / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}", flush=True)
             if not args.keep:
                 shutil.rmtree(made)
     finally:
