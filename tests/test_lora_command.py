@@ -1,9 +1,11 @@
 """The command line: `lora FILE`, `--lora` and what a picture's record says of it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_imagegen.lora_file import open_lora
@@ -82,3 +84,35 @@ def test_refusals_are_one_line(cli: Cli, model: Path, tmp_path: Path) -> None:
 def test_remote_names_are_told_from_paths(tmp_path: Path) -> None:
     file = open_lora(DATA / "flux/kohya/lora.safetensors")
     assert not file.remote
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        "flux/kohya_all",
+        "flux/xlabs",
+        "flux/kohya flux/texts_kohya",
+        "flux/comfyui flux/texts_comfyui",
+        "qwen_image/musubi_all",
+        "hidream_o1/musubi",
+    ],
+)
+def test_without_the_model_names_are_checked(
+    cli: Cli, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    file = tmp_path / "style.safetensors"
+    parts = [mx.load(str(DATA / part / "lora.safetensors")) for part in format.split()]
+    stored = {key: value for part in parts for key, value in part.items()}
+    far = {re.sub(r"(blocks[._])0([._])", r"\g<1>17\2", key): value for key, value in stored.items()}
+    mx.save_safetensors(str(file), far)
+    told = json.loads(cli("lora", file, "--json").out)
+    count = len(open_lora(file).entries)
+    assert told["matches"].startswith(f"{count} of {count} modules by name") and told["left over"] == "nothing"
+    stray = {"lora_unet_transformer_blocks_3_unheard_of.lora_down.weight": mx.ones((2, 2)), "odd.ending": mx.ones(1)}
+    mx.save_safetensors(str(file), far | stray)
+    told = json.loads(cli("lora", file, "--json").out)
+    assert told["left over"] == [
+        "lora_unet_transformer_blocks_3_unheard_of: no such module",
+        "odd.ending: its ending is of no known kind",
+    ]
