@@ -258,6 +258,8 @@ class Pipeline:
             raise RequestError(
                 f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32."
             )
+        if not np.isfinite(noise).all():
+            raise RequestError("noise holds values that are no numbers (NaN or infinite); it must be unit normals.")
         return mx.array(noise)
 
     def _step_noise(self, job: Job) -> list[mx.array] | None:

@@ -346,6 +346,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a job that is no JSON": (("--prompt-file", "given.broken"), ("given.broken, line 1: not valid JSON",)),
     "a job with noise that is none": (("--prompt-file", "given.noise"), ("noise: 5 is not a NumPy array file",)),
     "a job with noises that are none": (("--prompt-file", "given.noises"), ("step_noise: 5 is not a NumPy array",)),
+    "noise that is no numbers": (("a fox", "--noise", "given.nan.npy"), ("noise holds values that are no numbers",)),
     "noise that is text": (("a fox", "--noise", "given.words.npy"), ("given.words.npy is not a NumPy array file",)),
     "a job without a prompt": (("--prompt-file", "given.nothing"), ("a job needs a prompt",)),
     "a record that is not there": (("--from", "given.png"), ("given.png holds no record",)),
@@ -358,6 +359,7 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
     arguments, words = BAD_FLAGS[case]
     Image.new("RGB", (32, 32)).save("given.png")
     np.save("given.npy", np.full((1, 2, 3), np.nan))
+    np.save("given.nan.npy", np.full((1, 4, 4, 4), np.nan))
     np.save("given.words.npy", np.array(["noise"]))
     Path("given.noise").write_text('{"prompt": "a fox", "noise": 5}')
     Path("given.noises").write_text('{"prompt": "a fox", "step_noise": 5}')
