@@ -9,7 +9,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .convert import Conversion, convert, identify
 from .download import Tell, locate, tell_stderr
 from .errors import QuantizationError
 from .family import Family
+from .job import requested
 from .layout import Layout, Piece, layouts
 from .loading import Changes, Progress
 from .lora import Merge, Wanted, open_loras, own_loras
@@ -31,6 +32,7 @@ from .manifest import Model, revision_of
 from .packing import pack
 from .partial import Partial
 from .pipeline import load, open_family
+from .plan import describe, plan
 from .recipes import Recipe, read_recipe, recipe_names
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
@@ -117,6 +119,13 @@ def quantize(
     for line in merge.losses():
         on_download(f"note: {line}")
     return target
+
+
+def expected(made: Draft) -> list[str]:
+    """What the copy will take in memory on a Mac, at the model's own size, a line each."""
+    family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
+    job = requested(made.model.manifest, family.size_multiple, "a prompt")[0]
+    return describe(replace(plan(family, job.settings, gpu=True), disk_bytes=made.nbytes))
 
 
 def quant_of_bits(bits: int) -> str:

@@ -375,3 +375,31 @@ def test_the_other_families(tmp_path: Path, name: str) -> None:
             for each, value in own_parameters(layer).items():
                 assert mx.array_equal(value, other[each]), f"{key}/{path}.{each}"
     assert any(component.held_as.count("-bit") for component in streamed.values())
+
+
+def test_the_command(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    planned = cli("quantize", "--model", source, "--bits", 4, "--plan")
+    assert planned.code == 0 and "6 bits, groups of 64" in planned.out and "transformer/proj_out" not in planned.err
+    assert "in all:" in planned.out and "peak, one stage at a time" in planned.out
+    assert "kept at 16 bits" in planned.out  # T5's narrow layers
+    done = cli("quantize", "--model", source, "--bits", 4, "-o", tmp_path / "made")
+    assert done.code == 0 and done.out.strip() == str(tmp_path / "made")
+    assert "up to 6 times as long" in done.err
+    load(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--bits", 5, "-o", "x"], "recipes for q4, q6, q8"),
+        (["--quant", "q9", "-o", "x"], "no recipe is called 'q9'"),
+        (["--bits", 4], "-o FOLDER is missing"),
+        (["--bits", 4, "-o", "x", "--workers", 0], "--workers 0"),
+        (["--bits", 4, "-o", "x", "--calibrate", "none.txt"], "cannot be read"),
+        (["--bits", 4, "-o", "x", "--steps", 2], "add --calibrate FILE"),
+        (["--bits", 4, "-o", "deep/er/x"], "is not a folder; make it first"),
+    ],
+)
+def test_bad_requests(source: Path, cli: Callable[..., Any], asked: list[Any], message: str) -> None:
+    done = cli("quantize", "--model", source, *asked)
+    assert done.code == 2 and message in done.err

@@ -97,7 +97,7 @@ def _prompts(path: Path | None) -> list[str]:
 
 def described(made: "Draft") -> str:
     """What each kind of tensor gets, and what it comes to."""
-    from ..quantizer import table
+    from ..quantizer import expected, table
 
     rows = [(name, form, f"{count}", f"{size / GB:.3f} GB") for name, form, count, size in table(made)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -107,7 +107,7 @@ def described(made: "Draft") -> str:
             f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk"
         )
     lines.append(f"in all: {made.nbytes / GB:.2f} GB on disk")
-    return "\n".join([*lines, *(f"note: {note}" for note in made.notes)])
+    return "\n".join([*lines, "", *expected(made), *(f"note: {note}" for note in made.notes)])
 
 
 def _pace(made: "Draft") -> str:
