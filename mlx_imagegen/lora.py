@@ -189,4 +189,3 @@ def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:
         return sorted((each.lora.file.checkpoint.stamp, each.entry.name, each.lora.scale) for each in changes or ())
 
     return keys(a) == keys(b)
-
