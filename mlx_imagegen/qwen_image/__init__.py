@@ -54,7 +54,7 @@ class QwenImageBranch:
     seen: Seen
     rope: Rope | None = None
     modulation: tuple[Modulation, ...] = ()  # one a step
-    together: bool = False  # whether memory allows this branch and another in one batch
+    together: bool = False  # whether this branch and another run as one batch
 
 
 class QwenImage(Family[QwenImageBranch]):
@@ -119,7 +119,7 @@ class QwenImage(Family[QwenImageBranch]):
     ) -> list[QwenImageBranch]:
         grids = (self._grid(settings), *branches[0].seen.grids)
         longest = max(branch.txt.shape[1] for branch in branches)
-        together = self._fit_together(longest + sum(rows * columns for rows, columns in grids))
+        together = self._in_one_batch(longest + sum(rows * columns for rows, columns in grids))
         axes = self.files.config.axes_dims_rope
         ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
         return [
@@ -219,13 +219,13 @@ class QwenImage(Family[QwenImageBranch]):
         mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(picture) * 2 - 1, VAE_DTYPE)[None])
         return normalised(mean, self.files.vae_config)
 
-    def _fit_together(self, tokens: int) -> bool:
-        """Whether a second branch's activations fit beside the transformer. A block holds about 16 vectors a token at
-        its widest (the MLP's 4 + 4 among them); the CPU backend holds all attention scores as well, in two copies."""
-        config = self.files.config
-        activations = tokens * 16 * config.inner_dim * compute_dtype().size
+    def _in_one_batch(self, tokens: int) -> bool:
+        """On a GPU, where each weight is then read once for both, if a second branch's activations fit: a block holds
+        about 16 vectors a token at its widest (the MLP's 4 + 4 among them). On the CPU two passes are 5% faster and
+        take half the memory (benchmarks/LOG.md)."""
         if not on_gpu():
-            activations += 2 * config.num_attention_heads * tokens**2 * compute_dtype().size
+            return False
+        activations = tokens * 16 * self.files.config.inner_dim * compute_dtype().size
         usable = memory.physical_bytes() * memory.USABLE_SHARE
         return self.components["transformer"].nbytes + 2 * activations <= usable
 

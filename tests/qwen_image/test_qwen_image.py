@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mlx_imagegen import memory, qwen_image
 from mlx_imagegen.family import Prompt, Settings
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
@@ -247,7 +248,22 @@ def test_branches_in_one_batch_and_in_two_passes_give_the_same_picture(
     )
     made = []
     for together in (True, False):
-        monkeypatch.setattr(QwenImage, "_fit_together", lambda self, tokens, together=together: together)
+        monkeypatch.setattr(QwenImage, "_in_one_batch", lambda self, tokens, together=together: together)
         made.append(picture(DATA / kind, way))
     assert batches == [2] * 4 + [1] * 8
     assert np.abs(made[0] - made[1]).max() <= 1
+
+
+@pytest.mark.parametrize(("gpu", "machine_bytes", "batch"), [(True, 10**12, 2), (True, 10**4, 1), (False, 10**12, 1)])
+def test_one_batch_is_for_gpus_with_room(
+    gpu: bool, machine_bytes: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    call = QwenImageTransformer.__call__
+    monkeypatch.setattr(
+        QwenImageTransformer, "__call__", lambda self, x, *rest: batches.append(len(x)) or call(self, x, *rest)
+    )
+    monkeypatch.setattr(qwen_image, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(memory, "physical_bytes", lambda: machine_bytes)
+    check_picture(DATA / "image", "cfg")
+    assert set(batches) == {batch}
