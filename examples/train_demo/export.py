@@ -39,6 +39,11 @@ def averaged(run: str, strip: str = "") -> dict[str, Tensor]:
     return {key.removeprefix(strip): value for key, value in state.items() if key.startswith(strip)}
 
 
+def chosen(config: Any, names: list[str]) -> dict[str, Any]:
+    """The named fields that this version of transformers still has."""
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
 def copied_tokenizer(run: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((RUNS / run / "tokenizer").iterdir()):
@@ -116,7 +121,7 @@ def flux_clip(folder: Path) -> None:
     old_names = {"text_model." + key.removeprefix("text_model."): value for key, value in tensors.items()}
     written(folder / "text_encoder", "model.safetensors", old_names)
     standing = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "torch_dtype": "bfloat16"}
-    write_json(folder / "text_encoder/config.json", {**standing, **{name: getattr(c, name) for name in names}})
+    write_json(folder / "text_encoder/config.json", {**standing, **chosen(c, names)})
 
 
 def flux_t5(folder: Path) -> None:
@@ -145,7 +150,7 @@ def flux_t5(folder: Path) -> None:
         "tie_word_embeddings": False,
         "use_cache": True,
     }
-    write_json(folder / "text_encoder_2/config.json", {**standing, **{name: getattr(c, name) for name in names}})
+    write_json(folder / "text_encoder_2/config.json", {**standing, **chosen(c, names)})
 
 
 def flux_vae(folder: Path, mean: float, deviation: float) -> None:
@@ -232,15 +237,15 @@ def qwen_text(folder: Path) -> None:
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
         "torch_dtype": "bfloat16",
-        **{name: getattr(t, name) for name in names},
-        **{name: getattr(c, name) for name in tokens},
+        **chosen(t, names),
+        **chosen(c, tokens),
         "max_window_layers": t.num_hidden_layers,
         "rope_scaling": {"mrope_section": rope["mrope_section"], "rope_type": "default", "type": "default"},
         "rope_theta": rope["rope_theta"],
         "sliding_window": t.max_position_embeddings,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
-        "vision_config": {"model_type": "qwen2_5_vl_vision", **{name: getattr(v, name) for name in vision}},
+        "vision_config": {"model_type": "qwen2_5_vl_vision", **chosen(v, vision)},
     }
     write_json(folder / "text_encoder/config.json", config)
 
@@ -307,5 +312,13 @@ def hidream() -> None:
     logs(folder, ["hidream"])
 
 
+def loras() -> None:
+    from train_lora import exported
+
+    for kind in ("flux_outlined", "qwen_lightning"):
+        if (RUNS / kind / "ema.pt").exists():
+            exported(kind, averaged(kind))
+
+
 if __name__ == "__main__":
-    {"flux": flux, "qwen": qwen, "hidream": hidream}[sys.argv[1]]()
+    {"flux": flux, "qwen": qwen, "hidream": hidream, "loras": loras}[sys.argv[1]]()
