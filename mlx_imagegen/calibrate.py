@@ -95,13 +95,13 @@ def watching(layers: Sequence[tuple[str, Linear]]) -> Iterator[dict[str, Statist
     found = {path: Statistics.of(layer.weight.shape[1]) for path, layer in layers}
     for path, layer in layers:
         layer.__class__ = Watched
-        layer.statistics = found[path]  # type: ignore[attr-defined]
+        layer.statistics = found[path]
     try:
         yield found
     finally:
         for _, layer in layers:
             layer.__class__ = Linear
-            del layer.statistics  # type: ignore[attr-defined]
+            del layer.statistics
         for statistics in found.values():
             statistics.settle()
 
