@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers, convert_ldm_vae_checkpoint
+from diffusers.loaders.single_file_utils import (
+    convert_flux_transformer_checkpoint_to_diffusers,
+    convert_ldm_vae_checkpoint,
+)
 
 from mlx_imagegen.flux.keys import from_original, from_original_autoencoder
 from tests.flux.test_original import check_split
