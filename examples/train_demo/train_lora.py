@@ -1,7 +1,7 @@
 """Train the two LoRAs of the demo models: outlined shapes for FLUX.1, four steps without CFG for Qwen-Image.
 
-In: a trained transformer. Out: a run folder whose averaged weights are the LoRA alone; `exported` writes the file of the
-kind the world uses: PEFT names for FLUX.1's, lora_down, lora_up and alpha for Qwen-Image's.
+In: a trained transformer. Out: a run folder whose averaged weights are the LoRA alone; `exported` writes the file as
+the world knows it: PEFT names for FLUX.1's, lora_down, lora_up and alpha for Qwen-Image's.
 """
 
 from __future__ import annotations
