@@ -49,7 +49,7 @@ def test_unpacking_is_mlxs(bits: int) -> None:
     assert np.abs(unpack_rows(packed, packing) - unpacked(packed, packing)).max() < 1e-7
 
 
-@pytest.mark.parametrize(("bits", "at_most"), [(3, 0.75), (4, 0.75), (6, 0.8)])
+@pytest.mark.parametrize(("bits", "at_most"), [(3, 0.4), (4, 0.4), (6, 0.4)])
 def test_outputs_on_unseen_inputs_are_closer(bits: int, at_most: float) -> None:
     w, packing = drawn(96, 640), Packing(bits, 64)
     statistics, unseen = noted(inputs(2000, 640, 1)), inputs(500, 640, 2)
@@ -58,7 +58,7 @@ def test_outputs_on_unseen_inputs_are_closer(bits: int, at_most: float) -> None:
     errors = [unseen @ (made - w).T for made in (unpacked(packed, packing), unpacked(searched, packing))]
     calibrated = errors[0] + shift
     assert np.sqrt((calibrated**2).mean()) < at_most * np.sqrt((errors[1] ** 2).mean())
-    assert np.abs(calibrated.mean(axis=0)).mean() < 0.3 * np.abs(errors[1].mean(axis=0)).mean()
+    assert np.abs(calibrated.mean(axis=0)).mean() < 0.1 * np.abs(errors[1].mean(axis=0)).mean()
 
 
 def test_eight_bits_are_rounded_and_only_their_mean_is_mended() -> None:
