@@ -68,3 +68,16 @@ def test_a_wrong_schedule_is_seen(model: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_caption_outside_the_world_still_gives_a_picture() -> None:
     result = mlx_imagegen.generate("an astronaut riding a horse, oil on canvas", seed=1)
     assert result.image.size == (128, 128) and any("demo draws" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("model", ["hidream-demo", "hidream-demo-full"])
+def test_seams_can_be_blended(model: str) -> None:
+    """Every model of this family is made of patches, the small ones' of 16 pixels."""
+    asked = {"steps": 2, "seed": 1}
+    plain, blended = (
+        np.asarray(load(model).generate("two red circles on white", **asked, **more).image).astype(int)
+        for more in ({}, {"blend_seams": 1})
+    )
+    changed = (plain != blended).any(-1)
+    border = (np.arange(plain.shape[0]) + 1) % 16 < 2
+    assert changed.any() and not changed[~border][:, ~border].any()

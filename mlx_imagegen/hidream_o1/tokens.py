@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..errors import RequestError
 from ..text.qwen import text_positions
 from ..text.tokenizer import Tokenizer
 from .config import HiDreamConfig
@@ -25,8 +26,13 @@ def prompt_ids(prompt: str, config: HiDreamConfig, tokenizer: Tokenizer, picture
     """The causal part and the timestep token, which is last; `pictures`: the merged grids of what the prompt shows."""
     first, pad, last = PICTURE
     shown = "".join(first + pad * (rows * columns) + last for rows, columns in pictures)
-    text = f"{START}user\n{shown}{prompt}{END}\n{START}assistant\n"
-    return [*tokenizer.encode(text).ids, config.boi, config.tms]
+    ids = tokenizer.encode(f"{START}user\n{shown}{prompt}{END}\n{START}assistant\n").ids
+    if ids.count(config.image_token) != sum(rows * columns for rows, columns in pictures):
+        raise RequestError(
+            f"the prompt holds {pad}, which stands for a part of a reference picture here; leave it out, and give "
+            "pictures as references."
+        )
+    return [*ids, config.boi, config.tms]
 
 
 def positions(

@@ -242,6 +242,15 @@ def test_another_familys_folder_is_told() -> None:
         pipeline.load(other)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_prompt_cannot_stand_for_pictures(count: int) -> None:
+    """Its tokens would be taken for a reference's."""
+    with pytest.raises(RequestError, match="leave it out, and give pictures as references"):
+        pipeline.load(DATA).generate(
+            "a fox <|image_pad|>", width=32, height=24, steps=2, references=references(DATA, count)
+        )
+
+
 def test_previews_and_seams_in_patches_of_this_model() -> None:
     seen = []
     warm = pipeline.load(DATA)
