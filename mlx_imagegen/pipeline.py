@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import memory
 from .download import Tell, locate, tell_stderr
-from .errors import RequestError
+from .errors import CheckpointError, RequestError
 from .family import Conditioning, Family, Prompt, Settings
 from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
@@ -34,7 +34,7 @@ from .report import Report
 from .sampling import Schedule, denoise
 from .seams import blend_seams
 
-DEFAULT_MODEL = "hidream-demo"  # small, bundled: the first picture needs no download
+DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
 OPENING = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
 SMALLEST_MULTIPLE = 16  # pixels; of the published models' picture sizes
 
@@ -287,6 +287,7 @@ class Pipeline:
         self._load("decode", report)
         with report.stage("decode"):
             pixels = self.family.decode(x, job.settings)
+            _check_finite(pixels)
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
@@ -313,6 +314,14 @@ class Pipeline:
     def _release(self, stage: str) -> None:
         for name in self.family.stages[stage]:
             self.family.components[name].release()
+
+
+def _check_finite(pixels: np.ndarray) -> None:
+    if not np.isfinite(pixels).all():
+        raise CheckpointError(
+            "the picture came out as numbers that are no colours (NaN or infinite): the weights or a LoRA are damaged, "
+            "or overflow. Download them again, leave the LoRA out, or lower its scale."
+        )
 
 
 def _prompts(job: Job) -> list[Prompt]:

@@ -4,15 +4,17 @@ The check functions are the same that tests/parity/test_flux.py runs on fresh dr
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.errors import CheckpointError
 from mlx_imagegen.flux import THETA, Flux
 from mlx_imagegen.flux.modulation import tabulate
 from mlx_imagegen.flux.transformer import FluxTransformer
@@ -180,3 +182,12 @@ def test_long_prompts_say_what_is_cut(drawn: Path) -> None:
     words = " ".join(["fox"] * 200) + " zebra"
     report = load(drawn).generate(words, seed=1, steps=1, width=32, height=32, max_sequence_length=48).report
     assert any("cut off" in note and "zebra" in note for note in report.notes)
+
+
+def test_weights_that_are_no_numbers_draw_nothing(tmp_path: Path) -> None:
+    folder = shutil.copytree(STORED[1], tmp_path / "model")
+    path = next((folder / "transformer").glob("*.safetensors"))
+    tensors = load_file(path)
+    save_file(tensors | {"proj_out.bias": np.full_like(tensors["proj_out.bias"], np.nan)}, path)
+    with pytest.raises(CheckpointError, match="no colours"):
+        load(folder).generate("a fox", seed=1, steps=1, width=32, height=32)
