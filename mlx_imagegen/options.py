@@ -179,7 +179,7 @@ def _box(box: Any) -> Box:
         x1, x2, y1, y2 = (float(number) for number in box)
     except (TypeError, ValueError):
         raise RequestError(f"layout box {box!r}: give four numbers x1, x2, y1, y2 between 0 and 1.") from None
-    if min(x1, x2, y1, y2) < 0 or max(x1, x2, y1, y2) > 1:
+    if not all(0 <= number <= 1 for number in (x1, x2, y1, y2)):  # NaN is outside as well
         raise RequestError(
             f"layout box {list(box)}: a part of it lies outside the picture; all numbers are between 0 and 1."
         )

@@ -97,6 +97,7 @@ BAD = [
     (FULL, {"width": 1000}, "multiple of 32"),
     (FULL, {"references": [PICTURE] * 11}, "11 pictures"),
     (FULL, {"references": [PICTURE], "layout": [[0.1, 0.5, 0.2, 1.2]]}, "outside"),
+    (FULL, {"references": [PICTURE], "layout": [[0, 1, 0, float("nan")]]}, "outside"),
     (FULL, {"references": [PICTURE], "layout": [[-0.1, 0.5, 0.2, 0.9]]}, "outside"),
     (FULL, {"references": [PICTURE], "layout": [[0.5, 0.1, 0.2, 0.9]]}, "reversed"),
     (FULL, {"references": [PICTURE], "layout": [[0.1, 0.5, 0.2, 0.2]]}, "empty"),
