@@ -249,7 +249,7 @@ def block_bytes(component: Component, tokens: int, gpu: bool) -> int:
     total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
     if not gpu:
         dense = max((rows * columns for _, (rows, columns), packing in linears if packing), default=0)
-        total += (2 * max(1, width // HEAD_WIDTH) * tokens**2 + dense) * 4
+        total += (2 * max(1, width // HEAD_WIDTH) * tokens**2 + 2 * dense) * 4
     return total
 
 
