@@ -248,7 +248,7 @@ def block_bytes(component: Component, tokens: int, gpu: bool) -> int:
     widest = max(max(shape) for _, shape, _ in linears)
     total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
     if not gpu:
-        dense = max((rows * columns for _, (rows, columns), packing in linears if packing), default=0)
+        dense = max(rows * columns for _, (rows, columns), _ in linears)  # unpacked for one product
         total += (2 * max(1, width // HEAD_WIDTH) * tokens**2 + 2 * dense) * 4
     return total
 

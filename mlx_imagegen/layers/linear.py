@@ -80,8 +80,8 @@ def packed_matmul(
     if (kernel or default_kernel()) == PACKED:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **options)
     if not on_gpu():
-        # The CPU backend takes memory as it schedules, far ahead of what it computes: unevaluated, the unpacked weights of
-        # a whole step would stand in memory together (2.4 GB for 12 layers of FLUX.1's width).
+        # The CPU backend takes memory as it schedules, far ahead of what it computes: unevaluated, the unpacked weights
+        # of a whole step would stand in memory together (2.4 GB for 12 layers of FLUX.1's width).
         mx.eval(x)
     return x @ mx.dequantize(weight, scales, biases, dtype=x.dtype, **options).T
 
