@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(os.environ.get("TRAIN_DEMO_ROOT", "/root/demo_training"))
+ROOT = Path(os.environ.get("TRAIN_DEMO_ROOT", Path.home() / "demo_training"))
 
 
 def attention(
