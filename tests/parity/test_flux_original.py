@@ -5,13 +5,9 @@ Columns do not take part in the conversion, so that two of them are enough: the 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from diffusers.loaders.single_file_utils import (
-    convert_flux_transformer_checkpoint_to_diffusers,
-    convert_ldm_vae_checkpoint,
-)
 
 from mlx_imagegen.flux.keys import from_original, from_original_autoencoder
 from tests.flux.test_original import check_split
@@ -21,12 +17,16 @@ pytestmark = pytest.mark.parity
 NAMES = Path(__file__).parents[1] / "data/names/FLUX.1-dev"
 
 
-def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    import torch  # here, and not above: `make test` collects this file on machines without torch
+
     torch.manual_seed(0)
     return {name: torch.randn(shape[0], *(min(size, 2) for size in shape[1:])) for name, shape in shapes.items()}
 
 
 def test_transformer() -> None:
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
     _, shapes = expand(NAMES / "bfl_single_file_flux1-dev.json")
     tensors = drawn(shapes)
     ours = {name: value.numpy() for name, value in tensors.items()}
@@ -35,6 +35,8 @@ def test_transformer() -> None:
 
 
 def test_autoencoder() -> None:
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     _, shapes = expand(NAMES / "bfl_single_file_ae.json")
     tensors = drawn(shapes)
     ours = {name: value.numpy() for name, value in tensors.items()}
