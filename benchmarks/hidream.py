@@ -26,7 +26,7 @@ from mlx_imagegen.hidream_o1.tokens import positions
 from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading import Changes, Component, Weights, layers, own_parameters
-from mlx_imagegen.recipes import read_recipe
+from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
 SHAPES = Path(__file__).parents[1] / "tests" / "data" / "hidream_o1" / "recorded" / "full_size.json"

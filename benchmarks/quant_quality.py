@@ -24,10 +24,10 @@ from mlx_imagegen.download import locate
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading import Changes, layers
 from mlx_imagegen.manifest import find
-from mlx_imagegen.packing import pack
 from mlx_imagegen.pipeline import Pipeline, open_family
-from mlx_imagegen.quantizer import quantize
-from mlx_imagegen.recipes import fitted, read_recipe
+from mlx_imagegen.quantization.packing import pack
+from mlx_imagegen.quantization.quantizer import quantize
+from mlx_imagegen.quantization.recipes import fitted, read_recipe
 
 PROMPTS = (
     "a red circle above a blue square", "a small green triangle on a white background", "a large yellow star",

@@ -20,7 +20,6 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.quant_convert import CONFIG, ROOT
-from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer, Modulation
@@ -31,7 +30,8 @@ from mlx_imagegen.loading import Component, Weights, layers, own_parameters
 from mlx_imagegen.memory import bound_cache, process_peak_bytes
 from mlx_imagegen.plan import BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype
-from mlx_imagegen.recipes import read_recipe
+from mlx_imagegen.quantization.bfloat import to_bf16
+from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
 TEXT_TOKENS = 64

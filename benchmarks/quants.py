@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_imagegen.bench import AS_STORED, Asked, bench, in_terminal
+from mlx_imagegen.measuring.bench import AS_STORED, Asked, bench, in_terminal
 
 MODEL = "hidream-demo"
 PROMPT = "a red circle above a blue square"

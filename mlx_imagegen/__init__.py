@@ -16,7 +16,7 @@ BLAS = blas.preload()  # before anything imports mlx.core; see blas.py
 _HOMES = {
     "generate": "api",
     "load": "pipeline",
-    "quantize": "quantizer",
+    "quantize": "quantization.quantizer",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "ImagegenError": "errors",

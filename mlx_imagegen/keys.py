@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from .bfloat import to_float32
 from .checkpoint import Tensor
+from .quantization.bfloat import to_float32
 
 # What trainers write before a module's name; taken off one after another until the name is known.
 LORA_PREFIXES = (

@@ -22,14 +22,14 @@ from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
 from .kernels import choose
 from .loading import Changes
-from .lora import Merge, Wanted, open_loras, own_loras, refit
-from .lora_file import TITLES
-from .lora_match import match_loras, vocabularies
-from .lora_source import Source
+from .lora.file import TITLES
+from .lora.match import match_loras, vocabularies
+from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
+from .lora.source import Source
 from .manifest import Manifest, Model, manifests, revision_of
 from .plan import check_fits, loaded_linears, plan
 from .precision import compute_dtype
-from .recipes import read_recipe
+from .quantization.recipes import read_recipe
 from .report import Report
 from .sampling import Schedule, denoise
 from .seams import blend_seams

@@ -21,7 +21,7 @@ from .loading import Component, own_parameters
 from .manifest import Manifest
 from .memory import GB, physical_bytes
 from .precision import VAE_DTYPE, on_gpu
-from .recipes import Recipe, read_recipe, recipe_names
+from .quantization.recipes import Recipe, read_recipe, recipe_names
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """`python -m mlx_imagegen.quantize`: the same as `mlx-imagegen quantize`. The function of that name is in
-quantizer.py."""
+quantization/quantizer.py."""
 
 import sys
 

@@ -12,7 +12,7 @@ from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.plan import CHIPS, describe, held_bytes, plan
-from mlx_imagegen.quantizer import quantize
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.tiny import draw_flux
 
 DATA = Path(__file__).parent / "data"

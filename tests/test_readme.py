@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlx_imagegen import download, pipeline
 from mlx_imagegen.manifest import Manifest, Model, manifests
-from tests.test_lora_pipeline import draw_lora
+from tests.lora.test_pipeline import draw_lora
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")

@@ -24,8 +24,8 @@ from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.layers.linear import Packing
 from mlx_imagegen.layers.rope import rope_tables
 from mlx_imagegen.loading import Changes, Component, Weights
-from mlx_imagegen.packing import pack
 from mlx_imagegen.precision import compute_dtype
+from mlx_imagegen.quantization.packing import pack
 from mlx_imagegen.qwen_image import modulation as qwen_modulation
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.positions import positions

@@ -21,9 +21,9 @@ import numpy as np
 from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
 from setup import python_of
 
-from mlx_imagegen.bench import surroundings
+from mlx_imagegen.measuring.bench import surroundings
+from mlx_imagegen.measuring.tables import NONE, markdown, short
 from mlx_imagegen.memory import GB
-from mlx_imagegen.tables import NONE, markdown, short
 
 SCRIPTS = {"ours": "ours.py", "mflux": "with_mflux.py", "diffusers": "with_diffusers.py"}
 ROOTS = {"ours": ["mlx-imagegen"], "mflux": ["mflux"], "diffusers": ["diffusers", "transformers", "torch"]}

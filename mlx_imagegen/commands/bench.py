@@ -28,8 +28,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..bench import Asked, bench, in_terminal, write
-    from ..tables import output_folder
+    from ..measuring.bench import Asked, bench, in_terminal, write
+    from ..measuring.tables import output_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)

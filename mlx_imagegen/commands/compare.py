@@ -23,8 +23,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..compare import Column, compare, in_terminal, read_lines, write
-    from ..tables import output_folder
+    from ..measuring.compare import Column, compare, in_terminal, read_lines, write
+    from ..measuring.tables import output_folder
 
     parameters = {"seed": args.seed}
     if args.steps is not None:

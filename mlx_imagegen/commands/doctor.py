@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import QuantizationError
 
 if TYPE_CHECKING:
-    from ..doctor import Fit
+    from ..measuring.doctor import Fit
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..doctor import facts, fits, self_test, warnings
+    from ..measuring.doctor import facts, fits, self_test, warnings
 
     known, found = facts(), fits(args.model)
     if not args.json:
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:
+    from ..measuring.tables import NONE, aligned, short
     from ..memory import GB
-    from ..tables import NONE, aligned, short
 
     width = max(map(len, known))
     lines = [f"{name:<{width}}  {value}" for name, value in known.items()]

@@ -189,6 +189,6 @@ def _radius(text: str) -> int | str:
 
 
 def _lora(text: str) -> Any:
-    from ..lora import parse_lora
+    from ..lora.merge import parse_lora
 
     return parse_lora(text)

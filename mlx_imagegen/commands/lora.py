@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoraError
 
 if TYPE_CHECKING:
-    from ..lora_file import LoraFile
-    from ..lora_match import Vocabulary
+    from ..lora.file import LoraFile
+    from ..lora.match import Vocabulary
 
 SHOWN = 12  # leftovers that are listed
 BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")  # the first number of a module's name is its block's
@@ -25,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..lora_file import open_lora
+    from ..lora.file import open_lora
 
     file = open_lora(args.file)
     told = described(file) | fit(file, args.model)
@@ -68,7 +68,7 @@ def targets(names: Sequence[str]) -> list[str]:
 def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
     """What matches a model whose files are here: the one named, or the nearest of the LoRA's family."""
     from ..loading import Changes
-    from ..lora_match import Lora, match_entries, vocabularies
+    from ..lora.match import Lora, match_entries, vocabularies
     from ..pipeline import open_family
 
     found = _model(file, named)
@@ -85,7 +85,7 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 def by_name(file: "LoraFile") -> dict[str, Any]:
     """Without the model's files: names alone, whatever a block's number."""
     from ..keys import find_module
-    from ..lora_file import TITLES
+    from ..lora.file import TITLES
 
     family = next((family for family, title in TITLES.items() if title == file.family), None)
     if family is None:
@@ -112,7 +112,7 @@ def by_name(file: "LoraFile") -> dict[str, Any]:
 def smallest(family: str) -> "list[Vocabulary]":
     """What a family calls its modules, from a model with a block or two of each kind."""
     from ..loading import Changes
-    from ..lora_match import Vocabulary, vocabularies
+    from ..lora.match import Vocabulary, vocabularies
     from ..manifest import data_folder, manifests
     from ..pipeline import open_family
 
@@ -161,7 +161,7 @@ def _names_of(component: str, *trees: Any) -> Any:
 def _model(file: "LoraFile", named: str | None) -> tuple[str, Any, Any] | None:
     """(name, manifest, folder)"""
     from ..download import local_folder
-    from ..lora_file import TITLES
+    from ..lora.file import TITLES
     from ..manifest import find, manifests
 
     if named is not None:

@@ -9,7 +9,7 @@ from ..errors import RequestError
 from .generate import _size
 
 if TYPE_CHECKING:
-    from ..quantizer import Draft
+    from ..quantization.quantizer import Draft
 
 GB = 1e9
 
@@ -41,8 +41,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..lora import parse_lora
-    from ..quantizer import draft, quant_of_bits, quantize
+    from ..lora.merge import parse_lora
+    from ..quantization.quantizer import draft, quant_of_bits, quantize
     from .progress import Progress
 
     quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
@@ -97,7 +97,7 @@ def _prompts(path: Path | None) -> list[str]:
 
 def described(made: "Draft") -> str:
     """What each kind of tensor gets, and what it comes to."""
-    from ..quantizer import expected, table
+    from ..quantization.quantizer import expected, table
 
     rows = [(name, form, f"{count}", f"{size / GB:.3f} GB") for name, form, count, size in table(made)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -111,7 +111,7 @@ def described(made: "Draft") -> str:
 
 
 def _pace(made: "Draft") -> str:
-    from ..quantizer import SEARCH_COST
+    from ..quantization.quantizer import SEARCH_COST
 
     if not made.recipe.search:
         return ""

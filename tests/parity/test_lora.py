@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.keys import split_lora_key
-from mlx_imagegen.lora_file import TITLES, open_lora
-from mlx_imagegen.lora_match import Change, Lora, Vocabulary, match_loras
-from tests.test_lora import check_format
-from tests.test_lora_names import FAMILIES, FORMATS, full_size
+from mlx_imagegen.lora.file import TITLES, open_lora
+from mlx_imagegen.lora.match import Change, Lora, Vocabulary, match_loras
+from tests.lora.test_merge import check_format
+from tests.lora.test_names import FAMILIES, FORMATS, full_size
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "references" / "lora.py"

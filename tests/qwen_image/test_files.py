@@ -18,6 +18,7 @@ from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.keys import Rename, same_names
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading import Changes, Component, Weights, layers, own_parameters
+from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.files import TABLE
 from mlx_imagegen.qwen_image.keys import HEAD, VISION, from_text_encoder
@@ -25,7 +26,6 @@ from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.qwen_image.vae import Decoder, Encoder, VaeConfig, unused_tensors
 from mlx_imagegen.qwen_image.vision import VisionConfig, vision_tower
-from mlx_imagegen.recipes import read_recipe
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from tests.references.names import Shapes, expand
 

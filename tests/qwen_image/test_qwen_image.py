@@ -21,7 +21,7 @@ from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_tables
 from mlx_imagegen.loading import Changes
-from mlx_imagegen.lora import Merge
+from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.manifest import Model, manifests, recognise
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.qwen_image import THETA, QwenImage

@@ -1,0 +1,241 @@
+"""LoRA files: found, opened, their tensors gathered by module; which trainer's format, and for which model.
+
+In: a path, or a repository and file. Out: a `LoraFile`. Data is read once to refuse NaN; all else is in the header.
+Must not know: the model that is open, arithmetic.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, Tensor, read_header
+from ..config import read_json
+from ..download import REPOSITORY, Tell, fetch_files, tell_stderr
+from ..errors import LoraError, MissingFile
+from ..keys import split_lora_key
+from ..manifest import Defaults, Manifest
+from .deltas import Entry, check_finite
+
+ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own metadata
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What a file's keys tell about who wrote it; the first that matches.
+FORMATS = (
+    ("XLabs", r"\.processor\.(qkv|proj)_lora"),
+    ("LyCORIS", r"^lycoris_"),
+    ("kohya sd-scripts", r"^lora_unet_(double|single)_blocks_|^lora_te\d?_"),
+    ("musubi-tuner", r"^lora_unet_"),
+    ("flattened diffusers names", r"^lora_transformer_"),
+    ("PEFT adapter", r"^base_model\.model\."),
+    ("diffusers PEFT (also ai-toolkit for FLUX.1)", r"^(transformer|text_encoder(_2)?)\..*\.lora_[AB]"),
+    ("diffusers names with down and up", r"^transformer\."),
+    ("ComfyUI", r"^(diffusion_model\.(double|single)_blocks\.|text_encoders\.)"),
+    ("ai-toolkit", r"^diffusion_model\."),
+    ("DiffSynth", r"\.lora_[AB](\.default)?\.weight$"),
+    ("bare names with down and up (lightx2v Lightning)", r"\.lora_(down|up)\.weight$"),
+)
+# What only one model has among its modules' names, so that a LoRA for another one can be named; the first that matches.
+FAMILIES = (
+    ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
+    ("HiDream-I1", r"(double|single)_stream_blocks"),
+    ("FLUX.1", r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context"),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
+    ("HiDream-O1-Image", r"language_model[._]layers|final_layer2|t_embedder1|x_embedder[._]proj[12]"),
+    ("Stable Diffusion 3", r"joint_blocks"),
+    ("Stable Diffusion or SDXL", r"(down|up|input|output)_blocks?[._]|mid(dle)?_block"),
+    ("Wan", r"blocks[._]\d+[._](self|cross)_attn"),
+    ("Z-Image", r"(noise|context)_refiner|layers[._]\d+[._]attention"),
+    ("FLUX.1 or Qwen-Image", r"transformer_blocks[._]\d+[._]attn"),  # the same names and, at full size, shapes
+)
+TITLES = {"flux": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}  # our families, as above
+FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
+# `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
+ARCHITECTURES = (
+    ("FLUX.2", r"flux-?2"), ("FLUX.1", r"flux"), ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
+)  # fmt: skip
+# What no module tree here can take, and why.
+REFUSED = (
+    (
+        r"\.(query|key)_norm\.scale$",
+        "it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input from 64 to 128 channels for a control "
+        "picture beside the latents, which this library does not have",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """PEFT's own numbers: in the file's metadata (diffusers) or in an adapter_config.json beside it."""
+
+    r: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> "AdapterConfig":
+        return cls(
+            int(data["r"]),
+            float(data.get("lora_alpha", data.get("alpha", data["r"]))),
+            dict(data.get("rank_pattern") or {}),
+            dict(data.get("alpha_pattern") or {}),
+            bool(data.get("use_rslora")),
+        )
+
+    def scale(self, module: str, rank: int | None) -> float:
+        rank = rank or _of_pattern(self.rank_pattern, module, self.r)
+        return _of_pattern(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    path: Path
+    spoken: str  # what the user called it
+    revision: str | None  # asked for, if it lies in a repository
+    entries: Mapping[str, Entry]  # by the module's name as the file writes it
+    strangers: tuple[str, ...]  # keys whose ending is not known
+    metadata: Mapping[str, str]
+    checkpoint: Checkpoint
+
+    @property
+    def remote(self) -> bool:
+        """Whether it was named by its repository."""
+        return not Path(self.spoken).expanduser().exists()
+
+    @property
+    def format(self) -> str:
+        return next((name for name, sign in FORMATS if self._any(sign)), "unknown")
+
+    @property
+    def family(self) -> str | None:
+        """The model whose modules the keys name, as far as can be told."""
+        words = (self.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
+        told = " ".join(words).lower()
+        by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
+        if by_keys == FAMILIES[-1][0]:
+            numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
+            by_words = next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
+            return "Qwen-Image" if max(numbers) >= FLUX_DOUBLE_BLOCKS else by_words or by_keys
+        return by_keys or next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.checkpoint)
+
+    def _any(self, sign: str) -> bool:
+        return any(re.search(sign, key) for key in self.checkpoint)
+
+
+def open_lora(source: str | Path, revision: str | None = None, tell: Tell = tell_stderr) -> LoraFile:
+    """`source`: a file, a folder that holds one, or `owner/repository:file`."""
+    path = _locate(str(source), revision, tell)
+    tensors, metadata = read_header(path)
+    for sign, reason in REFUSED:
+        if any(re.search(sign, key) for key in tensors):
+            raise LoraError(f"{source} cannot be merged: {reason}.")
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
+        check_finite(tensor)
+    return sort_out(Checkpoint(tensors, [path], path), metadata, str(source), revision)
+
+
+def sort_out(checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, revision: str | None = None) -> LoraFile:
+    """A file's tensors by the modules they speak of; from the header alone."""
+    path = checkpoint.where
+    groups, strangers = _gather(path, checkpoint)
+    configs = _configs(path, metadata)
+    entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
+    return LoraFile(path, spoken, revision, entries, tuple(strangers), metadata, checkpoint)
+
+
+def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Tensors by module and part, and the keys that are neither."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        split = split_lora_key(key)
+        if split is None:
+            strangers.append(key)
+            continue
+        module, part = split
+        parts = groups.setdefault(module, {})
+        # Some files hold every pair twice, as lora_A/lora_B and as lora_down/lora_up: one copy counts.
+        if part in parts and parts[part].shape != tensor.shape:
+            raise LoraError(f"{path}: '{key}' and '{parts[part].name}' mean one tensor, in two shapes: a damaged file.")
+        parts.setdefault(part, tensor)
+    return groups, strangers
+
+
+def _locate(source: str, revision: str | None, tell: Tell) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _only_file(path)
+    _refuse_pickle(path)
+    repo, _, name = source.partition(":")
+    if not path.is_file() and REPOSITORY.fullmatch(repo) and name:
+        stranger = Manifest(source, f"the LoRA {name}", "", Defaults(1, 0, 0, 0.0), repo, licence=f"see {repo}")
+        return fetch_files(repo, revision or "main", [name], stranger, tell) / name
+    if not path.is_file():
+        raise MissingFile(
+            f"there is no LoRA file {source}. Give a .safetensors file, or a repository and its file as "
+            "owner/name:file.safetensors."
+        )
+    return path
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        for path in sorted(folder.iterdir()):
+            _refuse_pickle(path)
+    listed = ", ".join(path.name for path in files[:4]) or "none"
+    raise LoraError(f"{folder} should hold one .safetensors file and holds {len(files)} ({listed}); name the file.")
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix.lower() in PICKLES:
+        raise LoraError(
+            f"{path} is a pickle, which can run any code when it is opened, so it is refused. Take the .safetensors "
+            "file, or convert it if you trust its maker: python -c 'import sys, torch, safetensors.torch as st; "
+            "st.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])' "
+            f"{path.name} {path.stem}.safetensors"
+        )
+
+
+def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
+    """Configurations by the prefix of the modules they speak of ("" for all)."""
+    beside = path.with_name("adapter_config.json")
+    tables: dict[str, dict[str, Any]] = {}
+    try:
+        flat = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
+        if not flat and beside.is_file():
+            flat = read_json(beside)
+        for key, value in flat.items():
+            prefix, _, name = key.rpartition(".")
+            tables.setdefault(prefix, {})[name] = value
+        return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if table.get("r")}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LoraError(
+            f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It stands "
+            f"in the file's metadata '{ADAPTER_METADATA}' or in {beside.name}; take both from the LoRA's repository."
+        ) from error
+
+
+def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Any:
+    """The configuration for a module: of the longest prefix that it begins with."""
+    fitting = [prefix for prefix in configs if not prefix or module.startswith(f"{prefix}.")]
+    if not fitting:
+        return None
+    prefix = max(fitting, key=len)
+    bare = module.removeprefix(f"{prefix}.").removeprefix("base_model.model.")
+    return lambda rank: configs[prefix].scale(bare, rank)
+
+
+def _of_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    """PEFT's rule: a pattern is the end of a module's name, at a dot."""
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)

@@ -1,0 +1,204 @@
+"""A LoRA file's entries on a family's modules: where each belongs, and what is refused.
+
+In: opened LoRA files and a family that is open. Out: a `Match` for each, with the changes of our parameters by name.
+A file that does not fit is refused, all that is wrong with it at once: nothing in it is ever dropped in silence.
+Must not know: arithmetic, when changes are merged.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import LoraError
+from ..family import Family
+from ..keys import Target, find_module, lora_names
+from ..loading import Weights
+from .deltas import Entry
+from .file import LoraFile
+
+OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[Target]]]  # Family.lora_names
+Key = tuple[str, str, str]  # component, module path, parameter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file and how strongly it is wanted."""
+
+    file: LoraFile
+    scale: float = 1.0
+    own: bool = False  # the manifest's, not the user's
+
+    def described(self) -> dict[str, Any]:
+        """Enough to open it again from anywhere."""
+        place = self.file.spoken if self.file.remote else str(self.file.path.resolve())
+        return {"file": place, "revision": self.file.revision, "scale": self.scale}
+
+    def __str__(self) -> str:
+        return f"{self.file.spoken} at {self.scale:g}"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """One component as LoRA files may speak of it."""
+
+    component: str
+    shapes: Mapping[str, tuple[int, ...]]  # of our parameters, unpacked
+    names: Mapping[str, tuple[Target, ...]]  # every name of a module
+    prefixes: tuple[str, ...]  # that say a key is for this component; () for the transformer, which needs none
+
+    @classmethod
+    def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "Vocabulary":
+        shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
+        modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
+        return cls(weights.component, shapes, lora_names(modules, others(weights.component, modules)), tuple(prefixes))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of one file on one of our parameters."""
+
+    lora: Lora
+    entry: Entry
+    target: Target
+    parameter: str
+
+    def of(self, value: mx.array, target: Target | None = None) -> mx.array:
+        """`target`: the run of the file's rows that `value` is, where that is a part of ours."""
+        if self.parameter == "bias":
+            return self.entry.bias_change(target or self.target, self.lora.scale)
+        return self.entry.weight_change(value, target or self.target, self.lora.scale)
+
+
+@dataclass
+class Match:
+    """What became of a file."""
+
+    lora: Lora
+    matched: list[str] = field(default_factory=list)  # entries, by the file's names
+    left: dict[str, str] = field(default_factory=dict)  # key or entry -> why it has no place
+    misshapen: list[str] = field(default_factory=list)
+    changes: dict[Key, list[Change]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return len(self.matched) + len(self.left) + len(self.misshapen)
+
+
+def vocabularies(family: Family[Any]) -> list[Vocabulary]:
+    """Of every component that LoRAs can change, the one of the denoising loop last: its modules need no prefix."""
+    main = family.components[family.stages["denoise"][0]].weights.component
+    weights = {component.weights.component: component.weights for component in family.components.values()}
+    out = []
+    for name, of in weights.items():
+        prefixes = [prefix for prefix, component in family.lora_prefixes.items() if component == name]
+        if name == main or prefixes:
+            out.append(Vocabulary.of(of, family.lora_names, prefixes))
+    return sorted(out, key=lambda vocabulary: vocabulary.component == main)
+
+
+def match_loras(loras: Iterable[Lora], known: Sequence[Vocabulary], title: str, partial: bool = False) -> list[Match]:
+    """Every file's entries on the family's modules; `partial`: entries without a place are left out, not refused."""
+    matches = [match_entries(lora, known) for lora in loras]
+    for match in matches:
+        _refuse_misfit(match, title, partial)
+    return matches
+
+
+def match_entries(lora: Lora, known: Sequence[Vocabulary]) -> Match:
+    """Where each of a file's entries belongs; refuses nothing."""
+    match = Match(lora, left=dict.fromkeys(lora.file.strangers, "its ending is of no known kind"))
+    seen: dict[tuple[str, tuple[Target, ...]], str] = {}
+    for name, entry in lora.file.entries.items():
+        found = _find(name, known)
+        if found is None:
+            match.left[name] = "no such module"
+            continue
+        vocabulary, targets = found
+        first = seen.setdefault((vocabulary.component, targets), name)
+        if entry.kind is None:
+            match.left[name] = f"it has only {', '.join(sorted(entry.parts))}"
+        elif first != name:
+            match.left[name] = f"'{first}' already speaks of this module"
+        else:
+            _place(match, entry, vocabulary, targets)
+    return match
+
+
+def _find(name: str, known: Sequence[Vocabulary]) -> tuple[Vocabulary, tuple[Target, ...]] | None:
+    for vocabulary in known:
+        if vocabulary.prefixes:
+            prefix = next((prefix for prefix in vocabulary.prefixes if name.startswith(prefix)), None)
+            module = None if prefix is None else find_module(name.removeprefix(prefix), vocabulary.names)
+        else:
+            module = find_module(name, vocabulary.names)
+        if module is not None:
+            return vocabulary, vocabulary.names[module]
+    return None
+
+
+def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Target, ...]) -> None:
+    """Notes the entry's changes under our parameters, if its shapes fit them."""
+    for parameter, found in (("weight", entry.shape), ("bias", entry.bias_shape)):
+        if found is None and (parameter == "bias" or entry.kind == "difference"):
+            continue  # the file says nothing of it
+        expected = _whole_shape(vocabulary, targets, parameter)
+        if expected is None:
+            match.left[entry.name] = f"the module has no {parameter}"
+        elif found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in entry.parts.items() if tensor.shape)
+            match.misshapen.append(f"'{entry.name}': expected {list(expected)}, found {shapes}")
+        else:
+            for target in targets:
+                key = (vocabulary.component, target.name, parameter)
+                match.changes.setdefault(key, []).append(Change(match.lora, entry, target, parameter))
+            continue
+        return
+    match.matched.append(entry.name)
+
+
+def _whole_shape(vocabulary: Vocabulary, targets: Sequence[Target], parameter: str) -> tuple[int, ...] | None:
+    """The shape of the file's module: our modules' rows, one below another."""
+    shapes = [vocabulary.shapes.get(f"{target.name}.{parameter}") for target in targets]
+    if any(shape is None for shape in shapes):
+        return None
+    first = shapes[0]
+    assert first is not None
+    return (sum(shape[0] for shape in shapes if shape), *first[1:])
+
+
+def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
+    """Raises with everything that is wrong, unless only leftovers are and `partial` allows them."""
+    file = match.lora.file
+    other = file.family if file.family and title not in file.family else None
+    looks = f" It looks like a LoRA for {other}." if other else ""
+    if not match.matched and not match.misshapen:
+        keys = ", ".join(f"'{key}'" for key in file.keys[:3])
+        count = len(file.entries)
+        raise LoraError(f"{file.spoken}: none of its {count} modules is one of {title}'s; its keys: {keys} ….{looks}")
+    if match.misshapen:
+        more = f" … and {len(match.misshapen) - 3} more" if len(match.misshapen) > 3 else ""
+        raise LoraError(
+            f"{file.spoken} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}.{looks} "
+            "A LoRA fits only the model it was trained on."
+        )
+    if other and not match.left:
+        raise LoraError(
+            f"{file.spoken} says that it is for {other}: {title} has modules of the same names, but not the same use."
+        )
+    if match.left and (other or not partial):
+        left = "; ".join(f"'{name}' ({why})" for name, why in list(match.left.items())[:4])
+        more = f"; and {len(match.left) - 4} more" if len(match.left) > 4 else ""
+        mend = "" if other else " Allow it with --lora-partial (lora_partial=True) to merge the rest."
+        raise LoraError(
+            f"{file.spoken}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
+            f"{left}{more}.{looks}{mend}"
+        )
+
+
+def _unpacked(weights: Weights, name: str) -> tuple[int, ...]:
+    """A parameter's shape as it was before it was packed."""
+    path, _, parameter = name.rpartition(".")
+    linear = weights.linears.get(path)
+    return linear if linear and parameter == "weight" else weights.slices[name].shape

@@ -1,0 +1,191 @@
+"""LoRAs merged into full-precision weights, in float32, module by module as these stream in.
+
+In: LoRA files matched with a family's modules. Out: `Merge`, which `loading.py` hands every tensor on its way to
+quantization and into the module. Each file's changes are computed from the weight as it is without any LoRA and added
+up, so that their order does not matter; a scale of 0 leaves every bit as it is.
+Must not know: sampling, how weights are packed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..download import Tell, tell_stderr
+from ..errors import LoraError
+from ..family import Family
+from ..keys import runs
+from ..layers.linear import Packing, unpacked
+from ..loading import Pack
+from ..manifest import Manifest
+from .file import open_lora
+from .match import Change, Key, Lora, Match
+
+Source = str | Path
+# What `lora=` takes: a file, or (file, scale); a file may stand in a repository: "owner/name:file.safetensors".
+Wanted = Source | tuple[Source, float]
+SCALE_LIMIT = 100.0
+SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%
+
+
+class Merge:
+    """The chosen LoRAs by parameter; called with every tensor that is read."""
+
+    def __init__(self) -> None:
+        self.matches: list[Match] = []
+        self.applied: set[Key] = set()
+        self.survived: dict[str, float] = {}  # component/path -> share of the change that packing left
+        self._changes: dict[Key, list[Change]] = {}
+        self._before: dict[Key, list[Change]] = {}
+
+    def choose(self, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
+        """Takes the place of what was chosen; gives the parameters whose merged values become others.
+
+        `before`: what was merged into a quantized checkpoint when it was made, for weights that come from its source.
+        """
+        changes, self._before = _by_parameter(matches), _by_parameter(before)
+        keys = changes.keys() | self._changes.keys()
+        differ = {key for key in keys if not _alike(changes.get(key), self._changes.get(key))}
+        self.matches, self._changes = list(matches), changes
+        self.applied -= differ
+        for component, path, _ in differ:
+            self.survived.pop(f"{component}/{path}", None)
+        return differ
+
+    def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        changes = self._changes.get((component, path, parameter))
+        if not changes:
+            return value
+        self.applied.add((component, path, parameter))
+        return _added(value, changes)
+
+    def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        key = (component, path, parameter)
+        self.applied.add(key)
+        changes = [*self._before.get(key, ()), *self._changes.get(key, ())]
+        return _added(value, changes) if changes else value
+
+    def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
+        """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
+        key = (component, path, parameter)
+        rows = rows.astype(mx.float32)
+        out = rows
+        for change in self._changes.get(key, ()):
+            if change.entry.by_columns and len(rows) != height:
+                raise LoraError(
+                    f"{change.lora.file.spoken}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
+                    "weight at once, and weights pass in pieces here; give this LoRA to generate instead."
+                )
+            self.applied.add(key)
+            parts = runs(change.target, first, len(rows), height)
+            stops = np.cumsum([part.share for part in parts])[:-1].tolist()
+            pieces = mx.split(rows, stops) if stops else [rows]
+            out = out + mx.concatenate([change.of(piece, part) for piece, part in zip(pieces, parts, strict=True)])
+        return out
+
+    def measure(
+        self, component: str, path: str, before: mx.array, after: mx.array, pack: Pack, packing: Packing
+    ) -> None:
+        """The part of the change that is found again in what packing makes of the weight without and with it."""
+        before, after = (weight[:SAMPLE_ROWS].astype(mx.float32) for weight in (before, after))
+        change = after - before
+        found = unpacked(pack(after, packing), packing) - unpacked(pack(before, packing), packing)
+        share = mx.sum(found * change) / mx.maximum(mx.sum(change * change), 1e-30)
+        self.survived[f"{component}/{path}"] = float(np.array(share))
+
+    def record(self) -> dict[str, Any]:
+        """What generate() would be given again; a manifest's own LoRA comes with the model's name."""
+        chosen = [[match.lora.file.spoken, match.lora.scale] for match in self.matches if not match.lora.own]
+        partial = {"lora_partial": True} if any(match.left for match in self.matches) else {}
+        return {"lora": chosen} | partial if chosen else {}
+
+    def notes(self) -> list[str]:
+        """For the report: how much of each file found its place."""
+        notes = [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
+        return notes + self.losses() + self._idle()
+
+    def losses(self) -> list[str]:
+        """What quantization left of the changes, where it was measured."""
+        if not self.survived:
+            return []
+        worst = min(self.survived, key=lambda name: self.survived[name])
+        mean = sum(self.survived.values()) / len(self.survived)
+        least = f"least in {worst}: {self.survived[worst]:.0%}"
+        return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
+
+    def _idle(self) -> list[str]:
+        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
+        return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
+
+    def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
+        return (component, path, parameter) in self._changes
+
+
+def open_loras(wanted: Sequence[Wanted], tell: Tell = tell_stderr) -> list[Lora]:
+    """The files of `lora=`, opened and checked by themselves."""
+    loras = []
+    for item in wanted:
+        source, scale = item if isinstance(item, tuple | list) else (item, 1.0)  # JSON has no tuples
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= SCALE_LIMIT:
+            raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
+        loras.append(Lora(open_lora(source, tell=tell), float(scale)))
+    return loras
+
+
+def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
+    """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
+    former = merge.matches
+    differ = merge.choose(matches, before)
+    try:
+        for component in family.components.values():
+            component.refill({path for name, path, _ in differ if name == component.weights.component})
+    except BaseException:  # a half-changed module must not make a picture
+        merge.choose(former, before)
+        for component in family.components.values():
+            component.release()
+        raise
+    return differ
+
+
+def own_loras(manifest: Manifest, tell: Tell = tell_stderr) -> list[Lora]:
+    """The LoRA that makes a manifest's model out of its base's files."""
+    own = manifest.extras.get("lora")
+    return [Lora(open_lora(f"{own['repo']}:{own['file']}", own["revision"], tell), own=True)] if own else []
+
+
+def parse_lora(text: str) -> Wanted:
+    """PATH[:SCALE] of the command line."""
+    head, colon, tail = text.rpartition(":")
+    try:
+        return (head, float(tail)) if colon and head else text
+    except ValueError:
+        return text
+
+
+def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
+    out: dict[Key, list[Change]] = {}
+    for match in matches:
+        if match.lora.scale != 0:
+            for key, changes in match.changes.items():
+                out.setdefault(key, []).extend(changes)
+    return out
+
+
+def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
+    """Every change is computed from the plain value; the sum of changes is added at once."""
+    value = value.astype(mx.float32)
+    total = changes[0].of(value)
+    for change in changes[1:]:
+        total = total + change.of(value)
+    return value + total
+
+
+def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:
+    """Whether two lists of changes come to the same sum: the same entries of the same files at the same scales."""
+
+    def keys(changes: Sequence[Change] | None) -> list[Any]:
+        return sorted((each.lora.file.checkpoint.stamp, each.entry.name, each.lora.scale) for each in changes or ())
+
+    return keys(a) == keys(b)

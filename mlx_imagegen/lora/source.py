@@ -1,0 +1,106 @@
+"""LoRAs for a folder that is quantized already: its touched weights are read again from what it was made from.
+
+A LoRA that is added to codes is mostly rounded away: of a change of 1%, 3% is left at 4 bits and 23% at 6
+(benchmarks/lora_merge.py). So the weights it touches come in full precision from the source that the converter
+recorded, with the LoRAs that were merged then, and are packed as they were; the others stay as they are. Without the
+source the merge is refused, with the command that makes a new folder.
+In: a quantized folder. Out: `Source`. Must not know: arithmetic, how packing works.
+"""
+
+import functools
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import read_json
+from ..download import local_folder
+from ..errors import LoraError
+from ..family import Family
+from ..layers.linear import Packing
+from ..loading import Changes, Weights
+from ..manifest import RECORD, Manifest
+from ..quantization.packing import pack
+from ..quantization.recipes import read_recipe, recipe_names
+from .file import open_lora
+from .match import Lora, Match
+
+OpenFamily = Callable[[Manifest, Path, Changes], Family[Any]]
+
+
+class Source:
+    """What a quantized folder was made from, opened when a LoRA first needs it."""
+
+    def __init__(self, folder: Path, manifest: Manifest, open_family: OpenFamily):
+        self.folder = folder
+        self.manifest = manifest
+        self.record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        self._open_family = open_family
+
+    def applied_to(self, changes: Changes) -> Changes:
+        """For loading: touched weights are read from here and packed again."""
+        return replace(changes, pack=changes.pack or self._pack, source=self)
+
+    def __call__(self, component: str) -> Weights:
+        weights = (part.weights for part in self._family.components.values())
+        return next(each for each in weights if each.component == component)
+
+    def merged_before(self, matches: Sequence[Match], family: Family[Any]) -> list[Lora]:
+        """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
+
+        Refused here, before anything is loaded, if the source is not at hand.
+        """
+        stored = {each.weights.component: each.weights.stored for each in family.components.values()}
+        changes = [key for match in matches if match.lora.scale != 0 for key in match.changes]
+        packed = [path for component, path, parameter in changes if parameter == "weight" and path in stored[component]]
+        if not packed:
+            return []
+        if self._place is None:
+            raise LoraError(self._refusal(matches, packed))
+        return [Lora(open_lora(each["file"], each["revision"]), each["scale"]) for each in self._before]
+
+    @property
+    def _before(self) -> list[dict[str, Any]]:
+        return self.record.get("lora", [])
+
+    @functools.cached_property
+    def _family(self) -> Family[Any]:
+        place = self._place
+        if place is None:  # it went away since it was asked for
+            raise LoraError(f"the files that {self.folder} was made from are not there any more: {self._named}.")
+        return self._open_family(self.manifest, place, Changes())
+
+    @property
+    def _place(self) -> Path | None:
+        """The source's folder, if it is on this machine and whole."""
+        named, revision = self.record.get("source"), self.record.get("revision")
+        if not named:
+            return None
+        if Path(named).is_absolute():
+            return Path(named) if Path(named).is_dir() else None
+        return local_folder(replace(self.manifest, repo=named, revision=revision or "main"))
+
+    @property
+    def _named(self) -> str:
+        return str(self.record.get("source") or "the full-precision model")
+
+    def _pack(self, weight: mx.array, packing: Packing) -> dict[str, mx.array]:
+        name = self.record.get("recipe")
+        search = name in recipe_names() and read_recipe(name, self.manifest.family).search
+        return pack(weight, packing, search)
+
+    def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
+        loras = [*self._before, *(match.lora.described() for match in matches)]
+        model = self.record.get("source") or "MODEL"
+        words = ["mlx-imagegen", "quantize", "--model", model, "--quant", str(self.record.get("recipe", "q6"))]
+        words += [word for lora in loras for word in ("--lora", f"{lora['file']}:{lora['scale']:g}")]
+        lost = f"{self._named}, which it was made from, is not on this machine"
+        return (
+            f"{self.folder} is quantized, and merging into its codes would lose most of a LoRA ({len(packed)} modules, "
+            f"{packed[0]} …). The weights would be read from the full-precision model instead, but "
+            f"{lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
+            f"{shlex.join([*words, '-o'])} FOLDER"
+        )

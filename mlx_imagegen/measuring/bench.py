@@ -1,0 +1,311 @@
+"""`bench`: one picture by several quants and sizes -> seconds a stage, memory, and how far each is from the best.
+
+In: what is `Asked`. Out: rows for tables, files and a plot. Each row comes of a process of its own (cell.py), whose
+first pictures warm it up: they are shown (cold load, warm-up) and counted nowhere else.
+Must not know: families, the command line.
+"""
+
+import datetime
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import RequestError
+from ..image import open_picture, write_picture
+from ..memory import GB, physical_bytes
+from . import tables
+from .cell import Made, Missing, Worker
+from .quality import Quality, compared
+from .sheet import Bar, bar_chart
+from .tables import NONE, gigabytes, short
+
+Tell = Callable[[str], None]
+AS_STORED = "none"  # --quant none: the weights as the model's files have them
+STAGES = ("load", "encode", "prepare", "steps", "decode", "other", "total")
+# A second clock cannot agree with itself to better than this on a busy machine.
+UNEXPLAINED_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure: every model with every quant at every size."""
+
+    models: Sequence[str]
+    quants: Sequence[str]  # recipes, or AS_STORED
+    sizes: Sequence[tuple[int, int] | None]  # None: the model's own
+    prompt: str
+    parameters: dict[str, Any]  # steps, seed …: as generate() takes them
+    repeat: int = 3
+    warm_up: int = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    least: float
+    most: float
+
+    def shown(self, digits: int = 3) -> str:
+        if self.least == self.most:
+            return short(self.median, digits)
+        return f"{short(self.median, digits)} ({short(self.least, digits)}–{short(self.most, digits)})"
+
+
+@dataclass
+class Row:
+    """One quant of one model at one size."""
+
+    model: str
+    quant: str
+    size: tuple[int, int] | None
+    reason: str | None = None  # why there is nothing else
+    steps: int = 0
+    manifest: str = ""
+    denoiser: str = ""
+    seconds: dict[str, Spread] = field(default_factory=dict)  # by stage
+    step_seconds: Spread | None = None
+    cold_load_seconds: float = 0.0  # a fresh process's first; the system may still have the files in memory
+    warm_up_seconds: list[float] = field(default_factory=list)  # totals
+    mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
+    process_peak_bytes: dict[str, int] = field(default_factory=dict)  # the most so far, when the stage was over
+    weight_bytes: int = 0
+    quality: Quality | None = None
+    reference: str | None = None  # the quant that `quality` is against
+    picture: str | None = None
+    notes: list[str] = field(default_factory=list)
+    runs: list[dict[str, float]] = field(default_factory=list)  # each measured run's seconds by stage
+
+    @property
+    def name(self) -> str:
+        size = f" {self.size[0]}x{self.size[1]}" if self.size else ""
+        return f"{self.model} {self.quant}{size}"
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.mlx_peak_bytes.values(), default=0)
+
+
+def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
+    """Measures one cell after the other; pictures go to `folder`. A cell that fails says why in its row."""
+    if asked.repeat < 1 or asked.warm_up < 0:
+        raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
+    rows = []
+    for number, (model, quant, size) in enumerate(_cells(asked), 1):
+        row = measured(Row(model, quant, size), asked, folder / f"{number:02}-{_slug(model)}-{_slug(quant)}.png")
+        rows.append(row)
+        tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
+    _compare(rows, folder)
+    if all(row.reason for row in rows):
+        raise RequestError(f"nothing could be measured. {rows[0].name}: {rows[0].reason}")
+    return rows
+
+
+def measured(row: Row, asked: Asked, path: Path) -> Row:
+    """The row, filled in by a fresh process."""
+    parameters = dict(asked.parameters)
+    if row.size:
+        parameters |= {"width": row.size[0], "height": row.size[1]}
+    runs: list[Made] = []
+    with Worker(row.model, None if row.quant == AS_STORED else row.quant) as worker:
+        for _ in range(asked.warm_up + asked.repeat):
+            made = worker.make(asked.prompt, path, parameters, anew=True)
+            if isinstance(made, Missing):
+                row.reason = made.reason
+                return row
+            runs.append(made)
+    _fill(row, runs[: asked.warm_up], runs[asked.warm_up :])
+    return row
+
+
+def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
+    last, every = runs[-1], [*warm_up, *runs]
+    row.size = (last.record["width"], last.record["height"])
+    row.steps, row.manifest, row.denoiser = last.record["steps"], last.record["manifest"], last.denoiser
+    row.picture, row.weight_bytes = Path(last.path).name, last.weight_bytes
+    row.runs = [run.seconds for run in runs]
+    row.seconds = {stage: _spread([run[stage] for run in row.runs]) for stage in STAGES}
+    row.step_seconds = _spread([step for run in runs for step in run.report["seconds"]["steps"]])
+    row.cold_load_seconds = every[0].seconds["load"]
+    row.warm_up_seconds = [run.wall_seconds for run in warm_up]
+    row.mlx_peak_bytes = _highest(run.report["peak_bytes"]["mlx"] for run in every)
+    row.process_peak_bytes = every[0].report["peak_bytes"]["process_after"]
+    row.notes = list(last.report["notes"])
+    unexplained = row.seconds["other"].median / row.seconds["total"].median
+    if unexplained > UNEXPLAINED_SHARE:
+        row.notes.append(f"{unexplained:.0%} of the total was spent outside the stages (records, noise, checks).")
+
+
+def _compare(rows: Sequence[Row], folder: Path) -> None:
+    """Against the row with the most bytes a weight, among those of one model and size."""
+    groups: dict[tuple[str, Any], list[Row]] = {}
+    for row in rows:
+        if row.picture:
+            groups.setdefault((row.manifest, row.size), []).append(row)
+    for group in groups.values():
+        best = max(group, key=lambda row: row.weight_bytes)
+        for row in group:
+            if row is not best and row.picture and best.picture:
+                row.quality = compared(open_picture(folder / row.picture), open_picture(folder / best.picture))
+                row.reference = best.quant if best.model == row.model else f"{best.model} {best.quant}"
+
+
+def surroundings() -> dict[str, str | None]:
+    """Where and with what it was measured."""
+    from ..report import machine
+
+    return {
+        **machine(),
+        "memory": f"{physical_bytes() / GB:.1f} GB",
+        "processor": platform.processor() or platform.machine(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout this runs from; None where it is installed."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+TIMES = (
+    "model", "quant", "size", "steps", "warm-up", "load cold", "load warm", "encode", "prepare", "a step", "decode",
+    "other", "total",
+)  # fmt: skip
+SPACE = (
+    "model", "quant", "size", "weights GB", "MLX peak GB", "process peak GB", "PSNR dB", "SSIM", "difference",
+    "brightness", "contrast %", "against",
+)  # fmt: skip
+
+
+def time_rows(rows: Sequence[Row]) -> list[list[str]]:
+    return [
+        [
+            *_which(row), str(row.steps), short(sum(row.warm_up_seconds)) if row.warm_up_seconds else NONE,
+            short(row.cold_load_seconds), row.seconds["load"].shown(),
+            short(row.seconds["encode"].median), short(row.seconds["prepare"].median),
+            row.step_seconds.shown() if row.step_seconds else NONE, short(row.seconds["decode"].median),
+            short(row.seconds["other"].median), row.seconds["total"].shown(),
+        ]
+        for row in rows
+        if not row.reason
+    ]  # fmt: skip
+
+
+def space_rows(rows: Sequence[Row]) -> list[list[str]]:
+    return [
+        [
+            *_which(row), gigabytes(row.weight_bytes), gigabytes(row.peak_bytes),
+            gigabytes(max(row.process_peak_bytes.values())), *_quality(row.quality), row.reference or NONE,
+        ]
+        for row in rows
+        if not row.reason
+    ]  # fmt: skip
+
+
+def _quality(quality: Quality | None) -> list[str]:
+    if quality is None:
+        return [NONE] * 5
+    return [
+        short(quality.psnr_db), f"{quality.ssim:.4f}", short(quality.mean_difference_levels),
+        f"{quality.brightness_shift_levels:+z.2f}", f"{quality.contrast_shift_percent:+z.2f}",
+    ]  # fmt: skip
+
+
+def _which(row: Row) -> list[str]:
+    width, height = row.size or (0, 0)
+    return [row.model, row.quant, f"{width}x{height}"]
+
+
+def skipped(rows: Sequence[Row]) -> list[str]:
+    return [f"{row.name}: {row.reason}" for row in rows if row.reason]
+
+
+def in_terminal(rows: Sequence[Row]) -> str:
+    parts = ["seconds, median (least–most)", tables.aligned(TIMES, time_rows(rows)), ""]
+    parts += ["memory; difference from the best quant, in levels of 255", tables.aligned(SPACE, space_rows(rows))]
+    parts += [f"skipped: {line}" for line in skipped(rows)]
+    return "\n".join(parts)
+
+
+def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None]) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
+    parts = [
+        f"Seconds: median of {asked.repeat} runs (least–most), after {asked.warm_up} to warm up, shown but not counted."
+        " Each row ran in a process of its own.", "", tables.markdown(TIMES, time_rows(rows)), "",
+        "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
+        tables.markdown(SPACE, space_rows(rows)), "",
+        *[f"- skipped: {line}" for line in skipped(rows)], f"Measured on: {machine}.", "",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def write(rows: Sequence[Row], asked: Asked, folder: Path, plot: bool) -> None:
+    """bench.json, bench.csv, bench.md and, if asked for, plot.png."""
+    where = surroundings()
+    data = {"asked": asdict(asked), "where": where, "rows": [asdict(row) for row in rows]}
+    tables.write_json(folder / "bench.json", data)
+    tables.write_csv(folder / "bench.csv", [_flat(row) | where for row in rows])
+    tables.write_text(folder / "bench.md", in_markdown(rows, asked, where))
+    if plot:
+        write_picture(chart(rows, where), folder / "plot.png")
+
+
+def chart(rows: Sequence[Row], where: dict[str, str | None]) -> Any:
+    """Seconds a step and memory over quant."""
+    shown = [row for row in rows if row.step_seconds]
+    several = len({row.model for row in shown}) > 1
+    labels = {id(row): " ".join(_which(row)[0 if several else 1 :]) for row in shown}
+    return bar_chart(
+        {
+            "seconds a step": [Bar(labels[id(row)], row.step_seconds.median) for row in shown if row.step_seconds],
+            "MLX's peak of memory, GB": [Bar(labels[id(row)], row.peak_bytes / GB) for row in shown],
+        },
+        f"{where['device']}, {where['platform']}, mlx {where['mlx']}",
+    )
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A line of the CSV file: plain numbers, one a column."""
+    width, height = row.size or (None, None)
+    flat: dict[str, Any] = {
+        "model": row.model, "quant": row.quant, "width": width, "height": height, "steps": row.steps,
+        "denoiser": row.denoiser, "reason": row.reason,
+        "cold_load_seconds": row.cold_load_seconds, "weight_bytes": row.weight_bytes,
+    }  # fmt: skip
+    for stage, spread in {**row.seconds, **({"step": row.step_seconds} if row.step_seconds else {})}.items():
+        flat |= {f"{stage}_seconds": spread.median, f"{stage}_least": spread.least, f"{stage}_most": spread.most}
+    for stage, peak in row.mlx_peak_bytes.items():
+        flat[f"mlx_peak_bytes_{stage}"] = peak
+    for stage, peak in row.process_peak_bytes.items():
+        flat[f"process_peak_bytes_{stage}"] = peak
+    return flat | (asdict(row.quality) if row.quality else {})
+
+
+def _cells(asked: Asked) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
+    return ((model, quant, size) for model in asked.models for size in asked.sizes for quant in asked.quants)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def _highest(peaks: Any) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for peak in peaks:
+        out = {name: max(value, out.get(name, 0)) for name, value in (out | peak).items()}
+    return out
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(text).name)

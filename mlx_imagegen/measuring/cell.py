@@ -1,0 +1,143 @@
+"""One opened model in a process of its own: pictures asked for line by line, each answered with what it took.
+
+In: a model, how to open it, and jobs. Out: `Made` or `Missing` with the reason; nothing that happens in there ends the
+caller. A fresh process is what makes peaks of memory comparable: none inherits the buffers of the one before.
+`python -m mlx_imagegen.measuring.cell` is the other side. It ends with its standard input, so that it never outlives
+its caller.
+Must not know: tables, quality, sheets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from ..errors import ImagegenError
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture that was written."""
+
+    path: str
+    report: dict[str, Any]  # Report.as_dict()
+    record: dict[str, Any]
+    open_seconds: float  # reading configs and headers, before any weight
+    wall_seconds: float  # from opening to the finished picture, by one clock around all of it
+    weight_bytes: int  # all components, as they are held
+    denoiser: str  # how its weights are held: "float32", "4-bit 96, 8-bit 4"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Stage by stage; `other` is what the wall clock saw beside them."""
+        stages = {name: value for name, value in self.report["seconds"].items() if name not in ("steps", "total")}
+        stages["load"] += self.open_seconds
+        stages["steps"] = sum(self.report["seconds"]["steps"])
+        return {**stages, "other": self.wall_seconds - sum(stages.values()), "total": self.wall_seconds}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A picture that could not be made."""
+
+    reason: str
+
+
+class Worker:
+    """The caller's side: a context, with one process for one opened model."""
+
+    def __init__(self, model: str, quant: str | None):
+        here = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlx_imagegen.measuring.cell"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": path},
+        )  # fmt: skip
+        self._send({"model": model, "quant": quant})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.terminate()  # interrupted: its picture is not waited for
+        self._process.communicate()
+
+    def make(self, prompt: str, path: Path, parameters: dict[str, Any], anew: bool = False) -> Made | Missing:
+        """`anew`: open the model again, as if this were the process's first picture."""
+        self._send({"prompt": prompt, "path": str(path), "parameters": parameters, "anew": anew})
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            return Missing(_ending(self._process.wait()))
+        answer = json.loads(line)
+        return Missing(answer["reason"]) if "reason" in answer else Made(**answer)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # the process is gone; `make` says how it ended
+            return
+
+
+def _ending(code: int) -> str:
+    if code == -9:
+        return "the system ended its process (signal 9), as when memory runs out; choose a smaller quant or size."
+    return f"its process ended {f'by signal {-code}' if code < 0 else f'with code {code}'} before the picture was made."
+
+
+def main() -> None:
+    """Answers go to what was standard output; whatever a library prints goes to standard error."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        _serve(sys.stdin, answers)
+
+
+def _serve(jobs: IO[str], answers: IO[str]) -> None:
+    opening = json.loads(jobs.readline())
+    pipeline: Pipeline | None = None
+    for line in jobs:
+        job = json.loads(line)
+        try:
+            pipeline, made = _make(None if job["anew"] else pipeline, opening, job)
+            answer: dict[str, Any] = asdict(made)
+        except ImagegenError as error:
+            answer = {"reason": " ".join(str(error).split())}
+        except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
+            answer = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        answers.flush()
+
+
+def _make(warm: "Pipeline | None", opening: dict[str, Any], job: dict[str, Any]) -> tuple["Pipeline", Made]:
+    from .. import pipeline as pipelines
+
+    started = time.perf_counter()
+    pipeline = warm or pipelines.load(opening["model"], quant=opening["quant"])
+    opened = time.perf_counter() - started
+    (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]))
+    wall = time.perf_counter() - started
+    path = result.save(job["path"])
+    parts = pipeline.family.components
+    made = Made(
+        str(path), result.report.as_dict(), result.record, opened, wall,
+        sum(part.nbytes for part in parts.values()), parts[pipeline.family.stages["denoise"][0]].held_as,
+    )  # fmt: skip
+    return pipeline, made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""`compare`: several models, the same prompts and seed -> one contact sheet and a table, with each picture's seconds.
+
+In: columns (a model, perhaps with a quant), prompts, parameters. Out: pictures in a folder, found again by a key of all
+that made them: what is there is not made twice, so that a run that was cut off goes on. A cell that cannot be made says
+why on the sheet and is tried again the next time.
+Must not know: families, the command line.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import ImagegenError, MissingFile, OutputError, RequestError
+from ..image import open_picture, read_metadata, write_picture
+from ..manifest import find
+from ..quantization.recipes import read_recipe, recipe_names
+from . import tables
+from .bench import AS_STORED, surroundings
+from .cell import Made, Missing, Worker
+from .sheet import Tile, contact_sheet, unwritable
+from .tables import NONE, gigabytes, short
+
+Tell = Callable[[str], None]
+PROMPT_KEYS = frozenset({"axis", "text"})
+SIDE_PIXELS = 256  # of a picture on the sheet
+CELLS = "cells"  # the folder of the pictures themselves
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model, packed while it is loaded if a quant is given: `flux-dev@q6`."""
+
+    model: str
+    quant: str = AS_STORED
+
+    @classmethod
+    def parse(cls, text: str) -> "Column":
+        model, at, quant = text.rpartition("@")
+        known = quant in (AS_STORED, *recipe_names()) or quant.endswith(".toml")
+        return cls(model, quant) if at and model and known else cls(text)
+
+    @property
+    def label(self) -> str:
+        name = Path(self.model).name if "/" in self.model else self.model
+        return name if self.quant == AS_STORED else f"{name} {Path(self.quant).stem}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A prompt, and what it tries."""
+
+    axis: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the sheet: made now, found from before, or missing with the reason."""
+
+    column: Column
+    line: Line
+    path: Path | None = None
+    reused: bool = False
+    reason: str | None = None
+    record: dict[str, Any] | None = None  # the picture's own, with its report
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the picture alone: a model's first one also loads it, packs it and measures kernels."""
+        taken = self.record["report"]["seconds"] if self.record else None
+        return taken["encode"] + sum(taken["steps"]) + taken["decode"] if taken else None
+
+
+def compare(
+    columns: Sequence[Column], lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell
+) -> list[list[Cell]]:
+    """Columns of cells, as given. Each column is a process of its own that makes only what is not there yet."""
+    _make_folder(folder / CELLS)
+    sheet = [made(column, lines, parameters, folder / CELLS, tell) for column in columns]
+    missing = [cell for cells in sheet for cell in cells if cell.path is None]
+    if len(missing) == sum(map(len, sheet)):
+        raise RequestError(f"no picture could be made. {missing[0].column.label}: {missing[0].reason}")
+    return sheet
+
+
+def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell) -> list[Cell]:
+    """A column's cells."""
+    try:
+        identity = identified(column, parameters)
+    except (ImagegenError, OSError) as error:
+        reason = " ".join(str(error).split())
+        tell(f"{column.label}: {reason}")
+        return [Cell(column, line, reason=reason) for line in lines]
+    cells = [found(column, line, folder / f"{_slug(column.label)}-{key(identity, line)}.png") for line in lines]
+    wanted = [index for index, cell in enumerate(cells) if cell.record is None]
+    if len(wanted) < len(cells):
+        tell(f"{column.label}: {len(cells) - len(wanted)} of {len(cells)} are there from before")
+    if wanted:
+        with Worker(column.model, None if column.quant == AS_STORED else column.quant) as worker:
+            for index in wanted:
+                cells[index] = _asked(worker, cells[index], parameters)
+                took = f"{short(cells[index].seconds)} s"
+                tell(f"{column.label}, {cells[index].line.axis}: {cells[index].reason or took}")
+    return cells
+
+
+def found(column: Column, line: Line, path: Path) -> Cell:
+    """The cell as it was left by an earlier run; without a record if it has to be made."""
+    try:
+        return Cell(column, line, path, reused=True, record=read_metadata(path))
+    except (MissingFile, RequestError):
+        return Cell(column, line, path)
+
+
+def _asked(worker: Worker, cell: Cell, parameters: dict[str, Any]) -> Cell:
+    assert cell.path is not None
+    answer = worker.make(cell.line.text, cell.path, parameters)
+    if isinstance(answer, Missing):
+        return replace(cell, path=None, reason=answer.reason)
+    assert isinstance(answer, Made)
+    return replace(cell, record=answer.record | {"report": answer.report})
+
+
+def identified(column: Column, parameters: dict[str, Any]) -> dict[str, Any]:
+    """All that decides about a column's pictures and seconds, apart from the prompt."""
+    model = find(column.model)
+    recipe = None if column.quant == AS_STORED else read_recipe(column.quant, model.manifest.family).digest
+    return {
+        "manifest": repr(model.manifest),
+        "files": _stamp(model.folder) if model.folder else model.manifest.revision,
+        "recipe": recipe,
+        "parameters": parameters,
+        "versions": [__version__, importlib.metadata.version("mlx")],
+    }
+
+
+def key(identity: dict[str, Any], line: Line) -> str:
+    text = json.dumps(identity | {"prompt": line.text}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stamp(folder: Path) -> list[str]:
+    """Changes when a file of the model does."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    return [f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Prompts from a .toml file ([[prompt]] tables with axis and text) or a text file, one a line."""
+    path = path.expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text).get("prompt") if path.suffix == ".toml" else None
+    except FileNotFoundError as error:
+        raise MissingFile(f"--prompts: {path} is not there; examples/prompts.toml shows how one looks.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
+    if data is None and path.suffix != ".toml":
+        said = filter(str.strip, text.splitlines())
+        data = [{"axis": f"{number}", "text": line} for number, line in enumerate(said, 1)]
+    if not isinstance(data, list) or not data:
+        raise RequestError(
+            f"--prompts: {path} holds no prompts; give [[prompt]] tables with axis and text, or a line each."
+        )
+    return [_line(entry, f"--prompts: {path}, prompt {number}") for number, entry in enumerate(data, 1)]
+
+
+def _line(entry: Any, where: str) -> Line:
+    texts = entry.values() if isinstance(entry, dict) and set(entry) == PROMPT_KEYS else [None]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RequestError(f"{where}: a prompt has an axis and a text, and nothing else.")
+    return Line(entry["axis"], entry["text"].strip())
+
+
+WITHOUT = "Seconds: encoding, steps and decoding; loading and preparing, which a model's first picture pays for, apart"
+HEADER = ("model", "prompt", "size", "steps", "seconds", "load", "prepare", "encode", "a step", "decode", "MLX peak GB")
+
+
+def rows(sheet: Sequence[Sequence[Cell]]) -> list[list[str]]:
+    return [_row(cell) for cells in sheet for cell in cells]
+
+
+def _row(cell: Cell) -> list[str]:
+    if cell.record is None:
+        return [cell.column.label, cell.line.axis, *[NONE] * (len(HEADER) - 2)]
+    report = cell.record["report"]
+    taken = report["seconds"]
+    steps = taken["steps"]
+    return [
+        cell.column.label, cell.line.axis, f"{cell.record['width']}x{cell.record['height']}", str(len(steps)),
+        short(cell.seconds), short(taken["load"]), short(taken["prepare"]), short(taken["encode"]),
+        short(sum(steps) / len(steps)), short(taken["decode"]), gigabytes(max(report["peak_bytes"]["mlx"].values())),
+    ]  # fmt: skip
+
+
+def missing(sheet: Sequence[Sequence[Cell]]) -> list[str]:
+    """Why cells are missing, each reason of a column once."""
+    every = [cell for cells in sheet for cell in cells]
+    return list(dict.fromkeys(f"{cell.column.label}: {cell.reason}" for cell in every if cell.reason))
+
+
+def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
+    return "\n".join([tables.aligned(HEADER, rows(sheet)), *[f"missing: {line}" for line in missing(sheet)]])
+
+
+def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Tell) -> Path:
+    """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
+    where = surroundings()
+    machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
+    reasons = [f"- missing: {line}" for line in missing(sheet)]
+    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, f"{WITHOUT}. Measured on: {machine}.", ""]
+    tables.write_text(folder / "compare.md", "\n".join(text))
+    data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
+    tables.write_json(folder / "compare.json", data)
+    tables.write_csv(folder / "compare.csv", [_flat(cell) for cells in sheet for cell in cells])
+    path = folder / "sheet.png"
+    write_picture(drawn(sheet, parameters, where), path)
+    for prompt in unwritable(cell.line.text for cell in sheet[0]):
+        tell(f"note: no font of this system has the letters of '{prompt}'; the sheet shows the rest of it.")
+    return path
+
+
+def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Any:
+    tiles = {(row, column): _tile(cell) for column, cells in enumerate(sheet) for row, cell in enumerate(cells)}
+    given = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    footer = f"{given}. Under each picture: seconds of encoding, steps and decoding. "
+    footer += f"{where['device']}, mlx {where['mlx']}, {where['date']}."
+    lines = [(cell.line.axis, cell.line.text) for cell in sheet[0]]
+    return contact_sheet([cells[0].column.label for cells in sheet], lines, tiles, SIDE_PIXELS, footer)
+
+
+def _tile(cell: Cell) -> Tile:
+    if cell.path is None or cell.seconds is None:
+        return Tile(cell.reason or "not made")
+    return Tile(f"{short(cell.seconds)} s", open_picture(cell.path))
+
+
+def _data(sheet: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(cell.column), **asdict(cell.line), "reason": cell.reason, "reused": cell.reused,
+            "seconds": cell.seconds,
+            "picture": str(cell.path.relative_to(folder)) if cell.path else None, "record": cell.record,
+        }
+        for cells in sheet
+        for cell in cells
+    ]  # fmt: skip
+
+
+def _flat(cell: Cell) -> dict[str, Any]:
+    report = cell.record["report"] if cell.record else None
+    flat: dict[str, Any] = {**asdict(cell.column), **asdict(cell.line), "seconds": cell.seconds, "reason": cell.reason}
+    if report:
+        taken = report["seconds"]
+        stages = {f"{name}_seconds": value for name, value in taken.items() if name != "steps"}
+        flat |= stages | {"steps": len(taken["steps"]), "steps_seconds": sum(taken["steps"])}
+        peaks = report["peak_bytes"]
+        flat |= {"mlx_peak_bytes": max(peaks["mlx"].values()), "process_peak_bytes": peaks["process"]}
+    return flat
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {path} cannot be created ({error.strerror}); choose another place.") from error
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)

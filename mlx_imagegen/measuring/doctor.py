@@ -1,0 +1,296 @@
+"""`doctor`: what this machine is, whether its kernels multiply rightly, and which models fit it.
+
+Out: facts as names and values, `Check`s of the packed products against an independent reference, and `Fit`s,
+fastest first. Some chips and versions of MLX had quantized products that were wrong for many rows or for odd widths,
+without any error: a picture shows it only as noise.
+Must not know: the command line.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from .. import memory
+from ..download import HuggingFace, local_folder
+from ..errors import ImagegenError
+from ..job import requested
+from ..kernels import cache_file
+from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
+from ..loading import Changes
+from ..manifest import Manifest, Model, find, manifests
+from ..memory import GB, USABLE_SHARE, physical_bytes
+from ..pipeline import open_family
+from ..plan import Chip, plan
+from ..precision import compute_dtype, on_gpu
+from ..quantization.recipes import GROUP_SIZES, read_recipe, recipe_names
+from ..report import machine
+from .sheet import unwritable
+
+FAMILIES = ("flux", "qwen_image", "hidream_o1")
+# The worst row's error, as a part of that row. Rounding explains this much; a wrong kernel is off by 1.
+LIMITS = {mx.bfloat16: 0.03, mx.float16: 0.01, mx.float32: 0.005}
+MANY = 32_768  # rows after which kernels of some versions went wrong
+FASTEST_MATMUL = (2048, 3072, 3072)  # what the speed of products is measured on: FLUX.1's and Qwen-Image's width
+COPY_BYTES = 256 * 2**20
+AS_STORED = "none"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What plan.py says of a family's published files on a Mac, so that it is known before they are downloaded."""
+
+    gigabytes: dict[str, tuple[float, float]]  # quant -> at the peak, one stage at a time; all stages' weights together
+    teraflops: float  # of one pass through the denoiser, for a picture of so many pixels:
+    pixels: int
+
+
+# Worked out from the published headers at each family's usual size; a test does it again where they are at hand.
+PUBLISHED = {
+    "flux": Published({"none": (18.0, 26.9), "q8": (9.9, 14.5), "q6": (7.8, 12.3), "q4": (6.0, 9.4)}, 74.4, 1024**2),
+    "qwen_image": Published(
+        {"none": (28.1, 40.4), "q8": (15.4, 21.5), "q6": (12.0, 18.1), "q4": (9.5, 15.6)}, 131.7, 1328**2
+    ),
+    "hidream_o1": Published(
+        {"none": (14.7, 14.0), "q8": (8.2, 7.5), "q6": (6.6, 5.9), "q4": (5.1, 4.4)}, 67.3, 2048**2
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One product, by one kernel: [tokens, columns] times a packed [rows, columns]."""
+
+    packing: Packing
+    kernel: str
+    tokens: int
+    rows: int
+    columns: int
+    error: float  # of the worst row
+    limit: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.limit  # a NaN is not
+
+    def __str__(self) -> str:
+        pack = f"{self.packing.bits} bits in groups of {self.packing.group_size} ({self.packing.mode})"
+        shape = f"[{self.tokens}, {self.columns}] x [{self.rows}, {self.columns}]"
+        return f"{self.kernel}, {pack}, {shape}: off by {self.error:.2g}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model by a quant on this machine, at the model's usual size."""
+
+    model: str
+    quant: str
+    reason: str | None = None  # why nothing else is known
+    peak_bytes: int = 0  # one stage at a time
+    all_bytes: int = 0  # every stage in memory
+    seconds: float = 0.0  # of the loop, at the speed measured here
+    download_bytes: int = 0  # what has to be fetched first
+
+    @property
+    def verdict(self) -> str:
+        if self.reason:
+            return self.reason
+        have = physical_bytes()
+        if self.peak_bytes > have:
+            return f"does not fit: {self.peak_bytes / GB:.1f} GB at the peak"
+        fetch = f"; {self.download_bytes / GB:.1f} GB to download" if self.download_bytes else ""
+        if self.peak_bytes > have * USABLE_SHARE:
+            return f"only with every other program closed{fetch}"
+        once = self.all_bytes <= have * USABLE_SHARE
+        return f"fits, {'all stages at once' if once else 'one stage at a time'}{fetch}"
+
+
+def facts() -> dict[str, str]:
+    """What there is to know about the machine and the installation."""
+    versions = {name: _version(name) for name in ("mlx-vlm", "numpy", "pillow")}
+    have, cache = physical_bytes(), Path(HuggingFace().cache)
+    room = shutil.disk_usage(_existing(cache)).free
+    return {
+        **machine(),
+        "chip": _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "system": f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.platform(),
+        "memory": f"{have / GB:.1f} GB, of which {have * USABLE_SHARE / GB:.1f} GB are counted on",
+        "GPU": _gpu(),
+        "numbers": f"{str(compute_dtype()).removeprefix('mlx.core.')} (precision.py says why)",
+        "MLX's cache of freed buffers": f"up to {_cache_limit() / GB:.2f} GB",
+        "measured kernels": f"{cache_file()}{'' if cache_file().is_file() else ', none yet'}",
+        "downloads": f"{cache}: {_folder_bytes(cache) / GB:.1f} GB, {room / GB:.0f} GB free there",
+        "letters on sheets": "Latin only: no Chinese or Japanese font was found" if unwritable(["字"]) else "all",
+        **versions,
+    }
+
+
+def warnings(known: dict[str, str]) -> list[str]:
+    """What should be changed about the machine."""
+    found = []
+    if "reference" in known["blas"]:
+        found.append("MLX multiplies with its reference BLAS, about 80 times slower: install libopenblas0-pthread.")
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        found.append("this Python runs in translation or on an Intel Mac; MLX needs an arm64 Python on Apple Silicon.")
+    return found
+
+
+def self_test(packings: Sequence[Packing] | None = None) -> Iterator[Check]:
+    """Every packing in use, both kernels, on the shapes that matter."""
+    for packing in packings_in_use() if packings is None else packings:
+        for tokens, rows, columns in shapes(packing):
+            yield from check(packing, tokens, rows, columns)
+
+
+def shapes(packing: Packing) -> list[tuple[int, int, int]]:
+    """(tokens, rows, columns): one token, few, a picture; above 32,768 on either side; an odd number of groups."""
+    odd = 33 * packing.group_size  # with groups of 32 not a multiple of 64
+    # The CPU has one packed kernel for all shapes, and a slow one.
+    picture = (4096, 3072, 3072) if on_gpu() else (96, 768, 3072)
+    return [(1, 3072, 3072), (7, 640, odd), picture, (77, 320, odd), (MANY + 9, 64, 2 * odd // 11), (3, MANY + 72, 128)]
+
+
+def check(packing: Packing, tokens: int, rows: int, columns: int) -> Iterator[Check]:
+    columns = max(packing.group_size, columns // packing.group_size * packing.group_size)
+    dtype = compute_dtype()
+    dice = np.random.default_rng(rows + columns)
+    x = mx.array(dice.standard_normal((tokens, columns), np.float32)).astype(dtype)
+    drawn = mx.array(dice.standard_normal((rows, columns), np.float32))
+    with mx.stream(mx.cpu):
+        parts = mx.quantize(drawn, packing.group_size, packing.bits, mode=packing.mode)
+        packed = dict(zip(("weight", "scales", "biases"), parts, strict=False))
+        if packing.mode == "affine":  # as files have them; the reference starts from the same 16 bits
+            packed = {name: value.astype(dtype) if name != "weight" else value for name, value in packed.items()}
+        dense = np.array(unpacked(packed, packing))
+    expected = np.array(x.astype(mx.float32)) @ dense.T  # NumPy's product, of the CPU's unpacking: neither kernel's
+    for kernel in (PACKED, DENSE):
+        out = packed_matmul(x, packed["weight"], packed["scales"], packed.get("biases"), packing, kernel)
+        error = _worst_row(np.array(out.astype(mx.float32)), expected)
+        yield Check(packing, kernel, tokens, rows, columns, error, LIMITS[dtype])
+
+
+def packings_in_use() -> list[Packing]:
+    """What the recipes can ask for, with the smaller groups they fall back to."""
+    found: set[Packing] = set()
+    for name in recipe_names():
+        for family in FAMILIES:
+            wanted = {row.packing for row in read_recipe(name, family).rows if row.packing}
+            for packing in wanted:
+                sizes = [size for size in GROUP_SIZES[packing.mode] if size <= packing.group_size]
+                found |= {Packing(packing.bits, size, packing.mode) for size in sizes}
+    return sorted(found, key=lambda packing: (packing.mode, packing.bits, packing.group_size))
+
+
+def _worst_row(out: np.ndarray, expected: np.ndarray) -> float:
+    difference = np.linalg.norm(out - expected, axis=1)
+    worst = difference / np.maximum(np.linalg.norm(expected, axis=1), 1e-12)
+    return float(worst.max()) if np.isfinite(worst).all() else float("nan")
+
+
+def fits(models: Sequence[str] = ()) -> list[Fit]:
+    """The models named, or all that are here, by every quant; those that fit and are fastest first, then the rest."""
+    chip = measured_chip()
+    found = [fit for model in map(find, models or manifests()) for fit in _fits(model, chip)]
+    return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > physical_bytes(), fit.seconds))
+
+
+def _fits(model: Model, chip: Chip) -> Iterator[Fit]:
+    folder = model.folder or local_folder(model.manifest)
+    if folder is None:
+        yield from _published(model, chip)
+        return
+    for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
+        try:
+            yield _fit(model.spoken, model.manifest, folder, quant, chip)
+        except ImagegenError as error:
+            yield Fit(model.spoken, quant, " ".join(str(error).split()))
+
+
+def _published(model: Model, chip: Chip) -> Iterator[Fit]:
+    """Of a model that is not here; of 16-bit numbers, so that it says nothing about the CPU backend's."""
+    manifest = model.manifest
+    if not on_gpu():
+        yield Fit(model.spoken, AS_STORED, f"not here ({manifest.download_bytes / GB:.1f} GB to download)")
+        return
+    known, usual = PUBLISHED[manifest.family], manifest.defaults
+    passes = usual.steps * (2 if manifest.guidance == "cfg" and usual.guidance > 1 else 1)
+    seconds = passes * known.teraflops * usual.width * usual.height / known.pixels / chip.teraflops
+    for quant, (peak, every) in known.gigabytes.items():
+        yield Fit(model.spoken, quant, None, int(peak * GB), int(every * GB), seconds, manifest.download_bytes)
+
+
+def _fit(name: str, manifest: Manifest, folder: Path, quant: str, chip: Chip) -> Fit:
+    changes = Changes() if quant == AS_STORED else read_recipe(quant, manifest.family).applied_to(Changes())
+    family = open_family(manifest, folder, changes)
+    job = requested(manifest, family.size_multiple, "a prompt", seed=0)[0]
+    made = plan(family, job.settings)
+    every = sum(part.nbytes for part in family.components.values())
+    return Fit(name, quant, None, made.peak_bytes, every, made.seconds(chip))
+
+
+def measured_chip() -> Chip:
+    """How fast this machine multiplies and copies, in plan.py's terms: the best of three, at the working precision."""
+    tokens, rows, columns = FASTEST_MATMUL
+    tokens //= 1 if on_gpu() else 8
+    x, weight = (mx.random.normal((count, columns)).astype(compute_dtype()) for count in (tokens, rows))
+    many = mx.zeros((COPY_BYTES // 4,))
+    mx.eval(x, weight, many)
+    product = min(_seconds(lambda: x @ weight.T) for _ in range(3))
+    copy = min(_seconds(lambda: many + 1) for _ in range(3))
+    return Chip(2 * COPY_BYTES / copy / 1e9, 2 * tokens * rows * columns / product / 1e12)
+
+
+def _seconds(work: Callable[[], mx.array]) -> float:
+    started = time.perf_counter()
+    mx.eval(work())
+    return time.perf_counter() - started
+
+
+def _gpu() -> str:
+    if not on_gpu():
+        return "none that MLX uses; it runs on the CPU"
+    info = mx.device_info(mx.gpu)
+    limit = float(info.get("max_recommended_working_set_size", 0)) / GB
+    wired = _sysctl("iogpu.wired_limit_mb")
+    asked = f"set to {wired} MB" if wired and wired != "0" else "the system's own"
+    return f"{info.get('device_name')}: may hold {limit:.1f} GB (wired limit: {asked})"
+
+
+def _cache_limit() -> int:
+    before = mx.set_cache_limit(0)  # there is no other way to read it
+    memory.bound_cache()
+    limit = mx.set_cache_limit(before)
+    return limit
+
+
+def _sysctl(name: str) -> str | None:
+    if sys.platform != "darwin":
+        return None
+    ran = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True)
+    return ran.stdout.strip() or None
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Each file once: the cache's snapshots are links to it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,0 +1,85 @@
+"""Tables for people: aligned for a terminal, or as Markdown; and the files they are kept in.
+
+Must not know: what the numbers mean.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from ..image import check_writable, write_atomically
+from ..memory import GB
+
+Row = Sequence[str]
+NONE = "–"
+
+
+def aligned(header: Row, rows: Iterable[Row]) -> str:
+    """The first column to the left, numbers to the right."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    left = [not any(_is_number(row[column]) for row in table[1:]) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in table
+    )
+
+
+def markdown(header: Row, rows: Iterable[Row]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """A number in so many digits, never as an exponent."""
+    if value is None:
+        return NONE
+    if value in (float("inf"), float("-inf")):
+        return "∞"
+    whole = str(int(abs(value)))
+    return f"{value:.{max(0, digits - (len(whole) if whole != '0' else 0))}f}"
+
+
+def gigabytes(count: int) -> str:
+    """Small models' too."""
+    return f"{count / GB:.3g}" if count < GB / 10 else short(count / GB)
+
+
+def output_folder(path: Path) -> Path:
+    """Created if it is not there, and known to be writable before any work is done for it."""
+    path = path.expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {path} cannot be created ({error.strerror}); choose another place.") from error
+    check_writable(path / "report")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line a row; columns in the order in which they are first met."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell in (NONE, "∞") or (cell[:1] in "-+" and cell[1:2].isdigit())

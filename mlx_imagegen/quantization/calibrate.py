@@ -1,0 +1,163 @@
+"""What a model's layers really see, and packing that uses it.
+
+In: an open full-precision pipeline, prompts and seeds. Out: `Statistics` a linear layer: the mean of its inputs and
+their second moments. `pack_calibrated` then rounds one column after another and lets the columns to come make up for
+the error (GPTQ's way), with each group's scale chosen for the columns that count; what is left of the mean goes into
+the bias. Second moments are kept in blocks of columns, so that a wide layer's do not take more memory than its
+weights.
+Must not know: files, recipes.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import RequestError
+from ..layers.linear import Linear, Packing
+from .bfloat import to_bf16
+from .packing import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+BLOCK_COLUMNS = 512
+DAMPING = 0.01  # of the mean second moment: keeps directions that the prompts never took from being thrown away
+MOST_BITS = 6  # above, rounding is fine enough as it is
+
+
+@dataclass
+class Statistics:
+    """Of one layer's inputs [tokens, columns]."""
+
+    count: int
+    total: Any  # [columns]
+    moments: list[Any]  # [block, block] each, sums of products
+
+    @classmethod
+    def of(cls, columns: int) -> "Statistics":
+        edges = [*range(0, columns, BLOCK_COLUMNS), columns]
+        blocks = [mx.zeros((stop - start,) * 2) for start, stop in itertools.pairwise(edges)]
+        return cls(0, mx.zeros((columns,)), blocks)
+
+    def add(self, x: mx.array) -> None:
+        x = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+        self.count += x.shape[0]
+        self.total = self.total + x.sum(axis=0)
+        parts = mx.split(x, list(range(BLOCK_COLUMNS, x.shape[1], BLOCK_COLUMNS)), axis=1)
+        self.moments = [moment + part.T @ part for moment, part in zip(self.moments, parts, strict=True)]
+        mx.eval(self.total, self.moments)  # now: the activations must not wait for the picture's end
+
+    def settle(self) -> None:
+        """Ends the counting: from here on everything is numpy's, which any thread may read."""
+        self.total, self.moments = np.array(self.total), [np.array(moment) for moment in self.moments]
+
+    @property
+    def mean(self) -> np.ndarray:
+        return np.array(self.total) / self.count
+
+    @functools.cached_property
+    def importance(self) -> np.ndarray:
+        """[columns]: the mean square of each input."""
+        squares = np.concatenate([np.diagonal(np.array(moment)) for moment in self.moments]) / self.count
+        return squares + DAMPING * squares.mean() + 1e-20
+
+    @functools.cached_property
+    def feedback(self) -> list[np.ndarray]:
+        """Block by block the upper Cholesky factor of the inverse moments: how later columns make up for a column."""
+        out = []
+        for moment in self.moments:
+            matrix = np.array(moment, np.float64) / self.count
+            matrix += (DAMPING * np.trace(matrix) / len(matrix) + 1e-20) * np.eye(len(matrix))
+            inverse = np.linalg.inv(matrix)
+            out.append(np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32))
+        return out
+
+
+class Watched(Linear):
+    """A linear layer that notes what it is given. Layers become Watched and Linear again in place."""
+
+    statistics: Statistics
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.statistics.add(x)
+        return super().__call__(x)
+
+
+@contextmanager
+def watching(layers: Sequence[tuple[str, Linear]]) -> Iterator[dict[str, Statistics]]:
+    """Inside, every layer's inputs are counted."""
+    found = {path: Statistics.of(layer.weight.shape[1]) for path, layer in layers}
+    for path, layer in layers:
+        layer.__class__ = Watched
+        layer.statistics = found[path]
+    try:
+        yield found
+    finally:
+        for _, layer in layers:
+            layer.__class__ = Linear
+            del layer.statistics
+        for statistics in found.values():
+            statistics.settle()
+
+
+def collect(pipeline: "Pipeline", prompts: Sequence[str], seeds: Sequence[int], **asked: Any) -> dict[str, Statistics]:
+    """Draws every prompt with every seed, and gives the denoiser's layers' statistics by path."""
+    if not prompts:
+        raise RequestError("there is no prompt to calibrate with; give a file with one prompt a line.")
+    name = pipeline.family.stages["denoise"][0]
+    component = pipeline.family.components[name]
+    jobs = pipeline.jobs(list(prompts), seed=list(seeds), **asked)
+    linears = [(path, layer) for path, layer in component.loaded_layers() if isinstance(layer, Linear)]
+    with watching(linears) as found:
+        for _ in pipeline.stream(jobs):
+            pass
+    return {path: statistics for path, statistics in found.items() if statistics.count}
+
+
+def pack_calibrated(rows: np.ndarray, packing: Packing, statistics: Statistics) -> tuple[Packed, np.ndarray]:
+    """rows [R, K] in float32 -> what pack_rows gives, and what keeps the mean output if added to the bias, [R]."""
+    if packing.bits > MOST_BITS or packing.mode != "affine":
+        packed = pack_rows(rows, packing)
+    else:
+        packed = _stored(*_with_feedback(rows, packing, statistics), packing)
+    return packed, (rows - unpack_rows(packed, packing)) @ statistics.mean
+
+
+def _with_feedback(
+    rows: np.ndarray, packing: Packing, statistics: Statistics
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """codes [K, R], scales and biases [K / group, R]"""
+    w = np.ascontiguousarray(rows.T)  # [K, R]: a column of the weight at a time
+    size, levels = packing.group_size, np.float32(2**packing.bits - 1)
+    codes = np.empty_like(w)
+    scales, biases = np.empty((2, len(w) // size, w.shape[1]), np.float32)
+    block = 0
+    for factor in statistics.feedback:
+        for start in range(block, block + len(factor), size):
+            group, inner = w[start : start + size], slice(start - block, start - block + size)
+            counts = statistics.importance[start : start + size, None].astype(np.float32)
+            _, scale, bias = fit(group, packing.bits, True, counts)
+            errors = np.empty_like(group)
+            for column in range(size):
+                code = codes_for(group[column], scale, bias, levels)
+                errors[column] = (group[column] - code * scale - bias) / factor[inner, inner][column, column]
+                group[column + 1 :] -= factor[inner, inner][column, column + 1 :, None] * errors[column]
+                codes[start + column] = code
+            later = slice(inner.stop, len(factor))
+            w[block + inner.stop : block + len(factor)] -= factor[inner, later].T @ errors
+            scales[start // size], biases[start // size] = scale, bias
+        block += len(factor)
+    return codes, scales, biases
+
+
+def _stored(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray, packing: Packing) -> Packed:
+    groups, rows = scales.shape
+    ordered = codes.reshape(groups, packing.group_size, rows).transpose(1, 2, 0).reshape(packing.group_size, -1)
+    weight = pack_codes(np.ascontiguousarray(ordered), packing.bits).T.reshape(rows, -1)
+    return {"weight": weight, "scales": to_bf16(scales.T), "biases": to_bf16(biases.T)}

@@ -1,0 +1,320 @@
+"""Layouts -> files, in a stream: rows are read, changed and written at their final place; no tensor is ever held whole.
+
+In: the layouts of an open family, and a folder to be (`Partial`). Out: that folder. Runs of rows are worked on by
+several threads in any order: the headers say beforehand where every byte belongs.
+Must not know: recipes' rows,
+families, how to print.
+"""
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..checkpoint import DTYPES
+from ..errors import CheckpointError, MissingFile
+from ..keys import Slice
+from ..loading import Progress
+from ..manifest import RECORD
+from .bfloat import to_bf16, to_float32
+from .calibrate import Statistics, pack_calibrated
+from .layout import Layout, Piece, Shard
+from .packing import pack_rows
+from .partial import Journal, Partial, write_json
+
+CHUNK = 1 << 21  # numbers read at a time by each worker: 4 MB of bf16
+# The small files that belong to a checkpoint: configs, tokenizers, schedulers, licences.
+COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
+COPIED_NAMES = ("LICENSE", "NOTICE")
+COPIED_BYTES = 100 * 10**6
+CHANGED = (
+    "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when it is still."
+)
+# (piece, rows in float32, their first row) -> the rows with every LoRA merged
+MergeRows = Callable[[Piece, np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that decides what is written."""
+
+    source: Path
+    layouts: Sequence[Layout]
+    search: bool
+    record: Mapping[str, Any]
+    merge: MergeRows | None = None
+    merges: Callable[[Piece], bool] = lambda piece: False  # whether `merge` changes this piece
+    # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
+    statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
+
+
+def identify(layouts: Sequence[Layout], *more: object) -> str:
+    stamps = [_stamp(path) for path in _sources(layouts)]
+    names = [(piece.key, repr(piece.packing), piece.dtype) for layout in layouts for piece in layout.pieces]
+    return hashlib.sha256(repr((stamps, names, more)).encode()).hexdigest()
+
+
+def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> bool:
+    """Makes the folder; False if it is there already, made from the same."""
+    if partial.there:
+        return False
+    partial.refuse_strangers()
+    if not partial.complete:
+        with partial.journal() as journal, partial.explained():
+            copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
+            tensors = sum(layout.nbytes for layout in conversion.layouts)
+            partial.check_room(tensors + sum(path.stat().st_size for path in copies))
+            _write_tensors(conversion, partial.folder, journal, workers, progress)
+            _write_small_files(conversion, partial.folder, copies)
+            partial.seal(conversion.record)
+    partial.rename()
+    return True
+
+
+def _write_tensors(
+    conversion: Conversion, target: Path, journal: Journal, workers: int, progress: Progress | None
+) -> None:
+    before = {path: _stamp(path) for path in _sources(conversion.layouts)}
+    with ExitStack() as stack:
+        jobs = []
+        for layout in conversion.layouts:
+            folder = target / layout.place
+            folder.mkdir(parents=True, exist_ok=True)
+            for shard in layout.shards:
+                file = stack.enter_context(_open_shard(folder / shard.name, shard))
+                jobs += [Job(piece, file.fileno(), shard) for piece in shard.pieces]
+        _join_biases(conversion, jobs)
+        todo = [job for job in jobs if job.piece.key not in journal.done and not job.joined]
+        Work(conversion, todo, journal, before, progress).run(workers)
+    if {path: _stamp(path) for path in before} != before:
+        raise CheckpointError(CHANGED.format(path=conversion.source))
+
+
+def _join_biases(conversion: Conversion, jobs: Sequence["Job"]) -> None:
+    """A calibrated layer's bias is written with its weight, by whose error it is mended."""
+    biases = {(job.piece.component, job.piece.path): job for job in jobs if job.piece.parameter == "bias"}
+    for job in jobs:
+        place = job.piece.component, job.piece.path
+        if job.piece.packing and place in conversion.statistics and place in biases:
+            job.bias = biases[place]
+            job.bias.joined = True
+
+
+def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
+    """The file in its full length with its header, whatever is in it already; holes take no room on the disk."""
+    file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+    os.pwrite(file.fileno(), shard.header, 0)
+    file.truncate(shard.nbytes)
+    return file
+
+
+class Job:
+    """One piece and where it goes. `left`: how many runs of its rows are still to be written."""
+
+    def __init__(self, piece: Piece, file: int, shard: Shard):
+        self.piece = piece
+        self.file = file
+        self.offsets = {part: shard.offsets[stored.name] for part, stored in piece.outputs.items()}
+        self.runs = list(_runs(piece))
+        self.left = len(self.runs)
+        self.bias: Job | None = None  # written by this job
+        self.joined = False  # written by another job
+
+
+class Work:
+    """The runs of all jobs, taken by several threads: numpy and reads let go of the interpreter's lock.
+
+    MLX's arrays belong to the thread that made them, so the few runs that need it are done by the caller's own.
+    """
+
+    def __init__(
+        self,
+        conversion: Conversion,
+        jobs: list[Job],
+        journal: Journal,
+        stamps: Mapping[Path, object],
+        progress: Progress | None,
+    ):
+        self._conversion, self._journal, self._stamps, self._progress = conversion, journal, stamps, progress
+        runs = [(job, run) for job in jobs for run in job.runs]
+        self._shared = iter([(job, run) for job, run in runs if not self._needs_mlx(job.piece)])
+        self._own = iter([(job, run) for job, run in runs if self._needs_mlx(job.piece)])
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._total = sum(piece.count for layout in conversion.layouts for piece in layout.pieces)
+        self._done = self._total - sum(job.piece.count for job in jobs)
+
+    def run(self, workers: int) -> None:
+        threads = [threading.Thread(target=self._take, args=(self._shared,)) for _ in range(max(1, workers))]
+        for thread in threads:
+            thread.start()
+        try:
+            self._take(self._own)
+            for thread in threads:
+                thread.join()
+        finally:  # Ctrl-C: the threads end after the rows they have in hand, before the files are closed
+            self._stop()
+            for thread in threads:
+                thread.join()
+        if self._error:
+            raise self._error
+
+    def _needs_mlx(self, piece: Piece) -> bool:
+        bias = replace(piece, parameter="bias")
+        merged = self._conversion.merges(piece) or self._conversion.merges(bias)
+        return merged or (piece.packing is not None and piece.packing.mode != "affine")
+
+    def _stop(self) -> None:
+        with self._lock:
+            for _ in self._shared:
+                pass
+            for _ in self._own:
+                pass
+
+    def _take(self, runs: Iterator[tuple["Job", tuple[int, int]]]) -> None:
+        try:
+            while (taken := self._next(runs)) is not None:
+                job, (row, rows) = taken
+                _convert_run(self._conversion, job, row, rows)
+                with self._lock:
+                    job.left -= 1
+                    last = job.left == 0
+                if last:
+                    self._finish(job)
+        except Exception as error:  # carried to the caller's thread
+            self._error = self._error or error
+            self._stop()
+
+    def _next(self, runs: Iterator[tuple["Job", tuple[int, int]]]) -> tuple["Job", tuple[int, int]] | None:
+        with self._lock:
+            return next(runs, None)
+
+    def _finish(self, job: Job) -> None:
+        """Into the journal, unless the source has changed since the run began: then nothing of it can be trusted."""
+        path = job.piece.part.tensor.path
+        if _stamp(path) != self._stamps[path]:
+            raise CheckpointError(CHANGED.format(path=path))
+        self._journal.finish(job.piece.key)
+        with self._lock:
+            self._done += job.piece.count
+            if self._progress:
+                self._progress(job.piece.component, self._done, self._total)
+
+
+def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of the written tensor, about CHUNK numbers; none crosses the middle of swapped halves."""
+    if not piece.part.shape:
+        yield 0, 1
+        return
+    rows = piece.part.shape[0]
+    step = max(1, CHUNK * rows // max(1, piece.count))
+    for start, stop in ((0, rows // 2), (rows // 2, rows)) if piece.part.swap_halves else ((0, rows),):
+        yield from ((row, min(step, stop - row)) for row in range(start, stop, step))
+
+
+def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
+    piece, part = job.piece, job.piece.part
+    merged = conversion.merges(piece)
+    if piece.packing is None and piece.dtype == part.tensor.dtype and not merged:
+        _write_rows(job, piece.parameter, row, _source_rows(part.tensor.bytes, part, row, rows))
+        return
+    values = _floats(part, row, rows)
+    if merged and conversion.merge is not None:
+        values = conversion.merge(piece, values, row)
+    if piece.packing is None:
+        _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
+        return
+    statistics = conversion.statistics.get((piece.component, piece.path))
+    if statistics is None:
+        parts = pack_rows(values, piece.packing, conversion.search)
+    else:
+        parts, shift = pack_calibrated(values, piece.packing, statistics)
+        if job.bias is not None:
+            _write_bias(conversion, job.bias, row, shift)
+    for name, packed in parts.items():
+        _write_rows(job, name, row, packed)
+
+
+def _write_bias(conversion: Conversion, job: Job, row: int, shift: np.ndarray) -> None:
+    piece = job.piece
+    values = _floats(piece.part, row, len(shift))
+    if conversion.merge is not None and conversion.merges(piece):
+        values = conversion.merge(piece, values, row)
+    _write_rows(job, piece.parameter, row, _as_stored(values + shift, piece.dtype))
+
+
+def _source_rows(read: Callable[[int, int], np.ndarray], part: Slice, row: int, rows: int) -> np.ndarray:
+    """Rows of a piece, from where its slice of the source has them."""
+    if not part.shape:
+        return read(0, 1)
+    if part.swap_halves:
+        row = (row + part.shape[0] // 2) % part.shape[0]
+    return read(part.row + row, rows)
+
+
+def _floats(part: Slice, row: int, rows: int) -> np.ndarray:
+    """Rows of a piece in float32; every kind of file comes to the same numbers as when it is loaded."""
+    values = to_float32(_source_rows(part.tensor.bytes, part, row, rows), part.tensor.dtype)
+    if part.scale is None:
+        return values
+    first = (row + part.shape[0] // 2) % part.shape[0] if part.swap_halves else row
+    return values * part.scales(first, rows)
+
+
+def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    return to_bf16(values) if dtype == "BF16" else values.astype(DTYPES[dtype][0])
+
+
+def _write_rows(job: Job, name: str, row: int, values: np.ndarray) -> None:
+    data = np.ascontiguousarray(values).reshape(-1).data.cast("B")
+    offset = job.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
+    while data:  # one write gives at most 2 GB to the file
+        written = os.pwrite(job.file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
+    """What else belongs to the checkpoint. Links, as the hub's cache has them, are followed; our own output is not."""
+    for name, folders, names in os.walk(source, followlinks=True):
+        here = Path(name)
+        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() not in outputs)
+        yield from (path for path in map(here.joinpath, sorted(names)) if _belongs(path))
+
+
+def _belongs(path: Path) -> bool:
+    kind = path.suffix in COPIED or path.name.startswith(COPIED_NAMES)
+    made_anew = path.name == RECORD or path.name.endswith(".safetensors.index.json") or path.name[0] == "."
+    return kind and not made_anew and path.is_file() and path.stat().st_size <= COPIED_BYTES
+
+
+def _write_small_files(conversion: Conversion, target: Path, copies: Sequence[Path]) -> None:
+    for path in copies:
+        place = target / path.relative_to(conversion.source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    for layout in conversion.layouts:
+        folder = target / layout.place
+        config, index = layout.written_config(), layout.index()
+        if config is not None:
+            write_json(folder / "config.json", config)
+        if index is not None:
+            write_json(folder / layout.index_name(), index)
+
+
+def _sources(layouts: Sequence[Layout]) -> list[Path]:
+    return sorted({piece.part.tensor.path for layout in layouts for piece in layout.pieces})
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} went away while it was read; nothing was written to the output.") from error
+    return str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,234 @@
+"""What a quantized checkpoint will hold: every tensor's form and place, worked out from headers alone.
+
+In: an open family's weights and a `Recipe`. Out: one `Layout` a component: its pieces in the order of the source files,
+cut into files of a sane size, each file's header, and the component's config.json. The converter fills these in; the
+plan prints them.
+Must not know: tensors' values.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import DTYPES
+from ..family import Family
+from ..keys import Slice
+from ..layers.linear import Packing
+from ..loading import Weights
+from .recipes import Recipe, fitted
+
+SHARD_BYTES = 5 * 10**9  # a file of this size is copied, checked and resumed in reasonable pieces
+SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(DTYPES[self.dtype][0]).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of our tensors: where it is read, and what is written for it."""
+
+    component: str
+    path: str  # our module's
+    parameter: str
+    name: str  # the module's name in the written file; our own, or the source's where that is kept
+    part: Slice
+    packing: Packing | None
+    dtype: str  # written, if it is not packed
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.component}/{self.name}.{self.parameter}"
+
+    @property
+    def count(self) -> int:
+        """How many numbers the source holds."""
+        return math.prod(self.part.shape)
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, Stored]:
+        """The parts that are written: weight, scales and biases, or the one tensor."""
+        stem = f"{self.name}." if self.name else ""
+        if self.packing is None:
+            return {self.parameter: Stored(stem + self.parameter, self.dtype, self.part.shape)}
+        scales = "BF16" if self.packing.mode == "affine" else "U8"
+        shapes = self.packing.packed_shapes(*self.part.shape)
+        return {
+            part: Stored(stem + part, "U32" if part == "weight" else scales, shape) for part, shape in shapes.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stored.nbytes for stored in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written: its header, and where each tensor's bytes begin."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @functools.cached_property
+    def _placed(self) -> tuple[bytes, dict[str, int]]:
+        # Wide numbers first, so that each tensor begins at a multiple of its numbers' size.
+        tensors = sorted(
+            (out for piece in self.pieces for out in piece.outputs.values()), key=lambda out: -out.itemsize
+        )
+        entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        offsets, end = {}, 0
+        for out in tensors:
+            offsets[out.name] = end
+            entries[out.name] = {"dtype": out.dtype, "shape": out.shape, "data_offsets": [end, end + out.nbytes]}
+            end += out.nbytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        return header, {name: len(header) + offset for name, offset in offsets.items()}
+
+    @property
+    def header(self) -> bytes:
+        return self._placed[0]
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """Tensor name -> place in the file."""
+        return self._placed[1]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(piece.nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One component."""
+
+    component: str
+    place: str  # folder, relative to the checkpoint's
+    pieces: tuple[Piece, ...]
+    shards: tuple[Shard, ...]
+    config: Mapping[str, object]
+    in_place: bool  # False: the source keeps it in one file of another layout, without a config.json
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def packings(self) -> dict[str, Packing]:
+        return {piece.path: piece.packing for piece in self.pieces if piece.packing}
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(piece.nbytes for piece in self.pieces) / max(1, sum(piece.count for piece in self.pieces))
+
+    def index(self) -> dict[str, Any] | None:
+        """The index file's content, where there are several files."""
+        if len(self.shards) == 1:
+            return None
+        names = {
+            out.name: shard.name for shard in self.shards for piece in shard.pieces for out in piece.outputs.values()
+        }
+        return {"metadata": {"total_size": sum(piece.nbytes for piece in self.pieces)}, "weight_map": names}
+
+    def index_name(self) -> str:
+        return SHARD_SUFFIX.sub("", Path(self.shards[0].name).stem) + ".safetensors.index.json"
+
+    def written_config(self) -> dict[str, object] | None:
+        """config.json as it will be; None where it does not change."""
+        if not self.packings:
+            return None if self.in_place else dict(self.config)
+        entries = {path: _entry(packing) for path, packing in self.packings.items()}
+        return {**self.config, "quantization": entries}
+
+
+def layouts(family: Family[Any], folder: Path, recipe: Recipe) -> list[Layout]:
+    """Every component of an open family, each checkpoint once."""
+    weights = {component.weights.component: component.weights for component in family.components.values()}
+    return [layout(each, folder, recipe) for each in weights.values()]
+
+
+def layout(weights: Weights, folder: Path, recipe: Recipe) -> Layout:
+    where = weights.checkpoint.where
+    same = all(name == part.tensor.name for name, part in weights.slices.items())
+    in_place = where.is_dir() or same  # else the source is one file of another layout: it gets our names and a folder
+    pieces = tuple(_pieces(weights, recipe, keep_names=where.is_dir()))
+    root = where if where.is_dir() else where.parent
+    place = root.relative_to(folder).as_posix() if in_place else weights.component
+    stem = SHARD_SUFFIX.sub("", weights.checkpoint.paths[0].stem) if in_place else "diffusion_pytorch_model"
+    return Layout(weights.component, place, pieces, tuple(_shards(pieces, stem)), weights.config, in_place)
+
+
+def _pieces(weights: Weights, recipe: Recipe, keep_names: bool) -> Iterator[Piece]:
+    """In the order of the source's bytes, so that reading goes forwards."""
+    parts = sorted(
+        weights.slices.items(), key=lambda item: (str(item[1].tensor.path), item[1].tensor.start, item[1].row)
+    )
+    for name, part in parts:
+        if recipe.drops(weights.component, name):
+            continue
+        path, _, parameter = name.rpartition(".")
+        written = part.tensor.name.rpartition(".")[0] if keep_names else path
+        packing, note = None, ""
+        if parameter == "weight" and path in weights.linears:
+            wanted = recipe.wanted(weights.component, path, weights.depth(path))
+            packing = fitted(wanted, part.shape)
+            note = _fallback(part.shape, wanted, packing)
+        dtype = _dense_dtype(part, recipe.halves(weights.component))
+        yield Piece(weights.component, path, parameter, written, part, packing, dtype, note)
+
+
+def _dense_dtype(part: Slice, halves: bool) -> str:
+    """Matrices of 32 bits become 16, if the recipe has that; vectors are too small to matter and stay."""
+    stored = part.tensor.dtype
+    if stored == "F8_E4M3" or (stored == "F32" and len(part.shape) > 1 and halves):
+        return "BF16"
+    return stored
+
+
+def _fallback(shape: Sequence[int], wanted: Packing | None, packing: Packing | None) -> str:
+    if wanted == packing or wanted is None:
+        return ""
+    columns = f"{shape[-1]} columns are not a multiple of {wanted.group_size}"
+    return f"{columns}: kept at 16 bits" if packing is None else f"{columns}: groups of {packing.group_size}"
+
+
+def _shards(pieces: Sequence[Piece], stem: str) -> Iterator[Shard]:
+    runs: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if runs[-1] and size + piece.nbytes > SHARD_BYTES:
+            runs.append([])
+            size = 0
+        runs[-1].append(piece)
+        size += piece.nbytes
+    for number, run in enumerate(runs, 1):
+        name = f"{stem}.safetensors" if len(runs) == 1 else f"{stem}-{number:05}-of-{len(runs):05}.safetensors"
+        yield Shard(name, tuple(run))
+
+
+def _entry(packing: Packing) -> dict[str, object]:
+    return {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}

@@ -1,0 +1,211 @@
+"""Rows of a weight -> codes, scales and biases in MLX's affine format (w is about scale * code + bias, group by group).
+
+In: rows in float32 and a `Packing`. Out: arrays that mx.dequantize and mx.quantized_matmul read. Two things are better
+than in mx.quantize at the same size. Scales and biases are stored in 16 bits, and codes are rounded against the stored
+numbers, not against the ones before rounding: that halves the error at 8 bits. And with `search`, a few scales are
+tried in each group, each improved by least squares, and the best is kept. Everything is elementwise numpy in a fixed
+order, so that the same weight gives the same bits on every machine, in memory or streamed, however its rows are cut;
+mx.quantize rounds differently on Metal and on the CPU.
+Must not know: files, recipes, models.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import QuantizationError
+from ..layers.linear import Packing
+from .bfloat import from_bf16, round_bf16, to_bf16
+
+BLOCK = 1 << 18  # weights worked on at a time: their float32 copies stay in the processor's cache
+SMALLEST_SCALE = np.float32(1e-7)  # as in MLX: a group of equal weights must not divide by zero
+# Where the search starts: what is cut off a group's range below and above, in parts of it. An outlier that is cut off
+# can pay for finer steps elsewhere; with many levels it never does. More starts or turns gain less than 1%
+# (benchmarks/LOG.md).
+FEW_BITS = 4
+STARTS = ((0.02, 0.02), (0.02, 0.1), (0.1, 0.02), (0.1, 0.1))
+TURNS = 4  # how often codes and least squares take turns from one start
+WIDE_STARTS, WIDE_TURNS = ((0.0, 0.0),), 2  # for more than FEW_BITS
+
+Packed = dict[str, np.ndarray]
+
+
+def pack(
+    weight: mx.array, packing: Packing, search: bool = False, importance: np.ndarray | None = None
+) -> dict[str, mx.array]:
+    """A whole weight [rows, columns] in memory, on all cores. `importance`: how much each column counts, [columns]."""
+    if packing.mode != "affine":
+        return _pack_mode(weight, packing)
+    rows = np.array(weight.astype(mx.float32))
+    step = max(1, BLOCK // rows.shape[1])
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter's lock inside its loops
+        packed = list(pool.map(lambda part: pack_rows(part, packing, search, importance), parts))
+    whole = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
+    return {name: as_mlx(value) for name, value in whole.items()}
+
+
+def as_mlx(packed: np.ndarray) -> mx.array:
+    """Codes as they are; scales and biases, carried as uint16, as bfloat16."""
+    return mx.array(packed).view(mx.bfloat16) if packed.dtype == np.uint16 else mx.array(packed)
+
+
+def pack_rows(rows: np.ndarray, packing: Packing, search: bool = False, importance: np.ndarray | None = None) -> Packed:
+    """rows [R, K] in float32 -> weight (uint32), scales and biases (bfloat16 carried as uint16)."""
+    if packing.mode != "affine":
+        return {name: _as_numpy(value) for name, value in _pack_mode(mx.array(rows), packing).items()}
+    shapes = packing.packed_shapes(*rows.shape)
+    out = {name: np.empty(shape, np.uint32 if name == "weight" else np.uint16) for name, shape in shapes.items()}
+    for start, stop in _blocks(*rows.shape):
+        groups = np.ascontiguousarray(rows[start:stop].reshape(-1, packing.group_size).T)  # [G, groups], a column each
+        counts = None if importance is None else _spread(importance, stop - start, packing.group_size)
+        codes, scale, bias = fit(groups, packing.bits, search, counts)
+        out["weight"][start:stop] = pack_codes(codes, packing.bits).T.reshape(stop - start, -1)
+        out["scales"][start:stop] = to_bf16(scale).reshape(stop - start, -1)
+        out["biases"][start:stop] = to_bf16(bias).reshape(stop - start, -1)
+    return out
+
+
+def fit(
+    groups: np.ndarray, bits: int, search: bool = False, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """groups [G, n] -> codes [G, n] (float32 whole numbers), scale [n] and bias [n], both bfloat16 values."""
+    levels = np.float32(2**bits - 1)
+    low, high = groups.min(axis=0), groups.max(axis=0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise QuantizationError(
+            "a weight holds a number that is not finite, so it cannot be quantized; the file is damaged."
+        )
+    scale, bias = _spanning(low, high, levels)
+    if search:
+        scale, bias = _searched(groups, bits, (low, high), (scale, bias), counts)
+    return codes_for(groups, scale, bias, levels), scale, bias
+
+
+def codes_for(groups: np.ndarray, scale: np.ndarray, bias: np.ndarray, levels: np.float32) -> np.ndarray:
+    codes = groups - bias
+    codes *= np.float32(1) / scale
+    np.rint(codes, out=codes)
+    return np.clip(codes, 0, levels, out=codes)
+
+
+def _spanning(low: np.ndarray, high: np.ndarray, levels: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """The stored scale and bias that lay the codes over a range, middle on middle.
+
+    The codes can run up from the low end or down from the high end: whichever of the two is nearer to a 16-bit number.
+    """
+    scale = np.maximum(round_bf16((high - low) / levels), SMALLEST_SCALE)
+    middle, half = (low + high) * np.float32(0.5), scale * (levels * np.float32(0.5))
+    up, down = round_bf16(middle - half), round_bf16(middle + half)
+    turned = np.abs(down - (middle + half)) < np.abs(up - (middle - half))
+    return np.where(turned, -scale, scale), np.where(turned, down, up)
+
+
+def _searched(
+    groups: np.ndarray,
+    bits: int,
+    ends: tuple[np.ndarray, np.ndarray],
+    plain: tuple[np.ndarray, np.ndarray],
+    counts: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scale and bias with the least squared error among several starts; never worse than the plain ones."""
+    levels, span = np.float32(2**bits - 1), ends[1] - ends[0]
+    starts, turns = (STARTS, TURNS) if bits <= FEW_BITS else (WIDE_STARTS, WIDE_TURNS)
+    best_scale, best_bias = plain[0].copy(), plain[1].copy()
+    best = _error(groups, codes_for(groups, *plain, levels), *plain, counts)
+    for below, above in starts:
+        scale, bias = _spanning(ends[0] + np.float32(below) * span, ends[1] - np.float32(above) * span, levels)
+        codes = codes_for(groups, scale, bias, levels)
+        for _ in range(turns):
+            scale, bias = _least_squares(groups, codes, scale, bias, counts)
+            codes = codes_for(groups, scale, bias, levels)
+        error = _error(groups, codes, scale, bias, counts)
+        better = error < best
+        np.copyto(best, error, where=better)
+        np.copyto(best_scale, scale, where=better)
+        np.copyto(best_bias, bias, where=better)
+    return best_scale, best_bias
+
+
+def _least_squares(
+    groups: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, counts: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best scale for these codes, rounded; then the best bias for that scale, rounded."""
+    weighted = codes if counts is None else codes * counts
+    total = np.float32(len(groups)) if counts is None else counts.sum(axis=0)
+    code_sum, square_sum = weighted.sum(axis=0), (weighted * codes).sum(axis=0)
+    product_sum = (weighted * groups).sum(axis=0)
+    weight_sum = groups.sum(axis=0) if counts is None else (groups * counts).sum(axis=0)
+    spread = total * square_sum - code_sum * code_sum
+    fits = spread > np.float32(1e-6) * total * square_sum  # otherwise all codes are equal: no slope to be found
+    slope = (total * product_sum - code_sum * weight_sum) / np.where(fits, spread, np.float32(1))
+    fits &= np.abs(slope) >= SMALLEST_SCALE
+    scale = np.where(fits, round_bf16(slope), scale)
+    return scale, np.where(fits, round_bf16((weight_sum - scale * code_sum) / total), bias)
+
+
+def _error(
+    groups: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, counts: np.ndarray | None
+) -> np.ndarray:
+    difference = codes * scale
+    difference += bias
+    difference -= groups
+    difference *= difference
+    if counts is not None:
+        difference *= counts
+    return difference.sum(axis=0)
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """codes [G, n] -> words [G * bits / 32, n]: one little-endian stream of bits down each column."""
+    whole = codes.astype(np.uint32)
+    period = 32 // math.gcd(bits, 32)  # so many codes fill a whole number of words
+    whole = whole.reshape(-1, period, whole.shape[1])
+    words = np.zeros((len(whole), period * bits // 32, whole.shape[2]), np.uint32)
+    for index in range(period):
+        word, shift = divmod(index * bits, 32)
+        words[:, word] |= whole[:, index] << np.uint32(shift)
+        if shift + bits > 32:
+            words[:, word + 1] |= whole[:, index] >> np.uint32(32 - shift)
+    return words.reshape(-1, words.shape[2])
+
+
+def unpack_rows(packed: Packed, packing: Packing) -> np.ndarray:
+    """What mx.dequantize makes of it, in float32: [R, K]. For the affine format."""
+    words, bits, rows = packed["weight"], packing.bits, len(packed["weight"])
+    period = 32 // math.gcd(bits, 32)
+    words = words.reshape(rows, -1, period * bits // 32).astype(np.uint64)
+    codes = np.empty((rows, words.shape[1], period), np.float32)
+    for index in range(period):
+        word, shift = divmod(index * bits, 32)
+        code = words[..., word] >> np.uint64(shift)
+        if shift + bits > 32:
+            code = code | (words[..., word + 1] << np.uint64(32 - shift))
+        codes[..., index] = code & np.uint64(2**bits - 1)
+    scales, biases = (from_bf16(packed[name])[..., None] for name in ("scales", "biases"))
+    return (codes.reshape(rows, -1, packing.group_size) * scales + biases).reshape(rows, -1)
+
+
+def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    step = max(1, BLOCK // columns)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _spread(importance: np.ndarray, rows: int, group_size: int) -> np.ndarray:
+    """[columns] -> [G, groups of so many rows]"""
+    return np.tile(importance.astype(np.float32).reshape(-1, group_size).T, (1, rows))
+
+
+def _pack_mode(weight: mx.array, packing: Packing) -> dict[str, mx.array]:
+    """mxfp4, nvfp4 and mxfp8 have no bias and scales in a format of their own: MLX's packer, always its CPU one."""
+    with mx.stream(mx.cpu):
+        parts = mx.quantize(weight.astype(mx.float32), packing.group_size, packing.bits, mode=packing.mode)
+        mx.eval(parts)
+    return dict(zip(("weight", "scales", "biases"), parts, strict=False))
+
+
+def _as_numpy(value: mx.array) -> np.ndarray:
+    return np.array(value)

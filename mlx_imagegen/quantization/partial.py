@@ -1,0 +1,155 @@
+"""A folder that is complete or not there at all: it grows beside its place, under another name, and is renamed at the
+end.
+
+In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
+is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
+same, and else begins anew. A folder that we did not make is never touched.
+Must not know: what the files hold.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import OutputError, QuantizationError
+from ..manifest import RECORD
+
+JOURNAL = "journal.jsonl"
+SPARE_BYTES = 10**9  # left free on the disk
+
+
+class Journal:
+    """What is finished in a partial folder: one line for the identity, then one a piece."""
+
+    def __init__(self, file: IO[bytes], done: set[str]):
+        self.done = done
+        self._file = file
+        self._lock = threading.Lock()
+
+    def finish(self, key: str) -> None:
+        """One write a line, so that a kill leaves a whole line or a torn last one, which counts as none."""
+        with self._lock:
+            self._file.write(f"{key}\n".encode())
+
+
+@dataclass(frozen=True)
+class Partial:
+    target: Path
+    identity: str  # of the inputs, the recipe and this tool: only equal ones may share a folder
+
+    @property
+    def folder(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    @property
+    def there(self) -> bool:
+        """Whether the target is complete already, made from the same."""
+        return recorded(self.target) == self.identity
+
+    @property
+    def complete(self) -> bool:
+        """Whether only the renaming is left."""
+        return recorded(self.folder) == self.identity
+
+    def seal(self, record: Mapping[str, Any]) -> None:
+        """The record comes last, when all else is on the disk: with it the folder counts as whole."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # not even a power cut may leave a renamed folder with holes in it
+        write_json(self.folder / RECORD, {**record, "identity": self.identity})
+
+    def rename(self) -> None:
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        self.folder.rename(self.target)
+
+    def refuse_strangers(self) -> None:
+        target, partial = self.target, self.folder
+        if not target.parent.is_dir():
+            raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            mine = recorded(target) is not None
+            what = (
+                "was made from other files or by another recipe"
+                if mine
+                else "is there already and was not made by quantize"
+            )
+            raise QuantizationError(f"{target} {what}; it is left as it is. Remove it, or give another output.")
+        if partial.exists() and not (partial / JOURNAL).is_file() and recorded(partial) is None:
+            raise QuantizationError(
+                f"{partial} is in the way and was not made by quantize; remove it, or give another output."
+            )
+
+    @contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """Ours alone while we work. Whatever another identity left is removed."""
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / JOURNAL).open("ab+", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"another quantize is writing {self.target} now; let it finish, or give another output."
+                ) from error
+            file.seek(0)
+            *lines, torn = file.read().decode(errors="replace").split("\n")
+            if lines[:1] != [self.identity]:
+                _clear(self.folder)
+                file.truncate(0)
+                file.write(f"{self.identity}\n".encode())
+                lines = []
+            elif torn:
+                file.write(b"\n")  # ends the torn line; no piece has its name
+            yield Journal(file, set(lines[1:]))
+
+    def check_room(self, need: int) -> None:
+        present = sum(path.stat().st_blocks * 512 for path in self.folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.folder).free
+        if need + SPARE_BYTES > free + present:
+            raise OutputError(
+                f"{self.target} needs {need / 1e9:.1f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
+                f"{(free + present) / 1e9:.1f} GB. Free some room, or give an output folder on another disk."
+            )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OutputError(
+                f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
+                " from there."
+            ) from error
+
+
+def recorded(folder: Path) -> str | None:
+    """The identity of what a folder holds whole; None if it holds nothing of ours, or half of it."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8")).get("identity")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return None
+
+
+def _clear(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL:
+            path.unlink()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """All or nothing."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,216 @@
+"""`quantize`: a model and a recipe -> a folder that loads alone.
+
+In: what the user named. Out: the folder, with its record of where it came from; or, from headers alone, what it would
+be.
+Must not know: how tensors are packed and written (packing.py, convert.py).
+"""
+
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .. import __version__
+from ..download import Tell, locate, tell_stderr
+from ..errors import QuantizationError
+from ..family import Family
+from ..job import requested
+from ..loading import Changes, Progress
+from ..lora.file import TITLES
+from ..lora.match import Lora, match_loras, vocabularies
+from ..lora.merge import Merge, Wanted, open_loras, own_loras
+from ..manifest import Model, revision_of
+from ..pipeline import load, open_family
+from ..plan import describe, plan
+from .calibrate import Statistics, collect
+from .convert import Conversion, convert, identify
+from .layout import Layout, Piece, layouts
+from .packing import pack
+from .partial import Partial
+from .recipes import Recipe, read_recipe, recipe_names
+
+MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
+CALIBRATION_SEEDS = (0,)  # of each prompt: other prompts teach more than other seeds
+SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a conversion would write, from headers alone."""
+
+    model: Model
+    folder: Path
+    family: Family[Any]
+    recipe: Recipe
+    layouts: list[Layout]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts)
+
+    @property
+    def notes(self) -> list[str]:
+        """Where the recipe's wish could not be met, each reason once a component."""
+        pieces = [piece for layout in self.layouts for piece in layout.pieces if piece.note]
+        alike: dict[tuple[str, str], list[str]] = {}
+        for piece in pieces:
+            alike.setdefault((piece.component, piece.note), []).append(piece.path)
+        return [
+            f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
+            for (component, note), paths in alike.items()
+        ]
+
+
+def draft(model: str | Path, quant: str, on_download: Tell = tell_stderr) -> Draft:
+    """Opens the model and lays the output out; reads no weights."""
+    found, folder = locate(str(model), on_download)
+    recipe = read_recipe(quant, found.manifest.family)
+    family = open_family(found.manifest, folder, Changes())
+    stored = next((part.weights for part in family.components.values() if part.weights.stored), None)
+    if stored:
+        source = f"{folder} is quantized already ({stored.component})"
+        raise QuantizationError(
+            f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
+        )
+    return Draft(found, folder, family, recipe, layouts(family, folder, recipe))
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    quant: str = "q6",
+    lora: Sequence[Wanted] = (),
+    lora_partial: bool = False,
+    calibrate: Sequence[str] = (),
+    calibrate_with: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    on_download: Tell = tell_stderr,
+) -> Path:
+    """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`.
+
+    LoRAs are merged in full precision before. A run that was cut off goes on where it stopped. `calibrate`: prompts
+    that the full model draws first; what its layers see then decides how the denoiser's weights are rounded.
+    `calibrate_with`: how it draws them (width, height, steps …), if not at its own defaults.
+    """
+    made = draft(model, quant, on_download)
+    merge = Merge()
+    loras = own_loras(made.model.manifest, on_download) + open_loras(lora, on_download)
+    merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
+    stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
+    target = Path(output).expanduser().absolute()
+    recipe, learnt = made.recipe, [list(calibrate), sorted((calibrate_with or {}).items())]
+    partial = Partial(target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt))
+    if not partial.there:
+        partial.refuse_strangers()  # before the pictures for calibration are drawn
+    record = _record(made, loras) | ({"calibrated_with": learnt} if calibrate else {})
+    seen = {} if partial.there else _seen(made, model, lora, lora_partial, calibrate, calibrate_with or {})
+    conversion = Conversion(
+        made.folder, made.layouts, recipe.search, record, _rows(merge, recipe), _touches(merge), seen
+    )
+    convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
+    for line in merge.losses():
+        on_download(f"note: {line}")
+    return target
+
+
+def expected(made: Draft) -> list[str]:
+    """What the copy will take in memory on a Mac, at the model's own size, a line each."""
+    family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
+    job = requested(made.model.manifest, family.size_multiple, "a prompt")[0]
+    return describe(replace(plan(family, job.settings, gpu=True), disk_bytes=made.nbytes))
+
+
+def quant_of_bits(bits: int) -> str:
+    """--bits 6 -> q6"""
+    name = f"q{bits}"
+    if name not in recipe_names():
+        raise QuantizationError(
+            f"--bits {bits}: there are recipes for {', '.join(recipe_names())}; others can be given with --quant FILE."
+        )
+    return name
+
+
+def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
+    manifest = made.model.manifest
+    weights = [layout for layout in made.layouts if layout.packings]
+    return {
+        "manifest": manifest.name,
+        "source": manifest.repo if made.model.folder is None else str(made.folder.resolve()),
+        "revision": revision_of(made.folder),
+        "recipe": made.recipe.name,
+        "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
+        "lora": [each.described() for each in loras],
+        "tool": f"mlx-imagegen {__version__}",
+    }
+
+
+def _seen(
+    made: Draft,
+    model: str | Path,
+    lora: Sequence[Wanted],
+    lora_partial: bool,
+    prompts: Sequence[str],
+    asked: Mapping[str, Any],
+) -> dict[tuple[str, str], Statistics]:
+    """What the full-precision model's layers are given while it draws the prompts."""
+    if not prompts:
+        return {}
+    pipeline = load(model, lora=lora, lora_partial=lora_partial)
+    component = made.family.components[made.family.stages["denoise"][0]].weights.component
+    found = collect(pipeline, prompts, CALIBRATION_SEEDS, **asked)
+    return {(component, path): statistics for path, statistics in found.items()}
+
+
+def _touches(merge: Merge) -> Any:
+    return lambda piece: merge.touches(piece.component, piece.path, piece.parameter)
+
+
+def _rows(merge: Merge, recipe: Recipe) -> Any:
+    def merged(piece: Piece, rows: np.ndarray, first: int) -> np.ndarray:
+        height = piece.part.shape[0]
+        out = merge.rows(piece.component, piece.path, piece.parameter, mx.array(rows), first, height)
+        if first == 0 and piece.packing:
+            pack_one = functools.partial(pack, search=recipe.search)
+            merge.measure(piece.component, piece.path, mx.array(rows), out, pack_one, piece.packing)
+        return np.array(out.astype(mx.float32))
+
+    return merged
+
+
+def table(made: Draft) -> list[tuple[str, str, int, int]]:
+    """(tensors, what they become, how many, bytes), tensors of the same kind together: `blocks.{0-18}.attn.to_q`."""
+    groups: dict[tuple[str, str], list[Piece]] = {}
+    for layout in made.layouts:
+        for piece in layout.pieces:
+            kind = re.sub(r"(?<=\.)\d+(?=\.)", "#", piece.path)
+            if piece.packing or piece.count > 2**16:  # the many small ones in one line
+                groups.setdefault((f"{piece.component}/{kind}", _form(piece)), []).append(piece)
+            else:
+                groups.setdefault((f"{piece.component}/…", "as stored"), []).append(piece)
+    return [
+        (_range(name, pieces), form, len(pieces), sum(p.nbytes for p in pieces))
+        for (name, form), pieces in groups.items()
+    ]
+
+
+def _form(piece: Piece) -> str:
+    if piece.packing is None:
+        return piece.dtype.lower()
+    return f"{piece.packing.bits} bits, groups of {piece.packing.group_size}"
+
+
+def _range(name: str, pieces: Sequence[Piece]) -> str:
+    numbers = sorted({int(found[0]) for piece in pieces if (found := re.findall(r"(?<=\.)\d+(?=\.)", piece.path))})
+    if "#" not in name or not numbers:
+        return name
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+    text = f"{numbers[0]}-{numbers[-1]}" if whole and len(numbers) > 1 else ",".join(map(str, numbers))
+    return name.replace("#", f"{{{text}}}", 1).replace("#", "*")

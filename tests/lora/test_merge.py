@@ -1,0 +1,323 @@
+"""LoRAs in every format: merged weights against stored references, what is refused, and warm pipelines."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.errors import CheckpointError, LoraError, MissingFile
+from mlx_imagegen.flux import Flux
+from mlx_imagegen.hidream_o1 import HiDream
+from mlx_imagegen.keys import Rename, Target
+from mlx_imagegen.loading import Weights
+from mlx_imagegen.lora.file import open_lora
+from mlx_imagegen.lora.match import Lora, Vocabulary, match_loras
+from mlx_imagegen.lora.merge import Merge, open_loras, parse_lora
+
+DATA = Path(__file__).parents[1] / "data" / "lora"
+SCALE = 0.7  # tests/references/lora.py merges at this one
+TITLES = {"flux": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}
+FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DATA.glob("*/*/lora.safetensors"))
+
+
+def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
+    known = {"flux": Flux, "hidream_o1": HiDream}.get(family)
+    return known.lora_names(known.__new__(known), component, modules) if known else {}
+
+
+def open_base(folder: Path, family: str) -> list[Weights]:
+    """base.safetensors as components: `text_encoder/…` names are another component's."""
+    whole = open_checkpoint(folder / family / "base.safetensors")
+    names = {name.rpartition("/")[0] or "transformer" for name in whole}
+
+    def rename(component: str) -> Rename:
+        def targets(name: str) -> list[Target]:
+            where, _, bare = name.rpartition("/")
+            return [Target(bare.removeprefix("text_model."))] if (where or "transformer") == component else []
+
+        return targets
+
+    return [Weights.open(component, whole, rename(component)) for component in sorted(names)]
+
+
+def known(weights: Sequence[Weights], family: str) -> list[Vocabulary]:
+    prefixes = Flux.lora_prefixes if family == "flux" else {}
+    return [
+        Vocabulary.of(
+            each,
+            lambda component, modules: other_names(family, component, modules),
+            [prefix for prefix, component in prefixes.items() if component == each.component],
+        )
+        for each in weights
+    ]
+
+
+def merged(weights: Sequence[Weights], merge: Merge) -> dict[str, np.ndarray]:
+    """Every tensor by its name in base.safetensors."""
+    out = {}
+    for each in weights:
+        for name, part in each.slices.items():
+            path, _, parameter = name.rpartition(".")
+            value = merge(each.component, path, parameter, part.read())
+            out[part.tensor.name] = np.array(value.astype(mx.float32))
+    return out
+
+
+def check_format(folder: Path, name: str) -> None:
+    family = name.partition("/")[0]
+    weights = open_base(folder, family)
+    merge = Merge()
+    plain = merged(weights, merge)
+    file = open_lora(folder / name / "lora.safetensors")
+    merge.choose(match_loras([Lora(file, SCALE)], known(weights, family), TITLES[family]))
+    result = merged(weights, merge)
+    expected = {
+        tensor: np.array(part.read()) for tensor, part in open_checkpoint(folder / name / "merged.safetensors").items()
+    }
+    assert expected
+    for tensor, value in result.items():
+        if tensor in expected:
+            scale = np.abs(expected[tensor]).max()
+            np.testing.assert_allclose(value, expected[tensor], atol=1e-6 * scale, rtol=0, err_msg=f"{name}: {tensor}")
+            assert np.abs(value - plain[tensor]).max() > 1e-3 * scale, f"{name}: {tensor} did not change"
+        else:
+            assert np.array_equal(value, plain[tensor]), f"{name}: {tensor} should not change"
+    assert len(merge.matches[0].matched) == len(file.entries)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_merged_weights_equal_the_reference(name: str) -> None:
+    check_format(DATA, name)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def matched(file: Path, family: str = "flux", partial: bool = False) -> Merge:
+    merge = Merge()
+    merge.choose(match_loras(open_loras([file]), known(open_base(DATA, family), family), TITLES[family], partial))
+    return merge
+
+
+def changed(path: Path, change: dict[str, mx.array | None], format: str = "flux/comfyui") -> Path:
+    """A stored file with tensors put in (or, None, taken out)."""
+    tensors = mx.load(str(DATA / format / "lora.safetensors")) | change
+    mx.save_safetensors(str(path), {name: value for name, value in tensors.items() if value is not None})
+    return path
+
+
+QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
+
+
+def test_no_key_matches(tmp_path: Path) -> None:
+    file = tmp_path / "odd.safetensors"
+    mx.save_safetensors(
+        str(file), {f"unheard.of.{i}.lora_{end}.weight": mx.ones((2, 2)) for i in range(4) for end in "AB"}
+    )
+    with pytest.raises(LoraError) as refused:
+        matched(file)
+    message = str(refused.value)
+    assert "none of its 4 modules is one of FLUX.1's" in message
+    assert sum(f"'unheard.of.{i}.lora_{end}.weight'" in message for i in range(4) for end in "AB") == 3
+
+
+def test_a_lora_for_another_model_says_which() -> None:
+    for family, other, title in (
+        ("flux", "hidream_o1/musubi", "HiDream-O1-Image"),
+        ("flux", "qwen_image/lightning", "Qwen-Image"),
+        ("qwen_image", "flux/kohya", "FLUX.1"),
+        ("hidream_o1", "qwen_image/lightning", "Qwen-Image"),
+    ):
+        for partial in (False, True):  # a few names that fit by chance do not make it fit
+            with pytest.raises(LoraError, match=f"It looks like a LoRA for {title}"):
+                matched(DATA / other / "lora.safetensors", family, partial)
+
+
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        ("lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight", "Stable Diffusion or SDXL"),
+        ("transformer.single_stream_modulation.linear.lora_A.weight", "FLUX.2"),
+        ("diffusion_model.blocks.3.self_attn.q.lora_A.weight", "Wan"),
+        ("diffusion_model.layers.3.attention.qkv.lora_A.weight", "Z-Image"),
+        ("diffusion_model.joint_blocks.3.x_block.attn.qkv.lora_A.weight", "Stable Diffusion 3"),
+    ],
+)
+def test_models_that_are_not_ours_are_named(tmp_path: Path, key: str, model: str) -> None:
+    mx.save_safetensors(str(tmp_path / "other.safetensors"), {key: mx.ones((2, 2))})
+    assert open_lora(tmp_path / "other.safetensors").family == model
+
+
+def test_metadata_tells_what_names_cannot(tmp_path: Path) -> None:
+    """FLUX.1's and Qwen-Image's attention have the same names."""
+    tensors = {f"transformer.transformer_blocks.0.attn.to_q.lora_{end}.weight": mx.ones((8, 8)) for end in "AB"}
+    file = tmp_path / "attention.safetensors"
+    mx.save_safetensors(str(file), tensors, {"modelspec.architecture": "qwen-image/lora"})
+    assert open_lora(file).family == "Qwen-Image"
+    matched(file, "qwen_image")
+    with pytest.raises(LoraError, match="says that it is for Qwen-Image"):
+        matched(file, "flux")
+
+
+def test_leftovers_are_listed_and_may_be_allowed(tmp_path: Path) -> None:
+    stray = {"diffusion_model.unheard.of.lora_A.weight": mx.ones((2, 2)), "diffusion_model.strange.ending": mx.ones(1)}
+    half = {f"{QKV}.lora_up.weight": None}
+    file = changed(tmp_path / "partly.safetensors", stray | half)
+    with pytest.raises(LoraError) as refused:
+        matched(file)
+    message = str(refused.value)
+    assert "12 of 15 modules match FLUX.1" in message
+    assert "'diffusion_model.unheard.of' (no such module)" in message
+    assert "'diffusion_model.strange.ending' (its ending is of no known kind)" in message
+    assert f"'{QKV}' (it has only alpha, down)" in message
+    assert "--lora-partial" in message
+    merge = matched(file, partial=True)
+    assert len(merge.matches[0].matched) == 12
+    assert not merge.touches("transformer", "transformer_blocks.0.attn.to_q")
+    assert merge.record() == {"lora": [[str(file), 1.0]], "lora_partial": True}
+
+
+@pytest.mark.parametrize(
+    "format", ["flux/comfyui", "flux/lokr_kohya_fused", "flux/loha_lycoris", "flux/dora_lycoris", "flux/differences"]
+)
+def test_wrong_shapes(tmp_path: Path, format: str) -> None:
+    tensors = mx.load(str(DATA / format / "lora.safetensors"))
+    endings = ("lora_up.weight", "lokr_w2", "lokr_w2_a", "hada_w1_a", "dora_scale", "diff")
+    tall = next(name for name in tensors if "attn_qkv" in name.replace(".", "_") and name.endswith(endings))
+    file = changed(tmp_path / "tall.safetensors", {tall: mx.concatenate([tensors[tall], tensors[tall]])}, format)
+    for partial in (False, True):
+        with pytest.raises(LoraError, match="shapes that do not fit") as refused:
+            matched(file, partial=partial)
+        assert tall.rpartition(".")[0].removesuffix(".lora_up") in str(refused.value)
+        assert "expected [24, 8], found" in str(refused.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_numbers_that_are_none(tmp_path: Path, bad: float, dtype: mx.Dtype) -> None:
+    values = np.ones((24, 2), np.float32)
+    values[17, 1] = bad
+    key = f"{QKV}.lora_up.weight"
+    with pytest.raises(LoraError, match="NaN or infinity") as refused:
+        open_lora(changed(tmp_path / "nan.safetensors", {key: mx.array(values).astype(dtype)}))
+    assert f"'{key}'" in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".ckpt", ".PT"])
+def test_pickles(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"style{ending}"
+    path.write_bytes(b"\x80\x04")
+    for source in (path, tmp_path):  # the file, or the folder that holds nothing else
+        with pytest.raises(LoraError, match="pickle, which can run any code") as refused:
+            open_lora(source)
+        assert "safetensors.torch" in str(refused.value) and "style.safetensors" in str(refused.value)
+
+
+def test_control_loras(tmp_path: Path) -> None:
+    tensors = {f"img_in.lora_{end}.weight": mx.ones((128, 128)) for end in "AB"}
+    tensors |= {"img_in.lora_B.bias": mx.ones(128), "double_blocks.0.img_attn.norm.query_norm.scale": mx.ones(128)}
+    mx.save_safetensors(str(tmp_path / "depth.safetensors"), tensors)
+    with pytest.raises(LoraError, match="control LoRA.*64 to 128 channels"):
+        open_lora(tmp_path / "depth.safetensors")
+
+
+def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:
+    again = {f"transformer.transformer_blocks.0.attn.to_out.0.lora_{end}.weight": mx.ones((8, 8)) for end in "AB"}
+    with pytest.raises(LoraError, match="img_attn.proj' already speaks of this module"):
+        matched(changed(tmp_path / "again.safetensors", again))
+
+
+def test_a_damaged_file_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((DATA / "flux/kohya/lora.safetensors").read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors"):
+        open_lora(path)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match=r"owner/name:file\.safetensors"):
+        open_lora(tmp_path / "nothing.safetensors")
+    for name in ("a", "b"):
+        shutil.copy(DATA / "flux/kohya/lora.safetensors", tmp_path / f"{name}.safetensors")
+    with pytest.raises(LoraError, match="holds 2"):
+        open_lora(tmp_path)
+
+
+def test_a_bias_that_the_model_does_not_have(tmp_path: Path) -> None:
+    bias = {"lora_unet_model_final_layer2_linear.diff_b": mx.ones(6)}
+    with pytest.raises(LoraError, match="the module has no bias"):
+        matched(changed(tmp_path / "bias.safetensors", bias, "hidream_o1/musubi"), "hidream_o1")
+
+
+@pytest.mark.parametrize("scale", ["1", None, float("nan"), 1000, True])
+def test_scales(scale: object) -> None:
+    with pytest.raises(LoraError, match="the scale"):
+        open_loras([(DATA / "flux/kohya/lora.safetensors", scale)])  # type: ignore[list-item]
+
+
+def test_the_command_line_form() -> None:
+    assert parse_lora("style.safetensors") == "style.safetensors"
+    assert parse_lora("style.safetensors:0.7") == ("style.safetensors", 0.7)
+    assert parse_lora("style.safetensors:-1") == ("style.safetensors", -1.0)
+    assert parse_lora("owner/name:style.safetensors") == "owner/name:style.safetensors"
+    assert parse_lora("owner/name:style.safetensors:0.7") == ("owner/name:style.safetensors", 0.7)
+
+
+def test_rows_in_pieces_equal_the_whole() -> None:
+    """As a converter reads weights; swapped halves and fused modules included."""
+    for name in ("kohya_all", "dora_lycoris", "lokr_kohya_fused", "differences"):
+        merge = matched(DATA / "flux" / name / "lora.safetensors")
+        for each in open_base(DATA, "flux"):
+            for tensor, part in each.slices.items():
+                path, _, parameter = tensor.rpartition(".")
+                value = part.read()
+                whole = merge(each.component, path, parameter, value)
+                pieces = [
+                    merge.rows(each.component, path, parameter, value[start : start + 5], start, len(value))
+                    for start in range(0, len(value), 5)
+                ]
+                np.testing.assert_allclose(np.array(mx.concatenate(pieces)), np.array(whole), rtol=1e-5, atol=1e-5)
+
+
+def test_the_scale_of_a_file() -> None:
+    def scales(name: str) -> set[float]:
+        return {round(entry.scale, 4) for entry in open_lora(DATA / name / "lora.safetensors").entries.values()}
+
+    assert scales("flux/aitoolkit") == {1.0}
+    assert scales("flux/peft_rslora") == {round(2 / 3**0.5, 4)}
+    assert scales("flux/peft_patterns") == {1.5, round(5 / 3, 4), 1.0}
+    assert scales("flux/peft_folder") == {1.5}
+
+
+@pytest.mark.parametrize("name", ["flux/peft_dora", "flux/dora_lycoris", "flux/kohya"])
+def test_scale_0_touches_nothing(name: str) -> None:
+    """PEFT's DoRA would set every row's length even then."""
+    weights = open_base(DATA, "flux")
+    merge = Merge()
+    plain = merged(weights, merge)
+    file = open_lora(DATA / name / "lora.safetensors")
+    merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux"), "FLUX.1"))
+    assert all(np.array_equal(value, plain[tensor]) for tensor, value in merged(weights, merge).items())
+
+
+@pytest.mark.parametrize(
+    "metadata", ["not json", "[1]", '{"transformer.r": "many"}', '{"transformer.r": 4, "transformer.alpha_pattern": 3}']
+)
+def test_an_unreadable_configuration(tmp_path: Path, metadata: str) -> None:
+    tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+    mx.save_safetensors(str(tmp_path / "style.safetensors"), tensors, {"lora_adapter_metadata": metadata})
+    with pytest.raises(LoraError, match="configuration cannot be read"):
+        open_lora(tmp_path / "style.safetensors")
+
+
+def test_an_alpha_of_any_width(tmp_path: Path) -> None:
+    for dtype in (np.float16, np.float32, np.float64, np.int64):
+        tensors = {f"{QKV}.alpha": np.array([6], dtype), f"{QKV}.lora_down.weight": np.ones((2, 8), np.float32)}
+        save_file(tensors | {f"{QKV}.lora_up.weight": np.ones((24, 2), np.float32)}, tmp_path / "alpha.safetensors")
+        (entry,) = open_lora(tmp_path / "alpha.safetensors").entries.values()
+        assert entry.scale == 3.0

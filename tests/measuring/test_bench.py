@@ -1,0 +1,236 @@
+"""`bench` on a tiny FLUX.1 that can be packed: its files, its sums, its quality columns, and what failures do."""
+
+import csv
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ran
+from PIL import Image
+
+from mlx_imagegen import plan
+from mlx_imagegen.cli import main
+from mlx_imagegen.image import read_metadata
+from mlx_imagegen.measuring import cell, tables
+from mlx_imagegen.measuring.bench import STAGES, Row, Spread, _compare, chart
+from mlx_imagegen.measuring.cell import Made, Missing, Worker
+from mlx_imagegen.measuring.quality import compared
+from tests.tiny import draw_flux
+
+Cli = Callable[..., Ran]
+QUICK = {"seed": 1, "steps": 2, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_flux(tmp_path_factory.mktemp("model") / "flux")
+
+
+@pytest.fixture(scope="module")
+def folder(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measured once for all tests: two quants that work, and one that no recipe has."""
+    out = tmp_path_factory.mktemp("bench") / "new" / "out"
+    arguments = ["bench", "--model", wide, "--quant", "q4", "none", "q5", "--size", "64", "--steps", "3"]
+    assert main([str(each) for each in [*arguments, "--repeat", "2", "--plot", "-o", out]]) == 0, (
+        "one failed, others ran"
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["quant"]: row for row in json.loads((folder / "bench.json").read_text())["rows"]}
+
+
+def test_every_file_parses_and_says_the_same(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    lines = {line["quant"]: line for line in csv.DictReader((folder / "bench.csv").open())}
+    assert set(lines) == set(rows) == {"q4", "none", "q5"}
+    text = (folder / "bench.md").read_text()
+    for quant in ("q4", "none"):
+        row, line = rows[quant], lines[quant]
+        assert float(line["total_seconds"]) == row["seconds"]["total"]["median"]
+        assert float(line["step_seconds"]) == row["step_seconds"]["median"]
+        assert f"| {quant} | 64x64 | 3 |" in text
+        assert {"mlx", "device", "commit", "memory", "date"} <= set(line)
+    assert Image.open(folder / "plot.png").width > 300
+    assert (
+        "skipped" in text and "no recipe is called 'q5'" in text and "no recipe is called 'q5'" in lines["q5"]["reason"]
+    )
+
+
+def test_stages_sum_to_the_total(rows: dict[str, dict[str, Any]]) -> None:
+    for quant in ("q4", "none"):
+        for run in rows[quant]["runs"]:
+            assert set(run) == set(STAGES)
+            assert sum(run[stage] for stage in STAGES if stage != "total") == pytest.approx(run["total"])
+            assert run["other"] >= 0, "no stage is counted twice"
+            assert run["steps"] > 0 and run["decode"] > 0 and run["load"] > 0
+        total = rows[quant]["seconds"]["total"]
+        assert total["least"] <= total["median"] <= total["most"] and len(rows[quant]["runs"]) == 2
+        assert len(rows[quant]["warm_up_seconds"]) == 1 and rows[quant]["cold_load_seconds"] > 0
+
+
+def test_it_agrees_with_the_picture_s_own_report(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """The last run's picture is the one that stays."""
+    for quant in ("q4", "none"):
+        report = read_metadata(folder / rows[quant]["picture"])["report"]["seconds"]
+        last = rows[quant]["runs"][-1]
+        assert last["steps"] == pytest.approx(sum(report["steps"])) and len(report["steps"]) == 3
+        for stage in ("encode", "prepare", "decode"):
+            assert last[stage] == pytest.approx(report[stage])
+        assert last["load"] > report["load"], "opening the files is part of loading"
+
+
+def test_memory_is_of_one_process_by_stage(rows: dict[str, dict[str, Any]]) -> None:
+    for quant in ("q4", "none"):
+        assert {"load", "encode", "prepare", "step", "decode"} <= set(rows[quant]["mlx_peak_bytes"])
+        peaks = list(rows[quant]["process_peak_bytes"].values())
+        assert peaks and min(peaks) > 2**20
+    assert rows["q4"]["weight_bytes"] < rows["none"]["weight_bytes"]
+    assert rows["q4"]["denoiser"] != rows["none"]["denoiser"]
+
+
+def test_quality_is_against_the_heaviest(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    assert rows["none"]["quality"] is None and rows["q4"]["reference"] == "none"
+    expected = compared(*(Image.open(folder / rows[quant]["picture"]) for quant in ("q4", "none")))
+    assert rows["q4"]["quality"]["psnr_db"] == expected.psnr_db
+    assert 15 < expected.psnr_db < 80, "the pictures differ, but are of the same noise"
+
+
+def test_only_pictures_of_one_model_and_size_are_compared(tmp_path: Path) -> None:
+    rows = []
+    for name, manifest, size, weight in (("a", "m", 16, 9), ("b", "m", 16, 5), ("c", "m", 32, 4), ("d", "n", 16, 8)):
+        Image.new("RGB", (size, size), "grey").save(tmp_path / f"{name}.png")
+        row = Row(name, "none", (size, size), manifest=manifest, weight_bytes=weight, picture=f"{name}.png")
+        rows.append(row)
+    _compare(rows, tmp_path)
+    assert [row.reference for row in rows] == [None, "a none", None, None]
+
+
+def test_nothing_measured_is_a_refusal(cli: Cli, wide: Path) -> None:
+    ran = cli("bench", "--model", wide, "--quant", "q5", "--size", 64, "--steps", 1)
+    assert ran.code == 2 and "nothing could be measured" in ran.err and "q5" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--size", "big"), "'big' is not a size such as 1024 or 1024x768"),
+        (("--repeat", 0), "repeat 0"),
+        (("-o", "a-file/out"), "cannot be created"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(cli: Cli, wide: Path, arguments: tuple[Any, ...], said: str) -> None:
+    Path("a-file").write_text("")
+    ran = cli("bench", "--model", wide, *arguments)
+    assert ran.code == 2 and said in ran.err and ran.err.count("\n") == 1
+
+
+def test_json_is_the_file(cli: Cli, wide: Path) -> None:
+    ran = cli("bench", "--model", wide, "--quant", "none", "--size", "64x32", "--steps", 1, "--repeat", 1, "--json")
+    data = json.loads(ran.out)
+    assert data == json.loads(Path("bench/bench.json").read_text())
+    assert data["rows"][0]["size"] == [64, 32] and data["asked"]["repeat"] == 1
+
+
+# The process of its own (cell.py)
+
+
+def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -> None:
+    with Worker(str(wide), None) as worker:
+        first, second, third = (
+            worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
+        )
+    assert isinstance(first, Made) and isinstance(second, Made) and isinstance(third, Made)
+    assert second.open_seconds < third.open_seconds / 10
+    assert second.record == first.record
+
+
+def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
+    with Worker(str(wide), None) as worker:
+        refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
+        nowhere = worker.make("a fox", tmp_path / "absent" / "a.png", QUICK)
+        made = worker.make("a fox", tmp_path / "a.png", QUICK)
+    assert isinstance(refused, Missing) and "steps 0" in refused.reason
+    assert isinstance(nowhere, Missing) and "does not exist" in nowhere.reason
+    assert isinstance(made, Made)
+
+
+def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
+    with Worker(str(wide), None) as worker:
+        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.wait()
+        for _ in range(2):
+            missing = worker.make("a fox", tmp_path / "a.png", QUICK)
+            assert isinstance(missing, Missing) and "memory runs out" in missing.reason
+
+
+def served(opening: dict[str, Any], *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The worker's side, in this process."""
+    answers = io.StringIO()
+    cell._serve(io.StringIO("\n".join(map(json.dumps, [opening, *jobs])) + "\n"), answers)
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
+
+
+def job(path: Path) -> dict[str, Any]:
+    return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "anew": False}
+
+
+def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "physical_bytes", lambda: 1000)
+    (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
+    assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()
+
+
+def test_even_a_defect_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Any:
+        raise KeyError("weights")
+
+    monkeypatch.setattr(cell, "_make", broken)
+    answers = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"), job(tmp_path / "b.png"))
+    assert [answer["reason"] for answer in answers] == ["KeyError: 'weights'"] * 2
+
+
+# Tables
+
+
+def test_numbers_are_short() -> None:
+    assert [tables.short(value) for value in (0.1234, 1.234, 12.34, 1234.5, 0.5, None, float("inf"))] == [
+        "0.123", "1.23", "12.3", "1234", "0.500", "–", "∞",
+    ]  # fmt: skip
+    assert Spread(2.0, 1.0, 3.0).shown() == "2.00 (1.00–3.00)" and Spread(2.0, 2.0, 2.0).shown() == "2.00"
+
+
+def test_sizes_of_small_models_are_told_apart() -> None:
+    sizes = (2_840_000, 90_000_000, 250_000_000, 17_240_000_000)
+    assert [tables.gigabytes(size) for size in sizes] == ["0.00284", "0.09", "0.250", "17.2"]
+
+
+def test_tables_line_up() -> None:
+    text = tables.aligned(("model", "seconds"), [("flux", "1.5"), ("qwen-image", "12.5"), ("x", "–")])
+    assert text.splitlines() == [
+        "model       seconds",
+        "flux            1.5",
+        "qwen-image     12.5",
+        "x                 –",
+    ]
+    assert tables.markdown(("a", "b"), [("1|2", "3")]).splitlines()[-1] == "| 1\\|2 | 3 |"
+
+
+def test_a_chart_names_models_only_where_there_are_several() -> None:
+    once = [Row("a", "q4", (16, 16), step_seconds=Spread(1, 1, 1), mlx_peak_bytes={"step": 5})]
+    where: dict[str, str | None] = {"device": "d", "platform": "p", "mlx": "1"}
+    assert chart(once, where).size == chart([*once, Row("b", "q4", None, reason="no")], where).size
+
+
+def test_the_worker_ends_with_its_caller(wide: Path) -> None:
+    worker = Worker(str(wide), None)
+    assert worker._process.stdin
+    worker._process.stdin.close()
+    assert worker._process.wait(timeout=60) == 0
+    worker._process.stdout.close()  # type: ignore[union-attr]

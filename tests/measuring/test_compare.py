@@ -1,0 +1,191 @@
+"""`compare` on tiny FLUX.1 folders: the sheet, what is used again, what a failure leaves, and being killed half-way."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ran
+from PIL import Image
+
+from mlx_imagegen.image import read_metadata
+from mlx_imagegen.measuring.compare import Column, Line, identified, key, read_lines
+from tests.tiny import draw_flux
+
+Cli = Callable[..., Ran]
+ROOT = Path(__file__).parents[2]
+AXES = ["photo", "food culture", "English text", "text with numbers", "person", "art", "composition", "kanji"]
+QUICK = ("--size", "64", "--steps", "1", "--seed", "3")
+
+
+@pytest.fixture
+def sheet(cli: Cli, flux_folder: Path) -> Cli:
+    """compare, with three prompts, a model that works and one that does not exist."""
+    Path("p.txt").write_text("a fox\n\na blue hen\nan owl\n")
+
+    def run(*arguments: object) -> Ran:
+        return cli("compare", "--models", flux_folder, "nowhere", "--prompts", "p.txt", *QUICK, "-o", "out", *arguments)
+
+    return run
+
+
+def pictures(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted((folder / "cells").glob("*.png"))}
+
+
+def test_the_sheet_and_its_tables(sheet: Cli) -> None:
+    ran = sheet()
+    assert ran.code == 0 and ran.out == "out/sheet.png\n", "one column failed, the other did not"
+    assert Image.open("out/sheet.png").width > 3 * 256
+    data = json.loads(Path("out/compare.json").read_text())
+    cells = [cell for cell in data["cells"] if cell["record"]]
+    assert [cell["text"] for cell in cells] == ["a fox", "a blue hen", "an owl"]
+    missing = [cell for cell in data["cells"] if not cell["record"]]
+    assert len(missing) == 3 and all("no model is called 'nowhere'" in cell["reason"] for cell in missing)
+    lines = list(csv.DictReader(Path("out/compare.csv").read_text().splitlines()))
+    assert len(lines) == 6
+    for cell, line in zip(cells, lines, strict=False):
+        record = read_metadata(Path("out") / cell["picture"])
+        assert (record["prompt"], record["seed"], record["steps"], record["width"]) == (cell["text"], 3, 1, 64)
+        taken = record["report"]["seconds"]
+        assert float(line["seconds"]) == pytest.approx(taken["encode"] + sum(taken["steps"]) + taken["decode"])
+        assert float(line["total_seconds"]) == pytest.approx(taken["total"])
+    text = Path("out/compare.md").read_text()
+    assert "| schnell | 1 | 64x64 | 1 |" in text and "missing: nowhere" in text and data["where"]["mlx"] in text
+
+
+def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
+    sheet()
+    before = pictures(Path("out"))
+    ran = sheet()
+    assert pictures(Path("out")) == before and "3 of 3 are there from before" in ran.err
+    gone = next(iter(before))
+    (Path("out/cells") / gone).unlink()
+    ran = sheet()
+    after = pictures(Path("out"))
+    assert "2 of 3 are there from before" in ran.err and set(after) == set(before)
+    assert {name for name in after if after[name] != before[name]} == {gone}
+
+
+def test_a_damaged_cell_is_made_again(sheet: Cli) -> None:
+    sheet()
+    path = next(Path("out/cells").glob("*.png"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert "2 of 3" in sheet().err
+    assert read_metadata(path)["seed"] == 3
+
+
+def test_other_settings_are_other_cells(sheet: Cli) -> None:
+    sheet()
+    sheet("--seed", 4)
+    sheet("--steps", 2)
+    assert len(pictures(Path("out"))) == 9
+
+
+def test_the_key_follows_all_that_makes_a_picture(flux_copy: Path) -> None:
+    def made(parameters: dict[str, int], quant: str = "none", text: str = "a fox") -> str:
+        return key(identified(Column(str(flux_copy), quant), parameters), Line("1", text))
+
+    usual = made({"seed": 1})
+    assert usual == made({"seed": 1})
+    others = [
+        made({"seed": 2}),
+        made({"seed": 1, "steps": 2}),
+        made({"seed": 1}, "q6"),
+        made({"seed": 1}, text="an owl"),
+    ]
+    weights = flux_copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    others.append(made({"seed": 1}))
+    assert len({usual, *others}) == 6
+
+
+def test_killed_half_way_it_goes_on(tmp_path: Path, flux_folder: Path) -> None:
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(f"prompt {number}" for number in range(6)))
+    out = tmp_path / "out"
+    models = [str(flux_folder), str(flux_folder.parent / "dev")]
+    command = [sys.executable, "-m", "mlx_imagegen", "compare", "--models", *models, "--prompts", str(prompts)]
+    command += ["--size", "128", "--steps", "2", "-o", str(out)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(pictures(out)) < 2:
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = _settled(out)
+    assert 2 <= len(kept) < 12
+    assert not (out / "sheet.png").exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = pictures(out)
+    assert again.returncode == 0 and len(after) == 12
+    assert {name: after[name] for name in kept} == kept, "what was there is untouched"
+    assert again.stderr.count(" s\n") == 12 - len(kept), "as many were made as were missing"
+
+
+def _settled(out: Path) -> dict[str, int]:
+    """The picture that the worker was at when its caller died is finished; then the worker ends."""
+    kept, since = pictures(out), time.monotonic()
+    while time.monotonic() - since < 3:
+        time.sleep(0.1)
+        if pictures(out) != kept:
+            kept, since = pictures(out), time.monotonic()
+    return kept
+
+
+def test_nothing_made_is_a_refusal(cli: Cli) -> None:
+    Path("p.txt").write_text("a fox")
+    ran = cli("compare", "--models", "nowhere", "--prompts", "p.txt")
+    assert ran.code == 2 and "no picture could be made. nowhere: no model is called" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.toml", '[[prompt]]\naxis = "photo"', "prompt 1: a prompt has an axis and a text"),
+        ("p.toml", '[[prompt]]\naxis = "a"\ntext = " "', "prompt 1: a prompt has an axis and a text"),
+        ("p.toml", "[[prompt]", "cannot be read"),
+        ("p.toml", "title = 1", "holds no prompts"),
+        ("p.txt", "\n \n", "holds no prompts"),
+        ("absent.toml", None, "is not there"),
+    ],
+)
+def test_bad_prompts_are_refused(cli: Cli, name: str, text: str | None, said: str) -> None:
+    if text is not None:
+        Path(name).write_text(text)
+    ran = cli("compare", "--models", "flux-dev", "--prompts", name)
+    assert ran.code == 2 and said in ran.err and ran.err.count("\n") == 1
+    assert not Path("compare").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(sheet: Cli) -> None:
+    Path("out").write_text("a file")
+    assert "cannot be created" in sheet().err
+
+
+def test_a_quant_stands_after_the_model() -> None:
+    assert Column.parse("flux-dev@q6") == Column("flux-dev", "q6")
+    assert Column.parse("/a/b@home/flux") == Column("/a/b@home/flux")
+    assert Column.parse("flux@q6").label == "flux q6" and Column.parse("/a/flux@own.toml").label == "flux own"
+
+
+def test_the_set_that_ships_has_the_eight_axes() -> None:
+    lines = read_lines(ROOT / "examples" / "prompts.toml")
+    assert [line.axis for line in lines] == AXES
+    assert any(ord(letter) > 0x4E00 for letter in lines[-1].text)
+
+
+def test_a_quant_that_a_model_lacks_leaves_the_rest(cli: Cli, tmp_path: Path) -> None:
+    """A folder that is quantized already cannot be packed once more: its cells say so."""
+    wide = draw_flux(tmp_path / "wide")
+    assert cli("quantize", "--model", wide, "--quant", "q8", "-o", tmp_path / "small", "--quiet").code == 0
+    Path("p.txt").write_text("a fox")
+    ran = cli("compare", "--models", f"{tmp_path / 'small'}@q4", wide, "--prompts", "p.txt", *QUICK)
+    assert ran.code == 0 and "quantized already" in ran.err
+    assert len(pictures(Path("compare"))) == 1

@@ -1,0 +1,213 @@
+"""`doctor`: a wrong kernel is found, models are listed by what they need, and the machine is described."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import Ran
+
+from mlx_imagegen.job import requested
+from mlx_imagegen.layers.linear import PACKED, Packing
+from mlx_imagegen.loading import Changes
+from mlx_imagegen.manifest import manifests
+from mlx_imagegen.measuring import doctor
+from mlx_imagegen.measuring.doctor import (
+    MANY,
+    Check,
+    Fit,
+    check,
+    fits,
+    measured_chip,
+    packings_in_use,
+    self_test,
+    shapes,
+    warnings,
+)
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.plan import Chip, plan
+from mlx_imagegen.quantization.recipes import read_recipe, recipe_names
+from tests.tiny import draw_flux
+
+Cli = Callable[..., Ran]
+DATA = Path(__file__).parents[1] / "data"
+HEADERS = Path(__file__).parents[3] / "shared" / "facts" / "manifests"
+GB = 10**9
+SIX = Packing(6, 64)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 16 GB whose speed is known."""
+    monkeypatch.setattr(doctor, "measured_chip", lambda: Chip(100, 1))
+    monkeypatch.setattr(doctor, "physical_bytes", lambda: 16 * GB)
+
+
+def test_the_recipes_packings_are_all_tested() -> None:
+    found = packings_in_use()
+    assert {(6, 64), (6, 32), (8, 64), (4, 64)} <= {(each.bits, each.group_size) for each in found}
+    for packing in found:
+        tried = shapes(packing)
+        assert any(tokens > MANY for tokens, _, _ in tried) and any(rows > MANY for _, rows, _ in tried)
+        assert any(tokens == 1 for tokens, _, _ in tried)
+    assert any(columns % 64 for packing in found for _, _, columns in shapes(packing) if packing.group_size == 32)
+
+
+def test_this_machine_s_kernels_are_right() -> None:
+    checks = list(self_test([SIX, Packing(4, 32)]))
+    assert len(checks) == 2 * 2 * len(shapes(SIX))
+    for each in checks:
+        assert each.right and (each.error > 0 or each.kernel != PACKED), str(each)
+
+
+def broken(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.packed_matmul
+
+    def product(*given: Any) -> mx.array:
+        out = real(*given)
+        return wrong(out) if given[-1] == PACKED else out
+
+    monkeypatch.setattr(doctor, "packed_matmul", product)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda out: mx.concatenate([out[:MANY], mx.zeros_like(out[MANY:])]),  # rows above 32,768 are not computed
+        lambda out: mx.concatenate([out[:-1], out[-1:] * 1.1]),  # one row in 32,777 is 10% off
+        lambda out: out * mx.array(math.nan),
+    ],
+)
+def test_a_wrong_kernel_is_found(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(wrong, monkeypatch)
+    packed, dense = check(SIX, MANY + 9, 64, 128)
+    assert not packed.right and dense.right
+    assert "6 bits in groups of 64" in str(packed) and "[32777, 128]" in str(packed)
+
+
+def test_the_command_says_so_and_fails(cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "packings_in_use", lambda: [SIX])
+    monkeypatch.setattr(doctor, "shapes", lambda packing: [(3, 64, 128)])
+    assert "2 of 2 packed products are right" in cli("doctor").out
+    broken(lambda out: out + 1, monkeypatch)
+    ran = cli("doctor")
+    assert ran.code == 2 and "1 of 2 packed products are right" in ran.out
+    assert ran.err.startswith("wrong: quantized_matmul, 6 bits") and "Install another version of MLX" in ran.err
+
+
+def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None:
+    folder = draw_flux(tmp_path / "flux")
+    found = {fit.quant: fit for fit in fits([str(folder)])}
+    assert set(found) == {"none", *recipe_names()}
+    assert found["q4"].all_bytes < found["q6"].all_bytes < found["q8"].all_bytes < found["none"].all_bytes
+    assert all(fit.reason is None and fit.seconds > 0 for fit in found.values())
+
+
+def test_a_model_that_is_not_here_says_so(quick: None) -> None:
+    (fit,) = fits(["qwen-image"])
+    assert fit.verdict == "not here (57.7 GB to download)"
+
+
+def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "on_gpu", lambda: True)
+    found = {(fit.model, fit.quant): fit for fit in fits(["qwen-image", "qwen-image-lightning", "hidream-o1-dev"])}
+    assert found["qwen-image", "none"].verdict == "does not fit: 28.1 GB at the peak"
+    assert found["qwen-image", "q4"].verdict == "fits, one stage at a time; 57.7 GB to download"
+    assert found["hidream-o1-dev", "q6"].verdict == "fits, all stages at once; 35.2 GB to download"
+    slow, fast = found["qwen-image", "q4"].seconds, found["qwen-image-lightning", "q4"].seconds
+    assert slow / fast == 2 * 50 / 8, "two branches and 50 steps against one and 8"
+    assert slow == pytest.approx(50 * 2 * 131.7)  # of a chip with 1 TFLOPS
+
+
+@pytest.mark.skipif(not HEADERS.is_dir(), reason="the published headers are not at hand")
+@pytest.mark.parametrize(
+    ("repository", "name", "tiny"),
+    [
+        ("FLUX.1-schnell", "flux-dev", "flux/schnell"),
+        ("Qwen-Image", "qwen-image", "qwen_image/image"),
+        ("HiDream-O1-Image-Dev", "hidream-o1-dev", "hidream_o1"),
+    ],
+)
+def test_what_is_said_before_the_download_is_the_plan_s(repository: str, name: str, tiny: str, tmp_path: Path) -> None:
+    folder = hollow(HEADERS / repository, DATA / tiny, tmp_path / "model")
+    manifest = manifests()[name]
+    known = doctor.PUBLISHED[manifest.family]
+    for quant, (peak, every) in known.gigabytes.items():
+        changes = Changes() if quant == "none" else read_recipe(quant, manifest.family).applied_to(Changes())
+        family = open_family(manifest, folder, changes)
+        made = plan(family, requested(manifest, family.size_multiple, "a prompt", seed=0)[0].settings, gpu=True)
+        assert peak == pytest.approx(made.peak_bytes / GB, abs=0.06), quant
+        assert every == pytest.approx(sum(stage.resident_bytes for stage in made.stages) / GB, abs=0.06), quant
+        assert known.teraflops == pytest.approx(made.step_flops / made.branches / 1e12, rel=0.01)
+
+
+def hollow(headers: Path, tiny: Path, folder: Path) -> Path:
+    """A published repository's configs and headers, without the weights: files that are all holes."""
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors", "recorded"))
+    for path in headers.glob("*.json"):
+        if path.stem.startswith("bfl_"):
+            continue
+        data = json.loads(path.read_text())
+        place = folder if path.stem == "model" else folder / path.stem
+        (place / "config.json").write_text(json.dumps(data["config"]))
+        entries, end = {}, 0
+        for key, tensor in data["tensors"].items():
+            size = math.prod(tensor["shape"]) * {"bf16": 2, "f16": 2, "f32": 4}[tensor["dtype"]]
+            entries[key] = {
+                "dtype": tensor["dtype"].upper(),
+                "shape": tensor["shape"],
+                "data_offsets": [end, end + size],
+            }
+            end += size
+        text = json.dumps(entries).encode()
+        name = "diffusion_pytorch_model" if path.stem in ("transformer", "vae") else "model"
+        with (place / f"{name}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+    return folder
+
+
+def test_those_that_fit_come_first_and_the_fastest_of_them(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        Fit("absent", "none", "not here"),
+        Fit("too large", "none", None, 17 * GB, 20 * GB, 1.0),
+        Fit("slow", "none", None, 5 * GB, 6 * GB, 9.0),
+        Fit("fast", "none", None, 12 * GB, 14 * GB, 2.0),
+        Fit("staged", "none", None, 8 * GB, 12 * GB, 5.0),
+    ]
+    monkeypatch.setattr(doctor, "_fits", lambda model, chip: given if model.spoken == "flux-dev" else [])
+    found = fits()
+    assert [fit.model for fit in found] == ["fast", "staged", "slow", "too large", "absent"]
+    assert [fit.verdict for fit in found] == [
+        "only with every other program closed",  # 12 of 16 GB
+        "fits, one stage at a time",
+        "fits, all stages at once",
+        "does not fit: 17.0 GB at the peak",
+        "not here",
+    ]
+
+
+def test_speeds_are_measured() -> None:
+    chip = measured_chip()
+    assert 0.0001 < chip.teraflops < 1000 and 0.1 < chip.bandwidth_gb_per_second < 20_000
+
+
+def test_everything_as_json(cli: Cli, quick: None, flux_folder: Path) -> None:
+    ran = cli("doctor", "--model", flux_folder, "--no-self-test", "--json")
+    data = json.loads(ran.out)
+    assert {"chip", "memory", "system", "blas", "mlx", "GPU", "MLX's cache of freed buffers"} <= set(data["machine"])
+    assert data["self_test"] == [] and data["models"][0]["verdict"] == "fits, all stages at once"
+
+
+def test_a_slow_blas_is_warned_of() -> None:
+    assert "libopenblas0-pthread" in warnings({"blas": "reference BLAS (slow)"})[0]
+    assert warnings({"blas": "OpenBLAS"}) == []
+
+
+def test_a_limit_is_a_limit() -> None:
+    assert Check(SIX, PACKED, 1, 1, 64, 0.01, 0.01).right
+    assert not Check(SIX, PACKED, 1, 1, 64, 0.02, 0.01).right

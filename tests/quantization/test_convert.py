@@ -1,0 +1,406 @@
+"""The converter: streamed files equal in-memory packing bit for bit; whatever cuts it off leaves all or nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.config import read_json
+from mlx_imagegen.errors import CheckpointError, OutputError, QuantizationError
+from mlx_imagegen.flux.modulation import FluxModulators
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.manifest import RECORD, find
+from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.quantization import convert, layout, partial
+from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
+
+ROOT = Path(__file__).parents[2]
+PICTURE = {"steps": 2, "width": 64, "height": 48, "seed": 3, "max_sequence_length": 16}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return draw_flux(tmp_path / "source")
+
+
+def parameters(pipeline: Pipeline) -> dict[str, mx.array]:
+    """Everything a run reads: every component, and the modulators, which are filled on demand."""
+    out: dict[str, mx.array] = {}
+    for name, component in pipeline.family.components.items():
+        for path, layer in layers(component.load()):
+            out |= {f"{name}/{path}.{key}": value for key, value in own_parameters(layer).items()}
+    files = pipeline.family.files  # type: ignore[attr-defined]
+    for path, layer in layers(files.transformer.fill(FluxModulators(files.config))):
+        out |= {f"modulators/{path}.{key}": value for key, value in own_parameters(layer).items()}
+    return out
+
+
+def check_equal(folder: Path, made: Path, quant: str) -> None:
+    """Loaded from the made folder, and packed while loading: the same arrays and the same picture."""
+    streamed, in_memory = load(made), load(folder, quant=quant)
+    ours, theirs = parameters(streamed), parameters(in_memory)
+    assert ours.keys() == theirs.keys()
+    assert any(value.dtype == mx.uint32 for value in ours.values())
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype and mx.array_equal(value, theirs[name]), name
+    pictures = [np.array(each.generate("a cat", **PICTURE).image) for each in (streamed, in_memory)]
+    assert (pictures[0] == pictures[1]).all()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("quant", ["q8", "q6", "q4"])
+def test_saved_and_reloaded_equals_in_memory(source: Path, tmp_path: Path, quant: str) -> None:
+    check_equal(source, quantize(source, tmp_path / "made", quant=quant), quant)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=["float32", "float16"])
+def test_other_full_precision_types(tmp_path: Path, dtype: mx.Dtype) -> None:
+    source = draw_flux(tmp_path / "source", dtype=dtype)
+    made = quantize(source, tmp_path / "made", quant="q4")
+    check_equal(source, made, "q4")
+    stored = open_checkpoint(made / "transformer")
+    assert stored["proj_out.weight"].dtype == ("BF16" if dtype == mx.float32 else "F16")
+    assert stored["transformer_blocks.0.attn.to_q.scales"].dtype == "BF16"
+
+
+def test_the_original_single_file_is_written_in_diffusers_names(source: Path, tmp_path: Path) -> None:
+    original = shutil.copytree(source, tmp_path / "original")
+    to_original(original)
+    made = quantize(original, tmp_path / "made", quant="q4")
+    check_equal(original, made, "q4")
+    same = quantize(source, tmp_path / "same", quant="q4")
+    ours, theirs = (open_checkpoint(folder / "transformer") for folder in (made, same))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor.bytes() == theirs[name].bytes()).all(), name
+
+
+@pytest.mark.parametrize(("ending", "rows"), [("scale_weight", False), ("weight_scale", True)])
+def test_scaled_fp8(source: Path, tmp_path: Path, ending: str, rows: bool) -> None:
+    exact = dict(mx.load(str(source / WEIGHTS)))
+    mx.eval(exact)  # loading is lazy, and the file is about to be rewritten
+    to_scaled_fp8(source, ending, rows)
+    made = quantize(source, tmp_path / "made", quant="q8")
+    check_equal(source, made, "q8")
+    name = "transformer_blocks.1.attn.to_q.weight"
+    weights = load(source).family.components["transformer"].load()
+    read = weights.transformer_blocks[1].attn.to_q.weight
+    error = mx.abs(read - exact[name].astype(mx.float32))
+    assert float(mx.max(error / mx.max(mx.abs(exact[name])))) < 2**-4  # e4m3 has three bits after the first
+    assert float(mx.max(error)) > 0
+
+
+def test_small_files_make_shards_with_an_index(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = quantize(source, tmp_path / "whole", quant="q6")
+    monkeypatch.setattr(layout, "SHARD_BYTES", 40_000)
+    sharded = quantize(source, tmp_path / "sharded", quant="q6")
+    assert len(list((sharded / "transformer").glob("*-of-*.safetensors"))) > 2
+    ours, theirs = (open_checkpoint(folder / "transformer") for folder in (sharded, whole))
+    assert ours.keys() == theirs.keys()
+    assert all((tensor.bytes() == theirs[name].bytes()).all() for name, tensor in ours.items())
+    again = quantize(source, tmp_path / "again", quant="q6")  # and a sharded source is read
+    assert digest(again) == digest(sharded)
+
+
+def test_numbers_of_rows_and_threads_do_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = quantize(source, tmp_path / "first", quant="q4", workers=1)
+    monkeypatch.setattr(convert, "CHUNK", 999)
+    assert digest(quantize(source, tmp_path / "second", quant="q4", workers=3)) == digest(first)
+
+
+def test_the_folder_says_where_it_came_from(source: Path, tmp_path: Path) -> None:
+    made = quantize(source, tmp_path / "made", quant="q6")
+    record = read_json(made / RECORD)
+    assert (record["manifest"], record["source"], record["recipe"], record["lora"]) == (
+        "flux-dev",
+        str(source),
+        "q6",
+        [],
+    )
+    assert record["tool"].startswith("mlx-imagegen ")
+    assert find(str(made)).manifest.name == "flux-dev"
+    entries = read_json(made / "transformer" / "config.json")["quantization"]
+    assert entries["transformer_blocks.0.norm1.linear"] == {"bits": 8, "group_size": 64, "mode": "affine"}
+    assert entries["single_transformer_blocks.2.proj_out"]["bits"] == 6
+    assert not any(path.startswith(("x_embedder", "proj_out")) for path in entries)
+    copied = [path.relative_to(source) for path in (source / "tokenizer").iterdir()]
+    assert all((made / path).read_bytes() == (source / path).read_bytes() for path in copied)
+    assert not list(tmp_path.glob("*.partial")) and not (made / partial.JOURNAL).exists()
+
+
+def run_and_kill(source: Path, target: Path, pieces: int) -> None:
+    """A conversion in another process that is killed, as by kill -9, when so many pieces are finished."""
+    code = f"""
+import itertools, os, signal
+from mlx_imagegen.quantization.quantizer import quantize
+count = itertools.count(1)
+def progress(*_):
+    if next(count) == {pieces}:
+        os.kill(os.getpid(), signal.SIGKILL)
+quantize({str(source)!r}, {str(target)!r}, quant="q4", on_progress=progress)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("pieces", [1, 40, 200])
+def test_killed_and_run_again_it_goes_on(source: Path, tmp_path: Path, pieces: int) -> None:
+    target = tmp_path / "made"
+    run_and_kill(source, target, pieces)
+    assert not target.exists()
+    with (tmp_path / "made.partial" / partial.JOURNAL).open("ab") as journal:
+        journal.write(b"transformer/transformer_blocks.0.ff.net.2.wei")  # torn in the middle of a line
+    calls: list[int] = []
+    quantize(source, target, quant="q4", on_progress=lambda _, done, total: calls.append(total - done))
+    total = sum(len(each.pieces) for each in draft(source, "q4").layouts)
+    assert total - pieces - 2 <= len(calls) <= total - pieces
+    whole = quantize(source, tmp_path / "whole", quant="q4")
+    assert digest(target) == digest(whole)
+
+
+def test_killed_before_the_renaming(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "made"
+    monkeypatch.setattr(partial.Partial, "rename", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, target, quant="q4")
+    assert not target.exists()
+    monkeypatch.undo()
+    quantize(source, target, quant="q4", on_progress=lambda *_: pytest.fail("nothing was left to be done"))
+    load(target)
+
+
+@pytest.mark.parametrize("change", ["recipe", "input"])
+def test_half_done_work_from_something_else_is_not_continued(source: Path, tmp_path: Path, change: str) -> None:
+    target = tmp_path / "made"
+    run_and_kill(source, target, 150)
+    if change == "input":
+        draw_flux(source, seed=1)
+    quant = "q6" if change == "recipe" else "q4"
+    calls: list[Any] = []
+    quantize(source, target, quant=quant, on_progress=lambda *call: calls.append(call))
+    assert len(calls) == sum(len(each.pieces) for each in draft(source, quant).layouts)
+    assert digest(target) == digest(quantize(source, tmp_path / "whole", quant=quant))
+
+
+def test_an_input_that_changes_under_the_reader(source: Path, tmp_path: Path) -> None:
+    def rewrite(*_: Any) -> None:
+        path = source / WEIGHTS
+        data = path.read_bytes()
+        path.write_bytes(data[:-2] + b"\0\0")
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        quantize(source, tmp_path / "made", quant="q4", on_progress=rewrite)
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_input_that_is_cut_under_the_reader(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        quantize(source, tmp_path / "made", quant="q4", on_progress=lambda *_: os.truncate(source / WEIGHTS, 30_000))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_disk_too_small_is_refused_before_the_first_byte(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, partial.SPARE_BYTES + 9))  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="Free some room"):
+        quantize(source, tmp_path / "made", quant="q4")
+    assert not list(tmp_path.rglob("made*/**/*.safetensors"))
+
+
+def test_a_disk_that_becomes_full_can_be_continued(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = os.pwrite, [60]
+
+    def pwrite(file: int, data: Any, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return write(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OutputError, match="goes on from there"):
+        quantize(source, tmp_path / "made", quant="q4")
+    monkeypatch.undo()
+    made = quantize(source, tmp_path / "made", quant="q4")
+    assert digest(made) == digest(quantize(source, tmp_path / "whole", quant="q4"))
+
+
+def test_folders_that_are_not_ours_are_left_alone(source: Path, tmp_path: Path) -> None:
+    for name in ("made", "made.partial"):
+        stranger = tmp_path / name
+        stranger.mkdir()
+        (stranger / "letter.txt").write_text("mine")
+        with pytest.raises(QuantizationError, match="not made by quantize"):
+            quantize(source, tmp_path / "made", quant="q4")
+        assert (stranger / "letter.txt").read_text() == "mine"
+        shutil.rmtree(stranger)
+    (tmp_path / "made").mkdir()  # an empty folder is nobody's
+    made = quantize(source, tmp_path / "made", quant="q4")
+    before = digest(made)
+    quantize(source, made, quant="q4", on_progress=lambda *_: pytest.fail("it is there already"))
+    with pytest.raises(QuantizationError, match="another recipe"):
+        quantize(source, made, quant="q8")
+    assert digest(made) == before
+
+
+def test_two_at_once(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+
+    def second(*_: Any) -> None:
+        quantize(source, target, quant="q4")
+
+    with pytest.raises(OutputError, match="another quantize is writing"):
+        quantize(source, target, quant="q4", on_progress=second)
+
+
+@pytest.mark.parametrize("how", ["quantize", "load"])
+def test_a_source_that_is_quantized_already(source: Path, tmp_path: Path, how: str) -> None:
+    made = quantize(source, tmp_path / "made", quant="q4")
+    act: dict[str, Callable[[], Any]] = {
+        "quantize": lambda: quantize(made, tmp_path / "again", quant="q8"),
+        "load": lambda: load(made, quant="q8"),
+    }
+    with pytest.raises(QuantizationError, match="quantized already"):
+        act[how]()
+
+
+def test_an_output_inside_the_source_is_not_copied_into_itself(source: Path) -> None:
+    made = quantize(source, source / "smaller", quant="q4")
+    assert not (made / "smaller").exists() and not (made / "smaller.partial").exists()
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    """One tensor of 268 MB in float32, through a folder with nothing else in it."""
+    code = f"""
+import numpy as np, resource, sys
+from pathlib import Path
+from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.quantization.convert import Conversion, convert
+from mlx_imagegen.quantization.layout import layout
+from mlx_imagegen.loading import Weights
+from mlx_imagegen.quantization.partial import Partial
+from mlx_imagegen.quantization.recipes import read_recipe
+import json, os
+folder = Path({str(tmp_path)!r}) / "source"
+folder.mkdir()
+rows, columns = 8192, 8192
+entry = {{"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, rows * columns * 4]}}
+header = json.dumps({{"big.weight": entry}})
+with (folder / "model.safetensors").open("wb") as file:
+    file.write(len(header).to_bytes(8, "little") + header.encode())
+    for _ in range(64):
+        file.write(np.random.default_rng(0).standard_normal((rows // 64, columns)).astype(np.float32).tobytes())
+weights = Weights.open("transformer", open_checkpoint(folder))
+weights.linears["big"] = (rows, columns)
+made = layout(weights, folder, read_recipe("q4", "flux"))
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+convert(Conversion(folder, [made], True, {{}}), Partial(folder.with_name("made"), "x"), 2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 120e6
+    assert json.loads((tmp_path / "made" / RECORD).read_text())["identity"] == "x"
+
+
+def velocity_error(source: Path, made: Path) -> float:
+    """The first step's, against full precision, of a prompt that was not calibrated with."""
+    first = []
+    for folder in (source, made):
+        pipeline = load(folder)
+        velocity = pipeline.family.velocity
+
+        def watched(*arguments: Any, velocity: Any = velocity) -> mx.array:
+            first.append(velocity(*arguments))
+            return first[-1]
+
+        pipeline.family.velocity = watched  # type: ignore[method-assign]
+        pipeline.generate("an old map", **(PICTURE | {"steps": 1}))
+    return float(mx.sqrt(mx.mean((first[1] - first[0]) ** 2)))
+
+
+def test_calibrated_weights_and_biases(source: Path, tmp_path: Path) -> None:
+    """Closer on the first velocity of a picture not seen than by the same recipe without."""
+    prompts = ["a cat on a mat", "a house by the sea", "three apples", "rain", "two dogs run", "the last train home"]
+    drawing = {"width": 128, "height": 96, "steps": 4, "max_sequence_length": 16}
+    plain, made = (
+        quantize(source, tmp_path / f"made{len(asked)}", quant="q4", calibrate=asked, calibrate_with=drawing)
+        for asked in ([], prompts)
+    )
+    assert read_json(made / RECORD)["calibrated_with"][0] == prompts
+    error = {folder: velocity_error(source, folder) for folder in (plain, made)}
+    assert error[made] < 0.9 * error[plain]
+    biases = [
+        open_checkpoint(folder / "transformer")["single_transformer_blocks.1.proj_out.bias"] for folder in (plain, made)
+    ]
+    assert biases[0].shape == biases[1].shape and (biases[0].bytes() != biases[1].bytes()).any()
+    assert load(made).generate("a cat", **PICTURE).image.size == (64, 48)
+    again = quantize(
+        source,
+        made,
+        quant="q4",
+        calibrate=prompts,
+        calibrate_with=drawing,
+        on_progress=lambda *_: pytest.fail("it is there"),
+    )
+    assert again == made
+
+
+@pytest.mark.parametrize("name", ["qwen_image/image", "qwen_image/edit", "hidream_o1"])
+def test_the_other_families(tmp_path: Path, name: str) -> None:
+    source = ROOT / "tests/data" / name
+    made = quantize(source, tmp_path / "made", quant="q4")
+    streamed, in_memory = load(made).family.components, load(source, quant="q4").family.components
+    for key, component in streamed.items():
+        pairs = zip(layers(component.load()), layers(in_memory[key].load()), strict=True)
+        for (path, layer), (_, other) in pairs:
+            for each, value in own_parameters(layer).items():
+                assert mx.array_equal(value, other[each]), f"{key}/{path}.{each}"
+    assert any(component.held_as.count("-bit") for component in streamed.values())
+
+
+def test_the_command(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    planned = cli("quantize", "--model", source, "--bits", 4, "--plan")
+    assert planned.code == 0 and "6 bits, groups of 64" in planned.out and "transformer/proj_out" not in planned.err
+    assert "in all:" in planned.out and "peak, one stage at a time" in planned.out
+    assert "kept at 16 bits" in planned.out  # T5's narrow layers
+    done = cli("quantize", "--model", source, "--bits", 4, "-o", tmp_path / "made")
+    assert done.code == 0 and done.out.strip() == str(tmp_path / "made")
+    assert "up to 6 times as long" in done.err
+    load(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--bits", 5, "-o", "x"], "recipes for q4, q6, q8"),
+        (["--quant", "q9", "-o", "x"], "no recipe is called 'q9'"),
+        (["--bits", 4], "-o FOLDER is missing"),
+        (["--bits", 4, "-o", "x", "--workers", 0], "--workers 0"),
+        (["--bits", 4, "-o", "x", "--calibrate", "none.txt"], "cannot be read"),
+        (["--bits", 4, "-o", "x", "--steps", 2], "add --calibrate FILE"),
+        (["--bits", 4, "-o", "deep/er/x"], "is not a folder; make it first"),
+    ],
+)
+def test_bad_requests(source: Path, cli: Callable[..., Any], asked: list[Any], message: str) -> None:
+    done = cli("quantize", "--model", source, *asked)
+    assert done.code == 2 and message in done.err

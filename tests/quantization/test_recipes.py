@@ -1,0 +1,133 @@
+"""Recipes: which bits every layer of the published models gets, what that comes to, and what is refused."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_imagegen.errors import QuantizationError
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.modulation import FluxModulators
+from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.quantization.recipes import Recipe, fitted, from_the_end, read_recipe, recipe_names
+
+FLUX_DEV = FluxConfig(
+    attention_head_dim=128, guidance_embeds=True, in_channels=64, joint_attention_dim=4096, num_attention_heads=24,
+    num_layers=19, num_single_layers=38, pooled_projection_dim=768,
+)  # fmt: skip
+FAMILIES = ("flux", "qwen_image", "hidream_o1")
+
+
+def bits(recipe: Recipe, component: str, path: str, depth: int = 60, columns: int = 3072) -> int:
+    packing = recipe.packing(component, path, (3072, columns), depth)
+    return packing.bits if packing else 16
+
+
+def test_the_three_sizes_are_there_for_every_family() -> None:
+    assert recipe_names() == ["q4", "q6", "q8"]
+    for name in recipe_names():
+        for family in FAMILIES:
+            assert read_recipe(name, family).keep == ("vae",)
+            assert bits(read_recipe(name, family), "vae", "decoder.mid_block.attentions.0.to_q") == 16
+
+
+@pytest.mark.parametrize("quant", ["q8", "q6", "q4"])
+def test_what_is_known_to_show_in_pictures_stays_high(quant: str) -> None:
+    flux, qwen, hidream = (read_recipe(quant, family) for family in FAMILIES)
+    for path in ("x_embedder", "context_embedder", "time_text_embed.guidance_embedder.linear_1", "proj_out"):
+        assert bits(flux, "transformer", path) == 16, path
+    for path in ("transformer_blocks.7.norm1.linear", "transformer_blocks.7.norm1_context.linear", "norm_out.linear"):
+        assert bits(flux, "transformer", path) == 8, path
+    assert bits(flux, "transformer", "single_transformer_blocks.7.norm.linear") == 8
+    for kind in ("img", "txt"):
+        assert bits(qwen, "transformer", f"transformer_blocks.30.{kind}_mod.1") == 8
+    for path in ("img_in", "txt_in", "time_text_embed.timestep_embedder.linear_2", "proj_out"):
+        assert bits(qwen, "transformer", path) == 16, path
+    assert bits(qwen, "text_encoder", "model.layers.5.mlp.down_proj") == 8
+    for path in ("model.x_embedder.proj1", "model.t_embedder1.mlp.0", "model.final_layer2.linear"):
+        assert bits(hidream, "transformer", path) == 16, path
+    for layer in (0, 1, 34, 35):
+        assert bits(hidream, "transformer", f"model.language_model.layers.{layer}.mlp.up_proj", 36) == 8
+    general = int(quant[1])
+    assert bits(hidream, "transformer", "model.language_model.layers.2.mlp.up_proj", 36) == general
+    assert bits(hidream, "transformer", "model.language_model.layers.11.mlp.up_proj", 36) == general
+    assert bits(flux, "transformer", "single_transformer_blocks.7.proj_mlp") == general
+    assert bits(qwen, "transformer", "transformer_blocks.30.img_mlp.net.0.proj") == general
+
+
+def test_attention_values_and_feed_forward_outputs_get_more_at_four_bits() -> None:
+    flux, qwen, hidream = (read_recipe("q4", family) for family in FAMILIES)
+    assert bits(flux, "transformer", "transformer_blocks.3.attn.add_v_proj") > 4
+    assert bits(flux, "transformer", "transformer_blocks.3.ff_context.net.2") > 4
+    assert bits(qwen, "transformer", "transformer_blocks.3.attn.to_v") > 4
+    assert bits(qwen, "transformer", "transformer_blocks.3.txt_mlp.net.2") > 4
+    assert bits(hidream, "transformer", "model.language_model.layers.9.self_attn.v_proj", 36) > 4
+
+
+@pytest.mark.parametrize(("quant", "at_most"), [("q8", 9.2e9), ("q6", 7.1e9), ("q4", 5.3e9)])
+def test_what_flux_holds_in_the_loop(quant: str, at_most: float) -> None:
+    """On a GPU, at 16 bits where nothing is packed."""
+    recipe, total = read_recipe(quant, "flux"), 0
+    for path, layer in layers(FluxTransformer(FLUX_DEV)):
+        if isinstance(layer, Linear):
+            depth = 38 if path.startswith("single") else 19
+            packing = recipe.packing("transformer", path, layer.weight.shape, depth)
+            if packing:
+                layer.pack(packing)
+        values = own_parameters(layer).values()
+        total += sum(value.size * (4 if value.dtype == mx.uint32 else 2) for value in values)
+    assert 0.9 * at_most < total < at_most
+
+
+def test_modulators_are_packed_too() -> None:
+    recipe = read_recipe("q4", "flux")
+    packed = [
+        recipe.packing("transformer", path, layer.weight.shape, 19)
+        for path, layer in layers(FluxModulators(FLUX_DEV))
+        if isinstance(layer, Linear) and not path.startswith("time_text_embed")
+    ]
+    assert len(packed) == 2 * 19 + 38 + 1 and set(packed) == {Packing(8, 64)}
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(128, 64), (96, 32), (32, 32), (80, None), (48, None), (3072, 64)])
+def test_columns_that_are_no_whole_groups(columns: int, expected: int | None) -> None:
+    packing = fitted(Packing(4, 64), (8, columns))
+    assert (packing and packing.group_size) == expected
+
+
+def test_layers_counted_from_the_end() -> None:
+    assert (
+        from_the_end("model.language_model.layers.35.mlp.up_proj", 36) == "model.language_model.layers.-1.mlp.up_proj"
+    )
+    assert from_the_end("proj_out", 0) == "proj_out"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "bits = 7\n[[flux]]\nmatch = '*'",
+            r"bits 7 is not possible; MLX's affine packing has 2, 3, 4, 5, 6, 8, or 16",
+        ),
+        ("bits = 4\ngroup_size = 48\n[[flux]]\nmatch = '*'", "group_size 48"),
+        ("bits = 4\nmode = 'fp4'\n[[flux]]\nmatch = '*'", "mode 'fp4'"),
+        ("bits = 4\n[[flux]]\nbits = 8", "no 'match'"),
+        ("bits = 4\n[[flux]]\nmatch = '*'\nbit = 8", "'bit' is not known"),
+        ("bits = 4\nsreach = true\n[[flux]]\nmatch = '*'", "'sreach' is not known"),
+        ("bits = 4\n[[qwen_image]]\nmatch = '*'", "no rows for the family flux"),
+        ("bits = ", "not a TOML file"),
+        ("[[flux]]\nmatch = 'x'\nbits = 8", "bits None"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(QuantizationError, match=message):
+        read_recipe(str(path), "flux")
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(QuantizationError, match="q4, q6, q8"):
+        read_recipe("q3", "flux")
