@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from autoencoder import CHECKS, TOLERANCE, Check, Parts, difference, read_reference
 
 from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.config import read_json
@@ -17,13 +18,6 @@ from mlx_imagegen.layers.strips import Strips
 from mlx_imagegen.loading import Weights
 
 STORED = Path(__file__).parent.parent / "data" / "flux_vae"
-TOLERANCE = 1e-5
-
-
-class Parts(NamedTuple):
-    encoder: Encoder
-    decoder: Decoder
-    reference: dict[str, mx.array]
 
 
 def load(folder: Path) -> Parts:
@@ -31,60 +25,13 @@ def load(folder: Path) -> Parts:
     config = VaeConfig.read(read_json(path), path)
     weights = Weights.open("vae", open_checkpoint(folder / "vae"))
     weights.check([Autoencoder(config)])
-    reference = open_checkpoint(folder / "reference.safetensors")
-    return Parts(
-        weights.fill(Encoder(config), "encoder"),
-        weights.fill(Decoder(config), "decoder"),
-        {name: tensor.read() for name, tensor in reference.items()},
-    )
+    encoder, decoder = weights.fill(Encoder(config), "encoder"), weights.fill(Decoder(config), "decoder")
+    return Parts(config, encoder, decoder, read_reference(folder))
 
 
-def difference(ours: mx.array, expected: mx.array) -> float:
-    """The largest one, relative to the largest value."""
-    assert ours.shape == expected.shape
-    return float(mx.abs(ours - expected).max() / mx.abs(expected).max())
-
-
-def levels(pixels: mx.array) -> np.ndarray:
-    return np.round(np.clip(np.array(pixels) / 2 + 0.5, 0, 1) * 255).astype(np.int16)
-
-
-def check_decode(folder: Path) -> None:
-    parts = load(folder)
-    assert difference(parts.decoder.decode(parts.reference["latents"]), parts.reference["pixels"]) < TOLERANCE
-
-
-def check_encode(folder: Path) -> None:
-    parts = load(folder)
-    mean, logvar = parts.encoder.encode(parts.reference["picture"])
-    assert difference(mean, parts.reference["mean"]) < TOLERANCE
-    assert difference(logvar, parts.reference["logvar"]) < TOLERANCE
-
-
-def check_strips(folder: Path) -> None:
-    """Two, three and seven strips of the picture, the last of them short, and strips of one row."""
-    parts = load(folder)
-    z, picture = parts.reference["latents"], parts.reference["picture"]
-    whole, (mean, logvar) = parts.decoder.decode(z, 10**6), parts.encoder.encode(picture, 10**6)
-    height = picture.shape[1]
-    for rows in (height // 2 + 1, height // 3 + 1, height // 7 + 1, 1):
-        pixels = parts.decoder.decode(z, rows)
-        assert difference(pixels, whole) < TOLERANCE
-        assert np.abs(levels(pixels) - levels(whole)).max() <= 1
-        ours = parts.encoder.encode(picture, rows)
-        assert difference(ours[0], mean) < TOLERANCE and difference(ours[1], logvar) < TOLERANCE
-
-
-def test_decode() -> None:
-    check_decode(STORED)
-
-
-def test_encode() -> None:
-    check_encode(STORED)
-
-
-def test_strips_change_nothing() -> None:
-    check_strips(STORED)
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_stored_draw(check: Check) -> None:
+    check(load(STORED))
 
 
 def test_statistics_of_a_strip_alone_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +52,6 @@ def test_log_variance_is_clamped() -> None:
         parts.encoder.conv_out.weight = mx.zeros_like(parts.encoder.conv_out.weight)
         _, logvar = parts.encoder.encode(parts.reference["picture"])
         assert (np.array(logvar) == limit).all()
-
-
-def test_scale_factor_counts_the_levels() -> None:
-    reference = load(STORED).reference
-    pixels, latents = reference["pixels"].shape[1], reference["latents"].shape[2]
-    assert VaeConfig.read(stored_config(), "x").scale_factor == pixels // latents
 
 
 def stored_config() -> dict[str, Any]:

@@ -1,21 +1,26 @@
-"""FLUX.1's autoencoder against the installed diffusers, on configs, weights and sizes drawn anew at every run."""
+"""Each family's autoencoder against the installed diffusers, on configs, weights and sizes drawn anew at every run."""
 
-import random
+import importlib
+import secrets
 from pathlib import Path
 
 import pytest
 
-from tests.flux.test_vae import check_decode, check_encode, check_strips
+from tests.flux import test_vae as flux
+from tests.qwen_image import test_vae as qwen
+
+pytestmark = pytest.mark.parity
+REFERENCES = Path(__file__).parents[1] / "references"
+FAMILIES = {"flux_vae": (flux.load, flux.CHECKS), "qwen_vae": (qwen.load, qwen.CHECKS)}
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("number", range(4))
-def test_fresh_draws(number: int, tmp_path: Path) -> None:
-    from tests.references.flux_vae import draw  # here, since it imports torch
-
-    seed = random.SystemRandom().randrange(10**6)
+@pytest.mark.parametrize("script", FAMILIES)
+def test_fresh_draws(script: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, checks = FAMILIES[script]
+    seed = secrets.randbelow(10**6)
     print(f"seed {seed}")  # shown when the test fails
-    draw(tmp_path, seed)
-    check_decode(tmp_path)
-    check_encode(tmp_path)
-    check_strips(tmp_path)
+    monkeypatch.syspath_prepend(REFERENCES)  # the script imports its neighbours
+    importlib.import_module(script).draw(tmp_path, seed)
+    for check in checks:
+        check(load(tmp_path))

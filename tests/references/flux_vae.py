@@ -7,13 +7,12 @@ as a loop leaves them and the pixels decoded from them; a picture and the poster
 diffusers.
 """
 
-import argparse
 import random
 from pathlib import Path
 
 import torch
+from autoencoders import run, shown, store
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 
 
 def config(dice: random.Random) -> dict[str, object]:
@@ -53,12 +52,6 @@ def randomise(model: torch.nn.Module) -> None:
             weight.data *= 0.002
 
 
-def slanted(*shape: int) -> torch.Tensor:
-    """Noise whose mean and size change from top to bottom: no part of a picture has the statistics of the whole."""
-    rows = torch.linspace(-1, 1, shape[-2])[:, None]
-    return torch.randn(shape) * (1 + 0.8 * rows) + 2 * rows
-
-
 def draw(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     torch.manual_seed(seed)
@@ -66,20 +59,14 @@ def draw(folder: Path, seed: int) -> None:
     randomise(model)
     model.save_pretrained(folder / "vae")
     factor = 2 ** (len(model.config.block_out_channels) - 1)
-    batch, height, width = dice.choice([1, 1, 2]), dice.randint(7, 15), dice.randint(5, 12)
-    latents = slanted(batch, model.config.latent_channels, height, width)
-    picture = slanted(batch, 3, height * factor, width * factor).clamp(-1, 1)
+    latents, picture = shown(dice, model.config.latent_channels, factor)
     with torch.no_grad():
         pixels = model.decode(latents / model.config.scaling_factor + model.config.shift_factor).sample
         posterior = model.encode(picture).latent_dist
-    reference = {"latents": latents, "pixels": pixels.permute(0, 2, 3, 1), "picture": picture.permute(0, 2, 3, 1)}
+    reference = {"latents": latents, "pixels": pixels, "picture": picture}
     reference |= {"mean": posterior.mean, "logvar": posterior.logvar}
-    save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
+    store(folder, reference)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.seed)
+    run(draw, __doc__)

@@ -1,0 +1,37 @@
+"""What the draws of autoencoders share: the sizes and numbers they are shown, how a draw is stored, and the command."""
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def slanted(*shape: int) -> torch.Tensor:
+    """Noise whose mean and size change from top to bottom: no part of a picture has the statistics of the whole."""
+    rows = torch.linspace(-1, 1, shape[-2])[:, None]
+    return torch.randn(shape) * (1 + 0.8 * rows) + 2 * rows
+
+
+def shown(dice: random.Random, channels: int, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents as a loop leaves them, and a picture in -1..1 of the size that they stand for."""
+    batch, height, width = dice.choice([1, 1, 2]), dice.randint(7, 15), dice.randint(5, 12)
+    latents = slanted(batch, channels, height, width)
+    return latents, slanted(batch, 3, height * factor, width * factor).clamp(-1, 1)
+
+
+def store(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Pictures are stored as MLX has them, channels last."""
+    turned = {name: tensors[name].permute(0, 2, 3, 1) for name in ("pixels", "picture")}
+    stored = {name: tensor.contiguous() for name, tensor in (tensors | turned).items()}
+    save_file(stored, folder / "reference.safetensors")
+
+
+def run(draw: Callable[[Path, int], None], doc: str | None) -> None:
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw(arguments.folder, arguments.seed)
