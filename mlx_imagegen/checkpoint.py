@@ -130,10 +130,15 @@ def open_checkpoint(where: Path) -> Checkpoint:
         return Checkpoint(read_header(where)[0], [where], where)
     if not where.is_dir():
         raise MissingFile(f"{where} is not there; download the model again, or point to a complete folder.")
-    indexes = sorted(where.glob("*.safetensors.index.json"))
+    indexes = sorted(where.glob("*.safetensors.index*.json"))  # a variant is called *.safetensors.index.fp16.json
+    if len(indexes) > 1:
+        raise CheckpointError(
+            f"{where} holds {len(indexes)} sets of weights ({indexes[0].name}, {indexes[1].name} …), and nothing says "
+            "which is meant; leave the index of one."
+        )
     if indexes:
         return _open_sharded(where, indexes[0])
-    files = sorted(path for path in where.glob("*.safetensors"))
+    files = sorted(where.glob("*.safetensors"))
     if not files:
         pickles = [path.name for path in where.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]
         if pickles:
@@ -161,6 +166,8 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no 'weight_map'; download it again.")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: 'weight_map' must give a file's name for every tensor; download it again.")
     names = sorted(set(weight_map.values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
@@ -186,8 +193,11 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if size < 8:
+                raise CheckpointError(
+                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {MEND}"
+                )
+            length = struct.unpack("<Q", file.read(8))[0]
             if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
@@ -205,6 +215,8 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object. {MEND}")
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {MEND}")
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(path, tensors, 8 + length, size)
     return tensors, metadata

@@ -10,7 +10,7 @@ Longer than most, because what is checked and what is bound must be read side by
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -48,6 +48,14 @@ class Merge(Protocol):
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool: ...
 
+    def identity(self, component: str, paths: Collection[str]) -> list[str]:
+        """What is merged into these layers, for what is computed from them and kept; empty if nothing is."""
+        ...
+
+    def use(self, component: str, paths: Collection[str]) -> None:
+        """Notes that the picture uses these layers' changes, in a result that was kept."""
+        ...
+
     def measure(
         self, component: str, path: str, before: mx.array, after: mx.array, pack: "Pack", packing: Packing
     ) -> None:
@@ -67,6 +75,7 @@ class Changes:
     progress: Progress | None = None
     # A component's full-precision weights, where what is opened is quantized already: LoRAs merge into those.
     source: "Callable[[str], Weights] | None" = None
+    digest: str = ""  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Weights:
     config: Mapping[str, object]
     linears: dict[str, Shape] = field(default_factory=dict)  # every linear layer's weight, packed or not; by `check`
     tables: set[str] = field(default_factory=set)  # weights that are only ever gathered by row; by `check`
+    folded: dict[str, Shape] = field(default_factory=dict)  # what tables stand for in a folded checkpoint; by `check`
 
     @classmethod
     def open(
@@ -100,9 +110,16 @@ class Weights:
             )
         return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes(), config or {})
 
-    def check(self, trees: Iterable[nn.Module], unused: Sequence[str] = ()) -> None:
-        """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`."""
+    def check(
+        self, trees: Iterable[nn.Module], unused: Sequence[str] = (), folded: nn.Module | None = None
+    ) -> None:
+        """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`.
+
+        `folded`: what was left out of the files, since other tensors hold its results; LoRAs still speak of it.
+        """
         expected: dict[str, mx.array] = {}
+        for path, layer in layers(folded) if folded else ():
+            self.folded.update({_join(path, name): value.shape for name, value in own_parameters(layer).items()})
         for tree in trees:
             for path, layer in layers(tree):
                 if isinstance(tree, Table):
@@ -139,11 +156,44 @@ class Weights:
                 "files from the same repository."
             )
 
-    def fill(self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32) -> Module:
-        """Binds every tensor below `path` into `module`, evaluated, layer by layer."""
-        for inner, layer in layers(module):
+    def fill(
+        self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32, progress: Progress | None = None
+    ) -> Module:
+        """Binds every tensor below `path` into `module`, evaluated, layer by layer; `progress` counts them dense."""
+        steps = [(inner, layer, _count(layer) * dtype.size) for inner, layer in layers(module)]
+        done, total = 0, sum(size for _, _, size in steps)
+        for inner, layer, size in steps:
             self._fill_layer(layer, _join(path, inner), dtype)
+            done += size
+            if progress:
+                progress(self.component, done, total)
         return module
+
+    def fill_from_source(self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32) -> Module:
+        """As `fill`, from what this folder was made from, with the LoRAs of then and now."""
+        merge, source = self.changes.merge, self.changes.source
+        assert merge is not None and source is not None  # only a LoRA asks for this, and only from a made folder
+        for inner, layer in layers(source(self.component).fill(module, path, dtype)):
+            for name, value in own_parameters(layer).items():
+                layer[name] = merge.from_source(self.component, _join(path, inner), name, value).astype(dtype)
+            mx.eval(list(own_parameters(layer).values()))
+        return module
+
+    def touched(self, paths: Collection[str]) -> bool:
+        """Whether a LoRA changes any of these layers."""
+        merge = self.changes.merge
+        return merge is not None and any(
+            merge.touches(self.component, path, name) for path in paths for name in ("weight", "bias")
+        )
+
+    def identity(self, paths: Collection[str]) -> str:
+        """Another one whenever these layers' values may be others; for what is computed from them and kept."""
+        changes, touched = self.changes, self.touched(paths)
+        merged = changes.merge.identity(self.component, paths) if changes.merge and touched else []
+        made = self.folded or any(path in self.stored for path in paths)
+        source = changes.source(self.component).checkpoint.stamp if touched and made and changes.source else ""
+        stored = [(path, self.stored[path]) for path in paths if path in self.stored]
+        return repr((self.checkpoint.stamp, stored, changes.digest, merged, source))
 
     def gather(self, name: str, rows: Sequence[int], dtype: mx.Dtype) -> mx.array:
         """Rows of a table that is too large to load: [len(rows), columns]."""
@@ -237,7 +287,7 @@ class Component:
 
     def load(self) -> nn.Module:
         if self._module is None:
-            self._module = self._filled()
+            self._module = self.weights.fill(self.empty(), self._path, self.dtype, self.weights.changes.progress)
         return self._module
 
     def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -296,20 +346,6 @@ class Component:
             full = _join(self._path, path)
             yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
 
-    def _filled(self) -> nn.Module:
-        module = self.empty()
-        progress = self.weights.changes.progress
-        if progress is None:
-            return self.weights.fill(module, self._path, self.dtype)
-        steps = list(layers(module))
-        sizes = [sum(value.size for value in own_parameters(layer).values()) for _, layer in steps]
-        done = 0
-        for (path, layer), size in zip(steps, sizes, strict=True):
-            self.weights._fill_layer(layer, _join(self._path, path), self.dtype)
-            done += size
-            progress(self.weights.component, done * self.dtype.size, sum(sizes) * self.dtype.size)
-        return module
-
 
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every layer that has parameters of its own, in the checkpoint's order."""
@@ -322,6 +358,10 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def own_parameters(layer: nn.Module) -> dict[str, mx.array]:
     return {name: value for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
+
+
+def _count(layer: nn.Module) -> int:
+    return sum(value.size for value in own_parameters(layer).values())
 
 
 def _rebind(layer: nn.Module, fresh: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Reading safetensors, and refusing every way in which such a file can be damaged."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
 
 
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
-    "an empty file": ({"raw": b""}, "not a complete safetensors file"),
+    "an empty file": ({"raw": b""}, "not a complete safetensors file: it is only 0 bytes long"),
+    "less than a header's length": ({"raw": bytes(7)}, "it is only 7 bytes long"),
+    "metadata that are none": ({"header": {"__metadata__": 5}}, "'__metadata__' is not a JSON object"),
     "a header longer than the file": ({"header": {}, "length": 10**9}, "should be 1000000000 bytes long"),
     "a header longer than 64 bits of sense": ({"header": {}, "length": 2**63}, "not a complete safetensors file"),
     "a header of no length": ({"header": b"", "length": 0}, "not a complete safetensors file"),
@@ -192,6 +195,23 @@ def test_an_index_must_agree_with_its_shards(tmp_path: Path) -> None:
     index.write_text("{}")
     with pytest.raises(CheckpointError, match="no 'weight_map'"):
         open_checkpoint(folder)
+    for name in (5, ["first.safetensors"], None):
+        index.write_text(json.dumps({"weight_map": weight_map | {"b": name}}))
+        with pytest.raises(CheckpointError, match="'weight_map' must give a file's name for every tensor"):
+            open_checkpoint(folder)
+
+
+def test_of_two_indexes_none_is_taken(tmp_path: Path) -> None:
+    """A full set of weights and an fp16 variant, as both are called when they are saved beside each other."""
+    folder = shards(tmp_path / "model", first={"a": np.ones(2, np.float32)})
+    index = folder / "model.safetensors.index.json"
+    for variant in ("model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"):
+        shutil.copy(index, folder / variant)
+        with pytest.raises(CheckpointError, match=f"2 sets of weights .*{variant}.*leave the index of one"):
+            open_checkpoint(folder)
+        (folder / variant).unlink()
+    index.rename(folder / "model.safetensors.index.fp16.json")
+    assert set(open_checkpoint(folder)) == {"a"}, "a variant by itself is a checkpoint like any other"
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
