@@ -19,7 +19,7 @@ from ..family import Family
 from ..keys import runs
 from ..layers.linear import Packing, unpacked
 from ..loading import Pack
-from ..manifest import Manifest
+from ..manifest import Manifest, data_folder
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
@@ -152,7 +152,11 @@ def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: S
 def own_loras(manifest: Manifest, tell: Tell = tell_stderr) -> list[Lora]:
     """The LoRA that makes a manifest's model out of its base's files."""
     own = manifest.extras.get("lora")
-    return [Lora(open_lora(f"{own['repo']}:{own['file']}", own["revision"], tell), own=True)] if own else []
+    if not own:
+        return []
+    if "repo" not in own:  # bundled, like the model itself
+        return [Lora(open_lora(data_folder("weights") / own["file"]), own=True)]
+    return [Lora(open_lora(f"{own['repo']}:{own['file']}", own["revision"], tell), own=True)]
 
 
 def parse_lora(text: str) -> Wanted:
