@@ -5,6 +5,7 @@ families do the arithmetic.
 """
 
 import functools
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def load(
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
     found, folder = locate(str(model), on_download)
+    started = time.perf_counter()
     memory.bound_cache()
     merge = Merge()
     changes = Changes(progress=on_load, merge=merge)
@@ -96,6 +98,7 @@ def load(
     family = open_family(found.manifest, folder, source.applied_to(changes))
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline.set_lora(lora, lora_partial, on_download)
+    pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
 
 
@@ -129,6 +132,7 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest, open_family)
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._prepared: dict[Hashable, list[Any]] = {}
+        self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     def generate(
         self,
@@ -177,6 +181,7 @@ class Pipeline:
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
         reports = [Report() for _ in jobs]
+        reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             for settings in {(job.settings.width, job.settings.height): job.settings for job in jobs}.values():
                 check_fits(plan(self.family, settings), self.family, self.model.manifest)
@@ -238,9 +243,10 @@ class Pipeline:
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
-        noise = family.noise(job.seed, settings) if job.noise is None else self._given_noise(job)
-        if job.image is None:
-            return family.start(family.pack(noise), settings)
+        with report.stage("other"):
+            noise = family.noise(job.seed, settings) if job.noise is None else self._given_noise(job)
+            if job.image is None:
+                return family.start(family.pack(noise), settings)
         self._load("look", report)
         with report.stage("encode"):
             clean, drawn = family.look(to_pixels(job.image, (settings.width, settings.height)), job.seed)
@@ -292,7 +298,9 @@ class Pipeline:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
         report.note(*self.merge.notes())
-        return Result(image, job.seed, report, self._record(job))
+        with report.stage("other"):
+            record = self._record(job)
+        return Result(image, job.seed, report, record)
 
     def _record(self, job: Job) -> dict[str, Any]:
         manifest = self.model.manifest

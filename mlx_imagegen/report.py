@@ -26,6 +26,7 @@ class Report:
     prepare_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     decode_seconds: float = 0.0
+    other_seconds: float = 0.0  # drawing the noise, setting up the solver, writing the record
     mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
     process_peak_bytes: int = 0
     process_peaks: dict[str, int] = field(default_factory=dict)  # the same at the end of each stage
@@ -40,6 +41,7 @@ class Report:
             + self.prepare_seconds
             + sum(self.step_seconds)
             + self.decode_seconds
+            + self.other_seconds
         )
 
     @contextmanager
@@ -68,6 +70,7 @@ class Report:
                 "prepare": self.prepare_seconds,
                 "steps": self.step_seconds,
                 "decode": self.decode_seconds,
+                "other": self.other_seconds,
                 "total": self.total_seconds,
             },
             "peak_bytes": {

@@ -68,11 +68,13 @@ def test_stages_sum_to_the_total(rows: dict[str, dict[str, Any]]) -> None:
         for run in rows[quant]["runs"]:
             assert set(run) == set(STAGES)
             assert sum(run[stage] for stage in STAGES if stage != "total") == pytest.approx(run["total"])
-            assert run["other"] >= 0, "no stage is counted twice"
-            assert run["steps"] > 0 and run["decode"] > 0 and run["load"] > 0
+            assert run["unseen"] >= 0, "no stage is counted twice"
+            assert all(run[stage] > 0 for stage in ("load", "encode", "prepare", "steps", "decode", "other"))
         total = rows[quant]["seconds"]["total"]
         assert total["least"] <= total["median"] <= total["most"] and len(rows[quant]["runs"]) == 2
         assert len(rows[quant]["warm_up_seconds"]) == 1 and rows[quant]["cold_load_seconds"] > 0
+    # The best run: on a busy machine any moment may be another program's.
+    assert min(run["unseen"] / run["total"] for quant in ("q4", "none") for run in rows[quant]["runs"]) < 0.02
 
 
 def test_it_agrees_with_the_picture_s_own_report(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
@@ -81,9 +83,9 @@ def test_it_agrees_with_the_picture_s_own_report(folder: Path, rows: dict[str, d
         report = read_metadata(folder / rows[quant]["picture"])["report"]["seconds"]
         last = rows[quant]["runs"][-1]
         assert last["steps"] == pytest.approx(sum(report["steps"])) and len(report["steps"]) == 3
-        for stage in ("encode", "prepare", "decode"):
+        for stage in ("load", "encode", "prepare", "decode", "other"):
             assert last[stage] == pytest.approx(report[stage])
-        assert last["load"] > report["load"], "opening the files is part of loading"
+        assert last["total"] == pytest.approx(report["total"] + last["unseen"])
 
 
 def test_memory_is_of_one_process_by_stage(rows: dict[str, dict[str, Any]]) -> None:
@@ -147,8 +149,17 @@ def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -
             worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
         )
     assert isinstance(first, Made) and isinstance(second, Made) and isinstance(third, Made)
-    assert second.open_seconds < third.open_seconds / 10
+    assert second.seconds["load"] < third.seconds["load"] / 5
     assert second.record == first.record
+
+
+def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) -> None:
+    """Two models in memory at once would be measured as one model's peak."""
+    with Worker(str(wide), None) as worker:
+        first, second = (worker.make("a fox", tmp_path / "a.png", QUICK, anew=True) for _ in range(2))
+    assert isinstance(first, Made) and isinstance(second, Made)
+    loading = [made.report["peak_bytes"]["mlx"]["load"] for made in (first, second)]
+    assert loading[1] < loading[0] + first.weight_bytes / 10
 
 
 def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
