@@ -5,7 +5,6 @@ rows of one of our modules: a file may speak of a fused linear that holds severa
 Must not know: names of modules, families, which LoRAs are chosen.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,10 +16,26 @@ from ..errors import LoraError
 from ..keys import Target, cut
 
 Shape = tuple[int, ...]
-LOW_RANK = frozenset({"down", "up"})
-LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
-LOKR_LEFT = (frozenset({"lokr_w1"}), frozenset({"lokr_w1_a", "lokr_w1_b"}))
-LOKR_RIGHT = (frozenset({"lokr_w2"}), frozenset({"lokr_w2_a", "lokr_w2_b"}))
+# What a change of a weight is made of; exactly one of these, so that no tensor of a file is ever left out in silence.
+FORMS = {
+    frozenset({"down", "up"}): "LoRA",
+    frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}): "LoHa",
+    frozenset({"lokr_w1", "lokr_w2"}): "LoKr",
+    frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}): "LoKr",
+    frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}): "LoKr",
+    frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}): "LoKr",
+    frozenset({"diff"}): "difference",
+    frozenset(): "difference",  # of a bias alone
+}
+# What may stand beside each: DoRA's length of rows for what is made of factors; a bias is changed by its own tensor.
+BESIDE = {
+    "LoRA": {"alpha", "magnitude", "dora_scale", "diff_b", "up_bias"},
+    "LoHa": {"alpha", "dora_scale", "diff_b"},
+    "LoKr": {"alpha", "dora_scale", "diff_b"},
+    "difference": {"diff_b"},
+}
+EITHER = ({"magnitude", "dora_scale"}, {"diff_b", "up_bias"})  # PEFT's and LyCORIS' DoRA; two changes of a bias
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -33,16 +48,24 @@ class Entry:
     configured: Callable[[int | None], float] | None = None
 
     @property
-    def kind(self) -> str | None:
-        """What the tensors make together; None if some are missing."""
+    def form(self) -> str | None:
+        """How the weight's change is computed; None if tensors are missing, or do not go together."""
         parts = set(self.parts)
-        if parts >= LOW_RANK:
-            return "DoRA" if parts & {"magnitude", "dora_scale"} else "LoRA"
-        if parts >= LOHA:
-            return "LoHa"
-        if any(left <= parts for left in LOKR_LEFT) and any(right <= parts for right in LOKR_RIGHT):
-            return "LoKr"
-        return "difference" if parts <= {"diff", "diff_b"} else None
+        form = FORMS.get(frozenset(parts - BESIDE["LoRA"]))
+        beside = parts & BESIDE["LoRA"]
+        allowed = form is not None and beside <= BESIDE[form]
+        return form if allowed and not any(beside >= both for both in EITHER) else None
+
+    @property
+    def dora(self) -> bool:
+        return bool({"magnitude", "dora_scale"} & set(self.parts))
+
+    @property
+    def kind(self) -> str | None:
+        """For people."""
+        if self.form is None or not self.dora:
+            return self.form
+        return "DoRA" if self.form == "LoRA" else f"{self.form} with DoRA"
 
     @property
     def rank(self) -> int | None:
@@ -63,18 +86,18 @@ class Entry:
         rank, alpha = self.rank, self.alpha
         if alpha is not None:
             return alpha / rank if rank else 1.0  # LyCORIS leaves any number beside a LoKr of full matrices
-        return 1.0 if self.configured is None or self.kind == "difference" else self.configured(rank)
+        return 1.0 if self.configured is None or self.form == "difference" else self.configured(rank)
 
     @property
     def shape(self) -> Shape | None:
         """The weight's shape that this entry is made for; None if it changes a bias only, or does not fit itself."""
         shapes = {name: tensor.shape for name, tensor in self.parts.items()}
-        if self.kind in ("LoRA", "DoRA"):
+        if self.form == "LoRA":
             return _product(shapes["up"], shapes["down"])
-        if self.kind == "LoHa":
+        if self.form == "LoHa":
             first = _product(shapes["hada_w1_a"], shapes["hada_w1_b"])
             return first if first == _product(shapes["hada_w2_a"], shapes["hada_w2_b"]) else None
-        if self.kind == "LoKr":
+        if self.form == "LoKr":
             left, right = (
                 shapes.get(w) or _product(shapes[f"{w}_a"], shapes[f"{w}_b"]) for w in ("lokr_w1", "lokr_w2")
             )
@@ -103,34 +126,31 @@ class Entry:
 
     def weight_change(self, weight: mx.array, target: Target, scale: float) -> mx.array:
         """`weight`: our module's, float32; `target`: which rows of the file's module those are; `scale`: the user's."""
-        kind = self.kind
-        if kind == "DoRA":
-            return self._dora(weight, target, scale)
-        if kind == "LoRA":
-            return self._low_rank(target, scale * self.scale)
-        if kind == "LoHa":
-            w1, w2 = (self._rows(f"hada_{w}_a", target) @ self._read(f"hada_{w}_b") for w in ("w1", "w2"))
-            return (scale * self.scale) * (w1 * w2)
-        if kind == "LoKr":
-            left, right = (self._factor(w) for w in ("lokr_w1", "lokr_w2"))
-            return _rows((scale * self.scale) * mx.kron(left, right), target)
-        return scale * self._rows("diff", target)
+        return self._dora(weight, target, scale) if self.dora else self._plain(target, scale * self.scale)
 
     def bias_change(self, target: Target, scale: float) -> mx.array:
         if "diff_b" in self.parts:
             return scale * self._rows("diff_b", target)
         return (scale * self.scale) * self._rows("up_bias", target)
 
-    def _low_rank(self, target: Target, scale: float) -> mx.array:
-        return (scale * self._rows("up", target)) @ self._read("down")
+    def _plain(self, target: Target, scale: float) -> mx.array:
+        if self.form == "LoRA":
+            return (scale * self._rows("up", target)) @ self._read("down")
+        if self.form == "LoHa":
+            w1, w2 = (self._rows(f"hada_{w}_a", target) @ self._read(f"hada_{w}_b") for w in ("w1", "w2"))
+            return scale * (w1 * w2)
+        if self.form == "LoKr":
+            left, right = (self._factor(w) for w in ("lokr_w1", "lokr_w2"))
+            return _rows(scale * mx.kron(left, right), target)
+        return scale * self._rows("diff", target)
 
     def _dora(self, weight: mx.array, target: Target, scale: float) -> mx.array:
         """The magnitude replaces the length of every row (or column) of the changed weight.
 
-        PEFT scales the low-rank part inside the norm; LyCORIS goes from the weight to the finished DoRA by `scale`.
+        PEFT scales the added part inside the norm; LyCORIS goes from the weight to the finished DoRA by `scale`.
         """
         peft = "magnitude" in self.parts
-        changed = weight + self._low_rank(target, self.scale * (scale if peft else 1.0))
+        changed = weight + self._plain(target, self.scale * (scale if peft else 1.0))
         magnitude = self._read("magnitude" if peft else "dora_scale")
         magnitude = magnitude if self.by_columns else _rows(magnitude.reshape(-1, 1), target)
         length = mx.sqrt(mx.sum(changed * changed, axis=0 if self.by_columns else 1, keepdims=True))
@@ -152,8 +172,11 @@ def check_finite(tensor: Tensor) -> None:
     raw = tensor.bytes()
     if tensor.dtype == "BF16":
         whole = int((raw & 0x7FFF).max(initial=0)) < 0x7F80  # all exponent bits set: infinity or NaN
+    elif tensor.dtype == "F8_E4M3":
+        whole = int((raw & 0x7F).max(initial=0)) < 0x7F  # it has no infinity, and one NaN of either sign
     else:
-        whole = all(math.isfinite(float(edge)) for edge in (raw.min(initial=0), raw.max(initial=0)))
+        edges = (float(raw.min(initial=0)), float(raw.max(initial=0)))
+        whole = all(abs(edge) <= FLOAT32_MAX for edge in edges)  # NaN compares as false
     if not whole:
         raise LoraError(
             f"{tensor.path}: '{tensor.name}' holds NaN or infinity; merged, it would turn every picture black. The "

@@ -4,6 +4,8 @@ In: a path, or a repository and file. Out: a `LoraFile`. Data is read once to re
 Must not know: the model that is open, arithmetic.
 """
 
+import glob
+import hashlib
 import json
 import math
 import re
@@ -16,22 +18,25 @@ from ..checkpoint import Checkpoint, Tensor, read_header
 from ..config import read_json
 from ..download import REPOSITORY, Tell, fetch_files, tell_stderr
 from ..errors import LoraError, MissingFile
-from ..keys import split_lora_key
-from ..manifest import Defaults, Manifest
+from ..keys import ADAPTER, split_lora_key
+from ..manifest import Defaults, Manifest, revision_of
 from .deltas import Entry, check_finite
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own metadata
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# owner/name:file, or owner/name@revision:file
+REMOTE = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(@(?P<revision>[^:@]+))?:(?P<file>.+)")
+PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
 # What a file's keys tell about who wrote it; the first that matches.
 FORMATS = (
     ("XLabs", r"\.processor\.(qkv|proj)_lora"),
     ("LyCORIS", r"^lycoris_"),
+    ("flattened diffusers names (OneTrainer)", r"^lora_transformer_"),
     ("kohya sd-scripts", r"^lora_unet_(double|single)_blocks_|^lora_te\d?_"),
     ("musubi-tuner", r"^lora_unet_"),
-    ("flattened diffusers names", r"^lora_transformer_"),
     ("PEFT adapter", r"^base_model\.model\."),
     ("diffusers PEFT (also ai-toolkit for FLUX.1)", r"^(transformer|text_encoder(_2)?)\..*\.lora_[AB]"),
-    ("diffusers names with down and up", r"^transformer\."),
+    ("diffusers names with down and up", r"^(transformer|text_encoder(_2)?)\."),
     ("ComfyUI", r"^(diffusion_model\.(double|single)_blocks\.|text_encoders\.)"),
     ("ai-toolkit", r"^diffusion_model\."),
     ("DiffSynth", r"\.lora_[AB](\.default)?\.weight$"),
@@ -49,21 +54,21 @@ FAMILIES = (
     ("Wan", r"blocks[._]\d+[._](self|cross)_attn"),
     ("Z-Image", r"(noise|context)_refiner|layers[._]\d+[._]attention"),
     ("FLUX.1 or Qwen-Image", r"transformer_blocks[._]\d+[._]attn"),  # the same names and, at full size, shapes
+    # Files for text encoders alone; models share these.
+    ("Stable Diffusion or SDXL", r"clip_g\.|^lora_te2_text_model|^text_encoder_2\.text_model"),
+    ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
+    ("FLUX.1 or Stable Diffusion", r"^lora_te1?_text_model|^text_encoder\.|clip_l\."),
 )
 TITLES = {"flux": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}  # our families, as above
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
 # `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
 ARCHITECTURES = (
     ("FLUX.2", r"flux-?2"), ("FLUX.1", r"flux"), ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
+    ("Stable Diffusion 3", r"stable-diffusion-3|sd3"), ("Stable Diffusion or SDXL", r"stable-diffusion|sdxl|sd_v\d"),
 )  # fmt: skip
-# What no module tree here can take, and why.
-REFUSED = (
-    (
-        r"\.(query|key)_norm\.scale$",
-        "it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input from 64 to 128 channels for a control "
-        "picture beside the latents, which this library does not have",
-    ),
-)
+# A control LoRA's signs: whole norms in the original's names; or, as diffusers writes it, FLUX.1's first layer widened.
+CONTROL_KEY = r"\.(query|key)_norm\.scale$"
+CONTROL_MODULE, CONTROL_SHAPE = r"(img_in|x_embedder)$", (3072, 128)
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,10 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> "AdapterConfig":
-        return cls(
-            int(data["r"]),
-            float(data.get("lora_alpha", data.get("alpha", data["r"]))),
-            dict(data.get("rank_pattern") or {}),
-            dict(data.get("alpha_pattern") or {}),
-            bool(data.get("use_rslora")),
-        )
+        ranks = {_pattern(name): _positive(value) for name, value in dict(data.get("rank_pattern") or {}).items()}
+        alphas = {_pattern(name): _finite(value) for name, value in dict(data.get("alpha_pattern") or {}).items()}
+        alpha = _finite(data.get("lora_alpha", data.get("alpha", data["r"])))
+        return cls(_positive(data["r"]), alpha, ranks, alphas, bool(data.get("use_rslora")))
 
     def scale(self, module: str, rank: int | None) -> float:
         rank = rank or _of_pattern(self.rank_pattern, module, self.r)
@@ -95,16 +97,29 @@ class AdapterConfig:
 class LoraFile:
     path: Path
     spoken: str  # what the user called it
-    revision: str | None  # asked for, if it lies in a repository
+    published: str | None  # owner/name@commit:file, which is this file for good; None for a file of this machine
     entries: Mapping[str, Entry]  # by the module's name as the file writes it
     strangers: tuple[str, ...]  # keys whose ending is not known
     metadata: Mapping[str, str]
     checkpoint: Checkpoint
+    stamp: str  # of the file when it was opened
 
     @property
-    def remote(self) -> bool:
-        """Whether it was named by its repository."""
-        return not Path(self.spoken).expanduser().exists()
+    def digest(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check_unchanged(self) -> None:
+        """A file that a trainer writes anew would be read at its former places: other numbers, without a word."""
+        try:
+            unchanged = self.checkpoint.stamp == self.stamp
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise LoraError(
+                f"{self.spoken} was changed or removed since it was opened, and its weights are needed again. Put it "
+                "in place and choose it anew (set_lora), or choose others."
+            )
 
     @property
     def format(self) -> str:
@@ -116,11 +131,11 @@ class LoraFile:
         words = (self.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
         told = " ".join(words).lower()
         by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
-        if by_keys == FAMILIES[-1][0]:
-            numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
-            by_words = next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
-            return "Qwen-Image" if max(numbers) >= FLUX_DOUBLE_BLOCKS else by_words or by_keys
-        return by_keys or next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
+        by_words = next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
+        numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
+        if by_keys == "FLUX.1 or Qwen-Image" and max(numbers) >= FLUX_DOUBLE_BLOCKS:
+            return "Qwen-Image"
+        return by_words or by_keys if by_keys is None or " or " in by_keys else by_keys
 
     @property
     def keys(self) -> list[str]:
@@ -130,25 +145,26 @@ class LoraFile:
         return any(re.search(sign, key) for key in self.checkpoint)
 
 
-def open_lora(source: str | Path, revision: str | None = None, tell: Tell = tell_stderr) -> LoraFile:
-    """`source`: a file, a folder that holds one, or `owner/repository:file`."""
-    path = _locate(str(source), revision, tell)
+def open_lora(source: str | Path, tell: Tell = tell_stderr) -> LoraFile:
+    """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
+    path, published = _locate(str(source), tell)
     tensors, metadata = read_header(path)
-    for sign, reason in REFUSED:
-        if any(re.search(sign, key) for key in tensors):
-            raise LoraError(f"{source} cannot be merged: {reason}.")
+    file = sort_out(Checkpoint(tensors, [path], path), metadata, str(source), published)
+    _refuse_control(file)
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
-    return sort_out(Checkpoint(tensors, [path], path), metadata, str(source), revision)
+    return file
 
 
-def sort_out(checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, revision: str | None = None) -> LoraFile:
+def sort_out(
+    checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, published: str | None = None
+) -> LoraFile:
     """A file's tensors by the modules they speak of; from the header alone."""
     path = checkpoint.where
     groups, strangers = _gather(path, checkpoint)
     configs = _configs(path, metadata)
     entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
-    return LoraFile(path, spoken, revision, entries, tuple(strangers), metadata, checkpoint)
+    return LoraFile(path, spoken, published, entries, tuple(strangers), metadata, checkpoint, checkpoint.stamp)
 
 
 def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -162,28 +178,70 @@ def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
             continue
         module, part = split
         parts = groups.setdefault(module, {})
-        # Some files hold every pair twice, as lora_A/lora_B and as lora_down/lora_up: one copy counts.
-        if part in parts and parts[part].shape != tensor.shape:
-            raise LoraError(f"{path}: '{key}' and '{parts[part].name}' mean one tensor, in two shapes: a damaged file.")
+        _check_part(path, part, tensor, parts.get(part))
         parts.setdefault(part, tensor)
     return groups, strangers
 
 
-def _locate(source: str, revision: str | None, tell: Tell) -> Path:
+def _check_part(path: Path, part: str, tensor: Tensor, other: Tensor | None) -> None:
+    """`other`: one that means the same. Some files hold every pair twice, as lora_A/lora_B and as lora_down/lora_up:
+    one copy counts."""
+    key = tensor.name
+    if other and other.shape != tensor.shape:
+        raise LoraError(f"{path}: '{key}' and '{other.name}' mean one tensor, in two shapes: a damaged file.")
+    if other and ADAPTER.sub("", key) == ADAPTER.sub("", other.name):
+        raise LoraError(
+            f"{path} holds several adapters: '{key}' and '{other.name}' are for the same place. Save each into a file "
+            "of its own, and give both files."
+        )
+    if part == "alpha" and math.prod(tensor.shape) != 1:
+        raise LoraError(f"{path}: '{key}' should be one number and has the shape {list(tensor.shape)}: a damaged file.")
+    if part != "alpha" and not tensor.floating:
+        raise LoraError(
+            f"{path}: '{key}' holds whole numbers ({tensor.dtype}): a file that was quantized. Take its bf16 or fp16 "
+            "version."
+        )
+
+
+def _refuse_control(file: LoraFile) -> None:
+    wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
+    if file._any(CONTROL_KEY) or any(wide):
+        raise LoraError(
+            f"{file.spoken} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input "
+            "from 64 to 128 channels for a control picture beside the latents, which this library does not have."
+        )
+
+
+def _locate(source: str, tell: Tell) -> tuple[Path, str | None]:
+    """The file and, if it lies in a repository, its name with the commit."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return _only_file(path)
+        return _only_file(path), None
     _refuse_pickle(path)
-    repo, _, name = source.partition(":")
-    if not path.is_file() and REPOSITORY.fullmatch(repo) and name:
-        stranger = Manifest(source, f"the LoRA {name}", "", Defaults(1, 0, 0, 0.0), repo, licence=f"see {repo}")
-        return fetch_files(repo, revision or "main", [name], stranger, tell) / name
-    if not path.is_file():
+    if path.is_file():
+        return path, None
+    head, _, tail = source.rpartition(":")
+    if Path(head).expanduser().is_file():
+        raise LoraError(
+            f"{source}: '{tail}' is no scale for {head}. On the command line it is --lora {head}:0.8, in Python "
+            f"lora=[({head!r}, 0.8)]."
+        )
+    remote = REMOTE.fullmatch(source)
+    if remote is None:
         raise MissingFile(
             f"there is no LoRA file {source}. Give a .safetensors file, or a repository and its file as "
             "owner/name:file.safetensors."
         )
-    return path
+    return _fetched(source, remote["repo"], remote["revision"] or "main", remote["file"], tell)
+
+
+def _fetched(source: str, repo: str, revision: str, file: str, tell: Tell) -> tuple[Path, str]:
+    stranger = Manifest(source, f"the LoRA {file}", "", Defaults(1, 0, 0, 0.0), repo, revision, licence=f"see {repo}")
+    wanted = [glob.escape(file)]
+    if Path(file).name.startswith(PEFT_FILE):  # its strength stands beside it
+        wanted.append(glob.escape(Path(file).with_name(PEFT_CONFIG).as_posix()))
+    folder = fetch_files(repo, revision, wanted, stranger, tell)
+    return folder / file, f"{repo}@{revision_of(folder) or revision}:{file}"
 
 
 def _only_file(folder: Path) -> Path:
@@ -209,7 +267,7 @@ def _refuse_pickle(path: Path) -> None:
 
 def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
     """Configurations by the prefix of the modules they speak of ("" for all)."""
-    beside = path.with_name("adapter_config.json")
+    beside = path.with_name(PEFT_CONFIG)
     tables: dict[str, dict[str, Any]] = {}
     try:
         flat = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
@@ -218,8 +276,8 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
         for key, value in flat.items():
             prefix, _, name = key.rpartition(".")
             tables.setdefault(prefix, {})[name] = value
-        return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if table.get("r")}
-    except (AttributeError, TypeError, ValueError) as error:
+        return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
+    except (AttributeError, TypeError, ValueError, re.error) as error:
         raise LoraError(
             f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It stands "
             f"in the file's metadata '{ADAPTER_METADATA}' or in {beside.name}; take both from the LoRA's repository."
@@ -234,6 +292,23 @@ def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Any:
     prefix = max(fitting, key=len)
     bare = module.removeprefix(f"{prefix}.").removeprefix("base_model.model.")
     return lambda rank: configs[prefix].scale(bare, rank)
+
+
+def _pattern(text: str) -> str:
+    re.compile(text)
+    return text
+
+
+def _positive(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"a rank of {value}")
+    return int(value)
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError(f"an alpha of {value}")
+    return float(value)
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:

@@ -32,8 +32,9 @@ class Lora:
 
     def described(self) -> dict[str, Any]:
         """Enough to open it again from anywhere."""
-        place = self.file.spoken if self.file.remote else str(self.file.path.resolve())
-        return {"file": place, "revision": self.file.revision, "scale": self.scale}
+        file = self.file
+        own = {} if file.published else {"sha256": file.digest}
+        return {"file": file.published or str(file.path.resolve()), **own, "scale": self.scale}
 
     def __str__(self) -> str:
         return f"{self.file.spoken} at {self.scale:g}"
@@ -51,6 +52,7 @@ class Vocabulary:
     @classmethod
     def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "Vocabulary":
         shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
+        shapes |= weights.folded
         modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
         return cls(weights.component, shapes, lora_names(modules, others(weights.component, modules)), tuple(prefixes))
 
@@ -66,6 +68,7 @@ class Change:
 
     def of(self, value: mx.array, target: Target | None = None) -> mx.array:
         """`target`: the run of the file's rows that `value` is, where that is a part of ours."""
+        self.lora.file.check_unchanged()
         if self.parameter == "bias":
             return self.entry.bias_change(target or self.target, self.lora.scale)
         return self.entry.weight_change(value, target or self.target, self.lora.scale)
@@ -117,8 +120,8 @@ def match_entries(lora: Lora, known: Sequence[Vocabulary]) -> Match:
             continue
         vocabulary, targets = found
         first = seen.setdefault((vocabulary.component, targets), name)
-        if entry.kind is None:
-            match.left[name] = f"it has only {', '.join(sorted(entry.parts))}"
+        if entry.form is None:
+            match.left[name] = f"it has {', '.join(sorted(entry.parts))}, which make no change together"
         elif first != name:
             match.left[name] = f"'{first}' already speaks of this module"
         else:
@@ -141,7 +144,7 @@ def _find(name: str, known: Sequence[Vocabulary]) -> tuple[Vocabulary, tuple[Tar
 def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Target, ...]) -> None:
     """Notes the entry's changes under our parameters, if its shapes fit them."""
     for parameter, found in (("weight", entry.shape), ("bias", entry.bias_shape)):
-        if found is None and (parameter == "bias" or entry.kind == "difference"):
+        if found is None and (parameter == "bias" or entry.form == "difference"):
             continue  # the file says nothing of it
         expected = _whole_shape(vocabulary, targets, parameter)
         if expected is None:

@@ -6,7 +6,8 @@ up, so that their order does not matter; a scale of 0 leaves every bit as it is.
 Must not know: sampling, how weights are packed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,14 @@ class Merge:
         before, after = (weight[:SAMPLE_ROWS].astype(mx.float32) for weight in (before, after))
         change = after - before
         found = unpacked(pack(after, packing), packing) - unpacked(pack(before, packing), packing)
-        share = mx.sum(found * change) / mx.maximum(mx.sum(change * change), 1e-30)
-        self.survived[f"{component}/{path}"] = float(np.array(share))
+        size = float(np.array(mx.sum(change * change)))
+        if size > 0:  # trainers leave some modules as they were
+            self.survived[f"{component}/{path}"] = float(np.array(mx.sum(found * change))) / size
 
     def record(self) -> dict[str, Any]:
         """What generate() would be given again; a manifest's own LoRA comes with the model's name."""
-        chosen = [[match.lora.file.spoken, match.lora.scale] for match in self.matches if not match.lora.own]
+        loras = [match.lora for match in self.matches if not match.lora.own]
+        chosen = [[lora.file.published or lora.file.spoken, lora.scale] for lora in loras]
         partial = {"lora_partial": True} if any(match.left for match in self.matches) else {}
         return {"lora": chosen} | partial if chosen else {}
 
@@ -122,16 +125,40 @@ class Merge:
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes
 
+    def identity(self, component: str, paths: Collection[str]) -> list[str]:
+        """What is merged into these layers, for what is computed from them and kept."""
+        return sorted(
+            repr((key, each.lora.file.stamp, each.entry.name, each.lora.scale))
+            for changes in (self._before, self._changes)
+            for key, merged in changes.items()
+            if key[0] == component and key[1] in paths
+            for each in merged
+        )
+
+    def use(self, component: str, paths: Collection[str]) -> None:
+        """A picture uses these layers' changes without their being merged again: the result was kept."""
+        self.applied |= {key for key in self._changes if key[0] == component and key[1] in paths}
+
 
 def open_loras(wanted: Sequence[Wanted], tell: Tell = tell_stderr) -> list[Lora]:
     """The files of `lora=`, opened and checked by themselves."""
-    loras = []
-    for item in wanted:
-        source, scale = item if isinstance(item, tuple | list) else (item, 1.0)  # JSON has no tuples
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= SCALE_LIMIT:
-            raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
-        loras.append(Lora(open_lora(source, tell=tell), float(scale)))
-    return loras
+    if not isinstance(wanted, list | tuple) or _is_one(wanted):
+        raise LoraError(f"lora={wanted!r}: give a list, as in lora=['style.safetensors', ('other.safetensors', 0.7)].")
+    return [Lora(open_lora(source, tell), scale) for source, scale in map(_source_and_scale, wanted)]
+
+
+def _is_one(wanted: Any) -> bool:
+    """(file, scale) where a list of them is meant."""
+    return len(wanted) == 2 and isinstance(wanted[1], Real)
+
+
+def _source_and_scale(item: Any) -> tuple[Source, float]:
+    source, scale = item if isinstance(item, tuple | list) and len(item) == 2 else (item, 1.0)  # JSON has no tuples
+    if not isinstance(source, Source):
+        raise LoraError(f"{item!r} is no LoRA: give a file, or (file, scale).")
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(float(scale)) <= SCALE_LIMIT:
+        raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
+    return source, float(scale)
 
 
 def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
@@ -156,12 +183,14 @@ def own_loras(manifest: Manifest, tell: Tell = tell_stderr) -> list[Lora]:
         return []
     if "repo" not in own:  # bundled, like the model itself
         return [Lora(open_lora(data_folder("weights") / own["file"]), own=True)]
-    return [Lora(open_lora(f"{own['repo']}:{own['file']}", own["revision"], tell), own=True)]
+    return [Lora(open_lora(f"{own['repo']}@{own['revision']}:{own['file']}", tell), own=True)]
 
 
 def parse_lora(text: str) -> Wanted:
     """PATH[:SCALE] of the command line."""
     head, colon, tail = text.rpartition(":")
+    if Path(text).expanduser().exists():  # a name may hold a colon
+        return text
     try:
         return (head, float(tail)) if colon and head else text
     except ValueError:
@@ -169,8 +198,9 @@ def parse_lora(text: str) -> Wanted:
 
 
 def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
+    """In an order of their own, so that the last bit does not depend on the user's."""
     out: dict[Key, list[Change]] = {}
-    for match in matches:
+    for match in sorted(matches, key=lambda match: (match.lora.file.stamp, match.lora.scale)):
         if match.lora.scale != 0:
             for key, changes in match.changes.items():
                 out.setdefault(key, []).extend(changes)
@@ -190,6 +220,6 @@ def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:
     """Whether two lists of changes come to the same sum: the same entries of the same files at the same scales."""
 
     def keys(changes: Sequence[Change] | None) -> list[Any]:
-        return sorted((each.lora.file.checkpoint.stamp, each.entry.name, each.lora.scale) for each in changes or ())
+        return sorted((each.lora.file.stamp, each.entry.name, each.lora.scale) for each in changes or ())
 
     return keys(a) == keys(b)

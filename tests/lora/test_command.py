@@ -81,11 +81,6 @@ def test_refusals_are_one_line(cli: Cli, model: Path, tmp_path: Path) -> None:
     assert ran.code == 2 and ran.err.count("\n") == 1 and "there is no LoRA file" in ran.err
 
 
-def test_remote_names_are_told_from_paths(tmp_path: Path) -> None:
-    file = open_lora(DATA / "flux/kohya/lora.safetensors")
-    assert not file.remote
-
-
 @pytest.mark.parametrize(
     "format",
     [
