@@ -16,6 +16,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from .errors import QuantizationError
+from .folding import Fold
 from .keys import Target
 from .loading import Changes, Component
 from .manifest import Manifest
@@ -113,6 +115,16 @@ class Family(ABC, Generic[Branch]):
     def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array | None]:
         """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
         moved the seed's stream), for starting from a picture."""
+
+    def choices(self) -> dict[str, str]:
+        """What `prepare` chose, for the report."""
+        return {}
+
+    def fold(self, settings: Settings) -> Fold:
+        """What the checkpoint becomes for the schedule of `settings` alone."""
+        raise QuantizationError(
+            f"--fold: the family {self.name} has no modulation layers in whose place a table could stand; leave it out."
+        )
 
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""

@@ -10,7 +10,6 @@ Must not know: families, files of checkpoints.
 import importlib.metadata
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .cache import cache_folder
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .precision import on_gpu
 
@@ -60,11 +60,7 @@ def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | 
 
 
 def cache_file() -> Path:
-    if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "mlx-imagegen" / "kernels.json"
+    return cache_folder() / "kernels.json"
 
 
 def _measured(tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dtype) -> Choice:

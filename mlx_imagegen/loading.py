@@ -110,9 +110,7 @@ class Weights:
             )
         return cls(component, checkpoint, slices(checkpoint, rename), packings, changes or Changes(), config or {})
 
-    def check(
-        self, trees: Iterable[nn.Module], unused: Sequence[str] = (), folded: nn.Module | None = None
-    ) -> None:
+    def check(self, trees: Iterable[nn.Module], unused: Sequence[str] = (), folded: nn.Module | None = None) -> None:
         """Every parameter of `trees` must be here in its shape, and nothing else but names starting with `unused`.
 
         `folded`: what was left out of the files, since other tensors hold its results; LoRAs still speak of it.

@@ -35,6 +35,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--size", type=_size, metavar="WxH", help="of the pictures for --calibrate; the model's own if not given"
     )
     parser.add_argument("--steps", type=int, help="of the pictures for --calibrate")
+    parser.add_argument(
+        "--fold", type=int, metavar="STEPS", help="tables for that many steps in the place of modulation weights"
+    )
+    parser.add_argument(
+        "--fold-size", type=_size, metavar="WxH", help="the size for --fold, where the schedule depends on it"
+    )
     parser.add_argument("--workers", type=int, help="threads (one a core)")
     parser.add_argument("--plan", action="store_true", help="only print what each tensor would get, and the sizes")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
     with Progress(args.quiet) as progress:
-        made = draft(args.model, quant, progress.say)
+        made = draft(args.model, quant, progress.say, args.fold, args.fold_size)
         if args.plan:
             print(described(made))
             return
@@ -62,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         folder = quantize(
             args.model, args.output, quant=quant, lora=[parse_lora(text) for text in args.lora],
             lora_partial=args.lora_partial, calibrate=_prompts(args.calibrate), calibrate_with=_drawing(args),
-            workers=args.workers, on_progress=progress.converting,
+            fold=args.fold, fold_size=args.fold_size, workers=args.workers, on_progress=progress.converting,
             on_download=progress.say,
         )  # fmt: skip
         progress.clear()

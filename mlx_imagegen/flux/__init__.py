@@ -11,7 +11,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..errors import QuantizationError
 from ..family import Conditioning, Family, Prompt, Settings
+from ..folding import Fold
 from ..keys import Target
 from ..layers.latents import packed, unpacked
 from ..layers.rope import Rope, rope_tables
@@ -140,6 +142,16 @@ class Flux(Family[FluxBranch]):
 
     def pack(self, latents: mx.array) -> mx.array:
         return packed(latents)
+
+    def fold(self, settings: Settings) -> Fold:
+        """SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their
+        outputs are no sum: nothing that depends on the schedule alone is left to be tabulated but 0.2% of the weights.
+        """
+        raise QuantizationError(
+            "--fold: FLUX.1's modulation depends on the prompt (CLIP's vector) and on guidance as well as on the "
+            "schedule, so that no table made beforehand could take its place; leave --fold out. These weights are read "
+            "once a prompt, before the loop, and do not stay in memory."
+        )
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
         return lora_names(component, modules)

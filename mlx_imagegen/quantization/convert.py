@@ -2,8 +2,7 @@
 
 In: the layouts of an open family, and a folder to be (`Partial`). Out: that folder. Runs of rows are worked on by
 several threads in any order: the headers say beforehand where every byte belongs.
-Must not know: recipes' rows,
-families, how to print.
+Must not know: recipes' rows, families, how to print.
 """
 
 import hashlib
@@ -53,6 +52,7 @@ class Conversion:
     merges: Callable[[Piece], bool] = lambda piece: False  # whether `merge` changes this piece
     # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
     statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
+    inputs: np.ndarray | None = None  # what folded layers are given, [columns, D] in float64
 
 
 def identify(layouts: Sequence[Layout], *more: object) -> str:
@@ -222,12 +222,13 @@ def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
 def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
     piece, part = job.piece, job.piece.part
     merged = conversion.merges(piece)
+    if piece.columns:
+        _write_rows(job, "table", row, _table_rows(conversion, piece, row, rows))
+        return
     if piece.packing is None and piece.dtype == part.tensor.dtype and not merged:
         _write_rows(job, piece.parameter, row, _source_rows(part.tensor.bytes, part, row, rows))
         return
-    values = _floats(part, row, rows)
-    if merged and conversion.merge is not None:
-        values = conversion.merge(piece, values, row)
+    values = _merged(conversion, piece, row, rows)
     if piece.packing is None:
         _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
         return
@@ -240,6 +241,22 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
             _write_bias(conversion, job.bias, row, shift)
     for name, packed in parts.items():
         _write_rows(job, name, row, packed)
+
+
+def _merged(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
+    values = _floats(piece.part, row, rows)
+    return conversion.merge(piece, values, row) if conversion.merge and conversion.merges(piece) else values
+
+
+def _table_rows(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
+    """A folded layer's outputs for every input, [rows, columns]: summed in float64, so that the order of the sum, which
+    is the machine's, does not show."""
+    assert conversion.inputs is not None
+    table = _merged(conversion, piece, row, rows).astype(np.float64) @ conversion.inputs.T
+    if piece.bias is not None:
+        bias = replace(piece, parameter="bias", part=piece.bias)
+        table += _merged(conversion, bias, row, rows)[:, None]
+    return table.astype(np.float32)
 
 
 def _write_bias(conversion: Conversion, job: Job, row: int, shift: np.ndarray) -> None:

@@ -19,12 +19,14 @@ import numpy as np
 
 from ..checkpoint import DTYPES
 from ..family import Family
+from ..folding import Fold
 from ..keys import Slice
 from ..layers.linear import Packing
 from ..loading import Weights
 from .recipes import Recipe, fitted
 
 SHARD_BYTES = 5 * 10**9  # a file of this size is copied, checked and resumed in reasonable pieces
+TABLE_DTYPE = "F32"  # tables are small, and the loop's activations are float32 on the CPU
 SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -57,6 +59,8 @@ class Piece:
     packing: Packing | None
     dtype: str  # written, if it is not packed
     note: str = ""
+    columns: int = 0  # of the table that takes a folded layer's place; 0 if it is not folded
+    bias: Slice | None = None  # a folded layer's, which goes into its table
 
     @property
     def key(self) -> str:
@@ -71,6 +75,8 @@ class Piece:
     def outputs(self) -> dict[str, Stored]:
         """The parts that are written: weight, scales and biases, or the one tensor."""
         stem = f"{self.name}." if self.name else ""
+        if self.columns:
+            return {"table": Stored(f"{stem}table", TABLE_DTYPE, (self.part.shape[0], self.columns))}
         if self.packing is None:
             return {self.parameter: Stored(stem + self.parameter, self.dtype, self.part.shape)}
         scales = "BF16" if self.packing.mode == "affine" else "U8"
@@ -132,6 +138,7 @@ class Layout:
     shards: tuple[Shard, ...]
     config: Mapping[str, object]
     in_place: bool  # False: the source keeps it in one file of another layout, without a config.json
+    fold: Fold | None = None
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +150,9 @@ class Layout:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * sum(piece.nbytes for piece in self.pieces) / max(1, sum(piece.count for piece in self.pieces))
+        """Of the weights that are left."""
+        pieces = [piece for piece in self.pieces if not piece.columns]
+        return 8 * sum(piece.nbytes for piece in pieces) / max(1, sum(piece.count for piece in pieces))
 
     def index(self) -> dict[str, Any] | None:
         """The index file's content, where there are several files."""
@@ -159,30 +168,35 @@ class Layout:
 
     def written_config(self) -> dict[str, object] | None:
         """config.json as it will be; None where it does not change."""
-        if not self.packings:
+        if not self.packings and self.fold is None:
             return None if self.in_place else dict(self.config)
         entries = {path: _entry(packing) for path, packing in self.packings.items()}
-        return {**self.config, "quantization": entries}
+        packed = {"quantization": entries} if entries else {}
+        folded = {"mlx_imagegen": {"folded": self.fold.folded.entry()}} if self.fold else {}
+        return {**self.config, **packed, **folded}
 
 
-def layouts(family: Family[Any], folder: Path, recipe: Recipe) -> list[Layout]:
+def layouts(family: Family[Any], folder: Path, recipe: Recipe, fold: Fold | None = None) -> list[Layout]:
     """Every component of an open family, each checkpoint once."""
     weights = {component.weights.component: component.weights for component in family.components.values()}
-    return [layout(each, folder, recipe) for each in weights.values()]
+    return [
+        layout(each, folder, recipe, fold if fold and fold.component == each.component else None)
+        for each in weights.values()
+    ]
 
 
-def layout(weights: Weights, folder: Path, recipe: Recipe) -> Layout:
+def layout(weights: Weights, folder: Path, recipe: Recipe, fold: Fold | None = None) -> Layout:
     where = weights.checkpoint.where
     same = all(name == part.tensor.name for name, part in weights.slices.items())
     in_place = where.is_dir() or same  # else the source is one file of another layout: it gets our names and a folder
-    pieces = tuple(_pieces(weights, recipe, keep_names=where.is_dir()))
+    pieces = tuple(_pieces(weights, recipe, where.is_dir(), fold))
     root = where if where.is_dir() else where.parent
     place = root.relative_to(folder).as_posix() if in_place else weights.component
     stem = SHARD_SUFFIX.sub("", weights.checkpoint.paths[0].stem) if in_place else "diffusion_pytorch_model"
-    return Layout(weights.component, place, pieces, tuple(_shards(pieces, stem)), weights.config, in_place)
+    return Layout(weights.component, place, pieces, tuple(_shards(pieces, stem)), weights.config, in_place, fold)
 
 
-def _pieces(weights: Weights, recipe: Recipe, keep_names: bool) -> Iterator[Piece]:
+def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | None) -> Iterator[Piece]:
     """In the order of the source's bytes, so that reading goes forwards."""
     parts = sorted(
         weights.slices.items(), key=lambda item: (str(item[1].tensor.path), item[1].tensor.start, item[1].row)
@@ -192,6 +206,13 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool) -> Iterator[Piec
             continue
         path, _, parameter = name.rpartition(".")
         written = part.tensor.name.rpartition(".")[0] if keep_names else path
+        if fold and path in fold.linears | fold.gone:
+            if path in fold.linears and parameter == "weight":
+                bias = weights.slices.get(f"{path}.bias")
+                yield Piece(
+                    weights.component, path, parameter, written, part, None, TABLE_DTYPE, columns=fold.count, bias=bias
+                )
+            continue
         packing, note = None, ""
         if parameter == "weight" and path in weights.linears:
             wanted = recipe.wanted(weights.component, path, weights.depth(path))

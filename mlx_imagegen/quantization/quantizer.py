@@ -20,12 +20,13 @@ from .. import __version__
 from ..download import Tell, locate, tell_stderr
 from ..errors import QuantizationError
 from ..family import Family
+from ..folding import Fold, Read
 from ..job import requested
 from ..loading import Changes, Progress
 from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, vocabularies
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
-from ..manifest import Model, revision_of
+from ..manifest import Manifest, Model, revision_of
 from ..pipeline import load, open_family
 from ..plan import describe, plan
 from .calibrate import Statistics, collect
@@ -49,6 +50,7 @@ class Draft:
     family: Family[Any]
     recipe: Recipe
     layouts: list[Layout]
+    fold: Fold | None = None
 
     @property
     def nbytes(self) -> int:
@@ -61,24 +63,33 @@ class Draft:
         alike: dict[tuple[str, str], list[str]] = {}
         for piece in pieces:
             alike.setdefault((piece.component, piece.note), []).append(piece.path)
-        return [
+        folded = [f"{self.fold.component}: {self.fold.folded} alone can be drawn with it"] if self.fold else []
+        return folded + [
             f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
             for (component, note), paths in alike.items()
         ]
 
 
-def draft(model: str | Path, quant: str, on_download: Tell = tell_stderr) -> Draft:
+def draft(
+    model: str | Path,
+    quant: str,
+    on_download: Tell = tell_stderr,
+    fold: int | None = None,
+    fold_size: tuple[int, int] | None = None,
+) -> Draft:
     """Opens the model and lays the output out; reads no weights."""
     found, folder = locate(str(model), on_download)
     recipe = read_recipe(quant, found.manifest.family)
     family = open_family(found.manifest, folder, Changes())
-    stored = next((part.weights for part in family.components.values() if part.weights.stored), None)
+    made = (part.weights for part in family.components.values())
+    stored = next((weights for weights in made if weights.stored or weights.folded), None)
     if stored:
         source = f"{folder} is quantized already ({stored.component})"
         raise QuantizationError(
             f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
         )
-    return Draft(found, folder, family, recipe, layouts(family, folder, recipe))
+    folded = _fold(family, found.manifest, fold, fold_size)
+    return Draft(found, folder, family, recipe, layouts(family, folder, recipe, folded), folded)
 
 
 def quantize(
@@ -90,6 +101,8 @@ def quantize(
     lora_partial: bool = False,
     calibrate: Sequence[str] = (),
     calibrate_with: Mapping[str, Any] | None = None,
+    fold: int | None = None,
+    fold_size: tuple[int, int] | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
     on_download: Tell = tell_stderr,
@@ -99,21 +112,26 @@ def quantize(
     LoRAs are merged in full precision before. A run that was cut off goes on where it stopped. `calibrate`: prompts
     that the full model draws first; what its layers see then decides how the denoiser's weights are rounded.
     `calibrate_with`: how it draws them (width, height, steps …), if not at its own defaults.
+    `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
+    other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
-    made = draft(model, quant, on_download)
+    made = draft(model, quant, on_download, fold, fold_size)
     merge = Merge()
     loras = own_loras(made.model.manifest, on_download) + open_loras(lora, on_download)
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
     recipe, learnt = made.recipe, [list(calibrate), sorted((calibrate_with or {}).items())]
-    partial = Partial(target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt))
+    partial = Partial(
+        target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt, _entry(made))
+    )
     if not partial.there:
         partial.refuse_strangers()  # before the pictures for calibration are drawn
     record = _record(made, loras) | ({"calibrated_with": learnt} if calibrate else {})
     seen = {} if partial.there else _seen(made, model, lora, lora_partial, calibrate, calibrate_with or {})
+    inputs = made.fold.inputs(_reader(made.family, made.fold, merge)) if made.fold else None
     conversion = Conversion(
-        made.folder, made.layouts, recipe.search, record, _rows(merge, recipe), _touches(merge), seen
+        made.folder, made.layouts, recipe.search, record, _rows(merge, recipe), _touches(merge), seen, inputs
     )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     for line in merge.losses():
@@ -149,7 +167,36 @@ def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
         "lora": [each.described() for each in loras],
         "tool": f"mlx-imagegen {__version__}",
+        **({"folded": {"steps": made.fold.folded.steps, "size": made.fold.folded.size}} if made.fold else {}),
     }
+
+
+def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tuple[int, int] | None) -> Fold | None:
+    if steps is None:
+        if size is not None:
+            raise QuantizationError("--fold-size: it goes with --fold STEPS; add that, or leave it out.")
+        return None
+    # Whatever else a request of this family needs (an editing model: pictures) does not change its schedule.
+    plain = replace(manifest, extras={k: v for k, v in manifest.extras.items() if k != "references_least"})
+    given = dict(zip(("width", "height"), size, strict=True)) if size else {}
+    fold = family.fold(requested(plain, family.size_multiple, "a prompt", steps=steps, **given)[0].settings)
+    if size is not None and fold.folded.size is None:
+        raise QuantizationError(f"--fold-size: {manifest.name}'s schedule is the same for every size; leave it out.")
+    return fold
+
+
+def _entry(made: Draft) -> object:
+    return made.fold.folded.entry() if made.fold else None
+
+
+def _reader(family: Family[Any], fold: Fold, merge: Merge) -> Read:
+    weights = next(part.weights for part in family.components.values() if part.weights.component == fold.component)
+
+    def read(path: str, parameter: str) -> np.ndarray:
+        value = merge(fold.component, path, parameter, weights.slices[f"{path}.{parameter}"].read())
+        return np.array(value.astype(mx.float32)).astype(np.float64)
+
+    return read
 
 
 def _seen(
@@ -191,7 +238,7 @@ def table(made: Draft) -> list[tuple[str, str, int, int]]:
     for layout in made.layouts:
         for piece in layout.pieces:
             kind = re.sub(r"(?<=\.)\d+(?=\.)", "#", piece.path)
-            if piece.packing or piece.count > 2**16:  # the many small ones in one line
+            if piece.packing or piece.columns or piece.count > 2**16:  # the many small ones in one line
                 groups.setdefault((f"{piece.component}/{kind}", _form(piece)), []).append(piece)
             else:
                 groups.setdefault((f"{piece.component}/…", "as stored"), []).append(piece)
@@ -202,6 +249,8 @@ def table(made: Draft) -> list[tuple[str, str, int, int]]:
 
 
 def _form(piece: Piece) -> str:
+    if piece.columns:
+        return f"a table of {piece.columns} columns, {piece.dtype.lower()}"
     if piece.packing is None:
         return piece.dtype.lower()
     return f"{piece.packing.bits} bits, groups of {piece.packing.group_size}"

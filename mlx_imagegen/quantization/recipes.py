@@ -65,7 +65,7 @@ class Recipe:
     def applied_to(self, changes: Changes) -> Changes:
         """For loading: weights are packed as they stream in."""
         pack_one = functools.partial(pack, search=self.search)
-        return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves)
+        return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves, digest=self.digest)
 
     def drops(self, component: str, name: str) -> bool:
         return any(fnmatch.fnmatchcase(f"{component}/{name}", glob) for glob in self.drop)

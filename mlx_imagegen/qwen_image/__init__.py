@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from .. import memory
+from ..errors import QuantizationError
 from ..family import Conditioning, Family, Prompt, Settings
+from ..folding import Fold, Folded
 from ..image import fingerprint, to_pixels
 from ..layers.latents import packed, unpacked
 from ..layers.rope import Rope, rope_tables
@@ -27,10 +29,11 @@ from ..sampling import Schedule, flow_match_schedule
 from ..text.patches import to_patches
 from ..text.qwen import LanguageModel, mrope, text_positions
 from ..text.tokenizer import Tokenizer, qwen_tokenizer
-from .files import TABLE, QwenImageFiles, open_files
-from .modulation import tabulate
+from .files import TABLE, QwenImageFiles, columns, open_files
+from .modulation import fold_inputs, modulators
 from .positions import Grid, positions
 from .prompts import ids_of
+from .tables import find
 from .transformer import Modulation, QwenImageTransformer
 from .vae import Decoder, Encoder, normalised
 from .vision import see, vision_tower
@@ -79,7 +82,8 @@ class QwenImage(Family[QwenImageBranch]):
             self.components["vision"] = Component(files.text, lambda: vision_tower(vision), dtype)
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
         self._seen: dict[Hashable, Seen] = {}  # the latest reference pictures: both branches see the same
-        self._tables: dict[Schedule, list[Modulation]] = {}  # the latest schedule's: the same for every prompt
+        self._tables: dict[Schedule, tuple[Modulation, ...]] = {}  # the latest schedule's: the same for every prompt
+        self._tables_from = ""
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "QwenImage":
@@ -112,7 +116,11 @@ class QwenImage(Family[QwenImageBranch]):
 
     def schedule(self, settings: Settings) -> Schedule:
         rows, columns = self._grid(settings)
-        return flow_match_schedule(self.files.scheduler, settings.steps, rows * columns)
+        schedule = flow_match_schedule(self.files.scheduler, settings.steps, rows * columns)
+        if self.files.folded is not None:
+            folder = self.files.tokenizer.parent
+            self.files.folded.check(schedule.timesteps, folder, settings.steps, (settings.width, settings.height))
+        return schedule
 
     def prepare(
         self, branches: Sequence[QwenImageBranch], schedule: Schedule, settings: Settings
@@ -123,7 +131,7 @@ class QwenImage(Family[QwenImageBranch]):
         axes = self.files.config.axes_dims_rope
         ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
         return [
-            replace(branch, rope=rope, modulation=tuple(self._table(schedule)), together=together)
+            replace(branch, rope=rope, modulation=self._table(schedule), together=together)
             for branch, rope in zip(branches, ropes, strict=True)
         ]
 
@@ -165,15 +173,38 @@ class QwenImage(Family[QwenImageBranch]):
         """Its 150,000 words take half a second to read."""
         return qwen_tokenizer(self.files.tokenizer)
 
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._tables_from}
+
+    def fold(self, settings: Settings) -> Fold:
+        """The modulation depends on the timestep alone, so that the schedule says all of it."""
+        if self.files.folded is not None:
+            raise QuantizationError(
+                f"--fold: {self.files.tokenizer.parent} is folded already, for {self.files.folded}; begin with the "
+                "full-precision model."
+            )
+        schedule = self.schedule(settings)
+        twice = replace(settings, width=2 * settings.width, height=2 * settings.height)
+        any_size = self.schedule(twice) == schedule
+        folded = Folded(settings.steps, schedule.timesteps, None if any_size else (settings.width, settings.height))
+        config = self.files.config
+        return Fold(
+            self.files.transformer.component,
+            folded,
+            *modulators(config),
+            columns(config, folded),
+            lambda read: fold_inputs(config, schedule.timesteps, read),
+        )
+
     def forget(self) -> None:
         self._seen, self._tables = {}, {}
 
-    def _table(self, schedule: Schedule) -> list[Modulation]:
-        """Reading a third of the transformer for every prompt would take longer than a step."""
+    def _table(self, schedule: Schedule) -> tuple[Modulation, ...]:
+        """Kept for the next prompt."""
         if schedule not in self._tables:
             self._tables = {}  # before the next one is made: it is large
-            files = self.files
-            self._tables[schedule] = tabulate(files.config, files.transformer.fill, schedule.timesteps, compute_dtype())
+            tables, self._tables_from = find(self.files, schedule.timesteps, compute_dtype())
+            self._tables[schedule] = tables.steps()
         return self._tables[schedule]
 
     def _branch(self, x: mx.array, index: int, branch: QwenImageBranch, length: int) -> mx.array:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..config import read_json
 from ..folder import open_component, read_scheduler
+from ..folding import Folded
 from ..layers.embed import Table
 from ..loading import Changes, Weights
 from ..manifest import Manifest
@@ -41,6 +42,12 @@ class QwenImageFiles:
     editing: Editing | None = None
     vision_config: VisionConfig | None = None
     patches: PatchConfig | None = None
+    folded: Folded | None = None
+
+    @property
+    def columns(self) -> int:
+        """Of the tables of a folded checkpoint; 0 in others."""
+        return columns(self.config, self.folded)
 
 
 def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageFiles:
@@ -53,16 +60,24 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageF
     transformer = open_component(folder, "transformer", changes)
     text = open_component(folder, "text_encoder", changes, from_text_encoder)
     vae = open_component(folder, "vae", changes)
-    transformer.check([QwenImageTransformer(config), QwenImageModulators(config)])
+    folded = Folded.read(data["transformer"], paths["transformer"])
+    transformer.check(
+        [QwenImageTransformer(config), QwenImageModulators(config, columns(config, folded))],
+        folded=QwenImageModulators(config) if folded else None,
+    )
     vae.check([Encoder(vae_config), Decoder(vae_config)], unused_tensors(vae_config))
     trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
     scheduler = read_scheduler(folder, manifest)
     opened = (config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
     if not manifest.edits:
         text.check(trees, (HEAD, VISION))
-        return QwenImageFiles(*opened)
+        return QwenImageFiles(*opened, folded=folded)
     vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
     text.check([*trees, vision_tower(vision_config)], (HEAD,))
     preprocessor = folder / "processor" / "preprocessor_config.json"
     patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
-    return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches)
+    return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches, folded)
+
+
+def columns(config: QwenImageConfig, folded: Folded | None) -> int:
+    return len(folded.timesteps) + config.zero_cond_t if folded else 0

@@ -102,7 +102,8 @@ def transformer_difference(folder: Path, references: int, clean: bool = True) ->
     family, reference = opened(folder)
     files = family.files
     model = files.transformer.fill(QwenImageTransformer(files.config))
-    table = tabulate(files.config, files.transformer.fill, [999.0, float(reference["t"][0]) * 1000, 20.0], mx.float32)
+    timesteps = [999.0, float(reference["t"][0]) * 1000, 20.0]
+    table = tabulate(files.config, files.transformer.fill, timesteps, mx.float32).steps()
     modulation = table[1] if clean else table[1]._replace(clean=None)
     grids = [tuple(grid) for grid in reference["grids"].tolist()][: references + 1]
     counts = [rows * columns for rows, columns in grids]

@@ -18,7 +18,7 @@ from mlx_imagegen.family import Settings
 from mlx_imagegen.job import Job, requested
 from mlx_imagegen.manifest import manifests
 from mlx_imagegen.qwen_image import QwenImage
-from mlx_imagegen.qwen_image.modulation import tabulate
+from mlx_imagegen.qwen_image.tables import find
 from tests.qwen_image.test_qwen_image import DATA, open_pipeline
 
 SHARED = Path(__file__).parents[3] / "shared/facts/schedules.json"
@@ -210,11 +210,11 @@ def test_other_eyes_are_refused_by_field(field: str, value: object, tmp_path: Pa
         open_pipeline(folder)
 
 
-def test_modulation_is_tabulated_once_for_a_schedule_until_a_lora_changes_weights(
+def test_modulation_is_looked_for_once_for_a_schedule_until_a_lora_changes_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    monkeypatch.setattr(qwen_image, "tabulate", lambda *given: made.append(len(given[2])) or tabulate(*given))
+    monkeypatch.setattr(qwen_image, "find", lambda *given: made.append(len(given[1])) or find(*given))
     pipeline = load(DATA / "image")
     pipeline.generate(["a fox", "a hare"], **SMALL)
     pipeline.generate("a map", **SMALL | {"steps": 2})

@@ -1,0 +1,41 @@
+"""The command that makes a folder of ours again, with something changed, from the record it keeps of its making.
+
+Must not know: what is in the folder.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .manifest import Manifest, data_folder, manifests
+
+
+def remake(
+    record: Mapping[str, Any],
+    loras: Sequence[Mapping[str, Any]] = (),
+    fold: int | None = None,
+    fold_size: tuple[int, int] | None = None,
+) -> str:
+    """`loras`: to be merged on top of the former, as `Lora.described` has them. `fold`: in place of the former."""
+    model, before = _model(record)
+    folded = record.get("folded") or {}
+    steps, size = (fold, fold_size) if fold else (folded.get("steps"), folded.get("size"))
+    words = ["mlx-imagegen", "quantize", "--model", model, "--quant", str(record.get("recipe", "q6"))]
+    words += ["--fold", str(steps)] if steps else []
+    words += ["--fold-size", f"{size[0]}x{size[1]}"] if size else []
+    words += [word for lora in (*before, *loras) for word in ("--lora", f"{lora['file']}:{lora['scale']:g}")]
+    return f"{shlex.join([*words, '-o'])} FOLDER"
+
+
+def _model(record: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
+    """What to call the source, and the LoRAs to name beside it. A manifest's name brings its own LoRA, which comes
+    first in the record, and its own schedule."""
+    source, loras = record.get("source"), list(record.get("lora", []))
+    manifest = manifests().get(str(record.get("manifest")))
+    if source and manifest and source in (manifest.repo, _bundled(manifest)):
+        return manifest.name, loras[1:] if "lora" in manifest.extras else loras
+    return str(source or "MODEL"), loras
+
+
+def _bundled(manifest: Manifest) -> str | None:
+    return str((data_folder("weights") / manifest.folder).resolve()) if manifest.folder else None
