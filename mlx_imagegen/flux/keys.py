@@ -61,6 +61,7 @@ LORA_PREFIXES = {
     "text_encoder.": "text_encoder",
     "text_encoders.clip_l.transformer.": "text_encoder",
     "lora_te3_": "text_encoder_2",
+    "lora_te2_": "text_encoder_2",  # OneTrainer's
     "text_encoder_2.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": "text_encoder_2",
 }

@@ -105,6 +105,11 @@ class LoraFile:
     stamp: str  # of the file when it was opened
 
     @property
+    def lasting(self) -> str:
+        """What it is called in records: the same from everywhere, and tomorrow."""
+        return self.published or str(Path(self.spoken).expanduser().absolute())
+
+    @property
     def digest(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,7 +34,7 @@ class Lora:
         """Enough to open it again from anywhere."""
         file = self.file
         own = {} if file.published else {"sha256": file.digest}
-        return {"file": file.published or str(file.path.resolve()), **own, "scale": self.scale}
+        return {"file": file.lasting, **own, "scale": self.scale}
 
     def __str__(self) -> str:
         return f"{self.file.spoken} at {self.scale:g}"

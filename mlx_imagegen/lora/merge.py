@@ -100,7 +100,7 @@ class Merge:
     def record(self) -> dict[str, Any]:
         """What generate() would be given again; a manifest's own LoRA comes with the model's name."""
         loras = [match.lora for match in self.matches if not match.lora.own]
-        chosen = [[lora.file.published or lora.file.spoken, lora.scale] for lora in loras]
+        chosen = [[lora.file.lasting, lora.scale] for lora in loras]
         partial = {"lora_partial": True} if any(match.left for match in self.matches) else {}
         return {"lora": chosen} | partial if chosen else {}
 

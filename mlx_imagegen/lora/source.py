@@ -8,7 +8,6 @@ In: a quantized folder. Out: `Source`. Must not know: arithmetic, how packing wo
 """
 
 import functools
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +17,19 @@ import mlx.core as mx
 
 from ..config import read_json
 from ..download import local_folder
-from ..errors import LoraError
+from ..errors import LoraError, MissingFile
 from ..family import Family
 from ..layers.linear import Packing
 from ..loading import Changes, Weights
 from ..manifest import RECORD, Manifest
 from ..quantization.packing import pack
 from ..quantization.recipes import read_recipe, recipe_names
+from ..record import remake
 from .file import open_lora
 from .match import Lora, Match
 
+# Why a LoRA of the folder is asked for again.
+NEEDED = "has to be merged again into the weights that another one changes"
 OpenFamily = Callable[[Manifest, Path, Changes], Family[Any]]
 
 
@@ -53,14 +55,34 @@ class Source:
 
         Refused here, before anything is loaded, if the source is not at hand.
         """
-        stored = {each.weights.component: each.weights.stored for each in family.components.values()}
+        held = {each.weights.component: each.weights for each in family.components.values()}
         changes = [key for match in matches if match.lora.scale != 0 for key in match.changes]
-        packed = [path for component, path, parameter in changes if parameter == "weight" and path in stored[component]]
+        packed = [
+            path
+            for component, path, parameter in changes
+            if (parameter == "weight" and path in held[component].stored)
+            or f"{path}.{parameter}" in held[component].folded
+        ]
         if not packed:
             return []
         if self._place is None:
             raise LoraError(self._refusal(matches, packed))
-        return [Lora(open_lora(each["file"], each["revision"]), each["scale"]) for each in self._before]
+        return [self._opened_before(each) for each in self._before]
+
+    def _opened_before(self, record: dict[str, Any]) -> Lora:
+        """A LoRA that is in the packed weights already; refused if it is another file now."""
+        try:
+            file = open_lora(record["file"])
+        except MissingFile as error:
+            raise LoraError(
+                f"{self.folder} was made with the LoRA {record['file']}, which {NEEDED}: {error}"
+            ) from error
+        if file.published is None and file.digest != record.get("sha256"):
+            raise LoraError(
+                f"{self.folder} was made with the LoRA {record['file']}, which {NEEDED}, and is another file now. "
+                "Put the former one in its place, or quantize the full-precision model again with the LoRAs you want."
+            )
+        return Lora(file, record["scale"])
 
     @property
     def _before(self) -> list[dict[str, Any]]:
@@ -93,14 +115,11 @@ class Source:
         return pack(weight, packing, search)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
-        loras = [*self._before, *(match.lora.described() for match in matches)]
-        model = self.record.get("source") or "MODEL"
-        words = ["mlx-imagegen", "quantize", "--model", model, "--quant", str(self.record.get("recipe", "q6"))]
-        words += [word for lora in loras for word in ("--lora", f"{lora['file']}:{lora['scale']:g}")]
+        command = remake(self.record, [match.lora.described() for match in matches])
         lost = f"{self._named}, which it was made from, is not on this machine"
         return (
-            f"{self.folder} is quantized, and merging into its codes would lose most of a LoRA ({len(packed)} modules, "
-            f"{packed[0]} …). The weights would be read from the full-precision model instead, but "
-            f"{lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
-            f"{shlex.join([*words, '-o'])} FOLDER"
+            f"{self.folder} is quantized, and merging into its codes or tables would lose most of a LoRA "
+            f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
+            f"but {lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
+            f"{command}"
         )

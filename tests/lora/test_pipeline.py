@@ -212,7 +212,7 @@ def test_what_survives_is_measured(model: Path, lora: Callable[..., Path]) -> No
     assert len(noted) > 20 and silent.replace(".", "/", 1) not in noted
     for path, share in noted.items():
         whole = len(packed[path.partition("/")[2]]) <= SAMPLE_ROWS
-        assert abs(share - shares[path]) < (1e-3 if whole else 0.05), path
+        assert abs(share - shares[path]) < (5e-3 if whole else 0.05), path
     worst = min(within.merge.survived, key=lambda path: within.merge.survived[path])
     (note,) = within.merge.losses()
     assert f"least in {worst}: {within.merge.survived[worst]:.0%}" in note
