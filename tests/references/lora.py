@@ -58,23 +58,27 @@ def draw_flux(folder: Path) -> None:
     original = {name: rows for name, rows in whole.items() if name not in ("time_in.in_layer", "guidance_in.in_layer")}
     kept = {name for rows in original.values() for name, _, _ in rows}
     ours = {name: rows for name, rows in own_rows(base).items() if name in kept}
-    blocks = {name: rows for name, rows in ours.items() if "blocks" in name}
+    # Names are checked at full size, from tables; arithmetic needs a module of each kind, and stored draws stay small.
+    few = {name: rows for name, rows in ours.items() if "attn" in name or "ff.net" in name}
+    ends = {name: rows for name, rows in ours.items() if "blocks" not in name and "_embedder" not in name}
+
+    fused = {name: rows for name, rows in original.items() if "_mlp" not in name and "mod" not in name}
 
     pairs = Pairs(folder, base)
     pairs.draw("kohya", block, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
     pairs.draw("kohya_all", whole, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
     pairs.draw("comfyui", block, lambda m: f"diffusion_model.{m}", down_up, alpha=True)
-    pairs.draw("comfyui_lora_a", original, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
-    pairs.draw("fal", original, lambda m: f"base_model.model.{m}", a_b, alpha=False)
-    pairs.draw("mixture", blocks, lambda m: f"lora_transformer_{flat(m)}", down_up, alpha=True)
-    pairs.draw("thelastben", ours, lambda m: f"transformer.{m}", a_b, alpha=True)
+    pairs.draw("comfyui_lora_a", fused, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
+    pairs.draw("fal", fused, lambda m: f"base_model.model.{m}", a_b, alpha=False)
+    pairs.draw("mixture", few, lambda m: f"lora_transformer_{flat(m)}", down_up, alpha=True)
+    pairs.draw("thelastben", few | ends, lambda m: f"transformer.{m}", a_b, alpha=True)
     pairs.draw("xlabs", xlabs_rows(base), str, lambda m: (f"{m}.down.weight", f"{m}.up.weight"), alpha=False)
-    draw_both_copies(folder / "twice", base, blocks)
-    draw_loaded(folder / "aitoolkit", model, ours, lambda m: f"transformer.{m}", a_b, alpha=False)
+    draw_both_copies(folder / "twice", base, few)
+    draw_loaded(folder / "aitoolkit", model, few | ends, lambda m: f"transformer.{m}", a_b, alpha=False)
     draw_diffusers(folder, model, base)
     draw_texts(folder, texts)
     draw_differences(folder / "differences", base, block)
-    draw_lycoris(folder, base, ours, original)
+    draw_lycoris(folder, base, few, original)
     for name, config in peft_configs().items():
         draw_peft(folder / name, model, base, config)
 
@@ -96,7 +100,9 @@ def draw_qwen(folder: Path) -> None:
     draw_loaded(folder / "peft", model, lightning, lambda m: f"transformer.{m}", a_b, alpha=False)
     pairs = Pairs(folder, base)
     pairs.draw("musubi_all", ours, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
-    pairs.draw("bare", ours, str, a_b, alpha=False)  # diffusers drops these
+    pairs.draw(
+        "bare", {name: rows for name, rows in ours.items() if "time" not in name}, str, a_b, alpha=False
+    )  # diffusers drops these
 
 
 def draw_hidream(folder: Path) -> None:
@@ -277,18 +283,20 @@ def draw_both_copies(folder: Path, base: State, modules: dict[str, Rows]) -> Non
 
 
 def draw_texts(folder: Path, texts: State) -> None:
-    """Text-encoder keys of kohya, diffusers (old and new) and ComfyUI."""
+    """Text-encoder keys of kohya, diffusers (old and new), ComfyUI and OneTrainer."""
     comfyui = "text_encoders.{}.transformer.{}"
     encoders = {
         "text_encoder/text_model.": (
             "lora_te1_text_model_",
             "text_encoder.text_model.",
             comfyui.format("clip_l", "text_model."),
+            "lora_te1_text_model_",
         ),
-        "text_encoder_2/": ("lora_te3_", "text_encoder_2.", comfyui.format("t5xxl", "")),
+        "text_encoder_2/": ("lora_te3_", "text_encoder_2.", comfyui.format("t5xxl", ""), "lora_te2_"),
     }
     old = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
-    for index, (name, ends) in enumerate((("kohya", down_up), ("diffusers", old), ("comfyui", down_up))):
+    trainers = (("kohya", down_up), ("diffusers", old), ("comfyui", down_up), ("onetrainer", down_up))
+    for index, (name, ends) in enumerate(trainers):
         lora, deltas = {}, {}
         for prefix, forms in encoders.items():
             modules = {m: rows for m, rows in own_rows(texts).items() if m.startswith(prefix) and is_projection(m)}
@@ -331,17 +339,18 @@ def draw_differences(folder: Path, base: State, original: dict[str, Rows]) -> No
 # ---- LyCORIS, by the formula ----------------------------------------------------------------------------------------
 
 
-def draw_lycoris(folder: Path, base: State, ours: dict[str, Rows], original: dict[str, Rows]) -> None:
-    few = {name: rows for name, rows in ours.items() if "attn" in name or "ff.net" in name}
+def draw_lycoris(folder: Path, base: State, few: dict[str, Rows], original: dict[str, Rows]) -> None:
     fused = {name: rows for name, rows in original.items() if name.endswith(("qkv", "linear1", "adaLN_modulation.1"))}
     draw_lokr(folder / "lokr_lycoris", base, few, "lycoris_")
     draw_lokr(folder / "lokr_kohya_fused", base, fused, "lora_unet_")
     draw_loha(folder / "loha_lycoris", base, few | fused, "lycoris_")
     draw_dora(folder / "dora_lycoris", base, few | fused, by_columns=False)
     draw_dora(folder / "dora_lycoris_columns", base, few, by_columns=True)
+    draw_lokr(folder / "lokr_dora", base, fused, "lora_unet_", dora=True)
+    draw_loha(folder / "loha_dora", base, fused, "lora_unet_", dora=True)
 
 
-def draw_lokr(folder: Path, base: State, modules: dict[str, Rows], prefix: str) -> None:
+def draw_lokr(folder: Path, base: State, modules: dict[str, Rows], prefix: str, dora: bool = False) -> None:
     """kron(w1, w2), each whole or as a product; with both whole, alpha means nothing."""
     lora, deltas = {}, {}
     for index, (module, rows) in enumerate(modules.items()):
@@ -362,11 +371,14 @@ def draw_lokr(folder: Path, base: State, modules: dict[str, Rows], prefix: str) 
         else:
             lora[f"{name}.lokr_w1"] = w1
         lora[f"{name}.alpha"] = torch.tensor(alpha)
-        spread(deltas, base, rows, SCALE * (alpha / rank if rank else 1.0) * torch.kron(w1.double(), w2.double()))
+        change = (alpha / rank if rank else 1.0) * torch.kron(w1.double(), w2.double())
+        if dora:
+            lora[f"{name}.dora_scale"], change = decomposed(base, rows, change, by_columns=False)
+        spread(deltas, base, rows, SCALE * change)
     finish(folder, base, lora, deltas)
 
 
-def draw_loha(folder: Path, base: State, modules: dict[str, Rows], prefix: str) -> None:
+def draw_loha(folder: Path, base: State, modules: dict[str, Rows], prefix: str, dora: bool = False) -> None:
     lora, deltas = {}, {}
     for module, rows in modules.items():
         (_, columns), (height, _) = pair_shapes(base, rows, 1)
@@ -380,29 +392,32 @@ def draw_loha(folder: Path, base: State, modules: dict[str, Rows], prefix: str) 
             f"{name}.hada_w2_b": w2_b,
         }
         lora[f"{name}.alpha"] = torch.tensor(alpha)
-        spread(
-            deltas,
-            base,
-            rows,
-            SCALE * alpha / rank * ((w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double())),
-        )
+        change = alpha / rank * ((w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double()))
+        if dora:
+            lora[f"{name}.dora_scale"], change = decomposed(base, rows, change, by_columns=False)
+        spread(deltas, base, rows, SCALE * change)
     finish(folder, base, lora, deltas)
 
 
 def draw_dora(folder: Path, base: State, modules: dict[str, Rows], by_columns: bool) -> None:
-    """The finished DoRA is W' = m (W + alpha / rank B A) / |W + alpha / rank B A|; SCALE goes from W to W'."""
+    """SCALE goes from the weight to the finished DoRA."""
     lora, deltas = {}, {}
     for module, rows in modules.items():
         down, up = (torch.randn(shape) for shape in pair_shapes(base, rows, 2))
         name = f"lora_unet_{flat(module)}"
-        weight = torch.cat([base[f"{ours}.weight"][first : first + count] for ours, first, count in rows]).double()
-        changed = weight + 3.0 / 2 * (up.double() @ down.double())
-        magnitude = torch.rand(1, weight.shape[1]) if by_columns else torch.rand(len(weight), 1)
-        finished = magnitude.double() * changed / changed.norm(dim=0 if by_columns else 1, keepdim=True)
+        magnitude, change = decomposed(base, rows, 3.0 / 2 * (up.double() @ down.double()), by_columns)
         lora |= dict(zip(down_up(name), (down, up), strict=True))
         lora |= {f"{name}.alpha": torch.tensor(3.0), f"{name}.dora_scale": magnitude}
-        spread(deltas, base, rows, SCALE * (finished - weight))
+        spread(deltas, base, rows, SCALE * change)
     finish(folder, base, lora, deltas)
+
+
+def decomposed(base: State, rows: Rows, change: torch.Tensor, by_columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A drawn magnitude m, and the step from the weight to m (W + change) / |W + change|."""
+    weight = torch.cat([base[f"{ours}.weight"][first : first + count] for ours, first, count in rows]).double()
+    changed = weight + change
+    magnitude = torch.rand(1, weight.shape[1]) if by_columns else torch.rand(len(weight), 1)
+    return magnitude, magnitude.double() * changed / changed.norm(dim=0 if by_columns else 1, keepdim=True) - weight
 
 
 # ---- merged by diffusers and peft -----------------------------------------------------------------------------------
