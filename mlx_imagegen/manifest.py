@@ -144,7 +144,7 @@ def recognise(folder: Path) -> Manifest:
     """The nearest manifest for a local folder, by its own config files."""
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("manifest") in manifests():
-        manifest = manifests()[record["manifest"]]
+        manifest = _folded(manifests()[record["manifest"]], record)
         # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
         return replace(
             manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()}
@@ -156,6 +156,15 @@ def recognise(folder: Path) -> Manifest:
         "hidream_o1": _nearest_hidream,
     }
     return _with_own_numbers(manifests()[names[family](folder)], folder)
+
+
+def _folded(manifest: Manifest, record: dict[str, Any]) -> Manifest:
+    """A folder that was folded for one schedule can do no other, so that this is its default."""
+    folded = record.get("folded")
+    if not folded:
+        return manifest
+    size = dict(zip(("width", "height"), folded["size"] or (), strict=False))
+    return replace(manifest, defaults=replace(manifest.defaults, steps=folded["steps"], **size))
 
 
 def _with_own_numbers(manifest: Manifest, folder: Path) -> Manifest:

@@ -174,6 +174,7 @@ class Pipeline:
         """A request's pictures with every parameter resolved and checked, for `stream`; nothing is loaded."""
         jobs = requested(self.model.manifest, self.family.size_multiple, prompt, seed, count, **parameters)
         for job in jobs[:1]:
+            self.family.schedule(job.settings)  # a folded checkpoint has one alone
             if job.noise is not None:
                 self._given_noise(job)
         return jobs
@@ -223,6 +224,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             conditioning = self._conditioning(job, schedule)
+        report.choices |= family.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
             chosen = choose(loaded_linears(family, settings), compute_dtype())
