@@ -232,6 +232,24 @@ def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:
         matched(changed(tmp_path / "again.safetensors", again))
 
 
+@pytest.mark.parametrize(
+    ("format", "more"),
+    [
+        ("comfyui", ["diff"]), ("comfyui", ["lokr_w1"]), ("comfyui", ["diff_b", "lora_B.bias"]),
+        ("lokr_kohya_fused", ["lokr_w1_a"]), ("dora_lycoris", ["lora_magnitude_vector"]),
+        ("loha_lycoris", ["lora_magnitude_vector"]), ("differences", ["alpha"]), ("differences", ["dora_scale"]),
+        ("differences", ["lora_B.bias"]),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_go_together(tmp_path: Path, format: str, more: list[str]) -> None:
+    """Whatever were computed from some of them, the others would be lost."""
+    entries = open_lora(DATA / "flux" / format / "lora.safetensors").entries
+    module = next(name for name in entries if "attn_qkv" in name.replace(".", "_"))
+    extra = {f"{module}.{part}": mx.ones(1) if part == "alpha" else mx.ones(24) for part in more}
+    with pytest.raises(LoraError, match="which make no change together"):
+        matched(changed(tmp_path / "odd.safetensors", extra, f"flux/{format}"))
+
+
 def test_a_damaged_file_is_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes((DATA / "flux/kohya/lora.safetensors").read_bytes()[:-10])
