@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from .errors import MissingFile, OutputError, RequestError
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -109,7 +109,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
     try:
         record = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
     if not isinstance(record, dict):
         raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")

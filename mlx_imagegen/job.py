@@ -24,6 +24,7 @@ from .random import SEED_LIMIT
 SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
 COUNT_LIMIT = 10_000  # pictures of one request
 STEPS_LIMIT = 1000  # the models' own count of timesteps
+STRENGTH = 0.6  # how much of a picture is changed, where nothing is said
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def make_jobs(
     given |= {"noise_scale": noise_scale, "noise_clip": noise_clip}
     steps, extras = options.sampling(manifest, steps, len(pictures), given, notes)
     width, height = _shape(manifest, size_multiple, width, height, aspect, keep_original_aspect, pictures)
-    if keep_original_aspect:
-        extras["keep_original_aspect"] = True
+    extras |= {"keep_original_aspect": True} if keep_original_aspect else {}
     settings = Settings(
         *_size(manifest, size_multiple, width, height, opened, notes),
         steps=_steps(manifest, steps),
@@ -115,20 +115,15 @@ def make_jobs(
         extras={"max_sequence_length": _sequence_length(manifest, max_sequence_length), **extras},
     )
     notes += options.size_notes(manifest, settings.width, settings.height)
-    if strength is not None and opened is None:
-        raise RequestError(
-            "strength says how much of a picture to change, and no image is given; add image, or drop strength."
-        )
-    strength = _strength(0.6 if strength is None else strength) if opened else 1.0
-    boxes = options.layout_boxes(manifest, layout, len(pictures))
-    chosen = (("layout", boxes),) if boxes else ()
+    notes += _noise_notes(settings, len(seeds), noise, step_noise, opened)
+    chosen = (("layout", boxes),) if (boxes := options.layout_boxes(manifest, layout, len(pictures))) else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, chosen)
     common: dict[str, Any] = {
         "image": opened,
-        "strength": strength,
+        "strength": _strength(strength, opened),
         "noise": noise,
         "step_noise": _step_noise(step_noise, settings),
-        "blend_seams": options.seam_blend(manifest, blend_seams),
+        "blend_seams": options.seam_blend(manifest, blend_seams, size_multiple),
         "notes": tuple(notes),
     }
     return [
@@ -147,7 +142,7 @@ def requested(
     **parameters: Any,
 ) -> list[Job]:
     """The jobs of one request, as generate() takes it."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
     if not prompts:
         raise RequestError("no prompt is given; say what the picture should show.")
     unknown = sorted(set(parameters) - set(PARAMETERS))
@@ -185,7 +180,9 @@ PARAMETERS = tuple(
 
 
 def _text(prompt: str) -> str:
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str):
+        raise RequestError(f"prompt {prompt!r}: give text, what the picture should show.")
+    if not prompt.strip():
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
 
@@ -198,7 +195,7 @@ def _seed(seed: int) -> int:
 
 def _steps(manifest: Manifest, steps: int | None) -> int:
     steps = manifest.defaults.steps if steps is None else steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= STEPS_LIMIT:
+    if not 1 <= steps <= STEPS_LIMIT:
         raise RequestError(
             f"steps {steps!r}: give a whole number from 1 to {STEPS_LIMIT}; {manifest.name} uses "
             f"{manifest.defaults.steps}."
@@ -206,7 +203,14 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     return steps
 
 
-def _strength(strength: float) -> float:
+def _strength(strength: float | None, image: Image.Image | None) -> float:
+    if image is None and strength is not None:
+        raise RequestError(
+            "strength says how much of a picture to change, and no image is given; add image, or drop strength."
+        )
+    if image is None:
+        return 1.0
+    strength = STRENGTH if strength is None else strength
     if not 0 < strength <= 1:
         raise RequestError(f"strength {strength}: give a number above 0 (keep the picture) and up to 1 (replace it).")
     return float(strength)
@@ -227,15 +231,36 @@ def _size(
             notes.append(f"the input picture is {image.size[0]}x{image.size[1]}; it is resized to {width}x{height}")
     width = manifest.defaults.width if width is None else width
     height = manifest.defaults.height if height is None else height
-    for name, side in (("width", width), ("height", height)):
-        if isinstance(side, bool) or not isinstance(side, int) or side < multiple or side % multiple:
-            near = max(multiple, round(side / multiple) * multiple) if isinstance(side, int) else multiple
-            raise RequestError(
-                f"{name} {side!r}: {manifest.name} needs a multiple of {multiple} pixels, for example {near}."
-            )
-        if side > SIDE_LIMIT:
-            raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
+    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
+        _check_side(manifest, multiple, name, side, usual)
     return width, height
+
+
+def _check_side(manifest: Manifest, multiple: int, name: str, side: int, usual: int) -> None:
+    least = multiple * manifest.extras.get("sizes", {}).get("least_patches", 1)
+    if side < least or side % multiple:
+        near = max(least, round(side / multiple) * multiple) if side > 0 else usual
+        upwards = f" from {least} up" if least > multiple else ""
+        raise RequestError(
+            f"{name} {side}: {manifest.name} needs a multiple of {multiple} pixels{upwards}, for example {near}."
+        )
+    if side > SIDE_LIMIT:
+        raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
+
+
+def _noise_notes(
+    settings: Settings,
+    seeds: int,
+    noise: np.ndarray | None,
+    step_noise: Sequence[np.ndarray] | None,
+    image: Image.Image | None,
+) -> list[str]:
+    """A word about seeds that change nothing. The flash sampler draws from the seed at every step, and so does the
+    autoencoder that a picture to start from goes through."""
+    drawn = image is not None or (settings.extras.get("sampler") == "flash" and step_noise is None)
+    if noise is None or seeds < 2 or drawn:
+        return []
+    return [f"the noise is given, so that the pictures of all {seeds} seeds are equal; leave it out, or give one seed"]
 
 
 def _shape(

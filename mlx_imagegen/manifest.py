@@ -55,7 +55,7 @@ class Model:
 
     manifest: Manifest
     folder: Path | None
-    spoken: str  # what the user called it
+    spoken: str  # what the user called it, folders as absolute paths
 
 
 def data_folder(name: str) -> Path:
@@ -98,7 +98,7 @@ def find(model: str) -> Model:
         return Model(manifest, bundled, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return Model(recognise(folder), folder, model)
+        return Model(recognise(folder), folder, spoken(model))
     by_repo = {
         manifest.repo.lower(): manifest
         for manifest in known.values()
@@ -115,6 +115,12 @@ def find(model: str) -> Model:
     raise UnknownModel(
         f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too."
     )
+
+
+def spoken(model: str) -> str:
+    """A model's name for records: as the user said it, but a folder in a way that means the same from everywhere."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if model not in manifests() and folder.is_dir() else model
 
 
 # What a folder's own files call its pipeline or architecture -> (family, the manifest its defaults come from).
@@ -168,13 +174,14 @@ def _folded(manifest: Manifest, record: dict[str, Any]) -> Manifest:
 
 
 def _with_own_numbers(manifest: Manifest, folder: Path) -> Manifest:
-    """A small HiDream-O1, trained to a noise scale of its own, says so in its config.json."""
+    """A small HiDream-O1, trained for small pictures and to a noise scale of its own, says so in its config.json."""
     block = read_json(folder / "config.json").get("hidream_o1") if manifest.family == "hidream_o1" else None
-    scale = block.get("noise_scale") if isinstance(block, dict) else None
-    if scale is None:
+    if not isinstance(block, dict):
         return manifest
-    own = manifest.extras["sampling"] | {"noise_scale": [scale, scale]}
-    return replace(manifest, extras=manifest.extras | {"sampling": own})
+    scale = block.get("noise_scale")
+    own = {"sampling": manifest.extras["sampling"] | ({} if scale is None else {"noise_scale": [scale, scale]})}
+    own["sizes"] = manifest.extras["sizes"] | {"least_patches": 1}
+    return replace(manifest, extras=manifest.extras | own)
 
 
 def _family_of(folder: Path) -> str:

@@ -21,23 +21,27 @@ REFERENCES_LIMIT = 10  # HiDream-O1 has no rule for more
 ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
 
-# Parameters whose kind nothing else checks; their limits are checked where they are read. A job's line can hold any.
+# What kind a parameter of generate() or load() is of. Its limits are checked where it is read.
 KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
-    (("guidance", "true_cfg", "strength"), (numbers.Real,), "a number"),
-    (("max_sequence_length",), (int,), "a whole number"),
-    (("negative_prompt",), (str,), "text"),
+    (("guidance", "true_cfg", "strength", "shift", "noise_clip"), (numbers.Real,), "a number"),
+    (("steps", "width", "height", "max_sequence_length"), (int,), "a whole number"),
+    (("prompt", "negative_prompt", "sampler", "model", "quant"), (str,), "text"),
     (("timesteps", "step_noise"), (list, tuple, np.ndarray), "a list"),
+    (("layout",), (list, tuple, dict), "a list of boxes, each [x1, x2, y1, y2] between 0 and 1"),
+    (("lora",), (list, tuple), "a list of files, or of [file, scale]"),
+    (("keep_original_aspect", "lora_partial", "resident"), (bool,), "true or false"),
 )
 
 Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
 
 
 def check_kinds(given: Mapping[str, Any]) -> None:
-    """Refuses values of another kind than a parameter takes."""
+    """Refuses values of another kind than a parameter takes; None is none given."""
     for names, kinds, words in KINDS:
         for name in names:
             value = given.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            alike = isinstance(value, kinds) and (isinstance(value, bool) == (bool in kinds))
+            if value is not None and not alike:
                 raise RequestError(f"{name} {value!r}: give {words}.")
 
 
@@ -84,16 +88,19 @@ def _sampler(name: Any, manifest: Manifest) -> str:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
         raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
     return float(value)
 
 
 def _noise_scale(value: Any) -> tuple[float, float]:
     """One number, or the first and the last step's."""
-    pair = value if isinstance(value, Sequence) and len(value) == 2 else (value, value)
-    first, last = (_number("noise_scale", number, 0, 100) for number in pair)
-    return first, last
+    given = value if isinstance(value, list | tuple) else (value,)
+    if len(given) not in (1, 2):
+        raise RequestError(
+            f"noise_scale {value!r}: give one number, or two: the first and the last step's; the steps between follow."
+        )
+    return _number("noise_scale", given[0], 0, 100), _number("noise_scale", given[-1], 0, 100)
 
 
 def _timesteps(values: Any, steps: int | None) -> tuple[float, ...]:
@@ -153,9 +160,8 @@ def size_notes(manifest: Manifest, width: int, height: int) -> list[str]:
         return []
     less = "smaller" if width * height < low else "larger"
     return [
-        f"{width}x{height} is {less} than what {manifest.name} makes well (1024x1024 to about 4 million pixels); "
-        "the picture may "
-        "be poor"
+        f"{width}x{height} is {less} than what {manifest.name} makes well ({low:,} to {high:,} pixels in all); the "
+        "picture may be poor"
     ]
 
 
@@ -169,7 +175,7 @@ def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box,
     if not references:
         raise RequestError("layout says where reference pictures go, and none is given; add references.")
     items = layout.get("bboxes") if isinstance(layout, Mapping) else layout
-    if not isinstance(items, Sequence) or isinstance(items, str):
+    if not isinstance(items, list | tuple):
         raise RequestError(f"layout {layout!r}: give a list of boxes, each [x1, x2, y1, y2] between 0 and 1.")
     return tuple(_box(item.get("bbox") if isinstance(item, Mapping) else item) for item in items)
 
@@ -190,17 +196,17 @@ def _box(box: Any) -> Box:
     return x1, x2, y1, y2
 
 
-def seam_blend(manifest: Manifest, blend: Any) -> int | str | None:
+def seam_blend(manifest: Manifest, blend: Any, patch: int) -> int | str | None:
     """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
     if blend in (None, 0, False):
         return None
     if "blend_seams" not in manifest.extras.get("takes", ()):
         raise RequestError(f"blend_seams: {manifest.name}'s pictures have no patch borders to blend.")
-    if blend != ADAPTIVE and (
-        isinstance(blend, bool) or not isinstance(blend, int) or not 1 <= blend <= SEAM_RADIUS_LIMIT
-    ):
+    limit = min(SEAM_RADIUS_LIMIT, patch // 2)  # the bands of two borders must not meet
+    if blend != ADAPTIVE and (isinstance(blend, bool) or not isinstance(blend, int) or not 1 <= blend <= limit):
         raise RequestError(
-            f"blend_seams {blend!r}: give a radius from 1 to {SEAM_RADIUS_LIMIT} pixels, or '{ADAPTIVE}'."
+            f"blend_seams {blend!r}: {manifest.name} is put together from patches of {patch} pixels; give a radius "
+            f"from 1 to {limit} pixels, or '{ADAPTIVE}'."
         )
     return blend
 

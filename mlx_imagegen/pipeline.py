@@ -28,6 +28,7 @@ from .lora.match import match_loras, vocabularies
 from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
 from .lora.source import Source
 from .manifest import Manifest, Model, manifests, revision_of
+from .options import check_kinds
 from .plan import check_fits, loaded_linears, plan
 from .precision import compute_dtype
 from .quantization.recipes import read_recipe
@@ -87,6 +88,7 @@ def load(
     `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
+    check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()

@@ -21,6 +21,7 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import COMMANDS, USAGE
+from mlx_imagegen.commands.requests import OPENING, PLAIN
 from mlx_imagegen.image import read_metadata, write_picture
 from mlx_imagegen.job import PARAMETERS
 
@@ -186,6 +187,21 @@ def test_a_picture_is_made_again_from_its_record(make: Cli, cli: Cli) -> None:
     assert read_metadata(Path("d.png"))["prompt"] == "a hen"
 
 
+def test_a_record_names_a_folder_in_a_way_that_lasts(
+    make: Cli, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("model").symlink_to(flux_folder)
+    here = Path().absolute()
+    assert cli("a fox", "--model", "./model", *QUICK, "--seed", 1, "-o", "a.png").code == 0
+    assert read_metadata(Path("a.png"))["model"] == str(here / "model")
+    assert cli("--from", "a.png", "--model", "model", "-o", "b.png", "--quiet").code == 0  # the same model
+    assert read_metadata(Path("b.png"))["steps"] == read_metadata(Path("a.png"))["steps"] == 2
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert cli("--from", "../a.png", "-o", "c.png", "--quiet").code == 0
+    assert np.array_equal(pixels("../a.png"), pixels("c.png"))
+
+
 def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -> None:
     Image.new("RGB", (48, 32), "teal").save("in.png")
     make("a fox", "--image", "in.png", "--strength", 0.5, "--seed", 1, "-o", "a.png")
@@ -213,7 +229,7 @@ def test_flags_take_the_place_of_what_they_contradict_in_a_record(tmp_path: Path
     path = tmp_path / "a.png"
     write_picture(Image.new("RGB", (8, 8)), path, record)
     opening, (request,) = asked("--from", path)
-    assert opening == {"model": "hidream-o1-dev", "quant": "q8", "lora": [("a.safetensors", 0.5)]}
+    assert opening == {"model": "hidream-o1-dev", "quant": "q8", "lora": [["a.safetensors", 0.5]]}
     assert request == {key: record[key] for key in record if key not in (*opening, "revision")}
     assert asked("--from", path, "--steps", 4)[1][0].keys() == request.keys() - {"timesteps"}
     assert asked("--from", path, "--aspect", "1:1")[1][0].keys() == request.keys() - {"width", "height"} | {"aspect"}
@@ -344,6 +360,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("given.jsonl, line 2", "no 'step'; did you mean steps"),
     ),
     "a job that is no JSON": (("--prompt-file", "given.broken"), ("given.broken, line 1: not valid JSON",)),
+    "a job with a number beyond all": (("--prompt-file", "given.number"), ("given.number, line 1: not valid JSON",)),
     "a job with noise that is none": (("--prompt-file", "given.noise"), ("noise: 5 is not a NumPy array file",)),
     "a job with noises that are none": (("--prompt-file", "given.noises"), ("step_noise: 5 is not a NumPy array",)),
     "noise that is no numbers": (("a fox", "--noise", "given.nan.npy"), ("noise holds values that are no numbers",)),
@@ -365,11 +382,31 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
     Path("given.noises").write_text('{"prompt": "a fox", "step_noise": 5}')
     for name, text in {
         "txt": "a fox", "empty": "\n \n", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "step": 2}', "broken": "{no",
-        "nothing": '{"steps": 2}',
+        "nothing": '{"steps": 2}', "number": '{"prompt": "a fox", "steps": ' + "9" * 5000 + "}",
     }.items():  # fmt: skip
         Path(f"given.{name}").write_text(text)
     size = () if {"--size", "--width", "--height"} & set(arguments) else ("--size", "32x32")
     refused(cli("generate", *arguments, "--model", flux_folder, *size), *words)
+
+
+MISTYPED = (None, 5, "x", [], {}, True, float("inf"))
+OF_THEIR_KIND: dict[str, tuple[object, ...]] = {
+    "model": ("x",), "quant": ("x",), "lora": ([],), "lora_partial": (True,), "prompt": ("x",), "seed": (5,),
+    "steps": (5,), "negative_prompt": ("x",), "guidance": (5,), "true_cfg": (5,), "max_sequence_length": (5,),
+    "layout": ([], {}), "timesteps": ([],), "sampler": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["prompt", "seed", *OPENING, *PLAIN])
+def test_a_record_with_a_field_of_another_kind_is_refused(name: str, cli: Cli, flux_folder: Path) -> None:
+    record = {"model": str(flux_folder), "prompt": "a fox", "seed": 1, "steps": 1, "width": 32, "height": 32}
+    for value in MISTYPED:
+        if not any(value == right and type(value) is type(right) for right in OF_THEIR_KIND.get(name, ())):
+            write_picture(Image.new("RGB", (8, 8)), Path("given.png"), record | {name: value})
+            refused(cli("--from", "given.png", "-o", "a.png"), name)
+            if value is not None:
+                Path("given.jsonl").write_text(json.dumps({"prompt": "a fox"} | {name: value}))
+                refused(cli("--prompt-file", "given.jsonl", "--model", flux_folder, "-o", "a.png"), name)
 
 
 def test_standard_input_that_is_no_text(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,14 +69,17 @@ def test_a_picture_gives_the_size_and_says_so() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": ({"prompt": " \n"}, "the prompt is empty"),
     "no prompt": ({"prompt": []}, "no prompt is given"),
-    "a prompt that is none": ({"prompt": [3]}, "the prompt is empty"),
+    "a prompt that is none": ({"prompt": [3]}, "prompt 3: give text"),
+    "a prompt that is no list": ({"prompt": 5}, "prompt 5: give text"),
     "no steps": ({"steps": 0}, "steps 0: give a whole number from 1"),
     "half a step": ({"steps": 1.5}, "steps 1.5"),
     "too many steps": ({"steps": 1001}, "steps 1001"),
     "a width between": ({"width": 100}, "width 100: flux-dev needs a multiple of 16 pixels, for example 96"),
-    "no width": ({"width": 0}, "width 0: .*for example 16"),
+    "no width": ({"width": 0}, "width 0: .*for example 1024"),
     "a negative height": ({"height": -64}, "height -64"),
     "a height of another kind": ({"height": "64"}, "height '64'"),
+    "a list for a width": ({"width": [64]}, r"width \[64\]: give a whole number"),
+    "steps that are a switch": ({"steps": True}, "steps True: give a whole number"),
     "a huge width": ({"width": 8208}, "width 8208: pictures may be up to 8192"),
     "a strength of nothing": ({"image": PICTURE, "strength": 0}, "strength 0: give a number above 0"),
     "a strength above all": ({"image": PICTURE, "strength": 1.1}, "strength 1.1"),
@@ -148,6 +151,20 @@ def test_a_record_makes_the_same_job_again(manifest: Any, parameters: dict[str, 
     again = one(manifest, **(given | kept_elsewhere))
     assert again.record(manifest.guidance) == record
     assert (again.settings, again.strength) == (job.settings, job.strength)
+
+
+def test_seeds_that_change_nothing_are_told() -> None:
+    noise = np.zeros((1, 16, 4, 4), np.float32)
+    note = "the noise is given, so that the pictures of all 2 seeds are equal; leave it out, or give one seed"
+    assert requested(DEV, 16, "a fox", [1, 2], noise=noise)[1].notes == (note,)
+    assert requested(DEV, 16, "a fox", 1, noise=noise)[0].notes == ()
+    assert requested(DEV, 16, "a fox", [1, 2])[0].notes == ()
+    # The autoencoder's sample of a picture to start from is drawn from the seed, and so is the flash sampler's noise.
+    assert note not in requested(DEV, 16, "a fox", [1, 2], noise=noise, image=PICTURE)[0].notes
+    distilled = manifests()["hidream-o1-dev"]
+    assert note not in requested(distilled, 32, "a fox", [1, 2], noise=noise)[0].notes
+    step_noise = [noise] * 28
+    assert note in requested(distilled, 32, "a fox", [1, 2], noise=noise, step_noise=step_noise)[0].notes
 
 
 def test_records_tell_given_pictures_and_noise_apart() -> None:

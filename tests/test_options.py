@@ -1,6 +1,7 @@
 """Parameters that only some models take: defaults by variant, and what is refused or told."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.job import Job, requested
-from mlx_imagegen.manifest import manifests
+from mlx_imagegen.manifest import manifests, recognise
 
 FULL, DEV, NEWER = (manifests()[name] for name in ("hidream-o1", "hidream-o1-dev", "hidream-o1-dev-2604"))
 PICTURE = Image.new("RGB", (100, 80))
@@ -88,13 +89,16 @@ def test_aspect_without_presets_keeps_the_area() -> None:
 
 
 def test_sizes_off_the_trained_ones_are_told_not_refused() -> None:
-    assert any("smaller" in note for note in one(width=512, height=512).notes)
+    (note,) = one(width=512, height=512).notes
+    assert note.startswith("512x512 is smaller than what hidream-o1 makes well (900,000 to 4,300,000 pixels in all)")
     assert any("larger" in note for note in one(width=4096, height=2048).notes)
     assert not any("maller" in note or "arger" in note for note in one(width=1024, height=1024).notes + one().notes)
 
 
 BAD = [
     (FULL, {"width": 1000}, "multiple of 32"),
+    (FULL, {"width": 224}, "width 224: hidream-o1 needs a multiple of 32 pixels from 256 up, for example 256"),
+    (FULL, {"height": 0}, "height 0: .* from 256 up, for example 2048"),
     (FULL, {"references": [PICTURE] * 11}, "11 pictures"),
     (FULL, {"references": [PICTURE], "layout": [[0.1, 0.5, 0.2, 1.2]]}, "outside"),
     (FULL, {"references": [PICTURE], "layout": [[0, 1, 0, float("nan")]]}, "outside"),
@@ -116,14 +120,37 @@ BAD = [
     (FULL, {"timesteps": [1000, 500]}, "below 1000"),
     (FULL, {"timesteps": [900, 500], "steps": 3}, "one a step"),
     (FULL, {"noise_scale": "loud"}, "noise_scale"),
+    (FULL, {"noise_scale": [8.0, 7.0, 6.0]}, r"noise_scale \[8.0, 7.0, 6.0\]: give one number, or two"),
+    (FULL, {"noise_scale": []}, r"noise_scale \[\]: give one number, or two"),
     (DEV, {"noise_clip": -1}, "noise_clip"),
     (FULL, {"step_noise": [np.zeros((1, 3, 32, 32))]}, "flash"),
     (DEV, {"step_noise": [np.zeros((1, 3, 32, 32))]}, "one after each"),
     (FULL, {"blend_seams": 99}, "radius"),
-    (FULL, {"blend_seams": "soft"}, "radius"),
+    (FULL, {"blend_seams": "soft"}, "'soft': hidream-o1 .* patches of 32 pixels; give a radius from 1 to 8"),
     (manifests()["flux-dev"], {"sampler": "unipc"}, "one sampler"),
     (manifests()["flux-dev"], {"blend_seams": 1}, "no patch borders"),
 ]
+
+
+def test_one_noise_scale_or_two() -> None:
+    for given, pair in ((7, (7, 7)), ([7.0], (7, 7)), ((7.5, 8), (7.5, 8))):  # the command line gives lists
+        assert one(noise_scale=given).settings.extras["noise_scale"] == pair
+
+
+def test_a_blend_ends_halfway_to_the_next_border() -> None:
+    """Beyond that the bands of two borders would meet, and nothing would be blended."""
+    for patch, radius in ((8, 4), (32, 8)):
+        assert requested(FULL, patch, "a fox", 1, blend_seams=radius)[0].blend_seams == radius
+        with pytest.raises(RequestError, match=f"give a radius from 1 to {radius} pixels"):
+            requested(FULL, patch, "a fox", 1, blend_seams=radius + 1)
+
+
+def test_small_models_make_small_pictures() -> None:
+    """A folder trained for tests says so in its config.json; 256 pixels are the published models' limit."""
+    small = recognise(Path(__file__).parent / "data" / "hidream_o1")
+    assert one(small, width=32, height=32).settings.width == 32
+    assert one(width=256, height=256).settings.width == 256
+    assert one(manifests()["hidream-demo"], width=64, height=32).settings.width == 64
 
 
 @pytest.mark.parametrize(("manifest", "parameters", "message"), BAD, ids=[message for _, _, message in BAD])

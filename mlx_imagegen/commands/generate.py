@@ -180,7 +180,7 @@ def _size(text: str) -> tuple[int, int]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
 
 

@@ -56,9 +56,11 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
 def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[str, Any]:
     """The record of --from, less what the flags put something else in place of."""
     from ..image import read_metadata
+    from ..manifest import spoken
 
     record = read_metadata(path.expanduser())
-    if opening.get("model", record.get("model")) != record.get("model"):
+    _check_record(path, record)
+    if "model" in opening and spoken(opening["model"]) != record.get("model"):
         return {name: record[name] for name in OF_ANY_MODEL if name in record}
     for key, name in NOT_KEPT.items():
         if key in record and name not in given:
@@ -67,9 +69,20 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
             )
     replaced = {"steps": ("timesteps",), "aspect": ("width", "height"), "count": ("seed",)}
     gone = {name for flag, names in replaced.items() if flag in given for name in names}
-    if not opening.get("lora"):
-        record["lora"] = [tuple(lora) for lora in record.get("lora", ())]
     return {name: value for name, value in record.items() if name not in gone}
+
+
+def _check_record(path: Path, record: dict[str, Any]) -> None:
+    """What can be seen without the model: every field is of its kind. The limits are checked with those of flags."""
+    from ..options import check_kinds
+
+    empty = [name for name in ("prompt", "seed", *OPENING, *PLAIN) if name in record and record[name] is None]
+    if empty:
+        raise RequestError(f"{path}: its record is damaged: '{empty[0]}' holds nothing.")
+    try:
+        check_kinds(record)
+    except RequestError as error:
+        raise RequestError(f"{path}: its record is damaged: {error}") from error
 
 
 def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -108,7 +121,7 @@ def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
 def _job(line: str, where: str) -> dict[str, Any]:
     try:
         job = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(job.get("prompt"), str):
         raise RequestError(f"{where}: a job needs a prompt, as text.")
