@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 def size(text: str) -> tuple[int, int]:
     """1024 or 1024x768"""
-    width, _, height = text.lower().partition("x")
-    if not width.isdigit() or not (height or width).isdigit():
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
-    return int(width), int(height or width)
+    return int(sides[0]), int(sides[-1])

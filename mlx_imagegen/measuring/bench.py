@@ -93,10 +93,16 @@ def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
     """Measures one cell after the other; pictures go to `folder`. A cell that fails says why in its row."""
     if asked.repeat < 1 or asked.warm_up < 0:
         raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
-    rows = []
-    for number, (model, quant, size) in enumerate(_cells(asked), 1):
-        row = measured(Row(model, quant, size), asked, folder / f"{number:02}-{_slug(model)}-{_slug(quant)}.png")
+    rows: list[Row] = []
+    lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
+    for number, (model, quant, size) in enumerate(dict.fromkeys(_cells(asked)), 1):
+        row = Row(model, quant, size, lost.get(model))
         rows.append(row)
+        if row.reason:
+            continue
+        failed = measured(row, asked, folder / f"{number:02}-{_slug(model)}-{_slug(quant)}.png")
+        if failed and failed.scope == "model":
+            lost[model] = failed.reason
         tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
     _compare(rows, folder)
     if all(row.reason for row in rows):
@@ -104,8 +110,8 @@ def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
     return rows
 
 
-def measured(row: Row, asked: Asked, path: Path) -> Row:
-    """The row, filled in by a fresh process."""
+def measured(row: Row, asked: Asked, path: Path) -> Missing | None:
+    """Fills the row in by a fresh process; gives what went wrong."""
     parameters = dict(asked.parameters)
     if row.size:
         parameters |= {"width": row.size[0], "height": row.size[1]}
@@ -115,24 +121,25 @@ def measured(row: Row, asked: Asked, path: Path) -> Row:
             made = worker.make(asked.prompt, path, parameters, anew=True)
             if isinstance(made, Missing):
                 row.reason = made.reason
-                return row
+                return made
             runs.append(made)
     _fill(row, runs[: asked.warm_up], runs[asked.warm_up :])
-    return row
+    return None
 
 
 def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
-    last, every = runs[-1], [*warm_up, *runs]
+    last, first = runs[-1], [*warm_up, *runs][0]
     row.size = (last.record["width"], last.record["height"])
     row.steps, row.manifest, row.denoiser = last.record["steps"], last.record["manifest"], last.denoiser
     row.picture, row.weight_bytes = Path(last.path).name, last.weight_bytes
     row.runs = [run.seconds for run in runs]
     row.seconds = {stage: _spread([run[stage] for run in row.runs]) for stage in STAGES}
     row.step_seconds = _spread([step for run in runs for step in run.report["seconds"]["steps"]])
-    row.cold_load_seconds = every[0].seconds["load"]
+    row.cold_load_seconds = first.seconds["load"]
     row.warm_up_seconds = [run.wall_seconds for run in warm_up]
-    row.mlx_peak_bytes = _highest(run.report["peak_bytes"]["mlx"] for run in every)
-    row.process_peak_bytes = every[0].report["peak_bytes"]["process_after"]
+    # Without the warm-up, which may have measured kernels; what the system says of a process is its most so far.
+    row.mlx_peak_bytes = _highest(run.report["peak_bytes"]["mlx"] for run in runs)
+    row.process_peak_bytes = first.report["peak_bytes"]["process_after"]
     row.notes = list(last.report["notes"])
     unseen = row.seconds["unseen"].median / row.seconds["total"].median
     if unseen > UNSEEN_SHARE:
@@ -228,7 +235,12 @@ def _which(row: Row) -> list[str]:
 
 
 def skipped(rows: Sequence[Row]) -> list[str]:
-    return [f"{row.name}: {row.reason}" for row in rows if row.reason]
+    """Each reason once, with all that it is true of."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason:
+            reasons.setdefault((row.model, row.reason), []).append(row.name.removeprefix(f"{row.model} "))
+    return [f"{model} {', '.join(names)}: {reason}" for (model, reason), names in reasons.items()]
 
 
 def in_terminal(rows: Sequence[Row]) -> str:

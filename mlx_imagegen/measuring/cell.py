@@ -9,6 +9,7 @@ Must not know: tables, quality, sheets.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,8 @@ class Missing:
     """A picture that could not be made."""
 
     reason: str
+    # What would fail in the same way: every picture of the "model", of the model "opened" like this, or this "picture".
+    scope: str = "picture"
 
 
 class Worker:
@@ -82,7 +85,7 @@ class Worker:
         if not line:
             return Missing(_ending(self._process.wait()))
         answer = json.loads(line)
-        return Missing(answer["reason"]) if "reason" in answer else Made(**answer)
+        return Missing(**answer) if "reason" in answer else Made(**answer)
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin
@@ -101,44 +104,52 @@ def _ending(code: int) -> str:
 
 def main() -> None:
     """Answers go to what was standard output; whatever a library prints goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both; the caller ends this one
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _serve(sys.stdin, answers)
 
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
+    from ..download import locate  # the caller's side needs neither, and starts sooner without
+    from ..pipeline import load
+
     opening = json.loads(jobs.readline())
     pipeline: Pipeline | None = None
     for line in jobs:
-        job = json.loads(line)
+        job, scope = json.loads(line), "picture"
         try:
             if job["anew"]:
                 pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
                 mx.clear_cache()
-            pipeline, made = _make(pipeline, opening, job)
-            answer: dict[str, Any] = asdict(made)
-        except ImagegenError as error:
-            answer = {"reason": " ".join(str(error).split())}
+            started = time.perf_counter()
+            if pipeline is None:
+                scope = "model"
+                locate(opening["model"])  # a download is no part of loading
+                scope, started = "opened", time.perf_counter()
+                pipeline = load(**opening)
+                scope = "picture"
+            answer = asdict(_made(pipeline, job, started))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
-            answer = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            answer = asdict(Missing(_reason(error), scope))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
         answers.flush()
 
 
-def _make(warm: "Pipeline | None", opening: dict[str, Any], job: dict[str, Any]) -> tuple["Pipeline", Made]:
-    from .. import pipeline as pipelines
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
 
-    started = time.perf_counter()
-    pipeline = warm or pipelines.load(opening["model"], quant=opening["quant"])
+
+def _made(pipeline: "Pipeline", job: dict[str, Any], started: float) -> Made:
     (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]))
     wall = time.perf_counter() - started
     path = result.save(job["path"])
     parts = pipeline.family.components
-    made = Made(
+    return Made(
         str(path), result.report.as_dict(), result.record, wall,
         sum(part.nbytes for part in parts.values()), parts[pipeline.family.stages["denoise"][0]].held_as,
     )  # fmt: skip
-    return pipeline, made
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ import hashlib
 import importlib.metadata
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import ImagegenError, MissingFile, OutputError, RequestError
+from ..download import locate
+from ..errors import ImagegenError, MissingFile, OutputError, RequestError, UnknownModel
 from ..image import open_picture, read_metadata, write_picture
-from ..manifest import find
+from ..manifest import Model, data_folder, find, manifests
 from ..quantization.recipes import read_recipe, recipe_names
 from . import tables
 from .bench import AS_STORED, surroundings
@@ -42,7 +43,8 @@ class Column:
     @classmethod
     def parse(cls, text: str) -> "Column":
         model, at, quant = text.rpartition("@")
-        known = quant in (AS_STORED, *recipe_names()) or quant.endswith(".toml")
+        # Of a model that is known by name anything behind the @ is meant as a quant, also one that does not exist.
+        known = quant in (AS_STORED, *recipe_names()) or quant.endswith(".toml") or model in manifests()
         return cls(model, quant) if at and model and known else cls(text)
 
     @property
@@ -103,11 +105,23 @@ def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], fold
         tell(f"{column.label}: {len(cells) - len(wanted)} of {len(cells)} are there from before")
     if wanted:
         with Worker(column.model, None if column.quant == AS_STORED else column.quant) as worker:
-            for index in wanted:
-                cells[index] = _asked(worker, cells[index], parameters)
-                took = f"{short(cells[index].seconds)} s"
-                tell(f"{column.label}, {cells[index].line.axis}: {cells[index].reason or took}")
+            for index, cell in _answers(worker, {index: cells[index] for index in wanted}, parameters):
+                cells[index] = cell
+                tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
     return cells
+
+
+def _answers(worker: Worker, wanted: dict[int, Cell], parameters: dict[str, Any]) -> Iterator[tuple[int, Cell]]:
+    """The wanted cells as the worker answers them; it is not asked again for what would fail in the same way."""
+    lost: Missing | None = None
+    for index, cell in wanted.items():
+        assert cell.path
+        answer = lost or worker.make(cell.line.text, cell.path, parameters)
+        if isinstance(answer, Made):
+            yield index, replace(cell, record=answer.record | {"report": answer.report})
+            continue
+        lost = answer if answer.scope != "picture" else None
+        yield index, replace(cell, path=None, reason=answer.reason)
 
 
 def found(column: Column, line: Line, path: Path) -> Cell:
@@ -118,26 +132,25 @@ def found(column: Column, line: Line, path: Path) -> Cell:
         return Cell(column, line, path)
 
 
-def _asked(worker: Worker, cell: Cell, parameters: dict[str, Any]) -> Cell:
-    assert cell.path is not None
-    answer = worker.make(cell.line.text, cell.path, parameters)
-    if isinstance(answer, Missing):
-        return replace(cell, path=None, reason=answer.reason)
-    assert isinstance(answer, Made)
-    return replace(cell, record=answer.record | {"report": answer.report})
-
-
 def identified(column: Column, parameters: dict[str, Any]) -> dict[str, Any]:
     """All that decides about a column's pictures and seconds, apart from the prompt."""
-    model = find(column.model)
+    model = _found(column.model)
     recipe = None if column.quant == AS_STORED else read_recipe(column.quant, model.manifest.family).digest
     return {
         "manifest": repr(model.manifest),
-        "files": _stamp(model.folder) if model.folder else model.manifest.revision,
+        "files": _stamp(model) if model.folder else model.manifest.revision,
         "recipe": recipe,
         "parameters": parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
     }
+
+
+def _found(name: str) -> Model:
+    try:
+        return find(name)
+    except UnknownModel:  # of a repository that no manifest names the files have to be here to say what it is
+        model, folder = locate(name)
+        return replace(model, folder=folder)
 
 
 def key(identity: dict[str, Any], line: Line) -> str:
@@ -145,10 +158,13 @@ def key(identity: dict[str, Any], line: Line) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stamp(folder: Path) -> list[str]:
-    """Changes when a file of the model does."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    return [f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+def _stamp(model: Model) -> list[str]:
+    """Changes when a file of the model does, or of a bundled LoRA that makes the model out of its base."""
+    assert model.folder
+    files = sorted(path for path in model.folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    own = model.manifest.extras.get("lora", {})
+    files += [data_folder("weights") / own["file"]] if own and "repo" not in own else []
+    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -23,7 +23,7 @@ import numpy as np
 from .. import memory
 from ..download import HuggingFace, local_folder
 from ..errors import ImagegenError
-from ..job import requested
+from ..job import usual_job
 from ..kernels import cache_file
 from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
 from ..loading import Changes
@@ -232,8 +232,8 @@ def _published(model: Model, chip: Chip) -> Iterator[Fit]:
 def _fit(name: str, manifest: Manifest, folder: Path, quant: str, chip: Chip) -> Fit:
     changes = Changes() if quant == AS_STORED else read_recipe(quant, manifest.family).applied_to(Changes())
     family = open_family(manifest, folder, changes)
-    job = requested(manifest, family.size_multiple, "a prompt", seed=0)[0]
-    made = plan(family, job.settings)
+    job = usual_job(manifest, family.size_multiple)
+    made = plan(family, job.settings, references=job.prompt.references)
     every = sum(part.nbytes for part in family.components.values())
     return Fit(name, quant, None, made.peak_bytes, every, made.seconds(chip))
 

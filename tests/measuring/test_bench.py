@@ -15,9 +15,10 @@ from PIL import Image
 
 from mlx_imagegen import plan
 from mlx_imagegen.cli import main
+from mlx_imagegen.commands.bench import size
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import cell, tables
-from mlx_imagegen.measuring.bench import STAGES, Row, Spread, _compare, chart
+from mlx_imagegen.measuring.bench import STAGES, Row, Spread, _compare, chart, skipped
 from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.quality import compared
 from tests.tiny import draw_flux
@@ -122,7 +123,11 @@ def test_nothing_measured_is_a_refusal(cli: Cli, wide: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--size", "big"), "'big' is not a size such as 1024 or 1024x768"),
+        *[
+            (("--size", text), f"'{text}' is not a size such as 1024 or 1024x768")
+            for text in ("big", "0", "64x", "x64")
+        ],
+        (("--size", "64x64x64"), "'64x64x64' is not a size"),
         (("--repeat", 0), "repeat 0"),
         (("-o", "a-file/out"), "cannot be created"),
     ],
@@ -131,6 +136,25 @@ def test_bad_input_is_refused_before_anything_runs(cli: Cli, wide: Path, argumen
     Path("a-file").write_text("")
     ran = cli("bench", "--model", wide, *arguments)
     assert ran.code == 2 and said in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "meant"), [("64", (64, 64)), ("64X32", (64, 32)), ("64×32", (64, 32))])
+def test_sizes_in_every_spelling(text: str, meant: tuple[int, int]) -> None:
+    assert size(text) == meant
+
+
+def test_a_model_that_is_nowhere_is_asked_for_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    real = Worker.__init__
+    monkeypatch.setattr(Worker, "__init__", lambda self, model, quant: begun.append(quant) or real(self, model, quant))
+    ran = cli("bench", "--model", "someone/something", "--quant", "none", "q4", "--size", 64, 64, "32x32")
+    assert ran.code == 2 and begun == [None] and ran.err.count("skipped: ") == 1
+    assert "nothing could be measured. someone/something none 64x64: someone/something" in ran.err
+
+
+def test_a_reason_is_said_once_with_all_that_it_is_true_of() -> None:
+    rows = [Row("a", "q4", (8, 8), "no room"), Row("a", "q6", (8, 8), "no room"), Row("b", "q4", None, "no room")]
+    assert skipped([*rows, Row("c", "q4", None)]) == ["a q4 8x8, q6 8x8: no room", "b q4: no room"]
 
 
 def test_json_is_the_file(cli: Cli, wide: Path) -> None:
@@ -167,8 +191,8 @@ def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
         refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
         nowhere = worker.make("a fox", tmp_path / "absent" / "a.png", QUICK)
         made = worker.make("a fox", tmp_path / "a.png", QUICK)
-    assert isinstance(refused, Missing) and "steps 0" in refused.reason
-    assert isinstance(nowhere, Missing) and "does not exist" in nowhere.reason
+    assert isinstance(refused, Missing) and "steps 0" in refused.reason and refused.scope == "picture"
+    assert isinstance(nowhere, Missing) and "does not exist" in nowhere.reason and nowhere.scope == "picture"
     assert isinstance(made, Made)
 
 
@@ -179,6 +203,14 @@ def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
         for _ in range(2):
             missing = worker.make("a fox", tmp_path / "a.png", QUICK)
             assert isinstance(missing, Missing) and "memory runs out" in missing.reason
+
+
+def test_ctrl_c_is_the_caller_s(wide: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Worker(str(wide), None) as worker:
+        assert isinstance(worker.make("a fox", tmp_path / "a.png", QUICK), Made)
+        os.kill(worker._process.pid, signal.SIGINT)
+        assert isinstance(worker.make("a fox", tmp_path / "b.png", QUICK), Made)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def served(opening: dict[str, Any], *jobs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,6 +227,7 @@ def job(path: Path) -> dict[str, Any]:
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "physical_bytes", lambda: 1000)
     (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
+    assert answer["scope"] == "picture", "a smaller one may fit"
     assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()
 
 
@@ -202,9 +235,19 @@ def test_even_a_defect_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pyte
     def broken(*_: object) -> Any:
         raise KeyError("weights")
 
-    monkeypatch.setattr(cell, "_make", broken)
+    monkeypatch.setattr(cell, "_made", broken)
     answers = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"), job(tmp_path / "b.png"))
     assert [answer["reason"] for answer in answers] == ["KeyError: 'weights'"] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "scope"), [("nowhere", None, "model"), (None, "q5", "opened"), (None, None, None)]
+)
+def test_what_else_would_fail_is_known(
+    wide: Path, tmp_path: Path, model: str | None, quant: str | None, scope: str | None
+) -> None:
+    (answer,) = served({"model": model or str(wide), "quant": quant}, job(tmp_path / "a.png"))
+    assert answer.get("scope") == scope
 
 
 # Tables

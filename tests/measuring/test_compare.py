@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.image import read_metadata
-from mlx_imagegen.measuring.compare import Column, Line, identified, key, read_lines
+from mlx_imagegen.measuring.cell import Made, Missing, Worker
+from mlx_imagegen.measuring.compare import Cell, Column, Line, _answers, identified, key, read_lines
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
@@ -169,9 +171,31 @@ def test_an_output_that_cannot_be_written_is_refused(sheet: Cli) -> None:
     assert "cannot be created" in sheet().err
 
 
+def test_a_model_that_cannot_be_opened_is_tried_once(
+    cli: Cli, flux_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    real = Worker.make
+    monkeypatch.setattr(Worker, "make", lambda self, prompt, *rest: tried.append(prompt) or real(self, prompt, *rest))
+    (flux_copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    Path("p.txt").write_text("a fox\nan owl\n")
+    ran = cli("compare", "--models", flux_copy, "--prompts", "p.txt", *QUICK)
+    assert ran.code == 2 and "no picture could be made" in ran.err and tried == ["a fox"]
+    assert "model, 1: " in ran.err and "model, 2: " in ran.err, "both cells have a reason"
+
+
+def test_a_picture_that_fails_leaves_the_rest_of_its_model() -> None:
+    answers = iter([Missing("too large"), Made("x.png", {}, {"seed": 1}, 1.0, 1, "float32")])
+    worker = SimpleNamespace(make=lambda *_: next(answers))
+    wanted = {0: Cell(Column("m"), Line("1", "a fox"), Path("a")), 3: Cell(Column("m"), Line("2", "an owl"), Path("b"))}
+    (_, missing), (index, made) = _answers(worker, wanted, {})  # type: ignore[arg-type]
+    assert missing.reason == "too large" and missing.path is None and index == 3 and made.record
+
+
 def test_a_quant_stands_after_the_model() -> None:
     assert Column.parse("flux-dev@q6") == Column("flux-dev", "q6")
     assert Column.parse("/a/b@home/flux") == Column("/a/b@home/flux")
+    assert Column.parse("flux-dev@q9") == Column("flux-dev", "q9"), "whose reason is then the quant"
     assert Column.parse("flux@q6").label == "flux q6" and Column.parse("/a/flux@own.toml").label == "flux own"
 
 
