@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from .errors import MissingFile, OutputError, RequestError
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
+MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -137,8 +140,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Refuses an output that cannot be written, before the work is done for it."""
+def check_writable(path: Path, pixels: int = 0) -> None:
+    """Refuses an output that cannot be written, before the work is done for it; `pixels`: of the largest picture."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file in it.")
     folder = path.parent
@@ -149,6 +152,12 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"the folder {folder} is not writable ({error.strerror}); choose another place.") from error
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < pixels * CHANNELS:  # some network drives do not say, and give 0 of 0
+        raise OutputError(
+            f"the disk of {folder} is full: {disk.free / MB:.2f} MB are free, and a picture may take "
+            f"{pixels * CHANNELS / MB:.2f} MB. Free some room or choose another place."
+        )
 
 
 def _umask() -> int:

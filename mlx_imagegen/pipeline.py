@@ -31,7 +31,7 @@ from .manifest import Manifest, Model, manifests, revision_of
 from .options import check_kinds
 from .plan import check_fits, loaded_linears, plan
 from .precision import compute_dtype
-from .quantization.recipes import read_recipe
+from .quantization.recipes import lasting, read_recipe
 from .report import Report
 from .sampling import Schedule, denoise
 from .seams import blend_seams
@@ -313,7 +313,7 @@ class Pipeline:
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
-            **({"quant": self.quant} if self.quant else {}),
+            **({"quant": lasting(self.quant)} if self.quant else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from mlx_imagegen.cli import COMMANDS, USAGE
 from mlx_imagegen.commands.requests import OPENING, PLAIN
 from mlx_imagegen.image import read_metadata, write_picture
 from mlx_imagegen.job import PARAMETERS
+from mlx_imagegen.manifest import data_folder
 
 Cli = Callable[..., Ran]
 QUICK = ("--size", "48x32", "--steps", "2", "--quiet")
@@ -196,10 +198,14 @@ def test_a_record_names_a_folder_in_a_way_that_lasts(
     assert read_metadata(Path("a.png"))["model"] == str(here / "model")
     assert cli("--from", "a.png", "--model", "model", "-o", "b.png", "--quiet").code == 0  # the same model
     assert read_metadata(Path("b.png"))["steps"] == read_metadata(Path("a.png"))["steps"] == 2
+    Path("mine.toml").write_text(Path(data_folder("quant") / "q8.toml").read_text())
+    assert cli("--from", "a.png", "--quant", "./mine.toml", "-o", "d.png", "--quiet").code == 0
+    assert read_metadata(Path("d.png"))["quant"] == str(here / "mine.toml")
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert cli("--from", "../a.png", "-o", "c.png", "--quiet").code == 0
-    assert np.array_equal(pixels("../a.png"), pixels("c.png"))
+    for name in ("a.png", "d.png"):
+        assert cli("--from", f"../{name}", "-o", name, "--quiet").code == 0
+        assert np.array_equal(pixels(f"../{name}"), pixels(name))
 
 
 def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -> None:
@@ -583,6 +589,15 @@ def test_a_folder_that_takes_no_file_is_refused_before_the_work(make: Cli, monke
 
     monkeypatch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
     refused(make("a fox", "-o", "/proc/self/{seed}.png"), "the folder /proc/self is not writable")
+
+
+def test_a_full_disk_is_refused_before_the_work(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen.pipeline import Pipeline
+
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=48 * 32 * 3 - 1))
+    monkeypatch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
+    refused(make("a fox", "-o", "a.png"), "the disk of . is full", "Free some room or choose another place")
 
 
 def test_a_disk_that_becomes_full(make: Cli) -> None:

@@ -1,6 +1,7 @@
 """Pictures in and out: nothing half-written, nothing unread, the record as it was given."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -153,6 +154,16 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         check_writable(tmp_path / "no" / "a.png")
     with pytest.raises(OutputError, match="is a folder"):
         check_writable(tmp_path)
+
+
+def test_a_disk_without_room_for_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2_999_999))
+    check_writable(tmp_path / "a.png", 999_999)
+    with pytest.raises(OutputError, match=r"is full: 3.00 MB are free, and a picture may take 3.15 MB"):
+        check_writable(tmp_path / "a.png", 1024 * 1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=0, free=0))
+    check_writable(tmp_path / "a.png", 1024 * 1024)  # a network drive that does not say
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a folder in which even root cannot write")

@@ -46,8 +46,9 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", model: str) -> list[Path]:
         )
     for path in paths:
         picture_format(path)
+    largest = max(job.settings.width * job.settings.height for job in jobs)
     for path in {path.parent: path for path in paths}.values():
-        check_writable(path)
+        check_writable(path, largest)
     return paths
 
 

@@ -89,6 +89,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in data_folder("quant").glob("*.toml"))
 
 
+def lasting(quant: str) -> str:
+    """A recipe's name for records: a file in a way that means the same from everywhere."""
+    return str(Path(quant).expanduser().absolute()) if quant.endswith(".toml") else quant
+
+
 @functools.cache
 def read_recipe(quant: str, family: str) -> Recipe:
     """`quant`: a name (q4, q6, q8) or the path of a .toml file."""
