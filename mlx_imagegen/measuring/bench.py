@@ -9,7 +9,7 @@ import datetime
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
         raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
     rows: list[Row] = []
     lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
-    for number, (model, quant, size) in enumerate(dict.fromkeys(_cells(asked)), 1):
+    for number, (model, quant, size) in enumerate(_cells(asked), 1):
         row = Row(model, quant, size, lost.get(model))
         rows.append(row)
         if row.reason:
@@ -304,8 +304,11 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat | (asdict(row.quality) if row.quality else {})
 
 
-def _cells(asked: Asked) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
-    return ((model, quant, size) for model in asked.models for size in asked.sizes for quant in asked.quants)
+def _cells(asked: Asked) -> Iterable[tuple[str, str, tuple[int, int] | None]]:
+    """Each once, however often it is asked for."""
+    return dict.fromkeys(
+        (model, quant, size) for model in asked.models for size in asked.sizes for quant in asked.quants
+    )
 
 
 def _spread(values: Sequence[float]) -> Spread:
