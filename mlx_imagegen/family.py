@@ -116,6 +116,10 @@ class Family(ABC, Generic[Branch]):
         """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
         moved the seed's stream), for starting from a picture."""
 
+    def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
+        """How many tokens of these reference pictures stand beside the picture's own in every step."""
+        return 0
+
     def choices(self) -> dict[str, str]:
         """What `prepare` chose, for the report."""
         return {}

@@ -22,6 +22,7 @@ from .manifest import Manifest
 from .random import SEED_LIMIT
 
 SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
+SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 COUNT_LIMIT = 10_000  # pictures of one request
 STEPS_LIMIT = 1000  # the models' own count of timesteps
 STRENGTH = 0.6  # how much of a picture is changed, where nothing is said
@@ -169,6 +170,12 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
         raise RequestError(f"count {count!r}: give a number of pictures from 1 to {COUNT_LIMIT}.")
     first = secrets.randbelow(SEED_LIMIT - COUNT_LIMIT) if seed is None else _seed(seed)
     return [first + index for index in range(count or 1)]
+
+
+def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
+    """A picture as the manifest has it, to plan with. Where the model changes pictures, a blank square is one."""
+    pictures = [Image.new("RGB", (SQUARE, SQUARE))] * manifest.extras.get("references_least", 0)
+    return requested(manifest, size_multiple, "a prompt", seed=0, references=pictures, **parameters)[0]
 
 
 # What generate() and a JSONL job may name beside prompt, seed and count.

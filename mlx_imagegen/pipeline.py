@@ -186,8 +186,9 @@ class Pipeline:
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
-            for settings in {(job.settings.width, job.settings.height): job.settings for job in jobs}.values():
-                check_fits(plan(self.family, settings), self.family, self.model.manifest)
+            for job in {(job.settings.width, job.settings.height): job for job in jobs}.values():
+                made = plan(self.family, job.settings, references=job.prompt.references)
+                check_fits(made, self.family, self.model.manifest)
         self._encode(jobs, reports[0])
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
@@ -229,7 +230,7 @@ class Pipeline:
         report.choices |= family.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
-            chosen = choose(loaded_linears(family, settings), compute_dtype())
+            chosen = choose(loaded_linears(family, settings, job.prompt.references), compute_dtype())
         report.choices |= {"kernels": chosen} if chosen else {}
         solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
         with report.stage("step"):

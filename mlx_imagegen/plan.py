@@ -7,11 +7,12 @@ Must not know: how stages run.
 """
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from PIL import Image
 
 from .errors import MemoryShort, RequestError
 from .family import Family, Settings
@@ -95,19 +96,23 @@ class Plan:
         return self.steps * max(arithmetic, self.step_bytes / (chip.bandwidth_gb_per_second * 1e9))
 
 
-def plan(family: Family[Any], settings: Settings, gpu: bool | None = None) -> Plan:
-    """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said."""
+Pictures = Sequence[Image.Image]
+
+
+def plan(family: Family[Any], settings: Settings, gpu: bool | None = None, references: Pictures = ()) -> Plan:
+    """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. `references`:
+    the pictures that the prompt speaks of."""
     gpu = on_gpu() if gpu is None else gpu
     denoiser = family.components[family.stages["denoise"][0]]
     branches = 2 if settings.cfg > 1 else 1
-    tokens = _tokens(family, settings)
+    tokens = _tokens(family, settings, references)
     flops, traffic = _arithmetic(family, denoiser, tokens, gpu)
     stages = tuple(
         Stage(
             name,
             family.stages[name],
             sum(held_bytes(family.components[each], gpu) for each in family.stages[name]),
-            _working_bytes(family, name, tokens, settings, gpu),
+            _working_bytes(family, name, tokens, settings, gpu, references),
         )
         for name in ("encode", "denoise", "decode")
         if family.stages[name] or name == "denoise"
@@ -190,12 +195,12 @@ def _largest_that_fits(family: Family[Any], manifest: Manifest, made: Plan, have
 @dataclass(frozen=True)
 class Tokens:
     text: int
-    image: int
+    image: int  # the picture's own, and its references'
 
 
-def _tokens(family: Family[Any], settings: Settings) -> Tokens:
+def _tokens(family: Family[Any], settings: Settings, references: Pictures = ()) -> Tokens:
     multiple = family.size_multiple
-    image = (settings.width // multiple) * (settings.height // multiple)
+    image = (settings.width // multiple) * (settings.height // multiple) + family.reference_tokens(references)
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     return Tokens(length if family.name in PADS else min(length, PROMPT_TOKENS), image)
 
@@ -209,9 +214,9 @@ def _seen_by(family: str, path: str, tokens: Tokens) -> int:
     return tokens.image + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
 
 
-def loaded_linears(family: Family[Any], settings: Settings) -> Iterator[tuple[Linear, int]]:
+def loaded_linears(family: Family[Any], settings: Settings, references: Pictures = ()) -> Iterator[tuple[Linear, int]]:
     """The denoiser's linear layers, loaded, and how many tokens each will see in a step."""
-    tokens = _tokens(family, settings)
+    tokens = _tokens(family, settings, references)
     for name in family.stages["denoise"]:
         for path, layer in family.components[name].loaded_layers():
             if isinstance(layer, Linear):
@@ -230,12 +235,19 @@ def _arithmetic(family: Family[Any], denoiser: Component, tokens: Tokens, gpu: b
     return flops, traffic
 
 
-def _working_bytes(family: Family[Any], stage: str, tokens: Tokens, settings: Settings, gpu: bool) -> int:
+def _working_bytes(
+    family: Family[Any], stage: str, tokens: Tokens, settings: Settings, gpu: bool, references: Pictures
+) -> int:
     """The most that a stage's arithmetic holds beside the weights."""
     if stage == "decode":
-        return _decode_bytes(family.components[family.stages[stage][0]], settings)
+        decoder = family.components[family.stages[stage][0]]
+        return _autoencoder_bytes(decoder, settings.width * settings.height, "conv_out", -1)
     count = tokens.text + (tokens.image if stage == "denoise" else 0)
-    return max((block_bytes(family.components[name], count, gpu) for name in family.stages[stage]), default=0)
+    most = max((block_bytes(family.components[name], count, gpu) for name in family.stages[stage]), default=0)
+    if references and "vae_encoder" in family.stages[stage]:  # one picture after the other
+        pixels = max(family.reference_tokens([picture]) for picture in references) * family.size_multiple**2
+        most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, "encoder.conv_in", 0))
+    return most
 
 
 def block_bytes(component: Component, tokens: int, gpu: bool) -> int:
@@ -253,12 +265,11 @@ def block_bytes(component: Component, tokens: int, gpu: bool) -> int:
     return total
 
 
-def _decode_bytes(decoder: Component, settings: Settings) -> int:
-    """Two activations at full size, as wide as the last convolution's input, and one strip's temporaries."""
-    channels = max(
-        (layer["weight"].shape[-1] for path, layer, _ in decoder.planned() if path.endswith("conv_out")), default=0
-    )
-    return DECODED_COPIES * settings.width * settings.height * channels * VAE_DTYPE.size + 2 * STRIP_BYTES
+def _autoencoder_bytes(half: Component, pixels: int, layer: str, axis: int) -> int:
+    """Two activations at full size, as wide as the decoder's last convolution's input or the encoder's first one's
+    output (`axis` of that layer's weight), and one strip's temporaries."""
+    channels = max((each["weight"].shape[axis] for path, each, _ in half.planned() if path.endswith(layer)), default=0)
+    return DECODED_COPIES * pixels * channels * VAE_DTYPE.size + 2 * STRIP_BYTES
 
 
 def _linears(component: Component) -> Iterator[tuple[str, tuple[int, ...], Packing | None]]:

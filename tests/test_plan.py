@@ -5,14 +5,18 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import MemoryShort, RequestError
+from mlx_imagegen.job import usual_job
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.manifest import manifests
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.plan import CHIPS, describe, held_bytes, plan
 from mlx_imagegen.quantization.quantizer import quantize
+from tests.qwen_image.test_qwen_image import open_pipeline
 from tests.tiny import draw_flux
 
 DATA = Path(__file__).parent / "data"
@@ -67,6 +71,33 @@ def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.
     lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
     monkeypatch.setattr("mlx_imagegen.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))  # elsewhere a guess
     assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux" else 0.01)
+
+
+def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as many tokens as the picture itself; of their arithmetic only the last layer's is left out."""
+    pipeline = open_pipeline(STORED["qwen_image"].with_name("zero"))
+    pictures = [Image.new("RGB", size) for size in ((96, 96), (200, 110))]
+    asked = {"width": 96, "height": 96, "steps": 1, "guidance": 1.0, "references": pictures}
+    flops, settings = counted(pipeline, Counter(monkeypatch), **asked)
+    (branch,) = pipeline._branches.values()
+    monkeypatch.setattr("mlx_imagegen.plan.PROMPT_TOKENS", branch.txt.shape[1])
+    assert pipeline.family.reference_tokens(pictures) == branch.seen.latents.shape[1]
+    assert plan(pipeline.family, settings, references=pictures).step_flops == pytest.approx(flops, rel=0.02)
+
+
+def test_a_model_that_changes_pictures_is_planned_with_one(cli: Any) -> None:
+    folder = STORED["qwen_image"].with_name("zero")
+    done = cli("plan", "--model", folder)
+    assert done.code == 0 and "1024x1024, 40 steps, changing one picture" in done.out
+    done = cli("quantize", "--model", folder, "--bits", "6", "--plan")
+    assert done.code == 0 and "peak, one stage at a time" in done.out
+    family = load(folder).family
+    settings, references = usual_job(manifests()["qwen-image-edit"], 16).settings, [Image.new("RGB", (1024, 1024))]
+    made, alone = plan(family, settings, True, references), plan(family, settings, True)
+    assert made.step_flops > 2 * alone.step_flops
+    assert (
+        made.stages[0].working_bytes > 2 * 1024**2 * 4 * 4 > alone.stages[0].working_bytes
+    )  # the encoder's 4 channels
 
 
 @pytest.mark.parametrize("quant", [None, "q8", "q4"])

@@ -16,7 +16,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..job import requested
+    from ..job import usual_job
     from ..pipeline import load
     from ..plan import chip_named, describe, plan
 
@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> None:
         chip_named(args.chip)  # refused before anything is opened
     size = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     pipeline = load(args.model, quant=args.quant)
-    job = requested(pipeline.model.manifest, pipeline.family.size_multiple, "a prompt", steps=args.steps, **size)[0]
-    made = plan(pipeline.family, job.settings, gpu=True if args.chip else None)
-    settings = job.settings
-    print(f"{pipeline.model.manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps")
+    job = usual_job(pipeline.model.manifest, pipeline.family.size_multiple, steps=args.steps, **size)
+    made = plan(pipeline.family, job.settings, True if args.chip else None, job.prompt.references)
+    settings, changing = job.settings, ", changing one picture" if job.prompt.references else ""
+    print(f"{pipeline.model.manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{changing}")
     print("\n".join(describe(made, args.chip)))

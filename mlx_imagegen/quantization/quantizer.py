@@ -21,7 +21,7 @@ from ..download import Tell, locate, tell_stderr
 from ..errors import QuantizationError
 from ..family import Family
 from ..folding import Fold, Read
-from ..job import requested
+from ..job import usual_job
 from ..loading import Changes, Progress
 from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, vocabularies
@@ -142,8 +142,8 @@ def quantize(
 def expected(made: Draft) -> list[str]:
     """What the copy will take in memory on a Mac, at the model's own size, a line each."""
     family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
-    job = requested(made.model.manifest, family.size_multiple, "a prompt")[0]
-    return describe(replace(plan(family, job.settings, gpu=True), disk_bytes=made.nbytes))
+    job = usual_job(made.model.manifest, family.size_multiple)
+    return describe(replace(plan(family, job.settings, True, job.prompt.references), disk_bytes=made.nbytes))
 
 
 def quant_of_bits(bits: int) -> str:
@@ -176,10 +176,8 @@ def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tupl
         if size is not None:
             raise QuantizationError("--fold-size: it goes with --fold STEPS; add that, or leave it out.")
         return None
-    # Whatever else a request of this family needs (an editing model: pictures) does not change its schedule.
-    plain = replace(manifest, extras={k: v for k, v in manifest.extras.items() if k != "references_least"})
     given = dict(zip(("width", "height"), size, strict=True)) if size else {}
-    fold = family.fold(requested(plain, family.size_multiple, "a prompt", steps=steps, **given)[0].settings)
+    fold = family.fold(usual_job(manifest, family.size_multiple, steps=steps, **given).settings)
     if size is not None and fold.folded.size is None:
         raise QuantizationError(f"--fold-size: {manifest.name}'s schedule is the same for every size; leave it out.")
     return fold

@@ -6,6 +6,7 @@ length of every token's velocity kept at the positive branch's.
 """
 
 import functools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,6 +173,11 @@ class QwenImage(Family[QwenImageBranch]):
     def _tokenizer(self) -> Tokenizer:
         """Its 150,000 words take half a second to read."""
         return qwen_tokenizer(self.files.tokenizer)
+
+    def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
+        editing = self.files.editing
+        sizes = [editing.latent_size(picture) for picture in pictures] if editing else []
+        return sum(math.prod(size) for size in sizes) // self.size_multiple**2
 
     def choices(self) -> dict[str, str]:
         return {"modulation": self._tables_from}

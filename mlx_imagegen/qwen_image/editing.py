@@ -35,6 +35,9 @@ class Editing(Config):
     def for_latents(self, picture: Image.Image) -> Image.Image:
         return self._resized(picture, self.latent_area)
 
+    def latent_size(self, picture: Image.Image) -> tuple[int, int]:
+        return proportioned(picture.size, self.latent_area, self.multiple)
+
     def introduction(self, pictures: Sequence[object]) -> str:
         """What stands before the user's words."""
         return "".join(
