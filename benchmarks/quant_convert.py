@@ -83,13 +83,13 @@ def write(path: Path, tensors: list[tuple[str, tuple[int, ...]]], pool: bytes) -
             left -= file.write(pool[: min(left, len(pool))])
 
 
-def timed(command: list[str]) -> tuple[float, float, int]:
+def timed(command: list[str], quiet: bool = True) -> tuple[float, float, int]:
     """Wall seconds, processor seconds and peak RSS.
 
     The peak is looked at from outside while the command runs: on Linux a child's ru_maxrss begins with its parent's.
     """
     before, started, peak = os.times(), time.perf_counter(), 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None) as child:
         while child.poll() is None:
             peak = max(peak, resident(child.pid))
             time.sleep(0.05)

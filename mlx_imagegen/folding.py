@@ -32,10 +32,11 @@ class Folded:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], where: Path) -> "Folded | None":
-        entry = (config.get("mlx_imagegen") or {}).get("folded")
-        if entry is None:
+        block = config.get("mlx_imagegen")
+        if block is None:
             return None
         try:
+            entry = block["folded"]
             size = tuple(map(int, entry["size"])) if entry["size"] else None
             return cls(int(entry["steps"]), tuple(map(float, entry["timesteps"])), size)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ again.
 Must not know: families, files of checkpoints.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -129,4 +130,7 @@ def _write(path: Path, known: dict[str, Choice]) -> bool:
         beside.replace(path)
     except OSError:
         return False
+    finally:  # also when it is stopped by Ctrl-C
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return True

@@ -96,6 +96,14 @@ def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch,
     assert said is not None and "another run may choose otherwise" in said
 
 
+def test_ctrl_c_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, 1.0)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        kernels.choose([(packed_layer(), 100)], mx.float32, tmp_path / "kernels.json")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_both_ways_give_the_same_product(bits: int) -> None:
     layer = packed_layer(bits)

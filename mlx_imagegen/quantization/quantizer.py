@@ -63,7 +63,8 @@ class Draft:
         alike: dict[tuple[str, str], list[str]] = {}
         for piece in pieces:
             alike.setdefault((piece.component, piece.note), []).append(piece.path)
-        folded = [f"{self.fold.component}: {self.fold.folded} alone can be drawn with it"] if self.fold else []
+        fold = self.fold
+        folded = [f"{fold.component}: folded for {fold.folded}, and for no other schedule"] if fold else []
         return folded + [
             f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
             for (component, note), paths in alike.items()

@@ -142,9 +142,10 @@ def test_loading_stays_strict(source: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "mlx_imagegen"}))
     with pytest.raises(MismatchError, match="missing"):
         load(made)
-    path.write_text(json.dumps(config | {"mlx_imagegen": {"folded": {"steps": 4}}}))
-    with pytest.raises(ConfigError, match="damaged"):
-        load(made)
+    for block in ({"folded": {"steps": 4}}, {}, "4 steps", {"folded": {"steps": 4, "size": None, "timesteps": "abcd"}}):
+        path.write_text(json.dumps(config | {"mlx_imagegen": block}))
+        with pytest.raises(ConfigError, match="damaged"):
+            load(made)
 
 
 def test_other_steps_and_sizes_are_refused_before_anything_is_loaded(source: Path, tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_without_the_source_a_lora_on_modulation_is_refused(
 def test_the_plan_says_what_is_written(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     planned = cli("quantize", "--model", source, "--bits", 8, "--fold", STEPS, "--plan")
     assert planned.code == 0 and "a table of 4 columns, f32" in planned.out
-    assert "note: transformer: 4 steps at 1328x1328 or another size of as many pixels alone" in planned.out
+    assert "note: transformer: folded for 4 steps at 1328x1328 or another size of as many pixels, and" in planned.out
     made = draft(source, "q8", fold=STEPS)
     done = cli("quantize", "--model", source, "--bits", 8, "--fold", STEPS, "-o", tmp_path / "made")
     assert done.code == 0

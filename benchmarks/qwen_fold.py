@@ -1,0 +1,112 @@
+"""Qwen-Image's modulation at the published width: from the weights, from the cache, and folded by the converter.
+
+    python benchmarks/run.py qwen_fold, or python -m benchmarks.qwen_fold [--layers 4] [--folder FOLDER]
+
+Makes a random bf16 transformer of that many of the 60 blocks, and measures each way in a process of its own, cold files
+first dropped from the system's cache: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
+the kept tables back, and of `quantize` with and without --fold. All but the constant parts grow with the blocks.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.quant_convert import timed, write
+from mlx_imagegen.loading import layers, own_parameters
+from mlx_imagegen.quantization.bfloat import to_bf16
+from mlx_imagegen.qwen_image.config import QwenImageConfig
+from mlx_imagegen.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = 60
+CONFIG = {
+    "_class_name": "QwenImageTransformer2DModel", "attention_head_dim": 128, "in_channels": 64,
+    "joint_attention_dim": 3584, "num_attention_heads": 24, "out_channels": 16, "patch_size": 2,
+    "axes_dims_rope": [16, 56, 56],
+}  # fmt: skip
+PREPARE = """
+import sys, time, resource
+from pathlib import Path
+import mlx_imagegen
+import mlx.core as mx
+from mlx_imagegen.loading import Changes
+from mlx_imagegen.manifest import recognise
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.qwen_image.tables import find
+folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+family = open_family(recognise(folder), folder, Changes())
+wall, cpu = time.perf_counter(), time.process_time()
+tables, said = find(family.files, [1000.0 - 7 * i for i in range(steps)], mx.bfloat16)
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+print(f"  {steps:>2} steps, {said}: {wall:.2f} s, {cpu:.2f} s of processor", flush=True)
+"""
+
+
+def make(folder: Path, blocks: int) -> int:
+    """The stored draw with a transformer of the published widths; gives the bytes of its modulation."""
+    shutil.copytree(ROOT / "tests/data/qwen_image/image", folder)
+    shutil.rmtree(folder / "transformer")
+    (folder / "transformer").mkdir()
+    data = CONFIG | {"num_layers": blocks}
+    (folder / "transformer/config.json").write_text(json.dumps(data))
+    config = QwenImageConfig.read(data, "benchmark")
+    shapes = [
+        {f"{path}.{name}": value.shape for path, layer in layers(tree) for name, value in own_parameters(layer).items()}
+        for tree in (QwenImageTransformer(config), QwenImageModulators(config))
+    ]
+    pool = to_bf16((0.02 * np.random.default_rng(0).standard_t(5, 2**24)).astype(np.float32)).tobytes()
+    everything = sorted((shapes[0] | shapes[1]).items())  # block by block, as published
+    write(folder / "transformer/diffusion_pytorch_model.safetensors", everything, pool)
+    return sum(2 * int(np.prod(shape)) for shape in shapes[1].values())
+
+
+def forget(folder: Path) -> None:
+    """Drops the files from the system's cache, where there is a call for it."""
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "qwen_fold")
+    args, _ = parser.parse_known_args()
+    shutil.rmtree(args.folder, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = str(args.folder / "cache")
+    source = args.folder / "source"
+    try:
+        size = make(source, args.layers)
+        print(f"{args.layers} of {BLOCKS} blocks: {size / 1e9:.2f} GB of modulation in bf16", flush=True)
+        for steps in (8, 50):
+            for _ in range(2):
+                forget(args.folder)
+                timed([sys.executable, "-c", PREPARE, str(source), str(steps)], quiet=False)
+            kept = max((args.folder / "cache").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+            print(f"  {steps:>2} steps: {kept.stat().st_size / 1e6:.1f} MB kept", flush=True)
+        whole = (source / "transformer/diffusion_pytorch_model.safetensors").stat().st_size
+        for more in ([], ["--fold", "8"], ["--fold", "50"]):
+            made = args.folder / "made"
+            forget(args.folder)
+            command = [sys.executable, "-m", "mlx_imagegen.quantize", "--quiet", "--model", str(source), "--bits", "6"]
+            wall, cpu, peak = timed([*command, "-o", str(made), *more])
+            out = (made / "transformer/diffusion_pytorch_model.safetensors").stat().st_size
+            pace = f"{wall:.0f} s, {cpu:.0f} s of processor, {whole / cpu / 1e6:.0f} MB/s a core"
+            sizes = f"{whole / 1e9:.2f} -> {out / 1e9:.2f} GB"
+            print(f"  q6 {' '.join(more):10} {sizes}: {pace}, peak RSS {peak / 1e6:.0f} MB", flush=True)
+            shutil.rmtree(made)
+    finally:
+        shutil.rmtree(args.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
