@@ -46,6 +46,8 @@ FORMATS = (
 FAMILIES = (
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
     ("HiDream-I1", r"(double|single)_stream_blocks"),
+    ("HunyuanVideo", r"(img|txt)_mlp[._]fc\d|\.(img|txt)_attn_qkv|individual_token_refiner"),
+    ("Chroma", r"distilled_guidance_layer"),
     ("FLUX.1", r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context"),
     ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
     ("HiDream-O1-Image", r"language_model[._]layers|final_layer2|t_embedder1|x_embedder[._]proj[12]"),
@@ -133,7 +135,7 @@ class LoraFile:
     @property
     def family(self) -> str | None:
         """The model whose modules the keys name, as far as can be told."""
-        words = (self.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
+        words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
         told = " ".join(words).lower()
         by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
         by_words = next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)

@@ -145,6 +145,9 @@ def test_a_lora_for_another_model_says_which() -> None:
         ("transformer.single_stream_modulation.linear.lora_A.weight", "FLUX.2"),
         ("diffusion_model.blocks.3.self_attn.q.lora_A.weight", "Wan"),
         ("diffusion_model.layers.3.attention.qkv.lora_A.weight", "Z-Image"),
+        ("lora_unet_double_blocks_3_img_mlp_fc1.lora_down.weight", "HunyuanVideo"),
+        ("diffusion_model.double_blocks.3.img_attn_qkv.lora_A.weight", "HunyuanVideo"),
+        ("diffusion_model.distilled_guidance_layer.layers.0.in_layer.lora_A.weight", "Chroma"),
         ("diffusion_model.joint_blocks.3.x_block.attn.qkv.lora_A.weight", "Stable Diffusion 3"),
     ],
 )
