@@ -7,7 +7,7 @@ components but never decides when they are in memory: the pipeline loads and rel
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -50,6 +50,14 @@ class Conditioning(Generic[Branch]):
     positive: Branch
     negative: Branch | None = None
     cfg: float = 1.0  # the scale between the two branches
+
+    def guided(self, velocity: Callable[[Branch], mx.array]) -> mx.array:
+        """One branch's velocity, or from the unwanted one's towards it and beyond."""
+        v = velocity(self.positive)
+        if self.negative is None:
+            return v
+        unwanted = velocity(self.negative)
+        return unwanted + self.cfg * (v - unwanted)
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,7 @@ class Flux(Family[FluxBranch]):
         def branch(of: FluxBranch) -> mx.array:
             return transformer(x, of.txt, of.rope, of.modulation[index])
 
-        v = branch(conditioning.positive)
-        if conditioning.negative is None:
-            return v
-        unwanted = branch(conditioning.negative)
-        return unwanted + conditioning.cfg * (v - unwanted)
+        return conditioning.guided(branch)
 
     def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
         _, _, height, width = self._latent_shape(settings)

@@ -3,13 +3,16 @@
 In: a folder. Out: `FluxFiles`, the configs and weights of every component, each tensor accounted for by name and shape.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from ..checkpoint import open_checkpoint
-from ..config import read_json
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..config import Config, read_json
 from ..errors import MissingFile
 from ..folder import open_component, read_scheduler
+from ..keys import Rename
 from ..layers.embed import Table
 from ..loading import Changes, Weights
 from ..manifest import Manifest
@@ -23,8 +26,17 @@ from .original import autoencoder_config, transformer_config
 from .transformer import FluxTransformer
 from .vae import Autoencoder, VaeConfig
 
+Part = TypeVar("Part", bound=Config)
 CLIP_TABLE = "embeddings.token_embedding.weight"
 T5_TABLE = "shared.weight"
+
+
+class Original(NamedTuple):
+    """A component as it was first published: one file, without a config."""
+
+    pattern: str
+    config: Callable[[Checkpoint], dict[str, Any]]  # read off the tensors
+    rename: Rename
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,12 @@ class FluxFiles:
 
 def open_files(folder: Path, manifest: Manifest, changes: Changes) -> FluxFiles:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    config, transformer = _open_transformer(folder, changes)
-    vae_config, vae = _open_vae(folder, changes)
+    config, transformer = _open(
+        FluxConfig, folder, "transformer", changes, Original("flux1*.safetensors", transformer_config, from_original)
+    )
+    vae_config, vae = _open(
+        VaeConfig, folder, "vae", changes, Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
+    )
     clip_config = CLIPConfig.read(read_json(folder / "text_encoder/config.json"), folder / "text_encoder/config.json")
     t5_config = T5Config.read(read_json(folder / "text_encoder_2/config.json"), folder / "text_encoder_2/config.json")
     clip = open_component(folder, "text_encoder", changes, from_clip)
@@ -60,30 +76,16 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> FluxFiles:
     )  # fmt: skip
 
 
-def _open_transformer(folder: Path, changes: Changes) -> tuple[FluxConfig, Weights]:
-    path = folder / "transformer" / "config.json"
+def _open(kind: type[Part], folder: Path, component: str, changes: Changes, original: Original) -> tuple[Part, Weights]:
+    """A component's own folder, or else the original's single file."""
+    path = folder / component / "config.json"
     if path.is_file():
-        return FluxConfig.read(read_json(path), path), open_component(folder, "transformer", changes)
-    file = _original(folder, "flux1*.safetensors", path)
-    checkpoint = open_checkpoint(file)
-    data = transformer_config(checkpoint)
-    return FluxConfig.read(data, file), Weights.open("transformer", checkpoint, from_original, data, changes)
-
-
-def _open_vae(folder: Path, changes: Changes) -> tuple[VaeConfig, Weights]:
-    path = folder / "vae" / "config.json"
-    if path.is_file():
-        return VaeConfig.read(read_json(path), path), open_component(folder, "vae", changes)
-    file = _original(folder, "ae*.safetensors", path)
-    checkpoint = open_checkpoint(file)
-    data = autoencoder_config(checkpoint)
-    return VaeConfig.read(data, file), Weights.open("vae", checkpoint, from_original_autoencoder, data, changes)
-
-
-def _original(folder: Path, pattern: str, config: Path) -> Path:
-    files = sorted(folder.glob(pattern))
+        return kind.read(read_json(path), path), open_component(folder, component, changes)
+    files = sorted(folder.glob(original.pattern))
     if not files:
         raise MissingFile(
-            f"{config} is not there, and neither is an original {pattern} in {folder}; the folder is incomplete."
+            f"{path} is not there, and neither is an original {original.pattern} in {folder}; the folder is incomplete."
         )
-    return files[0]
+    checkpoint = open_checkpoint(files[0])
+    data = original.config(checkpoint)
+    return kind.read(data, files[0]), Weights.open(component, checkpoint, original.rename, data, changes)

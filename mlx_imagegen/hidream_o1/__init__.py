@@ -122,11 +122,7 @@ class HiDream(Family[HiDreamBranch]):
             picture = self._transformer()(x, timestep, of.rope, of.prefix, of.references)
             return (x - picture) / max(timestep / 1000, self.patch.t_eps)
 
-        v = branch(conditioning.positive)
-        if conditioning.negative is None:
-            return v
-        unwanted = branch(conditioning.negative)
-        return unwanted + conditioning.cfg * (v - unwanted)
+        return conditioning.guided(branch)
 
     def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
         picture = unpatchified(x, self._grid(settings), self.patch.patch_size)[0]  # [C, H, W]

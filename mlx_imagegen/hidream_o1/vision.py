@@ -5,7 +5,7 @@ model's own image pass is not used: it would make the pixels' attention causal.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -52,20 +52,8 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     from mlx_vlm.models.qwen3_vl.config import VisionConfig as TheirConfig
     from mlx_vlm.models.qwen3_vl.vision import VisionModel
 
-    theirs = TheirConfig(
-        model_type="qwen3_vl",
-        depth=config.depth,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        out_hidden_size=config.out_hidden_size,
-        num_heads=config.num_heads,
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        spatial_merge_size=config.spatial_merge_size,
-        temporal_patch_size=config.temporal_patch_size,
-        num_position_embeddings=config.num_position_embeddings,
-        deepstack_visual_indexes=list(config.deepstack_visual_indexes),
-    )
+    sizes = {name: value for name, value in asdict(config).items() if name != "hidden_act"}
+    theirs = TheirConfig(model_type="qwen3_vl", **sizes)
     return VisionModel(theirs)
 
 

@@ -3,7 +3,7 @@
 The tower itself is mlx-vlm's, imported only when it is built (about a second, and it pulls transformers).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -65,20 +65,8 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     from mlx_vlm.models.qwen2_5_vl.config import VisionConfig as TheirConfig
     from mlx_vlm.models.qwen2_5_vl.vision import VisionModel
 
-    theirs = TheirConfig(
-        model_type="qwen2_5_vl",
-        depth=config.depth,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        out_hidden_size=config.out_hidden_size,
-        num_heads=config.num_heads,
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        spatial_merge_size=config.spatial_merge_size,
-        temporal_patch_size=config.temporal_patch_size,
-        window_size=config.window_size,
-        fullatt_block_indexes=list(config.fullatt_block_indexes),
-    )
+    sizes = {name: value for name, value in asdict(config).items() if name != "hidden_act"}
+    theirs = TheirConfig(model_type="qwen2_5_vl", **sizes)
     root = nn.Module()
     root[VISION.rstrip(".")] = VisionModel(theirs)
     return root

@@ -1,8 +1,6 @@
-"""What the draws of autoencoders share: the sizes and numbers they are shown, how a draw is stored, and the command."""
+"""What the draws of autoencoders share: the sizes and numbers they are shown, and how a draw is stored."""
 
-import argparse
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,11 +25,3 @@ def store(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     turned = {name: tensors[name].permute(0, 2, 3, 1) for name in ("pixels", "picture")}
     stored = {name: tensor.contiguous() for name, tensor in (tensors | turned).items()}
     save_file(stored, folder / "reference.safetensors")
-
-
-def run(draw: Callable[[Path, int], None], doc: str | None) -> None:
-    parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.seed)

@@ -8,7 +8,6 @@ reference.safetensors: one double and one single block, the transformer, schedul
 embedding, dynamic shift), an odd one the schnell kind. Needs torch, diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import run
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -172,8 +172,4 @@ def pictures(folder: Path, pipeline: FluxPipeline, options: dict[str, Any]) -> d
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.seed)
+    run(draw, __doc__)

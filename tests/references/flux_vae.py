@@ -11,7 +11,8 @@ import random
 from pathlib import Path
 
 import torch
-from autoencoders import run, shown, store
+from autoencoders import shown, store
+from command import run
 from diffusers import AutoencoderKL
 
 

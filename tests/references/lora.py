@@ -9,12 +9,12 @@ they do the merging; for the others the formula is written out here, in float64.
 transformers.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from command import run
 from diffusers import FluxPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
@@ -516,8 +516,4 @@ def draw_peft(folder: Path, model: nn.Module, base: State, config: LoHaConfig | 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.seed)
+    run(draw, __doc__)
