@@ -138,6 +138,10 @@ class Family(ABC, Generic[Branch]):
             f"--fold: the family {self.name} has no modulation layers in whose place a table could stand; leave it out."
         )
 
+    def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
+        """What the names of LoRA files tell that their tensors do not."""
+        return []
+
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""
 

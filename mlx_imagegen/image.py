@@ -50,7 +50,7 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:
     """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return _upright(picture)
     if isinstance(picture, np.ndarray):
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise RequestError(
@@ -63,14 +63,24 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise RequestError(f"{name} {picture!r}: give a file's path, a PIL image or an array [height, width, 3].")
     path = Path(picture).expanduser()
     try:
-        with Image.open(path) as image:  # a camera held upright notes that, and leaves the pixels lying on their side
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(path) as image:
+            return _upright(image)
     except FileNotFoundError as error:
         raise MissingFile(f"{name}: {path} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(
             f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file."
         ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As RGB. A camera that was turned notes that, and leaves the pixels lying on their side; and Pillow cuts 16-bit
+    greys off at 255, which would leave nothing but white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        levels: np.ndarray = np.asarray(image, np.float64) / 257
+        image = Image.fromarray(levels.round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def fingerprint(picture: Image.Image | np.ndarray) -> str:

@@ -20,6 +20,7 @@ from .family import Prompt, Settings
 from .image import Picture, fingerprint, open_picture, proportioned
 from .manifest import Manifest
 from .random import SEED_LIMIT
+from .text.patches import STEEPEST
 
 SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
@@ -308,7 +309,14 @@ def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Imag
     limit = manifest.extras.get("references_limit")
     if limit is not None and len(given) > limit:
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
-    return tuple(open_picture(reference, "references") for reference in given)
+    pictures = tuple(open_picture(reference, "references") for reference in given)
+    for width, height in (picture.size for picture in pictures):
+        if max(width, height) > STEEPEST * min(width, height):
+            raise RequestError(
+                f"references: a picture of {width}x{height} is too narrow for {manifest.name}'s eyes: the sides may "
+                f"differ {STEEPEST} times at most. Cut out the part that matters."
+            )
+    return pictures
 
 
 def _step_noise(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:
@@ -327,6 +335,8 @@ def _sequence_length(manifest: Manifest, asked: int | None) -> int:
     limit = manifest.defaults.max_sequence_length
     if asked is None:
         return limit
+    if manifest.extras.get("whole_prompt") and asked != limit:  # that one stands in every picture's record
+        raise RequestError(f"max_sequence_length: {manifest.name} reads the whole prompt; leave it out.")
     if not 1 <= asked <= limit:
         raise RequestError(f"max_sequence_length {asked}: {manifest.name} reads 1 to {limit} tokens.")
     return asked
@@ -354,6 +364,8 @@ def _guidance(
             )
         cfg = manifest.defaults.guidance if guidance is None else guidance
         told = 0.0
+        if 0 < cfg < 1:
+            notes.append(f"guidance {cfg:g} is the same as 1: a second branch runs above 1 only")
     else:
         cfg = 1.0 if true_cfg is None else true_cfg
         told = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance

@@ -56,11 +56,13 @@ def sampling(
         if value is not None and not (name == "timesteps" and len(value) == 0)
     }
     if table is None:
+        own = {"shift"} & asked.keys() & set(manifest.extras.get("takes", ()))
+        extras = {name: _number(name, asked.pop(name), 0.1, 100) for name in own}
         if asked:
             raise RequestError(
                 f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
             )
-        return steps, {}
+        return steps, extras
     special = table.get("one_reference", {}) if references == 1 else {}
     table = {"sampler": manifest.defaults.sampler, "noise_clip": 0.0, "timesteps": (), **table, **special}
     sampler = _sampler(asked.get("sampler", table["sampler"]), manifest)

@@ -161,6 +161,9 @@ class Pipeline:
         known, title = vocabularies(self.family), TITLES[self.family.name]
         matches = match_loras(loras, known, title, partial)
         before = match_loras(self._source.merged_before(matches, self.family), known, title, partial=True)
+        names = [match.lora.file.path.name for match in matches if not match.lora.own]
+        for note in self.family.lora_notes(self.model.manifest, names):
+            on_download(f"note: {note}")
         if refit(self.family, self.merge, matches, before):
             self._branches, self._prepared = {}, {}  # made with the former weights
             self.family.forget()

@@ -59,7 +59,14 @@ def test_a_camera_s_note_of_how_it_was_held_is_followed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: turn it a quarter to the right
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "a.png")), np.asarray(upright))
+    for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert np.array_equal(np.asarray(open_picture(given)), np.asarray(upright))
+
+
+def test_sixteen_bit_greys_keep_their_levels(tmp_path: Path) -> None:
+    greys = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(greys * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "deep.png"))[..., 1], greys)
 
 
 @pytest.mark.parametrize("given", [5, ["a.png"], np.full((4, 4, 3), 200)])

@@ -31,6 +31,7 @@ from ..text.patches import to_patches
 from ..text.qwen import LanguageModel, mrope, text_positions
 from ..text.tokenizer import Tokenizer, qwen_tokenizer
 from .files import TABLE, QwenImageFiles, columns, open_files
+from .lightning import lightning_notes
 from .modulation import fold_inputs, modulators
 from .positions import Grid, positions
 from .prompts import ids_of
@@ -117,7 +118,11 @@ class QwenImage(Family[QwenImageBranch]):
 
     def schedule(self, settings: Settings) -> Schedule:
         rows, columns = self._grid(settings)
-        schedule = flow_match_schedule(self.files.scheduler, settings.steps, rows * columns)
+        config = self.files.scheduler
+        if "shift" in settings.extras:
+            shift = settings.extras["shift"]
+            config = replace(config, use_dynamic_shifting=False, shift=shift, shift_terminal=None)
+        schedule = flow_match_schedule(config, settings.steps, rows * columns)
         if self.files.folded is not None:
             folder = self.files.tokenizer.parent
             self.files.folded.check(schedule.timesteps, folder, settings.steps, (settings.width, settings.height))
@@ -201,6 +206,9 @@ class QwenImage(Family[QwenImageBranch]):
             columns(config, folded),
             lambda read: fold_inputs(config, schedule.timesteps, read),
         )
+
+    def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
+        return [note for name in names for note in lightning_notes(manifest, name)]
 
     def forget(self) -> None:
         self._seen, self._tables = {}, {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.nn as nn
 
 from ..config import read_json
+from ..errors import ConfigError
 from ..folder import open_component, read_scheduler
 from ..folding import Folded
 from ..layers.embed import Table
@@ -65,6 +66,7 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageF
         [QwenImageTransformer(config), QwenImageModulators(config, columns(config, folded))],
         folded=QwenImageModulators(config) if folded else None,
     )
+    _check_widths(config, text_config, vae_config, paths["transformer"])
     vae.check([Encoder(vae_config), Decoder(vae_config)], unused_tensors(vae_config))
     trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
     scheduler = read_scheduler(folder, manifest)
@@ -81,3 +83,17 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageF
 
 def columns(config: QwenImageConfig, folded: Folded | None) -> int:
     return len(folded.timesteps) + config.zero_cond_t if folded else 0
+
+
+def _check_widths(config: QwenImageConfig, text: QwenConfig, vae: VaeConfig, where: Path) -> None:
+    """The parts must hand on what the next one takes: a folder may be put together from several."""
+    for field, found, expected, other in (
+        ("joint_attention_dim", config.joint_attention_dim, text.hidden_size, "text_encoder's hidden_size"),
+        ("out_channels", config.out_channels, vae.z_dim, "vae's z_dim"),
+        ("in_channels", config.in_channels, vae.z_dim * config.patch_size**2, "vae's z_dim in patches"),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but the {other} comes to {expected}: the parts of this folder "
+                "are of different models. Take them from one repository."
+            )

@@ -7,12 +7,14 @@ five are checked.
 
 import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from mlx_imagegen import load
 from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.keys import Rename, same_names
@@ -99,6 +101,15 @@ def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: s
     assert f"1 misshapen: {misshapen}" in message
 
 
+def test_text_encoders_of_either_spelling_are_read() -> None:
+    """As published, and as a newer transformers saves what it has in memory."""
+    names = ["model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"]
+    names += ["visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight", "lm_head.weight"]
+    found = [target.name for name in names for target in from_text_encoder(name)]
+    layer, eyes = "layers.0.mlp.up_proj.weight", "visual.merger.ln_q.weight"
+    assert found == [layer, layer, eyes, eyes, "lm_head.weight"]
+
+
 def test_only_2511_asks_for_zero_cond_t() -> None:
     asked = {
         model: QwenImageConfig.read(stored(model, "transformer")[0], WHERE).zero_cond_t
@@ -148,3 +159,26 @@ def test_resident_memory_in_the_loop(recipe: str | None, expected: float) -> Non
     read = QwenImageConfig.read(config, WHERE)
     loop = Component(weights, lambda: QwenImageTransformer(read), mx.bfloat16)
     assert round(loop.nbytes / 1e9, 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("transformer", "in_channels"), ("transformer", "out_channels"), ("transformer", "joint_attention_dim")],
+)
+def test_parts_of_different_models_are_refused(part: str, field: str, tmp_path: Path) -> None:
+    """Each part fits its own config; only the width at which one hands on to the next is another."""
+    folder = shutil.copytree(Path(__file__).parents[1] / "data/qwen_image/image", tmp_path / "model")
+    path = folder / part / "config.json"
+    config = json.loads(path.read_text()) | {"num_layers": 1}
+    config[field] += 4
+    path.write_text(json.dumps(config))
+    read = QwenImageConfig.read(config, path)
+    tensors = {
+        f"{name}.{parameter}" if name else parameter: value
+        for tree in (QwenImageTransformer(read), QwenImageModulators(read))
+        for name, layer in layers(tree)
+        for parameter, value in own_parameters(layer).items()
+    }
+    mx.save_safetensors(str(folder / part / "diffusion_pytorch_model.safetensors"), tensors)
+    with pytest.raises(ConfigError, match=f"field '{field}' is {config[field]}, but the"):
+        load(folder)

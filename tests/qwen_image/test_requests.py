@@ -1,6 +1,7 @@
 """What users ask of Qwen-Image: sizes, second branches, references, long prompts; and what is read for it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from mlx_imagegen import load, qwen_image
 from mlx_imagegen.checkpoint import Tensor
@@ -18,8 +20,10 @@ from mlx_imagegen.family import Settings
 from mlx_imagegen.job import Job, requested
 from mlx_imagegen.manifest import manifests
 from mlx_imagegen.qwen_image import QwenImage
+from mlx_imagegen.qwen_image.editing import Editing
+from mlx_imagegen.qwen_image.lightning import lightning_notes
 from mlx_imagegen.qwen_image.tables import find
-from tests.qwen_image.test_qwen_image import DATA, open_pipeline
+from tests.qwen_image.test_qwen_image import DATA, open_pipeline, options_of
 
 SHARED = Path(__file__).parents[3] / "shared/facts/schedules.json"
 LIGHTNING = [name for name, manifest in manifests().items() if "lightning" in name and manifest.family == "qwen_image"]
@@ -54,6 +58,19 @@ def test_schedules_are_diffusers(name: str) -> None:
         assert np.abs(np.array(schedule.sigmas) - json.loads(SHARED.read_text())[name]["sigmas"]).max() < 1e-7
 
 
+def test_a_shift_of_3_is_lightnings_schedule() -> None:
+    """For its LoRA on a folder of one's own: constant at every size, and no terminal shift."""
+    family = open_pipeline(DATA / "image").family
+    for width in (512, 1328):
+        schedule = family.schedule(ask("qwen-image", steps=4, width=width, shift=3).settings)
+        assert np.allclose(schedule.sigmas, (1, 0.9, 0.75, 0.5, 0), rtol=0, atol=1e-7)
+    assert ask("qwen-image", shift=3).record("cfg")["shift"] == 3
+    with pytest.raises(RequestError, match="shift 0: give a number from 0.1"):
+        ask("qwen-image", shift=0)
+    with pytest.raises(RequestError, match="sampler: qwen-image has one sampler"):
+        ask("qwen-image", shift=3, sampler="unipc")
+
+
 def test_the_manifests_defaults() -> None:
     full, lightning, edit = (
         ask("qwen-image"),
@@ -81,6 +98,12 @@ def test_a_negative_prompt_without_a_second_branch_is_said_to_have_no_effect() -
     (note,) = ask("qwen-image", negative_prompt="blurry", guidance=1.0).notes
     assert "no effect" in note and "set guidance above 1" in note
     assert not ask("qwen-image", negative_prompt="blurry").notes
+
+
+def test_guidance_between_0_and_1_is_said_to_be_1() -> None:
+    (note,) = ask("qwen-image", guidance=0.5).notes
+    assert "0.5 is the same as 1" in note
+    assert not ask("qwen-image", guidance=1.0).notes and not ask("qwen-image", guidance=0).notes
 
 
 @pytest.mark.parametrize("side", [1000, 1330, 0, -16])
@@ -112,6 +135,27 @@ def test_an_edited_pictures_size_follows_from_the_last_reference() -> None:
     assert (settings.width, settings.height) == (640, 1248)
 
 
+@pytest.mark.parametrize(("size", "refused"), [((3000, 14), True), ((10, 2001), True), ((2000, 10), False)])
+def test_a_reference_too_narrow_to_be_seen_is_refused_before_anything_is_read(
+    size: tuple[int, int], refused: bool
+) -> None:
+    if refused:
+        with pytest.raises(RequestError, match=f"{size[0]}x{size[1]} is too narrow.*200 times"):
+            ask("qwen-image-edit-2511", references=[PICTURE, Image.new("RGB", size)])
+    else:  # and what is let through here, the eyes take, as it is resized for them
+        editing = Editing.of(manifests()["qwen-image-edit-2511"])
+        reference, _ = ask("qwen-image-edit-2511", references=[Image.new("RGB", size), PICTURE]).prompt.references
+        width, height = editing.for_language(reference).size
+        assert max(width, height) <= 200 * min(width, height)
+
+
+def test_editing_reads_the_whole_prompt() -> None:
+    """diffusers cuts nothing there, so that a length would be a knob without a use."""
+    with pytest.raises(RequestError, match="qwen-image-edit-2509 reads the whole prompt; leave it out"):
+        ask("qwen-image-edit-2509", references=[PICTURE], max_sequence_length=100)
+    assert ask("qwen-image-edit", references=[PICTURE], max_sequence_length=1024).settings.cfg == 4.0  # from a record
+
+
 def test_a_placeholder_in_the_prompt_is_refused() -> None:
     pipeline = open_pipeline(DATA / "edit")
     with pytest.raises(RequestError, match=r"'<\|image_pad\|>'"):
@@ -141,6 +185,44 @@ def test_a_cut_prompt_is_the_shorter_prompt() -> None:
 def test_a_lightning_lora_fits_only_its_own_base(flux_folder: Path) -> None:
     with pytest.raises(LoraError, match="Qwen-Image"):
         load(flux_folder, lora=[DATA / "image" / "lightning.safetensors"])
+
+
+NAMED = {
+    # file, model: what is said of the base, and of the steps
+    ("Qwen-Image-Lightning-4steps-V1.1.safetensors", "qwen-image"): (None, "qwen-image-lightning-4step"),
+    ("Qwen-Image-2512-Lightning-8steps-V1.0-fp32.safetensors", "qwen-image"): (
+        "Qwen-Image-2512",
+        "qwen-image-2512-lightning",
+    ),
+    ("Qwen-Image-Edit-2509-Lightning-4steps-V1.0.safetensors", "qwen-image-edit-2511"): ("Qwen-Image-Edit-2509", ""),
+    ("Qwen-Image-Lightning-8steps-V2.0.safetensors", "qwen-image-2512-lightning"): ("Qwen-Image,", None),
+    ("watercolour.safetensors", "qwen-image"): (None, None),
+}
+
+
+@pytest.mark.parametrize(("file", "model"), NAMED)
+def test_a_lightning_loras_name_tells_what_its_tensors_do_not(file: str, model: str) -> None:
+    base, ready = NAMED[file, model]
+    notes = list(lightning_notes(manifests()[model], file))
+    assert len(notes) == (base is not None) + (ready is not None)
+    assert base is None or f"by its name for {base}" in notes[0]
+    if ready is not None:
+        assert f"steps={re.findall('([0-9]+)steps', file)[0]}, guidance=1 and shift=3" in notes[-1]
+        assert (f"model='{ready}'" in notes[-1]) == bool(ready)
+
+
+def test_a_lightning_lora_by_hand_is_told_before_it_draws(tmp_path: Path) -> None:
+    """And with the numbers that it asks for, it draws what the ready-made model draws."""
+    file = tmp_path / "Qwen-Image-Lightning-4steps-V2.0.safetensors"
+    shutil.copy(DATA / "image/lightning.safetensors", file)
+    said: list[str] = []
+    pipeline = load(DATA / "image", lora=[file], on_download=said.append)
+    assert len(said) == 1 and said[0].startswith("note: Qwen-Image-Lightning-4steps")
+    options = options_of(DATA / "image")
+    noise = load_file(DATA / "image/reference.safetensors")
+    asked = {name: options[name] for name in ("width", "height")} | {"steps": 4, "guidance": 1, "shift": 3}
+    made = np.asarray(pipeline.generate(options["prompt"], noise=noise["noise"], **asked).image).astype(int)
+    assert np.abs(made - noise["picture.lightning"].astype(int)).max() <= 1
 
 
 def test_lm_head_and_eyes_are_not_read_and_the_table_by_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
