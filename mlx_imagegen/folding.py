@@ -51,10 +51,17 @@ class Folded:
         alike = np.allclose([self.timesteps[i] for i in near], timesteps, rtol=1e-7, atol=0)
         return near if alike else None
 
-    def check(self, timesteps: Sequence[float], folder: Path, steps: int, size: tuple[int, int]) -> None:
-        """Refuses a schedule that the tables do not hold."""
+    def check(
+        self, timesteps: Sequence[float], folder: Path, steps: int, size: tuple[int, int], shift: float | None = None
+    ) -> None:
+        """Refuses a schedule that the tables do not hold. `shift`: asked for in place of the model's own."""
         if self.columns(timesteps) is not None:
             return
+        if shift is not None:
+            raise RequestError(
+                f"{folder} holds the modulation of {self} in the place of its weights, and shift={shift:g} needs "
+                "another. Leave shift out, or take a folder that is not folded."
+            )
         record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
         command = remake(record, fold=steps, fold_size=size if self.size else None)
         raise RequestError(

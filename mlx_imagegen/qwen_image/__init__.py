@@ -124,8 +124,8 @@ class QwenImage(Family[QwenImageBranch]):
             config = replace(config, use_dynamic_shifting=False, shift=shift, shift_terminal=None)
         schedule = flow_match_schedule(config, settings.steps, rows * columns)
         if self.files.folded is not None:
-            folder = self.files.tokenizer.parent
-            self.files.folded.check(schedule.timesteps, folder, settings.steps, (settings.width, settings.height))
+            folder, size = self.files.tokenizer.parent, (settings.width, settings.height)
+            self.files.folded.check(schedule.timesteps, folder, settings.steps, size, settings.extras.get("shift"))
         return schedule
 
     def prepare(
