@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.quantization.test_fold import check_folded
 from tests.qwen_image.test_qwen_image import (
     WAYS,
     check_block,
@@ -50,6 +51,10 @@ def test_text_features(drawn: Path) -> None:
 def test_pictures(drawn: Path) -> None:
     for way in WAYS[drawn.name.split("-")[0]]:
         check_picture(drawn, way)
+
+
+def test_folded(drawn: Path, tmp_path: Path) -> None:
+    check_folded(drawn, "cfg", tmp_path / "made")
 
 
 def test_ids_and_lightning_merged(tmp_path: Path) -> None:

@@ -34,12 +34,25 @@ MODULES = ("time_text_embed.timestep_embedder.linear_2", "transformer_blocks.0.i
 FLOAT32 = 2e-6  # a float32 sum of some hundred terms against a float64 one, relative to the largest
 
 
-@pytest.fixture
-def as_stored(tmp_path: Path) -> str:
+def leave_as_stored(folder: Path) -> str:
     """A recipe that leaves every weight as it is."""
-    path = tmp_path / "as-stored.toml"
+    path = folder / "as-stored.toml"
     path.write_text('bits = 16\nkeep = ["transformer", "text_encoder", "vae"]\n[[qwen_image]]\nmatch = "*"\n')
     return str(path)
+
+
+def check_folded(folder: Path, way: str, made: Path) -> None:
+    """diffusers' own picture, at most one level off, as the whole checkpoint's is."""
+    options = options_of(folder)
+    size = options["width"], options["height"]
+    quantize(folder, made, quant=leave_as_stored(made.parent), fold=options["steps"], fold_size=size)
+    check_picture(folder, way, open_pipeline(made))
+    assert np.abs(picture(folder, way, open_pipeline(made)) - picture(folder, way)).max() <= 1
+
+
+@pytest.fixture
+def as_stored(tmp_path: Path) -> str:
+    return leave_as_stored(tmp_path)
 
 
 @pytest.fixture
@@ -85,11 +98,8 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("kind", "way"), [("image", "cfg"), ("image", "image"), ("edit", "cfg"), ("zero", "two")])
-def test_a_folded_checkpoint_draws_the_references_picture(kind: str, way: str, tmp_path: Path, as_stored: str) -> None:
-    """diffusers' own, at most one level off, as the whole checkpoint does."""
-    made = quantize(DATA / kind, tmp_path / "made", quant=as_stored, fold=STEPS, fold_size=SIZE)
-    check_picture(DATA / kind, way, open_pipeline(made))
-    assert np.abs(picture(DATA / kind, way, open_pipeline(made)) - picture(DATA / kind, way)).max() <= 1
+def test_a_folded_checkpoint_draws_the_references_picture(kind: str, way: str, tmp_path: Path) -> None:
+    check_folded(DATA / kind, way, tmp_path / "made")
 
 
 @pytest.mark.parametrize("kind", ["image", "zero"])
@@ -158,6 +168,8 @@ def test_other_steps_and_sizes_are_refused_before_anything_is_loaded(source: Pat
         words = f"--quant q8 --fold {change.get('steps', STEPS)} --fold-size {size} -o FOLDER"
         assert f"4 steps at {SIZE[0]}x{SIZE[1]}" in str(refused.value) and words in str(refused.value)
         assert f"--model {source}" in str(refused.value)
+    with pytest.raises(RequestError, match="Leave shift out"):
+        pipeline.generate("a cat", **SMALL | {"shift": 3.0})
     assert not any(component.loaded for component in pipeline.family.components.values())
     turned = SMALL | {"width": SIZE[1], "height": SIZE[0]}  # as many tokens: the same schedule
     result = pipeline.generate("a cat", **turned)
