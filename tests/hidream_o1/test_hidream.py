@@ -2,9 +2,12 @@
 (tests/references/hidream.py)."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -33,6 +36,16 @@ assert not [name for name in sys.modules if name.startswith(("mlx_vlm", "transfo
 
 def references(folder: Path, count: int) -> list[Image.Image]:
     return [Image.open(folder / f"ref{index}.png").convert("RGB") for index in range(count)]
+
+
+def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The stored model without what was recorded of it, and with another config.json."""
+    for path in DATA.iterdir():
+        if path.suffix == ".json" or path.name == "model.safetensors":
+            shutil.copy(path, folder)
+    config = json.loads((DATA / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def check_draw(folder: Path) -> None:
@@ -211,12 +224,7 @@ def test_the_published_layout_loads(tmp_path: Path) -> None:
 
 def test_numbers_without_the_block_come_from_shapes_and_tokenizer(tmp_path: Path) -> None:
     """As in the published repositories, whose config.json is plain Qwen3-VL's."""
-    for path in DATA.iterdir():
-        if path.suffix == ".json" or path.name == "model.safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((DATA / "config.json").read_text())
-    del config["hidream_o1"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    reconfigured(tmp_path, lambda config: config.pop("hidream_o1"))
     with_block, without = opened(DATA).files.config, opened(tmp_path).files.config
     assert without.patch.patch_size == 8 and without.patch.fix_point == 4096
     assert (without.boi, without.tms) == (with_block.boi, with_block.tms)
@@ -226,12 +234,7 @@ def test_numbers_without_the_block_come_from_shapes_and_tokenizer(tmp_path: Path
 
 
 def test_a_trained_noise_scale_comes_with_the_folder(tmp_path: Path) -> None:
-    for path in DATA.iterdir():
-        if path.suffix == ".json" or path.name == "model.safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((DATA / "config.json").read_text())
-    config["hidream_o1"]["noise_scale"] = 5.0
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    reconfigured(tmp_path, lambda config: config["hidream_o1"].update(noise_scale=5.0))
     result = pipeline.load(tmp_path).generate(PROMPT, width=32, height=24, steps=2, seed=1)
     assert result.record["noise_scale"] == (5.0, 5.0)
 
