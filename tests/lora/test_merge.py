@@ -200,6 +200,26 @@ def test_wrong_shapes(tmp_path: Path, format: str) -> None:
         assert "expected [24, 8], found" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("format", "part", "shape"),
+    [
+        ("dora_lycoris", "dora_scale", (23, 1)),
+        ("dora_lycoris", "dora_scale", (1, 8)),  # over columns, of a module that is three of ours
+        ("dora_lycoris_columns", "dora_scale", (1, 7)),
+        ("peft_dora", "lora_magnitude_vector", (7,)),
+        ("loha_dora", "dora_scale", (23, 1)),
+    ],
+)
+def test_a_magnitude_of_another_length(tmp_path: Path, format: str, part: str, shape: tuple[int, ...]) -> None:
+    stored = open_checkpoint(DATA / "flux" / format / "lora.safetensors")
+    name = next(
+        name for name in stored if part in name and ("img_attn_qkv" in name or "attn_to_q" in name.replace(".", "_"))
+    )
+    with pytest.raises(LoraError, match="shapes that do not fit") as refused:
+        matched(changed(tmp_path / "odd.safetensors", {name: mx.ones(shape)}, f"flux/{format}"))
+    assert str(list(shape)) in str(refused.value)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
 def test_numbers_that_are_none(tmp_path: Path, bad: float, dtype: mx.Dtype) -> None:
