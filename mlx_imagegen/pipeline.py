@@ -38,7 +38,7 @@ from .seams import blend_seams
 
 DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
 OPENING = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
-SMALLEST_MULTIPLE = 16  # pixels; of the published models' picture sizes
+USUAL_MULTIPLE = 16  # pixels; of picture sizes, where a manifest says nothing else
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: A
     what the files say."""
     manifest = manifests().get(str(model))
     if manifest:
-        requested(manifest, SMALLEST_MULTIPLE, prompt, **parameters)
+        requested(manifest, manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE), prompt, **parameters)
 
 
 class Pipeline:

@@ -449,6 +449,8 @@ def test_a_bad_request_is_refused_before_a_download(cli: Cli, monkeypatch: pytes
     monkeypatch.setattr(download, "fetch", fetch)
     refused(cli("generate", "a fox", "--steps", 0), "steps 0")
     refused(cli("generate", "a fox", "--width", 1000), "width 1000")
+    refused(cli("a fox", "--model", "hidream-o1", "--size", "0x256"), "multiple of 32 pixels from 256 up", "2048")
+    refused(cli("a fox", "--model", "hidream-o1-dev", "--width", 272), "multiple of 32", "for example 256")
     refused(cli("generate", "a fox", "--image", "nowhere.png"), "nowhere.png is not there")
 
 

@@ -76,7 +76,8 @@ class HiDream(Family[HiDreamBranch]):
         text, notes = self._fitting(prompt.text, settings.extras["max_sequence_length"])
         config, seen = self.files.config, self._sight.see(prompt, settings)
         ids = prompt_ids(text, config, self.files.tokenizer, seen.shown)
-        txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]
+        # The last id stands for the timestep, which each step embeds itself.
+        txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]  # [1, T, D]
         deepstack = []
         if seen.features is not None:
             places = mx.array([index for index, token in enumerate(ids) if token == config.image_token])

@@ -72,9 +72,8 @@ def _from_shapes(weights: Weights, where: Path) -> PixelConfig:
     absent = [name for name in (PROJECTION, TIMESTEP) if name not in weights.slices]
     if absent:
         raise ConfigError(
-            f"{where.parent} is a Qwen3-VL checkpoint without '{absent[0]}': a language model that describes "
-            "pictures, not "
-            "HiDream-O1-Image, which has the same kind of config.json. Point to a HiDream-O1-Image folder."
+            f"{where.parent} is a Qwen3-VL checkpoint without '{absent[0]}': a language model that describes pictures, "
+            "not HiDream-O1-Image, which has the same kind of config.json. Point to a HiDream-O1-Image folder."
         )
     bottleneck, values = weights.shape(PROJECTION)
     patch = round((values / CHANNELS) ** 0.5)

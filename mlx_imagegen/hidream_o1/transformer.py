@@ -59,9 +59,8 @@ class HiDreamTransformer(nn.Module):
 
     def time(self, timestep: float) -> mx.array:
         """The embedding that stands in the timestep token's place, [1, 1, D]."""
-        clean = np.float32(1) - np.float32(timestep) / np.float32(
-            1000
-        )  # the model counts from noise (0) to picture (1)
+        # The model counts from noise (0) to picture (1), and upstream does so in float32.
+        clean = np.float32(1) - np.float32(timestep) / np.float32(1000)
         return self.t_embedder1(float(clean * np.float32(1000)))[None]
 
 
