@@ -26,11 +26,8 @@ from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 60
-CONFIG = {
-    "_class_name": "QwenImageTransformer2DModel", "attention_head_dim": 128, "in_channels": 64,
-    "joint_attention_dim": 3584, "num_attention_heads": 24, "out_channels": 16, "patch_size": 2,
-    "axes_dims_rope": [16, 56, 56],
-}  # fmt: skip
+# Of the published config what decides the widths; the rest is the stored draw's, whose other parts lie beside it.
+WIDTHS = {"attention_head_dim": 128, "num_attention_heads": 24, "axes_dims_rope": [16, 56, 56]}
 PREPARE = """
 import sys, time, resource
 from pathlib import Path
@@ -52,10 +49,9 @@ print(f"  {steps:>2} steps, {said}: {wall:.2f} s, {cpu:.2f} s of processor", flu
 def make(folder: Path, blocks: int) -> int:
     """The stored draw with a transformer of the published widths; gives the bytes of its modulation."""
     shutil.copytree(ROOT / "tests/data/qwen_image/image", folder)
-    shutil.rmtree(folder / "transformer")
-    (folder / "transformer").mkdir()
-    data = CONFIG | {"num_layers": blocks}
-    (folder / "transformer/config.json").write_text(json.dumps(data))
+    path = folder / "transformer/config.json"
+    data = json.loads(path.read_text()) | WIDTHS | {"num_layers": blocks}
+    path.write_text(json.dumps(data))
     config = QwenImageConfig.read(data, "benchmark")
     shapes = [
         {f"{path}.{name}": value.shape for path, layer in layers(tree) for name, value in own_parameters(layer).items()}
