@@ -151,8 +151,9 @@ def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20) : error.end + 20]  # a template may stand before the user's own words
         raise RequestError(
-            f"the prompt {ascii(text[:60])} is not valid Unicode: it holds half of a surrogate pair. Type it again, or "
+            f"the prompt is not valid Unicode: it holds half of a surrogate pair, in {ascii(near)}. Type it again, or "
             "save the prompt file as UTF-8."
         ) from error
     return text

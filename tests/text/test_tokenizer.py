@@ -83,8 +83,9 @@ def test_a_length_without_room_is_refused() -> None:
 
 
 def test_half_a_character_is_refused() -> None:
-    with pytest.raises(RequestError, match="surrogate"):
-        stored("t5").encode("a cat \ud83d", 16)
+    """And the place is shown, wherever it stands in a long prompt."""
+    with pytest.raises(RequestError, match=r"surrogate pair, in .*a cat \\ud83d on a mat"):
+        stored("t5").encode("word " * 50 + "a cat \ud83d on a mat", 16)
 
 
 @pytest.mark.parametrize(("copy", "kind"), [(kind, kind) for kind in KINDS], indirect=["copy"])
