@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ def run(args: argparse.Namespace) -> None:
     known, found = facts(), fits(args.model)
     if not args.json:
         print(table(known, warnings(known), found))
+    started = time.perf_counter()
     checks = [] if args.no_self_test else list(self_test())
+    seconds = time.perf_counter() - started
     wrong = [check for check in checks if not check.right]
     if args.json:
         said = [asdict(check) | {"right": check.right} for check in checks]
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         data = {"machine": known, "warnings": warnings(known), "models": fitting, "self_test": said}
         print(json.dumps(data, indent=1))
     elif checks:
-        print(f"\nself-test: {len(checks) - len(wrong)} of {len(checks)} packed products are right")
+        print(f"\nself-test: {len(checks) - len(wrong)} of {len(checks)} packed products are right ({seconds:.1f} s)")
     for check in wrong:
         print(f"wrong: {check}", file=sys.stderr)
     if wrong:

@@ -6,6 +6,7 @@ without any error: a picture shows it only as noise.
 Must not know: the command line.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -47,21 +48,33 @@ AS_STORED = "none"
 
 @dataclass(frozen=True)
 class Published:
-    """What plan.py says of a family's published files on a Mac, so that it is known before they are downloaded."""
+    """What plan.py says of a family's published files, so that it is known before they are downloaded."""
 
     gigabytes: dict[str, tuple[float, float]]  # quant -> at the peak, one stage at a time; all stages' weights together
+    on_the_cpu: dict[str, tuple[float, float]]  # where numbers are float32, and one layer is unpacked at a time
     teraflops: float  # of one pass through the denoiser, for a picture of so many pixels:
     pixels: int
 
 
 # Worked out from the published headers at each family's usual size; a test does it again where they are at hand.
 PUBLISHED = {
-    "flux": Published({"none": (18.0, 26.9), "q8": (9.9, 14.5), "q6": (7.8, 12.3), "q4": (6.0, 9.4)}, 74.4, 1024**2),
+    "flux": Published(
+        {"none": (18.0, 26.9), "q8": (9.9, 14.5), "q6": (7.8, 12.3), "q4": (6.0, 9.4)},
+        {"none": (40.2, 53.5), "q8": (15.5, 15.5), "q6": (13.3, 13.3), "q4": (11.5, 10.4)},
+        74.4,
+        1024**2,
+    ),
     "qwen_image": Published(
-        {"none": (28.1, 40.4), "q8": (15.4, 21.5), "q6": (12.0, 18.1), "q4": (9.5, 15.6)}, 131.7, 1328**2
+        {"none": (28.1, 40.4), "q8": (15.4, 21.5), "q6": (12.0, 18.1), "q4": (9.5, 15.6)},
+        {"none": (65.8, 80.6), "q8": (26.7, 22.8), "q6": (23.3, 19.4), "q4": (20.8, 16.8)},
+        131.7,
+        1328**2,
     ),
     "hidream_o1": Published(
-        {"none": (14.7, 14.0), "q8": (8.2, 7.5), "q6": (6.6, 5.9), "q4": (5.1, 4.4)}, 67.3, 2048**2
+        {"none": (14.7, 14.0), "q8": (8.2, 7.5), "q6": (6.6, 5.9), "q4": (5.1, 4.4)},
+        {"none": (34.1, 27.9), "q8": (14.2, 8.0), "q6": (12.6, 6.4), "q4": (11.1, 4.9)},
+        67.3,
+        2048**2,
     ),
 }
 
@@ -156,27 +169,41 @@ def shapes(packing: Packing) -> list[tuple[int, int, int]]:
     """(tokens, rows, columns): one token, few, a picture; above 32,768 on either side; an odd number of groups."""
     odd = 33 * packing.group_size  # with groups of 32 not a multiple of 64
     # The CPU has one packed kernel for all shapes, and a slow one.
-    picture = (4096, 3072, 3072) if on_gpu() else (96, 768, 3072)
-    return [(1, 3072, 3072), (7, 640, odd), picture, (77, 320, odd), (MANY + 9, 64, 2 * odd // 11), (3, MANY + 72, 128)]
+    picture, width = (4096, 3072) if on_gpu() else (96, 768)
+    few = [(1, width, 3072), (picture, width, 3072), (7, 640, odd), (77, 320, odd)]
+    return [*few, (MANY + 9, 64, 2 * odd // 11), (3, MANY + 72, 128)]
 
 
 def check(packing: Packing, tokens: int, rows: int, columns: int) -> Iterator[Check]:
     columns = max(packing.group_size, columns // packing.group_size * packing.group_size)
     dtype = compute_dtype()
-    dice = np.random.default_rng(rows + columns)
-    x = mx.array(dice.standard_normal((tokens, columns), np.float32)).astype(dtype)
-    drawn = mx.array(dice.standard_normal((rows, columns), np.float32))
-    with mx.stream(mx.cpu):
-        parts = mx.quantize(drawn, packing.group_size, packing.bits, mode=packing.mode)
-        packed = dict(zip(("weight", "scales", "biases"), parts, strict=False))
-        if packing.mode == "affine":  # as files have them; the reference starts from the same 16 bits
-            packed = {name: value.astype(dtype) if name != "weight" else value for name, value in packed.items()}
-        dense = np.array(unpacked(packed, packing))
+    x = mx.array(_dice()[: tokens * columns].reshape(tokens, columns)).astype(dtype)
+    packed, dense = _weight(packing, rows, columns, dtype)
     expected = np.array(x.astype(mx.float32)) @ dense.T  # NumPy's product, of the CPU's unpacking: neither kernel's
     for kernel in (PACKED, DENSE):
         out = packed_matmul(x, packed["weight"], packed["scales"], packed.get("biases"), packing, kernel)
         error = _worst_row(np.array(out.astype(mx.float32)), expected)
         yield Check(packing, kernel, tokens, rows, columns, error, LIMITS[dtype])
+
+
+@functools.cache
+def _dice() -> np.ndarray:
+    """Unit normals, drawn once: more than the largest of all matrices has."""
+    return np.random.default_rng(0).standard_normal(2**24, np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _weight(packing: Packing, rows: int, columns: int, dtype: mx.Dtype) -> tuple[dict[str, mx.array], np.ndarray]:
+    """A packed matrix, and the numbers that it stands for as the CPU unpacks them."""
+    backwards = np.ascontiguousarray(_dice()[-rows * columns :][::-1])  # other numbers than x's
+    drawn = mx.array(backwards.reshape(rows, columns))
+    with mx.stream(mx.cpu):
+        parts = mx.quantize(drawn, packing.group_size, packing.bits, mode=packing.mode)
+        packed = dict(zip(("weight", "scales", "biases"), parts, strict=False))
+        if packing.mode == "affine":  # as files have them; the reference starts from the same 16 bits
+            packed = {name: value.astype(dtype) if name != "weight" else value for name, value in packed.items()}
+        mx.eval(packed)
+        return packed, np.array(unpacked(packed, packing))
 
 
 def packings_in_use() -> list[Packing]:
@@ -217,15 +244,12 @@ def _fits(model: Model, chip: Chip) -> Iterator[Fit]:
 
 
 def _published(model: Model, chip: Chip) -> Iterator[Fit]:
-    """Of a model that is not here; of 16-bit numbers, so that it says nothing about the CPU backend's."""
+    """Of a model that is not here; nobody is asked."""
     manifest = model.manifest
-    if not on_gpu():
-        yield Fit(model.spoken, AS_STORED, f"not here ({manifest.download_bytes / GB:.1f} GB to download)")
-        return
     known, usual = PUBLISHED[manifest.family], manifest.defaults
     passes = usual.steps * (2 if manifest.guidance == "cfg" and usual.guidance > 1 else 1)
     seconds = passes * known.teraflops * usual.width * usual.height / known.pixels / chip.teraflops
-    for quant, (peak, every) in known.gigabytes.items():
+    for quant, (peak, every) in (known.gigabytes if on_gpu() else known.on_the_cpu).items():
         yield Fit(model.spoken, quant, None, int(peak * GB), int(every * GB), seconds, manifest.download_bytes)
 
 

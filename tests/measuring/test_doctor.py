@@ -108,8 +108,11 @@ def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None
 
 
 def test_a_model_that_is_not_here_says_so(quick: None) -> None:
-    (fit,) = fits(["qwen-image"])
-    assert fit.verdict == "not here (57.7 GB to download)"
+    found = {fit.quant: fit for fit in fits(["qwen-image"])}
+    assert set(found) == {"none", *recipe_names()}
+    assert found["q6"].verdict == "does not fit: 23.3 GB at the peak", "float32, without fused attention"
+    best = {fit.quant: fit for fit in fits(["hidream-o1-dev"])}["q4"]
+    assert best.verdict == "fits, all stages at once; 35.2 GB to download" and best.seconds > 0
 
 
 def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +139,15 @@ def test_what_is_said_before_the_download_is_the_plan_s(repository: str, name: s
     folder = hollow(HEADERS / repository, DATA / tiny, tmp_path / "model")
     manifest = manifests()[name]
     known = doctor.PUBLISHED[manifest.family]
-    for quant, (peak, every) in known.gigabytes.items():
+    for quant in ("none", "q8", "q6", "q4"):
         changes = Changes() if quant == "none" else read_recipe(quant, manifest.family).applied_to(Changes())
         family = open_family(manifest, folder, changes)
-        made = plan(family, requested(manifest, family.size_multiple, "a prompt", seed=0)[0].settings, gpu=True)
-        assert peak == pytest.approx(made.peak_bytes / GB, abs=0.06), quant
-        assert every == pytest.approx(sum(stage.resident_bytes for stage in made.stages) / GB, abs=0.06), quant
-        assert known.teraflops == pytest.approx(made.step_flops / made.branches / 1e12, rel=0.01)
+        settings = requested(manifest, family.size_multiple, "a prompt", seed=0)[0].settings
+        for gpu, said in ((True, known.gigabytes), (False, known.on_the_cpu)):
+            made = plan(family, settings, gpu=gpu)
+            every = sum(stage.resident_bytes for stage in made.stages) / GB
+            assert said[quant] == pytest.approx((made.peak_bytes / GB, every), abs=0.06), (quant, gpu)
+            assert known.teraflops == pytest.approx(made.step_flops / made.branches / 1e12, rel=0.01)
 
 
 def hollow(headers: Path, tiny: Path, folder: Path) -> Path:
