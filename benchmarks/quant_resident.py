@@ -6,6 +6,8 @@ FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied 
 its own; its peak RSS stands beside what plan.py says from the headers.
 """
 
+import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
+
 import argparse
 import json
 import shutil
@@ -28,7 +30,7 @@ from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_tables
 from mlx_imagegen.loading import Component, Weights, layers, own_parameters
 from mlx_imagegen.memory import bound_cache, process_peak_bytes
-from mlx_imagegen.plan import BASE_BYTES, block_bytes, held_bytes
+from mlx_imagegen.plan import CPU_BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype
 from mlx_imagegen.quantization.bfloat import to_bf16
 from mlx_imagegen.quantization.recipes import read_recipe
@@ -99,7 +101,7 @@ def step(folder: Path, name: str, size: int) -> None:
     weights = Weights.open("transformer", open_checkpoint(folder), config=config)
     component = Component(weights, lambda: build(name), compute_dtype())
     tokens = (size // (16 if name == "flux" else 32)) ** 2
-    planned = BASE_BYTES + held_bytes(component, gpu=False), block_bytes(component, tokens + TEXT_TOKENS, gpu=False)
+    planned = CPU_BASE_BYTES + held_bytes(component, gpu=False), block_bytes(component, tokens + TEXT_TOKENS, gpu=False)
     started = time.perf_counter()
     model = component.load()
     loaded, filled = process_peak_bytes(), time.perf_counter() - started

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from . import memory
-from .download import Tell, locate, tell_stderr
+from .download import Tell, local_folder, locate, tell_stderr
 from .errors import CheckpointError, RequestError
 from .family import Conditioning, Family, Prompt, Settings
+from .fitting import check_before_download, check_fits
 from .image import to_image, to_pixels, write_picture
 from .job import Job, requested
 from .kernels import choose
@@ -29,7 +30,7 @@ from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
 from .lora.source import Source
 from .manifest import Manifest, Model, manifests, revision_of
 from .options import check_kinds
-from .plan import check_fits, loaded_linears, plan
+from .plan import loaded_linears
 from .precision import compute_dtype
 from .quantization.recipes import lasting, read_recipe
 from .report import Report
@@ -89,6 +90,7 @@ def load(
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
     check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
+    _refuse_before_download(str(model), quant)
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
@@ -102,6 +104,15 @@ def load(
     pipeline.set_lora(lora, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
+
+
+def _refuse_before_download(model: str, quant: str | None) -> None:
+    """Raises for weights that this machine cannot hold, while nothing has been downloaded for them."""
+    manifest = manifests().get(model)
+    if manifest is None or manifest.folder or local_folder(manifest):
+        return
+    changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
+    check_before_download(manifest, changes, open_family)
 
 
 def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> None:
@@ -190,8 +201,7 @@ class Pipeline:
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             for job in {(job.settings.width, job.settings.height): job for job in jobs}.values():
-                made = plan(self.family, job.settings, references=job.prompt.references)
-                check_fits(made, self.family, self.model.manifest)
+                check_fits(self.family, job, self.model.manifest, open_family)
         self._encode(jobs, reports[0])
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):

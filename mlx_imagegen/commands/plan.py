@@ -1,8 +1,20 @@
-"""`plan`: what a run will take, before anything is read or begun."""
+"""`plan`: what a run will take, before anything is read, begun or downloaded."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..errors import MissingFile, UnknownModel
 from .generate import _size
+
+if TYPE_CHECKING:
+    from ..family import Family
+    from ..job import Job
+    from ..manifest import Manifest
+
+GB = 1e9
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -12,20 +24,77 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
     parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--chip", help="m1 … m4-max: a Mac's numbers, and the least seconds the steps can take")
+    parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the least seconds the steps can take")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..job import usual_job
-    from ..pipeline import load
+    from ..loading import Changes
+    from ..pipeline import open_family
     from ..plan import chip_named, describe, plan
+    from ..quantization.recipes import read_recipe
 
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
     size = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
-    pipeline = load(args.model, quant=args.quant)
-    job = usual_job(pipeline.model.manifest, pipeline.family.size_multiple, steps=args.steps, **size)
-    made = plan(pipeline.family, job.settings, True if args.chip else None, job.prompt.references)
-    settings, changing = job.settings, ", changing one picture" if job.prompt.references else ""
-    print(f"{pipeline.model.manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{changing}")
-    print("\n".join(describe(made, args.chip)))
+    with _headers(args.model) as (manifest, folder, note):
+        recipe = read_recipe(args.quant, manifest.family) if args.quant else None
+        family = open_family(manifest, folder, recipe.applied_to(Changes()) if recipe else Changes())
+        job = usual_job(manifest, family.size_multiple, steps=args.steps, **size)
+        made = plan(family, job.settings, True if args.chip else None, job.prompt.references)
+        settings, changing = job.settings, ", changing one picture" if job.prompt.references else ""
+        print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{changing}{note}")
+        print("\n".join(describe(made, args.chip)))
+        if recipe:
+            print(_copy(family, folder, args.quant))
+        if not args.chip:
+            print(_here(family, job, manifest))
+
+
+@contextmanager
+def _headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
+    """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
+    from ..download import HuggingFace, cached, local_folder
+    from ..manifest import find, recognise
+    from ..outline import has_outline, outlined
+
+    try:
+        found = find(model)
+    except UnknownModel:
+        folder = cached(HuggingFace().cache, model, "main")
+        if folder is None:
+            raise
+        yield recognise(folder), folder, ""
+        return
+    here = found.folder or local_folder(found.manifest)
+    if here:
+        yield found.manifest, here, ""
+    elif has_outline(found.manifest):
+        with outlined(found.manifest) as folder:
+            yield found.manifest, folder, " (by its published shapes; its files are not here)"
+    else:
+        raise MissingFile(
+            f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
+        )
+
+
+def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
+    from ..quantization.layout import layouts
+    from ..quantization.recipes import read_recipe
+
+    size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
+    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size / GB:.2f} GB"
+
+
+def _here(family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
+    """How it goes on the machine at hand."""
+    from ..fitting import refusal
+    from ..memory import choose
+    from ..pipeline import open_family
+
+    refused = refusal(family, job, manifest, open_family)
+    if refused:
+        return refused
+    residency = choose(family.components, None)
+    how = "everything stays in memory" if residency.resident else "one stage at a time is in memory"
+    return f"here {how}: {residency.reason}"
