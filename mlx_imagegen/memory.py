@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -35,9 +36,11 @@ def physical_bytes() -> int:
 
 
 def process_peak_bytes() -> int:
-    """The most this process ever held (ru_maxrss: bytes on macOS, kilobytes on Linux)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most this process ever held. Linux's ru_maxrss begins with what the parent held: VmHWM does not."""
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def bound_cache() -> None:

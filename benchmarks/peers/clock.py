@@ -4,15 +4,18 @@ Imported by each library's runner, in that library's environment: nothing but th
 """
 
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 BUDGET_SECONDS = 20.0  # of measured steps; a first step that takes longer than SLOW is counted instead of repeated
 SLOW_SECONDS = 20.0
+BEGUN = "PEERS_BEGUN"  # an environment variable: when the process was started, in seconds since the epoch
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,19 @@ class Steps:
 
     wall_seconds: list[float]
     processor_seconds: list[float]
+    first_seconds: list[float]  # from the start of the process to the end of its first step, imports and all
 
 
 def measured(step: Callable[[int], Any], steps: int, rounds: int) -> tuple[Steps, Any]:
     """Every round goes through all steps; each must be finished when it returns. Also what the last step gave."""
-    times, last = Steps([], []), None
+    times, last = Steps([], [], []), None
     for number in range(1 + rounds * steps):
         index = (number - 1) % steps  # the first one warms up, and is the last of the steps
         wall, processor = time.perf_counter(), time.process_time()
         out = step(index)
         processor, wall = time.process_time() - processor, time.perf_counter() - wall
+        if number == 0:
+            times.first_seconds.append(time.time() - float(os.environ[BEGUN]))
         last = out if index == steps - 1 else last
         if number > 0 or processor > SLOW_SECONDS:
             times.wall_seconds.append(wall)
@@ -41,8 +47,10 @@ def measured(step: Callable[[int], Any], steps: int, rounds: int) -> tuple[Steps
 
 
 def peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "linux":  # where ru_maxrss begins with what the parent held
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def say(steps: Steps, **results: Any) -> None:

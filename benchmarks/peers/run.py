@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import numpy as np
+from clock import BEGUN
 from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
 from setup import python_of
 
@@ -105,7 +107,7 @@ def _row(library: str, python: Path, family: str, folder: Path, quant: str, roun
     output = folder / f"{library}-{quant}.npy"
     command = [str(python), str(HERE / SCRIPTS[library]), family, str(folder), quant, str(output), str(rounds)]
     row: dict[str, Any] = {"library": library, "quant": quant}
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {BEGUN: str(time.time())})
     if ran.returncode:
         return row | {"reason": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
     row |= json.loads(ran.stdout.splitlines()[-1])
@@ -124,24 +126,25 @@ def _difference(output: Path, reference: Path) -> float | None:
 def block_table(cells: list[dict[str, Any]]) -> str:
     own = {cell["quant"]: cell for cell in cells if cell["library"] == "ours" and "seconds" in cell}
     header = (
-        "quant", "library", "processor s a step (least–most)", "wall s", "before, s", "ratio", "MLX peak GB",
-        "process peak GB", "ratio", "difference",
+        "quant", "library", "processor s a step (least–most)", "wall s", "before, s", "ratio", "first step, s",
+        "MLX peak GB", "process peak GB", "ratio", "difference",
     )  # fmt: skip
     return markdown(header, [_cells(cell, own.get(cell["quant"])) for cell in cells])
 
 
 def _cells(cell: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
     if "seconds" not in cell:
-        return [cell["quant"], cell["library"], cell["reason"], *[NONE] * 7]
+        return [cell["quant"], cell["library"], cell["reason"], *[NONE] * 8]
     steps, peak = cell["processor_seconds"], cell.get("mlx_peak_bytes")
-    time = space = None
+    ratio = space = None
     if own:
-        time = _whole(cell) / _whole(own)
+        ratio = _whole(cell) / _whole(own)
         space = peak / own["mlx_peak_bytes"] if peak else cell["process_peak_bytes"] / own["process_peak_bytes"]
     difference = cell["difference"]
     return [
         cell["quant"], cell["library"], f"{short(cell['seconds'])} ({short(min(steps))}–{short(max(steps))})",
-        short(statistics.median(cell["wall_seconds"])), short(cell["before_seconds"]), short(time),
+        short(statistics.median(cell["wall_seconds"])), short(cell["before_seconds"]), short(ratio),
+        short(cell["first_seconds"][0]),
         short(peak / GB) if peak else NONE, short(cell["process_peak_bytes"] / GB), short(space),
         NONE if difference is None else f"{difference:.1e}",
     ]  # fmt: skip

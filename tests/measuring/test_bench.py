@@ -190,6 +190,14 @@ def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) ->
     assert loading[1] < loading[0] + first.weight_bytes / 10
 
 
+def test_a_worker_s_peak_is_not_its_caller_s(wide: Path, tmp_path: Path) -> None:
+    ours = bytearray(500_000_000)
+    ours[::4096] = bytes(len(ours[::4096]))  # touched, page by page
+    with Worker(str(wide), None) as worker:
+        made = worker.make("a fox", tmp_path / "a.png", QUICK)
+    assert isinstance(made, Made) and made.report["peak_bytes"]["process"] < len(ours)
+
+
 def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
     with Worker(str(wide), None) as worker:
         refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
