@@ -324,6 +324,20 @@ def test_without_the_source_the_command_is_said(
     load(folder, lora=[(style, 0)])  # nothing to merge
 
 
+def test_a_bias_of_a_packed_layer_needs_no_source(quantized: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, source = quantized
+    shutil.rmtree(source)
+    mx.save_safetensors(
+        str(tmp_path / "bias.safetensors"), {"transformer.transformer_blocks.0.attn.to_q.diff_b": mx.ones(64)}
+    )
+    plain, merged = (
+        load(folder, lora=lora).family.components["transformer"].load().transformer_blocks[0].attn.to_q
+        for lora in ([], [tmp_path / "bias.safetensors"])
+    )
+    assert merged.packing is not None and mx.array_equal(merged.weight, plain.weight)
+    assert mx.allclose(merged.bias, plain.bias + 1)
+
+
 def test_an_untouched_quantized_layer_needs_no_source(quantized: tuple[Path, Path], lora: Callable[..., Path]) -> None:
     folder, source = quantized
     stored = json.loads((folder / "transformer" / "config.json").read_text())["quantization"]
