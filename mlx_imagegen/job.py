@@ -17,12 +17,12 @@ from PIL import Image
 from . import options
 from .errors import RequestError
 from .family import Prompt, Settings
-from .image import Picture, fingerprint, open_picture, proportioned
+from .image import Picture, fingerprint, open_picture
 from .manifest import Manifest
 from .random import SEED_LIMIT
+from .sizes import Asked, size_of
 from .text.patches import STEEPEST
 
-SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 COUNT_LIMIT = 10_000  # pictures of one request
 STEPS_LIMIT = 1000  # the models' own count of timesteps
@@ -108,15 +108,14 @@ def make_jobs(
     given = {"sampler": sampler, "shift": shift, "timesteps": timesteps}
     given |= {"noise_scale": noise_scale, "noise_clip": noise_clip}
     steps, extras = options.sampling(manifest, steps, len(pictures), given, notes)
-    width, height = _shape(manifest, size_multiple, width, height, aspect, keep_original_aspect, pictures)
+    asked = Asked(width, height, aspect, keep_original_aspect, opened, pictures)
     extras |= {"keep_original_aspect": True} if keep_original_aspect else {}
     settings = Settings(
-        *_size(manifest, size_multiple, width, height, opened, notes),
+        *size_of(manifest, size_multiple, asked, notes),
         steps=_steps(manifest, steps),
         **_guidance(manifest, guidance, true_cfg, negative_prompt, notes),
         extras={"max_sequence_length": _sequence_length(manifest, max_sequence_length), **extras},
     )
-    notes += options.size_notes(manifest, settings.width, settings.height)
     notes += _noise_notes(settings, len(seeds), noise, step_noise, opened)
     chosen = (("layout", boxes),) if (boxes := options.layout_boxes(manifest, layout, len(pictures))) else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, chosen)
@@ -224,38 +223,6 @@ def _strength(strength: float | None, image: Image.Image | None) -> float:
     return float(strength)
 
 
-def _size(
-    manifest: Manifest,
-    multiple: int,
-    width: int | None,
-    height: int | None,
-    image: Image.Image | None,
-    notes: list[str],
-) -> tuple[int, int]:
-    """Width and height: as given, else the input picture's (cut to the multiple, with a note), else the manifest's."""
-    if image is not None and width is None and height is None:
-        width, height = (max(side - side % multiple, multiple) for side in image.size)
-        if (width, height) != image.size:
-            notes.append(f"the input picture is {image.size[0]}x{image.size[1]}; it is resized to {width}x{height}")
-    width = manifest.defaults.width if width is None else width
-    height = manifest.defaults.height if height is None else height
-    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
-        _check_side(manifest, multiple, name, side, usual)
-    return width, height
-
-
-def _check_side(manifest: Manifest, multiple: int, name: str, side: int, usual: int) -> None:
-    least = multiple * manifest.extras.get("sizes", {}).get("least_patches", 1)
-    if side < least or side % multiple:
-        near = max(least, round(side / multiple) * multiple) if side > 0 else usual
-        upwards = f" from {least} up" if least > multiple else ""
-        raise RequestError(
-            f"{name} {side}: {manifest.name} needs a multiple of {multiple} pixels{upwards}, for example {near}."
-        )
-    if side > SIDE_LIMIT:
-        raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
-
-
 def _noise_notes(
     settings: Settings,
     seeds: int,
@@ -269,33 +236,6 @@ def _noise_notes(
     if noise is None or seeds < 2 or drawn:
         return []
     return [f"the noise is given, so that the pictures of all {seeds} seeds are equal; leave it out, or give one seed"]
-
-
-def _shape(
-    manifest: Manifest,
-    multiple: int,
-    width: int | None,
-    height: int | None,
-    aspect: str | None,
-    keep: bool,
-    pictures: Sequence[Image.Image],
-) -> tuple[int | None, int | None]:
-    """Width and height where a shape is asked for in another way; two ways that disagree are refused."""
-    ways = {
-        "keep_original_aspect": options.kept_aspect(manifest, keep, [picture.size for picture in pictures], multiple),
-        "aspect": options.shape(manifest, multiple, aspect) if aspect is not None else None,
-        "width and height": (width, height) if width is not None and height is not None else None,
-    }
-    sizes = {way: size for way, size in ways.items() if size is not None}
-    if len(set(sizes.values())) > 1 or (sizes and None in (width, height) and (width, height) != (None, None)):
-        raise RequestError(
-            f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
-        )
-    area = manifest.extras.get("references_area")
-    if not sizes and pictures and area:  # a side that is not given follows from the last picture's proportions
-        near = proportioned(pictures[-1].size, area, 2 * multiple)
-        return width or near[0], height or near[1]
-    return next(iter(sizes.values()), (width, height))
 
 
 def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:

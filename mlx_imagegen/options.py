@@ -1,12 +1,10 @@
-"""Parameters that only some models take, resolved and checked: the sampler's numbers, picture shapes, layout boxes,
-seams.
+"""Parameters that only some models take, resolved and checked: the sampler's numbers, layout boxes, seams.
 
-In: what the user gave, and the manifest's [sampling] and [sizes] tables. Out: plain values for `Settings.extras`,
-`Prompt.options` and `Job`. A model whose manifest has no such table does not take the parameter, and says so.
+In: what the user gave, and the manifest's [sampling] table. Out: plain values for `Settings.extras`, `Prompt.options`
+and `Job`. A model whose manifest has no such table does not take the parameter, and says so.
 """
 
 import itertools
-import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,7 +55,7 @@ def sampling(
     }
     if table is None:
         own = {"shift"} & asked.keys() & set(manifest.extras.get("takes", ()))
-        extras = {name: _number(name, asked.pop(name), 0.1, 100) for name in own}
+        extras: dict[str, Any] = {name: _number(name, asked.pop(name), 0.1, 100) for name in own}
         if asked:
             raise RequestError(
                 f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
@@ -128,45 +126,6 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
 
 
-def shape(manifest: Manifest, multiple: int, aspect: str) -> tuple[int, int]:
-    """Width and height for `16:9`, `1.5` or a preset's name: the preset next to it in the ratio of its sides, or,
-    where a model has no presets, as many pixels as its usual picture."""
-    presets = {name: tuple(size) for name, size in manifest.extras.get("sizes", {}).get("presets", {}).items()}
-    if str(aspect) in presets:
-        return presets[str(aspect)]
-    ratio = _ratio(aspect, presets)
-    if presets:
-        return min(presets.values(), key=lambda size: abs(size[0] / size[1] - ratio))
-    area = manifest.defaults.width * manifest.defaults.height
-    width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-    return max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple
-
-
-def _ratio(aspect: str, presets: Mapping[str, Any]) -> float:
-    try:
-        width, _, height = str(aspect).partition(":")
-        ratio = float(width) / float(height or 1)
-        if not 1 / 16 <= ratio <= 16:
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        names = f", or one of {', '.join(presets)}" if presets else ""
-        raise RequestError(f"aspect {aspect!r}: give width:height, such as 16:9, up to 16:1 or 1:16{names}.") from None
-    return ratio
-
-
-def size_notes(manifest: Manifest, width: int, height: int) -> list[str]:
-    """A word about sizes that the model can make, but was not made for."""
-    sizes = manifest.extras.get("sizes", {})
-    low, high = sizes.get("fitting_pixels", (0, math.inf))
-    if low <= width * height <= high:
-        return []
-    less = "smaller" if width * height < low else "larger"
-    return [
-        f"{width}x{height} is {less} than what {manifest.name} makes well ({low:,} to {high:,} pixels in all); the "
-        "picture may be poor"
-    ]
-
-
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
     """Boxes [x1, x2, y1, y2] in shares of the picture's sides, or {"bbox": …}: where the references go, in their
     order."""
@@ -211,36 +170,3 @@ def seam_blend(manifest: Manifest, blend: Any, patch: int) -> int | str | None:
             f"from 1 to {limit} pixels, or '{ADAPTIVE}'."
         )
     return blend
-
-
-def kept_aspect(
-    manifest: Manifest, keep: bool, sizes: Sequence[tuple[int, int]], multiple: int
-) -> tuple[int, int] | None:
-    """The picture's size, when it is to have the one reference's shape: as many pixels as the largest square preset."""
-    if not keep:
-        return None
-    if "keep_original_aspect" not in manifest.extras.get("takes", ()):
-        raise RequestError(f"keep_original_aspect: {manifest.name} does not take it; give width and height.")
-    if len(sizes) != 1:
-        raise RequestError(
-            f"keep_original_aspect takes its shape from one reference, {len(sizes)} are given; give width and height."
-        )
-    return fitted(sizes[0], manifest.extras["sizes"]["reference_side"], multiple)
-
-
-def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
-    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
-    larger than that is halved first, as its pixels will be."""
-    while min(size) >= 2 * side:
-        size = size[0] // 2, size[1] // 2
-    scale = math.sqrt(side * side / (size[0] * size[1]))
-
-    def cut(rounding: Any, length: int) -> int:
-        return int(rounding(length * scale)) // multiple * multiple
-
-    candidates = [
-        (cut(first, size[0]), cut(second, size[1])) for first in (round, math.floor) for second in (round, math.floor)
-    ]
-    candidates.sort(key=lambda candidate: candidate[0] * candidate[1], reverse=True)
-    width, height = next((found for found in candidates if found[0] * found[1] <= side * side), candidates[-1])
-    return max(width, multiple), max(height, multiple)

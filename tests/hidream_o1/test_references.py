@@ -10,7 +10,8 @@ from PIL import Image
 
 from mlx_imagegen.hidream_o1.references import prepared, reference_side, resized, shown_dimensions, shown_size
 from mlx_imagegen.manifest import manifests
-from mlx_imagegen.options import fitted, kept_aspect, layout_boxes, shape
+from mlx_imagegen.options import layout_boxes
+from mlx_imagegen.sizes import fitted, kept_aspect, shape
 
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())

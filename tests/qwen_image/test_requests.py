@@ -106,6 +106,11 @@ def test_guidance_between_0_and_1_is_said_to_be_1() -> None:
     assert not ask("qwen-image", guidance=1.0).notes and not ask("qwen-image", guidance=0).notes
 
 
+def test_a_side_of_nothing_is_not_taken_for_none_given() -> None:
+    with pytest.raises(RequestError, match="width 0: "):
+        ask("qwen-image-edit-2511", references=[PICTURE], width=0)
+
+
 @pytest.mark.parametrize("side", [1000, 1330, 0, -16])
 def test_sizes_must_be_multiples_of_16(side: int) -> None:
     with pytest.raises(RequestError, match=f"width {side}: qwen-image needs a multiple of 16"):
