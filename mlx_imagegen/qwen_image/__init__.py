@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from .. import memory
-from ..errors import QuantizationError
 from ..family import Conditioning, Family, Prompt, Settings
 from ..folding import Fold, Folded
 from ..image import fingerprint, to_pixels
@@ -189,11 +188,6 @@ class QwenImage(Family[QwenImageBranch]):
 
     def fold(self, settings: Settings) -> Fold:
         """The modulation depends on the timestep alone, so that the schedule says all of it."""
-        if self.files.folded is not None:
-            raise QuantizationError(
-                f"--fold: {self.files.tokenizer.parent} is folded already, for {self.files.folded}; begin with the "
-                "full-precision model."
-            )
         schedule = self.schedule(settings)
         twice = replace(settings, width=2 * settings.width, height=2 * settings.height)
         any_size = self.schedule(twice) == schedule

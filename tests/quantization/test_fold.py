@@ -305,7 +305,8 @@ def test_families_whose_modulation_cannot_be_folded(name: str, reason: str, tmp_
         quantize(ROOT / "tests/data" / name, tmp_path / "made", quant="q8", fold=4)
 
 
-def test_folded_twice(source: Path, tmp_path: Path, as_stored: str) -> None:
+@pytest.mark.parametrize("fold", [None, STEPS])
+def test_a_folded_folder_is_not_quantized_again(source: Path, tmp_path: Path, as_stored: str, fold: int | None) -> None:
     made = quantize(source, tmp_path / "made", quant=as_stored, fold=STEPS)
-    with pytest.raises(QuantizationError, match="already"):
-        quantize(made, tmp_path / "again", quant="q8", fold=STEPS)
+    with pytest.raises(QuantizationError, match="quantized already"):
+        quantize(made, tmp_path / "again", quant="q8", fold=fold)
