@@ -1,16 +1,18 @@
 """The command line: `lora FILE`, `--lora` and what a picture's record says of it."""
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
+from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.lora.file import open_lora
+from mlx_imagegen.manifest import data_folder
 from tests.conftest import Ran
+from tests.lora.test_file import write
 from tests.lora.test_merge import DATA
+from tests.lora.test_names import FORMATS
 from tests.lora.test_pipeline import draw_lora
 from tests.tiny import draw_flux
 
@@ -81,33 +83,86 @@ def test_refusals_are_one_line(cli: Cli, model: Path, tmp_path: Path) -> None:
     assert ran.code == 2 and ran.err.count("\n") == 1 and "there is no LoRA file" in ran.err
 
 
+TEXTS = {
+    f"lora_te{number}_{module}.lora_{end}.weight": {"shape": shape}
+    for number, module, size in (
+        (1, "text_model_encoder_layers_11_mlp_fc1", (3072, 768)),
+        (3, "encoder_block_23_layer_1_DenseReluDense_wo", (4096, 10240)),
+        (2, "encoder_block_5_layer_0_SelfAttention_q", (4096, 4096)),  # OneTrainer's name for the same encoder
+    )
+    for end, shape in (("down", (1, size[1])), ("up", (size[0], 1)))
+}
+
+
 @pytest.mark.parametrize(
-    "format",
+    ("format", "model"),
     [
-        "flux/kohya_all",
-        "flux/xlabs",
-        "flux/kohya flux/texts_kohya",
-        "flux/comfyui flux/texts_comfyui",
-        "qwen_image/musubi_all",
-        "hidream_o1/musubi",
+        ("flux_kohya_all_in", "flux-dev"), ("flux_xlabs", "flux-dev"), ("flux_comfy", "flux-dev"),
+        ("texts", "flux-dev"), ("qwen_lightning", "qwen-image"), ("qwen_musubi", "qwen-image"),
+        ("hidream_musubi", "hidream-o1"),
     ],
-)
-def test_without_the_model_names_are_checked(
-    cli: Cli, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_shapes_are_checked_without_the_model(
+    cli: Cli, format: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    file = tmp_path / "style.safetensors"
-    parts = [mx.load(str(DATA / part / "lora.safetensors")) for part in format.split()]
-    stored = {key: value for part in parts for key, value in part.items()}
-    far = {re.sub(r"(blocks[._])0([._])", r"\g<1>17\2", key): value for key, value in stored.items()}
-    mx.save_safetensors(str(file), far)
+    patterns = TEXTS if format == "texts" else FORMATS[format]
+    shapes = {key.replace("{i}", str(each.get("count", 1) - 1)): each["shape"] for key, each in patterns.items()}
+    tensors = {key: ("BF16", list(thin(key, shape))) for key, shape in shapes.items()}
+    file = write(tmp_path / "style.safetensors", tensors)
     told = json.loads(cli("lora", file, "--json").out)
     count = len(open_lora(file).entries)
-    assert told["matches"].startswith(f"{count} of {count} modules by name") and told["left over"] == "nothing"
-    stray = {"lora_unet_transformer_blocks_3_unheard_of.lora_down.weight": mx.ones((2, 2)), "odd.ending": mx.ones(1)}
-    mx.save_safetensors(str(file), far | stray)
+    assert told["matches"] == f"{count} of {count} modules of {model}" and told["left over"] == "nothing"
+    wide = next(key for key in tensors if key.endswith(("down.weight", "lora_A.weight")))
+    stray = {
+        "lora_unet_transformer_blocks_3_unheard_of.lora_down.weight": ("BF16", [1, 2]),
+        "odd.ending": ("BF16", [1]),
+    }
+    write(file, tensors | stray | {wide: ("BF16", [1, 7])})
     told = json.loads(cli("lora", file, "--json").out)
-    assert told["left over"] == [
-        "lora_unet_transformer_blocks_3_unheard_of: no such module",
-        "odd.ending: its ending is of no known kind",
-    ]
+    assert told["matches"] == f"{count - 1} of {count + 2} modules of {model}"
+    first, second, third = sorted(told["left over"])
+    assert "expected [" in first and "down [1, 7]" in first
+    assert second == "lora_unet_transformer_blocks_3_unheard_of: no such module"
+    assert third == "odd.ending: its ending is of no known kind"
+
+
+def thin(key: str, shape: Sequence[int]) -> Sequence[int]:
+    """The same module's part at rank 1."""
+    if len(shape) < 2:
+        return shape
+    return (1, shape[1]) if key.endswith(("down.weight", "lora_A.weight")) else (shape[0], 1)
+
+
+def test_names_that_two_models_share(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention alone has the same names and shapes in FLUX.1 and Qwen-Image; the built-in models have others."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    for width, model in ((3072, "flux-dev"), (demo_width("flux"), "flux-demo")):
+        pair = {f"{module}.lora_A.weight": ("BF16", [1, width]), f"{module}.lora_B.weight": ("BF16", [width, 1])}
+        told = json.loads(cli("lora", write(tmp_path / "style.safetensors", pair), "--json").out)
+        assert told["base"] == "FLUX.1 or Qwen-Image"
+        assert told["matches"] == f"1 of 1 modules of {model}"
+
+
+def demo_width(name: str) -> int:
+    checkpoint = open_checkpoint(data_folder("weights") / "demo" / name / "transformer")
+    return checkpoint["transformer_blocks.0.attn.to_q.weight"].shape[0]
+
+
+def test_a_model_that_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.1-schnell has no guidance to change."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    pair = {"guidance_in.in_layer.lora_A.weight": ("BF16", [1, 256]),
+            "guidance_in.in_layer.lora_B.weight": ("BF16", [3072, 1])}  # fmt: skip
+    file = write(tmp_path / "style.safetensors", pair)
+    for model, count in (("flux-schnell", 0), ("flux-dev", 1)):
+        told = json.loads(cli("lora", file, "--model", model, "--json").out)
+        assert told["matches"] == f"{count} of 1 modules of {model}"
+
+
+def test_a_file_for_a_model_that_is_not_ours(cli: Cli, tmp_path: Path) -> None:
+    key = "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight"
+    told = json.loads(cli("lora", write(tmp_path / "sd.safetensors", {key: ("F16", [1, 4])}), "--json").out)
+    assert told["base"] == "Stable Diffusion or SDXL" and told["matches"].startswith("not checked")
+    assert told["kind"] == "incomplete"
