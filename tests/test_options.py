@@ -1,7 +1,5 @@
 """Parameters that only some models take: defaults by variant, and what is refused or told."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ from PIL import Image
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.job import Job, requested
-from mlx_imagegen.manifest import manifests, recognise
+from mlx_imagegen.manifest import manifests
 
 FULL, DEV, NEWER = (manifests()[name] for name in ("hidream-o1", "hidream-o1-dev", "hidream-o1-dev-2604"))
 PICTURE = Image.new("RGB", (100, 80))
@@ -64,41 +62,7 @@ def test_a_scale_for_a_distilled_model_is_told_to_have_no_effect() -> None:
     assert job.negative is None and any("distilled" in note for note in job.notes)
 
 
-@pytest.mark.parametrize(
-    ("aspect", "size"),
-    [
-        ("16:9", (2560, 1440)),
-        ("9:16", (1440, 2560)),
-        ("1:1", (2048, 2048)),
-        ("2.35:1", (3104, 1312)),
-        ("0.75", (1728, 2304)),
-    ],
-)
-def test_aspect(aspect: str, size: tuple[int, int]) -> None:
-    settings = one(aspect=aspect).settings
-    assert (settings.width, settings.height) == size
-
-
-def test_aspect_without_presets_keeps_the_area() -> None:
-    settings = one(replace(manifests()["flux-dev"]), aspect="16:9").settings
-    assert settings.width % 32 == settings.height % 32 == 0
-    assert (
-        abs(settings.width * settings.height / 1024**2 - 1) < 0.05
-        and abs(settings.width / settings.height - 16 / 9) < 0.1
-    )
-
-
-def test_sizes_off_the_trained_ones_are_told_not_refused() -> None:
-    (note,) = one(width=512, height=512).notes
-    assert note.startswith("512x512 is smaller than what hidream-o1 makes well (900,000 to 4,300,000 pixels in all)")
-    assert any("larger" in note for note in one(width=4096, height=2048).notes)
-    assert not any("maller" in note or "arger" in note for note in one(width=1024, height=1024).notes + one().notes)
-
-
 BAD = [
-    (FULL, {"width": 1000}, "multiple of 32"),
-    (FULL, {"width": 224}, "width 224: hidream-o1 needs a multiple of 32 pixels from 256 up, for example 256"),
-    (FULL, {"height": 0}, "height 0: .* from 256 up, for example 2048"),
     (FULL, {"references": [PICTURE] * 11}, "11 pictures"),
     (FULL, {"references": [PICTURE], "layout": [[0.1, 0.5, 0.2, 1.2]]}, "outside"),
     (FULL, {"references": [PICTURE], "layout": [[0, 1, 0, float("nan")]]}, "outside"),
@@ -109,11 +73,6 @@ BAD = [
     (FULL, {"references": [PICTURE], "layout": 3}, "list of boxes"),
     (FULL, {"layout": [[0.1, 0.5, 0.2, 0.4]]}, "add references"),
     (FULL, {"references": [np.zeros((4, 4))]}, "array"),
-    (FULL, {"keep_original_aspect": True}, "one reference"),
-    (FULL, {"keep_original_aspect": True, "references": [PICTURE], "width": 512}, "more than once"),
-    (FULL, {"aspect": "16:9", "width": 512}, "more than once"),
-    (FULL, {"aspect": "wide"}, "16:9"),
-    (FULL, {"aspect": "100:1"}, "16:1"),
     (FULL, {"sampler": "euler"}, "unipc, flow_match, flash"),
     (FULL, {"shift": 0}, "shift 0"),
     (FULL, {"timesteps": [500, 900]}, "falling"),
@@ -143,14 +102,6 @@ def test_a_blend_ends_halfway_to_the_next_border() -> None:
         assert requested(FULL, patch, "a fox", 1, blend_seams=radius)[0].blend_seams == radius
         with pytest.raises(RequestError, match=f"give a radius from 1 to {radius} pixels"):
             requested(FULL, patch, "a fox", 1, blend_seams=radius + 1)
-
-
-def test_small_models_make_small_pictures() -> None:
-    """A folder trained for tests says so in its config.json; 256 pixels are the published models' limit."""
-    small = recognise(Path(__file__).parent / "data" / "hidream_o1")
-    assert one(small, width=32, height=32).settings.width == 32
-    assert one(width=256, height=256).settings.width == 256
-    assert one(manifests()["hidream-demo"], width=64, height=32).settings.width == 64
 
 
 @pytest.mark.parametrize(("manifest", "parameters", "message"), BAD, ids=[message for _, _, message in BAD])
