@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-BUDGET_SECONDS = 20.0  # of measured steps; a first step that takes longer than SLOW is counted instead of repeated
-SLOW_SECONDS = 20.0
+BUDGET_SECONDS = 10.0  # of measured steps; a first step that takes longer than SLOW is counted instead of repeated
+SLOW_SECONDS = 5.0
 BEGUN = "PEERS_BEGUN"  # an environment variable: when the process was started, in seconds since the epoch
 
 
