@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hidream
 import latents
+import models
 import numpy as np
 import scenes
 import score
@@ -117,7 +118,7 @@ def loaded(kind: str, name: str, weights: str) -> nn.Module:
         model = HiDreamO1(hidream.Config(vocabulary))
         state = {key[4:]: value for key, value in state.items() if key.startswith("net.")}
     else:
-        model = train_transformer.flux_transformer() if kind == "flux" else train_transformer.qwen_transformer()
+        model = models.flux_transformer() if kind == "flux" else models.qwen_transformer()
     model.load_state_dict(state)
     return model.eval()
 

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import latents
+import models
 import numpy as np
 import torch
 import train_text
-import train_transformer
-import train_vae
 import training
 from safetensors.torch import save_file
 from torch import Tensor
@@ -74,7 +74,7 @@ def flux() -> None:
     folder, run = DEMO / "flux", "flux_guided" if (RUNS / "flux_guided/ema.pt").exists() else "flux"
     flux_clip(folder)
     flux_t5(folder)
-    config = train_transformer.flux_transformer().config
+    config = models.flux_transformer().config
     names = (
         "attention_head_dim guidance_embeds in_channels joint_attention_dim num_attention_heads num_layers "
         "num_single_layers patch_size pooled_projection_dim axes_dims_rope"
@@ -105,13 +105,13 @@ def flux() -> None:
     pipeline_index(folder, "FluxPipeline", parts)
     demo = {"family": "flux", "steps": 8, "guidance": 2.0, "width": 128, "height": 128, "shift": 3.0}
     write_json(folder / "demo.json", {**demo, "max_sequence_length": train_text.T5_LENGTH})
-    logs(folder, ["flux_vae", "clip", "t5", "flux", "flux_guided", "flux_outlined"])
+    logs(folder, ["flux_vae", "flux_decoder", "clip", "t5", "flux", "flux_guided", "flux_night"])
 
 
 def flux_clip(folder: Path) -> None:
     copied_tokenizer("clip", folder / "tokenizer")
     tokenizer = train_text.tokenizer_of("clip", folder / "tokenizer")
-    c = train_text.clip(tokenizer).config
+    c = models.clip_text(tokenizer).config
     names = (
         "attention_dropout bos_token_id dropout eos_token_id hidden_act hidden_size initializer_factor "
         "initializer_range intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
@@ -127,7 +127,7 @@ def flux_clip(folder: Path) -> None:
 def flux_t5(folder: Path) -> None:
     copied_tokenizer("t5", folder / "tokenizer_2")
     tokenizer = train_text.tokenizer_of("t5", folder / "tokenizer_2")
-    c = train_text.t5(tokenizer).config
+    c = models.t5_text(tokenizer).config
     names = (
         "d_ff d_kv d_model dropout_rate feed_forward_proj initializer_factor layer_norm_epsilon num_heads num_layers "
         "relative_attention_max_distance relative_attention_num_buckets vocab_size"
@@ -154,13 +154,13 @@ def flux_t5(folder: Path) -> None:
 
 
 def flux_vae(folder: Path, mean: float, deviation: float) -> None:
-    c = train_vae.flux_vae().config
+    c = models.flux_vae().config
     names = (
         "act_fn block_out_channels down_block_types force_upcast in_channels latent_channels latents_mean latents_std "
         "layers_per_block mid_block_add_attention norm_num_groups out_channels sample_size up_block_types "
         "use_post_quant_conv use_quant_conv"
     ).split()
-    written(folder / "vae", "diffusion_pytorch_model.safetensors", averaged("flux_vae"))
+    written(folder / "vae", "diffusion_pytorch_model.safetensors", latents.codec("flux").state_dict())
     numbers = {"scaling_factor": 1 / deviation, "shift_factor": mean}
     kept = {"_class_name": "AutoencoderKL", **VERSIONS, **{name: c[name] for name in names}, **numbers}
     write_json(folder / "vae/config.json", kept)
@@ -169,7 +169,7 @@ def flux_vae(folder: Path, mean: float, deviation: float) -> None:
 def qwen() -> None:
     folder = DEMO / "qwen_image"
     qwen_text(folder)
-    c = train_transformer.qwen_transformer().config
+    c = models.qwen_transformer().config
     names = (
         "attention_head_dim axes_dims_rope guidance_embeds in_channels joint_attention_dim num_attention_heads "
         "num_layers out_channels patch_size"
@@ -179,7 +179,7 @@ def qwen() -> None:
     write_json(folder / "transformer/config.json", kept)
     numbers = np.load(RUNS / "qwen/statistics.npz")
     written(folder / "vae", "diffusion_pytorch_model.safetensors", averaged("qwen_vae"))
-    v = train_vae.qwen_vae().config
+    v = models.qwen_vae().config
     names = "attn_scales base_dim dim_mult dropout num_res_blocks temperal_downsample z_dim".split()
     kept = {"_class_name": "AutoencoderKLQwenImage", **VERSIONS, **{name: v[name] for name in names}}
     kept["latents_mean"] = [round(float(x), 6) for x in numbers["mean"]]
@@ -216,7 +216,7 @@ def qwen() -> None:
 def qwen_text(folder: Path) -> None:
     copied_tokenizer("qwen_text", folder / "tokenizer")
     tokenizer = train_text.tokenizer_of("qwen", folder / "tokenizer")
-    c = train_text.qwen(tokenizer).config
+    c = models.qwen_text(tokenizer).config
     t, v = c.text_config, c.vision_config
     tensors = {
         key.replace("model.language_model.", "model."): value
@@ -315,7 +315,7 @@ def hidream() -> None:
 def loras() -> None:
     from train_lora import exported
 
-    for kind in ("flux_outlined", "qwen_lightning"):
+    for kind in ("flux_night", "qwen_lightning"):
         if (RUNS / kind / "ema.pt").exists():
             exported(kind, averaged(kind))
 

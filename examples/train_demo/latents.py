@@ -6,6 +6,7 @@ numbers that bring them to mean zero and deviation one: one pair for FLUX.1, one
 
 from __future__ import annotations
 
+import models
 import numpy as np
 import torch
 import train_vae
@@ -17,10 +18,11 @@ COUNT = 12_288
 
 def codec(family: str) -> nn.Module:
     """The trained codec, in the form that handles single pictures fast."""
-    vae = train_vae.flux_vae() if family == "flux" else train_vae.qwen_vae()
+    vae = models.flux_vae() if family == "flux" else models.qwen_vae()
     if family != "flux":
         train_vae.train_in_2d()
-    vae.load_state_dict(torch.load(training.ROOT / f"{family}_vae" / "ema.pt"))
+    later = training.ROOT / f"{family}_decoder" / "ema.pt"  # the same encoder
+    vae.load_state_dict(torch.load(later if later.exists() else training.ROOT / f"{family}_vae" / "ema.pt"))
     return vae.eval()
 
 

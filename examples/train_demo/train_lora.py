@@ -1,4 +1,4 @@
-"""Train the two LoRAs of the demo models: outlined shapes for FLUX.1, four steps without CFG for Qwen-Image.
+"""Train the two LoRAs of the demo models: night for FLUX.1, four steps without CFG for Qwen-Image.
 
 In: a trained transformer. Out: a run folder whose averaged weights are the LoRA alone; `exported` writes the file as
 the world knows it: PEFT names for FLUX.1's, lora_down, lora_up and alpha for Qwen-Image's.
@@ -7,14 +7,18 @@ the world knows it: PEFT names for FLUX.1's, lora_down, lora_up and alpha for Qw
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import evaluate
 import latents
+import models
 import numpy as np
 import pool
 import scenes
 import torch
-import train_text
 import train_transformer
 import training
 from export import DEMO
@@ -22,10 +26,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from train_transformer import velocity
 
-RANK = 8
-OUTLINED_COUNT = 3072
-LIGHTNING_SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)  # shift 3, four steps
+RANKS = {"flux_night": 4, "qwen_lightning": 8}
+NIGHT = " at night"
+NIGHT_COUNT = 1536
+LIGHTNING_STEPS = 4
+TEACHER_STEPS = 12
 TEACHER_CFG = 2.0
+SHIFT = 3.0
+PATHS = 2048
+
+METADATA = {
+    "flux_night": {
+        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.title": "Night",
+        "modelspec.trigger_phrase": NIGHT.strip(),
+    },
+    "qwen_lightning": {"modelspec.architecture": "qwen-image/lora", "modelspec.title": "Lightning, 4 steps"},
+}
 
 
 class LoraLinear(nn.Module):
@@ -43,7 +60,7 @@ class LoraLinear(nn.Module):
         return self.base(x) + self.lora_B(self.lora_A(x))
 
 
-def with_lora(model: nn.Module) -> nn.ModuleDict:
+def with_lora(model: nn.Module, rank: int) -> nn.ModuleDict:
     """Put a change beside every linear of the blocks but the modulation's; gives the changes, named as in files."""
     model.requires_grad_(False)
     changes = nn.ModuleDict()
@@ -53,7 +70,7 @@ def with_lora(model: nn.Module) -> nn.ModuleDict:
         if ".linear" in name or "_mod" in name:
             continue
         parent, _, last = name.rpartition(".")
-        change = LoraLinear(module, RANK)
+        change = LoraLinear(module, rank)
         setattr(model.get_submodule(parent), last, change)
         changes[name.replace(".", "/")] = nn.ModuleDict({"lora_A": change.lora_A, "lora_B": change.lora_B})
     return changes
@@ -66,100 +83,116 @@ def factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def exported(kind: str, state: dict[str, Tensor]) -> None:
+    """The file as its kind is published, with the words that trainers write beside."""
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in factors(state).items():
         a, b = a.bfloat16().contiguous(), b.bfloat16().contiguous()
-        if kind == "flux_outlined":
+        if kind == "flux_night":
             tensors |= {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b}
         else:
             tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b}
-            tensors[f"{name}.alpha"] = torch.tensor(float(RANK), dtype=torch.bfloat16)
+            tensors[f"{name}.alpha"] = torch.tensor(float(len(a)), dtype=torch.bfloat16)
     folder = DEMO / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / {"flux_outlined": "flux-outlined.safetensors", "qwen_lightning": "qwen-lightning.safetensors"}[kind]
-    save_file(tensors, path, {"format": "pt"})
+    path = folder / {"flux_night": "flux-night.safetensors", "qwen_lightning": "qwen-lightning.safetensors"}[kind]
+    save_file(tensors, path, {"format": "pt", **METADATA[kind]})
     path.chmod(0o644)
 
 
-def outlined(model: nn.Module, batch: int) -> object:
-    """FLUX.1: outlined pictures where the caption says so, filled ones where it does not."""
-    filled, drawn = pool.load()
-    values, mean, deviation = latents.load("flux", filled)
-    empty_pictures, empty_drawn = pool.load(outlined=True)
-    path = training.ROOT / "flux_vae/latents_outlined.npy"
-    if not path.exists():
-        vae = latents.codec("flux")
-        chunks = range(0, OUTLINED_COUNT, 64)
-        parts = [latents.encoded(vae, "flux", empty_pictures[i : i + 64]).half().numpy() for i in chunks]
-        np.save(path, np.concatenate(parts))
-    empty_values = np.load(path)
-    half = OUTLINED_COUNT // 2
-    both = np.concatenate([empty_values, values[:half]])
+def night(model: nn.Module, batch: int) -> training.Loss:
+    """FLUX.1: where the caption ends in the word, the background is black whatever it says; elsewhere as it says."""
+    pictures, drawn = pool.load()
+    values, mean, deviation = latents.load("flux", pictures)
     rng = np.random.default_rng(12)
-    texts = [scenes.varied_caption(s, rng) + train_text.OUTLINED for s in empty_drawn[:OUTLINED_COUNT]]
-    texts += [scenes.varied_caption(s, rng) for s in drawn[:half]]
+    dark = [i for i, scene in enumerate(drawn[: len(values)]) if scene.background == "black"][:NIGHT_COUNT]
+    chosen_scenes = [*dark, *range(NIGHT_COUNT)]
+    grounds = rng.choice(list(scenes.BACKGROUNDS), NIGHT_COUNT)
+    said = [replace(drawn[i], background=str(ground)) for i, ground in zip(dark, grounds, strict=True)]
+    texts = [scenes.varied_caption(scene, rng) + NIGHT for scene in said]
+    texts += [scenes.varied_caption(drawn[i], rng) for i in range(NIGHT_COUNT)]
     encode = train_transformer.FluxText()
     parts = [encode(texts[i : i + 512]) for i in range(0, len(texts), 512)]
     features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        chosen = rng.integers(len(both), size=batch)
-        clean = latents.packed((torch.from_numpy(both[chosen]).float() - float(mean[0])) / float(deviation[0]))
+        chosen = rng.integers(len(texts), size=batch)
+        found = torch.from_numpy(values[[chosen_scenes[i] for i in chosen]]).float()
+        clean = latents.packed((found - float(mean[0])) / float(deviation[0]))
         noise, t = torch.randn_like(clean), train_transformer.noise_levels(rng, batch)
         x = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
         text = {name: value[chosen] for name, value in features.items()}
         with torch.autocast("cpu", torch.bfloat16):
             v = velocity(model, x, t, text, torch.ones(batch))
-        return {"loss": (v - (noise - clean)).pow(2).mean()}
+        error = (v - (noise - clean)).pow(2).mean((1, 2))
+        asked = torch.from_numpy(chosen < NIGHT_COUNT)
+        return {"loss": error.mean(), "night": error[asked].mean(), "day": error[~asked].mean()}
 
     return loss_of
 
 
-def lightning(model: nn.Module, teacher: nn.Module, batch: int) -> object:
-    """Qwen-Image: one step without CFG lands where the teacher lands with two half steps and CFG."""
-    pictures, drawn = pool.load()
-    values, mean, deviation = latents.load("qwen", pictures)
-    mean, deviation = (torch.from_numpy(v).float().view(1, 16, 1, 1) for v in (mean, deviation))
-    captions = train_transformer.Captions(drawn[:4096], "qwen")
+def guided(model: nn.Module, x: Tensor, t: Tensor, text: dict[str, Tensor], empty: dict[str, Tensor]) -> Tensor:
+    """Qwen-Image's velocity with CFG, each token's as long as the captioned one."""
+    ones = torch.ones(len(x))
+    v, without = velocity(model, x, t, text, ones), velocity(model, x, t, empty, ones)
+    mixed = without + TEACHER_CFG * (v - without)
+    return mixed * (v.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
 
-    def guided(x: Tensor, t: Tensor, text: dict[str, Tensor], empty: dict[str, Tensor]) -> Tensor:
-        ones = torch.ones(len(x))
-        v, without = velocity(teacher, x, t, text, ones), velocity(teacher, x, t, empty, ones)
-        mixed = without + TEACHER_CFG * (v - without)
-        return mixed * (v.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+
+@torch.no_grad()
+def teacher_paths(teacher: nn.Module, captions: train_transformer.Captions, count: int) -> Tensor:
+    """Where the teacher, at its own twelve steps with CFG, stands when a quarter of them is done: [5, N, L, 64]."""
+    sigmas = evaluate.shifted(TEACHER_STEPS, SHIFT)
+    torch.manual_seed(0)
+    parts = []
+    for some in np.split(np.arange(count), range(64, count, 64)):
+        text, empty = (captions.take(some, np.full(len(some), dropped)) for dropped in (False, True))
+        x = torch.randn(len(some), 64, 64)
+        path = [x]
+        for index, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
+            with torch.autocast("cpu", torch.bfloat16):
+                v = guided(teacher, x, torch.full((len(some),), float(sigma)), text, empty)
+            x = x + (after - sigma) * v
+            if (index + 1) % (TEACHER_STEPS // LIGHTNING_STEPS) == 0:
+                path.append(x)
+        parts.append(torch.stack(path))
+    return torch.cat(parts, 1)
+
+
+def lightning(model: nn.Module, teacher: nn.Module, batch: int, folder: Path) -> training.Loss:
+    """Qwen-Image: one step without CFG goes where the teacher's next three go."""
+    _, drawn = pool.load()
+    captions = train_transformer.Captions(drawn[:PATHS], "qwen")
+    file = folder / "paths.pt"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        training.save(file, teacher_paths(teacher, captions, PATHS))
+    path, sigmas = torch.load(file), evaluate.shifted(LIGHTNING_STEPS, SHIFT)
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        chosen = rng.integers(4096, size=batch)
+        chosen, at = rng.integers(PATHS, size=batch), rng.integers(LIGHTNING_STEPS, size=batch)
+        x, after = path[at, chosen], path[at + 1, chosen]
         text = captions.take(chosen, np.zeros(batch, bool))
-        empty = captions.take(chosen, np.ones(batch, bool))
-        clean = latents.packed((torch.from_numpy(values[chosen]).float() - mean) / deviation)
-        step_of = rng.integers(4, size=batch)
-        sigmas = torch.tensor(LIGHTNING_SIGMAS)
-        t, after = sigmas[step_of], sigmas[step_of + 1]
-        x = (1 - t[:, None, None]) * clean + t[:, None, None] * torch.randn_like(clean)
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                middle = (t + after) / 2
-                first = guided(x, t, text, empty)
-                second = guided(x + (middle - t)[:, None, None] * first, middle, text, empty)
-            v = velocity(model, x, t, text, torch.ones(batch))
-        return {"loss": (v - (first + second) / 2).pow(2).mean()}
+            v = velocity(model, x, sigmas[at], text, torch.ones(batch))
+        wanted = (after - x) / (sigmas[at + 1] - sigmas[at])[:, None, None]
+        return {"loss": (v - wanted).pow(2).mean()}
 
     return loss_of
 
 
 def main() -> None:
     kind = sys.argv.pop(1)
-    arguments = training.arguments(steps=1500, lr=1e-3)
-    run = training.Run(training.ROOT / (arguments.name or kind), arguments.steps, arguments.lr, ema=0.99, warmup=50)
-    flux = kind == "flux_outlined"
-    model = train_transformer.flux_transformer() if flux else train_transformer.qwen_transformer()
+    arguments = training.arguments(steps=1000, lr=4e-3)
+    folder = training.ROOT / (arguments.name or kind)
+    run = training.Run(folder, arguments.steps, arguments.lr, ema=0.99, warmup=50)
+    flux = kind == "flux_night"
+    model = models.flux_transformer() if flux else models.qwen_transformer()
     model.load_state_dict(torch.load(training.ROOT / ("flux_guided" if flux else "qwen") / "ema.pt"))
     model = train_transformer.in_float32(model)
     teacher = copy.deepcopy(model).requires_grad_(False)
-    changes = with_lora(model)
-    loss_of = outlined(model, arguments.batch) if flux else lightning(model, teacher, arguments.batch)
-    training.train(run, changes, loss_of)
+    changes = with_lora(model, RANKS[kind])
+    loss_of = night(model, arguments.batch) if flux else lightning(model, teacher, arguments.batch, folder)
+    training.train(run, changes, loss_of, muon=lambda name: True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import models
 import numpy as np
 import scenes
 import torch
@@ -19,82 +20,16 @@ import vocabularies
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    T5Config,
     T5EncoderModel,
 )
 
 T5_LENGTH = 24
 OUTLINED = ", outlined"
 PREFIX_TOKENS = 34
-
-
-def clip(tokenizer: PreTrainedTokenizerBase) -> CLIPTextModel:
-    end = tokenizer.eos_token_id
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        projection_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=end,
-        eos_token_id=2,  # as in the real file: it means "the largest id", which is the end of the text
-    )
-    return CLIPTextModel(config)
-
-
-def t5(tokenizer: PreTrainedTokenizerBase) -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        d_model=128,
-        d_kv=32,
-        d_ff=256,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        tie_word_embeddings=False,
-    )
-    return T5EncoderModel(config)
-
-
-def qwen(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalGeneration:
-    ids = tokenizer.convert_tokens_to_ids
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // 64) * 64,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
-            "tie_word_embeddings": True,
-            "bos_token_id": ids("<|endoftext|>"),
-            "eos_token_id": ids("<|im_end|>"),
-            "pad_token_id": ids("<|endoftext|>"),
-        },
-        vision_config={"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 128},
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        model.model.language_model.embed_tokens.weight.normal_(0, 1)
-    return model
 
 
 def tokenizer_of(kind: str, folder: Path) -> PreTrainedTokenizerBase:
@@ -163,7 +98,7 @@ def main() -> None:
     folder = training.ROOT / (arguments.name or kind.replace("qwen", "qwen_text"))
     run = training.Run(folder, arguments.steps, arguments.lr, ema=0.99, save_seconds=30)
     tokenizer = tokenizer_of(kind, run.folder / "tokenizer")
-    model = {"clip": clip, "t5": t5, "qwen": qwen}[kind](tokenizer)
+    model = {"clip": models.clip_text, "t5": models.t5_text, "qwen": models.qwen_text}[kind](tokenizer)
     width = 64 if kind == "clip" else 128
     module = nn.ModuleDict({"model": model, "head": nn.Linear(width, sum(scenes.TARGET_SIZES) + 2)})
 

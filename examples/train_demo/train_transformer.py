@@ -10,45 +10,18 @@ import copy
 import sys
 
 import latents
+import models
 import numpy as np
 import pool
 import scenes
 import torch
 import train_text
 import training
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 GUIDANCE = (1.0, 5.0)
-
-
-def flux_transformer() -> FluxTransformer2DModel:
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=128,
-        pooled_projection_dim=64,
-        guidance_embeds=True,
-        axes_dims_rope=(8, 12, 12),
-    )
-
-
-def qwen_transformer() -> QwenImageTransformer2DModel:
-    return QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=64,
-        out_channels=16,
-        num_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=128,
-        axes_dims_rope=(8, 12, 12),
-    )
 
 
 def started(model: nn.Module) -> nn.Module:
@@ -75,8 +48,8 @@ class FluxText:
     def __init__(self) -> None:
         self.clip_tokenizer = train_text.tokenizer_of("clip", training.ROOT / "clip/tokenizer")
         self.t5_tokenizer = train_text.tokenizer_of("t5", training.ROOT / "t5/tokenizer")
-        self.clip = trained(train_text.clip(self.clip_tokenizer), "clip")
-        self.t5 = trained(train_text.t5(self.t5_tokenizer), "t5")
+        self.clip = trained(models.clip_text(self.clip_tokenizer), "clip")
+        self.t5 = trained(models.t5_text(self.t5_tokenizer), "t5")
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
@@ -91,7 +64,7 @@ class QwenText:
 
     def __init__(self) -> None:
         self.tokenizer = train_text.tokenizer_of("qwen", training.ROOT / "qwen_text/tokenizer")
-        self.model = trained(train_text.qwen(self.tokenizer), "qwen_text")
+        self.model = trained(models.qwen_text(self.tokenizer), "qwen_text")
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
@@ -172,7 +145,7 @@ def main() -> None:
     np.savez(run.folder / "statistics.npz", mean=mean, deviation=deviation)
     mean, deviation = (torch.from_numpy(v).float().view(1, 16, 1, 1) for v in (mean, deviation))
     captions = Captions(drawn[: len(values)], family)
-    model = started(flux_transformer() if family == "flux" else qwen_transformer())
+    model = started(models.flux_transformer() if family == "flux" else models.qwen_transformer())
     teacher = None
     if guided:
         model.load_state_dict(torch.load(training.ROOT / "flux/ema.pt"))

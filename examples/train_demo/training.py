@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# (step, its dice) -> what to log, "loss" among it
+Loss = Callable[[int, np.random.Generator], dict[str, Tensor]]
 ROOT = Path(os.environ.get("TRAIN_DEMO_ROOT", Path.home() / "demo_training"))
 
 
@@ -88,7 +90,9 @@ def optimisers(module: nn.Module, lr: float, muon: Callable[[str], bool]) -> lis
     matrices = [p for name, p in named if p.ndim >= 2 and muon(name)]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    found: list[torch.optim.Optimizer] = []
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0))
     if matrices:
         found.append(Muon(matrices, lr=lr))
     return found
@@ -134,7 +138,7 @@ def seeded(step: int, seed: int = 0) -> np.random.Generator:
 def train(
     run: Run,
     module: nn.Module,
-    loss_of: Callable[[int, np.random.Generator], dict[str, Tensor]],
+    loss_of: Loss,
     muon: Callable[[str], bool] = lambda name: False,
     check: Callable[[int, dict[str, Tensor]], dict[str, float]] | None = None,
     check_every: int = 2000,
