@@ -16,23 +16,31 @@ from typing import Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, MismatchError, QuantizationError
 from .keys import Rename, Slice, same_names, slices
 from .layers.embed import Table
 from .layers.linear import Linear, Packing
+from .quantization.weighting import importance
 
 Module = TypeVar("Module", bound=nn.Module)
 Shape = tuple[int, ...]
 # (component, module path, [rows, columns], layers beside it) -> how to pack that weight, or None to leave it dense.
 Recipe = Callable[[str, str, Shape, int], Packing | None]
-# (weight, packing) -> weight, scales[, biases]
-Pack = Callable[[mx.array, Packing], dict[str, mx.array]]
 # The first number in a layer's path: which of a stack of layers it is.
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 # (component, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
+
+
+class Pack(Protocol):
+    """(weight, packing, how much each of its columns counts) -> weight, scales[, biases]"""
+
+    def __call__(
+        self, weight: mx.array, packing: Packing, *, importance: np.ndarray | None = None
+    ) -> dict[str, mx.array]: ...
 
 
 class Merge(Protocol):
@@ -204,6 +212,10 @@ class Weights:
     def shape(self, name: str) -> Shape:
         return self.slices[name].shape
 
+    def importance(self, path: str) -> np.ndarray | None:
+        """How much each input of the linear layer at `path` counts, if that can be told."""
+        return importance(path, lambda name: self.slices[name].read() if name in self.slices else None)
+
     def _expect_packed(self, layer: nn.Module, path: str) -> None:
         if isinstance(layer, Linear) and layer.packing is None and path in self.stored:
             layer.pack(self.stored[path])
@@ -233,7 +245,7 @@ class Weights:
                 layer.pack(packing)
             if merge and touched and before is not None:
                 merge.measure(self.component, path, before, values["weight"], pack, packing)
-            values |= pack(values["weight"], packing)
+            values |= pack(values["weight"], packing, importance=self.importance(path))
         for name, value in values.items():
             layer[name] = self._halved(value).astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
         mx.eval([layer[name] for name in values])

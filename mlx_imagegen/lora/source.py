@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..config import read_json
 from ..download import local_folder
@@ -109,10 +110,10 @@ class Source:
     def _named(self) -> str:
         return str(self.record.get("source") or "the full-precision model")
 
-    def _pack(self, weight: mx.array, packing: Packing) -> dict[str, mx.array]:
+    def _pack(self, weight: mx.array, packing: Packing, *, importance: np.ndarray | None = None) -> dict[str, mx.array]:
         name = self.record.get("recipe")
         search = name in recipe_names() and read_recipe(name, self.manifest.family).search
-        return pack(weight, packing, search)
+        return pack(weight, packing, search, importance)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
         command = remake(self.record, [match.lora.described() for match in matches])

@@ -52,6 +52,8 @@ class Conversion:
     merges: Callable[[Piece], bool] = lambda piece: False  # whether `merge` changes this piece
     # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
     statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
+    # What else is known of how much a layer's inputs count, by (component, path).
+    importance: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     inputs: np.ndarray | None = None  # what folded layers are given, [columns, D] in float64
 
 
@@ -232,9 +234,10 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
     if piece.packing is None:
         _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
         return
-    statistics = conversion.statistics.get((piece.component, piece.path))
+    layer = piece.component, piece.path
+    statistics = conversion.statistics.get(layer)
     if statistics is None:
-        parts = pack_rows(values, piece.packing, conversion.search)
+        parts = pack_rows(values, piece.packing, conversion.search, conversion.importance.get(layer))
     else:
         parts, shift = pack_calibrated(values, piece.packing, statistics)
         if job.bias is not None:

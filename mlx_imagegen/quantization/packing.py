@@ -9,9 +9,11 @@ mx.quantize rounds differently on Metal and on the CPU.
 Must not know: files, recipes, models.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -23,11 +25,11 @@ from .bfloat import from_bf16, round_bf16, to_bf16
 BLOCK = 1 << 18  # weights worked on at a time: their float32 copies stay in the processor's cache
 SMALLEST_SCALE = np.float32(1e-7)  # as in MLX: a group of equal weights must not divide by zero
 # Where the search starts: what is cut off a group's range below and above, in parts of it. An outlier that is cut off
-# can pay for finer steps elsewhere; with many levels it never does. More starts or turns gain less than 1%
-# (benchmarks/LOG.md).
+# can pay for finer steps elsewhere; with many levels it never does. Every start has a turn of codes and least squares,
+# the one that is then ahead has the others: half the time of all turns for all, and 1% less close (benchmarks/LOG.md).
 FEW_BITS = 4
 STARTS = ((0.02, 0.02), (0.02, 0.1), (0.1, 0.02), (0.1, 0.1))
-TURNS = 4  # how often codes and least squares take turns from one start
+TURNS = 3
 WIDE_STARTS, WIDE_TURNS = ((0.0, 0.0),), 2  # for more than FEW_BITS
 
 Packed = dict[str, np.ndarray]
@@ -111,40 +113,58 @@ def _searched(
     plain: tuple[np.ndarray, np.ndarray],
     counts: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scale and bias with the least squared error among several starts; never worse than the plain ones."""
+    """The scale and bias with the least squared error that several starts lead to; never worse than the plain ones."""
     levels, span = np.float32(2**bits - 1), ends[1] - ends[0]
     starts, turns = (STARTS, TURNS) if bits <= FEW_BITS else (WIDE_STARTS, WIDE_TURNS)
-    best_scale, best_bias = plain[0].copy(), plain[1].copy()
-    best = _error(groups, codes_for(groups, *plain, levels), *plain, counts)
+    sums = _Sums.of(groups, counts)
+    tries = []
     for below, above in starts:
-        scale, bias = _spanning(ends[0] + np.float32(below) * span, ends[1] - np.float32(above) * span, levels)
-        codes = codes_for(groups, scale, bias, levels)
-        for _ in range(turns):
-            scale, bias = _least_squares(groups, codes, scale, bias, counts)
-            codes = codes_for(groups, scale, bias, levels)
-        error = _error(groups, codes, scale, bias, counts)
-        better = error < best
-        np.copyto(best, error, where=better)
-        np.copyto(best_scale, scale, where=better)
-        np.copyto(best_bias, bias, where=better)
-    return best_scale, best_bias
+        start = _spanning(ends[0] + np.float32(below) * span, ends[1] - np.float32(above) * span, levels)
+        tries.append(np.stack(sums.least_squares(codes_for(groups, *start, levels), *start)))  # [3, n]
+    scale, bias, _ = functools.reduce(lambda best, found: np.where(found[2] < best[2], found, best), tries)
+    for _ in range(turns - 1):
+        scale, bias, _ = sums.least_squares(codes_for(groups, scale, bias, levels), scale, bias)
+    error = _error(groups, codes_for(groups, scale, bias, levels), scale, bias, counts)
+    better = error < _error(groups, codes_for(groups, *plain, levels), *plain, counts)
+    return np.where(better, scale, plain[0]), np.where(better, bias, plain[1])
 
 
-def _least_squares(
-    groups: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, counts: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best scale for these codes, rounded; then the best bias for that scale, rounded."""
-    weighted = codes if counts is None else codes * counts
-    total = np.float32(len(groups)) if counts is None else counts.sum(axis=0)
-    code_sum, square_sum = weighted.sum(axis=0), (weighted * codes).sum(axis=0)
-    product_sum = (weighted * groups).sum(axis=0)
-    weight_sum = groups.sum(axis=0) if counts is None else (groups * counts).sum(axis=0)
-    spread = total * square_sum - code_sum * code_sum
-    fits = spread > np.float32(1e-6) * total * square_sum  # otherwise all codes are equal: no slope to be found
-    slope = (total * product_sum - code_sum * weight_sum) / np.where(fits, spread, np.float32(1))
-    fits &= np.abs(slope) >= SMALLEST_SCALE
-    scale = np.where(fits, round_bf16(slope), scale)
-    return scale, np.where(fits, round_bf16((weight_sum - scale * code_sum) / total), bias)
+@dataclass(frozen=True)
+class _Sums:
+    """Over each group, what least squares needs of the weights [G, n] alone: count, sum and sum of squares [n]."""
+
+    groups: np.ndarray
+    counts: np.ndarray | None
+    total: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+    @classmethod
+    def of(cls, groups: np.ndarray, counts: np.ndarray | None) -> "_Sums":
+        if counts is None:
+            total = np.full(groups.shape[1], len(groups), np.float32)
+            return cls(groups, None, total, groups.sum(axis=0), (groups * groups).sum(axis=0))
+        weighted = groups * counts
+        first = weighted.sum(axis=0)
+        weighted *= groups
+        return cls(groups, counts, counts.sum(axis=0), first, weighted.sum(axis=0))
+
+    def least_squares(
+        self, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best scale for these codes, rounded; then the best bias for it, rounded; and their squared error."""
+        weighted = codes if self.counts is None else codes * self.counts
+        code_sum, products = weighted.sum(axis=0), weighted * codes
+        square_sum = products.sum(axis=0)
+        product_sum = np.multiply(weighted, self.groups, out=products).sum(axis=0)
+        spread = self.total * square_sum - code_sum * code_sum
+        fits = spread > np.float32(1e-6) * self.total * square_sum  # otherwise all codes are equal: no slope
+        slope = (self.total * product_sum - code_sum * self.first) / np.where(fits, spread, np.float32(1))
+        fits &= np.abs(slope) >= SMALLEST_SCALE
+        scale = np.where(fits, round_bf16(slope), scale)
+        bias = np.where(fits, round_bf16((self.first - scale * code_sum) / self.total), bias)
+        error = self.second + scale * (scale * square_sum - product_sum - product_sum)
+        return scale, bias, error + bias * (bias * self.total + scale * code_sum * 2 - self.first - self.first)
 
 
 def _error(

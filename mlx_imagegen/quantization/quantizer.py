@@ -9,7 +9,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,10 @@ def quantize(
     `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
+    opened = open_loras(lora, on_download)  # before a model is downloaded for them
     made = draft(model, quant, on_download, fold, fold_size)
     merge = Merge()
-    loras = own_loras(made.model.manifest, on_download) + open_loras(lora, on_download)
+    loras = own_loras(made.model.manifest, on_download) + opened
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
@@ -132,7 +133,15 @@ def quantize(
     seen = {} if partial.there else _seen(made, model, lora, lora_partial, calibrate, calibrate_with or {})
     inputs = made.fold.inputs(_reader(made.family, made.fold, merge)) if made.fold else None
     conversion = Conversion(
-        made.folder, made.layouts, recipe.search, record, _rows(merge, recipe), _touches(merge), seen, inputs
+        made.folder,
+        made.layouts,
+        recipe.search,
+        record,
+        _rows(merge, recipe),
+        _touches(merge),
+        seen,
+        _importance(made) if recipe.search else {},
+        inputs,
     )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     for line in merge.losses():
@@ -144,7 +153,8 @@ def expected(made: Draft) -> list[str]:
     """What the copy will take in memory on a Mac, at the model's own size, a line each."""
     family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
     job = usual_job(made.model.manifest, family.size_multiple)
-    return describe(replace(plan(family, job.settings, True, job.prompt.references), disk_bytes=made.nbytes))
+    sizes = {layout.component: layout.nbytes for layout in made.layouts}
+    return describe(plan(family, job.settings, True, job.prompt.references, sizes))
 
 
 def quant_of_bits(bits: int) -> str:
@@ -213,6 +223,14 @@ def _seen(
     component = made.family.components[made.family.stages["denoise"][0]].weights.component
     found = collect(pipeline, prompts, CALIBRATION_SEEDS, **asked)
     return {(component, path): statistics for path, statistics in found.items()}
+
+
+def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:
+    """What the norms say, as arrays that any thread may read."""
+    weights = {part.weights.component: part.weights for part in made.family.components.values()}
+    packed = [(layout.component, path) for layout in made.layouts for path in layout.packings]
+    known = {(component, path): weights[component].importance(path) for component, path in packed}
+    return {layer: value for layer, value in known.items() if value is not None}
 
 
 def _touches(merge: Merge) -> Any:

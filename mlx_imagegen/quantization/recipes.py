@@ -2,7 +2,8 @@
 
 In: a recipe's name or file, and a family. Out: `Recipe`, which answers for one linear layer at a time: a `Packing`, or
 None for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
-written from the end: `layers.-1.` is the last layer, whatever the model's depth.
+written from the end: `layers.-1.` is the last layer, whatever the model's depth. A row with `depth` counts only in
+stacks of at least so many layers: four layers kept high are a tenth of a large model and most of a small one.
 Must not know: tensors' values, files of checkpoints.
 """
 
@@ -24,16 +25,18 @@ DENSE_BITS = 16
 MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
 GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
 KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
-ROW_KEYS = frozenset({"match", "bits", "group_size", "mode"})
+ROW_KEYS = frozenset({"match", "depth", "bits", "group_size", "mode"})
 
 
 @dataclass(frozen=True)
 class Row:
     globs: tuple[str, ...]
     packing: Packing | None  # None: 16 bits
+    least_depth: int = 0
 
-    def matches(self, names: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.globs)
+    def matches(self, names: tuple[str, ...], depth: int) -> bool:
+        found = any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.globs)
+        return found and depth >= self.least_depth
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Recipe:
         if component in self.keep:
             return None
         names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
-        return next((row.packing for row in self.rows if row.matches(names)), None)
+        return next((row.packing for row in self.rows if row.matches(names, depth)), None)
 
     def halves(self, component: str) -> bool:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""
@@ -134,7 +137,10 @@ def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
         raise QuantizationError(
             f"{path}: a row has no 'match'; give a glob over component/path, such as \"transformer/proj_out\"."
         )
-    return Row(globs, _packing(path, general | row))
+    depth = row.get("depth", 0)
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
+        raise QuantizationError(f"{path}: depth {depth!r} is no number of layers; give the least that the row is for.")
+    return Row(globs, _packing(path, general | row), depth)
 
 
 def _packing(path: Path, row: dict[str, Any]) -> Packing | None:

@@ -78,6 +78,28 @@ def test_the_search_is_closer_still_and_never_worse_in_any_group(bits: int, at_m
     assert (per_group[1] <= per_group[0] * (1 + 1e-4) + 1e-12).all()
 
 
+def test_the_weighted_search_is_never_worse_by_its_own_measure() -> None:
+    w, packing = drawn(64, 512), Packing(4, 64)
+    counts = np.exp(np.random.default_rng(3).standard_normal(512)).astype(np.float32)
+    made = (unpacked(pack_rows(w, packing, *how), packing) - w for how in ((False,), (True,), (True, counts)))
+    plain, searched, weighted = ((error**2 * counts).reshape(-1, 64).sum(axis=1) for error in made)
+    assert (weighted <= plain * (1 + 1e-4)).all()
+    assert weighted.sum() < 0.97 * searched.sum()
+
+
+def test_no_scale_and_bias_would_be_much_closer() -> None:
+    """Beside the best of 3600 pairs of ends for each group."""
+    w = drawn(40, 64)
+    searched = ((unpacked(pack_rows(w, Packing(4, 64), True), Packing(4, 64)) - w) ** 2).sum()
+    best = 0.0
+    for row in w:
+        low, high = np.meshgrid(np.linspace(0.5, 1, 60) * row.min(), np.linspace(0.5, 1, 60) * row.max())
+        scale = ((high - low) / 15)[..., None]
+        codes = np.clip(np.rint((row - low[..., None]) / scale), 0, 15)
+        best += ((codes * scale + low[..., None] - row) ** 2).sum(axis=-1).min()
+    assert searched < 1.08 * best
+
+
 @pytest.mark.parametrize("search", [False, True])
 def test_the_mean_of_a_layers_output_does_not_shift(search: bool) -> None:
     """What darkens pictures: inputs with a mean turn a row's mean error into a shift."""
@@ -89,12 +111,13 @@ def test_the_mean_of_a_layers_output_does_not_shift(search: bool) -> None:
     assert shifts[0] < 0.4 * shifts[1]
 
 
-@pytest.mark.parametrize("search", [False, True])
-def test_any_cut_into_rows_gives_the_same_bits(search: bool) -> None:
+@pytest.mark.parametrize(("search", "weighted"), [(False, False), (True, False), (True, True)])
+def test_any_cut_into_rows_gives_the_same_bits(search: bool, weighted: bool) -> None:
     w, packing = drawn(701, 1024), Packing(4, 64)  # more than one block
-    whole = pack_rows(w, packing, search)
-    cuts = [pack_rows(part, packing, search) for part in np.split(w, [1, 8, 333])]
-    in_memory = pack(mx.array(w).astype(mx.bfloat16), packing, search)
+    counts = np.random.default_rng(4).random(1024).astype(np.float32) if weighted else None
+    whole = pack_rows(w, packing, search, counts)
+    cuts = [pack_rows(part, packing, search, counts) for part in np.split(w, [1, 8, 333])]
+    in_memory = pack(mx.array(w).astype(mx.bfloat16), packing, search, counts)
     for name, value in whole.items():
         assert (np.concatenate([cut[name] for cut in cuts]) == value).all(), name
         assert mx.array_equal(in_memory[name], as_mlx(value)), name

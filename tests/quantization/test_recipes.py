@@ -17,6 +17,25 @@ FLUX_DEV = FluxConfig(
     attention_head_dim=128, guidance_embeds=True, in_channels=64, joint_attention_dim=4096, num_attention_heads=24,
     num_layers=19, num_single_layers=38, pooled_projection_dim=768,
 )  # fmt: skip
+# (path, layers) -> [rows, columns]: the denoisers' linear layers as published
+QWEN_IMAGE = {
+    ("img_in", 0): (3072, 64), ("txt_in", 0): (3072, 3584), ("proj_out", 0): (64, 3072),
+    **{("transformer_blocks.{}.attn." + name, 60): (3072, 3072) for name in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )},
+    **{("transformer_blocks.{}." + name, 60): shape for kind in ("img", "txt") for name, shape in (
+        (f"{kind}_mlp.net.0.proj", (12288, 3072)), (f"{kind}_mlp.net.2", (3072, 12288)),
+    )},
+}  # fmt: skip
+HIDREAM = {
+    ("model.x_embedder.proj1", 0): (1024, 3072), ("model.x_embedder.proj2", 0): (4096, 1024),
+    ("model.final_layer2.linear", 0): (3072, 4096),
+    **{("model.language_model.layers.{}." + name, 36): shape for name, shape in (
+        ("self_attn.q_proj", (4096, 4096)), ("self_attn.k_proj", (1024, 4096)), ("self_attn.v_proj", (1024, 4096)),
+        ("self_attn.o_proj", (4096, 4096)), ("mlp.gate_proj", (12288, 4096)), ("mlp.up_proj", (12288, 4096)),
+        ("mlp.down_proj", (4096, 12288)),
+    )},
+}  # fmt: skip
 FAMILIES = ("flux", "qwen_image", "hidream_o1")
 
 
@@ -81,6 +100,34 @@ def test_what_flux_holds_in_the_loop(quant: str, at_most: float) -> None:
     assert 0.9 * at_most < total < at_most
 
 
+@pytest.mark.parametrize(
+    ("quant", "family", "low", "high"),
+    [
+        ("q8", "qwen_image", 8.5, 8.6), ("q6", "qwen_image", 6.5, 6.6), ("q4", "qwen_image", 4.9, 5.05),
+        ("q8", "hidream_o1", 8.5, 8.6), ("q6", "hidream_o1", 6.6, 6.8), ("q4", "hidream_o1", 4.9, 5.1),
+    ],
+)  # fmt: skip
+def test_bits_a_weight_of_the_published_models(quant: str, family: str, low: float, high: float) -> None:
+    """In the loop, 60 and 36 layers deep: modulation, text encoder and embedding tables aside."""
+    recipe = read_recipe(quant, family)
+    shapes = QWEN_IMAGE if family == "qwen_image" else HIDREAM
+    bits = count = 0.0
+    for (path, depth), shape in shapes.items():
+        for layer in range(max(1, depth)):
+            packing = recipe.packing("transformer", path.format(layer), shape, depth)
+            bits += shape[0] * shape[1] * (packing.bits_per_weight if packing else 16)
+            count += shape[0] * shape[1]
+    assert low < bits / count < high
+
+
+def test_a_small_models_ends_are_as_low_as_the_rest() -> None:
+    recipe = read_recipe("q4", "hidream_o1")
+    for depth, expected in ((6, 4), (11, 4), (12, 8), (36, 8)):
+        for layer in (0, 1, depth - 2, depth - 1):
+            path = f"model.language_model.layers.{layer}.mlp.up_proj"
+            assert bits(recipe, "transformer", path, depth) == expected, (depth, layer)
+
+
 def test_modulators_are_packed_too() -> None:
     recipe = read_recipe("q4", "flux")
     packed = [
@@ -119,6 +166,10 @@ def test_layers_counted_from_the_end() -> None:
         ("bits = 4\n[[qwen_image]]\nmatch = '*'", "no rows for the family flux"),
         ("bits = ", "not a TOML file"),
         ("[[flux]]\nmatch = 'x'\nbits = 8", "bits None"),
+        ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = 'deep'", "depth 'deep' is no number"),
+        ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = -1", "depth -1 is no number"),
+        ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = true", "depth True is no number"),
+        ("bits = 4\nmode = 'mxfp4'\ngroup_size = 64\n[[flux]]\nmatch = '*'", "mxfp4 packing has 32"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
