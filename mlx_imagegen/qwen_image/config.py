@@ -44,6 +44,12 @@ class QwenImageConfig(Config):
             raise ConfigError(f"{where}: this is Qwen-Image-Layered, another architecture. {SUPPORTED}")
         if config.guidance_embeds:
             raise ConfigError(f"{where}: 'guidance_embeds' is true; no published Qwen-Image has it, nor has this port.")
+        counts = ("attention_head_dim", "num_attention_heads", "num_layers", "patch_size")
+        if odd := next((name for name in counts if getattr(config, name) < 1), None):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)}, where a count from 1 is needed; take the file from "
+                "the model's repository."
+            )
         if sum(config.axes_dims_rope) != config.attention_head_dim:
             raise ConfigError(
                 f"{where}: 'axes_dims_rope' {list(config.axes_dims_rope)} must add up to 'attention_head_dim' "

@@ -78,11 +78,25 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageF
     text.check([*trees, vision_tower(vision_config)], (HEAD,))
     preprocessor = folder / "processor" / "preprocessor_config.json"
     patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
+    _check_eyes(patches, vision_config, preprocessor)
     return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches, folded)
 
 
 def columns(config: QwenImageConfig, folded: Folded | None) -> int:
     return len(folded.timesteps) + config.zero_cond_t if folded else 0
+
+
+def _check_eyes(patches: PatchConfig, vision: VisionConfig, where: Path) -> None:
+    for field, found, expected in (
+        ("patch_size", patches.patch_size, vision.patch_size),
+        ("merge_size", patches.merge_size, vision.spatial_merge_size),
+        ("temporal_patch_size", patches.temporal_patch_size, vision.temporal_patch_size),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but text_encoder/config.json's vision_config has {expected}: "
+                "the files are of different models. Take them from one repository."
+            )
 
 
 def _check_widths(config: QwenImageConfig, text: QwenConfig, vae: VaeConfig, where: Path) -> None:

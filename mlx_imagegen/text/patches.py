@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ..config import Config
-from ..errors import RequestError
+from ..errors import ConfigError, RequestError
 
 Grid = tuple[int, int]  # rows, columns
+COLOURS = 3
 STEEPEST = 200  # transformers refuses narrower pictures
 
 
@@ -47,7 +48,19 @@ class PatchConfig(Config):
         size = data.get("size") or {}
         named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given = {name: value for name, value in data.items() if value is not None}
-        return cls.read({name: value for name, value in named.items() if value is not None} | given, where)
+        config = cls.read({name: value for name, value in named.items() if value is not None} | given, where)
+        sound = {
+            "max_pixels": 0 < config.min_pixels <= config.max_pixels,
+            "image_mean": len(config.image_mean) == COLOURS,
+            "image_std": len(config.image_std) == COLOURS and min(config.image_std) > 0,
+            "resample": config.resample in list(Image.Resampling),
+        }
+        if odd := next((name for name, fits in sound.items() if not fits), None):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)}, by which no picture can be prepared; take the file "
+                "from the model's repository."
+            )
+        return config
 
 
 class Patches(NamedTuple):

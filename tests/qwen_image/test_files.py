@@ -148,6 +148,13 @@ def test_rope_axes_must_fill_a_head() -> None:
         QwenImageConfig.read(config | {"axes_dims_rope": [16, 56, 48]}, WHERE)
 
 
+@pytest.mark.parametrize("field", ["num_attention_heads", "num_layers", "patch_size"])
+def test_a_count_of_nothing_is_refused(field: str) -> None:
+    config, _ = stored("Qwen-Image", "transformer")
+    with pytest.raises(ConfigError, match=f"field '{field}' is 0"):
+        QwenImageConfig.read(config | {field: 0}, WHERE)
+
+
 @pytest.mark.parametrize(("recipe", "expected"), [(None, 27.2), ("q4", 8.5), ("q6", 11.1), ("q8", 14.5)])
 def test_resident_memory_in_the_loop(recipe: str | None, expected: float) -> None:
     """GB of the full-size transformer, modulation folded. Design decision 5 has 27.2, 7.7, 11.1 and 14.5; the q4 recipe
