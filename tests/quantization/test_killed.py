@@ -1,0 +1,117 @@
+"""kill -9 at every kind of moment: the target is not there or whole, and the next run makes the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.quantization import partial
+from mlx_imagegen.quantization.quantizer import quantize
+from tests.quantization.test_convert import digest
+from tests.tiny import draw_flux
+
+ROOT = Path(__file__).parents[2]
+
+# What a process does when it reaches the moment: it is gone, without any clean-up.
+DIES = "lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+MOMENTS = {
+    "before the folder is made": "Path.mkdir = {dies}",
+    "before the first header": "convert._open_shard = {dies}",
+    "in the middle of a header": "convert._open_shard = half_header",
+    "between two rows": "os.pwrite = after(200, os.pwrite)",
+    "between the rows and the journal": "partial.Journal.finish = {dies}",
+    "in the middle of the journal's line": "partial.Journal.finish = torn",
+    "before the small files": "convert._write_small_files = {dies}",
+    "among the small files": "convert.shutil.copyfile = after(3, convert.shutil.copyfile)",
+    "before the record": "partial.Partial.seal = {dies}",
+    "in the middle of the record": "partial.write_json = half_record",
+    "after the record": "partial.Partial.rename = {dies}",
+    "between the journal's end and the renaming": "Path.rename = {dies}",
+}
+CODE = """
+import os, signal, sys
+from pathlib import Path
+from mlx_imagegen.quantization import convert, partial
+from mlx_imagegen.quantization.quantizer import quantize
+dies = {dies}
+def after(count, real):
+    left = [count]
+    def called(*arguments, **options):
+        left[0] -= 1
+        return real(*arguments, **options) if left[0] >= 0 else dies()
+    return called
+def half_header(path, shard):
+    path.write_bytes(shard.header[:100])
+    dies()
+def torn(self, key):
+    self._file.write(key.encode()[:20])
+    dies()
+def half_record(path, data):
+    path.with_name(path.name + ".new").write_text("{{")
+    dies()
+source, target = map(Path, sys.argv[1:])
+{moment}
+quantize(source, target, quant="q4")
+"""
+
+
+def die(source: Path, target: Path, moment: str) -> None:
+    code = CODE.format(dies=DIES, moment=MOMENTS[moment].format(dies="dies"))
+    done = subprocess.run([sys.executable, "-c", code, source, target], cwd=ROOT, check=False, stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_flux(tmp_path_factory.mktemp("killed") / "source")
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> dict[str, str]:
+    return digest(quantize(source, source.with_name("whole"), quant="q4"))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_run_again(source: Path, whole: dict[str, str], tmp_path: Path, moment: str) -> None:
+    target = tmp_path / "made"
+    die(source, target, moment)
+    assert not target.exists()
+    assert digest(quantize(source, target, quant="q4")) == whole
+    assert not (tmp_path / "made.partial").exists() and not (target / partial.JOURNAL).exists()
+    load(target)
+
+
+def test_killed_again_and_again(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    """One folder, killed at one moment after the other, and at last by another recipe."""
+    target = tmp_path / "made"
+    for moment in MOMENTS:
+        if moment == "after the record":  # from here on only the renaming is left
+            break
+        die(source, target, moment)
+        assert not target.exists()
+    quantize(source, tmp_path / "other", quant="q8")
+    assert digest(quantize(source, target, quant="q4")) == whole
+
+
+def test_a_sealed_folder_that_was_not_renamed_is_not_taken_for_another_recipe_s(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    die(source, target, "between the journal's end and the renaming")
+    made = quantize(source, target, quant="q8")
+    assert digest(made) == digest(quantize(source, tmp_path / "whole", quant="q8"))
+
+
+def test_killed_from_outside_at_any_time(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    """By the clock: whatever the process was doing, nothing half-made is ever seen under the target's name."""
+    target = tmp_path / "made"
+    command = [sys.executable, "-m", "mlx_imagegen.quantize", "--quiet", "--bits", "4", "--model", source, "-o", target]
+    for tenths in (2, 5, 8, 11):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            time.sleep(tenths / 10)
+            os.kill(child.pid, signal.SIGKILL)
+        assert not target.exists() or digest(target) == whole
+    assert digest(quantize(source, target, quant="q4")) == whole
