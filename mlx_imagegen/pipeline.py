@@ -25,11 +25,12 @@ from .job import Job, requested
 from .kernels import choose
 from .loading import Changes
 from .lora.file import TITLES
-from .lora.match import match_loras, vocabularies
+from .lora.match import Lora, match_loras, vocabularies
 from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
 from .lora.source import Source
 from .manifest import Manifest, Model, manifests, revision_of
 from .options import check_kinds
+from .outline import has_outline, outlined
 from .plan import loaded_linears
 from .precision import compute_dtype
 from .quantization.recipes import lasting, read_recipe
@@ -90,7 +91,8 @@ def load(
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
     check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    _refuse_before_download(str(model), quant)
+    loras = open_loras(lora, on_download)
+    _refuse_before_download(str(model), quant, loras, lora_partial)
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
@@ -101,18 +103,23 @@ def load(
     source = Source(folder, found.manifest, open_family)
     family = open_family(found.manifest, folder, source.applied_to(changes))
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
-    pipeline.set_lora(lora, lora_partial, on_download)
+    pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
 
 
-def _refuse_before_download(model: str, quant: str | None) -> None:
-    """Raises for weights that this machine cannot hold, while nothing has been downloaded for them."""
+def _refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora], partial: bool) -> None:
+    """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
+    downloaded for them."""
     manifest = manifests().get(model)
     if manifest is None or manifest.folder or local_folder(manifest):
         return
     changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
     check_before_download(manifest, changes, open_family)
+    if loras and has_outline(manifest):
+        with outlined(manifest) as folder:
+            known = vocabularies(open_family(manifest, folder, Changes()))
+        match_loras(loras, known, TITLES[manifest.family], partial)
 
 
 def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> None:
@@ -168,7 +175,10 @@ class Pipeline:
         A file is a path, or `owner/repository:file`. What is loaded is read again only where a change touches it.
         `partial`: allow files of which a part fits no module of this model, and merge the rest.
         """
-        loras = own_loras(self.model.manifest, on_download) + open_loras(lora, on_download)
+        self._choose(open_loras(lora, on_download), partial, on_download)
+
+    def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Tell) -> None:
+        loras = [*own_loras(self.model.manifest, on_download), *chosen]
         known, title = vocabularies(self.family), TITLES[self.family.name]
         matches = match_loras(loras, known, title, partial)
         before = match_loras(self._source.merged_before(matches, self.family), known, title, partial=True)

@@ -16,6 +16,7 @@ from mlx_imagegen.errors import DownloadError, LoraError, MissingFile
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Lora
 from mlx_imagegen.lora.merge import open_loras, parse_lora
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.conftest import Ran
 from tests.lora.test_merge import DATA
 from tests.test_download import COMMIT, put
@@ -263,6 +264,25 @@ def test_a_configuration_that_gives_no_strength(tmp_path: Path, numbers: dict[st
     mx.save_safetensors(str(tmp_path / "style.safetensors"), tensors, {"lora_adapter_metadata": json.dumps(metadata)})
     with pytest.raises(LoraError, match="configuration cannot be read"):
         open_lora(tmp_path / "style.safetensors")
+
+
+def test_what_does_not_fit_is_refused_before_a_download(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody should fetch tens of GB to learn that a file's name was misspelt."""
+    monkeypatch.setattr("mlx_imagegen.pipeline.check_before_download", lambda *anything: None)
+    monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *anything: pytest.fail("it would be downloaded now"))
+    with pytest.raises(MissingFile, match="there is no LoRA file"):
+        load("flux-dev", lora=["stile.safetensors"])
+    with pytest.raises(LoraError, match="looks like a LoRA for Qwen-Image"):
+        load("flux-dev", lora=[DATA / "qwen_image/lightning/lora.safetensors"])
+    with pytest.raises(LoraError, match=r"expected \[9216, 3072\]"):
+        load("flux-dev", lora=[KOHYA])
+    monkeypatch.setattr(
+        "mlx_imagegen.quantization.quantizer.locate", lambda *anything: pytest.fail("it would be downloaded now")
+    )
+    with pytest.raises(MissingFile, match="there is no LoRA file"):
+        quantize("flux-dev", tmp_path / "q6", lora=["stile.safetensors"])
 
 
 def test_a_missing_file_of_a_repository_s_look(tmp_path: Path, cache: Path) -> None:
