@@ -67,6 +67,7 @@ class Row:
     manifest: str = ""
     denoiser: str = ""
     seconds: dict[str, Spread] = field(default_factory=dict)  # by stage
+    processor_seconds: Spread | None = None  # of the total; on the CPU backend it tells more than a busy wall clock
     step_seconds: Spread | None = None
     cold_load_seconds: float = 0.0  # a fresh process's first; the system may still have the files in memory
     warm_up_seconds: list[float] = field(default_factory=list)  # totals
@@ -135,6 +136,7 @@ def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
     row.runs = [run.seconds for run in runs]
     row.seconds = {stage: _spread([run[stage] for run in row.runs]) for stage in STAGES}
     row.step_seconds = _spread([step for run in runs for step in run.report["seconds"]["steps"]])
+    row.processor_seconds = _spread([run.processor_seconds for run in runs])
     row.cold_load_seconds = first.seconds["load"]
     row.warm_up_seconds = [run.wall_seconds for run in warm_up]
     # Without the warm-up, which may have measured kernels; what the system says of a process is its most so far.
@@ -187,7 +189,7 @@ def _commit() -> str | None:
 
 TIMES = (
     "model", "quant", "size", "steps", "warm-up", "load cold", "load warm", "encode", "prepare", "a step", "decode",
-    "other", "total",
+    "other", "total", "processor",
 )  # fmt: skip
 SPACE = (
     "model", "quant", "size", "weights GB", "MLX peak GB", "process peak GB", "PSNR dB", "SSIM", "difference",
@@ -203,6 +205,7 @@ def time_rows(rows: Sequence[Row]) -> list[list[str]]:
             short(row.seconds["encode"].median), short(row.seconds["prepare"].median),
             row.step_seconds.shown() if row.step_seconds else NONE, short(row.seconds["decode"].median),
             short(row.seconds["other"].median), row.seconds["total"].shown(),
+            row.processor_seconds.shown() if row.processor_seconds else NONE,
         ]
         for row in rows
         if not row.reason
@@ -254,6 +257,7 @@ def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None])
     machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
     parts = [
         f"Seconds: median of {asked.repeat} runs (least–most), after {asked.warm_up} to warm up, shown but not counted."
+        " By the wall's clock; the last column is the processor's time for the total, over all threads."
         " Each row ran in a process of its own.", "", tables.markdown(TIMES, time_rows(rows)), "",
         "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
         tables.markdown(SPACE, space_rows(rows)), "",
@@ -295,7 +299,10 @@ def _flat(row: Row) -> dict[str, Any]:
         "denoiser": row.denoiser, "reason": row.reason,
         "cold_load_seconds": row.cold_load_seconds, "weight_bytes": row.weight_bytes,
     }  # fmt: skip
-    for stage, spread in {**row.seconds, **({"step": row.step_seconds} if row.step_seconds else {})}.items():
+    spreads = {**row.seconds, "step": row.step_seconds, "processor": row.processor_seconds}
+    for stage, spread in spreads.items():
+        if spread is None:
+            continue
         flat |= {f"{stage}_seconds": spread.median, f"{stage}_least": spread.least, f"{stage}_most": spread.most}
     for stage, peak in row.mlx_peak_bytes.items():
         flat[f"mlx_peak_bytes_{stage}"] = peak

@@ -34,6 +34,7 @@ class Made:
     report: dict[str, Any]  # Report.as_dict()
     record: dict[str, Any]
     wall_seconds: float  # from opening to the finished picture, by one clock around all of it
+    processor_seconds: float  # of the same, over all threads; another program's work is not in it
     weight_bytes: int  # all components, as they are held
     denoiser: str  # how its weights are held: "float32", "4-bit 96, 8-bit 4"
 
@@ -122,11 +123,11 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             if job["anew"]:
                 pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
                 mx.clear_cache()
-            started = time.perf_counter()
+            started = _clocks()
             if pipeline is None:
                 scope = "model"
                 locate(opening["model"])  # a download is no part of loading
-                scope, started = "opened", time.perf_counter()
+                scope, started = "opened", _clocks()
                 pipeline = load(**opening)
                 scope = "picture"
             answer = asdict(_made(pipeline, job, started))
@@ -141,13 +142,17 @@ def _reason(error: Exception) -> str:
     return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
 
 
-def _made(pipeline: "Pipeline", job: dict[str, Any], started: float) -> Made:
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float]) -> Made:
     (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]))
-    wall = time.perf_counter() - started
+    wall, processor = (now - then for now, then in zip(_clocks(), started, strict=True))
     path = result.save(job["path"])
     parts = pipeline.family.components
     return Made(
-        str(path), result.report.as_dict(), result.record, wall,
+        str(path), result.report.as_dict(), result.record, wall, processor,
         sum(part.nbytes for part in parts.values()), parts[pipeline.family.stages["denoise"][0]].held_as,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
-from mlx_imagegen import plan
+from mlx_imagegen import fitting
 from mlx_imagegen.cli import main
 from mlx_imagegen.commands.bench import size
 from mlx_imagegen.image import read_metadata
@@ -56,6 +56,7 @@ def test_every_file_parses_and_says_the_same(folder: Path, rows: dict[str, dict[
         row, line = rows[quant], lines[quant]
         assert float(line["total_seconds"]) == row["seconds"]["total"]["median"]
         assert float(line["step_seconds"]) == row["step_seconds"]["median"]
+        assert float(line["processor_seconds"]) == row["processor_seconds"]["median"] > 0
         assert f"| {quant} | 64x64 | 3 |" in text
         assert {"mlx", "device", "commit", "memory", "date"} <= set(line)
     assert Image.open(folder / "plot.png").width > 300
@@ -237,7 +238,7 @@ def job(path: Path) -> dict[str, Any]:
 
 
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "physical_bytes", lambda: 1000)
+    monkeypatch.setattr(fitting, "physical_bytes", lambda: 1000)
     (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
     assert answer["scope"] == "picture", "a smaller one may fit"
     assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()

@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_opened_is_tried_once(
 
 
 def test_a_picture_that_fails_leaves_the_rest_of_its_model() -> None:
-    answers = iter([Missing("too large"), Made("x.png", {}, {"seed": 1}, 1.0, 1, "float32")])
+    answers = iter([Missing("too large"), Made("x.png", {}, {"seed": 1}, 1.0, 1.0, 1, "float32")])
     worker = SimpleNamespace(make=lambda *_: next(answers))
     wanted = {0: Cell(Column("m"), Line("1", "a fox"), Path("a")), 3: Cell(Column("m"), Line("2", "an owl"), Path("b"))}
     (_, missing), (index, made) = _answers(worker, wanted, {})  # type: ignore[arg-type]
