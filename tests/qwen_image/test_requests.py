@@ -309,3 +309,18 @@ def test_modulation_is_looked_for_once_for_a_schedule_until_a_lora_changes_weigh
     pipeline.set_lora([DATA / "image" / "lightning.safetensors"])
     pipeline.generate("a map", **SMALL | {"steps": 2})
     assert made == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 1), ("max_pixels", 10), ("resample", 99),
+        ("image_mean", [0.5]), ("image_std", [0.5, 0.5, 0]),
+    ],
+)  # fmt: skip
+def test_pictures_prepared_for_other_eyes_are_refused_by_field(field: str, value: object, tmp_path: Path) -> None:
+    folder = shutil.copytree(DATA / "edit", tmp_path / "model")
+    path = folder / "processor/preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ConfigError, match=rf"preprocessor_config.json: field '{field}' is "):
+        open_pipeline(folder)
