@@ -69,10 +69,10 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
         return False
     partial.refuse_strangers()
     if not partial.complete:
+        copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
+        tensors = sum(layout.nbytes for layout in conversion.layouts)
+        partial.check_room(tensors + sum(path.stat().st_size for path in copies))
         with partial.journal() as journal, partial.explained():
-            copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
-            tensors = sum(layout.nbytes for layout in conversion.layouts)
-            partial.check_room(tensors + sum(path.stat().st_size for path in copies))
             _write_tensors(conversion, partial.folder, journal, workers, progress)
             _write_small_files(conversion, partial.folder, copies)
             partial.seal(conversion.record)

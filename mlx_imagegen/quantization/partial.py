@@ -91,8 +91,7 @@ class Partial:
     @contextmanager
     def journal(self) -> Iterator[Journal]:
         """Ours alone while we work. Whatever another identity left is removed."""
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / JOURNAL).open("ab+", buffering=0) as file:
+        with self._opened() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -110,13 +109,23 @@ class Partial:
                 file.write(b"\n")  # ends the torn line; no piece has its name
             yield Journal(file, set(lines[1:]))
 
+    def _opened(self) -> IO[bytes]:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            return (self.folder / JOURNAL).open("ab+", buffering=0)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder} cannot be written ({error.strerror}); give an output in a folder that you may write to."
+            ) from error
+
     def check_room(self, need: int) -> None:
+        """Before anything is made."""
         present = sum(path.stat().st_blocks * 512 for path in self.folder.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.target.parent).free
         if need + SPARE_BYTES > free + present:
             raise OutputError(
-                f"{self.target} needs {need / 1e9:.1f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
-                f"{(free + present) / 1e9:.1f} GB. Free some room, or give an output folder on another disk."
+                f"{self.target} needs {need / 1e9:.2f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
+                f"{(free + present) / 1e9:.2f} GB. Free some room, or give an output folder on another disk."
             )
 
     @contextmanager
