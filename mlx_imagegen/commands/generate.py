@@ -20,7 +20,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     _what(parser.add_argument_group("what"))
     _how(parser.add_argument_group("how", "What is not given, the model's manifest says."))
     _pictures(parser.add_argument_group("pictures to start from"))
-    _sampling(parser.add_argument_group("sampling", "For models that leave a choice; HiDream-O1 does."))
+    _sampling(parser.add_argument_group("sampling", "For HiDream-O1; Qwen-Image takes a shift."))
     _weights(parser.add_argument_group("weights"))
     _output(parser.add_argument_group("output"))
 
