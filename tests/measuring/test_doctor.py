@@ -110,7 +110,7 @@ def test_a_model_that_is_not_here_says_so(quick: None) -> None:
     assert set(found) == {"none", *recipe_names()}
     assert found["q6"].verdict.startswith("does not fit: "), "float32, without fused attention"
     best = {fit.quant: fit for fit in fits(["hidream-o1-dev"])}["q4"]
-    assert best.verdict == "fits, all stages at once; 35.2 GB to download" and best.seconds > 0
+    assert best.verdict.endswith("; 35.2 GB to download") and not best.verdict.startswith("does") and best.seconds > 0
 
 
 def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
