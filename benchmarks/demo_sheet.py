@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from PIL import Image
-
 from mlx_imagegen import load
 from mlx_imagegen.measuring.sheet import Tile, contact_sheet
 
@@ -42,7 +40,7 @@ def main() -> None:
         for row, caption in enumerate(CAPTIONS):
             tiles[row, index] = Tile("", pipeline.generate(caption, seed=SEED).image)
     sheet = contact_sheet(list(COLUMNS), [("", caption) for caption in CAPTIONS], tiles, SIDE_PIXELS)
-    sheet.quantize(128, dither=Image.Dither.NONE).save(args.out, optimize=True)
+    sheet.save(args.out, optimize=True)
 
 
 if __name__ == "__main__":
