@@ -94,11 +94,13 @@ def _by_strips(
     The CPU backend unpacks 5 and 6 bits through seven times the result's memory, and it takes memory as it schedules,
     far ahead of what it computes: unevaluated, the unpacked weights of a whole step would stand in memory together.
     """
+    scales, biases = grids
     step = max(1, STRIP // x.shape[-1])
     outs = []
     for row in range(0, weight.shape[0], step):
-        scales, biases = (grid if grid is None else grid[row : row + step] for grid in grids)
-        outs.append(x @ mx.dequantize(weight[row : row + step], scales, biases, dtype=x.dtype, **options).T)
+        rows = slice(row, row + step)
+        offsets = None if biases is None else biases[rows]
+        outs.append(x @ mx.dequantize(weight[rows], scales[rows], offsets, dtype=x.dtype, **options).T)
         mx.eval(outs[-1])
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
 
