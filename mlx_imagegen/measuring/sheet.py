@@ -82,7 +82,7 @@ def contact_sheet(
 def bar_chart(panels: Mapping[str, Sequence[Bar]], footer: str = "") -> Image.Image:
     """One panel a measure, one bar a label, each with its number; every panel's axis begins at 0."""
     count = max(len(bars) for bars in panels.values())
-    panel = max(360, 96 * count)
+    panel = max(360, 120 * count)
     width, height = len(panels) * (panel + 2 * MARGIN), 320
     foot = _wrapped(footer, width - 2 * MARGIN) if footer else []
     chart = Image.new("RGB", (width, height + LINE * len(foot) + MARGIN), PAPER)
