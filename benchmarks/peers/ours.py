@@ -50,7 +50,7 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
     if family == "flux":
         tables = flux_modulation.tabulate(config, weights.fill, timesteps, 0.0, [inputs["pooled"]], dtype)[0]
     else:
-        tables = qwen_modulation.tabulate(config, weights.fill, timesteps, dtype)
+        tables = qwen_modulation.tabulate(config, weights.fill, timesteps, dtype).steps()
     before = time.process_time() - processor
     rope = rope_tables(_places(family, inputs), config.axes_dims_rope, 1e4)
     x, txt = inputs["x"].astype(dtype), inputs["txt"].astype(dtype)
