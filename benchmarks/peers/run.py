@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
+
 import numpy as np
 from clock import BEGUN
 from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
@@ -38,8 +40,14 @@ TINY = ROOT / "tests" / "data" / "flux" / "dev"
 FIRST = {
     "ours": "from mlx_imagegen import generate; "
     f"generate('a fox', model={str(TINY)!r}, seed=1, steps=2, width=64, height=64)",
-    "diffusers": f"from diffusers import FluxPipeline; FluxPipeline.from_pretrained({str(TINY)!r})"
-    "('a fox', num_inference_steps=2, width=64, height=64)",
+    "diffusers": f"""
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+kinds = {{"scheduler": FlowMatchEulerDiscreteScheduler, "vae": AutoencoderKL, "transformer": FluxTransformer2DModel,
+    "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer, "text_encoder_2": T5EncoderModel,
+    "tokenizer_2": T5TokenizerFast}}
+parts = {{name: kind.from_pretrained({str(TINY)!r}, subfolder=name) for name, kind in kinds.items()}}
+FluxPipeline(**parts)("a fox", num_inference_steps=2, width=64, height=64)""",
 }
 # The bytes of all that a package needs, by what is installed; and what it asks for that is not.
 SIZE = """
