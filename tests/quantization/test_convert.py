@@ -201,9 +201,9 @@ def test_half_done_work_from_something_else_is_not_continued(source: Path, tmp_p
 
 def test_an_input_that_changes_under_the_reader(source: Path, tmp_path: Path) -> None:
     def rewrite(*_: Any) -> None:
-        path = source / WEIGHTS
-        data = path.read_bytes()
-        path.write_bytes(data[:-2] + b"\0\0")
+        with (source / WEIGHTS).open("r+b") as file:  # in place: another thread reads meanwhile, and finds no end
+            file.seek(-2, os.SEEK_END)
+            file.write(b"\0\0")
 
     with pytest.raises(CheckpointError, match="changed while it was read"):
         quantize(source, tmp_path / "made", quant="q4", on_progress=rewrite)
