@@ -6,7 +6,6 @@ modulation of their own (2511).
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from turns import in_turns, spread
 
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
@@ -67,11 +67,15 @@ def flux() -> Case:
     return Case(title, lambda: transformer(x, txt, rope, mod), shapes, both, DOUBLE + SINGLE)
 
 
-def qwen(references: int = 0) -> Case:
-    config = QwenImageConfig(
+def qwen_config(zero_cond_t: bool = False) -> QwenImageConfig:
+    return QwenImageConfig(
         attention_head_dim=HEAD_DIM, in_channels=64, joint_attention_dim=3584, num_attention_heads=HEADS,
-        num_layers=DOUBLE, out_channels=16, patch_size=2, zero_cond_t=references > 0,
+        num_layers=DOUBLE, out_channels=16, patch_size=2, zero_cond_t=zero_cond_t,
     )  # fmt: skip
+
+
+def qwen(references: int = 0) -> Case:
+    config = qwen_config(zero_cond_t=references > 0)
     transformer = QwenImageTransformer(config)
     draw(transformer)
     image = IMAGE_TOKENS + references
@@ -116,24 +120,15 @@ def products(case: Case) -> Callable[[], list[mx.array]]:
 
 def _ratio(case: Case, rounds: int) -> tuple[str, float]:
     bare = products(case)
-    seconds: dict[str, list[float]] = {"blocks": [], "products": []}
-    timed(case.forward), timed(bare)  # warm up
-    for _ in range(rounds):
-        seconds["products"].append(timed(bare))
-        seconds["blocks"].append(timed(case.forward))
+    ways = {"products": bare, "blocks": case.forward}
+    in_turns(ways, 1)  # warm up
+    seconds = in_turns(ways, rounds)
     ratio = statistics.median(seconds["blocks"]) / statistics.median(seconds["products"])
     print(f"{case.title}, width {DIMS}, {case.tokens} tokens ({TEXT_TOKENS} of text), float32")
     for name, values in seconds.items():
-        spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
-        print(f"  {name:9s} median {statistics.median(values):6.3f} s   {spread}")
+        print(f"  {name:9s} {spread(values)}")
     print(f"  ratio     {ratio:.3f}", flush=True)
     return case.title, ratio
-
-
-def timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    mx.eval(function())
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ each recipe, beside the peaks that others measured on a Mac (512x512 to 1024x102
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a
 
 import mlx.core as mx
 import numpy as np
+from turns import in_turns, spread
 
 from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
@@ -46,18 +46,13 @@ def prefix_table(rounds: int) -> dict[str, float]:
     config = _config(width=1024, depth=2)
     transformer = _drawn(config, None)
     for words in (30, 300):
-        kept, whole, difference = _two_ways(transformer, config, words)
-        seconds: dict[str, list[float]] = {"kept": [], "whole": []}
-        kept(), whole()
-        for _ in range(rounds):
-            seconds["kept"].append(_timed(kept))
-            seconds["whole"].append(_timed(whole))
+        kept, whole, difference = _two_ways(transformer, config, words)  # runs both once
+        seconds = in_turns({"kept": kept, "whole": whole}, rounds)
         ratio = statistics.median(seconds["kept"]) / statistics.median(seconds["whole"])
         tokens = math.prod(GRID) + 1
         print(f"  step, prompt of {words} tokens, {tokens} image tokens, width 1024, 2 layers, float32")
         for name, values in seconds.items():
-            spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
-            print(f"    {name:6s} median {statistics.median(values):6.3f} s   {spread}")
+            print(f"    {name:6s} {spread(values)}")
         print(f"    largest difference of the two results {difference:.1e}")
         best = min(seconds["kept"]) / min(seconds["whole"])  # on a busy machine the steadier one
         print(f"    ratio  {ratio:.3f} of medians, {best:.3f} of minima   (tokens: {tokens / (tokens + words):.3f})")
@@ -183,12 +178,6 @@ def _two_ways(
 
 def _bytes(module: HiDreamTransformer) -> int:
     return sum(value.nbytes for _, layer in layers(module) for value in own_parameters(layer).values())
-
-
-def _timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    mx.eval(function())
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

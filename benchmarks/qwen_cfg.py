@@ -6,13 +6,13 @@ small pictures; the arithmetic is the same but for the padding.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
 
 import mlx.core as mx
-from blocks import DIMS, DOUBLE, HEAD_DIM, HEADS, draw, timed
+from blocks import DIMS, DOUBLE, draw, qwen_config
+from turns import added_bytes, in_turns, spread
 
 from mlx_imagegen.layers.rope import rope_tables
 from mlx_imagegen.qwen_image import padded
@@ -25,10 +25,7 @@ SIDES = (16, 32)  # tokens: 256 and 512 pixels
 
 
 def main(rounds: int = 5, sides: Sequence[int] = SIDES) -> dict[str, float]:
-    config = QwenImageConfig(
-        attention_head_dim=HEAD_DIM, in_channels=64, joint_attention_dim=3584, num_attention_heads=HEADS,
-        num_layers=DOUBLE, out_channels=16, patch_size=2,
-    )  # fmt: skip
+    config = qwen_config()
     transformer = QwenImageTransformer(config)
     draw(transformer)
     modulation = Modulation(*(mx.random.normal((*shape, DIMS)) for shape in ((DOUBLE, 6), (DOUBLE, 6), (2,))))
@@ -59,27 +56,14 @@ def _compare(
 
     ways = {"one batch": batch, "two passes": passes}
     difference = max(float(mx.abs(a - b).max()) for a, b in zip(batch(), passes(), strict=True))
-    peaks = {name: _peak_bytes(way) for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+    peaks = {name: added_bytes(way) for name, way in ways.items()}
+    seconds = in_turns(ways, rounds)
     print(f"Qwen-Image, {DOUBLE} blocks, {side**2} image tokens, prompts of {PROMPT} and {NEGATIVE} tokens, float32")
     for name, values in seconds.items():
-        spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
-        print(f"  {name:10s} median {statistics.median(values):6.3f} s   {spread}   adds {peaks[name] / 1e6:7.1f} MB")
+        print(f"  {name:10s} {spread(values)}   adds {peaks[name] / 1e6:7.1f} MB")
     ratio = statistics.median(seconds["one batch"]) / statistics.median(seconds["two passes"])
     print(f"  ratio      {ratio:.3f}; largest difference of the velocities {difference:.1e}", flush=True)
     return ratio
-
-
-def _peak_bytes(way: Callable[[], Any]) -> int:
-    """What a call takes on top of what lies there before it."""
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    way()
-    return mx.get_peak_memory() - before
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
 
 import mlx.core as mx
-from blocks import draw, timed
+from blocks import draw
+from turns import added_bytes, in_turns, spread
 
 from mlx_imagegen.layers.conv import Conv2d, Pointwise, unchanged
 from mlx_imagegen.layers.strips import Strips
@@ -40,16 +41,12 @@ def main(rounds: int = 3, side: int = SIDE) -> float:
         "3-D": lambda: _with_deep(deep, lambda: decoder.decode(latents)),
     }
     difference = float(mx.abs(ways["2-D"]() - ways["3-D"]()).max())
-    peaks = {name: _peak_bytes(way) for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+    peaks = {name: added_bytes(way) for name, way in ways.items()}
+    seconds = in_turns(ways, rounds)
     print(f"Qwen-Image's decoder, {side}x{side} pixels, float32")
     for (name, values), weights in zip(seconds.items(), (flat_bytes, deep_bytes), strict=True):
-        spread = f"min {min(values):6.3f}   max {max(values):6.3f}"
         sizes = f"weights {weights / 1e6:5.0f} MB   adds {peaks[name] / 1e6:6.0f} MB"
-        print(f"  {name}   median {statistics.median(values):6.3f} s   {spread}   {sizes}")
+        print(f"  {name}   {spread(values)}   {sizes}")
     ratio = statistics.median(seconds["2-D"]) / statistics.median(seconds["3-D"])
     print(f"  ratio {ratio:.3f}; largest difference of the pixels {difference:.1e}", flush=True)
     return ratio
@@ -84,15 +81,6 @@ def _with_deep(deep: dict[int, mx.array], run: Callable[[], Any]) -> Any:
         return run()
     finally:
         Conv2d.rows = flat  # type: ignore[method-assign]
-
-
-def _peak_bytes(way: Callable[[], Any]) -> int:
-    """What a call takes on top of what lies there before it."""
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(way())
-    return mx.get_peak_memory() - before
 
 
 if __name__ == "__main__":
