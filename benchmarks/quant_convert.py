@@ -1,6 +1,6 @@
 """Converts a random FLUX.1-dev transformer of the published size (23.8 GB of bf16 in 3 shards) and says what it took.
 
-    python benchmarks/quant_convert.py FOLDER [--bits 6] [--scale 1.0] [--keep]
+    python benchmarks/quant_convert.py FOLDER [--quant q6] [--scale 1.0] [--keep]
 
 FOLDER gets the source and the result (36 GB at full size), and is emptied of them again. Printed: seconds and MB/s of
 `cat` over the source files, then of `python -m mlx_imagegen.quantize`, its processor seconds and its peak RSS.
@@ -114,7 +114,7 @@ def resident(pid: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bits", type=int, nargs="+", default=[6])
+    parser.add_argument("--quant", nargs="+", default=["q6"], help="recipes: names or .toml files")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--keep", action="store_true", help="leave the result (not the source) where it is")
     args = parser.parse_args()
@@ -127,8 +127,8 @@ def main() -> None:
         print(
             f"{size / 1e9:.2f} GB of bf16; cat: {wall:.0f} s, {size / wall / 1e6:.0f} MB/s ({cpu:.0f} s of processor)"
         )
-        for bits in args.bits:
-            made = args.folder / f"q{bits}"
+        for quant in args.quant:
+            made = args.folder / Path(quant).stem
             shutil.rmtree(made, ignore_errors=True)
             command = [
                 sys.executable,
@@ -140,9 +140,11 @@ def main() -> None:
                 "-o",
                 str(made),
             ]
-            wall, cpu, peak = timed([*command, "--bits", str(bits)])
+            wall, cpu, peak = timed([*command, "--quant", quant])
             pace = f"{wall:.0f} s, {size / wall / 1e6:.0f} MB/s; {cpu:.0f} s of processor, {size / cpu / 1e6:.0f} MB/s"
-            print(f"q{bits}: {pace} a core; peak RSS {peak / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}", flush=True)
+            print(
+                f"{made.name}: {pace} a core; peak RSS {peak / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}", flush=True
+            )
             if not args.keep:
                 shutil.rmtree(made)
     finally:

@@ -91,7 +91,8 @@ def _write_tensors(
             folder.mkdir(parents=True, exist_ok=True)
             for shard in layout.shards:
                 file = stack.enter_context(_open_shard(folder / shard.name, shard))
-                jobs += [Job(piece, file.fileno(), shard) for piece in shard.pieces]
+                turn = threading.Lock()
+                jobs += [Job(piece, file.fileno(), turn, shard) for piece in shard.pieces]
         _join_biases(conversion, jobs)
         todo = [job for job in jobs if job.piece.key not in journal.done and not job.joined]
         Work(conversion, todo, journal, before, progress).run(workers)
@@ -120,9 +121,10 @@ def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
 class Job:
     """One piece and where it goes. `left`: how many runs of its rows are still to be written."""
 
-    def __init__(self, piece: Piece, file: int, shard: Shard):
+    def __init__(self, piece: Piece, file: int, turn: threading.Lock, shard: Shard):
         self.piece = piece
         self.file = file
+        self.turn = turn  # the kernel lets one thread write to a file; one that waits there spins on its core
         self.offsets = {part: shard.offsets[stored.name] for part, stored in piece.outputs.items()}
         self.runs = list(_runs(piece))
         self.left = len(self.runs)
@@ -295,9 +297,10 @@ def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
 def _write_rows(job: Job, name: str, row: int, values: np.ndarray) -> None:
     data = np.ascontiguousarray(values).reshape(-1).data.cast("B")
     offset = job.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
-    while data:  # one write gives at most 2 GB to the file
-        written = os.pwrite(job.file, data, offset)
-        data, offset = data[written:], offset + written
+    with job.turn:
+        while data:  # one write gives at most 2 GB to the file
+            written = os.pwrite(job.file, data, offset)
+            data, offset = data[written:], offset + written
 
 
 def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
