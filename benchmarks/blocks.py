@@ -16,11 +16,11 @@ import mlx.nn as nn
 import numpy as np
 from turns import in_turns, spread
 
+from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.flux.transformer import Modulation as FluxModulation
 from mlx_imagegen.layers.rope import rope_tables
-from mlx_imagegen.loading import layers, own_parameters
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.positions import positions
 from mlx_imagegen.qwen_image.transformer import Modulation as QwenModulation

@@ -89,7 +89,7 @@ def _fill_flux(path: Path, config: dict[str, Any]) -> None:
 
 
 def _random(trees: list[Any]) -> dict[str, np.ndarray]:
-    from mlx_imagegen.loading import layers, own_parameters
+    from mlx_imagegen.files.loading import layers, own_parameters
 
     draw = np.random.default_rng(0)
     return {

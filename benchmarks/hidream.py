@@ -20,13 +20,13 @@ import mlx.core as mx
 import numpy as np
 from turns import in_turns, spread
 
-from mlx_imagegen.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.loading import Changes, Component, Weights, layers, own_parameters
+from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
 from mlx_imagegen.hidream_o1.tokens import positions
 from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
-from mlx_imagegen.loading import Changes, Component, Weights, layers, own_parameters
-from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
 SHAPES = Path(__file__).parents[1] / "tests" / "data" / "hidream_o1" / "recorded" / "full_size.json"

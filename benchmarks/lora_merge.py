@@ -24,13 +24,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.layers.linear import Packing, unpacked
-from mlx_imagegen.loading import Weights, layers, own_parameters
+from mlx_imagegen.files.loading import Weights, layers, own_parameters
 from mlx_imagegen.lora.merge import Merge, open_loras
 from mlx_imagegen.lora.match import Match, Vocabulary, match_loras
-from mlx_imagegen.outline import write_hollow
-from mlx_imagegen.quantization.packing import pack
+from mlx_imagegen.files.outline import write_hollow
+from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer

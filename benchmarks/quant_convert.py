@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.transformer import FluxTransformer
-from mlx_imagegen.loading import layers, own_parameters
-from mlx_imagegen.quantization.bfloat import to_bf16
+from mlx_imagegen.packing.bfloat import to_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDS = 3

@@ -26,14 +26,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_imagegen import load
-from mlx_imagegen.download import locate
+from mlx_imagegen.files.download import locate
+from mlx_imagegen.files.loading import Changes, Pack, layers
+from mlx_imagegen.files.manifest import find
+from mlx_imagegen.files.recipes import fitted, read_recipe
 from mlx_imagegen.layers.linear import Linear, Packing
-from mlx_imagegen.loading import Changes, Pack, layers
-from mlx_imagegen.manifest import find
+from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.pipeline import Pipeline, open_family
-from mlx_imagegen.quantization.packing import pack
 from mlx_imagegen.quantization.quantizer import quantize
-from mlx_imagegen.quantization.recipes import fitted, read_recipe
 
 BITS = (8, 6, 4)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")

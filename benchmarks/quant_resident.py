@@ -22,18 +22,18 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.quant_convert import CONFIG, ROOT
-from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.loading import Component, Weights, layers, own_parameters
+from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer, Modulation
 from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_tables
-from mlx_imagegen.loading import Component, Weights, layers, own_parameters
-from mlx_imagegen.memory import bound_cache, process_peak_bytes
-from mlx_imagegen.plan import CPU_BASE_BYTES, block_bytes, held_bytes
+from mlx_imagegen.packing.bfloat import to_bf16
+from mlx_imagegen.planning.memory import bound_cache, process_peak_bytes
+from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype
-from mlx_imagegen.quantization.bfloat import to_bf16
-from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
 TEXT_TOKENS = 64

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quant_convert import timed, write
-from mlx_imagegen.loading import layers, own_parameters
-from mlx_imagegen.quantization.bfloat import to_bf16
+from mlx_imagegen.files.loading import layers, own_parameters
+from mlx_imagegen.packing.bfloat import to_bf16
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
@@ -33,8 +33,8 @@ import sys, time, resource
 from pathlib import Path
 import mlx_imagegen
 import mlx.core as mx
-from mlx_imagegen.loading import Changes
-from mlx_imagegen.manifest import recognise
+from mlx_imagegen.files.loading import Changes
+from mlx_imagegen.files.manifest import recognise
 from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.qwen_image.tables import find
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import QuantizationError
+from .files.keys import Target
+from .files.loading import Changes, Component
+from .files.manifest import Manifest
 from .folding import Fold
-from .keys import Target
-from .loading import Changes, Component
-from .manifest import Manifest
 from .sampling import Schedule, Solver, euler
 
 Branch = TypeVar("Branch")

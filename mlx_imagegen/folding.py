@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .config import read_json
 from .errors import ConfigError, RequestError
-from .manifest import RECORD
-from .record import remake
+from .files.config import read_json
+from .files.manifest import RECORD
+from .files.record import remake
 
 # (module path, parameter) -> a tensor in full precision, every LoRA merged, in float64
 Read = Callable[[str, str], np.ndarray]

@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .cache import cache_folder
+from .files.cache import cache_folder
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .precision import on_gpu
 

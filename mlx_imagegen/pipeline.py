@@ -15,26 +15,26 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from . import memory
-from .download import Tell, local_folder, locate, tell_stderr
 from .errors import CheckpointError, RequestError
 from .family import Conditioning, Family, Prompt, Settings
-from .fitting import check_before_download, check_fits
+from .files.download import Tell, local_folder, locate, tell_stderr
+from .files.loading import Changes
+from .files.manifest import Manifest, Model, manifests, revision_of
+from .files.outline import has_outline, outlined
+from .files.recipes import lasting, read_recipe
 from .image import to_image, to_pixels, write_picture
-from .job import Job, requested
 from .kernels import choose
-from .loading import Changes
 from .lora.file import TITLES
 from .lora.match import Lora, match_loras, vocabularies
 from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
 from .lora.source import Source
-from .manifest import Manifest, Model, manifests, revision_of
-from .options import check_kinds
-from .outline import has_outline, outlined
-from .plan import loaded_linears
+from .planning import memory
+from .planning.fitting import check_before_download, check_fits
+from .planning.plan import loaded_linears
 from .precision import compute_dtype
-from .quantization.recipes import lasting, read_recipe
 from .report import Report
+from .request.job import Job, requested
+from .request.options import check_kinds
 from .sampling import Schedule, denoise
 from .seams import blend_seams
 

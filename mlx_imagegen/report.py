@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .memory import process_peak_bytes
+from .planning.memory import process_peak_bytes
 
 
 @dataclass

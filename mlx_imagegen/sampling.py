@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
-from .config import Config
 from .errors import ConfigError
+from .files.config import Config
 from .precision import SOLVER_DTYPE
 
 

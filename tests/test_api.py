@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import mlx_imagegen
-from mlx_imagegen import api, job, pipeline
+from mlx_imagegen import api, pipeline
+from mlx_imagegen.request import job
 
 HEAVY = ("mlx", "numpy", "PIL", "mlx_vlm", "transformers", "torch", "huggingface_hub", "tokenizers")
 

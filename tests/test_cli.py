@@ -23,9 +23,9 @@ from PIL import Image
 
 from mlx_imagegen.cli import COMMANDS, USAGE
 from mlx_imagegen.commands.requests import OPENING, PLAIN
+from mlx_imagegen.files.manifest import data_folder
 from mlx_imagegen.image import read_metadata, write_picture
-from mlx_imagegen.job import PARAMETERS
-from mlx_imagegen.manifest import data_folder
+from mlx_imagegen.request.job import PARAMETERS
 
 Cli = Callable[..., Ran]
 QUICK = ("--size", "48x32", "--steps", "2", "--quiet")
@@ -124,7 +124,7 @@ def test_notes_go_to_stderr_unless_quiet(cli: Cli, flux_folder: Path) -> None:
 
 def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_imagegen import pipeline
-    from mlx_imagegen.manifest import Model, find
+    from mlx_imagegen.files.manifest import Model, find
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
@@ -259,7 +259,7 @@ def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
 
 
 def test_models_lists_every_manifest(cli: Cli) -> None:
-    from mlx_imagegen.manifest import manifests
+    from mlx_imagegen.files.manifest import manifests
 
     assert cli("models", "--names").out.split() == list(manifests())
     table = cli("models").out.splitlines()
@@ -437,12 +437,13 @@ def test_models_that_cannot_be_had(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("mlx_imagegen.fitting.physical_bytes", lambda: 10**12)  # what cannot fit is refused before
+    # What cannot fit is refused before.
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**12)
     refused(cli("generate", "a fox", "--model", model), *words)
 
 
 def test_a_bad_request_is_refused_before_a_download(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_imagegen import download
+    from mlx_imagegen.files import download
 
     def fetch(*_: Any) -> None:
         raise AssertionError("a download began")

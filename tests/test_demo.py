@@ -16,10 +16,10 @@ import pytest
 
 import mlx_imagegen
 from mlx_imagegen import load
+from mlx_imagegen.files.manifest import data_folder
 from mlx_imagegen.flux import modulation as flux_modulation
 from mlx_imagegen.flux import transformer as flux_transformer
 from mlx_imagegen.hidream_o1 import tokens as hidream_tokens
-from mlx_imagegen.manifest import data_folder
 from mlx_imagegen.qwen_image import transformer as qwen_transformer
 from mlx_imagegen.sampling import Schedule
 

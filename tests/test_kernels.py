@@ -10,7 +10,7 @@ import pytest
 
 from mlx_imagegen import kernels, load
 from mlx_imagegen.layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
-from mlx_imagegen.quantization.packing import pack
+from mlx_imagegen.packing.affine import pack
 from tests.tiny import draw_flux
 
 OTHER = DENSE if default_kernel() == PACKED else PACKED

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.config import read_json
+from mlx_imagegen.files.config import read_json
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.pipeline import Pipeline
 from tests.qwen_image.test_qwen_image import open_pipeline

@@ -11,8 +11,9 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
-from mlx_imagegen import download, pipeline
-from mlx_imagegen.manifest import Manifest, Model, manifests
+from mlx_imagegen import pipeline
+from mlx_imagegen.files import download
+from mlx_imagegen.files.manifest import Manifest, Model, manifests
 from mlx_imagegen.quantization import quantizer
 from tests.lora.test_pipeline import draw_lora
 

@@ -12,10 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.transformer import FluxTransformer
-from mlx_imagegen.loading import layers, own_parameters
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer

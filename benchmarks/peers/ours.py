@@ -16,16 +16,16 @@ import mlx_imagegen  # noqa: F401  (OpenBLAS, before mlx.core)
 import mlx.core as mx  # isort: skip
 import numpy as np
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Changes, Component, Weights
 from mlx_imagegen.flux import modulation as flux_modulation
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.layers.linear import Packing
 from mlx_imagegen.layers.rope import rope_tables
-from mlx_imagegen.loading import Changes, Component, Weights
+from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.precision import compute_dtype
-from mlx_imagegen.quantization.packing import pack
 from mlx_imagegen.qwen_image import modulation as qwen_modulation
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.positions import positions

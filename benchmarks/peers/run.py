@@ -27,7 +27,7 @@ from setup import python_of
 
 from mlx_imagegen.measuring.bench import surroundings
 from mlx_imagegen.measuring.tables import NONE, markdown, short
-from mlx_imagegen.memory import GB
+from mlx_imagegen.planning.memory import GB
 
 SCRIPTS = {"ours": "ours.py", "mflux": "with_mflux.py", "diffusers": "with_diffusers.py"}
 ROOTS = {"ours": ["mlx-imagegen"], "mflux": ["mflux"], "diffusers": ["diffusers", "transformers", "torch"]}

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:
     from ..measuring.tables import NONE, aligned, short
-    from ..memory import GB
+    from ..planning.memory import GB
 
     width = max(map(len, known))
     lines = [f"{name:<{width}}  {value}" for name, value in known.items()]

@@ -12,8 +12,8 @@ from .requests import read_requests
 
 Group = argparse._ArgumentGroup
 if TYPE_CHECKING:
-    from ..job import Job
     from ..pipeline import Pipeline, Result, StepEvent
+    from ..request.job import Job
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoraError
 
 if TYPE_CHECKING:
+    from ..files.manifest import Manifest
     from ..lora.file import LoraFile
-    from ..manifest import Manifest
 
     Candidate = tuple[str, Manifest, AbstractContextManager[Path]]
 
@@ -70,7 +70,7 @@ def targets(names: Sequence[str]) -> list[str]:
 
 def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
     """What matches the model that is named, or the one of the LoRA's family that it fits best."""
-    from ..loading import Changes
+    from ..files.loading import Changes
     from ..lora.match import Lora, match_entries, vocabularies
     from ..pipeline import open_family
 
@@ -89,10 +89,10 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 
 def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
     """Models of the LoRA's family: those that are here, and a published one, which need not be."""
-    from ..download import local_folder
+    from ..files.download import local_folder
+    from ..files.manifest import data_folder, manifests
+    from ..files.outline import has_outline, outlined
     from ..lora.file import TITLES
-    from ..manifest import data_folder, manifests
-    from ..outline import has_outline, outlined
 
     for family in (family for family, title in TITLES.items() if file.family and title in file.family):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
@@ -105,9 +105,9 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
 
 
 def _named(model: str) -> "Candidate":
-    from ..download import local_folder
-    from ..manifest import find
-    from ..outline import has_outline, outlined
+    from ..files.download import local_folder
+    from ..files.manifest import find
+    from ..files.outline import has_outline, outlined
 
     found = find(model)
     folder = found.folder or local_folder(found.manifest)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from ..manifest import Manifest, manifests
+from ..files.manifest import Manifest, manifests
 
 GB = 1e9
 
@@ -41,7 +41,7 @@ def _row(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _is_here(manifest: Manifest) -> bool:
-    from ..download import HuggingFace, absent, cached
+    from ..files.download import HuggingFace, absent, cached
 
     if manifest.folder:
         return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 
 if TYPE_CHECKING:
-    from ..job import Job
+    from ..request.job import Job
 
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 SLUG_LENGTH = 48

@@ -11,8 +11,8 @@ from .generate import _size
 
 if TYPE_CHECKING:
     from ..family import Family
-    from ..job import Job
-    from ..manifest import Manifest
+    from ..files.manifest import Manifest
+    from ..request.job import Job
 
 GB = 1e9
 
@@ -28,11 +28,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..job import usual_job
-    from ..loading import Changes
+    from ..files.loading import Changes
+    from ..files.recipes import read_recipe
     from ..pipeline import open_family
-    from ..plan import chip_named, describe, plan
-    from ..quantization.recipes import read_recipe
+    from ..planning.plan import chip_named, describe, plan
+    from ..request.job import usual_job
 
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> None:
 @contextmanager
 def _headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
-    from ..download import HuggingFace, cached, local_folder
-    from ..manifest import find, recognise
-    from ..outline import has_outline, outlined
+    from ..files.download import HuggingFace, cached, local_folder
+    from ..files.manifest import find, recognise
+    from ..files.outline import has_outline, outlined
 
     try:
         found = find(model)
@@ -79,8 +79,8 @@ def _headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
 
 
 def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
+    from ..files.recipes import read_recipe
     from ..quantization.layout import layouts
-    from ..quantization.recipes import read_recipe
 
     size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
     return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size / GB:.2f} GB"
@@ -88,9 +88,9 @@ def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
 
 def _here(family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
     """How it goes on the machine at hand."""
-    from ..fitting import refusal
-    from ..memory import choose
     from ..pipeline import open_family
+    from ..planning.fitting import refusal
+    from ..planning.memory import choose
 
     refused = refusal(family, job, manifest, open_family)
     if refused:

@@ -55,8 +55,8 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
 
 def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[str, Any]:
     """The record of --from, less what the flags put something else in place of."""
+    from ..files.manifest import spoken
     from ..image import read_metadata
-    from ..manifest import spoken
 
     record = read_metadata(path.expanduser())
     _check_record(path, record)
@@ -74,7 +74,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:
     """What can be seen without the model: every field is of its kind. The limits are checked with those of flags."""
-    from ..options import check_kinds
+    from ..request.options import check_kinds
 
     empty = [name for name in ("prompt", "seed", *OPENING, *PLAIN) if name in record and record[name] is None]
     if empty:

@@ -13,12 +13,12 @@ import numpy as np
 
 from ..errors import QuantizationError
 from ..family import Conditioning, Family, Prompt, Settings
+from ..files.keys import Target
+from ..files.loading import Changes, Component
+from ..files.manifest import Manifest
 from ..folding import Fold
-from ..keys import Target
 from ..layers.latents import packed, unpacked
 from ..layers.rope import Rope, rope_tables
-from ..loading import Changes, Component
-from ..manifest import Manifest
 from ..precision import VAE_DTYPE, compute_dtype
 from ..random import TorchGenerator
 from ..sampling import Schedule, flow_match_schedule

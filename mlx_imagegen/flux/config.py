@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ..config import Config
 from ..errors import ConfigError
+from ..files.config import Config
 
 
 @dataclass(frozen=True)

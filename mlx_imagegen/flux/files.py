@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..config import Config, read_json
 from ..errors import MissingFile
-from ..folder import open_component, read_scheduler
-from ..keys import Rename
+from ..files.checkpoint import Checkpoint, open_checkpoint
+from ..files.config import Config, read_json
+from ..files.folder import open_component, read_scheduler
+from ..files.keys import Rename
+from ..files.loading import Changes, Weights
+from ..files.manifest import Manifest
 from ..layers.embed import Table
-from ..loading import Changes, Weights
-from ..manifest import Manifest
 from ..sampling import FlowMatchConfig
 from ..text.clip import CLIPConfig, ClipTextModel
 from ..text.t5 import T5Config, T5Encoder

@@ -6,7 +6,7 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 import re
 from collections.abc import Iterable, Mapping
 
-from ..keys import Target
+from ..files.keys import Target
 
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoint import Tensor
 from ..errors import CheckpointError
+from ..files.checkpoint import Tensor
 
 
 def transformer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

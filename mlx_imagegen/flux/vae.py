@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
 from ..errors import ConfigError
+from ..files.config import Config
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.strips import Cut, Strips

@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..family import Conditioning, Family, Prompt, Settings
-from ..keys import Target
+from ..files.keys import Target
+from ..files.loading import Changes, Component
+from ..files.manifest import Manifest
 from ..layers.rope import Rope
-from ..loading import Changes, Component
-from ..manifest import Manifest
 from ..precision import RESIDUAL_DTYPE, compute_dtype
 from ..random import TorchGenerator
 from ..sampling import (

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..config import Config
 from ..errors import ConfigError
-from ..loading import Weights
+from ..files.config import Config
+from ..files.loading import Weights
 from ..text.qwen import QwenConfig, read_config
 
 CHANNELS = 3

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import mlx.nn as nn
 
-from ..checkpoint import open_checkpoint
-from ..config import read_json
+from ..files.checkpoint import open_checkpoint
+from ..files.config import read_json
+from ..files.loading import Changes, Weights
 from ..layers.embed import Table
-from ..loading import Changes, Weights
 from ..text.tokenizer import Tokenizer, qwen_tokenizer
 from .config import HiDreamConfig, open_config
 from .transformer import HiDreamTransformer

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ..options import Box
-from ..sizes import fitted
+from ..request.options import Box
+from ..request.sizes import fitted
 
 # A box and the border of the reference that belongs into it have one colour; the largest box has the first.
 COLOURS = (

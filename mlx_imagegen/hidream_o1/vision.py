@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config, read_json
 from ..errors import ConfigError
-from ..loading import Component, Weights
+from ..files.config import Config, read_json
+from ..files.loading import Component, Weights
 from ..precision import compute_dtype
 from ..text.patches import PatchConfig, Patches
 from ..text.qwen import UNUSED

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import Tensor
 from ..errors import LoraError
-from ..keys import Target, cut
+from ..files.checkpoint import Tensor
+from ..files.keys import Target, cut
 
 Shape = tuple[int, ...]
 # What a change of a weight is made of; exactly one of these, so that no tensor of a file is ever left out in silence.

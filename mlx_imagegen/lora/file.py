@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, Tensor, read_header
-from ..config import read_json
-from ..download import REPOSITORY, Tell, fetch_files, tell_stderr
 from ..errors import LoraError, MissingFile
-from ..keys import ADAPTER, split_lora_key
-from ..manifest import Defaults, Manifest, revision_of
+from ..files.checkpoint import Checkpoint, Tensor, read_header
+from ..files.config import read_json
+from ..files.download import REPOSITORY, Tell, fetch_files, tell_stderr
+from ..files.keys import ADAPTER, split_lora_key
+from ..files.manifest import Defaults, Manifest, revision_of
 from .deltas import Entry, check_finite
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own metadata

@@ -13,8 +13,8 @@ import mlx.core as mx
 
 from ..errors import LoraError
 from ..family import Family
-from ..keys import Target, find_module, lora_names
-from ..loading import Weights
+from ..files.keys import Target, find_module, lora_names
+from ..files.loading import Weights
 from .deltas import Entry
 from .file import LoraFile
 

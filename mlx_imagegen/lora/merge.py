@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..download import Tell, tell_stderr
 from ..errors import LoraError
 from ..family import Family
-from ..keys import runs
+from ..files.download import Tell, tell_stderr
+from ..files.keys import runs
+from ..files.loading import Pack
+from ..files.manifest import Manifest, data_folder
 from ..layers.linear import Packing, unpacked
-from ..loading import Pack
-from ..manifest import Manifest, data_folder
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 

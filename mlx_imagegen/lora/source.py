@@ -16,16 +16,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config import read_json
-from ..download import local_folder
 from ..errors import LoraError, MissingFile
 from ..family import Family
+from ..files.config import read_json
+from ..files.download import local_folder
+from ..files.loading import Changes, Weights
+from ..files.manifest import RECORD, Manifest
+from ..files.recipes import read_recipe, recipe_names
+from ..files.record import remake
 from ..layers.linear import Packing
-from ..loading import Changes, Weights
-from ..manifest import RECORD, Manifest
-from ..quantization.packing import pack
-from ..quantization.recipes import read_recipe, recipe_names
-from ..record import remake
+from ..packing.affine import pack
 from .file import open_lora
 from .match import Lora, Match
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..image import open_picture, write_picture
-from ..memory import GB, physical_bytes
+from ..planning.memory import GB, physical_bytes
 from . import tables
 from .cell import Made, Missing, Worker
 from .quality import Quality, compared

@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
-    from ..download import locate  # the caller's side needs neither, and starts sooner without
+    from ..files.download import locate  # the caller's side needs neither, and starts sooner without
     from ..pipeline import load
 
     opening = json.loads(jobs.readline())

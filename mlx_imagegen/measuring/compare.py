@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..download import locate
 from ..errors import ImagegenError, MissingFile, OutputError, RequestError, UnknownModel
+from ..files.download import locate
+from ..files.manifest import Model, data_folder, find, manifests
+from ..files.recipes import read_recipe, recipe_names
 from ..image import open_picture, read_metadata, write_picture
-from ..manifest import Model, data_folder, find, manifests
-from ..quantization.recipes import read_recipe, recipe_names
 from . import tables
 from .bench import AS_STORED, surroundings
 from .cell import Made, Missing, Worker

@@ -21,20 +21,20 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .. import memory
-from ..download import HuggingFace, local_folder
 from ..errors import ImagegenError
-from ..job import usual_job
+from ..files.download import HuggingFace, local_folder
+from ..files.loading import Changes
+from ..files.manifest import Manifest, Model, find, manifests
+from ..files.recipes import GROUP_SIZES, read_recipe, recipe_names
 from ..kernels import cache_file
 from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
-from ..loading import Changes
-from ..manifest import Manifest, Model, find, manifests
-from ..memory import GB, USABLE_SHARE, physical_bytes
 from ..pipeline import open_family
-from ..plan import Chip, plan
+from ..planning import memory
+from ..planning.memory import GB, USABLE_SHARE, physical_bytes
+from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
-from ..quantization.recipes import GROUP_SIZES, read_recipe, recipe_names
 from ..report import machine
+from ..request.job import usual_job
 from .sheet import unwritable
 
 FAMILIES = ("flux", "qwen_image", "hidream_o1")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..image import check_writable, write_atomically
-from ..memory import GB
+from ..planning.memory import GB
 
 Row = Sequence[str]
 NONE = "–"

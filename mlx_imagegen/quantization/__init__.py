@@ -1,2 +1,2 @@
-"""Quantization: which layer gets what (recipes), the rounding itself (packing, calibrate), and the streaming conversion
-of a checkpoint (layout, convert, partial, quantizer)."""
+"""The streaming conversion of a checkpoint: what is written where (layout), from what was seen (calibrate), row by row
+(convert), into a folder that is whole or not there (partial), at the user's word (quantizer)."""

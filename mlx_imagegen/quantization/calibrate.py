@@ -20,8 +20,8 @@ import numpy as np
 
 from ..errors import RequestError
 from ..layers.linear import Linear, Packing
-from .bfloat import to_bf16
-from .packing import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
+from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
+from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline

@@ -17,15 +17,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..checkpoint import DTYPES
 from ..errors import CheckpointError, MissingFile
-from ..keys import Slice
-from ..loading import Progress
-from ..manifest import RECORD
-from .bfloat import to_bf16, to_float32
+from ..files.checkpoint import DTYPES
+from ..files.keys import Slice
+from ..files.loading import Progress
+from ..files.manifest import RECORD
+from ..packing.affine import pack_rows
+from ..packing.bfloat import to_bf16, to_float32
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
-from .packing import pack_rows
 from .partial import Journal, Partial, write_json
 
 CHUNK = 1 << 21  # numbers read at a time by each worker: 4 MB of bf16

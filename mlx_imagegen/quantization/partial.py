@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputError, QuantizationError
-from ..manifest import RECORD
+from ..files.manifest import RECORD
 
 JOURNAL = "journal.jsonl"
 SPARE_BYTES = 10**9  # left free on the disk

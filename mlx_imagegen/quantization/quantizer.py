@@ -2,7 +2,7 @@
 
 In: what the user named. Out: the folder, with its record of where it came from; or, from headers alone, what it would
 be.
-Must not know: how tensors are packed and written (packing.py, convert.py).
+Must not know: how tensors are packed and written (packing/, convert.py).
 """
 
 import functools
@@ -17,24 +17,24 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
-from ..download import Tell, locate, tell_stderr
 from ..errors import QuantizationError
 from ..family import Family
+from ..files.download import Tell, locate, tell_stderr
+from ..files.loading import Changes, Progress
+from ..files.manifest import Manifest, Model, revision_of
+from ..files.recipes import Recipe, read_recipe, recipe_names
 from ..folding import Fold, Read
-from ..job import usual_job
-from ..loading import Changes, Progress
 from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, vocabularies
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
-from ..manifest import Manifest, Model, revision_of
+from ..packing.affine import pack
 from ..pipeline import load, open_family
-from ..plan import describe, plan
+from ..planning.plan import describe, plan
+from ..request.job import usual_job
 from .calibrate import Statistics, collect
 from .convert import Conversion, convert, identify
 from .layout import Layout, Piece, layouts
-from .packing import pack
 from .partial import Partial
-from .recipes import Recipe, read_recipe, recipe_names
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
 CALIBRATION_SEEDS = (0,)  # of each prompt: other prompts teach more than other seeds

@@ -15,14 +15,14 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .. import memory
 from ..family import Conditioning, Family, Prompt, Settings
+from ..files.loading import Changes, Component
+from ..files.manifest import Manifest
 from ..folding import Fold, Folded
 from ..image import fingerprint, to_pixels
 from ..layers.latents import packed, unpacked
 from ..layers.rope import Rope, rope_tables
-from ..loading import Changes, Component
-from ..manifest import Manifest
+from ..planning import memory
 from ..precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
 from ..random import TorchGenerator
 from ..sampling import Schedule, flow_match_schedule

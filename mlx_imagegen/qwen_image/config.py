@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ..config import Config
 from ..errors import ConfigError
+from ..files.config import Config
 
 SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
 

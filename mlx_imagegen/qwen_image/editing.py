@@ -9,9 +9,9 @@ from typing import Self
 
 from PIL import Image
 
-from ..config import Config
+from ..files.config import Config
+from ..files.manifest import Manifest
 from ..image import proportioned
-from ..manifest import Manifest
 
 SEEN = "<|vision_start|><|image_pad|><|vision_end|>"  # where the language model sees a picture
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import mlx.nn as nn
 
-from ..config import read_json
 from ..errors import ConfigError
-from ..folder import open_component, read_scheduler
+from ..files.config import read_json
+from ..files.folder import open_component, read_scheduler
+from ..files.loading import Changes, Weights
+from ..files.manifest import Manifest
 from ..folding import Folded
 from ..layers.embed import Table
-from ..loading import Changes, Weights
-from ..manifest import Manifest
 from ..sampling import FlowMatchConfig
 from ..text.patches import PatchConfig
 from ..text.qwen import LanguageModel, QwenConfig, read_config

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..keys import Target
+from ..files.keys import Target
 
 VISION = "visual."
 HEAD = "lm_head."

@@ -6,7 +6,7 @@ In: the manifest of the model that is open, and a file's name. Out: notes for th
 import re
 from collections.abc import Iterator
 
-from ..manifest import Manifest, manifests
+from ..files.manifest import Manifest, manifests
 
 NAME = re.compile(r"(?P<base>Qwen-Image(-Edit)?(-\d{4})?)-Lightning-(?P<steps>\d+)steps", re.IGNORECASE)
 SHIFT = 3  # of every Lightning's schedule

@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..files.loading import layers
 from ..folding import Read
 from ..layers.activation import silu
 from ..layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
 from ..layers.linear import Linear
-from ..loading import layers
 from .config import QwenImageConfig
 from .transformer import Modulation
 

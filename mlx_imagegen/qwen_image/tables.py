@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..cache import cache_folder, keep, recall
+from ..files.cache import cache_folder, keep, recall
 from ..report import machine
 from .files import QwenImageFiles
 from .modulation import Tables, modulators, tabulate, unfold

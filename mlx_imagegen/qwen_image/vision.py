@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
 from ..errors import ConfigError
+from ..files.config import Config
 from ..text.patches import Patches
 from ..text.qwen import UNUSED
 from .keys import VISION

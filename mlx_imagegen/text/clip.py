@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
 from ..errors import ConfigError, RequestError
+from ..files.config import Config
 from ..layers.activation import gelu, gelu_tanh, quick_gelu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear

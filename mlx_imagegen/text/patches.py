@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from ..config import Config
 from ..errors import ConfigError, RequestError
+from ..files.config import Config
 
 Grid = tuple[int, int]  # rows, columns
 COLOURS = 3

@@ -16,8 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import Config
 from ..errors import ConfigError
+from ..files.config import Config
 from ..layers.activation import gelu_tanh
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear

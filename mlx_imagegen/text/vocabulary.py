@@ -15,8 +15,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE, Model, Unigram
 
-from ..config import read_json
 from ..errors import ConfigError, MissingFile
+from ..files.config import read_json
 from .spiece import Spiece, read_spiece
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

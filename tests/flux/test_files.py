@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.errors import MismatchError
+from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.keys import Rename, same_names
+from mlx_imagegen.files.loading import Weights, layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.files import CLIP_TABLE, T5_TABLE
 from mlx_imagegen.flux.keys import from_clip, from_original, from_original_autoencoder, from_t5
@@ -20,9 +22,7 @@ from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.original import autoencoder_config, transformer_config
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.flux.vae import Autoencoder, VaeConfig
-from mlx_imagegen.keys import Rename, same_names
 from mlx_imagegen.layers.embed import Table
-from mlx_imagegen.loading import Weights, layers, own_parameters
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
 from mlx_imagegen.text.t5 import T5Config, T5Encoder
 from tests.references.names import expand

@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, MissingFile
+from mlx_imagegen.files.keys import Target
+from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.keys import AUTOENCODER, ORIGINAL, from_original, from_original_autoencoder, original_module
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.flux.vae import Autoencoder, VaeConfig
-from mlx_imagegen.keys import Target
-from mlx_imagegen.loading import layers, own_parameters
 
 STORED = Path(__file__).parents[1] / "data/flux/dev"
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from autoencoder import CHECKS, TOLERANCE, Check, Parts, difference, read_reference
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import ConfigError, MismatchError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.flux.vae import Autoencoder, Decoder, Encoder, VaeConfig
 from mlx_imagegen.layers import conv
 from mlx_imagegen.layers.strips import Strips
-from mlx_imagegen.loading import Weights
 
 STORED = Path(__file__).parent.parent / "data" / "flux_vae"
 

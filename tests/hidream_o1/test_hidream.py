@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from mlx_imagegen import pipeline
-from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
 from mlx_imagegen.family import Prompt
+from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import timesteps_schedule
 from tests.hidream_o1.checks import check_forward, check_loop, opened, settings

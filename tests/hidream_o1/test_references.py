@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.hidream_o1.references import prepared, reference_side, resized, shown_dimensions, shown_size
-from mlx_imagegen.manifest import manifests
-from mlx_imagegen.options import layout_boxes
-from mlx_imagegen.sizes import fitted, kept_aspect, shape
+from mlx_imagegen.request.options import layout_boxes
+from mlx_imagegen.request.sizes import fitted, kept_aspect, shape
 
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())

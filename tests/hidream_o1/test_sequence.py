@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.errors import MismatchError
+from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.keys import same_names
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.hidream_o1.config import HiDreamConfig, open_config
 from mlx_imagegen.hidream_o1.files import Model, check
 from mlx_imagegen.hidream_o1.tokens import patchified, positions, unpatchified
 from mlx_imagegen.hidream_o1.vision import open_tower
-from mlx_imagegen.keys import same_names
-from mlx_imagegen.loading import Weights
 
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
 IDS = {"<|boi_token|>": 151669, "<|tms_token|>": 151673}

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.manifest import manifests
+from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.sampling import Schedule, Solver, UniPC, euler, flash, timesteps_schedule, twice_shifted_schedule
 
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded" / "schedulers.safetensors"

@@ -6,8 +6,8 @@ import pytest
 
 from mlx_imagegen.layers import linear
 from mlx_imagegen.layers.linear import DENSE, Packing, packed_matmul
+from mlx_imagegen.packing.affine import pack_rows, unpack_rows
 from mlx_imagegen.precision import on_gpu
-from mlx_imagegen.quantization.packing import pack_rows, unpack_rows
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="strips are the CPU's")
 

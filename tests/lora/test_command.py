@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.manifest import data_folder
 from mlx_imagegen.lora.file import open_lora
-from mlx_imagegen.manifest import data_folder
 from tests.conftest import Ran
 from tests.lora.test_file import write
 from tests.lora.test_merge import DATA

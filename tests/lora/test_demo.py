@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
+from mlx_imagegen.files.manifest import data_folder
 from mlx_imagegen.lora.file import open_lora
-from mlx_imagegen.manifest import data_folder
 from mlx_imagegen.pipeline import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/train_demo"))

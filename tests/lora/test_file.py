@@ -18,8 +18,8 @@ from mlx_imagegen.lora.match import Lora
 from mlx_imagegen.lora.merge import open_loras, parse_lora
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.conftest import Ran
+from tests.files.test_download import COMMIT, put
 from tests.lora.test_merge import DATA
-from tests.test_download import COMMIT, put
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]

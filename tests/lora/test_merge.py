@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFile
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.keys import Rename, Target
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.flux import Flux
 from mlx_imagegen.hidream_o1 import HiDream
-from mlx_imagegen.keys import Rename, Target
-from mlx_imagegen.loading import Weights
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Lora, Vocabulary, match_loras
 from mlx_imagegen.lora.merge import Merge, open_loras

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.checkpoint import Checkpoint, Tensor
-from mlx_imagegen.keys import runs
-from mlx_imagegen.loading import Weights
+from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.keys import runs
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.lora.file import TITLES, sort_out
 from mlx_imagegen.lora.match import Lora, Match, Vocabulary, match_loras
 from tests.lora.test_merge import DATA, known

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.checkpoint import open_checkpoint
 from mlx_imagegen.errors import LoraError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.loading import Component, Weights, layers, own_parameters
+from mlx_imagegen.files.manifest import RECORD
 from mlx_imagegen.layers.linear import unpacked
-from mlx_imagegen.loading import Component, Weights, layers, own_parameters
 from mlx_imagegen.lora.merge import SAMPLE_ROWS
-from mlx_imagegen.manifest import RECORD
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.tiny import draw_flux

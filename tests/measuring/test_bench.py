@@ -13,7 +13,6 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
-from mlx_imagegen import fitting
 from mlx_imagegen.cli import main
 from mlx_imagegen.commands.bench import size
 from mlx_imagegen.image import read_metadata
@@ -21,6 +20,7 @@ from mlx_imagegen.measuring import cell, tables
 from mlx_imagegen.measuring.bench import STAGES, Asked, Row, Spread, _cells, _compare, chart, skipped
 from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.quality import compared
+from mlx_imagegen.planning import fitting
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]

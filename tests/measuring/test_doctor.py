@@ -10,10 +10,11 @@ import mlx.core as mx
 import pytest
 from conftest import Ran
 
-from mlx_imagegen.job import usual_job
+from mlx_imagegen.files.loading import Changes
+from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.files.outline import outlined
+from mlx_imagegen.files.recipes import read_recipe, recipe_names
 from mlx_imagegen.layers.linear import PACKED, Packing
-from mlx_imagegen.loading import Changes
-from mlx_imagegen.manifest import manifests
 from mlx_imagegen.measuring import doctor
 from mlx_imagegen.measuring.doctor import (
     MANY,
@@ -27,10 +28,9 @@ from mlx_imagegen.measuring.doctor import (
     shapes,
     warnings,
 )
-from mlx_imagegen.outline import outlined
 from mlx_imagegen.pipeline import open_family
-from mlx_imagegen.plan import Chip, plan
-from mlx_imagegen.quantization.recipes import read_recipe, recipe_names
+from mlx_imagegen.planning.plan import Chip, plan
+from mlx_imagegen.request.job import usual_job
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]

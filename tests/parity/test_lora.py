@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.keys import split_lora_key
+from mlx_imagegen.files.keys import split_lora_key
 from mlx_imagegen.lora.file import TITLES, open_lora
 from mlx_imagegen.lora.match import Change, Lora, Vocabulary, match_loras
 from tests.lora.test_merge import check_format

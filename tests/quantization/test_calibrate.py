@@ -9,10 +9,10 @@ import pytest
 from mlx_imagegen import load
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.packing.affine import as_mlx, pack_rows, unpack_rows
 from mlx_imagegen.quantization import calibrate
 from mlx_imagegen.quantization.calibrate import Statistics, collect, pack_calibrated, watching
-from mlx_imagegen.quantization.packing import as_mlx, pack_rows, unpack_rows
-from tests.quantization.test_packing import drawn, unpacked
+from tests.packing.test_affine import drawn, unpacked
 from tests.tiny import draw_flux
 
 

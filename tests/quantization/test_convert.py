@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import CheckpointError, OutputError, QuantizationError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import layers, own_parameters
+from mlx_imagegen.files.manifest import RECORD, find
 from mlx_imagegen.flux.modulation import FluxModulators
-from mlx_imagegen.loading import layers, own_parameters
-from mlx_imagegen.manifest import RECORD, find
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
@@ -299,12 +299,12 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     code = f"""
 import numpy as np, resource, sys
 from pathlib import Path
-from mlx_imagegen.checkpoint import open_checkpoint
+from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.quantization.convert import Conversion, convert
 from mlx_imagegen.quantization.layout import layout
-from mlx_imagegen.loading import Weights
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.quantization.partial import Partial
-from mlx_imagegen.quantization.recipes import read_recipe
+from mlx_imagegen.files.recipes import read_recipe
 import json, os
 folder = Path({str(tmp_path)!r}) / "source"
 folder.mkdir()

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import ConfigError, LoraError, MismatchError, QuantizationError, RequestError
-from mlx_imagegen.manifest import RECORD
-from mlx_imagegen.plan import plan
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.manifest import RECORD
+from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization import convert
 from mlx_imagegen.quantization.quantizer import draft, quantize
 from mlx_imagegen.qwen_image import QwenImage

@@ -15,12 +15,12 @@ import mlx.core as mx
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.errors import ConfigError, MismatchError
-from mlx_imagegen.keys import Rename, same_names
+from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.keys import Rename, same_names
+from mlx_imagegen.files.loading import Changes, Component, Weights, layers, own_parameters
+from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.layers.embed import Table
-from mlx_imagegen.loading import Changes, Component, Weights, layers, own_parameters
-from mlx_imagegen.quantization.recipes import read_recipe
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.files import TABLE
 from mlx_imagegen.qwen_image.keys import HEAD, VISION, from_text_encoder

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mlx_imagegen import memory, qwen_image
+from mlx_imagegen import qwen_image
 from mlx_imagegen.family import Prompt, Settings
+from mlx_imagegen.files.loading import Changes
+from mlx_imagegen.files.manifest import Model, manifests, recognise
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_tables
-from mlx_imagegen.loading import Changes
 from mlx_imagegen.lora.merge import Merge
-from mlx_imagegen.manifest import Model, manifests, recognise
 from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.planning import memory
 from mlx_imagegen.qwen_image import THETA, QwenImage
 from mlx_imagegen.qwen_image.modulation import tabulate
 from mlx_imagegen.qwen_image.positions import positions

@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mlx_imagegen import load, qwen_image
-from mlx_imagegen.checkpoint import Tensor
 from mlx_imagegen.errors import ConfigError, LoraError, MissingFile, RequestError
 from mlx_imagegen.family import Settings
-from mlx_imagegen.job import Job, requested
-from mlx_imagegen.manifest import manifests
+from mlx_imagegen.files.checkpoint import Tensor
+from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.qwen_image import QwenImage
 from mlx_imagegen.qwen_image.editing import Editing
 from mlx_imagegen.qwen_image.lightning import lightning_notes
 from mlx_imagegen.qwen_image.tables import find
+from mlx_imagegen.request.job import Job, requested
 from tests.qwen_image.test_qwen_image import DATA, open_pipeline, options_of
 
 SHARED = Path(__file__).parents[3] / "shared/facts/schedules.json"

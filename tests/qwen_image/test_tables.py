@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.cache import cache_folder
+from mlx_imagegen.files.cache import cache_folder
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.qwen_image import tables
 from mlx_imagegen.qwen_image.editing import Editing
@@ -24,7 +24,7 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("mlx_imagegen.cache.sys.platform", "linux")
+    monkeypatch.setattr("mlx_imagegen.files.cache.sys.platform", "linux")
     yield
 
 

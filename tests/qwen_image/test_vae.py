@@ -11,11 +11,11 @@ import pytest
 from autoencoder import CHECKS as COMMON
 from autoencoder import TOLERANCE, Check, Parts, difference, read_reference
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import ConfigError, MismatchError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.layers.strips import Cut, Strips
-from mlx_imagegen.loading import Weights
 from mlx_imagegen.qwen_image.vae import ChannelNorm, Decoder, Encoder, VaeConfig, normalised, unused_tensors
 
 STORED = Path(__file__).parent.parent / "data" / "qwen_vae"

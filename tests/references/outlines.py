@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
-from mlx_imagegen.manifest import data_folder
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.manifest import data_folder
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.flux.keys import from_clip
 from mlx_imagegen.layers.embed import Table
-from mlx_imagegen.loading import Weights
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
 
 DATA = Path(__file__).parent.parent / "data" / "flux_text"

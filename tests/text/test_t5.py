@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.checkpoint import open_checkpoint
-from mlx_imagegen.config import read_json
 from mlx_imagegen.errors import ConfigError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.flux.keys import from_t5
 from mlx_imagegen.layers.embed import Table
-from mlx_imagegen.loading import Weights
 from mlx_imagegen.text.t5 import T5Config, T5Encoder, distance_buckets
 from tests.text.test_clip import DATA, TOLERANCE, relative
 

@@ -1,0 +1,1 @@
+"""What lies on the disk: manifests, recipes, the hub's downloads, configs, tensors, and how they get into modules."""

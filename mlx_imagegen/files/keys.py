@@ -1,0 +1,161 @@
+"""The rename engine: what a checkpoint or a LoRA calls its tensors -> what our modules call them.
+
+A family gives a `Rename`: for a source tensor's name, the tensors it supplies, each a run of its rows. The engine turns
+it round, so that loading can ask for one of our tensors and read just those rows.
+LoRA trainers write a module's name with dots or flattened to underscores, in the checkpoint's words or another
+layout's, with a prefix of their own. A flattened name cannot be parsed back, so every name a module may go by stands in
+one table (`lora_names`); no two modules of a family share one.
+Must not know: which layouts exist (families' keys.py), LoRA arithmetic.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..packing.bfloat import to_float32
+from .checkpoint import Tensor
+
+# What trainers write before a module's name; taken off one after another until the name is known.
+LORA_PREFIXES = (
+    "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "lora_unet_",
+    "lora_transformer_", "lycoris_", "_",
+)  # fmt: skip
+# How a tensor's name ends -> which part of the module's change it is. A longer ending stands before its own tail.
+LORA_PARTS = (
+    (".lora_linear_layer.down.weight", "down"), (".lora_linear_layer.up.weight", "up"),
+    (".lora_down.weight", "down"), (".lora_up.weight", "up"), (".lora.down.weight", "down"), (".lora.up.weight", "up"),
+    (".lora_A.weight", "down"), (".lora_B.weight", "up"), (".lora_A", "down"), (".lora_B", "up"),
+    (".lora_B.bias", "up_bias"), (".down.weight", "down"), (".up.weight", "up"), (".alpha", "alpha"),
+    (".lora_magnitude_vector.weight", "magnitude"), (".lora_magnitude_vector", "magnitude"),
+    (".dora_scale", "dora_scale"), (".diff_b", "diff_b"), (".diff", "diff"), (".b_norm", "diff_b"), (".w_norm", "diff"),
+    *((f".{part}", part) for part in (
+        "lokr_w1_a", "lokr_w1_b", "lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_w2",
+        "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+    )),
+)  # fmt: skip
+# Files of fp8 numbers (ComfyUI's) keep a scale beside each weight, for the whole tensor or for each row; the others are
+# notes for kernels that this library does not have.
+FP8_SCALES = (".scale_weight", ".weight_scale")
+FP8_NOTES = (".scale_input", ".input_scale", ".comfy_quant")
+FP8_MARK = "scaled_fp8"
+# PEFT keeps several adapters apart by a name in the middle: lora_A.default.weight.
+ADAPTER = re.compile(r"\.default(_\d+)?(?=\.|$)|(?<=\.lora_[AB])\.(?!weight$|bias$)[^.]+(?=\.(weight|bias)$)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of our tensors as a part of a source tensor: `share` of the rows from `start`, both in units of `of`-ths."""
+
+    name: str
+    start: int = 0
+    share: int = 1
+    of: int = 1
+    swap_halves: bool = False
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of a stored tensor that make one of ours."""
+
+    tensor: Tensor
+    row: int = 0
+    rows: int | None = None
+    swap_halves: bool = False
+    scale: Tensor | None = None  # of fp8 numbers: one, or one a row of the whole stored tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows = self.rows if self.rows is not None else (self.tensor.shape[0] if self.tensor.shape else None)
+        return self.tensor.shape if rows is None else (rows, *self.tensor.shape[1:])
+
+    def read(self) -> mx.array:
+        value = self.tensor.read(self.row, self.rows)
+        if self.scale is not None:
+            value = value.astype(mx.float32) * mx.array(self.scales(0, value.shape[0]))
+        return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
+
+    def gather(self, rows: Sequence[int]) -> mx.array:
+        """Single rows of a table."""
+        value = self.tensor.gather(rows)
+        if self.scale is None:
+            return value
+        scales = self.scales(0, self.tensor.shape[0])
+        return value.astype(mx.float32) * mx.array(scales if len(scales) == 1 else scales[list(rows)])
+
+    def scales(self, row: int, rows: int) -> np.ndarray:
+        """What rows [row, row + rows) of this slice, before any swap, are to be multiplied by: [1, 1] or [rows, 1]."""
+        assert self.scale is not None
+        values = to_float32(self.scale.bytes(), self.scale.dtype).reshape(-1, 1)
+        return values if len(values) == 1 else values[self.row + row : self.row + row + rows]
+
+
+Rename = Callable[[str], Iterable[Target]]
+
+
+def same_names(name: str) -> Iterable[Target]:
+    """The layout our modules are named after."""
+    return (Target(name),)
+
+
+def cut(tensor: Tensor, target: Target) -> Slice:
+    """The rows of a stored tensor that `target` takes."""
+    if target.of == 1:
+        return Slice(tensor, swap_halves=target.swap_halves)
+    unit = tensor.shape[0] // target.of
+    return Slice(tensor, target.start * unit, target.share * unit, target.swap_halves)
+
+
+def runs(target: Target, first: int, count: int, height: int) -> list[Target]:
+    """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's single rows."""
+    start, of = target.start * height // target.share, target.of * height // target.share
+    if not target.swap_halves:
+        return [Target(target.name, start + first, count, of)]
+    half, stop = height // 2, first + count
+    parts = ((first, min(stop, half), half), (max(first, half), stop, -half))  # our first half is the source's second
+    return [Target(target.name, start + low + shift, high - low, of) for low, high, shift in parts if low < high]
+
+
+def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
+    """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
+    scales = {
+        name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)
+    }
+    out: dict[str, Slice] = {}
+    for name, tensor in tensors.items():
+        if name.endswith((*FP8_SCALES, *FP8_NOTES)) or name == FP8_MARK:
+            continue
+        scale = scales.get(name.removesuffix(".weight")) if tensor.dtype == "F8_E4M3" else None
+        out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
+    return out
+
+
+def lora_names(modules: Iterable[str], others: Mapping[str, Sequence[Target]]) -> dict[str, tuple[Target, ...]]:
+    """Every name a LoRA may call a module by -> what it leads to. `others`: names of other layouts than ours."""
+    known = set(modules)
+    led: dict[str, tuple[Target, ...]] = {module: (Target(module),) for module in sorted(known)}
+    for name, targets in others.items():
+        if known.issuperset(target.name for target in targets):
+            led[name] = tuple(targets)
+    return led | {name.replace(".", "_"): targets for name, targets in led.items()}
+
+
+def split_lora_key(key: str) -> tuple[str, str] | None:
+    """A LoRA tensor's name -> (prefix and module, part); None if the ending is not known."""
+    key = ADAPTER.sub("", key)
+    for ending, part in LORA_PARTS:
+        if key.endswith(ending):
+            return key.removesuffix(ending), part
+    return None
+
+
+def find_module(name: str, names: Mapping[str, tuple[Target, ...]]) -> str | None:
+    """The name's known form, without whatever prefixes stand before it."""
+    while name not in names:
+        prefix = next((prefix for prefix in LORA_PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        name = name.removeprefix(prefix)
+    return name

@@ -1,0 +1,242 @@
+"""Finds and reads weights/*.toml, and says what a model's name means.
+
+In: a manifest's name, a Hugging Face repository id, or a local folder. Out: a `Manifest` with what the checkpoint's own
+files do not say: repository, licence, which files, default steps, guidance and sizes. Never a width or a depth.
+Must not know: tensors, downloads.
+"""
+
+import difflib
+import functools
+import re
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, MissingFile, UnknownModel
+from .config import read_json
+
+
+@dataclass(frozen=True)
+class Defaults:
+    steps: int
+    width: int
+    height: int
+    guidance: float
+    negative_prompt: str | None = None
+    max_sequence_length: int = 512
+    sampler: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    title: str
+    family: str
+    defaults: Defaults
+    repo: str | None = None
+    revision: str | None = None
+    licence: str = "unknown"
+    gated: bool = False
+    download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
+    download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
+    folder: str | None = None  # bundled: a folder beside the manifests
+    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes
+    # none; "never": distilled so that a second branch spoils the picture
+    guidance: str = "cfg"
+    edits: bool = False  # takes reference pictures
+    note: str | None = None  # one line shown when the model is chosen
+    extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name, resolved: a manifest, and a folder if the files are here already."""
+
+    manifest: Manifest
+    folder: Path | None
+    spoken: str  # what the user called it, folders as absolute paths
+
+
+def data_folder(name: str) -> Path:
+    """`weights` or `quant`: inside the package when installed from a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return here / name if (here / name).is_dir() else here.parent / name
+
+
+@functools.cache
+def manifests() -> dict[str, Manifest]:
+    paths = sorted(data_folder("weights").glob("*.toml"), key=lambda path: path.stem)
+    return {manifest.name: manifest for manifest in map(_read, paths)}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A manifest's text, on top of its `base` manifest's where it names one; tables are merged key by key."""
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "base" not in data:
+        return data
+    base = _table(path.with_name(f"{data['base']}.toml"))
+    tables = {key: base[key] | value for key, value in data.items() if isinstance(value, dict) and key in base}
+    return base | data | tables
+
+
+def _read(path: Path) -> Manifest:
+    data = _table(path)
+    known = {item.name for item in fields(Manifest)} - {"extras", "name"}
+    defaults = Defaults(**data.pop("defaults"))
+    values = {key: data.pop(key) for key in list(data) if key in known}
+    values["download"] = tuple(values.get("download", ()))
+    return Manifest(name=path.stem, defaults=defaults, extras=data, **values)
+
+
+def find(model: str) -> Model:
+    """A manifest's name, a repository id, or a folder (with config files in it)."""
+    known = manifests()
+    if model in known:
+        manifest = known[model]
+        bundled = data_folder("weights") / manifest.folder if manifest.folder else None
+        return Model(manifest, bundled, model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return Model(recognise(folder), folder, spoken(model))
+    by_repo = {
+        manifest.repo.lower(): manifest
+        for manifest in known.values()
+        if manifest.repo and "lora" not in manifest.extras
+    }
+    if model.lower() in by_repo:
+        return Model(by_repo[model.lower()], None, model)
+    if folder.exists() or model.startswith(("/", "./", "../", "~")):
+        raise MissingFile(
+            f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}."
+        )
+    near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}."
+    raise UnknownModel(
+        f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too."
+    )
+
+
+def spoken(model: str) -> str:
+    """A model's name for records: as the user said it, but a folder in a way that means the same from everywhere."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if model not in manifests() and folder.is_dir() else model
+
+
+# What a folder's own files call its pipeline or architecture -> (family, the manifest its defaults come from).
+PIPELINES = {
+    "FluxPipeline": "flux",
+    "QwenImagePipeline": "qwen_image",
+    "QwenImageEditPipeline": "qwen_image",
+    "QwenImageEditPlusPipeline": "qwen_image",
+}
+ARCHITECTURES = {"Qwen3VLForConditionalGeneration": "hidream_o1"}
+TRANSFORMERS = {"FluxTransformer2DModel": "flux", "QwenImageTransformer2DModel": "qwen_image"}
+RECOGNISED_BY = ("model_index.json", "config.json", "transformer/config.json")  # the files that tell
+RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came from
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit a folder's files are of, where it says so: the hub's cache names snapshots by it, our converter notes
+    it."""
+    name = folder.resolve().name
+    if COMMIT.fullmatch(name):
+        return name
+    return read_json(folder / RECORD).get("revision") if (folder / RECORD).is_file() else None
+
+
+def recognise(folder: Path) -> Manifest:
+    """The nearest manifest for a local folder, by its own config files."""
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if record.get("manifest") in manifests():
+        manifest = _folded(manifests()[record["manifest"]], record)
+        # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
+        return replace(
+            manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()}
+        )
+    family = _family_of(folder)
+    names = {
+        "flux": _nearest_flux,
+        "qwen_image": _nearest_qwen,
+        "hidream_o1": _nearest_hidream,
+    }
+    return _with_own_numbers(manifests()[names[family](folder)], folder)
+
+
+def _folded(manifest: Manifest, record: dict[str, Any]) -> Manifest:
+    """A folder that was folded for one schedule can do no other, so that this is its default."""
+    folded = record.get("folded")
+    if not folded:
+        return manifest
+    size = dict(zip(("width", "height"), folded["size"] or (), strict=False))
+    return replace(manifest, defaults=replace(manifest.defaults, steps=folded["steps"], **size))
+
+
+def _with_own_numbers(manifest: Manifest, folder: Path) -> Manifest:
+    """A small HiDream-O1, trained for small pictures and to a noise scale of its own, says so in its config.json."""
+    block = read_json(folder / "config.json").get("hidream_o1") if manifest.family == "hidream_o1" else None
+    if not isinstance(block, dict):
+        return manifest
+    scale = block.get("noise_scale")
+    own = {"sampling": manifest.extras["sampling"] | ({} if scale is None else {"noise_scale": [scale, scale]})}
+    own["sizes"] = manifest.extras["sizes"] | {"least_patches": 1}
+    return replace(manifest, extras=manifest.extras | own)
+
+
+def _family_of(folder: Path) -> str:
+    """The family, from model_index.json, config.json, transformer/config.json, or the original single file's name."""
+    seen = []
+    for name, field_name, table in (
+        ("model_index.json", "_class_name", PIPELINES),
+        ("config.json", "architectures", ARCHITECTURES),
+        ("transformer/config.json", "_class_name", TRANSFORMERS),
+    ):
+        if not (folder / name).is_file():
+            continue
+        config = read_json(folder / name)
+        if "hidream_o1" in config:
+            return "hidream_o1"
+        value = config.get(field_name)
+        value = value[0] if isinstance(value, list) and value else value
+        if value in table:
+            return table[value]
+        seen.append(f"{name} says {value}")
+    if list(folder.glob("flux1*.safetensors")):
+        return "flux"
+    if seen:
+        supported = ", ".join([*PIPELINES, *ARCHITECTURES])
+        raise ConfigError(f"{folder}: {'; '.join(seen)}, which is not an architecture this library has ({supported}).")
+    raise MissingFile(
+        f"{folder} has no model_index.json, config.json or transformer/config.json, so it cannot be told what "
+        "model it is. "
+        "Point to the folder that holds the whole repository, config files included."
+    )
+
+
+def _nearest_flux(folder: Path) -> str:
+    config = folder / "transformer" / "config.json"
+    if config.is_file():
+        return "flux-dev" if read_json(config).get("guidance_embeds") else "flux-schnell"
+    from .checkpoint import read_header
+
+    single = sorted(folder.glob("flux1*.safetensors"))
+    tensors = read_header(single[0])[0] if single else {}  # with neither, opening the model says what is missing
+    return "flux-dev" if any(name.startswith("guidance_in.") for name in tensors) else "flux-schnell"
+
+
+def _nearest_qwen(folder: Path) -> str:
+    config, index = folder / "transformer" / "config.json", folder / "model_index.json"
+    if config.is_file() and read_json(config).get("zero_cond_t"):
+        return "qwen-image-edit-2511"
+    pipeline = read_json(index).get("_class_name") if index.is_file() else None
+    return {
+        "QwenImageEditPipeline": "qwen-image-edit",
+        "QwenImageEditPlusPipeline": "qwen-image-edit-2509",
+    }.get(str(pipeline), "qwen-image")
+
+
+def _nearest_hidream(folder: Path) -> str:
+    """The three variants' files are alike in every name and number: only the folder's name can tell."""
+    name = folder.resolve().name.lower()
+    return "hidream-o1-dev-2604" if "2604" in name else "hidream-o1-dev" if "dev" in name else "hidream-o1"

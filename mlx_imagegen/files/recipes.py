@@ -1,0 +1,168 @@
+"""quant/*.toml: how many bits each weight of a family gets.
+
+In: a recipe's name or file, and a family. Out: `Recipe`, which answers for one linear layer at a time: a `Packing`, or
+None for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
+written from the end: `layers.-1.` is the last layer, whatever the model's depth. A row with `depth` counts only in
+stacks of at least so many layers: four layers kept high are a tenth of a large model and most of a small one.
+Must not know: tensors' values, files of checkpoints.
+"""
+
+import fnmatch
+import functools
+import hashlib
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import QuantizationError
+from ..layers.linear import Packing
+from ..packing.affine import pack
+from .loading import NUMBER, Changes
+from .manifest import data_folder
+
+DENSE_BITS = 16
+MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
+GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
+KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
+ROW_KEYS = frozenset({"match", "depth", "bits", "group_size", "mode"})
+
+
+@dataclass(frozen=True)
+class Row:
+    globs: tuple[str, ...]
+    packing: Packing | None  # None: 16 bits
+    least_depth: int = 0
+
+    def matches(self, names: tuple[str, ...], depth: int) -> bool:
+        found = any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self.globs)
+        return found and depth >= self.least_depth
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe's rows for one family."""
+
+    name: str
+    rows: tuple[Row, ...]
+    search: bool  # look for each group's best scale: slower to make, closer to the original
+    keep: tuple[str, ...]  # components that stay exactly as they are stored
+    drop: tuple[str, ...]  # globs of tensors that no picture needs
+    digest: str  # of the rows, so that half-done work by another recipe is not continued
+
+    def packing(self, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
+        """For a linear layer's weight [rows, columns], one of `depth` numbered siblings."""
+        return fitted(self.wanted(component, path, depth), shape)
+
+    def wanted(self, component: str, path: str, depth: int) -> Packing | None:
+        """What the rows say, before the shape is looked at."""
+        if component in self.keep:
+            return None
+        names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
+        return next((row.packing for row in self.rows if row.matches(names, depth)), None)
+
+    def halves(self, component: str) -> bool:
+        """Whether the component's matrices that stay dense are rounded to 16 bits."""
+        return component not in self.keep
+
+    def applied_to(self, changes: Changes) -> Changes:
+        """For loading: weights are packed as they stream in."""
+        pack_one = functools.partial(pack, search=self.search)
+        return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves, digest=self.digest)
+
+    def drops(self, component: str, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(f"{component}/{name}", glob) for glob in self.drop)
+
+
+def fitted(packing: Packing | None, shape: tuple[int, ...]) -> Packing | None:
+    """`packing` with the largest group, not above its own, that divides the columns; None if there is none."""
+    if packing is None:
+        return None
+    sizes = [size for size in GROUP_SIZES[packing.mode] if size <= packing.group_size and shape[-1] % size == 0]
+    return Packing(packing.bits, max(sizes), packing.mode) if sizes else None
+
+
+def from_the_end(path: str, depth: int) -> str:
+    """`layers.35.mlp` of 36 layers -> `layers.-1.mlp`."""
+    number = NUMBER.search(path)
+    return path if number is None else f"{path[: number.start(1)]}{int(number[1]) - depth}{path[number.end(1) :]}"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in data_folder("quant").glob("*.toml"))
+
+
+def lasting(quant: str) -> str:
+    """A recipe's name for records: a file in a way that means the same from everywhere."""
+    return str(Path(quant).expanduser().absolute()) if quant.endswith(".toml") else quant
+
+
+@functools.cache
+def read_recipe(quant: str, family: str) -> Recipe:
+    """`quant`: a name (q4, q6, q8) or the path of a .toml file."""
+    path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
+    known = ", ".join(recipe_names())
+    if not path.is_file():
+        raise QuantizationError(f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file.")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise QuantizationError(
+            f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}."
+        ) from error
+    rows = data.get(family)
+    if not isinstance(rows, list) or not rows:
+        raise QuantizationError(
+            f"{path} has no rows for the family {family}; add [[{family}]] tables, or use one of: {known}."
+        )
+    rest = {key: value for key, value in data.items() if not isinstance(value, list) or key in KEYS}
+    _refuse_unknown(path, set(rest) - KEYS, KEYS)
+    digest = hashlib.sha256(repr((rows, sorted(rest.items()))).encode()).hexdigest()[:16]
+    general = Row(("*",), _packing(path, rest))
+    return Recipe(
+        path.stem,
+        (*(_row(path, rest, row) for row in rows), general),
+        bool(rest.get("search", False)),
+        tuple(rest.get("keep", ())),
+        tuple(rest.get("drop", ())),
+        digest,
+    )
+
+
+def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
+    _refuse_unknown(path, set(row) - ROW_KEYS, ROW_KEYS)
+    match = row.get("match")
+    globs = (match,) if isinstance(match, str) else tuple(match or ())
+    if not globs:
+        raise QuantizationError(
+            f"{path}: a row has no 'match'; give a glob over component/path, such as \"transformer/proj_out\"."
+        )
+    depth = row.get("depth", 0)
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
+        raise QuantizationError(f"{path}: depth {depth!r} is no number of layers; give the least that the row is for.")
+    return Row(globs, _packing(path, general | row), depth)
+
+
+def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
+    bits: Any = row.get("bits")
+    mode = row.get("mode", "affine")
+    if bits == DENSE_BITS:
+        return None
+    if mode not in MODES:
+        raise QuantizationError(f"{path}: mode '{mode}' is not one of MLX's: {', '.join(MODES)}.")
+    group_size = row.get("group_size", max(size for size in GROUP_SIZES[mode] if size <= 64))
+    for what, value, choices in (("bits", bits, MODES[mode]), ("group_size", group_size, GROUP_SIZES[mode])):
+        if value not in choices or isinstance(value, bool):
+            dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
+            raise QuantizationError(
+                f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has"
+                f" {', '.join(map(str, choices))}{dense}."
+            )
+    return Packing(bits, group_size, mode)
+
+
+def _refuse_unknown(path: Path, unknown: set[str], known: frozenset[str]) -> None:
+    if unknown:
+        raise QuantizationError(
+            f"{path}: '{min(unknown)}' is not known in a recipe; known: {', '.join(sorted(known))}."
+        )

@@ -1,0 +1,1 @@
+"""What a run will take, from shapes alone, and whether this machine has it."""

@@ -1,0 +1,86 @@
+"""Refuses what this machine cannot hold, and names the largest that it can.
+
+In: an open family, a picture's job, and how families are opened. Out: nothing, or MemoryShort. Other models are
+judged by their outlines: neither this nor they need a file that is not here.
+Must not know: how stages run.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import MemoryShort
+from ..family import Family
+from ..files.loading import Changes
+from ..files.manifest import Manifest, manifests
+from ..files.outline import has_outline, outlined
+from ..files.recipes import Recipe, read_recipe, recipe_names
+from ..precision import on_gpu
+from ..request.job import Job, usual_job
+from .memory import GB, physical_bytes
+from .plan import Plan, held_bytes, plan
+
+Open = Callable[[Manifest, Path, Changes], Family[Any]]
+
+
+def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> None:
+    """Raises for a picture that this machine cannot make even with one stage at a time in memory."""
+    refused = refusal(family, job, manifest, open_family)
+    if refused:
+        raise MemoryShort(refused)
+
+
+def check_before_download(manifest: Manifest, changes: Changes, open_family: Open) -> None:
+    """Raises where the weights of one stage alone are too many, whatever the picture's size."""
+    if not has_outline(manifest):
+        return
+    with outlined(manifest) as folder:
+        family = open_family(manifest, folder, changes)
+        held = [sum(held_bytes(family.components[c], on_gpu()) for c in names) for names in family.stages.values()]
+        if max(held) > physical_bytes():
+            check_fits(family, usual_job(manifest, family.size_multiple), manifest, open_family)
+
+
+def refusal(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> str | None:
+    """What does not fit, and what would; None where all is well."""
+    have, made = physical_bytes(), _planned(family, job)
+    if made.peak_bytes <= have:
+        return None
+    worst = max(made.stages, key=lambda stage: stage.peak_bytes)
+    smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= have), None)
+    mend = (
+        f"quant={smaller} would fit"
+        if smaller
+        else f"no size of this model fits; {_largest(have, open_family)}use another machine or a smaller picture"
+    )
+    return (
+        f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
+        f"{have / GB:.1f} GB: it would not finish. {mend}."
+    )
+
+
+def _largest(have: int, open_family: Open) -> str:
+    """The published model and recipe that fill this machine best, at the model's own picture size."""
+    best = (0, "")
+    for manifest in manifests().values():
+        if manifest.extras.get("outline") != manifest.name:
+            continue  # others have the shapes of one that does
+        with outlined(manifest) as folder:
+            family = open_family(manifest, folder, Changes())
+            job = usual_job(manifest, family.size_multiple)
+            packed = ((peak, f" with quant={quant}") for quant, peak in _packed_peaks(family, job))
+            sizes = [(_planned(family, job).peak_bytes, ""), *packed]
+            best = max([best, *((peak, f"{manifest.name}{how}") for peak, how in sizes if peak <= have)])
+    return f"the largest that fits is {best[1]}: choose that, or " if best[1] else ""
+
+
+def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
+    """Each recipe, q8 first, and the peak under it; none for what is packed on disk already."""
+    if any(component.weights.stored for component in family.components.values()):
+        return
+    for name in sorted(recipe_names(), reverse=True):
+        yield name, _planned(family, job, read_recipe(name, family.name)).peak_bytes
+
+
+def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
+    return plan(family, job.settings, references=job.prompt.references, recipe=recipe)

@@ -1,0 +1,57 @@
+"""What this machine has, what a run needs (from shapes alone), and whether stages stay resident or follow each other.
+
+Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..files.loading import Component
+from ..precision import on_gpu
+
+GB = 1e9
+# A Mac shares its memory with the system and every open window; macOS itself lets the GPU wire about 3/4 of it.
+USABLE_SHARE = 0.7
+# Freed buffers that MLX keeps for reuse. On Metal its own default is the whole memory limit: the next stage starves.
+CACHE_LIMIT_BYTES = 2 * 2**30
+CPU_CACHE_LIMIT_BYTES = 256 * 2**20  # there the buffers are larger (float32) and the system hands out new ones quickly
+
+
+@dataclass(frozen=True)
+class Residency:
+    resident: bool
+    reason: str
+
+
+def physical_bytes() -> int:
+    if sys.platform == "darwin":
+        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def process_peak_bytes() -> int:
+    """The most this process ever held. Linux's ru_maxrss begins with what the parent held: VmHWM does not."""
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def bound_cache() -> None:
+    mx.set_cache_limit(CACHE_LIMIT_BYTES if on_gpu() else CPU_CACHE_LIMIT_BYTES)
+
+
+def choose(components: dict[str, Component], asked: bool | None) -> Residency:
+    """Keep every component loaded, or one stage at a time."""
+    if asked is not None:
+        return Residency(asked, "as asked")
+    need = sum(component.nbytes for component in components.values())
+    usable = physical_bytes() * USABLE_SHARE
+    sizes = f"all components need {need / GB:.1f} GB, {usable / GB:.1f} GB of {physical_bytes() / GB:.1f} GB are usable"
+    return Residency(need <= usable, sizes)

@@ -1,0 +1,341 @@
+"""What a run will take, before it is begun: bytes on disk and in memory by stage, arithmetic, and seconds at best.
+
+In: an open family (headers only), a picture's settings, and perhaps a chip. Out: `Plan`, for people and for the check
+that refuses a run which cannot fit. Nothing is read but headers and nothing is run. The seconds are a lower bound: no
+chip multiplies faster than its peak, or reads weights faster than its memory gives them.
+Must not know: how stages run, what this machine has (fitting.py).
+"""
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from PIL import Image
+
+from ..errors import RequestError
+from ..family import Family, Settings
+from ..files.loading import Component, own_parameters
+from ..files.recipes import Recipe
+from ..layers.conv import KERNEL
+from ..layers.linear import STRIP, Linear, Packing
+from ..layers.strips import STRIP_BYTES
+from ..precision import VAE_DTYPE, on_gpu
+from .memory import CPU_CACHE_LIMIT_BYTES, GB
+
+Pictures = Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Both numbers are what the largest variant has."""
+
+    bandwidth_gb_per_second: float
+    teraflops: float
+
+
+# Bandwidths: Apple's newsroom and specification pages. Teraflops, M1 to M4: GPU cores x 128 lanes x 2 x clock (1.28,
+# 1.40, 1.38 and 1.58 GHz, from public measurements of the GPUs; Apple has published teraflops for M1 and M2 only, and
+# those agree); float16 is no faster than float32 there. M5: cores x 1024 x 1.75 GHz, its matrix units' float16, as T.
+# Zakharko's public microbenchmark of the same units in the A19 estimates it.
+SOURCES = "GB/s: Apple's specifications; TFLOP/s: GPU cores x lanes x clock, M5 by its matrix units"
+CHIPS = {
+    "m1": Chip(68, 2.6), "m1-pro": Chip(200, 5.2), "m1-max": Chip(400, 10.4), "m1-ultra": Chip(800, 20.8),
+    "m2": Chip(100, 3.6), "m2-pro": Chip(200, 6.8), "m2-max": Chip(400, 13.6), "m2-ultra": Chip(800, 27.2),
+    "m3": Chip(100, 3.5), "m3-pro": Chip(150, 6.4), "m3-max": Chip(400, 14.1), "m3-ultra": Chip(819, 28.3),
+    "m4": Chip(120, 4.0), "m4-pro": Chip(273, 8.1), "m4-max": Chip(546, 16.2),
+    "m5": Chip(153, 17.9), "m5-pro": Chip(307, 35.8), "m5-max": Chip(614, 71.7),
+}  # fmt: skip
+
+# The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
+GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
+PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
+# Linear layers of the denoiser that see the prompt's tokens alone; then those that see prompt and picture.
+TEXT_LAYERS = {
+    "flux": ("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
+    "qwen_image": ("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"),
+    "hidream_o1": (),
+}
+JOINT_LAYERS = {"flux": ("single_transformer_blocks.*",), "qwen_image": (), "hidream_o1": ()}
+QUERIES = ("*.to_q", "*.add_q_proj", "*.q_proj")
+PADS = frozenset({"flux"})  # families whose prompts always have max_sequence_length tokens
+# Layers whose output is one token's, whatever the picture: they cost nothing in the loop.
+ONE_TOKEN = ("*t_embedder1.*",)
+# Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
+STREAMS = 8
+SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
+DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
+# The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
+UNPACKED_COPIES = {4: 2, 8: 2, 2: 2}
+UNPACKED_COPIES_ODD = 7
+# What a process on the CPU holds beyond MLX's count, measured: buffers freed and kept, by MLX and by the system's
+# allocator. Where one graph is a step, nearly all is used again; strips come in too many sizes for that.
+GRAPH_SLACK, STRIPS_SLACK = 0.2, 1.5
+SLACK_LIMIT_BYTES = 2 * CPU_CACHE_LIMIT_BYTES
+GPU_SIZE = 2  # bytes of bfloat16
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    components: tuple[str, ...]
+    disk_bytes: int  # of the files that its components are read from
+    resident_bytes: int
+    working_bytes: int  # on top, at the highest
+    base_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.base_bytes + self.resident_bytes + self.working_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    disk_bytes: int
+    stages: tuple[Stage, ...]
+    branches: int  # passes through the denoiser a step
+    steps: int
+    step_flops: float
+    step_bytes: float  # weights read, activations written and read
+
+    @property
+    def peak_bytes(self) -> int:
+        """With one stage at a time in memory."""
+        return max(stage.peak_bytes for stage in self.stages)
+
+    @property
+    def resident_bytes(self) -> int:
+        """With all stages in memory."""
+        return sum(stage.resident_bytes for stage in self.stages)
+
+    @property
+    def resident_peak_bytes(self) -> int:
+        return self.resident_bytes + max(stage.base_bytes + stage.working_bytes for stage in self.stages)
+
+    def seconds(self, chip: Chip) -> float:
+        """The loop on `chip`, at best."""
+        arithmetic = self.step_flops / (chip.teraflops * 1e12)
+        return self.steps * max(arithmetic, self.step_bytes / (chip.bandwidth_gb_per_second * 1e9))
+
+
+def plan(
+    family: Family[Any],
+    settings: Settings,
+    gpu: bool | None = None,
+    references: Pictures = (),
+    disk: Mapping[str, int] | None = None,
+    recipe: Recipe | None = None,
+) -> Plan:
+    """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
+    freed buffers that MLX keeps (memory.py bounds them) come on top; it gives them back when memory is short.
+    `references`: pictures to attend to. `disk`: bytes by component, where they will not be those of the files open.
+    `recipe`: as if the family were open with it."""
+    gpu = on_gpu() if gpu is None else gpu
+    denoiser = family.components[family.stages["denoise"][0]]
+    branches = 2 if settings.cfg > 1 else 1
+    tokens = _tokens(family, settings, references)
+    flops, traffic = _arithmetic(family, denoiser, tokens, gpu, recipe)
+    stages = tuple(
+        Stage(
+            name,
+            family.stages[name],
+            _disk_bytes((family.components[each] for each in family.stages[name]), disk),
+            sum(held_bytes(family.components[each], gpu, recipe) for each in family.stages[name]),
+            _working_bytes(family, name, tokens, settings, gpu, references, recipe),
+            GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
+        )
+        for name in ("encode", "denoise", "decode")
+        if family.stages[name] or name == "denoise"
+    )
+    whole = _disk_bytes(family.components.values(), disk)
+    return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
+
+
+def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
+    """Of the checkpoints that these read, each once."""
+    weights = {component.weights.component: component.weights for component in components}
+    return sum(known[name] if known else each.checkpoint.nbytes for name, each in weights.items())
+
+
+def held_bytes(component: Component, gpu: bool, recipe: Recipe | None = None) -> int:
+    """What a component's weights take when loaded; under another recipe than the one it was opened with, if given."""
+    total = 0
+    for path, layer, packing in component.planned():
+        if isinstance(layer, Linear):
+            packing = _by(recipe, component, path, layer) if recipe else packing
+            if packing:
+                layer.pack(packing)
+        for value in own_parameters(layer).values():
+            floating = mx.issubdtype(value.dtype, mx.floating)
+            total += value.size * (_size(component, gpu) if floating else value.itemsize)
+    return total
+
+
+def describe(made: Plan, chip: str | None = None) -> list[str]:
+    """For people, a line each."""
+    lines = [f"{'stage':<9}{'disk':>10}{'resident':>10}{'peak':>10}  holds"]
+    for stage in made.stages:
+        sizes = _row(stage.name, stage.disk_bytes, stage.resident_bytes, stage.peak_bytes)
+        lines.append(f"{sizes}  {', '.join(stage.components)}")
+    lines.append(
+        _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes) + "  everything at once"
+    )
+    lines.append(f"peak, one stage at a time: {_gigabytes(made.peak_bytes)}")
+    twice = ", prompt and negative prompt" if made.branches > 1 else ""
+    for what, count in (("a step", 1), (f"{made.steps} steps", made.steps)):
+        flops, traffic = count * made.step_flops / 1e12, count * made.step_bytes
+        lines.append(f"{what}: {flops:.4g} TFLOP, {_gigabytes(traffic)} through memory{twice}")
+    if chip is not None:
+        known = chip_named(chip)
+        lines.append(f"{chip}: the {made.steps} steps take {made.seconds(known):.1f} s at the very least")
+        lines.append(f"  with {known.bandwidth_gb_per_second:g} GB/s and {known.teraflops:g} TFLOP/s ({SOURCES})")
+    return lines
+
+
+def _row(name: str, *sizes: int) -> str:
+    return f"{name:<9}" + "".join(f"{_gigabytes(size):>10}" for size in sizes)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+
+
+def chip_named(name: str) -> Chip:
+    if name not in CHIPS:
+        raise RequestError(f"no chip is called '{name}' here; known: {', '.join(CHIPS)}.")
+    return CHIPS[name]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    text: int
+    image: int  # the picture's own, and its references'
+
+
+def _tokens(family: Family[Any], settings: Settings, references: Pictures = ()) -> Tokens:
+    multiple = family.size_multiple
+    image = (settings.width // multiple) * (settings.height // multiple) + family.reference_tokens(references)
+    length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
+    return Tokens(length if family.name in PADS else min(length, PROMPT_TOKENS), image)
+
+
+def _seen_by(family: str, path: str, tokens: Tokens) -> int:
+    """How many tokens pass through a linear layer of the denoiser."""
+    if _any(path, ONE_TOKEN):
+        return 1
+    if _any(path, TEXT_LAYERS[family]):
+        return tokens.text
+    return tokens.image + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
+
+
+def loaded_linears(family: Family[Any], settings: Settings, references: Pictures = ()) -> Iterator[tuple[Linear, int]]:
+    """The denoiser's linear layers, loaded, and how many tokens each will see in a step."""
+    tokens = _tokens(family, settings, references)
+    for name in family.stages["denoise"]:
+        for path, layer in family.components[name].loaded_layers():
+            if isinstance(layer, Linear):
+                yield layer, _seen_by(family.name, path, tokens)
+
+
+def _arithmetic(
+    family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool, recipe: Recipe | None
+) -> tuple[float, float]:
+    """FLOPs and bytes of one pass: matrix products and attention; everything else is small beside them."""
+    flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
+    for path, (rows, columns), _ in _linears(denoiser):
+        count = _seen_by(family.name, path, tokens)
+        flops += 2.0 * count * rows * columns
+        traffic += count * (rows + columns) * _size(denoiser, gpu)
+        if _any(path, QUERIES):
+            flops += 4.0 * count * (tokens.image + tokens.text) * rows
+    return flops, traffic
+
+
+def _working_bytes(
+    family: Family[Any],
+    stage: str,
+    tokens: Tokens,
+    settings: Settings,
+    gpu: bool,
+    references: Pictures,
+    recipe: Recipe | None,
+) -> int:
+    """The most that a stage's arithmetic holds beside the weights."""
+    if stage == "decode":
+        decoder = family.components[family.stages[stage][0]]
+        return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
+    count = tokens.text + (tokens.image if stage == "denoise" else 0)
+    most = max((block_bytes(family.components[name], count, gpu, recipe) for name in family.stages[stage]), default=0)
+    if references and "vae_encoder" in family.stages[stage]:  # one picture after the other
+        pixels = max(family.reference_tokens([picture]) for picture in references) * family.size_multiple**2
+        most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
+    return most
+
+
+def block_bytes(component: Component, tokens: int, gpu: bool, recipe: Recipe | None = None) -> int:
+    """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
+    weight that are unpacked at a time, and what is freed and kept."""
+    linears = list(_linears(component, recipe))
+    if not linears:
+        return 0
+    width = max((shape[0] for path, shape, _ in linears if _any(path, QUERIES)), default=linears[0][1][1])
+    widest = max(max(shape) for _, shape, _ in linears)
+    total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
+    if gpu:
+        return total
+    total += SCORES * _heads(component) * tokens**2 * 4
+    unpacked = (
+        4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
+        for _, shape, packing in linears
+        if packing
+    )
+    return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
+
+
+def _slack(share: float, working: int) -> int:
+    return min(int(share * working), SLACK_LIMIT_BYTES)
+
+
+def _heads(component: Component) -> int:
+    """As config.json has it, in the words of every text encoder and transformer here."""
+    config: Any = component.weights.config
+    config = config.get("text_config") or config
+    return int(config.get("num_attention_heads") or config.get("num_heads") or 1)
+
+
+def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, int], gpu: bool) -> int:
+    """Two activations at full size and one strip's temporaries. `outermost`: the convolution at the picture's end, and
+    which axis of its weight is an activation's channels."""
+    name, axis = outermost
+    shapes = {path: layer["weight"].shape for path, layer, _ in component.planned() if "weight" in layer}
+    channels = max((shape[axis] for path, shape in shapes.items() if path.endswith(name)), default=0)
+    # The level beside it is twice as wide at its other end; a convolution gathers every window (Conv2d.row_bytes).
+    strip = min(STRIP_BYTES, pixels * 2 * channels * (KERNEL**2 + 4) * VAE_DTYPE.size)
+    total = DECODED_COPIES * pixels * channels * VAE_DTYPE.size + strip
+    return total + (strip if gpu else _slack(STRIPS_SLACK, total))
+
+
+def _linears(
+    component: Component, recipe: Recipe | None = None
+) -> Iterator[tuple[str, tuple[int, ...], Packing | None]]:
+    for path, layer, packing in component.planned():
+        if isinstance(layer, Linear):
+            yield path, layer.weight.shape, _by(recipe, component, path, layer) if recipe else packing
+
+
+def _by(recipe: Recipe, component: Component, path: str, layer: Linear) -> Packing | None:
+    weights = component.weights
+    return recipe.packing(weights.component, path, layer.weight.shape, weights.depth(path))
+
+
+def _size(component: Component, gpu: bool) -> int:
+    """Bytes of one of the component's floating-point numbers."""
+    if component.weights.component == "vae":
+        return VAE_DTYPE.size
+    return GPU_SIZE if gpu else 4
+
+
+def _any(path: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path, glob) for glob in globs)

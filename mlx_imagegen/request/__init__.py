@@ -1,0 +1,1 @@
+"""What the user asks for, resolved and checked before anything is loaded."""

@@ -1,0 +1,172 @@
+"""Parameters that only some models take, resolved and checked: the sampler's numbers, layout boxes, seams.
+
+In: what the user gave, and the manifest's [sampling] table. Out: plain values for `Settings.extras`, `Prompt.options`
+and `Job`. A model whose manifest has no such table does not take the parameter, and says so.
+"""
+
+import itertools
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import RequestError
+from ..files.manifest import Manifest
+
+SAMPLERS = ("unipc", "flow_match", "flash")
+REFERENCES_LIMIT = 10  # HiDream-O1 has no rule for more
+ADAPTIVE = "adaptive"
+SEAM_RADIUS_LIMIT = 8
+
+# What kind a parameter of generate() or load() is of. Its limits are checked where it is read.
+KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("guidance", "true_cfg", "strength", "shift", "noise_clip"), (numbers.Real,), "a number"),
+    (("steps", "width", "height", "max_sequence_length"), (int,), "a whole number"),
+    (("prompt", "negative_prompt", "sampler", "model", "quant"), (str,), "text"),
+    (("timesteps", "step_noise"), (list, tuple, np.ndarray), "a list"),
+    (("layout",), (list, tuple, dict), "a list of boxes, each [x1, x2, y1, y2] between 0 and 1"),
+    (("lora",), (list, tuple), "a list of files, or of [file, scale]"),
+    (("keep_original_aspect", "lora_partial", "resident"), (bool,), "true or false"),
+)
+
+Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
+
+
+def check_kinds(given: Mapping[str, Any]) -> None:
+    """Refuses values of another kind than a parameter takes; None is none given."""
+    for names, kinds, words in KINDS:
+        for name in names:
+            value = given.get(name)
+            alike = isinstance(value, kinds) and (isinstance(value, bool) == (bool in kinds))
+            if value is not None and not alike:
+                raise RequestError(f"{name} {value!r}: give {words}.")
+
+
+def sampling(
+    manifest: Manifest, steps: int | None, references: int, given: Mapping[str, Any], notes: list[str]
+) -> tuple[int | None, dict[str, Any]]:
+    """The number of steps, and sampler, shift, timesteps, noise_scale and noise_clip: as given, else the manifest's."""
+    table = manifest.extras.get("sampling")
+    asked = {
+        name: value
+        for name, value in given.items()
+        if value is not None and not (name == "timesteps" and len(value) == 0)
+    }
+    if table is None:
+        own = {"shift"} & asked.keys() & set(manifest.extras.get("takes", ()))
+        extras: dict[str, Any] = {name: _number(name, asked.pop(name), 0.1, 100) for name in own}
+        if asked:
+            raise RequestError(
+                f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
+            )
+        return steps, extras
+    special = table.get("one_reference", {}) if references == 1 else {}
+    table = {"sampler": manifest.defaults.sampler, "noise_clip": 0.0, "timesteps": (), **table, **special}
+    sampler = _sampler(asked.get("sampler", table["sampler"]), manifest)
+    if "noise_clip" in asked and sampler != "flash":
+        notes.append(f"noise_clip has no effect: the {sampler} sampler draws no noise of its own")
+    timesteps = _timesteps(asked["timesteps"], steps) if "timesteps" in asked else ()
+    if not timesteps and sampler != "unipc" and "shift" not in asked:  # UniPC, and a shift, space the steps themselves
+        timesteps = _resampled(table["timesteps"], steps)
+    extras = {
+        "sampler": sampler,
+        "shift": _number("shift", asked.get("shift", table["shift"]), 0.1, 100),
+        "noise_scale": _noise_scale(asked.get("noise_scale", table["noise_scale"])),
+    }
+    if timesteps:
+        extras["timesteps"] = timesteps
+    if sampler == "flash":  # in standard deviations of a draw; 0 is none
+        extras["noise_clip"] = _number("noise_clip", asked.get("noise_clip", table["noise_clip"]), 0, 100)
+    return len(timesteps) or steps, extras
+
+
+def _sampler(name: Any, manifest: Manifest) -> str:
+    if name not in SAMPLERS:
+        raise RequestError(f"sampler {name!r}: {manifest.name} has {', '.join(SAMPLERS)}.")
+    return name
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
+        raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _noise_scale(value: Any) -> tuple[float, float]:
+    """One number, or the first and the last step's."""
+    given = value if isinstance(value, list | tuple) else (value,)
+    if len(given) not in (1, 2):
+        raise RequestError(
+            f"noise_scale {value!r}: give one number, or two: the first and the last step's; the steps between follow."
+        )
+    return _number("noise_scale", given[0], 0, 100), _number("noise_scale", given[-1], 0, 100)
+
+
+def _timesteps(values: Any, steps: int | None) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    falling = all(first > second for first, second in itertools.pairwise(numbers))
+    if not falling or not numbers or numbers[-1] <= 0 or numbers[0] >= 1000:
+        raise RequestError(f"timesteps {values!r}: give falling numbers below 1000 and above 0, one a step.")
+    if steps is not None and steps != len(numbers):
+        raise RequestError(f"steps {steps}: {len(numbers)} timesteps are given, one a step; leave one of the two out.")
+    return numbers
+
+
+def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
+    """A distilled model's own timesteps; for another number of steps, evenly picked between them."""
+    if not fixed or steps is None or steps == len(fixed):
+        return tuple(map(float, fixed))
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+        return ()  # refused with all other bad steps
+    places = np.linspace(0, len(fixed) - 1, steps)
+    return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
+
+
+def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
+    """Boxes [x1, x2, y1, y2] in shares of the picture's sides, or {"bbox": …}: where the references go, in their
+    order."""
+    if not layout:
+        return ()
+    if "layout" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"layout: {manifest.name} takes no boxes.")
+    if not references:
+        raise RequestError("layout says where reference pictures go, and none is given; add references.")
+    items = layout.get("bboxes") if isinstance(layout, Mapping) else layout
+    if not isinstance(items, list | tuple):
+        raise RequestError(f"layout {layout!r}: give a list of boxes, each [x1, x2, y1, y2] between 0 and 1.")
+    return tuple(_box(item.get("bbox") if isinstance(item, Mapping) else item) for item in items)
+
+
+def _box(box: Any) -> Box:
+    try:
+        x1, x2, y1, y2 = (float(number) for number in box)
+    except (TypeError, ValueError):
+        raise RequestError(f"layout box {box!r}: give four numbers x1, x2, y1, y2 between 0 and 1.") from None
+    if not all(0 <= number <= 1 for number in (x1, x2, y1, y2)):  # NaN is outside as well
+        raise RequestError(
+            f"layout box {list(box)}: a part of it lies outside the picture; all numbers are between 0 and 1."
+        )
+    if x1 >= x2 or y1 >= y2:
+        raise RequestError(
+            f"layout box {list(box)}: it is reversed or empty; the order is x1, x2, y1, y2, the smaller first."
+        )
+    return x1, x2, y1, y2
+
+
+def seam_blend(manifest: Manifest, blend: Any, patch: int) -> int | str | None:
+    """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
+    if blend in (None, 0, False):
+        return None
+    if "blend_seams" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"blend_seams: {manifest.name}'s pictures have no patch borders to blend.")
+    limit = min(SEAM_RADIUS_LIMIT, patch // 2)  # the bands of two borders must not meet
+    if blend != ADAPTIVE and (isinstance(blend, bool) or not isinstance(blend, int) or not 1 <= blend <= limit):
+        raise RequestError(
+            f"blend_seams {blend!r}: {manifest.name} is put together from patches of {patch} pixels; give a radius "
+            f"from 1 to {limit} pixels, or '{ADAPTIVE}'."
+        )
+    return blend

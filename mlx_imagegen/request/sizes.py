@@ -1,0 +1,150 @@
+"""How wide and high a picture becomes.
+
+In: what was asked for (two sides, a shape, pictures that give one) and the manifest's [sizes]. Out: width and height
+that the model can make, and a word where they are not as asked or not what it was made for.
+Must not know: what a picture shows, how it is made.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..errors import RequestError
+from ..files.manifest import Manifest
+from ..image import proportioned
+
+SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
+
+
+@dataclass(frozen=True)
+class Asked:
+    width: int | None = None
+    height: int | None = None
+    aspect: str | None = None
+    keep_original_aspect: bool = False
+    image: Image.Image | None = None  # to start from
+    references: Sequence[Image.Image] = ()
+
+
+def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -> tuple[int, int]:
+    """Width and height: as asked in one of the ways, else the input picture's (cut to the multiple, with a note), else
+    the manifest's."""
+    width, height = _asked(manifest, multiple, asked)
+    if asked.image is not None and width is None and height is None:
+        width, height = (max(side - side % multiple, multiple) for side in asked.image.size)
+        if (width, height) != asked.image.size:
+            across, down = asked.image.size
+            notes.append(f"the input picture is {across}x{down}; it is resized to {width}x{height}")
+    width = manifest.defaults.width if width is None else width
+    height = manifest.defaults.height if height is None else height
+    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
+        _check_side(manifest, multiple, name, side, usual)
+    notes += size_notes(manifest, width, height)
+    return width, height
+
+
+def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None, int | None]:
+    """The sides that are given, in whatever way; two ways that disagree are refused."""
+    sides, given = (asked.width, asked.height), [picture.size for picture in asked.references]
+    ways = {
+        "keep_original_aspect": kept_aspect(manifest, asked.keep_original_aspect, given, multiple),
+        "aspect": shape(manifest, multiple, asked.aspect) if asked.aspect is not None else None,
+        "width and height": sides if None not in sides else None,
+    }
+    sizes = {way: size for way, size in ways.items() if size is not None}
+    if len(set(sizes.values())) > 1 or (sizes and None in sides and sides != (None, None)):
+        raise RequestError(
+            f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
+        )
+    area = manifest.extras.get("references_area")
+    if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
+        near = proportioned(given[-1], area, 2 * multiple)
+        return near[0] if asked.width is None else asked.width, near[1] if asked.height is None else asked.height
+    return next(iter(sizes.values()), sides)
+
+
+def _check_side(manifest: Manifest, multiple: int, name: str, side: int, usual: int) -> None:
+    least = multiple * manifest.extras.get("sizes", {}).get("least_patches", 1)
+    if side < least or side % multiple:
+        near = max(least, round(side / multiple) * multiple) if side > 0 else usual
+        upwards = f" from {least} up" if least > multiple else ""
+        raise RequestError(
+            f"{name} {side}: {manifest.name} needs a multiple of {multiple} pixels{upwards}, for example {near}."
+        )
+    if side > SIDE_LIMIT:
+        raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
+
+
+def shape(manifest: Manifest, multiple: int, aspect: str) -> tuple[int, int]:
+    """Width and height for `16:9`, `1.5` or a preset's name: the preset next to it in the ratio of its sides, or,
+    where a model has no presets, as many pixels as its usual picture."""
+    presets = {name: tuple(size) for name, size in manifest.extras.get("sizes", {}).get("presets", {}).items()}
+    if str(aspect) in presets:
+        return presets[str(aspect)]
+    ratio = _ratio(aspect, presets)
+    if presets:
+        return min(presets.values(), key=lambda size: abs(size[0] / size[1] - ratio))
+    area = manifest.defaults.width * manifest.defaults.height
+    width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    return max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple
+
+
+def _ratio(aspect: str, presets: Mapping[str, Any]) -> float:
+    try:
+        width, _, height = str(aspect).partition(":")
+        ratio = float(width) / float(height or 1)
+        if not 1 / 16 <= ratio <= 16:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        names = f", or one of {', '.join(presets)}" if presets else ""
+        raise RequestError(f"aspect {aspect!r}: give width:height, such as 16:9, up to 16:1 or 1:16{names}.") from None
+    return ratio
+
+
+def size_notes(manifest: Manifest, width: int, height: int) -> list[str]:
+    """A word about sizes that the model can make, but was not made for."""
+    sizes = manifest.extras.get("sizes", {})
+    low, high = sizes.get("fitting_pixels", (0, math.inf))
+    if low <= width * height <= high:
+        return []
+    less = "smaller" if width * height < low else "larger"
+    return [
+        f"{width}x{height} is {less} than what {manifest.name} makes well ({low:,} to {high:,} pixels in all); the "
+        "picture may be poor"
+    ]
+
+
+def kept_aspect(
+    manifest: Manifest, keep: bool, sizes: Sequence[tuple[int, int]], multiple: int
+) -> tuple[int, int] | None:
+    """The picture's size, when it is to have the one reference's shape: as many pixels as the largest square preset."""
+    if not keep:
+        return None
+    if "keep_original_aspect" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"keep_original_aspect: {manifest.name} does not take it; give width and height.")
+    if len(sizes) != 1:
+        raise RequestError(
+            f"keep_original_aspect takes its shape from one reference, {len(sizes)} are given; give width and height."
+        )
+    return fitted(sizes[0], manifest.extras["sizes"]["reference_side"], multiple)
+
+
+def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
+    larger than that is halved first, as its pixels will be."""
+    while min(size) >= 2 * side:
+        size = size[0] // 2, size[1] // 2
+    scale = math.sqrt(side * side / (size[0] * size[1]))
+
+    def cut(rounding: Any, length: int) -> int:
+        return int(rounding(length * scale)) // multiple * multiple
+
+    candidates = [
+        (cut(first, size[0]), cut(second, size[1])) for first in (round, math.floor) for second in (round, math.floor)
+    ]
+    candidates.sort(key=lambda candidate: candidate[0] * candidate[1], reverse=True)
+    width, height = next((found for found in candidates if found[0] * found[1] <= side * side), candidates[-1])
+    return max(width, multiple), max(height, multiple)

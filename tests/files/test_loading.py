@@ -1,0 +1,31 @@
+"""Weights -> modules: what is bound, and what is said on the way. Damage is met in test_cli.py, LoRAs in tests/lora."""
+
+import itertools
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import Changes, Component, Weights
+from mlx_imagegen.flux.config import FluxConfig
+from mlx_imagegen.flux.transformer import FluxTransformer
+
+
+def transformer(folder: Path, changes: Changes | None = None) -> Component:
+    path = folder / "transformer" / "config.json"
+    config = FluxConfig.read(read_json(path), path)
+    weights = Weights.open("transformer", open_checkpoint(folder / "transformer"), changes=changes)
+    return Component(weights, lambda: FluxTransformer(config), mx.float32)
+
+
+def test_progress_counts_up_to_all_bytes(flux_folder: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    component = transformer(flux_folder, Changes(progress=lambda *call: calls.append(call)))
+    component.load()
+    assert len(calls) == sum(1 for _ in component.loaded_layers()) > 10
+    done = [call[1] for call in calls]
+    assert {(name, total) for name, _, total in calls} == {("transformer", component.nbytes)}
+    assert all(first < second for first, second in itertools.pairwise(done)) and done[-1] == component.nbytes
+    component.load()
+    assert calls[-1][1] == done[-1] and len(calls) == len(done), "it is loaded once"

@@ -1,0 +1,80 @@
+"""What cannot fit is refused before anything is loaded or downloaded, and what would fit is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.errors import MemoryShort
+from mlx_imagegen.files.loading import Changes
+from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.files.outline import outlined
+from mlx_imagegen.files.recipes import read_recipe
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.planning.plan import plan
+from mlx_imagegen.request.job import usual_job
+from tests.tiny import draw_flux
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sizes of 16-bit weights, whatever runs the tests."""
+    for module in ("plan", "fitting"):
+        monkeypatch.setattr(f"mlx_imagegen.planning.{module}.on_gpu", lambda: True)
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: size)
+
+
+def peak(name: str, quant: str | None) -> int:
+    """Of one picture of a published model at its own size."""
+    manifest = manifests()[name]
+    changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
+    with outlined(manifest) as folder:
+        family = open_family(manifest, folder, changes)
+        return plan(family, usual_job(manifest, family.size_multiple).settings, gpu=True).peak_bytes
+
+
+def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that the tiny transformer is the largest stage.
+    monkeypatch.setattr("mlx_imagegen.planning.plan.DECODED_COPIES", 0)
+    monkeypatch.setattr("mlx_imagegen.planning.plan.STRIP_BYTES", 0)
+    pipeline = load(draw_flux(tmp_path / "model"))
+    asked: dict[str, Any] = {"seed": 1, "width": 64, "height": 64, "steps": 1}
+    settings = pipeline.jobs("a cat", **asked)[0].settings
+    recipes = [None, *(read_recipe(name, "flux") for name in ("q8", "q6", "q4"))]
+    peaks = [plan(pipeline.family, settings, recipe=recipe).peak_bytes for recipe in recipes]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+    for name, least in zip(("q8", "q6", "q4"), peaks[1:], strict=True):
+        memory_of(monkeypatch, least)
+        with pytest.raises(MemoryShort, match=f"quant={name} would fit"):
+            pipeline.generate("a cat", **asked)
+    memory_of(monkeypatch, 10**6)
+    with pytest.raises(MemoryShort, match="no size of this model fits; use another machine"):
+        pipeline.generate("a cat", **asked)
+
+
+def test_where_no_recipe_helps_another_model_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    assert peak("hidream-o1", "q4") < 5.5 * GB < min(peak("flux-dev", "q4"), peak("hidream-o1", "q6"))
+    memory_of(monkeypatch, int(5.5 * GB))
+    done = cli("plan", "--model", "qwen-image")
+    assert done.code == 0 and "the largest that fits is hidream-o1 with quant=q4" in done.out
+    memory_of(monkeypatch, 30 * GB)
+    assert "here one stage at a time" in cli("plan", "--model", "qwen-image").out
+
+
+def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_of(monkeypatch, 16 * GB)
+    monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *_: pytest.fail("went for the files"))
+    for name in ("qwen-image", "qwen-image-edit-2511-lightning"):
+        with pytest.raises(MemoryShort, match="this machine has 16.0 GB"):
+            load(name)
+    monkeypatch.undo()
+    done = cli("a cat", "--model", "flux-dev", "--quant", "q4")  # fits: goes on to the download, and is offline
+    assert done.code == 2 and "cannot be downloaded" in done.err

@@ -1,0 +1,200 @@
+"""The plan against what a run really does: every product counted while it runs, every loaded array weighed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+from mlx_imagegen import load
+from mlx_imagegen.errors import RequestError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.loading import layers, own_parameters
+from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.files.recipes import read_recipe
+from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, plan
+from mlx_imagegen.quantization.quantizer import quantize
+from mlx_imagegen.request.job import usual_job
+from tests.qwen_image.test_qwen_image import open_pipeline
+from tests.tiny import draw_flux
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+STORED = {"flux": DATA / "flux" / "dev", "qwen_image": DATA / "qwen_image" / "image", "hidream_o1": DATA / "hidream_o1"}
+
+
+class Counter:
+    """FLOPs of matrix products and attention, while `on`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.flops, self.on = 0.0, False
+        call, attention = Linear.__call__, mx.fast.scaled_dot_product_attention
+
+        def linear(layer: Linear, x: mx.array) -> mx.array:
+            out = call(layer, x)
+            if self.on and x.size // x.shape[-1] > 1:
+                self.flops += 2.0 * out.size * x.shape[-1]
+            return out
+
+        def attend(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+            if self.on:
+                self.flops += 4.0 * q.size * k.shape[2]
+            return attention(q, k, v, **options)
+
+        monkeypatch.setattr(Linear, "__call__", linear)
+        monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
+
+
+def counted(pipeline: Pipeline, counter: Counter, **parameters: Any) -> tuple[float, Any]:
+    """FLOPs of one step, and the job's settings."""
+    family = pipeline.family
+    velocity = family.velocity
+
+    def watched(*arguments: Any) -> mx.array:
+        counter.on = True
+        out = velocity(*arguments)
+        counter.on = False
+        return out
+
+    family.velocity = watched  # type: ignore[method-assign]
+    job = pipeline.jobs("a cat", seed=1, **parameters)[0]
+    pipeline.generate("a cat", seed=1, **parameters)
+    return counter.flops / job.settings.steps, job.settings
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(STORED[name])
+    side = 16 * pipeline.family.size_multiple
+    extra = {"max_sequence_length": 32} if name == "flux" else {}
+    flops, settings = counted(pipeline, Counter(monkeypatch), width=side, height=side, steps=2, **extra)
+    lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))  # elsewhere a guess
+    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux" else 0.01)
+
+
+def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as many tokens as the picture itself; of their arithmetic only the last layer's is left out."""
+    pipeline = open_pipeline(STORED["qwen_image"].with_name("zero"))
+    pictures = [Image.new("RGB", size) for size in ((96, 96), (200, 110))]
+    asked = {"width": 96, "height": 96, "steps": 1, "guidance": 1.0, "references": pictures}
+    flops, settings = counted(pipeline, Counter(monkeypatch), **asked)
+    (branch,) = pipeline._branches.values()
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1])
+    assert pipeline.family.reference_tokens(pictures) == branch.seen.latents.shape[1]
+    assert plan(pipeline.family, settings, references=pictures).step_flops == pytest.approx(flops, rel=0.02)
+
+
+def test_a_model_that_changes_pictures_is_planned_with_one(cli: Any) -> None:
+    folder = STORED["qwen_image"].with_name("zero")
+    done = cli("plan", "--model", folder)
+    assert done.code == 0 and "1024x1024, 40 steps, changing one picture" in done.out
+    done = cli("quantize", "--model", folder, "--bits", "6", "--plan")
+    assert done.code == 0 and "peak, one stage at a time" in done.out
+    family = load(folder).family
+    settings, references = usual_job(manifests()["qwen-image-edit"], 16).settings, [Image.new("RGB", (1024, 1024))]
+    made, alone = plan(family, settings, True, references), plan(family, settings, True)
+    assert made.step_flops > 2 * alone.step_flops
+    assert (
+        made.stages[0].working_bytes > 2 * 1024**2 * 4 * 4 > alone.stages[0].working_bytes
+    )  # the encoder's 4 channels
+
+
+@pytest.mark.parametrize("quant", [None, "q8", "q4"])
+def test_resident_is_what_the_loaded_arrays_weigh(tmp_path: Path, quant: str | None) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"), quant=quant)
+    for name, component in pipeline.family.components.items():
+        expected = component.nbytes
+        arrays = [value for _, layer in layers(component.load()) for value in own_parameters(layer).values()]
+        assert sum(array.nbytes for array in arrays) == expected == held_bytes(component, gpu=False), name
+
+
+def test_a_quantized_folder_is_planned_as_the_recipe_was(tmp_path: Path) -> None:
+    source = draw_flux(tmp_path / "model")
+    made = load(quantize(source, tmp_path / "made", quant="q4"))
+    asked = load(source, quant="q4")
+    settings = asked.jobs("a cat", seed=1)[0].settings
+    plans = [plan(each.family, settings, gpu=True) for each in (made, asked)]
+    stages = [[replace(stage, disk_bytes=0) for stage in each.stages] for each in plans]
+    assert stages[0] == stages[1]
+    assert plans[0].disk_bytes < 0.7 * plans[1].disk_bytes
+    assert plan(load(source).family, settings, gpu=True, recipe=read_recipe("q4", "flux")) == plans[1]
+    assert plan(load(source).family, settings, gpu=True) != plans[1]
+
+
+def test_disk_is_what_the_stages_files_hold(tmp_path: Path) -> None:
+    folder = draw_flux(tmp_path / "model")
+    family = load(folder).family
+    made = plan(family, load(folder).jobs("a cat", seed=1)[0].settings)
+    files = {
+        name: open_checkpoint(folder / name).nbytes for name in ("text_encoder", "text_encoder_2", "transformer", "vae")
+    }
+    encode, denoise, decode = (stage.disk_bytes for stage in made.stages)
+    assert (encode, denoise) == (files["text_encoder"] + files["text_encoder_2"], files["transformer"])
+    assert decode == files["vae"] and made.disk_bytes == sum(files.values())
+    assert made.resident_bytes == sum(
+        held_bytes(family.components[c], False) for s in made.stages for c in s.components
+    )
+
+
+RUN = """
+import sys
+from pathlib import Path
+from mlx_imagegen import load
+from mlx_imagegen.planning.plan import plan
+model, side = sys.argv[1], int(sys.argv[2])
+pipeline = load(model, resident=False)
+asked = {"seed": 1, "steps": 2, "width": side, "height": side}
+made = plan(pipeline.family, pipeline.jobs("a red circle", **asked)[0].settings, gpu=False)
+pipeline.generate("a red circle", **asked)
+lines = Path("/proc/self/status").read_text().splitlines()
+print(made.peak_bytes, next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a process's peak is read from Linux's /proc")
+@pytest.mark.parametrize(("model", "side"), [("flux-demo", 256), ("hidream-demo", 512)])
+def test_the_peak_is_what_a_process_holds(model: str, side: int) -> None:
+    """In a process of its own, from its first import to the picture; full size is in benchmarks/quant_resident.py."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, model, str(side)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    planned, measured = map(int, done.stdout.split())
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_seconds_are_bounded_by_arithmetic_or_by_memory(tmp_path: Path) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"))
+    large, small = (pipeline.jobs("a cat", seed=1, width=side, height=side)[0].settings for side in (2048, 64))
+    heavy, light = (plan(pipeline.family, settings, gpu=True) for settings in (large, small))
+    for chip in CHIPS.values():
+        for made in (heavy, light):
+            arithmetic = made.steps * made.step_flops / (chip.teraflops * 1e12)
+            traffic = made.steps * made.step_bytes / (chip.bandwidth_gb_per_second * 1e9)
+            assert made.seconds(chip) == pytest.approx(max(arithmetic, traffic))
+    assert heavy.seconds(CHIPS["m1"]) > heavy.seconds(CHIPS["m4-max"])
+
+
+def test_the_command(tmp_path: Path, cli: Any) -> None:
+    folder = draw_flux(tmp_path / "model")
+    done = cli("plan", "--model", folder, "--quant", "q4", "--size", "256x128", "--chip", "m4-max")
+    assert done.code == 0 and "256x128, 28 steps" in done.out and "m4-max: the 28 steps take" in done.out
+    assert "through memory" in done.out and "specifications" in done.out and "disk: the full model" in done.out
+    rows = [line.split()[0] for line in done.out.splitlines()]
+    assert rows[1:6] == ["stage", "encode", "denoise", "decode", "in"]
+    done = cli("plan", "--model", folder, "--chip", "m9")
+    assert done.code == 2 and "known: m1" in done.err
+    assert "here everything stays in memory" in cli("plan", "--model", folder).out
+
+
+def test_unknown_chip() -> None:
+    pipeline = load(STORED["flux"])
+    made = plan(pipeline.family, pipeline.jobs("a cat", seed=1)[0].settings)
+    with pytest.raises(RequestError, match="no chip is called 'm0'"):
+        describe(made, "m0")
