@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .errors import MissingFile, OutputError, RequestError
+from .files.whole import replacing
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -132,22 +133,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes beside `path` and renames at the end, so that no half-written file ever has its name."""
     check_writable(path)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path) as beside, beside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {error.strerror or error}. Free some room or choose another place."
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, pixels: int = 0) -> None:
@@ -169,8 +163,3 @@ def check_writable(path: Path, pixels: int = 0) -> None:
             f"{pixels * CHANNELS / MB:.2f} MB. Free some room or choose another place."
         )
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,10 +7,8 @@ again.
 Must not know: families, files of checkpoints.
 """
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from .files.cache import cache_folder
+from .files.whole import replacing
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .precision import on_gpu
 
@@ -123,14 +122,10 @@ def _read(path: Path) -> dict[str, Choice]:
 
 def _write(path: Path, known: dict[str, Choice]) -> bool:
     """All or nothing; another process's additions since are kept."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
     except OSError:
         return False
-    finally:  # also when it is stopped by Ctrl-C
-        with contextlib.suppress(OSError):
-            beside.unlink()
     return True

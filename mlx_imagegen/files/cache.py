@@ -6,7 +6,6 @@ all models can be bounded and removed as one. What belongs to a checkpoint for g
 Must not know: what the arrays mean.
 """
 
-import contextlib
 import os
 import sys
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..errors import ImagegenError
 from .checkpoint import as_mlx, read_header
+from .whole import replacing
 
 # All kept arrays together: nine schedules of 50 steps of Qwen-Image in bfloat16, or 56 of 8 steps.
 LIMIT_BYTES = 2 * 10**9
@@ -51,19 +51,14 @@ def keep(folder: Path, key: str, arrays: Mapping[str, mx.array]) -> str | None:
     need = sum(array.nbytes for array in arrays.values())
     if need > LIMIT_BYTES:
         return f"too large to keep: {need / 1e9:.1f} GB"
-    path = _place(folder, key)
-    beside = path.with_name(f"{path.stem}.{os.getpid()}.safetensors")
     checksum = _checksum([_carried(arrays[name]) for name in sorted(arrays)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, need)
-        mx.save_safetensors(str(beside), dict(arrays), {CHECKSUM: checksum})
-        beside.replace(path)
+        with replacing(_place(folder, key)) as beside:
+            mx.save_safetensors(str(beside), dict(arrays), {CHECKSUM: checksum})
     except (OSError, RuntimeError) as error:  # MLX raises its own for a disk that is full
         return f"{folder} cannot be written ({error})"
-    finally:  # also when it is stopped by Ctrl-C
-        with contextlib.suppress(OSError):
-            beside.unlink()
     return None
 
 
