@@ -221,10 +221,10 @@ class Pipeline:
             if self.residency.resident:
                 yield self._finish(job, latents[-1], report)
         if not self.residency.resident:
-            self._release("denoise")
+            self._release("denoise", reports[-1])
             for job, x, report in zip(jobs, latents, reports, strict=True):
                 yield self._finish(job, x, report)
-            self._release("decode")
+            self._release("decode", reports[-1])
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> None:
         """Every distinct prompt once; then the text encoders go, unless all stages fit."""
@@ -239,13 +239,14 @@ class Pipeline:
                 self._branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
         if not self.residency.resident:
-            self._release("encode")
+            self._release("encode", report)
 
     def _denoise(self, job: Job, report: Report, index: int, total: int, on_step: OnStep | None) -> mx.array:
         family, settings = self.family, job.settings
-        schedule = family.schedule(settings)
-        if job.image is not None:
-            schedule = schedule.from_strength(job.strength)
+        with report.stage("other"):
+            schedule = family.schedule(settings)
+            if job.image is not None:
+                schedule = schedule.from_strength(job.strength)
         x = self._start(job, schedule, report)
         self._load("prepare", report)
         with report.stage("prepare"):
@@ -255,7 +256,8 @@ class Pipeline:
         with report.stage("prepare"):
             chosen = choose(loaded_linears(family, settings, job.prompt.references), compute_dtype())
         report.choices |= {"kernels": chosen} if chosen else {}
-        solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
+        with report.stage("other"):
+            solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
         with report.stage("step"):
             for step in denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver):
                 report.step_seconds.append(step.seconds)
@@ -280,7 +282,7 @@ class Pipeline:
             clean, drawn = family.look(to_pixels(job.image, (settings.width, settings.height)), job.seed)
             mx.eval(clean)
         if not self.residency.resident:
-            self._release("look")
+            self._release("look", report)
         noise = drawn if job.noise is None and drawn is not None else noise
         sigma = schedule.sigmas[0]
         return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
@@ -347,9 +349,10 @@ class Pipeline:
             for name in self.family.stages.get(stage, ()):
                 self.family.components[name].load()
 
-    def _release(self, stage: str) -> None:
-        for name in self.family.stages[stage]:
-            self.family.components[name].release()
+    def _release(self, stage: str, report: Report) -> None:
+        with report.stage("other"):
+            for name in self.family.stages[stage]:
+                self.family.components[name].release()
 
 
 def _check_finite(pixels: np.ndarray) -> None:

@@ -26,7 +26,7 @@ class Report:
     prepare_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     decode_seconds: float = 0.0
-    other_seconds: float = 0.0  # drawing the noise, setting up the solver, writing the record
+    other_seconds: float = 0.0  # the schedule, the noise, the solver, letting weights go, the record
     mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
     process_peak_bytes: int = 0
     process_peaks: dict[str, int] = field(default_factory=dict)  # the same at the end of each stage
@@ -52,11 +52,11 @@ class Report:
         try:
             yield
         finally:
+            self.mlx_peak_bytes[name] = max(mx.get_peak_memory(), self.mlx_peak_bytes.get(name, 0))
+            self.process_peak_bytes = self.process_peaks[name] = process_peak_bytes()
             if name != "step":  # the loop times its own steps
                 key = f"{name}_seconds"
                 setattr(self, key, getattr(self, key) + time.perf_counter() - started)
-            self.mlx_peak_bytes[name] = max(mx.get_peak_memory(), self.mlx_peak_bytes.get(name, 0))
-            self.process_peak_bytes = self.process_peaks[name] = process_peak_bytes()
 
     def note(self, *notes: str) -> None:
         """Keeps notes in order, each once."""
