@@ -116,23 +116,22 @@ def read_recipe(quant: str, family: str) -> Recipe:
             f"{path} has no rows for the family {family}; add [[{family}]] tables, or use one of: {known}."
         )
     rest = {key: value for key, value in data.items() if not isinstance(value, list) or key in KEYS}
-    _refuse_unknown(path, set(rest) - KEYS, KEYS)
+    _refuse_unknown(path, rest, KEYS)
     digest = hashlib.sha256(repr((rows, sorted(rest.items()))).encode()).hexdigest()[:16]
     general = Row(("*",), _packing(path, rest))
     return Recipe(
         path.stem,
         (*(_row(path, rest, row) for row in rows), general),
         bool(rest.get("search", False)),
-        tuple(rest.get("keep", ())),
-        tuple(rest.get("drop", ())),
+        _globs(path, rest, "keep"),
+        _globs(path, rest, "drop"),
         digest,
     )
 
 
 def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
-    _refuse_unknown(path, set(row) - ROW_KEYS, ROW_KEYS)
-    match = row.get("match")
-    globs = (match,) if isinstance(match, str) else tuple(match or ())
+    _refuse_unknown(path, row, ROW_KEYS)
+    globs = _globs(path, row, "match")
     if not globs:
         raise QuantizationError(
             f"{path}: a row has no 'match'; give a glob over component/path, such as \"transformer/proj_out\"."
@@ -161,8 +160,16 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
     return Packing(bits, group_size, mode)
 
 
-def _refuse_unknown(path: Path, unknown: set[str], known: frozenset[str]) -> None:
-    if unknown:
+def _globs(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = table.get(key, [])
+    globs = [value] if isinstance(value, str) else value
+    if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
+        raise QuantizationError(f"{path}: {key} {value!r} is not possible; give a glob in quotes, or a list of them.")
+    return tuple(globs)
+
+
+def _refuse_unknown(path: Path, given: dict[str, Any], known: frozenset[str]) -> None:
+    if unknown := given.keys() - known:
         raise QuantizationError(
             f"{path}: '{min(unknown)}' is not known in a recipe; known: {', '.join(sorted(known))}."
         )

@@ -169,6 +169,8 @@ def test_layers_counted_from_the_end() -> None:
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = 'deep'", "depth 'deep' is no number"),
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = -1", "depth -1 is no number"),
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = true", "depth True is no number"),
+        ("bits = 4\nkeep = 5\n[[flux]]\nmatch = '*'", "keep 5 is not possible; give a glob"),
+        ("bits = 4\n[[flux]]\nmatch = [1]", r"match \[1\] is not possible; give a glob"),
         ("bits = 4\nmode = 'mxfp4'\ngroup_size = 64\n[[flux]]\nmatch = '*'", "mxfp4 packing has 32"),
     ],
 )
@@ -177,6 +179,15 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(QuantizationError, match=message):
         read_recipe(str(path), "flux")
+
+
+def test_one_glob_needs_no_list(tmp_path: Path) -> None:
+    """Taken letter by letter, its * would drop every tensor."""
+    path = tmp_path / "mine.toml"
+    path.write_text("bits = 4\nkeep = 'vae'\ndrop = '*/lm_head.*'\n[[flux]]\nmatch = '*'")
+    recipe = read_recipe(str(path), "flux")
+    assert recipe.keep == ("vae",)
+    assert recipe.drops("text_encoder", "lm_head.weight") and not recipe.drops("transformer", "proj_out.weight")
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
