@@ -25,10 +25,8 @@ CHECKSUM = "crc32"
 
 
 def cache_folder() -> Path:
-    if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / usual)
     return root / "mlx-imagegen"
 
 
