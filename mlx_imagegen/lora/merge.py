@@ -35,21 +35,20 @@ class Merge:
     """The chosen LoRAs by parameter; called with every tensor that is read."""
 
     def __init__(self) -> None:
-        self.matches: list[Match] = []
+        self.matches: Sequence[Match] = ()
+        self.before: Sequence[Match] = ()  # what was merged into a quantized checkpoint when it was made
         self.applied: set[Key] = set()
         self.survived: dict[str, float] = {}  # component/path -> share of the change that packing left
         self._changes: dict[Key, list[Change]] = {}
         self._before: dict[Key, list[Change]] = {}
 
     def choose(self, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
-        """Takes the place of what was chosen; gives the parameters whose merged values become others.
-
-        `before`: what was merged into a quantized checkpoint when it was made, for weights that come from its source.
-        """
-        changes, self._before = _by_parameter(matches), _by_parameter(before)
-        keys = changes.keys() | self._changes.keys()
-        differ = {key for key in keys if not _alike(changes.get(key), self._changes.get(key))}
-        self.matches, self._changes = list(matches), changes
+        """Takes the place of what was chosen; gives the parameters whose merged values become others."""
+        changes, former = _by_parameter(matches), self._changes
+        keys = changes.keys() | former.keys()
+        differ = {key for key in keys if _marks(changes.get(key, ())) != _marks(former.get(key, ()))}
+        self.matches, self._changes = matches, changes
+        self.before, self._before = before, _by_parameter(before)
         self.applied -= differ
         for component, path, _ in differ:
             self.survived.pop(f"{component}/{path}", None)
@@ -128,11 +127,11 @@ class Merge:
     def identity(self, component: str, paths: Collection[str]) -> list[str]:
         """What is merged into these layers, for what is computed from them and kept."""
         return sorted(
-            repr((key, each.lora.file.stamp, each.entry.name, each.lora.scale))
+            repr((key, *mark))
             for changes in (self._before, self._changes)
             for key, merged in changes.items()
             if key[0] == component and key[1] in paths
-            for each in merged
+            for mark in _marks(merged)
         )
 
     def use(self, component: str, paths: Collection[str]) -> None:
@@ -163,13 +162,13 @@ def _source_and_scale(item: Any) -> tuple[Source, float]:
 
 def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
     """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
-    former = merge.matches
+    former = merge.matches, merge.before
     differ = merge.choose(matches, before)
     try:
         for component in family.components.values():
             component.refill({path for name, path, _ in differ if name == component.weights.component})
     except BaseException:  # a half-changed module must not make a picture
-        merge.choose(former, before)
+        merge.choose(*former)
         for component in family.components.values():
             component.release()
         raise
@@ -216,10 +215,6 @@ def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
     return value + total
 
 
-def _alike(a: Sequence[Change] | None, b: Sequence[Change] | None) -> bool:
-    """Whether two lists of changes come to the same sum: the same entries of the same files at the same scales."""
-
-    def keys(changes: Sequence[Change] | None) -> list[Any]:
-        return sorted((each.lora.file.stamp, each.entry.name, each.lora.scale) for each in changes or ())
-
-    return keys(a) == keys(b)
+def _marks(changes: Sequence[Change]) -> list[tuple[str, str, float]]:
+    """Alike for changes that come to the same sum: the same entries of the same files at the same scales."""
+    return sorted((each.lora.file.stamp, each.entry.name, each.lora.scale) for each in changes)

@@ -283,6 +283,23 @@ def test_loras_of_the_quantized_folder_stay(
         )
 
 
+def test_a_failure_while_changing_keeps_the_quantized_folder_s_own_lora(
+    quantized: tuple[Path, Path], lora: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new LoRA touches nothing that is packed, so that it does not ask for the folder's own; the former one did."""
+    folder = quantize(quantized[1], tmp_path / "with", quant="q6", lora=[lora(part="attn")])
+    warm = load(folder, lora=[lora("another", part="attn.to_k")])
+    last = lora("the third", part="proj_out")
+    tensors = {key: value for key, value in mx.load(str(last)).items() if key.startswith("transformer.proj_out")}
+    mx.save_safetensors(str(last), tensors)
+    before = weights_of(warm)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="went away"):
+        patch.setattr(Component, "refill", lambda *_: (_ for _ in ()).throw(OSError("the disk went away")))
+        warm.set_lora([last])
+    after = weights_of(warm)
+    assert all(mx.array_equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_quantized_folder_s_own_lora_must_be_the_same(
     quantized: tuple[Path, Path], lora: Callable[..., Path], tmp_path: Path, gone: bool
