@@ -142,33 +142,33 @@ def _find(name: str, known: Sequence[Vocabulary]) -> tuple[Vocabulary, tuple[Tar
 
 
 def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Target, ...]) -> None:
-    """Notes the entry's changes under our parameters, if its shapes fit them."""
+    """Notes the entry's changes under our parameters, if all its shapes fit them."""
+    placed: dict[Key, Change] = {}
     for parameter, found in (("weight", entry.shape), ("bias", entry.bias_shape)):
         if found is None and (parameter == "bias" or entry.form == "difference"):
             continue  # the file says nothing of it
         expected = _whole_shape(vocabulary, targets, parameter)
         if expected is None:
             match.left[entry.name] = f"the module has no {parameter}"
-        elif found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
+            return
+        if found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in entry.parts.items() if tensor.shape)
             match.misshapen.append(f"'{entry.name}': expected {list(expected)}, found {shapes}")
-        else:
-            for target in targets:
-                key = (vocabulary.component, target.name, parameter)
-                match.changes.setdefault(key, []).append(Change(match.lora, entry, target, parameter))
-            continue
-        return
+            return
+        for target in targets:
+            placed[vocabulary.component, target.name, parameter] = Change(match.lora, entry, target, parameter)
+    for key, change in placed.items():
+        match.changes.setdefault(key, []).append(change)
     match.matched.append(entry.name)
 
 
 def _whole_shape(vocabulary: Vocabulary, targets: Sequence[Target], parameter: str) -> tuple[int, ...] | None:
     """The shape of the file's module: our modules' rows, one below another."""
-    shapes = [vocabulary.shapes.get(f"{target.name}.{parameter}") for target in targets]
-    if any(shape is None for shape in shapes):
+    names = [f"{target.name}.{parameter}" for target in targets]
+    if not vocabulary.shapes.keys() >= set(names):
         return None
-    first = shapes[0]
-    assert first is not None
-    return (sum(shape[0] for shape in shapes if shape), *first[1:])
+    shapes = [vocabulary.shapes[name] for name in names]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _refuse_misfit(match: Match, title: str, partial: bool) -> None:

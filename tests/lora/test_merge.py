@@ -295,6 +295,16 @@ def test_a_bias_that_the_model_does_not_have(tmp_path: Path) -> None:
         matched(changed(tmp_path / "bias.safetensors", bias, "hidream_o1/musubi"), "hidream_o1")
 
 
+def test_what_is_told_as_left_over_is_not_merged_in_part(tmp_path: Path) -> None:
+    """Its weight would fit."""
+    bias = {"lora_unet_model_language_model_layers_0_self_attn_q_proj.diff_b": mx.ones(8)}
+    merge = matched(changed(tmp_path / "bias.safetensors", bias, "hidream_o1/musubi"), "hidream_o1", partial=True)
+    (match,) = merge.matches
+    assert list(match.left.values()) == ["the module has no bias"]
+    assert not merge.touches("transformer", "model.language_model.layers.0.self_attn.q_proj")
+    assert merge.touches("transformer", "model.language_model.layers.0.self_attn.k_proj")
+
+
 def test_rows_in_pieces_equal_the_whole() -> None:
     """As a converter reads weights; swapped halves and fused modules included."""
     for name in ("kohya_all", "dora_lycoris", "lokr_kohya_fused", "differences"):
