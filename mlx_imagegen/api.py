@@ -1,6 +1,7 @@
 """`generate`, light to import: MLX and the rest come in when it is called.
 
-The parameters stand here once, with their types, for editors and readers; pipeline.py and job.py give them meaning.
+The parameters stand here once, with their types, for editors and readers; pipeline.py and request/job.py give them
+meaning.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class Parameters(TypedDict, total=False):
     noise_scale: "float | Sequence[float]"
     noise_clip: float
     step_noise: "Sequence[np.ndarray]"  # the noise of each step, for samplers that draw it
-    blend_seams: "int | str"  # HiDream-O1: soften the patch grid, by rows or "adaptive"
+    blend_seams: "int | str"  # HiDream-O1: soften the patch grid, by so many pixels or "adaptive"
     on_step: "Callable[[StepEvent], None]"  # called after every step
     # How the model is opened
     quant: str  # pack the weights while they are loaded: q8, q6, q4 or a recipe's file

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mlx-imagegen: interrupted; pictures already named above are whole.", file=sys.stderr)
+        print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `mlx-imagegen models | head`: the reader has gone, which is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -92,7 +92,7 @@ def load(
     """
     check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     loras = open_loras(lora, on_download)
-    _refuse_before_download(str(model), quant, loras, lora_partial)
+    refuse_before_download(str(model), quant, loras, lora_partial)
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
@@ -108,7 +108,7 @@ def load(
     return pipeline
 
 
-def _refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora], partial: bool) -> None:
+def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
     manifest = manifests().get(model)

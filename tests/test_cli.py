@@ -22,10 +22,11 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import COMMANDS, USAGE
+from mlx_imagegen.commands.names import output_paths
 from mlx_imagegen.commands.requests import OPENING, PLAIN
-from mlx_imagegen.files.manifest import data_folder
+from mlx_imagegen.files.manifest import data_folder, manifests
 from mlx_imagegen.image import read_metadata, write_picture
-from mlx_imagegen.request.job import PARAMETERS
+from mlx_imagegen.request.job import PARAMETERS, requested
 
 Cli = Callable[..., Ran]
 QUICK = ("--size", "48x32", "--steps", "2", "--quiet")
@@ -246,6 +247,13 @@ def test_flags_take_the_place_of_what_they_contradict_in_a_record(tmp_path: Path
     assert request == {"prompt": "a fox", "seed": 3, "width": 64, "height": 32, "steps": 5}
 
 
+def test_guidance_in_a_name_is_what_was_asked_for() -> None:
+    """Where it is the scale between two branches, too."""
+    for model, name in (("flux-dev", "3.5.png"), ("qwen-image", "4.0.png")):
+        manifest = manifests()[model]
+        assert output_paths("{guidance}.png", requested(manifest, 16, "a fox", 1), manifest) == [Path(name)]
+
+
 def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
     Path("out").mkdir()
     assert make("a fox", "--seed", 1, "-o", "out").out == "out/a-fox-1.png\n"
@@ -259,8 +267,6 @@ def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
 
 
 def test_models_lists_every_manifest(cli: Cli) -> None:
-    from mlx_imagegen.files.manifest import manifests
-
     assert cli("models", "--names").out.split() == list(manifests())
     table = cli("models").out.splitlines()
     assert len(table) == len(manifests()) + 1 and table[0].split() == [
@@ -323,7 +329,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a width that is no multiple": (("a fox", "--width", 100), ("width 100", "multiple of 16", "for example 96")),
     "a height of nothing": (("a fox", "--height", 0), ("height 0", "multiple of 16")),
     "a huge size": (("a fox", "--size", "16384x16384"), ("width 16384", "up to 8192")),
-    "no size": (("a fox", "--size", "big"), ("--size", "'big' is not a size such as 1024x768")),
+    "no size": (("a fox", "--size", "big"), ("--size", "'big' is not a size such as 1024 or 1024x768")),
     "two sizes": (("a fox", "--size", "64x64", "--width", 64), ("--size or --width and --height, not both",)),
     "an empty prompt": (("",), ("the prompt is empty",)),
     "a blank prompt": (("  ",), ("the prompt is empty",)),
@@ -451,7 +457,7 @@ def test_a_bad_request_is_refused_before_a_download(cli: Cli, monkeypatch: pytes
     monkeypatch.setattr(download, "fetch", fetch)
     refused(cli("generate", "a fox", "--steps", 0), "steps 0")
     refused(cli("generate", "a fox", "--width", 1000), "width 1000")
-    refused(cli("a fox", "--model", "hidream-o1", "--size", "0x256"), "multiple of 32 pixels from 256 up", "2048")
+    refused(cli("a fox", "--model", "hidream-o1", "--width", 0), "multiple of 32 pixels from 256 up", "2048")
     refused(cli("a fox", "--model", "hidream-o1-dev", "--width", 272), "multiple of 32", "for example 256")
     refused(cli("generate", "a fox", "--image", "nowhere.png"), "nowhere.png is not there")
 

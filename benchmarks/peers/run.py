@@ -25,7 +25,7 @@ from clock import BEGUN
 from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
 from setup import python_of
 
-from mlx_imagegen.measuring.bench import surroundings
+from mlx_imagegen.measuring.surroundings import surroundings
 from mlx_imagegen.measuring.tables import NONE, markdown, short
 from mlx_imagegen.planning.memory import GB
 

@@ -1,8 +1,9 @@
 """`bench`: what quants and sizes cost and change, on this machine."""
 
 import argparse
-import sys
 from pathlib import Path
+
+from .generate import size
 
 # Any will do for cost; for the quality columns it should be one that the demo models can draw.
 PROMPT = "a small red circle left of a large blue square on a white background"
@@ -29,20 +30,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..files.download import tell_stderr
     from ..measuring.bench import Asked, bench, in_terminal, write
     from ..measuring.tables import output_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
     folder = output_folder(args.output)
-    rows = bench(asked, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    rows = bench(asked, folder, tell_stderr)
+    if not args.json:
+        print(in_terminal(rows))  # first: what was measured is shown, even if it can no longer be written
     write(rows, asked, folder, args.plot)
-    print((folder / "bench.json").read_text(encoding="utf-8").rstrip() if args.json else in_terminal(rows))
-
-
-def size(text: str) -> tuple[int, int]:
-    """1024 or 1024x768"""
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
-    return int(sides[0]), int(sides[-1])
+    if args.json:
+        print((folder / "bench.json").read_text(encoding="utf-8").rstrip())

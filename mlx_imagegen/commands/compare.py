@@ -1,10 +1,9 @@
 """`compare`: pictures of several models side by side."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from .bench import size
+from .generate import size
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..measuring.compare import Column, compare, in_terminal, read_lines, write
+    from ..files.download import tell_stderr
+    from ..measuring.compare import compare, in_terminal, read_columns, read_lines, write
     from ..measuring.tables import output_folder
 
     parameters = {"seed": args.seed}
@@ -33,11 +33,6 @@ def run(args: argparse.Namespace) -> None:
         parameters |= {"width": args.size[0], "height": args.size[1]}
     lines = read_lines(args.prompts)
     folder = output_folder(args.output)
-    sheet = compare([Column.parse(text) for text in args.models], lines, parameters, folder, say)
-    path = write(sheet, parameters, folder, say)
-    say(in_terminal(sheet))
-    print(path)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sheet = compare(read_columns(args.models), lines, parameters, folder, tell_stderr)
+    tell_stderr(in_terminal(sheet))
+    print(write(sheet, parameters, folder, tell_stderr))

@@ -47,7 +47,7 @@ def _how(group: Group) -> None:
     group.add_argument("--steps", type=int, metavar="N")
     group.add_argument("--width", type=int, metavar="PIXELS")
     group.add_argument("--height", type=int, metavar="PIXELS")
-    group.add_argument("--size", type=_size, metavar="WxH", help="width and height at once")
+    group.add_argument("--size", type=size, metavar="N|WxH", help="width and height at once")
     group.add_argument("--aspect", metavar="W:H", help="a shape, such as 16:9, in the model's usual number of pixels")
     group.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt")
     group.add_argument(
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
 def _make(warm: "Pipeline", requests: Sequence[dict[str, Any]], args: argparse.Namespace, progress: Any) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
     jobs = [job for request in requests for job in warm.jobs(**request)]
-    paths = output_paths(args.output, jobs, warm.model.manifest.name)
+    paths = output_paths(args.output, jobs, warm.model.manifest)
     on_step = _with_previews(progress.step, jobs, paths, args.preview_every)
     for result, path in zip(warm.stream(jobs, on_step), paths, strict=True):
         progress.clear()
@@ -169,12 +169,12 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = map(int, text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024x768") from None
-    return width, height
+def size(text: str) -> tuple[int, int]:
+    """Width and height: 1024 or 1024x768."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
+    return int(sides[0]), int(sides[-1])
 
 
 def _json(text: str) -> Any:
@@ -185,7 +185,7 @@ def _json(text: str) -> Any:
 
 
 def _radius(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def _lora(text: str) -> Any:

@@ -29,23 +29,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _row(manifest: Manifest) -> tuple[str, ...]:
+    from ..files.download import local_folder
+
     defaults = manifest.defaults
     return (
         manifest.name,
         str(defaults.steps),
         f"{defaults.width}x{defaults.height}",
         "built in" if manifest.folder else f"{manifest.download_bytes / GB:.1f} GB",
-        "yes" if _is_here(manifest) else "no",
+        "yes" if manifest.folder or local_folder(manifest) else "no",
         manifest.licence + (", gated" if manifest.gated else ""),
     )
-
-
-def _is_here(manifest: Manifest) -> bool:
-    from ..files.download import HuggingFace, absent, cached
-
-    if manifest.folder:
-        return True
-    if not manifest.repo or not manifest.revision:
-        return False
-    folder = cached(HuggingFace().cache, manifest.repo, manifest.revision)
-    return folder is not None and not absent(folder, manifest.download)

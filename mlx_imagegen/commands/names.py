@@ -3,30 +3,22 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 
 if TYPE_CHECKING:
+    from ..files.manifest import Manifest
     from ..request.job import Job
 
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 SLUG_LENGTH = 48
-FIELDS: dict[str, Callable[["Job", int, str], Any]] = {
-    "prompt": lambda job, index, model: _slug(job.prompt.text),
-    "seed": lambda job, index, model: job.seed,
-    "index": lambda job, index, model: index,
-    "model": lambda job, index, model: model,
-    "steps": lambda job, index, model: job.settings.steps,
-    "width": lambda job, index, model: job.settings.width,
-    "height": lambda job, index, model: job.settings.height,
-    "guidance": lambda job, index, model: job.settings.guidance,
-}
+FIELDS = ("prompt", "seed", "index", "model", "steps", "width", "height", "guidance")
 
 
-def output_paths(pattern: str, jobs: "Sequence[Job]", model: str) -> list[Path]:
+def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> list[Path]:
     """One path for every job; {index} counts from 1."""
     from ..image import check_writable, picture_format
 
@@ -34,9 +26,8 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", model: str) -> list[Path]:
     if folder.is_dir() or pattern.endswith("/"):
         pattern = str(folder / DEFAULT_PATTERN)
     _check(pattern)
-    values = [{name: find(job, index, model) for name, find in FIELDS.items()} for index, job in enumerate(jobs, 1)]
     try:
-        paths = [Path(pattern.format(**value)).expanduser() for value in values]
+        paths = [Path(pattern.format(**_fields(job, n, manifest))).expanduser() for n, job in enumerate(jobs, 1)]
     except (ValueError, KeyError, IndexError) as error:
         raise RequestError(f"--output {pattern}: it cannot be filled in ({error}); {_known()}") from error
     path, times = Counter(paths).most_common(1)[0]
@@ -50,6 +41,15 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", model: str) -> list[Path]:
     for path in {path.parent: path for path in paths}.values():
         check_writable(path, largest)
     return paths
+
+
+def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:
+    settings = job.settings
+    values = (
+        _slug(job.prompt.text), job.seed, index, manifest.name, settings.steps, settings.width, settings.height,
+        job.guidance(manifest.guidance),
+    )  # fmt: skip
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def _check(pattern: str) -> None:
@@ -72,6 +72,6 @@ def _known() -> str:
 def _slug(text: str) -> str:
     """The prompt's first words as a part of a file name."""
     words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
-    return (
-        words if len(words) <= SLUG_LENGTH else words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]
-    ) or "picture"
+    if len(words) > SLUG_LENGTH:
+        words = words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]
+    return words or "picture"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingFile, UnknownModel
-from .generate import _size
+from .generate import size
 
 if TYPE_CHECKING:
     from ..family import Family
@@ -22,7 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
     )
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="of the picture; the model's own if not given")
+    parser.add_argument("--size", type=size, metavar="N|WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the least seconds the steps can take")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from .generate import _size
+from .generate import size
 
 if TYPE_CHECKING:
     from ..quantization.quantizer import Draft
@@ -18,9 +18,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
-    size.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")
+    recipe = parser.add_mutually_exclusive_group()
+    recipe.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
+    recipe.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", help="where the copy goes; must not be there yet"
     )
@@ -32,14 +32,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--calibrate", type=Path, metavar="FILE", help="prompts, one a line, to be drawn first and learnt from"
     )
     parser.add_argument(
-        "--size", type=_size, metavar="WxH", help="of the pictures for --calibrate; the model's own if not given"
+        "--size", type=size, metavar="N|WxH", help="of the pictures for --calibrate; the model's own if not given"
     )
     parser.add_argument("--steps", type=int, help="of the pictures for --calibrate")
     parser.add_argument(
         "--fold", type=int, metavar="STEPS", help="tables for that many steps in the place of modulation weights"
     )
     parser.add_argument(
-        "--fold-size", type=_size, metavar="WxH", help="the size for --fold, where the schedule depends on it"
+        "--fold-size", type=size, metavar="N|WxH", help="the size for --fold, where the schedule depends on it"
     )
     parser.add_argument("--workers", type=int, help="threads (one a core)")
     parser.add_argument("--plan", action="store_true", help="only print what each tensor would get, and the sizes")

@@ -5,26 +5,25 @@ first pictures warm it up: they are shown (cold load, warm-up) and counted nowhe
 Must not know: families, the command line.
 """
 
-import datetime
-import platform
 import statistics
-import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..errors import RequestError
+from ..files.download import Tell
 from ..image import open_picture, write_picture
-from ..planning.memory import GB, physical_bytes
+from ..planning.memory import GB
 from . import tables
 from .cell import Made, Missing, Worker
 from .quality import Quality, compared
 from .sheet import Bar, bar_chart
-from .tables import NONE, gigabytes, short
+from .surroundings import measured_on, surroundings
+from .tables import NONE, gigabytes, short, slug
 
-Tell = Callable[[str], None]
-AS_STORED = "none"  # --quant none: the weights as the model's files have them
 STAGES = ("load", "encode", "prepare", "steps", "decode", "other", "unseen", "total")
 # A clock around all of it and the stages' own agree to this part of the total, or the row says that they do not.
 UNSEEN_SHARE = 0.02
@@ -35,7 +34,7 @@ class Asked:
     """What to measure: every model with every quant at every size."""
 
     models: Sequence[str]
-    quants: Sequence[str]  # recipes, or AS_STORED
+    quants: Sequence[str]  # recipes, or cell.AS_STORED
     sizes: Sequence[tuple[int, int] | None]  # None: the model's own
     prompt: str
     parameters: dict[str, Any]  # steps, seed …: as generate() takes them
@@ -101,7 +100,7 @@ def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
         rows.append(row)
         if row.reason:
             continue
-        failed = measured(row, asked, folder / f"{number:02}-{_slug(model)}-{_slug(quant)}.png")
+        failed = measured(row, asked, folder / f"{number:02}-{slug(model)}-{slug(quant)}.png")
         if failed and failed.scope == "model":
             lost[model] = failed.reason
         tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
@@ -117,7 +116,7 @@ def measured(row: Row, asked: Asked, path: Path) -> Missing | None:
     if row.size:
         parameters |= {"width": row.size[0], "height": row.size[1]}
     runs: list[Made] = []
-    with Worker(row.model, None if row.quant == AS_STORED else row.quant) as worker:
+    with Worker(row.model, row.quant) as worker:
         for _ in range(asked.warm_up + asked.repeat):
             made = worker.make(asked.prompt, path, parameters, anew=True)
             if isinstance(made, Missing):
@@ -140,7 +139,7 @@ def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
     row.cold_load_seconds = first.seconds["load"]
     row.warm_up_seconds = [run.wall_seconds for run in warm_up]
     # Without the warm-up, which may have measured kernels; what the system says of a process is its most so far.
-    row.mlx_peak_bytes = _highest(run.report["peak_bytes"]["mlx"] for run in runs)
+    row.mlx_peak_bytes = _highest([run.report["peak_bytes"]["mlx"] for run in runs])
     row.process_peak_bytes = first.report["peak_bytes"]["process_after"]
     row.notes = list(last.report["notes"])
     unseen = row.seconds["unseen"].median / row.seconds["total"].median
@@ -149,42 +148,19 @@ def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
 
 
 def _compare(rows: Sequence[Row], folder: Path) -> None:
-    """Against the row with the most bytes a weight, among those of one model and size."""
-    groups: dict[tuple[str, Any], list[Row]] = {}
-    for row in rows:
-        if row.picture:
-            groups.setdefault((row.manifest, row.size), []).append(row)
-    for group in groups.values():
-        best = max(group, key=lambda row: row.weight_bytes)
-        for row in group:
-            if row is not best and row.picture and best.picture:
-                row.quality = compared(open_picture(folder / row.picture), open_picture(folder / best.picture))
-                row.reference = best.quant if best.model == row.model else f"{best.model} {best.quant}"
-
-
-def surroundings() -> dict[str, str | None]:
-    """Where and with what it was measured."""
-    from ..report import machine
-
-    return {
-        **machine(),
-        "memory": f"{physical_bytes() / GB:.1f} GB",
-        "processor": platform.processor() or platform.machine(),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str | None:
-    """Of the checkout this runs from; None where it is installed."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """Each against the heaviest of its model and size. The heaviest itself against what is heavier under another name:
+    a quantized copy against its source. Models of the same weight are two models, of which neither is right."""
+    made = [(row, open_picture(folder / row.picture)) for row in rows if row.picture]
+    for row, picture in made:
+        heavier = [
+            (other, reference)
+            for other, reference in made
+            if (other.manifest, other.size) == (row.manifest, row.size) and other.weight_bytes > row.weight_bytes
+        ]
+        if heavier:
+            best, reference = max(heavier, key=lambda pair: (pair[0].model == row.model, pair[0].weight_bytes))
+            row.quality = compared(picture, reference)
+            row.reference = best.quant if best.model == row.model else f"{best.model} {best.quant}"
 
 
 TIMES = (
@@ -227,7 +203,8 @@ def _quality(quality: Quality | None) -> list[str]:
     if quality is None:
         return [NONE] * 5
     return [
-        short(quality.psnr_db), f"{quality.ssim:.4f}", short(quality.mean_difference_levels),
+        short(quality.psnr_db) if quality.psnr_db is not None else "∞", f"{quality.ssim:.4f}",
+        short(quality.mean_difference_levels),
         f"{quality.brightness_shift_levels:+z.2f}", f"{quality.contrast_shift_percent:+z.2f}",
     ]  # fmt: skip
 
@@ -254,14 +231,13 @@ def in_terminal(rows: Sequence[Row]) -> str:
 
 
 def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None]) -> str:
-    machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
     parts = [
         f"Seconds: median of {asked.repeat} runs (least–most), after {asked.warm_up} to warm up, shown but not counted."
         " By the wall's clock; the last column is the processor's time for the total, over all threads."
         " Each row ran in a process of its own.", "", tables.markdown(TIMES, time_rows(rows)), "",
         "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
         tables.markdown(SPACE, space_rows(rows)), "",
-        *[f"- skipped: {line}" for line in skipped(rows)], f"Measured on: {machine}.", "",
+        *[f"- skipped: {line}" for line in skipped(rows)], measured_on(where), "",
     ]  # fmt: skip
     return "\n".join(parts)
 
@@ -277,16 +253,15 @@ def write(rows: Sequence[Row], asked: Asked, folder: Path, plot: bool) -> None:
         write_picture(chart(rows, where), folder / "plot.png")
 
 
-def chart(rows: Sequence[Row], where: dict[str, str | None]) -> Any:
+def chart(rows: Sequence[Row], where: dict[str, str | None]) -> Image.Image:
     """Seconds a step and memory over quant."""
-    shown = [row for row in rows if row.step_seconds]
-    several = len({row.model for row in shown}) > 1
-    labels = {id(row): " ".join(_which(row)[0 if several else 1 :]) for row in shown}
+    made = [row for row in rows if row.step_seconds]
+    named = 0 if len({row.model for row in made}) > 1 else 1  # a model's name only where there are several
+    labels = [" ".join(_which(row)[named:]) for row in made]
+    steps = [row.step_seconds.median for row in rows if row.step_seconds]
+    peaks = [row.peak_bytes / GB for row in made]
     return bar_chart(
-        {
-            "seconds a step": [Bar(labels[id(row)], row.step_seconds.median) for row in shown if row.step_seconds],
-            "MLX's peak of memory, GB": [Bar(labels[id(row)], row.peak_bytes / GB) for row in shown],
-        },
+        {"seconds a step": list(map(Bar, labels, steps)), "MLX's peak of memory, GB": list(map(Bar, labels, peaks))},
         f"{where['device']}, {where['platform']}, mlx {where['mlx']}",
     )
 
@@ -322,12 +297,7 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def _highest(peaks: Any) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for peak in peaks:
-        out = {name: max(value, out.get(name, 0)) for name, value in (out | peak).items()}
-    return out
-
-
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(text).name)
+def _highest(peaks: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The most of each stage."""
+    stages = dict.fromkeys(stage for each in peaks for stage in each)
+    return {stage: max(each.get(stage, 0) for each in peaks) for stage in stages}

@@ -9,7 +9,6 @@ Must not know: tables, quality, sheets.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from ..errors import ImagegenError
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
+
+AS_STORED = "none"  # the quant of weights that stay as the model's files have them
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,16 @@ class Missing:
 class Worker:
     """The caller's side: a context, with one process for one opened model."""
 
-    def __init__(self, model: str, quant: str | None):
+    def __init__(self, model: str, quant: str = AS_STORED):
         here = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlx_imagegen.measuring.cell"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             env=os.environ | {"PYTHONPATH": path},
+            process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
         )  # fmt: skip
-        self._send({"model": model, "quant": quant})
+        self._send({"model": model, "quant": None if quant == AS_STORED else quant})
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +107,6 @@ def _ending(code: int) -> str:
 
 def main() -> None:
     """Answers go to what was standard output; whatever a library prints goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both; the caller ends this one
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _serve(sys.stdin, answers)
@@ -113,7 +114,7 @@ def main() -> None:
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
     from ..files.download import locate  # the caller's side needs neither, and starts sooner without
-    from ..pipeline import load
+    from ..pipeline import load, refuse_before_download, refuse_early
 
     opening = json.loads(jobs.readline())
     pipeline: Pipeline | None = None
@@ -125,6 +126,9 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
                 mx.clear_cache()
             started = _clocks()
             if pipeline is None:
+                refuse_early(opening["model"], job["prompt"], **job["parameters"])
+                scope = "opened"
+                refuse_before_download(**opening)
                 scope = "model"
                 locate(opening["model"])  # a download is no part of loading
                 scope, started = "opened", _clocks()

@@ -10,24 +10,25 @@ import hashlib
 import importlib.metadata
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from .. import __version__
-from ..errors import ImagegenError, MissingFile, OutputError, RequestError, UnknownModel
-from ..files.download import locate
+from ..errors import ImagegenError, MissingFile, RequestError, UnknownModel
+from ..files.download import Tell, locate
 from ..files.manifest import Model, data_folder, find, manifests
 from ..files.recipes import read_recipe, recipe_names
 from ..image import open_picture, read_metadata, write_picture
 from . import tables
-from .bench import AS_STORED, surroundings
-from .cell import Made, Missing, Worker
+from .cell import AS_STORED, Made, Missing, Worker
 from .sheet import Tile, contact_sheet, unwritable
-from .tables import NONE, gigabytes, short
+from .surroundings import measured_on, surroundings
+from .tables import NONE, gigabytes, short, slug
 
-Tell = Callable[[str], None]
 PROMPT_KEYS = frozenset({"axis", "text"})
 SIDE_PIXELS = 256  # of a picture on the sheet
 CELLS = "cells"  # the folder of the pictures themselves
@@ -35,22 +36,11 @@ CELLS = "cells"  # the folder of the pictures themselves
 
 @dataclass(frozen=True)
 class Column:
-    """A model, packed while it is loaded if a quant is given: `flux-dev@q6`."""
+    """A model, packed while it is loaded if a quant is given."""
 
     model: str
-    quant: str = AS_STORED
-
-    @classmethod
-    def parse(cls, text: str) -> "Column":
-        model, at, quant = text.rpartition("@")
-        # Of a model that is known by name anything behind the @ is meant as a quant, also one that does not exist.
-        known = quant in (AS_STORED, *recipe_names()) or quant.endswith(".toml") or model in manifests()
-        return cls(model, quant) if at and model and known else cls(text)
-
-    @property
-    def label(self) -> str:
-        name = Path(self.model).name if "/" in self.model else self.model
-        return name if self.quant == AS_STORED else f"{name} {Path(self.quant).stem}"
+    quant: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -83,28 +73,27 @@ def compare(
     columns: Sequence[Column], lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell
 ) -> list[list[Cell]]:
     """Columns of cells, as given. Each column is a process of its own that makes only what is not there yet."""
-    _make_folder(folder / CELLS)
-    sheet = [made(column, lines, parameters, folder / CELLS, tell) for column in columns]
-    missing = [cell for cells in sheet for cell in cells if cell.path is None]
-    if len(missing) == sum(map(len, sheet)):
-        raise RequestError(f"no picture could be made. {missing[0].column.label}: {missing[0].reason}")
+    cells = tables.output_folder(folder / CELLS)
+    sheet = [made(column, lines, parameters, cells, tell) for column in columns]
+    if not any(cell.record for column in sheet for cell in column):
+        raise RequestError(f"no picture could be made. {missing(sheet)[0]}")
     return sheet
 
 
 def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell) -> list[Cell]:
     """A column's cells."""
     try:
-        identity = identified(column, parameters)
+        identity = identified(column.model, column.quant, parameters)
     except (ImagegenError, OSError) as error:
         reason = " ".join(str(error).split())
         tell(f"{column.label}: {reason}")
         return [Cell(column, line, reason=reason) for line in lines]
-    cells = [found(column, line, folder / f"{_slug(column.label)}-{key(identity, line)}.png") for line in lines]
+    cells = [found(column, line, folder / f"{slug(column.label)}-{key(identity, line)}.png") for line in lines]
     wanted = [index for index, cell in enumerate(cells) if cell.record is None]
     if len(wanted) < len(cells):
         tell(f"{column.label}: {len(cells) - len(wanted)} of {len(cells)} are there from before")
     if wanted:
-        with Worker(column.model, None if column.quant == AS_STORED else column.quant) as worker:
+        with Worker(column.model, column.quant) as worker:
             for index, cell in _answers(worker, {index: cells[index] for index in wanted}, parameters):
                 cells[index] = cell
                 tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
@@ -132,11 +121,12 @@ def found(column: Column, line: Line, path: Path) -> Cell:
         return Cell(column, line, path)
 
 
-def identified(column: Column, parameters: dict[str, Any]) -> dict[str, Any]:
+def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """All that decides about a column's pictures and seconds, apart from the prompt."""
-    model = _found(column.model)
-    recipe = None if column.quant == AS_STORED else read_recipe(column.quant, model.manifest.family).digest
+    model = _model(name)
+    recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
     return {
+        "model": model.spoken,  # two folders' files can be alike in all that a stamp tells
         "manifest": repr(model.manifest),
         "files": _stamp(model) if model.folder else model.manifest.revision,
         "recipe": recipe,
@@ -145,7 +135,7 @@ def identified(column: Column, parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _found(name: str) -> Model:
+def _model(name: str) -> Model:
     try:
         return find(name)
     except UnknownModel:  # of a repository that no manifest names the files have to be here to say what it is
@@ -167,17 +157,39 @@ def _stamp(model: Model) -> list[str]:
     return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
+def read_columns(texts: Sequence[str]) -> list[Column]:
+    """`flux-dev@q6` -> a model and a quant, each pair once; with a short label where that is nobody else's."""
+    pairs = list(dict.fromkeys(map(_pair, texts)))
+    labels = [_label(*pair) for pair in pairs]
+    return [
+        Column(model, quant, label if labels.count(label) == 1 else f"{model} {quant}")
+        for (model, quant), label in zip(pairs, labels, strict=True)
+    ]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    model, at, quant = text.rpartition("@")
+    # Of a model that is known by name anything behind the @ is meant as a quant, also one that does not exist.
+    known = quant in (AS_STORED, *recipe_names()) or quant.endswith(".toml") or model in manifests()
+    return (model, quant) if at and model and known else (text, AS_STORED)
+
+
+def _label(model: str, quant: str) -> str:
+    name = (Path(model).name if "/" in model else "") or model
+    return name if quant == AS_STORED else f"{name} {Path(quant).stem}"
+
+
 def read_lines(path: Path) -> list[Line]:
     """Prompts from a .toml file ([[prompt]] tables with axis and text) or a text file, one a line."""
-    path = path.expanduser()
+    path, is_toml = path.expanduser(), path.suffix.lower() == ".toml"
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text).get("prompt") if path.suffix == ".toml" else None
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark in front
+        data = tomllib.loads(text).get("prompt") if is_toml else None
     except FileNotFoundError as error:
         raise MissingFile(f"--prompts: {path} is not there; examples/prompts.toml shows how one looks.") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
-    if data is None and path.suffix != ".toml":
+    if not is_toml:
         said = filter(str.strip, text.splitlines())
         data = [{"axis": f"{number}", "text": line} for number, line in enumerate(said, 1)]
     if not isinstance(data, list) or not data:
@@ -228,9 +240,8 @@ def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
 def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Tell) -> Path:
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
     where = surroundings()
-    machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
     reasons = [f"- missing: {line}" for line in missing(sheet)]
-    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, f"{WITHOUT}. Measured on: {machine}.", ""]
+    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, f"{WITHOUT}. {measured_on(where)}", ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
     data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
     tables.write_json(folder / "compare.json", data)
@@ -242,7 +253,7 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
     return path
 
 
-def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Any:
+def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Image.Image:
     tiles = {(row, column): _tile(cell) for column, cells in enumerate(sheet) for row, cell in enumerate(cells)}
     given = ", ".join(f"{name} {value}" for name, value in parameters.items())
     footer = f"{given}. Under each picture: seconds of encoding, steps and decoding. "
@@ -279,14 +290,3 @@ def _flat(cell: Cell) -> dict[str, Any]:
         peaks = report["peak_bytes"]
         flat |= {"mlx_peak_bytes": max(peaks["mlx"].values()), "process_peak_bytes": peaks["process"]}
     return flat
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {path} cannot be created ({error.strerror}); choose another place.") from error
-
-
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)

@@ -25,7 +25,7 @@ K1, K2 = 0.01, 0.03
 class Quality:
     """A picture against its reference; levels are of 255."""
 
-    psnr_db: float  # infinite if equal
+    psnr_db: float | None  # None: equal; JSON has no infinity
     ssim: float  # of the luma, 1 if equal
     mean_difference_levels: float
     brightness_shift_levels: float  # above 0: brighter than the reference
@@ -48,10 +48,10 @@ def compared(picture: Image.Image, reference: Image.Image) -> Quality:
     )
 
 
-def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """Decibels, for values in 0..1."""
+def psnr(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Decibels, for values in 0..1; None if they are equal."""
     error = float(np.square(x - y).mean())
-    return -10 * math.log10(error) if error else math.inf
+    return -10 * math.log10(error) if error else None
 
 
 def ssim(x: np.ndarray, y: np.ndarray) -> float:

@@ -41,8 +41,6 @@ def short(value: float | None, digits: int = 3) -> str:
     """A number in so many digits, never as an exponent."""
     if value is None:
         return NONE
-    if value in (float("inf"), float("-inf")):
-        return "∞"
     whole = str(int(abs(value)))
     return f"{value:.{max(0, digits - (len(whole) if whole != '0' else 0))}f}"
 
@@ -50,6 +48,11 @@ def short(value: float | None, digits: int = 3) -> str:
 def gigabytes(count: int) -> str:
     """Small models' too."""
     return f"{count / GB:.3g}" if count < GB / 10 else short(count / GB)
+
+
+def slug(name: str) -> str:
+    """The last part of a model's or a recipe's name, as a part of a file's."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).name)
 
 
 def output_folder(path: Path) -> Path:

@@ -42,11 +42,13 @@ class Job:
     blend_seams: int | str | None = None
     notes: tuple[str, ...] = ()
 
-    def record(self, guidance: str) -> dict[str, Any]:
-        """The parameters as they would be given to generate() again; of pictures and noise, what tells them apart.
+    def guidance(self, kind: str) -> float:
+        """As it is given to generate(); `kind` is the manifest's: where the model has no other, the scale between two
+        branches is called guidance."""
+        return self.settings.cfg if kind == "cfg" else self.settings.guidance
 
-        `guidance` is the manifest's: a scale between two branches is called guidance where the model has no other.
-        """
+    def record(self, kind: str) -> dict[str, Any]:
+        """The parameters as they would be given to generate() again; of pictures and noise, what tells them apart."""
         settings = self.settings
         record: dict[str, Any] = {
             "prompt": self.prompt.text,
@@ -54,9 +56,9 @@ class Job:
             "steps": settings.steps,
             "width": settings.width,
             "height": settings.height,
-            "guidance": settings.cfg if guidance == "cfg" else settings.guidance,
+            "guidance": self.guidance(kind),
         }
-        if guidance != "cfg" and settings.cfg != 1:
+        if kind != "cfg" and settings.cfg != 1:
             record["true_cfg"] = settings.cfg
         if self.negative is not None:
             record["negative_prompt"] = self.negative.text
@@ -128,7 +130,7 @@ def make_jobs(
         "notes": tuple(notes),
     }
     return [
-        Job(Prompt(_text(prompt), pictures, chosen), negative, settings, _seed(seed), **common)
+        Job(Prompt(_text(prompt), pictures, chosen), negative, settings, seed, **common)
         for prompt in prompts
         for seed in seeds
     ]
@@ -321,7 +323,7 @@ def _negative(
     settings: Settings,
     negative_prompt: str | None,
     pictures: tuple[Image.Image, ...],
-    chosen: tuple[tuple[str, Any], ...] = (),
+    chosen: tuple[tuple[str, Any], ...],
 ) -> Prompt | None:
     if settings.cfg <= 1:
         return None

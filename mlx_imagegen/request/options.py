@@ -15,7 +15,6 @@ from ..errors import RequestError
 from ..files.manifest import Manifest
 
 SAMPLERS = ("unipc", "flow_match", "flash")
-REFERENCES_LIMIT = 10  # HiDream-O1 has no rule for more
 ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
 
@@ -120,7 +119,7 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     """A distilled model's own timesteps; for another number of steps, evenly picked between them."""
     if not fixed or steps is None or steps == len(fixed):
         return tuple(map(float, fixed))
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
+    if not 1 <= steps <= 1000:
         return ()  # refused with all other bad steps
     places = np.linspace(0, len(fixed) - 1, steps)
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())

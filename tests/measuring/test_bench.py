@@ -5,7 +5,11 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,11 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import main
-from mlx_imagegen.commands.bench import size
+from mlx_imagegen.commands.generate import size
+from mlx_imagegen.files import download
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import cell, tables
-from mlx_imagegen.measuring.bench import STAGES, Asked, Row, Spread, _cells, _compare, chart, skipped
+from mlx_imagegen.measuring.bench import STAGES, Asked, Row, Spread, _cells, _compare, _quality, chart, skipped
 from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.planning import fitting
@@ -106,14 +111,37 @@ def test_quality_is_against_the_heaviest(folder: Path, rows: dict[str, dict[str,
     assert 15 < expected.psnr_db < 80, "the pictures differ, but are of the same noise"
 
 
-def test_only_pictures_of_one_model_and_size_are_compared(tmp_path: Path) -> None:
+def referenced(folder: Path, *cells: tuple[str, str, str, int, int]) -> list[str | None]:
+    """What each is compared with: (model, quant, manifest, side in pixels, bytes of weights)."""
     rows = []
-    for name, manifest, side, weight in (("a", "m", 16, 9), ("b", "m", 16, 5), ("c", "m", 32, 4), ("d", "n", 16, 8)):
-        Image.new("RGB", (side, side), "grey").save(tmp_path / f"{name}.png")
-        row = Row(name, "none", (side, side), manifest=manifest, weight_bytes=weight, picture=f"{name}.png")
+    for number, (model, quant, manifest, side, weight) in enumerate(cells):
+        Image.new("RGB", (side, side), "grey").save(folder / f"{number}.png")
+        row = Row(model, quant, (side, side), manifest=manifest, weight_bytes=weight, picture=f"{number}.png")
         rows.append(row)
-    _compare(rows, tmp_path)
-    assert [row.reference for row in rows] == [None, "a none", None, None]
+    _compare(rows, folder)
+    return [row.reference for row in rows]
+
+
+def test_only_pictures_of_one_model_and_size_are_compared(tmp_path: Path) -> None:
+    cells = [("a", "none", "m", 16, 9), ("a", "q4", "m", 32, 4), ("d", "q4", "n", 16, 8)]
+    assert referenced(tmp_path, *cells) == [None, None, None]
+
+
+def test_a_quant_is_compared_with_its_own_model(tmp_path: Path) -> None:
+    """Two fine-tunes are of one manifest and weigh the same: neither is how the other should be."""
+    cells = [(model, quant, "m", 16, weight) for model in "ab" for quant, weight in (("none", 9), ("q8", 6), ("q4", 4))]
+    assert referenced(tmp_path, *cells) == [None, "none", "none"] * 2
+
+
+def test_a_quantized_copy_is_compared_with_its_source(tmp_path: Path) -> None:
+    assert referenced(tmp_path, ("a", "none", "m", 16, 9), ("copy", "none", "m", 16, 5)) == [None, "a none"]
+
+
+def test_equal_pictures_are_valid_json(tmp_path: Path) -> None:
+    row = Row("a", "q8", (16, 16), quality=compared(Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16))))
+    tables.write_json(tmp_path / "a.json", asdict(row))
+    data = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert data["quality"]["psnr_db"] is None and _quality(row.quality)[0] == "∞"
 
 
 def test_nothing_measured_is_a_refusal(cli: Cli, wide: Path) -> None:
@@ -148,7 +176,7 @@ def test_a_model_that_is_nowhere_is_asked_for_once(cli: Cli, monkeypatch: pytest
     real = Worker.__init__
     monkeypatch.setattr(Worker, "__init__", lambda self, model, quant: begun.append(quant) or real(self, model, quant))
     ran = cli("bench", "--model", "someone/something", "--quant", "none", "q4", "--size", 64, 64, "32x32")
-    assert ran.code == 2 and begun == [None] and ran.err.count("skipped: ") == 1
+    assert ran.code == 2 and begun == ["none"] and ran.err.count("skipped: ") == 1
     assert "nothing could be measured. someone/something none 64x64: someone/something" in ran.err
 
 
@@ -173,7 +201,7 @@ def test_json_is_the_file(cli: Cli, wide: Path) -> None:
 
 
 def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -> None:
-    with Worker(str(wide), None) as worker:
+    with Worker(str(wide)) as worker:
         first, second, third = (
             worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
         )
@@ -184,7 +212,7 @@ def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -
 
 def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) -> None:
     """Two models in memory at once would be measured as one model's peak."""
-    with Worker(str(wide), None) as worker:
+    with Worker(str(wide)) as worker:
         first, second = (worker.make("a fox", tmp_path / "a.png", QUICK, anew=True) for _ in range(2))
     assert isinstance(first, Made) and isinstance(second, Made)
     loading = [made.report["peak_bytes"]["mlx"]["load"] for made in (first, second)]
@@ -194,13 +222,13 @@ def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) ->
 def test_a_worker_s_peak_is_not_its_caller_s(wide: Path, tmp_path: Path) -> None:
     ours = bytearray(500_000_000)
     ours[::4096] = bytes(len(ours[::4096]))  # touched, page by page
-    with Worker(str(wide), None) as worker:
+    with Worker(str(wide)) as worker:
         made = worker.make("a fox", tmp_path / "a.png", QUICK)
     assert isinstance(made, Made) and made.report["peak_bytes"]["process"] < len(ours)
 
 
 def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
-    with Worker(str(wide), None) as worker:
+    with Worker(str(wide)) as worker:
         refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
         nowhere = worker.make("a fox", tmp_path / "absent" / "a.png", QUICK)
         made = worker.make("a fox", tmp_path / "a.png", QUICK)
@@ -210,7 +238,7 @@ def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
-    with Worker(str(wide), None) as worker:
+    with Worker(str(wide)) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
         for _ in range(2):
@@ -218,12 +246,21 @@ def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
             assert isinstance(missing, Missing) and "memory runs out" in missing.reason
 
 
-def test_ctrl_c_is_the_caller_s(wide: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with Worker(str(wide), None) as worker:
-        assert isinstance(worker.make("a fox", tmp_path / "a.png", QUICK), Made)
-        os.kill(worker._process.pid, signal.SIGINT)
-        assert isinstance(worker.make("a fox", tmp_path / "b.png", QUICK), Made)
-    assert "Traceback" not in capfd.readouterr().err
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to see a process's children")
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_ctrl_c_is_one_line_and_leaves_no_process(pictures: int, wide: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to the whole group; while the worker still imports, and while it works."""
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), "--quant", "none", "q4"]
+    command += ["--size", "64", "--steps", "1", "--repeat", "500"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not (worker := children.read_text().split()) or len(list(tmp_path.glob("bench/*.png"))) < pictures:
+        assert running.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    error = running.communicate(timeout=60)[1]
+    assert running.returncode == 130 and error.count("\n") == 1 and "interrupted" in error, error
+    assert not Path(f"/proc/{worker[0]}").exists()
 
 
 def served(opening: dict[str, Any], *jobs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -242,6 +279,20 @@ def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monke
     (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
     assert answer["scope"] == "picture", "a smaller one may fit"
     assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "memory", "said", "scope"),
+    [({}, 1000, "this machine has 0.0 GB", "opened"), ({"steps": 0}, 10**13, "steps 0", "picture")],
+)
+def test_nothing_is_downloaded_for_what_cannot_be_made(
+    parameters: dict[str, int], memory: int, said: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "physical_bytes", lambda: memory)
+    monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
+    asked = job(Path("a.png")) | {"parameters": {"seed": 1} | parameters}
+    (answer,) = served({"model": "flux-dev", "quant": None}, asked)
+    assert said in answer["reason"] and answer["scope"] == scope
 
 
 def test_even_a_defect_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,8 +318,8 @@ def test_what_else_would_fail_is_known(
 
 
 def test_numbers_are_short() -> None:
-    assert [tables.short(value) for value in (0.1234, 1.234, 12.34, 1234.5, 0.5, None, float("inf"))] == [
-        "0.123", "1.23", "12.3", "1234", "0.500", "–", "∞",
+    assert [tables.short(value) for value in (0.1234, 1.234, 12.34, 1234.5, 0.5, None)] == [
+        "0.123", "1.23", "12.3", "1234", "0.500", "–",
     ]  # fmt: skip
     assert Spread(2.0, 1.0, 3.0).shown() == "2.00 (1.00–3.00)" and Spread(2.0, 2.0, 2.0).shown() == "2.00"
 
@@ -296,7 +347,7 @@ def test_a_chart_names_models_only_where_there_are_several() -> None:
 
 
 def test_the_worker_ends_with_its_caller(wide: Path) -> None:
-    worker = Worker(str(wide), None)
+    worker = Worker(str(wide))
     assert worker._process.stdin
     worker._process.stdin.close()
     assert worker._process.wait(timeout=60) == 0

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring.cell import Made, Missing, Worker
-from mlx_imagegen.measuring.compare import Cell, Column, Line, _answers, identified, key, read_lines
+from mlx_imagegen.measuring.compare import Cell, Column, Line, _answers, identified, key, read_columns, read_lines
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
@@ -91,8 +92,8 @@ def test_other_settings_are_other_cells(sheet: Cli) -> None:
 
 
 def test_the_key_follows_all_that_makes_a_picture(flux_copy: Path) -> None:
-    def made(parameters: dict[str, int], quant: str = "none", text: str = "a fox") -> str:
-        return key(identified(Column(str(flux_copy), quant), parameters), Line("1", text))
+    def made(parameters: dict[str, int], quant: str = "none", text: str = "a fox", folder: Path = flux_copy) -> str:
+        return key(identified(str(folder), quant, parameters), Line("1", text))
 
     usual = made({"seed": 1})
     assert usual == made({"seed": 1})
@@ -101,11 +102,12 @@ def test_the_key_follows_all_that_makes_a_picture(flux_copy: Path) -> None:
         made({"seed": 1, "steps": 2}),
         made({"seed": 1}, "q6"),
         made({"seed": 1}, text="an owl"),
+        made({"seed": 1}, folder=shutil.copytree(flux_copy, flux_copy.parent / "other")),  # copied with its times
     ]
     weights = flux_copy / "transformer" / "diffusion_pytorch_model.safetensors"
     os.utime(weights, ns=(1, 1))
     others.append(made({"seed": 1}))
-    assert len({usual, *others}) == 6
+    assert len({usual, *others}) == 7
 
 
 def test_killed_half_way_it_goes_on(tmp_path: Path, flux_folder: Path) -> None:
@@ -155,6 +157,7 @@ def test_nothing_made_is_a_refusal(cli: Cli) -> None:
         ("p.toml", "[[prompt]", "cannot be read"),
         ("p.toml", "title = 1", "holds no prompts"),
         ("p.txt", "\n \n", "holds no prompts"),
+        ("p.TOML", "a fox", "cannot be read"),
         ("absent.toml", None, "is not there"),
     ],
 )
@@ -164,6 +167,13 @@ def test_bad_prompts_are_refused(cli: Cli, name: str, text: str | None, said: st
     ran = cli("compare", "--models", "flux-dev", "--prompts", name)
     assert ran.code == 2 and said in ran.err and ran.err.count("\n") == 1
     assert not Path("compare").exists()
+
+
+def test_a_mark_that_an_editor_put_in_front_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    for name, text in (("p.txt", "a fox"), ("p.toml", '[[prompt]]\naxis = "1"\ntext = "a fox"')):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8-sig")
+        assert read_lines(path) == [Line("1", "a fox")]
 
 
 def test_an_output_that_cannot_be_written_is_refused(sheet: Cli) -> None:
@@ -187,16 +197,32 @@ def test_a_model_that_cannot_be_opened_is_tried_once(
 def test_a_picture_that_fails_leaves_the_rest_of_its_model() -> None:
     answers = iter([Missing("too large"), Made("x.png", {}, {"seed": 1}, 1.0, 1.0, 1, "float32")])
     worker = SimpleNamespace(make=lambda *_: next(answers))
-    wanted = {0: Cell(Column("m"), Line("1", "a fox"), Path("a")), 3: Cell(Column("m"), Line("2", "an owl"), Path("b"))}
+    column = Column("m", "none", "m")
+    wanted = {0: Cell(column, Line("1", "a fox"), Path("a")), 3: Cell(column, Line("2", "an owl"), Path("b"))}
     (_, missing), (index, made) = _answers(worker, wanted, {})  # type: ignore[arg-type]
     assert missing.reason == "too large" and missing.path is None and index == 3 and made.record
 
 
-def test_a_quant_stands_after_the_model() -> None:
-    assert Column.parse("flux-dev@q6") == Column("flux-dev", "q6")
-    assert Column.parse("/a/b@home/flux") == Column("/a/b@home/flux")
-    assert Column.parse("flux-dev@q9") == Column("flux-dev", "q9"), "whose reason is then the quant"
-    assert Column.parse("flux@q6").label == "flux q6" and Column.parse("/a/flux@own.toml").label == "flux own"
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("flux-dev@q6", ("flux-dev", "q6", "flux-dev q6")),
+        ("flux-dev@none", ("flux-dev", "none", "flux-dev")),
+        ("/a/b@home/flux", ("/a/b@home/flux", "none", "flux")),
+        ("/a/flux@own.toml", ("/a/flux", "own.toml", "flux own")),
+        ("flux-dev@q9", ("flux-dev", "q9", "flux-dev q9")),  # whose reason is then the quant
+        ("@q6", ("@q6", "none", "@q6")),
+        ("./", ("./", "none", "./")),
+    ],
+)
+def test_a_quant_stands_after_the_model(text: str, column: tuple[str, str, str]) -> None:
+    assert read_columns([text]) == [Column(*column)]
+
+
+def test_columns_are_told_apart() -> None:
+    """Folders of one name are called by their whole path; what is named twice is one column."""
+    columns = read_columns(["/a/flux", "/b/flux", "/b/flux", "flux-dev", "/c/own", "/c/own@q4"])
+    assert [column.label for column in columns] == ["/a/flux none", "/b/flux none", "flux-dev", "own", "own q4"]
 
 
 def test_the_set_that_ships_has_the_eight_axes() -> None:

@@ -1,7 +1,5 @@
 """Quality's numbers against their definitions, written out window by window."""
 
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,7 +51,7 @@ def test_ssim_is_its_definition() -> None:
 def test_psnr_of_a_known_error() -> None:
     x = np.full((8, 8, 3), 0.5)
     assert psnr(x, x + 0.1) == pytest.approx(20)
-    assert psnr(x, x) == math.inf
+    assert psnr(x, x) is None
 
 
 def test_a_brighter_picture_is_told_from_one_with_more_contrast() -> None:
@@ -72,7 +70,7 @@ def test_a_brighter_picture_is_told_from_one_with_more_contrast() -> None:
 
 def test_equal_pictures_and_flat_ones() -> None:
     same = compared(picture(3), picture(3))
-    assert (same.psnr_db, same.mean_difference_levels, same.brightness_shift_levels) == (math.inf, 0, 0)
+    assert (same.psnr_db, same.mean_difference_levels, same.brightness_shift_levels) == (None, 0, 0)
     flat = Image.new("RGB", (16, 16), (90, 90, 90))
     assert compared(noisy(flat, 5), flat).contrast_shift_percent == 0, "there is no contrast to compare with"
 
