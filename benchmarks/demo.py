@@ -5,6 +5,7 @@ captions with `--language zh`, for Qwen-Image's. Seconds are the processor's, so
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import scenes
 import score
 
 from mlx_imagegen import load
+from mlx_imagegen.measuring.quality import psnr
 
 MODELS = ("flux-demo", "qwen-demo", "qwen-demo-lightning", "hidream-demo", "hidream-demo-full")
 
@@ -54,8 +56,8 @@ def _draw(model: str, quant: str | None, wanted: list[scenes.Scene], language: s
 
 
 def _psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
-    error = np.square(pictures.astype(float) - reference).mean()
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+    decibels = psnr(pictures / 255, reference / 255)
+    return math.inf if decibels is None else decibels
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from quant_convert import shapes
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
@@ -75,7 +79,7 @@ def _fill_t5(path: Path, config: dict[str, Any]) -> None:
     from mlx_imagegen.text.t5 import T5Config, T5Encoder
 
     rows = load_file(path)["shared.weight"].shape[0]
-    tensors = _random([T5Encoder(T5Config.read(config, path))])
+    tensors = _random(T5Encoder(T5Config.read(config, path)))
     save_file(tensors | {"shared.weight": np.ones((rows, config["d_model"]), np.float32)}, path)
 
 
@@ -85,19 +89,12 @@ def _fill_flux(path: Path, config: dict[str, Any]) -> None:
     from mlx_imagegen.flux.transformer import FluxTransformer
 
     read = FluxConfig.read(config, path)
-    save_file(_random([FluxTransformer(read), FluxModulators(read)]), path)
+    save_file(_random(FluxTransformer(read), FluxModulators(read)), path)
 
 
-def _random(trees: list[Any]) -> dict[str, np.ndarray]:
-    from mlx_imagegen.files.loading import layers, own_parameters
-
+def _random(*trees: nn.Module) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
-    return {
-        f"{path}.{name}": draw.standard_normal(value.shape, np.float32) * np.float32(0.03)
-        for tree in trees
-        for path, layer in layers(tree)
-        for name, value in own_parameters(layer).items()
-    }
+    return {name: draw.standard_normal(shape, np.float32) * np.float32(0.03) for name, shape in shapes(*trees).items()}
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from quant_convert import shapes
 
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.layers.linear import Packing, unpacked
-from mlx_imagegen.files.loading import Weights, layers, own_parameters
+from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.lora.merge import Merge, open_loras
 from mlx_imagegen.lora.match import Match, Vocabulary, match_loras
 from mlx_imagegen.files.outline import write_hollow
@@ -102,25 +103,19 @@ def stream(weights: Weights, merge: Merge) -> None:
         mx.eval(merge("transformer", path, parameter, part.read()).astype(mx.float32))
 
 
-def shapes(config: QwenImageConfig) -> dict[str, tuple[int, ...]]:
-    trees = QwenImageTransformer(config), QwenImageModulators(config)
-    return {
-        f"{path}.{name}": value.shape
-        for tree in trees
-        for path, layer in layers(tree)
-        for name, value in own_parameters(layer).items()
-    }
+def all_shapes(config: QwenImageConfig) -> dict[str, tuple[int, ...]]:
+    return shapes(QwenImageTransformer(config), QwenImageModulators(config))
 
 
 def write_hollow_base(folder: Path, config: QwenImageConfig) -> None:
-    tensors = {name: list(shape) for name, shape in shapes(config).items()}
+    tensors = {name: list(shape) for name, shape in all_shapes(config).items()}
     write_hollow(folder, {"files": {}, "tensors": {"transformer": {"BF16": tensors}}})
 
 
 def write_base(folder: Path, config: QwenImageConfig) -> None:
     noise = mx.random.normal((2**22,)).astype(mx.bfloat16) * 0.02
     tensors = {}
-    for name, shape in shapes(config).items():
+    for name, shape in all_shapes(config).items():
         size = math.prod(shape)
         tensors[name] = mx.tile(noise, -(-size // noise.size))[:size].reshape(shape)
     (folder / "transformer").mkdir()

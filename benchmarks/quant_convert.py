@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.nn as nn
 import numpy as np
 
 from mlx_imagegen.files.loading import layers, own_parameters
@@ -33,11 +34,11 @@ CONFIG = {
 }  # fmt: skip
 
 
-def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
-    read = FluxConfig.read(config, "benchmark")
+def shapes(*trees: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, in the checkpoint's order."""
     return {
         f"{path}.{name}": value.shape
-        for tree in (FluxTransformer(read), FluxModulators(read))
+        for tree in trees
         for path, layer in layers(tree)
         for name, value in own_parameters(layer).items()
     }
@@ -50,7 +51,8 @@ def make(folder: Path, scale: float) -> int:
     (folder / "transformer").mkdir()
     config = CONFIG | {"num_layers": max(1, round(19 * scale)), "num_single_layers": max(1, round(38 * scale))}
     (folder / "transformer/config.json").write_text(json.dumps(config))
-    tensors = list(shapes(config).items())
+    read = FluxConfig.read(config, "benchmark")
+    tensors = list(shapes(FluxTransformer(read), FluxModulators(read)).items())
     dice = np.random.default_rng(0)
     pool = to_bf16(
         (0.02 * dice.standard_t(5, 2**24)).astype(np.float32)
@@ -130,17 +132,8 @@ def main() -> None:
         for quant in args.quant:
             made = args.folder / Path(quant).stem
             shutil.rmtree(made, ignore_errors=True)
-            command = [
-                sys.executable,
-                "-m",
-                "mlx_imagegen.quantize",
-                "--quiet",
-                "--model",
-                str(source),
-                "-o",
-                str(made),
-            ]
-            wall, cpu, peak = timed([*command, "--quant", quant])
+            command = [sys.executable, "-m", "mlx_imagegen.quantize", "--quiet", "--model", str(source)]
+            wall, cpu, peak = timed([*command, "-o", str(made), "--quant", quant])
             pace = f"{wall:.0f} s, {size / wall / 1e6:.0f} MB/s; {cpu:.0f} s of processor, {size / cpu / 1e6:.0f} MB/s"
             print(
                 f"{made.name}: {pace} a core; peak RSS {peak / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}", flush=True

@@ -20,8 +20,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from quant_convert import CONFIG, ROOT
 
-from benchmarks.quant_convert import CONFIG, ROOT
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.loading import Component, Weights, layers, own_parameters
 from mlx_imagegen.files.recipes import read_recipe
@@ -153,8 +153,8 @@ def main() -> None:
         try:
             write(folder, name, quant)
             print(f"{quant}: ", end="", flush=True)
-            again = [sys.executable, "-m", "benchmarks.quant_resident", str(args.folder), "--inside"]
-            subprocess.run([*again, "--models", model, "--size", str(args.size)], check=True, cwd=ROOT)
+            again = [sys.executable, str(ROOT / "benchmarks/run.py"), "quant_resident", str(args.folder), "--inside"]
+            subprocess.run([*again, "--models", model, "--size", str(args.size)], check=True)
         finally:
             shutil.rmtree(folder)
 

@@ -1,6 +1,6 @@
 """Qwen-Image's modulation at the published width: from the weights, from the cache, and folded by the converter.
 
-    python benchmarks/run.py qwen_fold, or python -m benchmarks.qwen_fold [--layers 4] [--folder FOLDER]
+    python benchmarks/run.py qwen_fold [--layers 4] [--folder FOLDER]
 
 Makes a random bf16 transformer of that many of the 60 blocks, and measures each way in a process of its own, cold files
 first dropped from the system's cache: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from quant_convert import shapes, timed, write
 
-from benchmarks.quant_convert import timed, write
-from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.packing.bfloat import to_bf16
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators
@@ -53,14 +52,11 @@ def make(folder: Path, blocks: int) -> int:
     data = json.loads(path.read_text()) | WIDTHS | {"num_layers": blocks}
     path.write_text(json.dumps(data))
     config = QwenImageConfig.read(data, "benchmark")
-    shapes = [
-        {f"{path}.{name}": value.shape for path, layer in layers(tree) for name, value in own_parameters(layer).items()}
-        for tree in (QwenImageTransformer(config), QwenImageModulators(config))
-    ]
+    modulation = shapes(QwenImageModulators(config))
     pool = to_bf16((0.02 * np.random.default_rng(0).standard_t(5, 2**24)).astype(np.float32)).tobytes()
-    everything = sorted((shapes[0] | shapes[1]).items())  # block by block, as published
+    everything = sorted((shapes(QwenImageTransformer(config)) | modulation).items())  # block by block, as published
     write(folder / "transformer/diffusion_pytorch_model.safetensors", everything, pool)
-    return sum(2 * int(np.prod(shape)) for shape in shapes[1].values())
+    return sum(2 * int(np.prod(shape)) for shape in modulation.values())
 
 
 def forget(folder: Path) -> None:
@@ -76,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "qwen_fold")
-    args, _ = parser.parse_known_args()
+    args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     os.environ["XDG_CACHE_HOME"] = str(args.folder / "cache")
     source = args.folder / "source"

@@ -1,42 +1,36 @@
-"""Runs benchmarks: python benchmarks/run.py [NAME …], all of them without a name.
+"""Runs a benchmark: python benchmarks/run.py NAME [what it takes itself]. Without a name it lists them.
 
-A benchmark is a module beside this one whose `main()` measures and prints a table with one ratio in it. A ratio of two
-things timed in turns in one run says something on any machine; seconds alone do not. What was tried, measured and kept
-or undone stands in LOG.md.
+A benchmark is a script beside this one. Those that measure ways of doing one thing time them in turns in one run and
+print a ratio: that says something on any machine, seconds alone do not. What was tried, measured and kept or undone
+stands in LOG.md.
 """
 
 import ast
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
 HERE = Path(__file__).parent
 
 
 def names() -> dict[str, str]:
-    """Every benchmark with the first line of its docstring."""
-    modules = (path for path in sorted(HERE.glob("*.py")) if path != Path(__file__))
-    return {path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0] for path in modules}
+    """Every benchmark with the first line of its docstring. A module without `main` is a part of others."""
+    found = {}
+    for path in sorted(HERE.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if path.name != "run.py" and any(getattr(node, "name", "") == "main" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
+    return found
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def main(asked: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     known = names()
-    unknown = [name for name in asked if name not in known]
-    if unknown or "--help" in asked:
-        print("\n".join(f"{name:16} {summary}" for name, summary in known.items()))
-        return 2 if unknown != ["--help"] else 0
-    for name in asked or known:
-        print(f"== {name}", flush=True)
-        load(name).main()
+    name = arguments[0] if arguments else "--help"
+    if name not in known:
+        print("\n".join(f"{each:16} {summary}" for each, summary in known.items()))
+        return 0 if name in ("-h", "--help") else 2
+    sys.argv = arguments
+    runpy.run_path(str(HERE / f"{name}.py"), run_name="__main__")
     return 0
 
 
