@@ -3,10 +3,11 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .generate import size
+from .requests import read_jobs
 
 if TYPE_CHECKING:
     from ..quantization.quantizer import Draft
@@ -29,12 +30,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="FILE", help="prompts, one a line, to be drawn first and learnt from"
-    )
+        "--calibrate", type=Path, metavar="FILE",
+        help="prompts to be drawn first and learnt from, one a line; or jobs, one JSON object a line (references …)",
+    )  # fmt: skip
     parser.add_argument(
-        "--size", type=size, metavar="N|WxH", help="of the pictures for --calibrate; the model's own if not given"
+        "--size", type=size, metavar="N|WxH", help="of the pictures for --calibrate, where a line says nothing else"
     )
-    parser.add_argument("--steps", type=int, help="of the pictures for --calibrate")
+    parser.add_argument("--steps", type=int, help="of the pictures for --calibrate, where a line says nothing else")
     parser.add_argument(
         "--fold", type=int, metavar="STEPS", help="tables for that many steps in the place of modulation weights"
     )
@@ -56,53 +58,42 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"--workers {args.workers}: give a number from 1.")
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
+    lessons = _lessons(args)
     with Progress(args.quiet) as progress:
-        made = draft(args.model, quant, progress.say, args.fold, args.fold_size)
+        made = draft(args.model, quant, progress.say, args.fold, args.fold_size, lessons)
         if args.plan:
             print(described(made))
             return
         for note in made.notes:
             progress.say(f"note: {note}")
         progress.say(f"{made.nbytes / GB:.2f} GB to write{_pace(made)}")
+        if made.learning:
+            progress.say(str(made.learning))
         started = time.perf_counter()
         folder = quantize(
             args.model, args.output, quant=quant, lora=[parse_lora(text) for text in args.lora],
-            lora_partial=args.lora_partial, calibrate=_prompts(args.calibrate), calibrate_with=_drawing(args),
-            fold=args.fold, fold_size=args.fold_size, workers=args.workers, on_progress=progress.converting,
-            on_download=progress.say,
+            lora_partial=args.lora_partial, calibrate=lessons, fold=args.fold, fold_size=args.fold_size,
+            workers=args.workers, on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
         )  # fmt: skip
         progress.clear()
         progress.say(f"done in {time.perf_counter() - started:.0f} s")
         print(folder)
 
 
-def _drawing(args: argparse.Namespace) -> dict[str, int]:
-    """How the pictures for --calibrate are drawn, where it is said."""
+def _lessons(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The pictures for --calibrate: flags for all of them, a line's own parameters over these."""
     asked = {"steps": args.steps, **dict(zip(("width", "height"), args.size or (None, None), strict=True))}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if given and args.calibrate is None:
+    shared = {name: value for name, value in asked.items() if value is not None}
+    if shared and args.calibrate is None:
         raise RequestError(
             "--size and --steps are of the pictures for --calibrate, and no prompts are given; add --calibrate FILE."
         )
-    return given
-
-
-def _prompts(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"--calibrate {path} cannot be read ({error}); give a text file with one prompt a line."
-        ) from error
-    if not any(lines):
-        raise RequestError(f"--calibrate {path} holds no prompt; write one a line.")
-    return [line for line in lines if line]
+    return [shared | job for job in read_jobs(args.calibrate, "--calibrate")] if args.calibrate else []
 
 
 def described(made: "Draft") -> str:
     """What each kind of tensor gets, and what it comes to."""
+    from ..quantization.lessons import too_large
     from ..quantization.quantizer import expected, table
 
     rows = [(name, form, f"{count}", f"{size / GB:.3f} GB") for name, form, count, size in table(made)]
@@ -113,7 +104,9 @@ def described(made: "Draft") -> str:
             f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk"
         )
     lines.append(f"in all: {made.nbytes / GB:.2f} GB on disk")
-    return "\n".join([*lines, "", *expected(made), *(f"note: {note}" for note in made.notes)])
+    takes = made.learning
+    learnt = [str(takes), *filter(None, [too_large(made.model.manifest, takes)])] if takes else []
+    return "\n".join([*lines, "", *expected(made), *learnt, *(f"note: {note}" for note in made.notes)])
 
 
 def _pace(made: "Draft") -> str:

@@ -90,7 +90,7 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.prompt is not None and args.prompt_file is not None:
         raise RequestError("give a prompt or --prompt-file, not both.")
     if args.prompt_file is not None:
-        yield from _lines(_text(args.prompt_file.expanduser()), str(args.prompt_file))
+        yield from _lines(_text(args.prompt_file, "--prompt-file"), str(args.prompt_file))
     elif args.prompt == "-":
         try:
             yield from _lines(sys.stdin.read(), "standard input")
@@ -100,13 +100,19 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"prompt": args.prompt}
 
 
-def _text(path: Path) -> str:
+def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
+    """A file's prompts, each with the parameters of its own line, for commands that draw nothing but those."""
+    return [_opened(job) for job in _lines(_text(path, flag), str(path))]
+
+
+def _text(path: Path, flag: str) -> str:
+    path = path.expanduser()
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which would hide a {
     except FileNotFoundError as error:
-        raise MissingFile(f"--prompt-file: {path} is not there.") from error
+        raise MissingFile(f"{flag}: {path} is not there.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--prompt-file: {path} cannot be read as UTF-8 text ({error}).") from error
+        raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
 
 
 def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:

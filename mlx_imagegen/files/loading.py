@@ -288,7 +288,7 @@ class Component:
         self.weights = weights
         self.dtype = dtype
         self._build = build
-        self._path = path  # where in the checkpoint's tree the module stands
+        self.path = path  # where in the checkpoint's tree the module stands
         self._module: nn.Module | None = None
 
     @property
@@ -297,12 +297,12 @@ class Component:
 
     def load(self) -> nn.Module:
         if self._module is None:
-            self._module = self.weights.fill(self.empty(), self._path, self.dtype, self.weights.changes.progress)
+            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.changes.progress)
         return self._module
 
     def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Every layer with its path in the checkpoint."""
-        return ((_join(self._path, path), layer) for path, layer in layers(self.load()))
+        return ((_join(self.path, path), layer) for path, layer in layers(self.load()))
 
     def release(self) -> None:
         self._module = None
@@ -314,7 +314,7 @@ class Component:
             return
         fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided anew
         for inner, layer in layers(self._module):
-            path = _join(self._path, inner)
+            path = _join(self.path, inner)
             if path in paths:
                 self.weights._fill_layer(fresh[inner], path, self.dtype)
                 _rebind(layer, fresh[inner])
@@ -353,7 +353,7 @@ class Component:
     def planned(self) -> Iterator[tuple[str, nn.Module, Packing | None]]:
         """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded."""
         for path, layer in layers(self.empty()):
-            full = _join(self._path, path)
+            full = _join(self.path, path)
             yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
 
 

@@ -150,7 +150,7 @@ def recognise(folder: Path) -> Manifest:
     """The nearest manifest for a local folder, by its own config files."""
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("manifest") in manifests():
-        manifest = _folded(manifests()[record["manifest"]], record)
+        manifest = as_folded(manifests()[record["manifest"]], record.get("folded"))
         # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
         return replace(
             manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()}
@@ -164,9 +164,8 @@ def recognise(folder: Path) -> Manifest:
     return _with_own_numbers(manifests()[names[family](folder)], folder)
 
 
-def _folded(manifest: Manifest, record: dict[str, Any]) -> Manifest:
+def as_folded(manifest: Manifest, folded: dict[str, Any] | None) -> Manifest:
     """A folder that was folded for one schedule can do no other, so that this is its default."""
-    folded = record.get("folded")
     if not folded:
         return manifest
     size = dict(zip(("width", "height"), folded["size"] or (), strict=False))

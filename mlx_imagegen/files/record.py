@@ -23,6 +23,7 @@ def remake(
     words = ["mlx-imagegen", "quantize", "--model", model, "--quant", str(record.get("recipe", "q6"))]
     words += ["--fold", str(steps)] if steps else []
     words += ["--fold-size", f"{size[0]}x{size[1]}"] if size else []
+    words += ["--calibrate", "FILE"] if record.get("calibrated_with") else []  # the record has what stood in it
     words += [word for lora in (*before, *loras) for word in ("--lora", f"{lora['file']}:{lora['scale']:g}")]
     return f"{shlex.join([*words, '-o'])} FOLDER"
 

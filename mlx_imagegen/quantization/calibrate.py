@@ -1,30 +1,32 @@
 """What a model's layers really see, and packing that uses it.
 
-In: an open full-precision pipeline, prompts and seeds. Out: `Statistics` a linear layer: the mean of its inputs and
-their second moments. `pack_calibrated` then rounds one column after another and lets the columns to come make up for
-the error (GPTQ's way), with each group's scale chosen for the columns that count; what is left of the mean goes into
-the bias. Second moments are kept in blocks of columns, so that a wide layer's do not take more memory than its
-weights.
+In: an open full-precision pipeline, the pictures to draw, how the denoiser's layers will be packed. Out: `Statistics` a
+layer: the mean of its inputs, and their second moments where few bits make use of them. `pack_calibrated` then rounds
+one column after another and lets the columns to come make up for the error (GPTQ's way), with each group's scale chosen
+for the columns that count; what is left of the mean goes into the bias. Second moments are kept in blocks of columns,
+so that a wide layer's do not take more memory than its weights.
 Must not know: files, recipes.
 """
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
-from ..errors import RequestError
+from ..files.loading import Component
 from ..layers.linear import Linear, Packing
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
 from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
+    from ..pipeline import OnStep, Pipeline
+    from ..request.job import Job
 
 BLOCK_COLUMNS = 512
 DAMPING = 0.01  # of the mean second moment: keeps directions that the prompts never took from being thrown away
@@ -37,20 +39,26 @@ class Statistics:
 
     count: int
     total: Any  # [columns]
-    moments: list[Any]  # [block, block] each, sums of products
+    moments: list[Any]  # [block, block] each, sums of products; none where the mean is enough
 
     @classmethod
-    def of(cls, columns: int) -> "Statistics":
-        edges = [*range(0, columns, BLOCK_COLUMNS), columns]
+    def of(cls, columns: int, moments: bool = True) -> "Statistics":
+        """Of nothing yet: it takes no memory before something is added."""
+        edges = [*range(0, columns, BLOCK_COLUMNS), columns] if moments else []
         blocks = [mx.zeros((stop - start,) * 2) for start, stop in itertools.pairwise(edges)]
         return cls(0, mx.zeros((columns,)), blocks)
+
+    @property
+    def nbytes(self) -> int:
+        return self.total.nbytes + sum(moment.nbytes for moment in self.moments)
 
     def add(self, x: mx.array) -> None:
         x = x.reshape(-1, x.shape[-1]).astype(mx.float32)
         self.count += x.shape[0]
         self.total = self.total + x.sum(axis=0)
-        parts = mx.split(x, list(range(BLOCK_COLUMNS, x.shape[1], BLOCK_COLUMNS)), axis=1)
-        self.moments = [moment + part.T @ part for moment, part in zip(self.moments, parts, strict=True)]
+        if self.moments:
+            parts = mx.split(x, list(range(BLOCK_COLUMNS, x.shape[1], BLOCK_COLUMNS)), axis=1)
+            self.moments = [moment + part.T @ part for moment, part in zip(self.moments, parts, strict=True)]
         mx.eval(self.total, self.moments)  # now: the activations must not wait for the picture's end
 
     def settle(self) -> None:
@@ -80,7 +88,7 @@ class Statistics:
 
 
 class Watched(Linear):
-    """A linear layer that notes what it is given. Layers become Watched and Linear again in place."""
+    """A linear layer that notes what it is given. Layers become Watched in place."""
 
     statistics: Statistics
 
@@ -89,43 +97,67 @@ class Watched(Linear):
         return super().__call__(x)
 
 
+class WatchedComponent(Component):
+    """Stands in for a component; what it loads is watched. It keeps no layer alive when its module is released."""
+
+    def __init__(self, component: Component, found: Mapping[str, Statistics]):
+        super().__init__(component.weights, component.empty, component.dtype, component.path)
+        self._found = found
+
+    def load(self) -> nn.Module:
+        fresh, module = not self.loaded, super().load()
+        for path, layer in self.loaded_layers() if fresh else ():
+            if isinstance(layer, Linear) and path in self._found:
+                layer.__class__ = Watched
+                layer.statistics = self._found[path]
+        return module
+
+
 @contextmanager
-def watching(layers: Sequence[tuple[str, Linear]]) -> Iterator[dict[str, Statistics]]:
-    """Inside, every layer's inputs are counted."""
-    found = {path: Statistics.of(layer.weight.shape[1]) for path, layer in layers}
-    for path, layer in layers:
-        layer.__class__ = Watched
-        layer.statistics = found[path]
+def watching(components: dict[str, Component], name: str, found: Mapping[str, Statistics]) -> Iterator[None]:
+    """Inside, the inputs of the component's layers are counted, by path."""
+    plain = components[name]
+    plain.release()  # a module from before would not be watched
+    components[name] = WatchedComponent(plain, found)
     try:
-        yield found
+        yield
     finally:
-        for _, layer in layers:
-            layer.__class__ = Linear
-            del layer.statistics
-        for statistics in found.values():
-            statistics.settle()
+        components[name] = plain
 
 
-def collect(pipeline: "Pipeline", prompts: Sequence[str], seeds: Sequence[int], **asked: Any) -> dict[str, Statistics]:
-    """Draws every prompt with every seed, and gives the denoiser's layers' statistics by path."""
-    if not prompts:
-        raise RequestError("there is no prompt to calibrate with; give a file with one prompt a line.")
-    name = pipeline.family.stages["denoise"][0]
-    component = pipeline.family.components[name]
-    jobs = pipeline.jobs(list(prompts), seed=list(seeds), **asked)
-    linears = [(path, layer) for path, layer in component.loaded_layers() if isinstance(layer, Linear)]
-    with watching(linears) as found:
-        for _ in pipeline.stream(jobs):
+def blank(component: Component, packings: Mapping[str, Packing]) -> dict[str, Statistics]:
+    """Nothing noted yet, for each layer that will be packed and can gain by it."""
+    return {
+        path: Statistics.of(layer.weight.shape[1], _fed_back(packings[path]))
+        for path, layer, _ in component.planned()
+        if isinstance(layer, Linear) and path in packings and (_fed_back(packings[path]) or "bias" in layer)
+    }
+
+
+def collect(
+    pipeline: "Pipeline", jobs: "Sequence[Job]", packings: Mapping[str, Packing], on_step: "OnStep | None" = None
+) -> dict[str, Statistics]:
+    """Draws the pictures, and gives the denoiser's layers' statistics by path."""
+    components, name = pipeline.family.components, pipeline.family.stages["denoise"][0]
+    found = blank(components[name], packings)
+    with watching(components, name, found):
+        for _ in pipeline.stream(jobs, on_step):
             pass
+    for statistics in found.values():
+        statistics.settle()
     return {path: statistics for path, statistics in found.items() if statistics.count}
+
+
+def _fed_back(packing: Packing) -> bool:
+    return packing.bits <= MOST_BITS and packing.mode == "affine"
 
 
 def pack_calibrated(rows: np.ndarray, packing: Packing, statistics: Statistics) -> tuple[Packed, np.ndarray]:
     """rows [R, K] in float32 -> what pack_rows gives, and what keeps the mean output if added to the bias, [R]."""
-    if packing.bits > MOST_BITS or packing.mode != "affine":
-        packed = pack_rows(rows, packing)
-    else:
+    if _fed_back(packing):
         packed = _stored(*_with_feedback(rows, packing, statistics), packing)
+    else:
+        packed = pack_rows(rows, packing)
     return packed, (rows - unpack_rows(packed, packing)) @ statistics.mean
 
 

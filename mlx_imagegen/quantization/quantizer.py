@@ -8,7 +8,7 @@ Must not know: how tensors are packed and written (packing/, convert.py).
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,27 @@ import numpy as np
 from .. import __version__
 from ..errors import QuantizationError
 from ..family import Family
-from ..files.download import Tell, locate, tell_stderr
+from ..files.download import Tell, local_folder, locate, tell_stderr
 from ..files.loading import Changes, Progress
-from ..files.manifest import Manifest, Model, revision_of
+from ..files.manifest import Manifest, Model, as_folded, manifests, revision_of
+from ..files.outline import has_outline, outlined
 from ..files.recipes import Recipe, read_recipe, recipe_names
 from ..folding import Fold, Read
+from ..layers.linear import Packing
 from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, vocabularies
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
 from ..packing.affine import pack
-from ..pipeline import load, open_family
+from ..pipeline import OnStep, Pipeline, load, open_family
 from ..planning.plan import describe, plan
-from ..request.job import usual_job
+from ..request.job import Job, usual_job
 from .calibrate import Statistics, collect
 from .convert import Conversion, convert, identify
 from .layout import Layout, Piece, layouts
+from .lessons import Learning, Lesson, check_learning, learning, lessons_of
 from .partial import Partial
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
-CALIBRATION_SEEDS = (0,)  # of each prompt: other prompts teach more than other seeds
 SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
 
 
@@ -51,10 +53,26 @@ class Draft:
     recipe: Recipe
     layouts: list[Layout]
     fold: Fold | None = None
+    lessons: tuple[Job, ...] = ()  # the pictures to be drawn first, and learnt from
 
     @property
     def nbytes(self) -> int:
         return sum(layout.nbytes for layout in self.layouts)
+
+    @property
+    def denoiser(self) -> str:
+        """What its checkpoint is called; only its layers are learnt about."""
+        return self.family.components[self.family.stages["denoise"][0]].weights.component
+
+    @property
+    def packings(self) -> dict[str, Packing]:
+        """The denoiser's."""
+        return next(layout.packings for layout in self.layouts if layout.component == self.denoiser)
+
+    @functools.cached_property
+    def learning(self) -> Learning | None:
+        """What calibration takes."""
+        return learning(self.family, self.lessons, self.packings) if self.lessons else None
 
     @property
     def notes(self) -> list[str]:
@@ -77,9 +95,26 @@ def draft(
     on_download: Tell = tell_stderr,
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
+    calibrate: Sequence[Lesson] = (),
 ) -> Draft:
-    """Opens the model and lays the output out; reads no weights."""
-    found, folder = locate(str(model), on_download)
+    """Opens the model and lays the output out; reads no weights. What cannot be calibrated with is refused before a
+    model is downloaded for it."""
+    manifest = manifests().get(str(model))
+    if calibrate and manifest and not manifest.folder and has_outline(manifest) and not local_folder(manifest):
+        with outlined(manifest) as folder:
+            made = _drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
+            check_learning(manifest, learning(made.family, made.lessons, made.packings))
+    return _drafted(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
+
+
+def _drafted(
+    found: Model,
+    folder: Path,
+    quant: str,
+    fold: int | None,
+    fold_size: tuple[int, int] | None,
+    calibrate: Sequence[Lesson],
+) -> Draft:
     recipe = read_recipe(quant, found.manifest.family)
     family = open_family(found.manifest, folder, Changes())
     made = (part.weights for part in family.components.values())
@@ -90,7 +125,10 @@ def draft(
             f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
         )
     folded = _fold(family, found.manifest, fold, fold_size)
-    return Draft(found, folder, family, recipe, layouts(family, folder, recipe, folded), folded)
+    # A folded copy draws one schedule alone, so that this is the one to learn from.
+    taught = as_folded(found.manifest, _folded(folded))
+    lessons = tuple(lessons_of(taught, family.size_multiple, calibrate))
+    return Draft(found, folder, family, recipe, layouts(family, folder, recipe, folded), folded, lessons)
 
 
 def quantize(
@@ -100,37 +138,43 @@ def quantize(
     quant: str = "q6",
     lora: Sequence[Wanted] = (),
     lora_partial: bool = False,
-    calibrate: Sequence[str] = (),
-    calibrate_with: Mapping[str, Any] | None = None,
+    calibrate: Sequence[Lesson] = (),
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
+    on_step: OnStep | None = None,
     on_download: Tell = tell_stderr,
 ) -> Path:
     """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`.
 
-    LoRAs are merged in full precision before. A run that was cut off goes on where it stopped. `calibrate`: prompts
-    that the full model draws first; what its layers see then decides how the denoiser's weights are rounded.
-    `calibrate_with`: how it draws them (width, height, steps …), if not at its own defaults.
+    LoRAs are merged in full precision before. A run that was cut off goes on where it stopped.
+    `calibrate`: pictures that the full model draws first, calling `on_step`; what its layers see then decides how the
+    denoiser's weights are rounded. Each is a prompt, or a mapping with a prompt and more of generate's parameters
+    (references, steps, width …). They are drawn again if a run was cut off.
     `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
     opened = open_loras(lora, on_download)  # before a model is downloaded for them
-    made = draft(model, quant, on_download, fold, fold_size)
+    made = draft(model, quant, on_download, fold, fold_size, calibrate)
     merge = Merge()
     loras = own_loras(made.model.manifest, on_download) + opened
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
     stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     target = Path(output).expanduser().absolute()
-    recipe, learnt = made.recipe, [list(calibrate), sorted((calibrate_with or {}).items())]
+    recipe, record = made.recipe, _record(made, loras)
+    learnt = record.get("calibrated_with")
     partial = Partial(
         target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt, _entry(made))
     )
     if not partial.there:
         partial.refuse_strangers()  # before the pictures for calibration are drawn
-    record = _record(made, loras) | ({"calibrated_with": learnt} if calibrate else {})
-    seen = {} if partial.there else _seen(made, model, lora, lora_partial, calibrate, calibrate_with or {})
+    seen: dict[tuple[str, str], Statistics] = {}
+    if made.learning and not (partial.there or partial.complete):
+        check_learning(made.model.manifest, made.learning)
+        partial.check_room(made.nbytes)
+        options: dict[str, Any] = {"lora": lora, "lora_partial": lora_partial, "resident": False}
+        seen = _seen(made, load(model, **options, on_download=on_download), on_step)
     inputs = made.fold.inputs(_reader(made.family, made.fold, merge)) if made.fold else None
     conversion = Conversion(
         made.folder,
@@ -178,8 +222,13 @@ def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
         "lora": [each.described() for each in loras],
         "tool": f"mlx-imagegen {__version__}",
-        **({"folded": {"steps": made.fold.folded.steps, "size": made.fold.folded.size}} if made.fold else {}),
+        **({"folded": _folded(made.fold)} if made.fold else {}),
+        **({"calibrated_with": [job.record(manifest.guidance) for job in made.lessons]} if made.lessons else {}),
     }
+
+
+def _folded(fold: Fold | None) -> dict[str, Any] | None:
+    return {"steps": fold.folded.steps, "size": fold.folded.size} if fold else None
 
 
 def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tuple[int, int] | None) -> Fold | None:
@@ -194,6 +243,12 @@ def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tupl
     return fold
 
 
+def _seen(made: Draft, pipeline: Pipeline, on_step: OnStep | None) -> dict[tuple[str, str], Statistics]:
+    """What the full-precision model's layers are given while it draws the pictures, one stage at a time in memory."""
+    found = collect(pipeline, made.lessons, made.packings, on_step)
+    return {(made.denoiser, path): statistics for path, statistics in found.items()}
+
+
 def _entry(made: Draft) -> object:
     return made.fold.folded.entry() if made.fold else None
 
@@ -206,23 +261,6 @@ def _reader(family: Family[Any], fold: Fold, merge: Merge) -> Read:
         return np.array(value.astype(mx.float32)).astype(np.float64)
 
     return read
-
-
-def _seen(
-    made: Draft,
-    model: str | Path,
-    lora: Sequence[Wanted],
-    lora_partial: bool,
-    prompts: Sequence[str],
-    asked: Mapping[str, Any],
-) -> dict[tuple[str, str], Statistics]:
-    """What the full-precision model's layers are given while it draws the prompts."""
-    if not prompts:
-        return {}
-    pipeline = load(model, lora=lora, lora_partial=lora_partial)
-    component = made.family.components[made.family.stages["denoise"][0]].weights.component
-    found = collect(pipeline, prompts, CALIBRATION_SEEDS, **asked)
-    return {(component, path): statistics for path, statistics in found.items()}
 
 
 def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:

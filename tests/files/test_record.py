@@ -41,5 +41,10 @@ def test_what_was_folded_is_folded_again() -> None:
     assert words(record, fold=4, fold_size=(16, 48))[6:10] == ["--fold", "4", "--fold-size", "16x48"]
 
 
+def test_what_was_calibrated_is_calibrated_again() -> None:
+    record = {"source": "/m", "recipe": "q4", "calibrated_with": [{"prompt": "a cat"}], "lora": [STYLE]}
+    assert words(record)[6:9] == ["--calibrate", "FILE", "--lora"]
+
+
 def test_without_a_record_the_model_is_left_open() -> None:
     assert words({})[:6] == ["mlx-imagegen", "quantize", "--model", "MODEL", "--quant", "q6"]

@@ -1,17 +1,23 @@
 """Calibration: what is noted of the inputs, and that packing by it brings outputs closer on inputs not seen."""
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import RequestError
+from mlx_imagegen.files.loading import Changes
+from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.files.outline import outlined
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.packing.affine import as_mlx, pack_rows, unpack_rows
+from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.quantization import calibrate
-from mlx_imagegen.quantization.calibrate import Statistics, collect, pack_calibrated, watching
+from mlx_imagegen.quantization.calibrate import Statistics, blank, collect, pack_calibrated, watching
 from tests.packing.test_affine import drawn, unpacked
 from tests.tiny import draw_flux
 
@@ -93,21 +99,78 @@ def test_codes_are_in_mlxs_order() -> None:
     assert (np.array(read.astype(mx.float32)) == w).all()
 
 
-def test_layers_are_watched_only_inside() -> None:
-    layer, x = Linear(32, 8), mx.random.normal((3, 32))
-    layer.weight = mx.random.normal((8, 32))
-    plain = layer(x)
-    with watching([("a", layer)]) as found:
-        assert mx.array_equal(layer(x), plain)
-    layer(x)
-    assert found["a"].count == 3 and type(layer) is Linear
+def test_what_is_loaded_is_watched_and_only_inside(tmp_path: Path) -> None:
+    components = load(draw_flux(tmp_path / "model")).family.components
+    plain, path = components["transformer"], "transformer_blocks.0.attn.to_q"
+    x = mx.random.normal((3, 64))
+    before = plain.load().transformer_blocks[0].attn.to_q(x)
+    found = {path: Statistics.of(64)}
+    with watching(components, "transformer", found):
+        watched = components["transformer"].load().transformer_blocks[0]
+        assert mx.array_equal(watched.attn.to_q(x), before) and found[path].count == 3
+        watched.attn.to_k(x)
+        components["transformer"].load()
+        watched.attn.to_q(x)
+    assert found[path].count == 6 and mx.allclose(found[path].total, 2 * x.sum(axis=0), atol=1e-5)
+    assert components["transformer"] is plain and not plain.loaded
+    assert type(plain.load().transformer_blocks[0].attn.to_q) is Linear
+
+
+def test_nothing_is_noted_that_no_packing_uses() -> None:
+    """Moments where codes make up for each other's errors; the mean where a bias can take it; else nothing."""
+    with outlined(manifests()["hidream-o1"]) as folder:
+        component = open_family(manifests()["hidream-o1"], folder, Changes()).components["transformer"]
+        four, eight, other = Packing(4, 64), Packing(8, 64), Packing(4, 32, "mxfp4")
+        down, q = (f"model.language_model.layers.3.{name}" for name in ("mlp.down_proj", "self_attn.q_proj"))
+        biased = "model.t_embedder1.mlp.0"
+        shapes = {path: layer.weight.shape for path, layer, _ in component.planned() if isinstance(layer, Linear)}
+        columns = {path: shapes[path][1] for path in (down, q, biased)}
+        found = blank(component, {down: four, q: eight, biased: eight})
+        assert set(found) == {down, biased}
+        assert found[down].nbytes == 4 * columns[down] * (calibrate.BLOCK_COLUMNS + 1)
+        assert found[biased].nbytes == 4 * columns[biased]
+        assert set(blank(component, {down: other, biased: other})) == {biased}
 
 
 def test_a_run_is_noted_layer_by_layer(tmp_path: Path) -> None:
     pipeline = load(draw_flux(tmp_path / "model"))
-    found = collect(pipeline, ["a cat", "a dog"], [1, 2], steps=2, width=64, height=48, max_sequence_length=16)
-    image, pictures, steps = 4 * 3, 4, 2
-    assert found["x_embedder"].count == pictures * steps * image
-    assert found["single_transformer_blocks.2.proj_out"].count == pictures * steps * (image + 16)
-    with pytest.raises(RequestError, match="no prompt"):
-        collect(pipeline, [], [1])
+    jobs = pipeline.jobs(["a cat", "a dog"], seed=[1, 2], steps=2, width=64, height=48, max_sequence_length=16)
+    wanted = ("x_embedder", "single_transformer_blocks.2.proj_out", "transformer_blocks.1.ff.net.2")
+    steps: list[tuple[int, int]] = []
+    packings = {path: Packing(4, 32) for path in wanted}
+    found = collect(pipeline, jobs, packings, lambda event: steps.append((event.picture, event.step)))
+    image, pictures = 4 * 3, 4
+    assert set(found) == set(wanted)
+    assert found["x_embedder"].count == pictures * 2 * image
+    assert found["single_transformer_blocks.2.proj_out"].count == pictures * 2 * (image + 16)
+    assert isinstance(found["x_embedder"].total, np.ndarray)
+    assert steps == [(picture, step) for picture in range(4) for step in (1, 2)]
+
+
+def test_one_stage_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(draw_flux(tmp_path / "model"), resident=False)
+    family, held = pipeline.family, {}
+    layer: list[weakref.ref[Linear]] = []
+
+    def alive() -> bool:
+        gc.collect()
+        return any(reference() is not None for reference in layer)
+
+    def encode(*given: Any, encode: Any = family.encode) -> Any:
+        held["encode"] = family.components["transformer"].loaded
+        return encode(*given)
+
+    def velocity(*given: Any, velocity: Any = family.velocity) -> Any:
+        layer.append(weakref.ref(family.components["transformer"].load().transformer_blocks[0].attn.to_q))
+        held["denoise"] = alive() and not family.components["text_encoder_2"].loaded
+        return velocity(*given)
+
+    def decode(*given: Any, decode: Any = family.decode) -> Any:
+        held["decode"] = alive()
+        return decode(*given)
+
+    for name, function in {"encode": encode, "velocity": velocity, "decode": decode}.items():
+        monkeypatch.setattr(family, name, function)
+    jobs = pipeline.jobs("a cat", seed=1, steps=1, width=64, height=48)
+    assert collect(pipeline, jobs, {"proj_out": Packing(4, 64)})["proj_out"].count == 12
+    assert held == {"encode": False, "denoise": True, "decode": False}

@@ -348,11 +348,13 @@ def test_calibrated_weights_and_biases(source: Path, tmp_path: Path) -> None:
     """Closer on the first velocity of a picture not seen than by the same recipe without."""
     prompts = ["a cat on a mat", "a house by the sea", "three apples", "rain", "two dogs run", "the last train home"]
     drawing = {"width": 128, "height": 96, "steps": 4, "max_sequence_length": 16}
+    lessons = [{"prompt": prompt} | drawing for prompt in prompts]
     plain, made = (
-        quantize(source, tmp_path / f"made{len(asked)}", quant="q4", calibrate=asked, calibrate_with=drawing)
-        for asked in ([], prompts)
+        quantize(source, tmp_path / f"made{len(asked)}", quant="q4", calibrate=asked) for asked in ([], lessons)
     )
-    assert read_json(made / RECORD)["calibrated_with"][0] == prompts
+    known = read_json(made / RECORD)["calibrated_with"]
+    assert [{name: each[name] for name in lessons[0]} for each in known] == lessons
+    assert "calibrated_with" not in read_json(plain / RECORD)
     error = {folder: velocity_error(source, folder) for folder in (plain, made)}
     assert error[made] < 0.9 * error[plain]
     biases = [
@@ -364,11 +366,13 @@ def test_calibrated_weights_and_biases(source: Path, tmp_path: Path) -> None:
         source,
         made,
         quant="q4",
-        calibrate=prompts,
-        calibrate_with=drawing,
+        calibrate=lessons,
         on_progress=lambda *_: pytest.fail("it is there"),
+        on_step=lambda _: pytest.fail("nothing is left to be learnt"),
     )
     assert again == made
+    with pytest.raises(QuantizationError, match="other files or by another recipe"):
+        quantize(source, made, quant="q4", calibrate=[*lessons[:-1], lessons[-1] | {"seed": 1}])
 
 
 @pytest.mark.parametrize("name", ["qwen_image/image", "qwen_image/edit", "hidream_o1"])
@@ -402,7 +406,7 @@ def test_the_command(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> N
         (["--quant", "q9", "-o", "x"], "no recipe is called 'q9'"),
         (["--bits", 4], "-o FOLDER is missing"),
         (["--bits", 4, "-o", "x", "--workers", 0], "--workers 0"),
-        (["--bits", 4, "-o", "x", "--calibrate", "none.txt"], "cannot be read"),
+        (["--bits", 4, "-o", "x", "--calibrate", "none.txt"], "--calibrate: none.txt is not there"),
         (["--bits", 4, "-o", "x", "--steps", 2], "add --calibrate FILE"),
         (["--bits", 4, "-o", "deep/er/x"], "is not a folder; make it first"),
     ],
