@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import mlx.core as mx
-import numpy as np
 from PIL import Image
 
 from .errors import QuantizationError
@@ -21,6 +20,8 @@ from .files.keys import Target
 from .files.loading import Changes, Component
 from .files.manifest import Manifest
 from .folding import Fold
+from .layers.patches import Grid
+from .random import TorchGenerator
 from .sampling import Schedule, Solver, euler
 
 Branch = TypeVar("Branch")
@@ -89,7 +90,11 @@ class Family(ABC, Generic[Branch]):
     @property
     @abstractmethod
     def size_multiple(self) -> int:
-        """Width and height must be multiples of this many pixels."""
+        """Width and height must be multiples of this many pixels: the side of one token."""
+
+    def grid(self, settings: Settings) -> Grid:
+        """The picture's rows and columns in tokens."""
+        return settings.height // self.size_multiple, settings.width // self.size_multiple
 
     @property
     def seam_pixels(self) -> int | None:
@@ -101,8 +106,16 @@ class Family(ABC, Generic[Branch]):
         """A branch, and notes for the user (what was cut off)."""
 
     @abstractmethod
+    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        """[1, C, h, w]: of the noise, of a clean picture, and of what `pack` takes."""
+
     def noise(self, seed: int, settings: Settings) -> mx.array:
-        """Unit normals, equal to the reference's for this seed: [1, C, h, w]."""
+        """Unit normals, equal to the reference's for this seed."""
+        return TorchGenerator(seed).randn(self.shape(settings))
+
+    @abstractmethod
+    def pack(self, x: mx.array) -> mx.array:
+        """[1, C, h, w] -> the loop's layout, [1, tokens, values]."""
 
     @abstractmethod
     def schedule(self, settings: Settings) -> Schedule: ...
@@ -116,13 +129,13 @@ class Family(ABC, Generic[Branch]):
         """dx/dsigma at step `index`; x in the loop's layout."""
 
     @abstractmethod
-    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
-        """[H, W, 3] in 0..1."""
+    def decode(self, x: mx.array, settings: Settings) -> mx.array:
+        """The loop's x -> pixels [H, W, 3] in -1..1, or a little beyond."""
 
     @abstractmethod
-    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array | None]:
-        """A picture [H, W, 3] in 0..1 -> (clean latents as `noise` is shaped, the noise for them if drawing them
-        moved the seed's stream), for starting from a picture."""
+    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array | None]:
+        """Pixels [H, W, 3] in -1..1 -> (the clean picture as `shape` has it, the noise for it if drawing it moved the
+        seed's stream), for starting from a picture."""
 
     def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
         """How many tokens of these reference pictures stand beside the picture's own in every step."""
@@ -149,10 +162,6 @@ class Family(ABC, Generic[Branch]):
         """Packed unit normals -> the loop's x at sigma 1."""
         return x
 
-    def pack(self, latents: mx.array) -> mx.array:
-        """[1, C, h, w] -> the loop's layout."""
-        return latents
-
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
         """What LoRAs call a component's modules in other words than ours -> our modules."""
         return {}
@@ -160,5 +169,5 @@ class Family(ABC, Generic[Branch]):
     def solver(
         self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
     ) -> Solver:
-        """`step_noise`: unit normals as `noise` is shaped, one a step, for samplers that draw them."""
+        """`step_noise`: unit normals as `shape` has it, one a step, for samplers that draw them."""
         return euler(schedule)

@@ -268,7 +268,11 @@ class Pipeline:
         return x
 
     def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
-        return to_image(self.family.decode(x, settings))
+        return to_image(self._pixels(x, settings))
+
+    def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
+        """[H, W, 3] in 0..1"""
+        return np.clip(np.array(self.family.decode(x, settings)) / 2 + 0.5, 0, 1)
 
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
@@ -279,7 +283,8 @@ class Pipeline:
                 return family.start(family.pack(noise), settings)
         self._load("look", report)
         with report.stage("encode"):
-            clean, drawn = family.look(to_pixels(job.image, (settings.width, settings.height)), job.seed)
+            pixels = mx.array(to_pixels(job.image, (settings.width, settings.height)) * 2 - 1)
+            clean, drawn = family.look(pixels, job.seed)
             mx.eval(clean)
         if not self.residency.resident:
             self._release("look", report)
@@ -322,7 +327,7 @@ class Pipeline:
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
         with report.stage("decode"):
-            pixels = self.family.decode(x, job.settings)
+            pixels = self._pixels(x, job.settings)
             _check_finite(pixels)
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)

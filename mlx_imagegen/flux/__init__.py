@@ -4,6 +4,7 @@ CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel la
 dev transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from ..files.keys import Target
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
 from ..folding import Fold
-from ..layers.latents import packed, unpacked
+from ..layers.patches import patchified, unpatchified
+from ..layers.posterior import drawn
 from ..layers.rope import Rope, rope_tables
 from ..precision import VAE_DTYPE, compute_dtype
-from ..random import TorchGenerator
 from ..sampling import Schedule, flow_match_schedule
 from ..text.clip import ClipTextModel
 from ..text.t5 import T5Encoder
@@ -31,7 +32,9 @@ from .modulation import tabulate
 from .transformer import FluxTransformer, Modulation
 from .vae import Decoder, Encoder
 
-THETA = 10000.0  # diffusers fixes rope's base in code
+# Both are fixed in diffusers' code: a token's side in latents, and rope's base.
+SIDE = 2
+THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Flux(Family[FluxBranch]):
 
     @property
     def size_multiple(self) -> int:
-        return 2 * self.files.vae_config.scale_factor  # the transformer sees 2x2 latents as one token
+        return SIDE * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
         clip_ids, clip_cut = clip_tokenizer(self.files.tokenizer).encode(prompt.text)
@@ -91,11 +94,15 @@ class Flux(Family[FluxBranch]):
             )
         return FluxBranch(txt, pooled), notes
 
-    def noise(self, seed: int, settings: Settings) -> mx.array:
-        return TorchGenerator(seed).randn(self._latent_shape(settings))
+    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        rows, columns = self.grid(settings)
+        return 1, self.files.vae_config.latent_channels, SIDE * rows, SIDE * columns
+
+    def pack(self, x: mx.array) -> mx.array:
+        return patchified(x, SIDE)
 
     def schedule(self, settings: Settings) -> Schedule:
-        return flow_match_schedule(self.files.scheduler, settings.steps, self._tokens(settings))
+        return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
 
     def prepare(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> list[FluxBranch]:
         tables = tabulate(
@@ -120,24 +127,16 @@ class Flux(Family[FluxBranch]):
 
         return conditioning.guided(branch)
 
-    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
-        _, _, height, width = self._latent_shape(settings)
-        latents = unpacked(x.astype(VAE_DTYPE), height, width)
+    def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels = decoder.decode(latents)
-        return np.clip(np.array(pixels[0]) / 2 + 0.5, 0, 1)
+        return decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
 
-    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array]:
-        """diffusers draws the posterior's sample from the seed's stream first, the starting noise after it."""
+    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
-        mean, logvar = encoder.encode(mx.array(picture * 2 - 1, VAE_DTYPE)[None])  # [1, 16, h, w] each
-        stream = TorchGenerator(seed)
-        sample = mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
+        mean, logvar = encoder.encode(picture[None])
+        sample, noise = drawn(mean, logvar, seed)
         config = self.files.vae_config
-        return (sample - config.shift_factor) * config.scaling_factor, stream.randn(mean.shape)
-
-    def pack(self, latents: mx.array) -> mx.array:
-        return packed(latents)
+        return (sample - config.shift_factor) * config.scaling_factor, noise
 
     def fold(self, settings: Settings) -> Fold:
         """SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their
@@ -152,18 +151,9 @@ class Flux(Family[FluxBranch]):
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
         return lora_names(component, modules)
 
-    def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        factor = self.files.vae_config.scale_factor
-        return 1, self.files.vae_config.latent_channels, settings.height // factor, settings.width // factor
-
-    def _tokens(self, settings: Settings) -> int:
-        _, _, height, width = self._latent_shape(settings)
-        return (height // 2) * (width // 2)
-
     def _rope(self, text_length: int, settings: Settings) -> Rope:
         """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""
-        _, _, height, width = self._latent_shape(settings)
-        rows, columns = np.mgrid[0 : height // 2, 0 : width // 2]
-        image = np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3)
+        rows, columns = np.indices(self.grid(settings)).reshape(2, -1)
+        image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
         positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image])
         return rope_tables(positions, self.files.config.axes_dims_rope, THETA)

@@ -19,11 +19,11 @@ from ..errors import ConfigError
 from ..files.config import Config
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
+from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
 from ..precision import VAE_DTYPE
 
 NORM_EPS = 1e-6  # diffusers fixes it in code, for every norm of its autoencoders
-LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ class Encoder(nn.Module):
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
         """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by (z - shift) * scaling."""
-        moments = self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined().transpose(0, 3, 1, 2)
-        mean, logvar = mx.split(moments, 2, axis=1)
-        return mean, mx.clip(logvar, *LOGVAR_RANGE)
+        return posterior(self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined())
 
     def __call__(self, x: Strips) -> Strips:
         x = self.conv_in(x)

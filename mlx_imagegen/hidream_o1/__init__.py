@@ -16,9 +16,9 @@ from ..family import Conditioning, Family, Prompt, Settings
 from ..files.keys import Target
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
+from ..layers.patches import patchified, unpatchified
 from ..layers.rope import Rope
 from ..precision import RESIDUAL_DTYPE, compute_dtype
-from ..random import TorchGenerator
 from ..sampling import (
     Schedule,
     Solver,
@@ -32,7 +32,7 @@ from ..sampling import (
 from ..text.qwen import KeyValues, mrope
 from .editing import Sight
 from .files import TABLE, HiDreamFiles, open_files
-from .tokens import Grid, patchified, positions, prompt_ids, unpatchified
+from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
 
 
@@ -86,12 +86,18 @@ class HiDream(Family[HiDreamBranch]):
                 deepstack.append(mx.zeros_like(txt))
                 deepstack[-1][0, places] = level.astype(RESIDUAL_DTYPE)
         mx.eval(txt, deepstack)
-        where = positions(ids, config, self._grid(settings), seen.shown, seen.grids)
+        where = positions(ids, config, self.grid(settings), seen.shown, seen.grids)
         return HiDreamBranch(txt, where, tuple(deepstack), seen.patches), notes
+
+    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        return 1, self.patch.in_channels, settings.height, settings.width
 
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Upstream seeds the generator with seed + 1."""
-        return TorchGenerator(seed + 1).randn((1, self.patch.in_channels, settings.height, settings.width))
+        return super().noise(seed + 1, settings)
+
+    def pack(self, x: mx.array) -> mx.array:
+        return patchified(x, self.patch.patch_size)
 
     def schedule(self, settings: Settings) -> Schedule:
         extras = settings.extras
@@ -125,12 +131,11 @@ class HiDream(Family[HiDreamBranch]):
 
         return conditioning.guided(branch)
 
-    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
-        picture = unpatchified(x, self._grid(settings), self.patch.patch_size)[0]  # [C, H, W]
-        return np.clip(np.array(picture.transpose(1, 2, 0)) / 2 + 0.5, 0, 1)
+    def decode(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), self.patch.patch_size)[0].transpose(1, 2, 0)
 
-    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, None]:
-        return mx.array(picture * 2 - 1).transpose(2, 0, 1)[None], None
+    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, None]:
+        return picture.transpose(2, 0, 1)[None], None
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x
@@ -142,9 +147,6 @@ class HiDream(Family[HiDreamBranch]):
     def forget(self) -> None:
         self._sight.forget()  # a LoRA may change the vision tower
 
-    def pack(self, latents: mx.array) -> mx.array:
-        return patchified(latents, self.patch.patch_size)
-
     def solver(
         self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
     ) -> Solver:
@@ -155,7 +157,7 @@ class HiDream(Family[HiDreamBranch]):
             return euler(schedule)
         # A stream of its own, of another kind: upstream's is the starting noise's, which it would repeat on the CPU.
         keys = mx.random.split(mx.random.key(seed), schedule.steps)
-        shape = (1, self.patch.in_channels, settings.height, settings.width)
+        shape = self.shape(settings)
 
         def noise(index: int) -> mx.array:
             return self.pack(mx.random.normal(shape, key=keys[index]) if step_noise is None else step_noise[index])
@@ -164,9 +166,6 @@ class HiDream(Family[HiDreamBranch]):
 
     def _transformer(self) -> HiDreamTransformer:
         return cast(HiDreamTransformer, self.components["transformer"].load())
-
-    def _grid(self, settings: Settings) -> Grid:
-        return settings.height // self.patch.patch_size, settings.width // self.patch.patch_size
 
     def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
         """The words that fit into `length` tokens, and a note about those that do not."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..family import Prompt, Settings
 from ..image import to_pixels
+from ..layers.patches import Grid, patchified
 from ..precision import compute_dtype
 from ..text.patches import to_patches
 from .files import HiDreamFiles
 from .references import Reference, prepared
-from .tokens import Grid, patchified
 from .vision import Features, open_tower, see
 
 

@@ -1,6 +1,6 @@
-"""The sequence that HiDream-O1 reads: ids of the prompt, positions of all tokens, pictures as patches.
+"""The sequence that HiDream-O1 reads: ids of the prompt, positions of all tokens.
 
-In: words, picture sizes, pixels. Out: ids, positions [3, L] and patches [1, L, C p p], as upstream lays them out:
+In: words, picture sizes. Out: ids and positions [3, L], as upstream lays them out:
 
     <|im_start|>user \\n [each reference's features] prompt <|im_end|> \\n <|im_start|>assistant \\n <|boi|> <|tms|>
     then the target's patches, then each reference's patches
@@ -8,15 +8,13 @@ In: words, picture sizes, pixels. Out: ids, positions [3, L] and patches [1, L, 
 
 from collections.abc import Sequence
 
-import mlx.core as mx
 import numpy as np
 
 from ..errors import RequestError
+from ..layers.patches import Grid
 from ..text.qwen import text_positions
 from ..text.tokenizer import Tokenizer
 from .config import HiDreamConfig
-
-Grid = tuple[int, int]  # rows, columns
 
 START, END = "<|im_start|>", "<|im_end|>"
 PICTURE = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
@@ -55,17 +53,3 @@ def positions(
 def _grid_positions(grid: Grid, start: int) -> np.ndarray:
     rows, columns = np.indices(grid).reshape(2, -1)
     return np.stack([np.zeros_like(rows), rows, columns]) + start
-
-
-def patchified(x: mx.array, patch: int) -> mx.array:
-    """[1, C, H, W] -> [1, H/p * W/p, C p p]; a patch's values are ordered (channel, row, column)."""
-    batch, channels, height, width = x.shape
-    x = x.reshape(batch, channels, height // patch, patch, width // patch, patch).transpose(0, 2, 4, 1, 3, 5)
-    return x.reshape(batch, (height // patch) * (width // patch), channels * patch**2)
-
-
-def unpatchified(x: mx.array, grid: Grid, patch: int) -> mx.array:
-    """[1, rows * columns, C p p] -> [1, C, H, W]"""
-    rows, columns = grid
-    x = x.reshape(x.shape[0], rows, columns, -1, patch, patch).transpose(0, 3, 1, 4, 2, 5)
-    return x.reshape(x.shape[0], -1, rows * patch, columns * patch)

@@ -20,11 +20,11 @@ from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
 from ..folding import Fold, Folded
 from ..image import fingerprint, to_pixels
-from ..layers.latents import packed, unpacked
+from ..layers.patches import Grid, patchified, unpatchified
+from ..layers.posterior import drawn
 from ..layers.rope import Rope, rope_tables
 from ..planning import memory
 from ..precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
-from ..random import TorchGenerator
 from ..sampling import Schedule, flow_match_schedule
 from ..text.patches import to_patches
 from ..text.qwen import LanguageModel, mrope, text_positions
@@ -32,7 +32,7 @@ from ..text.tokenizer import Tokenizer, qwen_tokenizer
 from .files import TABLE, QwenImageFiles, columns, open_files
 from .lightning import lightning_notes
 from .modulation import fold_inputs, modulators
-from .positions import Grid, positions
+from .positions import positions
 from .prompts import ids_of
 from .tables import find
 from .transformer import Modulation, QwenImageTransformer
@@ -112,16 +112,19 @@ class QwenImage(Family[QwenImageBranch]):
         mx.eval(txt)
         return QwenImageBranch(txt, seen), notes if read.cut else []
 
-    def noise(self, seed: int, settings: Settings) -> mx.array:
-        return TorchGenerator(seed).randn(self._latent_shape(settings))
+    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        side, (rows, columns) = self.files.config.patch_size, self.grid(settings)
+        return 1, self.files.vae_config.z_dim, side * rows, side * columns
+
+    def pack(self, x: mx.array) -> mx.array:
+        return patchified(x, self.files.config.patch_size)
 
     def schedule(self, settings: Settings) -> Schedule:
-        rows, columns = self._grid(settings)
         config = self.files.scheduler
         if "shift" in settings.extras:
             shift = settings.extras["shift"]
             config = replace(config, use_dynamic_shifting=False, shift=shift, shift_terminal=None)
-        schedule = flow_match_schedule(config, settings.steps, rows * columns)
+        schedule = flow_match_schedule(config, settings.steps, math.prod(self.grid(settings)))
         if self.files.folded is not None:
             folder, size = self.files.tokenizer.parent, (settings.width, settings.height)
             self.files.folded.check(schedule.timesteps, folder, settings.steps, size, settings.extras.get("shift"))
@@ -130,9 +133,9 @@ class QwenImage(Family[QwenImageBranch]):
     def prepare(
         self, branches: Sequence[QwenImageBranch], schedule: Schedule, settings: Settings
     ) -> list[QwenImageBranch]:
-        grids = (self._grid(settings), *branches[0].seen.grids)
+        grids = (self.grid(settings), *branches[0].seen.grids)
         longest = max(branch.txt.shape[1] for branch in branches)
-        together = self._in_one_batch(longest + sum(rows * columns for rows, columns in grids))
+        together = self._in_one_batch(longest + sum(map(math.prod, grids)))
         axes = self.files.config.axes_dims_rope
         ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
         return [
@@ -156,22 +159,15 @@ class QwenImage(Family[QwenImageBranch]):
             unwanted = self._branch(x, index, negative, length)
         return guided(wanted, unwanted, conditioning.cfg)
 
-    def decode(self, x: mx.array, settings: Settings) -> np.ndarray:
-        _, _, height, width = self._latent_shape(settings)
+    def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels = decoder.decode(unpacked(x.astype(VAE_DTYPE), height, width))
-        return np.clip(np.array(pixels[0]) / 2 + 0.5, 0, 1)
+        return decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
 
-    def look(self, picture: np.ndarray, seed: int) -> tuple[mx.array, mx.array]:
-        """diffusers draws the posterior's sample from the seed's stream first, the starting noise after it."""
+    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
-        mean, logvar = encoder.encode(mx.array(picture * 2 - 1, VAE_DTYPE)[None])  # [1, C, h, w] each
-        stream = TorchGenerator(seed)
-        sample = mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
-        return normalised(sample, self.files.vae_config), stream.randn(mean.shape)
-
-    def pack(self, latents: mx.array) -> mx.array:
-        return packed(latents)
+        mean, logvar = encoder.encode(picture[None])
+        sample, noise = drawn(mean, logvar, seed)
+        return normalised(sample, self.files.vae_config), noise
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -242,11 +238,12 @@ class QwenImage(Family[QwenImageBranch]):
             tower = self.components["vision"].load()
             features = [see(tower, patch, compute_dtype()) for patch in patches]
             latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
-            grids = tuple((z.shape[2] // 2, z.shape[3] // 2) for z in latents)
+            side = self.files.config.patch_size
+            grids = tuple((z.shape[2] // side, z.shape[3] // side) for z in latents)
             seen = Seen(
                 tuple(features),
                 tuple(p.merged for p in patches),
-                mx.concatenate([packed(z) for z in latents], axis=1),
+                mx.concatenate([self.pack(z) for z in latents], axis=1),
                 grids,
             )
             mx.eval(seen.features, seen.latents)
@@ -255,7 +252,7 @@ class QwenImage(Family[QwenImageBranch]):
 
     def _latents(self, picture: Image.Image) -> mx.array:
         """[1, C, h, w], in the loop's scale; the posterior's mode, not a sample."""
-        mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(picture) * 2 - 1, VAE_DTYPE)[None])
+        mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(picture) * 2 - 1)[None])
         return normalised(mean, self.files.vae_config)
 
     def _in_one_batch(self, tokens: int) -> bool:
@@ -267,14 +264,6 @@ class QwenImage(Family[QwenImageBranch]):
         activations = tokens * 16 * self.files.config.inner_dim * compute_dtype().size
         usable = memory.physical_bytes() * memory.USABLE_SHARE
         return self.components["transformer"].nbytes + 2 * activations <= usable
-
-    def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        config = self.files.vae_config
-        return 1, config.z_dim, settings.height // config.scale_factor, settings.width // config.scale_factor
-
-    def _grid(self, settings: Settings) -> Grid:
-        """The picture's rows and columns in tokens."""
-        return settings.height // self.size_multiple, settings.width // self.size_multiple
 
 
 def guided(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Grid = tuple[int, int]  # rows, columns
+from ..layers.patches import Grid
 
 
 def positions(text: int, grids: Sequence[Grid]) -> np.ndarray:

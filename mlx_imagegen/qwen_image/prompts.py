@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import RequestError
+from ..layers.patches import Grid
 from ..text.tokenizer import Tokenizer
 from .editing import Editing
-from .positions import Grid
 
 END = "<|im_end|>\n<|im_start|>assistant\n"
 GENERATE = (

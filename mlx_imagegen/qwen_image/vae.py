@@ -21,11 +21,11 @@ from ..errors import ConfigError
 from ..files.config import Config
 from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
+from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
 from ..precision import VAE_DTYPE
 
 LEAST_LENGTH = 1e-12  # torch's F.normalize divides by at least this
-LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ class Encoder(nn.Module):
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
         """[B, H, W, 3] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w] each."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
-        moments = self.quant_conv(x.joined()).transpose(0, 3, 1, 2)
-        mean, logvar = mx.split(moments, 2, axis=1)
-        return mean, mx.clip(logvar, *LOGVAR_RANGE)
+        return posterior(self.quant_conv(x.joined()))
 
 
 class DecoderStack(nn.Module):

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..errors import ConfigError, RequestError
 from ..files.config import Config
+from ..layers.patches import Grid
 
-Grid = tuple[int, int]  # rows, columns
 COLOURS = 3
 STEEPEST = 200  # transformers refuses narrower pictures
 

@@ -15,7 +15,7 @@ from mlx_imagegen.family import Prompt, Settings
 from mlx_imagegen.files.loading import Changes
 from mlx_imagegen.files.manifest import recognise
 from mlx_imagegen.hidream_o1 import HiDream, HiDreamBranch
-from mlx_imagegen.hidream_o1.tokens import unpatchified
+from mlx_imagegen.layers.patches import unpatchified
 from mlx_imagegen.pipeline import Pipeline, load
 from mlx_imagegen.sampling import timesteps_schedule
 from mlx_imagegen.text.qwen import mrope

@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -16,7 +15,7 @@ from mlx_imagegen.files.keys import same_names
 from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.hidream_o1.config import HiDreamConfig, open_config
 from mlx_imagegen.hidream_o1.files import Model, check
-from mlx_imagegen.hidream_o1.tokens import patchified, positions, unpatchified
+from mlx_imagegen.hidream_o1.tokens import positions
 from mlx_imagegen.hidream_o1.vision import open_tower
 
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
@@ -78,11 +77,3 @@ def test_positions_at_real_sizes() -> None:
         ids = recorded[f"{name}.text_ids"].tolist()
         got = positions(ids, config, tuple(case["tgt"]), case["conds"], [tuple(grid) for grid in case["refs"]])
         assert (got == recorded[f"{name}.position_ids"]).all(), name
-
-
-def test_patches_are_ordered_channel_row_column() -> None:
-    picture = mx.arange(3 * 4 * 6).reshape(1, 3, 4, 6)
-    patches = patchified(picture, 2)
-    assert patches.shape == (1, 6, 12)
-    assert patches[0, 1].tolist() == [2, 3, 8, 9, 26, 27, 32, 33, 50, 51, 56, 57]
-    assert (unpatchified(patches, (2, 3), 2) == picture).all()
