@@ -257,12 +257,19 @@ def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: in
 def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
     """Fills `target`; loops because one read call gives at most 2 GiB on Linux and macOS."""
     done = 0
-    with tensor.path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while done < len(target):
-            count = file.readinto(target[done : done + 2**30])
-            if not count:
-                raise CheckpointError(
-                    f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}"
-                )
-            done += count
+    try:
+        with tensor.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while done < len(target):
+                count = file.readinto(target[done : done + 2**30])
+                if not count:
+                    raise CheckpointError(
+                        f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}"
+                    )
+                done += count
+    except FileNotFoundError as error:
+        raise MissingFile(f"{tensor.path} went away before '{tensor.name}' was read; put it back.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{tensor.path}: '{tensor.name}' cannot be read ({error.strerror}); see to its permissions and its disk."
+        ) from error

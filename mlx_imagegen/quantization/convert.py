@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, MissingFile
+from ..errors import CheckpointError, MissingFile, QuantizationError
 from ..files.checkpoint import DTYPES
 from ..files.keys import Slice
 from ..files.loading import Progress
@@ -238,12 +238,15 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
         return
     layer = piece.component, piece.path
     statistics = conversion.statistics.get(layer)
-    if statistics is None:
-        parts = pack_rows(values, piece.packing, conversion.search, conversion.importance.get(layer))
-    else:
-        parts, shift = pack_calibrated(values, piece.packing, statistics)
-        if job.bias is not None:
-            _write_bias(conversion, job.bias, row, shift)
+    try:
+        if statistics is None:
+            parts, shift = pack_rows(values, piece.packing, conversion.search, conversion.importance.get(layer)), None
+        else:
+            parts, shift = pack_calibrated(values, piece.packing, statistics)
+    except QuantizationError as error:
+        raise QuantizationError(f"{part.tensor.path}, '{part.tensor.name}': {error}") from error
+    if job.bias is not None and shift is not None:
+        _write_bias(conversion, job.bias, row, shift)
     for name, packed in parts.items():
         _write_rows(job, name, row, packed)
 
@@ -313,7 +316,7 @@ def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
 
 def _belongs(path: Path) -> bool:
     kind = path.suffix in COPIED or path.name.startswith(COPIED_NAMES)
-    made_anew = path.name == RECORD or path.name.endswith(".safetensors.index.json") or path.name[0] == "."
+    made_anew = path.name == RECORD or ".safetensors.index." in path.name or path.name[0] == "."  # variants' too
     return kind and not made_anew and path.is_file() and path.stat().st_size <= COPIED_BYTES
 
 

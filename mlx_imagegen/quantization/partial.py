@@ -101,8 +101,10 @@ class Partial:
             file.seek(0)
             *lines, torn = file.read().decode(errors="replace").split("\n")
             if lines[:1] != [self.identity]:
-                _clear(self.folder)
+                # Record and journal go first: whoever left them must not find them beside what is cleared by half.
+                (self.folder / RECORD).unlink(missing_ok=True)
                 file.truncate(0)
+                _clear(self.folder)
                 file.write(f"{self.identity}\n".encode())
                 lines = []
             elif torn:

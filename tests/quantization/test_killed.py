@@ -115,3 +115,22 @@ def test_killed_from_outside_at_any_time(source: Path, whole: dict[str, str], tm
             os.kill(child.pid, signal.SIGKILL)
         assert not target.exists() or digest(target) == whole
     assert digest(quantize(source, target, quant="q4")) == whole
+
+
+@pytest.mark.parametrize("moment", ["between two rows", "after the record"])
+def test_killed_while_another_one_s_leavings_are_cleared(
+    source: Path, whole: dict[str, str], tmp_path: Path, moment: str
+) -> None:
+    """The first one, run once more, must not find its own journal or record beside files that are gone."""
+    target = tmp_path / "made"
+    die(source, target, moment)
+    clears = """
+def clear(folder):
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    dies()
+partial._clear = clear"""
+    code = CODE.format(dies=DIES, moment=clears).replace('quant="q4"', 'quant="q8"')
+    done = subprocess.run([sys.executable, "-c", code, source, target], cwd=ROOT, check=False, stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert digest(quantize(source, target, quant="q4")) == whole

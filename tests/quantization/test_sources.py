@@ -1,0 +1,118 @@
+"""The converter's sources: in shards, under a variant's name, damaged, exchanged or gone while they are read."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.errors import CheckpointError, MissingFile, OutputError, QuantizationError
+from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.manifest import RECORD
+from mlx_imagegen.quantization import partial
+from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.quantization.test_convert import digest
+from tests.tiny import WEIGHTS, draw_flux
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return draw_flux(tmp_path / "source")
+
+
+def cut_into_shards(folder: Path, index: str, variant: str = "") -> None:
+    """Three files; each tensor in another than the one before it."""
+    tensors = dict(mx.load(str(folder / WEIGHTS)))
+    mx.eval(tensors)
+    (folder / WEIGHTS).unlink()
+    weight_map = {}
+    for number in range(3):
+        name = f"diffusion_pytorch_model{variant}-{number + 1:05}-of-00003.safetensors"
+        part = {key: tensors[key] for key in sorted(tensors)[number::3]}
+        mx.save_safetensors(str(folder / "transformer" / name), part)
+        weight_map |= dict.fromkeys(part, name)
+    (folder / "transformer" / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(("ending", "variant"), [("index.json", ""), ("index.fp16.json", ".fp16")])
+def test_a_source_in_shards(source: Path, tmp_path: Path, ending: str, variant: str) -> None:
+    whole = quantize(source, tmp_path / "whole", quant="q4")
+    cut_into_shards(source, f"diffusion_pytorch_model.safetensors.{ending}", variant)
+    made = quantize(source, tmp_path / "made", quant="q4")
+    names = {path.name for path in (made / "transformer").iterdir()}
+    assert names == {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}  # small enough for one file
+    ours, theirs = (open_checkpoint(folder / "transformer") for folder in (made, whole))
+    assert ours.keys() == theirs.keys()
+    assert all((tensor.bytes() == theirs[name].bytes()).all() for name, tensor in ours.items())
+    load(made)
+
+
+def test_a_source_that_is_exchanged_and_put_back(source: Path, tmp_path: Path) -> None:
+    """With its old time and place it looks as if nothing had been: what was read meanwhile must not count as done."""
+    other, mine, target = draw_flux(tmp_path / "other", seed=1), tmp_path / "mine", tmp_path / "made"
+    calls: list[Any] = []
+
+    def exchange(*call: Any) -> None:
+        calls.append(call)
+        if len(calls) == 120:
+            (source / WEIGHTS).rename(mine)
+            shutil.copyfile(other / WEIGHTS, tmp_path / "beside")
+            (tmp_path / "beside").rename(source / WEIGHTS)
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        quantize(source, target, quant="q4", workers=1, on_progress=exchange)
+    mine.rename(source / WEIGHTS)
+    quantize(source, target, quant="q4")
+    assert digest(target) == digest(quantize(source, tmp_path / "whole", quant="q4"))
+
+
+def test_a_source_that_changes_after_its_last_row(source: Path, tmp_path: Path) -> None:
+    def touch(component: str, done: int, total: int) -> None:
+        if done == total:
+            os.utime(source / WEIGHTS)
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        quantize(source, tmp_path / "made", quant="q4", on_progress=touch)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_source_that_goes_away(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="went away"):
+        quantize(source, tmp_path / "made", quant="q4", on_progress=lambda *_: shutil.rmtree(source, True))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_weight_that_is_no_number_is_named(source: Path, tmp_path: Path) -> None:
+    tensors, name = dict(mx.load(str(source / WEIGHTS))), "transformer_blocks.1.attn.to_k.weight"
+    values = np.array(tensors[name].astype(mx.float32))
+    values[3, 5] = np.nan
+    mx.eval(tensors)
+    mx.save_safetensors(str(source / WEIGHTS), tensors | {name: mx.array(values).astype(mx.bfloat16)})
+    with pytest.raises(QuantizationError, match=rf"{WEIGHTS}, '{name}': .* not finite"):
+        quantize(source, tmp_path / "made", quant="q4")
+
+
+def test_the_room_is_that_of_what_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = draft(source, "q4").nbytes
+    for free, fits in ((need, False), (2 * need, True)):  # configs and tokenizers come on top
+        usage = shutil._ntuple_diskusage(10**12, 0, partial.SPARE_BYTES + free)  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        if fits:
+            quantize(source, tmp_path / "made", quant="q4")
+            continue
+        with pytest.raises(OutputError, match="Free some room"):
+            quantize(source, tmp_path / "made", quant="q4")
+
+
+def test_the_sources_revision_is_recorded(tmp_path: Path) -> None:
+    """As the hub's cache has it: a snapshot's folder is called by its commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    made = quantize(draw_flux(tmp_path / commit), tmp_path / "made", quant="q8")
+    record = read_json(made / RECORD)
+    assert record["revision"] == commit and set(record["bits_per_weight"]) == {"transformer"}
