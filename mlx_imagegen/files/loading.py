@@ -12,18 +12,21 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import CheckpointError, MismatchError, QuantizationError
+from ..errors import CheckpointError, ConfigError, MismatchError, QuantizationError
 from ..layers.embed import Table
 from ..layers.linear import Linear, Packing
 from ..packing.weighting import importance
 from .checkpoint import Checkpoint
 from .keys import Rename, Slice, same_names, slices
+
+if TYPE_CHECKING:
+    from ..lora.merge import Merge
 
 Module = TypeVar("Module", bound=nn.Module)
 Shape = tuple[int, ...]
@@ -43,34 +46,6 @@ class Pack(Protocol):
     ) -> dict[str, mx.array]: ...
 
 
-class Merge(Protocol):
-    """Chosen LoRAs. A tensor that none of them touches comes back as it is."""
-
-    def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
-        """The full-precision tensor -> the tensor with every LoRA merged, in float32."""
-        ...
-
-    def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
-        """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
-        ...
-
-    def touches(self, component: str, path: str, parameter: str = "weight") -> bool: ...
-
-    def identity(self, component: str, paths: Collection[str]) -> list[str]:
-        """What is merged into these layers, for what is computed from them and kept; empty if nothing is."""
-        ...
-
-    def use(self, component: str, paths: Collection[str]) -> None:
-        """Notes that the picture uses these layers' changes, in a result that was kept."""
-        ...
-
-    def measure(
-        self, component: str, path: str, before: mx.array, after: mx.array, pack: "Pack", packing: Packing
-    ) -> None:
-        """Notes how much of the change in a weight is left when it is packed."""
-        ...
-
-
 @dataclass(frozen=True)
 class Changes:
     """What is done to weights on their way in. The defaults change nothing."""
@@ -79,7 +54,7 @@ class Changes:
     pack: Pack | None = None
     # Whether a component's dense matrices are rounded to 16 bits, as they would be in a quantized checkpoint.
     halves: Callable[[str], bool] | None = None
-    merge: Merge | None = None
+    merge: "Merge | None" = None
     progress: Progress | None = None
     # A component's full-precision weights, where what is opened is quantized already: LoRAs merge into those.
     source: "Callable[[str], Weights] | None" = None
@@ -109,8 +84,7 @@ class Weights:
         config: Mapping[str, object] | None = None,
         changes: Changes | None = None,
     ) -> "Weights":
-        stored = (config or {}).get("quantization") or {}
-        packings = {path: Packing(**entry) for path, entry in stored.items()}  # type: ignore[attr-defined]
+        packings = _packings((config or {}).get("quantization") or {}, checkpoint)
         if packings and changes and changes.recipe:
             raise QuantizationError(
                 f"{checkpoint.where} is quantized already, and quantizing it again would add the errors of both. Leave"
@@ -142,7 +116,7 @@ class Weights:
             "misshapen": [
                 f"{name} {list(stored.shape)} (expected {list(value.shape)})"
                 for name, stored, value in present
-                if _ours(stored.shape, value.shape) is None
+                if not _fits(stored.shape, value.shape)
             ],
             "mistyped": [
                 f"{name} {stored.tensor.dtype} (expected {floats[not stored.tensor.floating]})"
@@ -222,30 +196,25 @@ class Weights:
 
     def _fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
         self._expect_packed(layer, path)
-        values = {
-            name: self._read(_join(path, name), expected.shape) for name, expected in own_parameters(layer).items()
-        }
-        merge, pack = self.changes.merge, self.changes.pack
-        before = values.get("weight")
-        if merge:
-            for name, value in values.items():
-                if mx.issubdtype(value.dtype, mx.floating):
-                    values[name] = merge(self.component, path, name, value)
-        packing = self._wanted(layer, path)
+        plain = {name: self._read(_join(path, name), value.shape) for name, value in own_parameters(layer).items()}
+        values, packing = plain, self._wanted(layer, path)
+        merge, pack, source = self.changes.merge, self.changes.pack, self.changes.source
         touched = merge is not None and merge.touches(self.component, path)
-        if merge and touched and path in self.stored and self.changes.source:
-            source = self.changes.source(self.component)
-            packing, before = self.stored[path], source.whole(path)
-            values["weight"] = merge.from_source(self.component, path, "weight", before)
+        if merge and touched and path in self.stored:  # codes take no change
+            assert source is not None  # `load` gives one
+            full, packing = source(self.component), self.stored[path]
+            plain = {"weight": full.whole(path)}
             if "bias" in values:  # a calibrated folder's makes up for the error of its own codes
-                bias = source._read(f"{path}.bias", values["bias"].shape)
-                values["bias"] = merge.from_source(self.component, path, "bias", bias)
+                plain["bias"] = full._read(f"{path}.bias", values["bias"].shape)
+            values = {name: merge.from_source(self.component, path, name, value) for name, value in plain.items()}
+        elif merge:
+            values = {name: merge(self.component, path, name, value) for name, value in plain.items()}
         if packing and pack and isinstance(layer, Linear):
             if layer.packing is None:
                 layer.pack(packing)
-            if merge and touched and before is not None:
-                merge.measure(self.component, path, before, values["weight"], pack, packing)
-            values |= pack(values["weight"], packing, importance=self.importance(path))
+            if merge and touched:
+                merge.measure(self.component, path, plain["weight"], values["weight"], pack, packing)
+            values = values | pack(values["weight"], packing, importance=self.importance(path))
         for name, value in values.items():
             layer[name] = self._halved(value).astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
         mx.eval([layer[name] for name in values])
@@ -344,11 +313,8 @@ class Component:
             for _, layer, packing in self.planned()
             if isinstance(layer, Linear)
         )
-        return (
-            ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-            if len(kinds) > 1
-            else next(iter(kinds), dense)
-        )
+        told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
+        return ", ".join(told) or dense
 
     def planned(self) -> Iterator[tuple[str, nn.Module, Packing | None]]:
         """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded."""
@@ -387,18 +353,25 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def _ours(stored: Shape, expected: Shape) -> Shape | None:
-    """A stored shape in our layout, or None if it cannot be `expected`."""
+def _packings(stored: Any, checkpoint: Checkpoint) -> dict[str, Packing]:
+    try:
+        return {path: Packing(**entry) for path, entry in stored.items()}
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{checkpoint.where}: config.json's 'quantization' does not give every weight's packing by its path, so it "
+            "is another tool's work. Take the full-precision model, and pack it with `mlx-imagegen quantize`."
+        ) from error
+
+
+def _fits(stored: Shape, expected: Shape) -> bool:
+    """Whether a stored shape is `expected` in our layout, axes of length 1 aside."""
     if len(stored) == 5 and len(expected) == 5:
         stored = (stored[0], *stored[2:], stored[1])
-    if len(stored) == 5:  # a causal 3-D convolution; one picture meets its last time slice only
-        stored = (*stored[:2], *stored[3:]) if len(expected) == 4 else stored
+    if len(stored) == 5 and len(expected) == 4:  # a causal 3-D convolution; one picture meets its last time slice only
+        stored = (*stored[:2], *stored[3:])
     if len(stored) == 4:  # torch keeps convolutions as [out, in, h, w], MLX as [out, h, w, in]
-        stored = (stored[0], stored[2], stored[3], stored[1])
-    if stored == expected:
-        return stored
-    squeezed = tuple(size for size in stored if size != 1)
-    return expected if squeezed == tuple(size for size in expected if size != 1) else None
+        stored = (stored[0], *stored[2:], stored[1])
+    return [size for size in stored if size != 1] == [size for size in expected if size != 1]
 
 
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:
@@ -408,4 +381,4 @@ def _as_ours(value: mx.array, expected: Shape) -> mx.array:
         value = value[:, :, -1]
     if value.ndim == 4:
         value = value.transpose(0, 2, 3, 1)
-    return value if value.shape == expected else value.reshape(expected)
+    return value.reshape(expected)

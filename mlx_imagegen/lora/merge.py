@@ -32,7 +32,8 @@ SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the
 
 
 class Merge:
-    """The chosen LoRAs by parameter; called with every tensor that is read."""
+    """The chosen LoRAs by parameter; called with every tensor that is read. What none of them touches comes back as it
+    is, the others in float32."""
 
     def __init__(self) -> None:
         self.matches: Sequence[Match] = ()
@@ -62,6 +63,7 @@ class Merge:
         return _added(value, changes)
 
     def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
+        """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
         key = (component, path, parameter)
         self.applied.add(key)
         changes = [*self._before.get(key, ()), *self._changes.get(key, ())]

@@ -4,7 +4,9 @@ import itertools
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 
+from mlx_imagegen.errors import ConfigError
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.loading import Changes, Component, Weights
@@ -29,3 +31,10 @@ def test_progress_counts_up_to_all_bytes(flux_folder: Path) -> None:
     assert all(first < second for first, second in itertools.pairwise(done)) and done[-1] == component.nbytes
     component.load()
     assert calls[-1][1] == done[-1] and len(calls) == len(done), "it is loaded once"
+
+
+@pytest.mark.parametrize("stored", [{"group_size": 64, "bits": 4}, {"proj_out": True}, [4]])
+def test_another_tool_s_packing_is_told_as_such(flux_folder: Path, stored: object) -> None:
+    """As mlx-lm writes it: one packing for all, or yes and no by path."""
+    with pytest.raises(ConfigError, match="is another tool's work. Take the full-precision model"):
+        Weights.open("transformer", open_checkpoint(flux_folder / "transformer"), config={"quantization": stored})
