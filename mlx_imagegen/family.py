@@ -21,10 +21,12 @@ from .files.loading import Changes, Component
 from .files.manifest import Manifest
 from .folding import Fold
 from .layers.patches import Grid
+from .precision import SOLVER_DTYPE
 from .random import TorchGenerator
 from .sampling import Schedule, Solver, euler
 
 Branch = TypeVar("Branch")
+Mix = Callable[[mx.array, mx.array, float], mx.array]  # (wanted, unwanted velocity, scale) -> velocity
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Prompt:
         return self.text, pixels, self.options
 
 
+def beyond(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
+    """From the unwanted velocity towards the wanted one, and beyond."""
+    return unwanted + scale * (wanted - unwanted)
+
+
 @dataclass(frozen=True)
 class Conditioning(Generic[Branch]):
     """All that steers the loop. `negative` is there only when a second branch really runs."""
@@ -52,13 +59,13 @@ class Conditioning(Generic[Branch]):
     negative: Branch | None = None
     cfg: float = 1.0  # the scale between the two branches
 
-    def guided(self, velocity: Callable[[Branch], mx.array]) -> mx.array:
-        """One branch's velocity, or from the unwanted one's towards it and beyond."""
-        v = velocity(self.positive)
+    def guided(self, velocity: Callable[[Branch], mx.array], mix: Mix = beyond) -> mx.array:
+        """One branch's velocity, or both branches' mixed, in float32: the scale makes bf16's rounding larger."""
+        wanted = velocity(self.positive)
         if self.negative is None:
-            return v
-        unwanted = velocity(self.negative)
-        return unwanted + self.cfg * (v - unwanted)
+            return wanted
+        mx.eval(wanted)  # now, so that the second branch's activations take the room of the first one's
+        return mix(wanted.astype(SOLVER_DTYPE), velocity(self.negative).astype(SOLVER_DTYPE), self.cfg)
 
 
 @dataclass(frozen=True)

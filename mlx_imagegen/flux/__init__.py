@@ -41,6 +41,7 @@ THETA = 10000.0
 class FluxBranch:
     txt: mx.array  # [1, T, D]
     pooled: mx.array  # [1, P]
+    # What the loop shares, filled in by `prepare`.
     rope: Rope | None = None
     modulation: tuple[Modulation, ...] = ()  # one a step
 

@@ -7,7 +7,6 @@ says what the clean pixels are. Encoding gives ids and positions, decoding puts 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -44,7 +43,7 @@ class HiDreamBranch:
     references: mx.array | None = None  # [1, R, C p p]; after `prepare` [1, R, D]
     # What the loop shares, filled in by `prepare`.
     timesteps: tuple[float, ...] = ()
-    rope: Rope = ()  # type: ignore[assignment]  # of the timestep token and the patches
+    rope: Rope | None = None  # of the timestep token and the patches
     prefix: tuple[KeyValues, ...] = ()
 
 
@@ -114,7 +113,7 @@ class HiDream(Family[HiDreamBranch]):
         """The prefix's keys and values, and the references' embeddings: both are the same at every step."""
         cos, sin = mrope(branch.positions, self.files.config.text)
         length = branch.txt.shape[1]
-        transformer = self._transformer()
+        transformer = self.components["transformer"].load()
         references = None if branch.references is None else transformer.embed(branch.references)
         prefix = transformer.prefix(branch.txt, (cos[:length], sin[:length]), branch.deepstack)
         rope = cos[length:], sin[length:]
@@ -123,10 +122,11 @@ class HiDream(Family[HiDreamBranch]):
 
     def velocity(self, x: mx.array, index: int, conditioning: Conditioning[HiDreamBranch]) -> mx.array:
         """The model says where the clean picture is; the velocity points from there to x."""
+        transformer = self.components["transformer"].load()
 
         def branch(of: HiDreamBranch) -> mx.array:
             timestep = of.timesteps[index]
-            picture = self._transformer()(x, timestep, of.rope, of.prefix, of.references)
+            picture = transformer(x, timestep, of.rope, of.prefix, of.references)
             return (x - picture) / max(timestep / 1000, self.patch.t_eps)
 
         return conditioning.guided(branch)
@@ -163,9 +163,6 @@ class HiDream(Family[HiDreamBranch]):
             return self.pack(mx.random.normal(shape, key=keys[index]) if step_noise is None else step_noise[index])
 
         return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
-
-    def _transformer(self) -> HiDreamTransformer:
-        return cast(HiDreamTransformer, self.components["transformer"].load())
 
     def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
         """The words that fit into `length` tokens, and a note about those that do not."""

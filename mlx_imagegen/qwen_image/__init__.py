@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..family import Conditioning, Family, Prompt, Settings
+from ..family import Conditioning, Family, Prompt, Settings, beyond
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
 from ..folding import Fold, Folded
@@ -56,6 +56,7 @@ class Seen:
 class QwenImageBranch:
     txt: mx.array  # [1, T, D]
     seen: Seen
+    # What the loop shares, filled in by `prepare`.
     rope: Rope | None = None
     modulation: tuple[Modulation, ...] = ()  # one a step
     together: bool = False  # whether this branch and another run as one batch
@@ -145,19 +146,23 @@ class QwenImage(Family[QwenImageBranch]):
 
     def velocity(self, x: mx.array, index: int, conditioning: Conditioning[QwenImageBranch]) -> mx.array:
         positive, negative = conditioning.positive, conditioning.negative
-        length = x.shape[1]
-        x = x.astype(compute_dtype())
+        transformer = self.components["transformer"].load()
+        length, x = x.shape[1], x.astype(compute_dtype())
         if positive.seen.latents is not None:
             x = mx.concatenate([x, positive.seen.latents.astype(x.dtype)], axis=1)  # [1, L + R, C]
-        if negative is None:
-            return self._branch(x, index, positive, length)
-        if positive.together:
-            wanted, unwanted = self._both(x, index, positive, negative, length)
-        else:
-            wanted = self._branch(x, index, positive, length)
-            mx.eval(wanted)  # now, so that the second branch's activations take the room of the first one's
-            unwanted = self._branch(x, index, negative, length)
-        return guided(wanted, unwanted, conditioning.cfg)
+        references = x.shape[1] - length
+
+        def branch(of: QwenImageBranch) -> mx.array:
+            return transformer(x, of.txt, of.rope, of.modulation[index], references)
+
+        if negative is None or not positive.together:
+            return conditioning.guided(branch, of_equal_length)
+        # Both as one batch; the shorter prompt is padded, and nothing attends to the padding.
+        txt, mask = padded([positive.txt, negative.txt], x.shape[1])
+        longest = max(positive, negative, key=lambda of: of.txt.shape[1])
+        both = transformer(mx.concatenate([x, x]), txt, longest.rope, positive.modulation[index], references, mask)
+        wanted, unwanted = mx.split(both.astype(SOLVER_DTYPE), 2)
+        return of_equal_length(wanted, unwanted, conditioning.cfg)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
@@ -211,22 +216,6 @@ class QwenImage(Family[QwenImageBranch]):
             self._tables[schedule] = tables.steps()
         return self._tables[schedule]
 
-    def _branch(self, x: mx.array, index: int, branch: QwenImageBranch, length: int) -> mx.array:
-        transformer = self.components["transformer"].load()
-        return transformer(x, branch.txt, branch.rope, branch.modulation[index], x.shape[1] - length)
-
-    def _both(
-        self, x: mx.array, index: int, positive: QwenImageBranch, negative: QwenImageBranch, length: int
-    ) -> tuple[mx.array, mx.array]:
-        """Both branches as one batch; the shorter prompt is padded, and nothing attends to the padding."""
-        transformer = self.components["transformer"].load()
-        branches = (positive, negative)
-        longest = max(branches, key=lambda branch: branch.txt.shape[1])
-        txt, mask = padded([branch.txt for branch in branches], x.shape[1])
-        both = mx.concatenate([x, x])  # [2, L + R, C]
-        v = transformer(both, txt, longest.rope, positive.modulation[index], x.shape[1] - length, mask)
-        return v[:1], v[1:]
-
     def _see(self, pictures: Sequence[Image.Image]) -> Seen:
         """What the models see of reference pictures; kept for the next prompt about the same ones."""
         editing, patch_config = self.files.editing, self.files.patches
@@ -266,10 +255,9 @@ class QwenImage(Family[QwenImageBranch]):
         return self.components["transformer"].nbytes + 2 * activations <= usable
 
 
-def guided(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
-    """Away from the unwanted by `scale`, each token's velocity as long as the wanted one's; in float32."""
-    wanted, unwanted = wanted.astype(SOLVER_DTYPE), unwanted.astype(SOLVER_DTYPE)
-    v = unwanted + scale * (wanted - unwanted)
+def of_equal_length(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
+    """Beyond the wanted velocity, each token's as long as the wanted one's."""
+    v = beyond(wanted, unwanted, scale)
     return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
 
 

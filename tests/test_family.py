@@ -1,0 +1,36 @@
+"""What the contract itself does: guidance between two branches."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlx_imagegen.family import Conditioning
+
+MEGABYTE = 2**20
+
+
+def test_guidance_is_float32_whatever_the_branches_are() -> None:
+    """In bf16 a scale of 4 would make the rounding of both velocities four times as large."""
+    wanted, unwanted = (mx.random.normal((1, 64, 8), key=mx.random.key(seed)).astype(mx.bfloat16) for seed in (1, 2))
+    v = Conditioning(wanted, unwanted, 4.0).guided(lambda branch: branch)
+    exact = unwanted.astype(mx.float32) + 4.0 * (wanted.astype(mx.float32) - unwanted.astype(mx.float32))
+    assert v.dtype == mx.float32 and mx.array_equal(v, exact)
+
+
+def test_the_second_branch_takes_the_first_ones_room() -> None:
+    assert peak(2.0) < 1.3 * peak(None)
+
+
+def peak(negative: float | None) -> int:
+    """Bytes at once, where a branch holds eight large activations."""
+    mx.reset_peak_memory()
+    mx.eval(Conditioning(1.0, negative, 4.0).guided(activations(4 * MEGABYTE)))
+    return mx.get_peak_memory()
+
+
+def activations(size: int) -> Callable[[float], mx.array]:
+    def velocity(branch: float) -> mx.array:
+        parts = [mx.random.normal((size,), key=mx.random.key(index)) * branch for index in range(8)]
+        return mx.sum(mx.concatenate(parts), keepdims=True)
+
+    return velocity
