@@ -132,3 +132,15 @@ def test_a_picture_says_what_was_chosen_and_keeps_it(monkeypatch: pytest.MonkeyP
         assert result.report.choices["kernels"].startswith(f"{OTHER} for ")
         pictures.append(np.array(result.image))
     assert (pictures[0] == pictures[1]).all()
+
+
+def test_another_version_or_device_measures_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls, cache = pretend(monkeypatch, 1.0), tmp_path / "kernels.json"
+    kernels.choose([(packed_layer(), 100)], mx.float32, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda _: "99.0")
+        kernels.choose([(packed_layer(), 100)], mx.float32, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "device_info", lambda _: {"device_name": "another chip"})
+        kernels.choose([(packed_layer(), 100)], mx.float32, cache)
+    assert len(calls) == 3 and len(json.loads(cache.read_text())) == 3

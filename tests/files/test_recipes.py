@@ -193,3 +193,14 @@ def test_one_glob_needs_no_list(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(QuantizationError, match="q4, q6, q8"):
         read_recipe("q3", "flux")
+
+
+@pytest.mark.parametrize(("quant", "t5"), [("q8", 8), ("q6", 8), ("q4", 6)])
+def test_text_encoders_have_rows_of_their_own(quant: str, t5: int) -> None:
+    flux, qwen = read_recipe(quant, "flux"), read_recipe(quant, "qwen_image")
+    assert bits(flux, "text_encoder", "encoder.layers.3.mlp.fc1", 12) == 16  # CLIP
+    assert bits(flux, "text_encoder_2", "encoder.block.3.layer.1.DenseReluDense.wo", 24) == t5
+    assert bits(qwen, "text_encoder", "layers.5.self_attn.q_proj", 28) == 8
+    for family in FAMILIES:
+        assert read_recipe(quant, family).drops("text_encoder", "lm_head.weight")
+        assert not read_recipe(quant, family).drops("transformer", "proj_out.weight")

@@ -1,5 +1,6 @@
 """The plan against what a run really does: every product counted while it runs, every loaded array weighed."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,8 +163,10 @@ print(made.peak_bytes, next(int(line.split()[1]) * 1024 for line in lines if lin
 @pytest.mark.parametrize(("model", "side"), [("flux-demo", 256), ("hidream-demo", 512)])
 def test_the_peak_is_what_a_process_holds(model: str, side: int) -> None:
     """In a process of its own, from its first import to the picture; full size is in benchmarks/quant_resident.py."""
+    # OpenBLAS keeps some 70 MB more with a second thread; the plan's figures are of two.
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, model, str(side)], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", RUN, model, str(side)], cwd=ROOT, env=env, check=True, capture_output=True, text=True
     )
     planned, measured = map(int, done.stdout.split())
     assert planned == pytest.approx(measured, rel=0.1)
@@ -198,3 +201,33 @@ def test_unknown_chip() -> None:
     made = plan(pipeline.family, pipeline.jobs("a cat", seed=1)[0].settings)
     with pytest.raises(RequestError, match="no chip is called 'm0'"):
         describe(made, "m0")
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_steps_bytes_are_the_weights_and_what_passes_through_the_layers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, passed, call = load(STORED[name]), [0.0], Linear.__call__
+
+    def linear(layer: Linear, x: mx.array) -> mx.array:
+        out = call(layer, x)
+        passed[0] += (x.nbytes + out.nbytes) * (x.size // x.shape[-1] > 1)
+        return out
+
+    velocity, steps = pipeline.family.velocity, 2
+
+    def watched(*arguments: Any) -> mx.array:
+        with monkeypatch.context() as patch:
+            patch.setattr(Linear, "__call__", linear)
+            return velocity(*arguments)
+
+    pipeline.family.velocity = watched  # type: ignore[method-assign]
+    side = 16 * pipeline.family.size_multiple
+    asked: dict[str, Any] = {"seed": 1, "width": side, "height": side, "steps": steps}
+    asked |= {"max_sequence_length": 32} if name == "flux" else {}
+    pipeline.generate("a cat", **asked)
+    lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))
+    made = plan(pipeline.family, pipeline.jobs("a cat", **asked)[0].settings, gpu=False)
+    weights = held_bytes(pipeline.family.components[pipeline.family.stages["denoise"][0]], gpu=False)
+    assert made.step_bytes == pytest.approx(made.branches * weights + passed[0] / steps, rel=0.01)

@@ -17,8 +17,8 @@ from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
 from mlx_imagegen.quantization import partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
-from tests.quantization.test_convert import digest
-from tests.tiny import WEIGHTS, draw_flux
+from tests.quantization.test_convert import check_equal, digest
+from tests.tiny import WEIGHTS, draw_flux, save_fp8, to_original
 
 
 @pytest.fixture
@@ -116,3 +116,26 @@ def test_the_sources_revision_is_recorded(tmp_path: Path) -> None:
     made = quantize(draw_flux(tmp_path / commit), tmp_path / "made", quant="q8")
     record = read_json(made / RECORD)
     assert record["revision"] == commit and set(record["bits_per_weight"]) == {"transformer"}
+
+
+def test_smaller_groups_and_unpacked_weights_are_said(source: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "wide.toml"
+    recipe.write_text("bits = 4\ngroup_size = 128\n[[flux]]\nmatch = '*'\n")
+    notes = draft(source, str(recipe)).notes
+    assert any(note.startswith("transformer: 64 columns are not a multiple of 128: groups of 64 (") for note in notes)
+    assert any(": kept at 16 bits (" in note and "more)" in note for note in notes)
+
+
+def test_fp8_with_a_scale_a_row_in_the_original_single_file(source: Path, tmp_path: Path) -> None:
+    """Fused linears and swapped halves: each row of ours keeps the scale that it has in the file."""
+    to_original(source)
+    path = source / "flux1-tiny.safetensors"
+    tensors = dict(mx.load(str(path)))
+    for name, value in list(tensors.items()):
+        if value.ndim == 2:
+            scale = mx.max(mx.abs(value.astype(mx.float32)), axis=1, keepdims=True) / 448
+            tensors[name] = mx.to_fp8(value.astype(mx.float32) / scale)
+            tensors[name.replace("weight", "scale_weight")] = scale
+    mx.eval(tensors)
+    save_fp8(path, tensors)
+    check_equal(source, quantize(source, tmp_path / "made", quant="q8"), "q8")
