@@ -63,14 +63,12 @@ class Tensor:
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         """Rows [row, row + rows) of the first axis as a numpy array of the carrying type (bf16 as uint16)."""
-        carrier = np.dtype(DTYPES[self.dtype][0])
-        if not self.shape:
-            row, rows = 0, None
-        count = (self.shape[0] - row if rows is None else rows) if self.shape else 1
-        shape = (count, *self.shape[1:]) if self.shape else ()
-        stride = carrier.itemsize * math.prod(self.shape[1:])
+        carrier, shape = np.dtype(DTYPES[self.dtype][0]), self.shape
+        if shape:
+            shape = (shape[0] - row if rows is None else rows, *shape[1:])
         out = np.empty(shape, carrier)
-        _read_exactly(self, self.start + row * stride, out.reshape(-1).data.cast("B"))
+        start = self.start + row * carrier.itemsize * math.prod(shape[1:])
+        _read_exactly(self, start, out.reshape(-1).data.cast("B"))
         return out
 
     def read(self, row: int = 0, rows: int | None = None) -> mx.array:
@@ -79,12 +77,12 @@ class Tensor:
 
     def gather(self, indices: Sequence[int]) -> mx.array:
         """Single rows, in the order of `indices`: for embedding tables, which are never loaded whole."""
-        unique = sorted(set(indices))
-        if unique and (unique[0] < 0 or unique[-1] >= self.shape[0]):
+        outside = [index for index in indices if not 0 <= index < self.shape[0]]
+        if outside:
             raise CheckpointError(
-                f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {unique[-1]} was asked for."
+                f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {outside[0]} was asked for."
             )
-        rows = {index: self.bytes(index, 1) for index in unique}
+        rows = {index: self.bytes(index, 1) for index in sorted(set(indices))}
         return as_mlx(np.concatenate([rows[index] for index in indices]), self.dtype)
 
 

@@ -74,7 +74,7 @@ class Slice:
     def read(self) -> mx.array:
         value = self.tensor.read(self.row, self.rows)
         if self.scale is not None:
-            value = value.astype(mx.float32) * mx.array(self.scales(0, value.shape[0]))
+            value = value.astype(mx.float32) * mx.array(self._scales(0, value.shape[0]))
         return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
 
     def gather(self, rows: Sequence[int]) -> mx.array:
@@ -82,10 +82,22 @@ class Slice:
         value = self.tensor.gather(rows)
         if self.scale is None:
             return value
-        scales = self.scales(0, self.tensor.shape[0])
+        scales = self._scales(0, self.tensor.shape[0])
         return value.astype(mx.float32) * mx.array(scales if len(scales) == 1 else scales[list(rows)])
 
-    def scales(self, row: int, rows: int) -> np.ndarray:
+    def bytes(self, row: int, rows: int) -> np.ndarray:
+        """Rows of ours as they are stored; they must not cross the middle of swapped halves."""
+        return self.tensor.bytes(self.row + self._unswapped(row), rows)
+
+    def floats(self, row: int, rows: int) -> np.ndarray:
+        """The same rows in float32: the numbers that `read` gives."""
+        values = to_float32(self.bytes(row, rows), self.tensor.dtype)
+        return values if self.scale is None else values * self._scales(self._unswapped(row), rows)
+
+    def _unswapped(self, row: int) -> int:
+        return (row + self.shape[0] // 2) % self.shape[0] if self.swap_halves else row
+
+    def _scales(self, row: int, rows: int) -> np.ndarray:
         """What rows [row, row + rows) of this slice, before any swap, are to be multiplied by: [1, 1] or [rows, 1]."""
         assert self.scale is not None
         values = to_float32(self.scale.bytes(), self.scale.dtype).reshape(-1, 1)

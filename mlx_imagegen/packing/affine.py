@@ -42,8 +42,7 @@ def pack(
     if packing.mode != "affine":
         return _pack_mode(weight, packing)
     rows = np.array(weight.astype(mx.float32))
-    step = max(1, BLOCK // rows.shape[1])
-    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    parts = [rows[start:stop] for start, stop in _blocks(*rows.shape)]
     with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter's lock inside its loops
         packed = list(pool.map(lambda part: pack_rows(part, packing, search, importance), parts))
     whole = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
@@ -58,7 +57,7 @@ def as_mlx(packed: np.ndarray) -> mx.array:
 def pack_rows(rows: np.ndarray, packing: Packing, search: bool = False, importance: np.ndarray | None = None) -> Packed:
     """rows [R, K] in float32 -> weight (uint32), scales and biases (bfloat16 carried as uint16)."""
     if packing.mode != "affine":
-        return {name: _as_numpy(value) for name, value in _pack_mode(mx.array(rows), packing).items()}
+        return {name: np.array(value) for name, value in _pack_mode(mx.array(rows), packing).items()}
     shapes = packing.packed_shapes(*rows.shape)
     out = {name: np.empty(shape, np.uint32 if name == "weight" else np.uint16) for name, shape in shapes.items()}
     for start, stop in _blocks(*rows.shape):
@@ -225,7 +224,3 @@ def _pack_mode(weight: mx.array, packing: Packing) -> dict[str, mx.array]:
         parts = mx.quantize(weight.astype(mx.float32), packing.group_size, packing.bits, mode=packing.mode)
         mx.eval(parts)
     return dict(zip(("weight", "scales", "biases"), parts, strict=False))
-
-
-def _as_numpy(value: mx.array) -> np.ndarray:
-    return np.array(value)

@@ -19,11 +19,10 @@ import numpy as np
 
 from ..errors import CheckpointError, MissingFile, QuantizationError
 from ..files.checkpoint import DTYPES
-from ..files.keys import Slice
 from ..files.loading import Progress
 from ..files.manifest import RECORD
 from ..packing.affine import pack_rows
-from ..packing.bfloat import to_bf16, to_float32
+from ..packing.bfloat import to_bf16
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
 from .partial import Journal, Partial, write_json
@@ -225,12 +224,11 @@ def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
 
 def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
     piece, part = job.piece, job.piece.part
-    merged = conversion.merges(piece)
     if piece.columns:
         _write_rows(job, "table", row, _table_rows(conversion, piece, row, rows))
         return
-    if piece.packing is None and piece.dtype == part.tensor.dtype and not merged:
-        _write_rows(job, piece.parameter, row, _source_rows(part.tensor.bytes, part, row, rows))
+    if piece.packing is None and piece.dtype == part.tensor.dtype and not conversion.merges(piece):
+        _write_rows(job, piece.parameter, row, part.bytes(row, rows))
         return
     values = _merged(conversion, piece, row, rows)
     if piece.packing is None:
@@ -252,7 +250,7 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
 
 
 def _merged(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
-    values = _floats(piece.part, row, rows)
+    values = piece.part.floats(row, rows)
     return conversion.merge(piece, values, row) if conversion.merge and conversion.merges(piece) else values
 
 
@@ -269,28 +267,8 @@ def _table_rows(conversion: Conversion, piece: Piece, row: int, rows: int) -> np
 
 def _write_bias(conversion: Conversion, job: Job, row: int, shift: np.ndarray) -> None:
     piece = job.piece
-    values = _floats(piece.part, row, len(shift))
-    if conversion.merge is not None and conversion.merges(piece):
-        values = conversion.merge(piece, values, row)
-    _write_rows(job, piece.parameter, row, _as_stored(values + shift, piece.dtype))
-
-
-def _source_rows(read: Callable[[int, int], np.ndarray], part: Slice, row: int, rows: int) -> np.ndarray:
-    """Rows of a piece, from where its slice of the source has them."""
-    if not part.shape:
-        return read(0, 1)
-    if part.swap_halves:
-        row = (row + part.shape[0] // 2) % part.shape[0]
-    return read(part.row + row, rows)
-
-
-def _floats(part: Slice, row: int, rows: int) -> np.ndarray:
-    """Rows of a piece in float32; every kind of file comes to the same numbers as when it is loaded."""
-    values = to_float32(_source_rows(part.tensor.bytes, part, row, rows), part.tensor.dtype)
-    if part.scale is None:
-        return values
-    first = (row + part.shape[0] // 2) % part.shape[0] if part.swap_halves else row
-    return values * part.scales(first, rows)
+    values = _merged(conversion, piece, row, len(shift)) + shift
+    _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
 
 
 def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class Layout:
         """config.json as it will be; None where it does not change."""
         if not self.packings and self.fold is None:
             return None if self.in_place else dict(self.config)
-        entries = {path: _entry(packing) for path, packing in self.packings.items()}
+        entries = {path: asdict(packing) for path, packing in self.packings.items()}
         packed = {"quantization": entries} if entries else {}
         folded = {"mlx_imagegen": {"folded": self.fold.folded.entry()}} if self.fold else {}
         return {**self.config, **packed, **folded}
@@ -249,7 +249,3 @@ def _shards(pieces: Sequence[Piece], stem: str) -> Iterator[Shard]:
     for number, run in enumerate(runs, 1):
         name = f"{stem}.safetensors" if len(runs) == 1 else f"{stem}-{number:05}-of-{len(runs):05}.safetensors"
         yield Shard(name, tuple(run))
-
-
-def _entry(packing: Packing) -> dict[str, object]:
-    return {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}
