@@ -1,14 +1,10 @@
-"""The rename engine: what a checkpoint or a LoRA calls its tensors -> what our modules call them.
+"""The rename engine: what a checkpoint calls its tensors -> what our modules call them.
 
 A family gives a `Rename`: for a source tensor's name, the tensors it supplies, each a run of its rows. The engine turns
 it round, so that loading can ask for one of our tensors and read just those rows.
-LoRA trainers write a module's name with dots or flattened to underscores, in the checkpoint's words or another
-layout's, with a prefix of their own. A flattened name cannot be parsed back, so every name a module may go by stands in
-one table (`lora_names`); no two modules of a family share one.
-Must not know: which layouts exist (families' keys.py), LoRA arithmetic.
+Must not know: which layouts exist (families' keys.py).
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,31 +14,11 @@ import numpy as np
 from ..packing.bfloat import to_float32
 from .checkpoint import Tensor
 
-# What trainers write before a module's name; taken off one after another until the name is known.
-LORA_PREFIXES = (
-    "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "lora_unet_",
-    "lora_transformer_", "lycoris_", "_",
-)  # fmt: skip
-# How a tensor's name ends -> which part of the module's change it is. A longer ending stands before its own tail.
-LORA_PARTS = (
-    (".lora_linear_layer.down.weight", "down"), (".lora_linear_layer.up.weight", "up"),
-    (".lora_down.weight", "down"), (".lora_up.weight", "up"), (".lora.down.weight", "down"), (".lora.up.weight", "up"),
-    (".lora_A.weight", "down"), (".lora_B.weight", "up"), (".lora_A", "down"), (".lora_B", "up"),
-    (".lora_B.bias", "up_bias"), (".down.weight", "down"), (".up.weight", "up"), (".alpha", "alpha"),
-    (".lora_magnitude_vector.weight", "magnitude"), (".lora_magnitude_vector", "magnitude"),
-    (".dora_scale", "dora_scale"), (".diff_b", "diff_b"), (".diff", "diff"), (".b_norm", "diff_b"), (".w_norm", "diff"),
-    *((f".{part}", part) for part in (
-        "lokr_w1_a", "lokr_w1_b", "lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_w2",
-        "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-    )),
-)  # fmt: skip
 # Files of fp8 numbers (ComfyUI's) keep a scale beside each weight, for the whole tensor or for each row; the others are
 # notes for kernels that this library does not have.
 FP8_SCALES = (".scale_weight", ".weight_scale")
 FP8_NOTES = (".scale_input", ".input_scale", ".comfy_quant")
 FP8_MARK = "scaled_fp8"
-# PEFT keeps several adapters apart by a name in the middle: lora_A.default.weight.
-ADAPTER = re.compile(r"\.default(_\d+)?(?=\.|$)|(?<=\.lora_[AB])\.(?!weight$|bias$)[^.]+(?=\.(weight|bias)$)")
 
 
 @dataclass(frozen=True)
@@ -142,32 +118,3 @@ def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
         scale = scales.get(name.removesuffix(".weight")) if tensor.dtype == "F8_E4M3" else None
         out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
     return out
-
-
-def lora_names(modules: Iterable[str], others: Mapping[str, Sequence[Target]]) -> dict[str, tuple[Target, ...]]:
-    """Every name a LoRA may call a module by -> what it leads to. `others`: names of other layouts than ours."""
-    known = set(modules)
-    led: dict[str, tuple[Target, ...]] = {module: (Target(module),) for module in sorted(known)}
-    for name, targets in others.items():
-        if known.issuperset(target.name for target in targets):
-            led[name] = tuple(targets)
-    return led | {name.replace(".", "_"): targets for name, targets in led.items()}
-
-
-def split_lora_key(key: str) -> tuple[str, str] | None:
-    """A LoRA tensor's name -> (prefix and module, part); None if the ending is not known."""
-    key = ADAPTER.sub("", key)
-    for ending, part in LORA_PARTS:
-        if key.endswith(ending):
-            return key.removesuffix(ending), part
-    return None
-
-
-def find_module(name: str, names: Mapping[str, tuple[Target, ...]]) -> str | None:
-    """The name's known form, without whatever prefixes stand before it."""
-    while name not in names:
-        prefix = next((prefix for prefix in LORA_PREFIXES if name.startswith(prefix)), None)
-        if prefix is None:
-            return None
-        name = name.removeprefix(prefix)
-    return name

@@ -18,9 +18,9 @@ from ..errors import LoraError, MissingFile
 from ..files.checkpoint import Checkpoint, Tensor, read_header
 from ..files.config import read_json
 from ..files.download import REPOSITORY, Tell, fetch_files, tell_stderr
-from ..files.keys import ADAPTER, split_lora_key
 from ..files.manifest import Defaults, Manifest, revision_of
 from .deltas import Entry, check_finite
+from .names import ADAPTER, split_key
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own metadata
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -106,6 +106,17 @@ class LoraFile:
     checkpoint: Checkpoint
     stamp: str  # of the file when it was opened
 
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, published: str | None = None
+    ) -> "LoraFile":
+        """A file's tensors by the modules they speak of; from the header alone."""
+        path = checkpoint.where
+        groups, strangers = _gather(path, checkpoint)
+        configs = _configs(path, metadata)
+        entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
+        return cls(path, spoken, published, entries, tuple(strangers), metadata, checkpoint, checkpoint.stamp)
+
     @property
     def lasting(self) -> str:
         """What it is called in records: the same from everywhere, and tomorrow."""
@@ -135,14 +146,15 @@ class LoraFile:
     @property
     def family(self) -> str | None:
         """The model whose modules the keys name, as far as can be told."""
-        words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
-        told = " ".join(words).lower()
         by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
-        by_words = next((name for name, sign in ARCHITECTURES if re.search(sign, told)), None)
+        if by_keys and " or " not in by_keys:
+            return by_keys
         numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
         if by_keys == "FLUX.1 or Qwen-Image" and max(numbers) >= FLUX_DOUBLE_BLOCKS:
             return "Qwen-Image"
-        return by_words or by_keys if by_keys is None or " or " in by_keys else by_keys
+        words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
+        told = " ".join(words).lower()
+        return next((name for name, sign in ARCHITECTURES if re.search(sign, told)), by_keys)
 
     @property
     def keys(self) -> list[str]:
@@ -156,22 +168,11 @@ def open_lora(source: str | Path, tell: Tell = tell_stderr) -> LoraFile:
     """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
     path, published = _locate(str(source), tell)
     tensors, metadata = read_header(path)
-    file = sort_out(Checkpoint(tensors, [path], path), metadata, str(source), published)
+    file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)
     _refuse_control(file)
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
     return file
-
-
-def sort_out(
-    checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, published: str | None = None
-) -> LoraFile:
-    """A file's tensors by the modules they speak of; from the header alone."""
-    path = checkpoint.where
-    groups, strangers = _gather(path, checkpoint)
-    configs = _configs(path, metadata)
-    entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
-    return LoraFile(path, spoken, published, entries, tuple(strangers), metadata, checkpoint, checkpoint.stamp)
 
 
 def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -179,7 +180,7 @@ def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
     groups: dict[str, dict[str, Tensor]] = {}
     strangers = []
     for key, tensor in tensors.items():
-        split = split_lora_key(key)
+        split = split_key(key)
         if split is None:
             strangers.append(key)
             continue

@@ -13,10 +13,11 @@ import mlx.core as mx
 
 from ..errors import LoraError
 from ..family import Family
-from ..files.keys import Target, find_module, lora_names
+from ..files.keys import Target
 from ..files.loading import Weights
 from .deltas import Entry
 from .file import LoraFile
+from .names import find_module, known_names
 
 OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[Target]]]  # Family.lora_names
 Key = tuple[str, str, str]  # component, module path, parameter
@@ -54,7 +55,7 @@ class Vocabulary:
         shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
         shapes |= weights.folded
         modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-        return cls(weights.component, shapes, lora_names(modules, others(weights.component, modules)), tuple(prefixes))
+        return cls(weights.component, shapes, known_names(modules, others(weights.component, modules)), tuple(prefixes))
 
 
 @dataclass(frozen=True)

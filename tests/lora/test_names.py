@@ -13,7 +13,7 @@ import pytest
 from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.files.keys import runs
 from mlx_imagegen.files.loading import Weights
-from mlx_imagegen.lora.file import TITLES, sort_out
+from mlx_imagegen.lora.file import TITLES, LoraFile
 from mlx_imagegen.lora.match import Lora, Match, Vocabulary, match_loras
 from tests.lora.test_merge import DATA, known
 
@@ -84,7 +84,7 @@ def matched(name: str) -> Match:
     family = FAMILIES[name.partition("_")[0]]
     keys = expanded(FORMATS[name])
     tensors = {key: Tensor(NOWHERE, key, "BF16", tuple(entry["shape"]), 0, 0) for key, entry in keys.items()}
-    file = sort_out(Checkpoint(tensors, [], NOWHERE), {}, name)
+    file = LoraFile.of(Checkpoint(tensors, [], NOWHERE), {}, name)
     (match,) = match_loras([Lora(file)], [full_size(family)], TITLES[family])
     return match
 

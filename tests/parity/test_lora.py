@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.files.keys import split_lora_key
 from mlx_imagegen.lora.file import TITLES, open_lora
 from mlx_imagegen.lora.match import Change, Lora, Vocabulary, match_loras
+from mlx_imagegen.lora.names import split_key
 from tests.lora.test_merge import check_format
 from tests.lora.test_names import FAMILIES, FORMATS, full_size
 
@@ -41,7 +41,7 @@ def draw_modules(name: str) -> Iterator[tuple[str, dict[str, np.ndarray], float]
     alphas: dict[str, float] = {}
     for pattern, entry in FORMATS[name].items():
         key = pattern.replace("{i}", str(entry.get("count", 1) - 1))
-        split = split_lora_key(key)
+        split = split_key(key)
         assert split is not None
         value = entry.get("value")
         drawn = dice.standard_normal(entry["shape"], np.float32) if value is None else np.float32(value)
