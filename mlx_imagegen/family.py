@@ -5,7 +5,6 @@ components but never decides when they are in memory: the pipeline loads and rel
 """
 
 import functools
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +19,14 @@ from .files.keys import Target
 from .files.loading import Changes, Component
 from .files.manifest import Manifest
 from .folding import Fold
+from .image import fingerprint
 from .layers.patches import Grid
 from .precision import SOLVER_DTYPE
 from .random import TorchGenerator
 from .sampling import Schedule, Solver, euler
 
 Branch = TypeVar("Branch")
+Made = TypeVar("Made")
 Mix = Callable[[mx.array, mx.array, float], mx.array]  # (wanted, unwanted velocity, scale) -> velocity
 
 
@@ -38,12 +39,31 @@ class Prompt:
     options: tuple[tuple[str, Any], ...] = ()  # a family's own (layout boxes …), hashable
 
     @functools.cached_property
+    def shown(self) -> Hashable:
+        """Equal where references are: pictures count by their pixels."""
+        return tuple(map(fingerprint, self.references)), self.options
+
+    @property
     def key(self) -> Hashable:
-        """Equal for prompts that encode alike; pictures count by their pixels."""
-        pixels = tuple(
-            hashlib.sha256(image.tobytes()).digest() + bytes(str(image.size), "ascii") for image in self.references
-        )
-        return self.text, pixels, self.options
+        """Equal for prompts that encode alike."""
+        return self.text, self.shown
+
+
+class Latest(Generic[Made]):
+    """The last thing that was made, kept for whoever needs the same again."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Hashable, Made] | None = None
+
+    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """`key`: all that it is made from."""
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # before the next one is made: it may be large
+            self._kept = key, make()
+        return self._kept[1]
+
+    def forget(self) -> None:
+        self._kept = None
 
 
 def beyond(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
@@ -57,7 +77,7 @@ class Conditioning(Generic[Branch]):
 
     positive: Branch
     negative: Branch | None = None
-    cfg: float = 1.0  # the scale between the two branches
+    cfg: float = field(default=1.0, kw_only=True)  # the scale between the two branches
 
     def guided(self, velocity: Callable[[Branch], mx.array], mix: Mix = beyond) -> mx.array:
         """One branch's velocity, or both branches' mixed, in float32: the scale makes bf16's rounding larger."""

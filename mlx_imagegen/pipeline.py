@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import CheckpointError, RequestError
-from .family import Conditioning, Family, Prompt, Settings
+from .family import Conditioning, Family, Latest, Prompt, Settings
 from .files.download import Tell, local_folder, locate, tell_stderr
 from .files.loading import Changes
 from .files.manifest import Manifest, Model, manifests, revision_of
@@ -151,7 +151,7 @@ class Pipeline:
         self.quant = quant
         self._source = source or Source(folder, model.manifest, open_family)
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
-        self._prepared: dict[Hashable, list[Any]] = {}
+        self._prepared = Latest[list[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     def generate(
@@ -186,7 +186,8 @@ class Pipeline:
         for note in self.family.lora_notes(self.model.manifest, names):
             on_download(f"note: {note}")
         if refit(self.family, self.merge, matches, before):
-            self._branches, self._prepared = {}, {}  # made with the former weights
+            self._branches = {}  # made with the former weights
+            self._prepared.forget()
             self.family.forget()
 
     def jobs(
@@ -317,12 +318,9 @@ class Pipeline:
     def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:
         """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
-        key = (*keys, schedule)
-        if key not in self._prepared:
-            branches = [self._branches[key] for key in keys]
-            self._prepared = {}  # one at a time: tables are large
-            self._prepared[key] = self.family.prepare(branches, schedule, job.settings)
-        return Conditioning(*self._prepared[key], **({"cfg": job.settings.cfg} if job.negative else {}))
+        branches = [self._branches[key] for key in keys]
+        ready = self._prepared.get((*keys, schedule), lambda: self.family.prepare(branches, schedule, job.settings))
+        return Conditioning(*ready, cfg=job.settings.cfg)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..family import Conditioning, Family, Prompt, Settings
+from ..family import Conditioning, Family, Latest, Prompt, Settings
 from ..files.keys import Target
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
@@ -29,7 +29,7 @@ from ..sampling import (
     twice_shifted_schedule,
 )
 from ..text.qwen import KeyValues, mrope
-from .editing import Sight
+from .editing import Seen, look_at
 from .files import TABLE, HiDreamFiles, open_files
 from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
@@ -57,7 +57,8 @@ class HiDream(Family[HiDreamBranch]):
         transformer = Component(files.weights, lambda: HiDreamTransformer(files.config), compute_dtype(), "model")
         # The vision tower is not among them: without references it is neither loaded nor even imported.
         self.components = {"transformer": transformer}
-        self._sight = Sight(files, kept_side)
+        self._kept_side = kept_side
+        self._seen = Latest[Seen]()  # both branches see the same pictures
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, changes: Changes) -> "HiDream":
@@ -73,7 +74,7 @@ class HiDream(Family[HiDreamBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[HiDreamBranch, list[str]]:
         text, notes = self._fitting(prompt.text, settings.extras["max_sequence_length"])
-        config, seen = self.files.config, self._sight.see(prompt, settings)
+        config, seen = self.files.config, self._see(prompt, settings)
         ids = prompt_ids(text, config, self.files.tokenizer, seen.shown)
         # The last id stands for the timestep, which each step embeds itself.
         txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]  # [1, T, D]
@@ -145,7 +146,7 @@ class HiDream(Family[HiDreamBranch]):
         return {module.removeprefix("model."): [Target(module)] for module in modules}
 
     def forget(self) -> None:
-        self._sight.forget()  # a LoRA may change the vision tower
+        self._seen.forget()  # a LoRA may change the vision tower
 
     def solver(
         self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
@@ -163,6 +164,11 @@ class HiDream(Family[HiDreamBranch]):
             return self.pack(mx.random.normal(shape, key=keys[index]) if step_noise is None else step_noise[index])
 
         return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
+
+    def _see(self, prompt: Prompt, settings: Settings) -> Seen:
+        size = settings.width, settings.height
+        kept_side = self._kept_side if settings.extras.get("keep_original_aspect") else None
+        return self._seen.get((prompt.shown, size, kept_side), lambda: look_at(prompt, size, self.files, kept_side))
 
     def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
         """The words that fit into `length` tokens, and a note about those that do not."""

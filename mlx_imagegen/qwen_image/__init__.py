@@ -7,7 +7,7 @@ length of every token's velocity kept at the positive branch's.
 
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..family import Conditioning, Family, Prompt, Settings, beyond
+from ..family import Conditioning, Family, Latest, Prompt, Settings, beyond
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
 from ..folding import Fold, Folded
-from ..image import fingerprint, to_pixels
+from ..image import to_pixels
 from ..layers.patches import Grid, patchified, unpatchified
 from ..layers.posterior import drawn
 from ..layers.rope import Rope, rope_tables
@@ -83,8 +83,8 @@ class QwenImage(Family[QwenImageBranch]):
         if (vision := files.vision_config) is not None:
             self.components["vision"] = Component(files.text, lambda: vision_tower(vision), dtype)
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
-        self._seen: dict[Hashable, Seen] = {}  # the latest reference pictures: both branches see the same
-        self._tables: dict[Schedule, tuple[Modulation, ...]] = {}  # the latest schedule's: the same for every prompt
+        self._seen = Latest[Seen]()  # both branches see the same pictures
+        self._tables = Latest[tuple[Modulation, ...]]()  # the same for every prompt
         self._tables_from = ""
 
     @classmethod
@@ -96,7 +96,7 @@ class QwenImage(Family[QwenImageBranch]):
         return self.files.config.patch_size * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[QwenImageBranch, list[str]]:
-        seen = self._see(prompt.references)
+        seen = self._seen.get(prompt.shown, lambda: self._see(prompt.references))
         read = ids_of(
             self._tokenizer, prompt.text, self.files.editing, seen.merged, settings.extras["max_sequence_length"]
         )
@@ -139,8 +139,9 @@ class QwenImage(Family[QwenImageBranch]):
         together = self._in_one_batch(longest + sum(map(math.prod, grids)))
         axes = self.files.config.axes_dims_rope
         ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
+        table = self._tables.get(schedule, lambda: self._tabulated(schedule))
         return [
-            replace(branch, rope=rope, modulation=self._table(schedule), together=together)
+            replace(branch, rope=rope, modulation=table, together=together)
             for branch, rope in zip(branches, ropes, strict=True)
         ]
 
@@ -206,38 +207,31 @@ class QwenImage(Family[QwenImageBranch]):
         return [note for name in names for note in lightning_notes(manifest, name)]
 
     def forget(self) -> None:
-        self._seen, self._tables = {}, {}
+        self._seen.forget()
+        self._tables.forget()
 
-    def _table(self, schedule: Schedule) -> tuple[Modulation, ...]:
-        """Kept for the next prompt."""
-        if schedule not in self._tables:
-            self._tables = {}  # before the next one is made: it is large
-            tables, self._tables_from = find(self.files, schedule.timesteps, compute_dtype())
-            self._tables[schedule] = tables.steps()
-        return self._tables[schedule]
+    def _tabulated(self, schedule: Schedule) -> tuple[Modulation, ...]:
+        tables, self._tables_from = find(self.files, schedule.timesteps, compute_dtype())
+        return tables.steps()
 
     def _see(self, pictures: Sequence[Image.Image]) -> Seen:
-        """What the models see of reference pictures; kept for the next prompt about the same ones."""
+        """What the models see of reference pictures."""
         editing, patch_config = self.files.editing, self.files.patches
         if not pictures or editing is None or patch_config is None:
             return Seen()
-        key = tuple(fingerprint(picture) for picture in pictures)
-        if key not in self._seen:
-            patches = [to_patches(editing.for_language(picture), patch_config) for picture in pictures]
-            tower = self.components["vision"].load()
-            features = [see(tower, patch, compute_dtype()) for patch in patches]
-            latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
-            side = self.files.config.patch_size
-            grids = tuple((z.shape[2] // side, z.shape[3] // side) for z in latents)
-            seen = Seen(
-                tuple(features),
-                tuple(p.merged for p in patches),
-                mx.concatenate([self.pack(z) for z in latents], axis=1),
-                grids,
-            )
-            mx.eval(seen.features, seen.latents)
-            self._seen = {key: seen}
-        return self._seen[key]
+        patches = [to_patches(editing.for_language(picture), patch_config) for picture in pictures]
+        tower = self.components["vision"].load()
+        features = [see(tower, patch, compute_dtype()) for patch in patches]
+        latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
+        side = self.files.config.patch_size
+        seen = Seen(
+            tuple(features),
+            tuple(patch.merged for patch in patches),
+            mx.concatenate([self.pack(z) for z in latents], axis=1),
+            tuple((z.shape[2] // side, z.shape[3] // side) for z in latents),
+        )
+        mx.eval(seen.latents)
+        return seen
 
     def _latents(self, picture: Image.Image) -> mx.array:
         """[1, C, h, w], in the loop's scale; the posterior's mode, not a sample."""

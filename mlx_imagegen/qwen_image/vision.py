@@ -73,5 +73,7 @@ def vision_tower(config: VisionConfig) -> nn.Module:
 
 
 def see(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
-    """Features [merged rows x merged columns, D] of one picture."""
-    return tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
+    """Features [merged rows x merged columns, D] of one picture, evaluated: one picture's activations at a time."""
+    features = tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
+    mx.eval(features)
+    return features

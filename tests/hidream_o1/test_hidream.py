@@ -19,6 +19,8 @@ from mlx_imagegen import pipeline
 from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
 from mlx_imagegen.family import Prompt
 from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.hidream_o1 import editing
+from mlx_imagegen.hidream_o1.vision import see
 from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import timesteps_schedule
 from tests.hidream_o1.checks import check_forward, check_loop, opened, settings
@@ -65,16 +67,10 @@ def test_loop(name: str, count: int) -> None:
     check_loop(DATA, DATA / f"loop_{name}.safetensors", references(DATA, count))
 
 
-def test_deepstack_features_count() -> None:
+def test_deepstack_features_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ports leave them out: then x_pred is another."""
     family = opened(DATA)
-    seen = family._sight._seen
-
-    def blind(*arguments: object) -> object:
-        out = seen(*arguments)
-        return out.__class__(out.shown, out.grids, out.patches, out.features._replace(deepstack=[]))
-
-    family._sight._seen = blind  # type: ignore[method-assign]
+    monkeypatch.setattr(editing, "see", lambda *given: see(*given)._replace(deepstack=[]))
     want = mx.load(str(DATA / "forward_1ref.safetensors"))
 
     branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, 1))), settings(*SIZE))
@@ -160,8 +156,7 @@ def test_one_reference_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both branches, and the next seed, share the vision tower's work."""
     warm = pipeline.load(DATA)
     calls = []
-    seen = warm.family._sight._seen  # type: ignore[attr-defined]
-    monkeypatch.setattr(warm.family._sight, "_seen", lambda *a: calls.append(1) or seen(*a))  # type: ignore[attr-defined]
+    monkeypatch.setattr(editing, "see", lambda *given: calls.append(1) or see(*given))
     warm.generate(PROMPT, width=32, height=24, steps=2, seed=[1, 2], guidance=3.0, references=references(DATA, 1))
     assert len(calls) == 1
 
