@@ -7,6 +7,7 @@ its caller.
 Must not know: tables, quality, sheets.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -107,7 +108,8 @@ def _ending(code: int) -> str:
 
 def main() -> None:
     """Answers go to what was standard output; whatever a library prints goes to standard error."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+    # A caller that was killed is no error of this process.
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _serve(sys.stdin, answers)
 

@@ -180,7 +180,7 @@ def _label(model: str, quant: str) -> str:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Prompts from a .toml file ([[prompt]] tables with axis and text) or a text file, one a line."""
+    """Prompts from a .toml file ([[prompt]] tables with axis and text) or a text file, one a line; each text once."""
     path, is_toml = path.expanduser(), path.suffix.lower() == ".toml"
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a mark in front
@@ -196,7 +196,11 @@ def read_lines(path: Path) -> list[Line]:
         raise RequestError(
             f"--prompts: {path} holds no prompts; give [[prompt]] tables with axis and text, or a line each."
         )
-    return [_line(entry, f"--prompts: {path}, prompt {number}") for number, entry in enumerate(data, 1)]
+    lines: dict[str, Line] = {}
+    for number, entry in enumerate(data, 1):
+        line = _line(entry, f"--prompts: {path}, prompt {number}")
+        lines.setdefault(line.text, line)
+    return list(lines.values())
 
 
 def _line(entry: Any, where: str) -> Line:

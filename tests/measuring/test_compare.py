@@ -117,7 +117,8 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, flux_folder: Path) -> None:
     models = [str(flux_folder), str(flux_folder.parent / "dev")]
     command = [sys.executable, "-m", "mlx_imagegen", "compare", "--models", *models, "--prompts", str(prompts)]
     command += ["--size", "128", "--steps", "2", "-o", str(out)]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = tmp_path / "stderr"
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said.open("w"))
     while len(pictures(out)) < 2:
         assert running.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
@@ -125,6 +126,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, flux_folder: Path) -> None:
     running.wait()
     kept = _settled(out)
     assert 2 <= len(kept) < 12
+    assert "Traceback" not in said.read_text(), "the worker ends as quietly as its caller"
     assert not (out / "sheet.png").exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     after = pictures(out)
@@ -167,6 +169,11 @@ def test_bad_prompts_are_refused(cli: Cli, name: str, text: str | None, said: st
     ran = cli("compare", "--models", "flux-dev", "--prompts", name)
     assert ran.code == 2 and said in ran.err and ran.err.count("\n") == 1
     assert not Path("compare").exists()
+
+
+def test_a_prompt_that_is_there_twice_is_one(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a fox\nan owl\n a fox\n")
+    assert read_lines(tmp_path / "p.txt") == [Line("1", "a fox"), Line("2", "an owl")]
 
 
 def test_a_mark_that_an_editor_put_in_front_is_no_part_of_a_prompt(tmp_path: Path) -> None:
