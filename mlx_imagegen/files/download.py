@@ -1,9 +1,9 @@
 """Gets a checkpoint's files out of the Hugging Face cache, and downloads what is not there yet.
 
-In: a manifest. Out: the folder that holds the files it asks for. A complete folder in the cache is used without asking
-the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it is and under which
-licence, and only if the disk has room. Files appear in the cache under their name only when they are whole, so that an
-interrupted download shows as missing files here and as missing shards in checkpoint.py.
+In: a manifest, or a `Download`. Out: the folder that holds the files it asks for. A complete folder in the cache is
+used without asking the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it
+is and under which licence, and only if the disk has room. Files appear in the cache under their name only when they are
+whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py.
 Must not know: what is in the files.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import DownloadError, UnknownModel
 from .config import read_json
@@ -32,6 +32,18 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Download:
+    """Files of a repository, and what to say of them."""
+
+    title: str
+    repo: str
+    revision: str
+    patterns: Sequence[str]
+    licence: str
+    gated: bool = False
+
+
+@dataclass(frozen=True)
 class RemoteFile:
     name: str
     nbytes: int
@@ -43,13 +55,13 @@ class Hub(Protocol):
 
     cache: Path
 
-    def is_whole(self, repo: str, revision: str, patterns: Sequence[str]) -> bool:
+    def is_whole(self, wanted: Download) -> bool:
         """Whether the cache holds all that matches, as far as the client knows without the network."""
         ...
 
-    def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]: ...
+    def plan(self, wanted: Download) -> list[RemoteFile]: ...
 
-    def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path: ...
+    def download(self, wanted: Download) -> Path: ...
 
 
 def tell_stderr(line: str) -> None:
@@ -70,11 +82,11 @@ def locate(model: str, tell: Tell = tell_stderr, hub: Hub | None = None) -> tupl
     return found, found.folder or fetch(found.manifest, tell, hub)
 
 
-def local_folder(manifest: Manifest, hub: Hub | None = None) -> Path | None:
+def local_folder(manifest: Manifest) -> Path | None:
     """The manifest's files, if they are here and whole; asks nobody."""
     if not manifest.repo or not manifest.revision:
         return None
-    folder = cached((hub or HuggingFace()).cache, manifest.repo, manifest.revision)
+    folder = cached(HuggingFace().cache, manifest.repo, manifest.revision)
     return folder if folder and not absent(folder, manifest.download) else None
 
 
@@ -84,32 +96,28 @@ def fetch(manifest: Manifest, tell: Tell = tell_stderr, hub: Hub | None = None) 
         raise DownloadError(
             f"{manifest.name} names no repository to download from; give the folder that holds its files."
         )
-    return fetch_files(manifest.repo, manifest.revision, manifest.download, manifest, tell, hub)
+    wanted = Download(
+        manifest.title, manifest.repo, manifest.revision, manifest.download, manifest.licence, manifest.gated
+    )
+    return fetch_files(wanted, tell, hub)
 
 
-def fetch_files(
-    repo: str,
-    revision: str,
-    patterns: Sequence[str],
-    manifest: Manifest,
-    tell: Tell = tell_stderr,
-    hub: Hub | None = None,
-) -> Path:
-    """The cached folder of `repo` at `revision`, with every file that matches `patterns`."""
+def fetch_files(wanted: Download, tell: Tell = tell_stderr, hub: Hub | None = None) -> Path:
+    """The repository's folder in the cache, with every file that matches."""
     hub = hub or HuggingFace()
-    folder = cached(hub.cache, repo, revision)
-    if folder and not absent(folder, patterns) and hub.is_whole(repo, revision, patterns):
+    folder = cached(hub.cache, wanted.repo, wanted.revision)
+    if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
         return folder
-    with _explained(manifest, repo, folder, patterns):
-        files = hub.plan(repo, revision, patterns)
-        _check_complete(repo, revision, patterns, files)
-        wanted = sum(file.nbytes for file in files if not file.here)
-        _check_room(hub.cache, wanted, manifest)
+    with _explained(wanted, folder):
+        files = hub.plan(wanted)
+        _check_complete(wanted, files)
+        sizes = [file.nbytes for file in files if not file.here]
+        _check_room(hub.cache, sum(sizes), wanted.title)
         tell(
-            f"Downloading {manifest.title}: {wanted / GB:.1f} GB in {sum(not file.here for file in files)} files from"
-            f" {repo} into {hub.cache}. Licence: {manifest.licence}."
+            f"Downloading {wanted.title}: {sum(sizes) / GB:.1f} GB in {len(sizes)} files from {wanted.repo} into"
+            f" {hub.cache}. Licence: {wanted.licence}."
         )
-        return hub.download(repo, revision, patterns)
+        return hub.download(wanted)
 
 
 def cached(cache: Path, repo: str, revision: str) -> Path | None:
@@ -136,39 +144,38 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
 
 def _adopt(repo: str, hub: Hub) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
-    stranger = Manifest(repo, repo, "", find("flux-schnell").manifest.defaults, repo)
-    folder = cached(hub.cache, repo, "main")
+    wanted = Download(repo, repo, "main", RECOGNISED_BY, f"see {SITE}/{repo}")
+    folder = cached(hub.cache, repo, wanted.revision)
     if not folder or not any((folder / name).is_file() for name in RECOGNISED_BY):
-        with _explained(stranger, repo, folder, RECOGNISED_BY):
-            folder = hub.download(repo, "main", RECOGNISED_BY)
-    manifest = replace(
-        recognise(folder), repo=repo, revision=revision_of(folder) or "main", licence=f"see {SITE}/{repo}", gated=False
-    )
+        with _explained(wanted, folder):
+            folder = hub.download(wanted)
+    revision = revision_of(folder) or wanted.revision
+    manifest = replace(recognise(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
 
 
-def _check_complete(repo: str, revision: str, patterns: Sequence[str], files: Sequence[RemoteFile]) -> None:
+def _check_complete(wanted: Download, files: Sequence[RemoteFile]) -> None:
     names = [file.name for file in files]
-    lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    lacking = [pattern for pattern in wanted.patterns if not fnmatch.filter(names, pattern)]
     if lacking:
         raise DownloadError(
-            f"{repo} at revision {revision} has no {', '.join(lacking)}; the repository is not laid out as this library"
-            " reads it. Download it by other means and give the folder."
+            f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid out"
+            " as this library reads it. Download it by other means and give the folder."
         )
 
 
-def _check_room(cache: Path, wanted: int, manifest: Manifest) -> None:
+def _check_room(cache: Path, nbytes: int, title: str) -> None:
     place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
-    if wanted + SPARE_BYTES > free:
+    if nbytes + SPARE_BYTES > free:
         raise DownloadError(
-            f"{manifest.title} needs {wanted / GB:.1f} GB more (and {SPARE_BYTES / GB:.0f} GB to spare), and {place}"
+            f"{title} needs {nbytes / GB:.1f} GB more (and {SPARE_BYTES / GB:.0f} GB to spare), and {place}"
             f" has {free / GB:.1f} GB free. Free some room, or set HF_HOME to a folder on a larger disk."
         )
 
 
 @contextmanager
-def _explained(manifest: Manifest, repo: str, folder: Path | None, patterns: Sequence[str]) -> Iterator[None]:
+def _explained(wanted: Download, folder: Path | None) -> Iterator[None]:
     """Turns whatever the hub's client raises into a DownloadError that says how to go on.
 
     Its HTTP library's own exceptions have changed with the client's versions, so everything that is not ours is turned.
@@ -180,45 +187,42 @@ def _explained(manifest: Manifest, repo: str, folder: Path | None, patterns: Seq
     except Exception as error:
         # A look at what would be downloaded fails with a DryRunError, whatever the reason was.
         reason = error.__cause__ if type(error).__name__ == "DryRunError" and error.__cause__ else error
-        message = _refusal(manifest, repo, reason) or _unreachable(manifest, repo, folder, patterns, reason)
-        raise DownloadError(message) from error
+        raise DownloadError(_refusal(wanted, reason) or _unreachable(wanted, folder, reason)) from error
 
 
-def _refusal(manifest: Manifest, repo: str, error: BaseException) -> str | None:
+def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError) or (manifest.gated and _status(error) in (401, 403)):
+    if isinstance(error, errors.GatedRepoError) or (wanted.gated and _status(error) in (401, 403)):
         return (
-            f"{manifest.title} is gated: its owner gives access on request. Ask for it at {SITE}/{repo} (signed in),"
-            f" then run `{LOGIN}` with a token of that account and try again."
+            f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
+            f" in), then run `{LOGIN}` with a token of that account and try again."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"there is no repository {SITE}/{repo}, or it is private; check the name, or run `{LOGIN}` if you have"
-            " access."
+            f"there is no repository {SITE}/{wanted.repo}, or it is private; check the name, or run `{LOGIN}` if you"
+            " have access."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} has no revision {manifest.revision} any more; update mlx-imagegen, or give a local folder."
+        return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk became full while {manifest.title} was downloaded; free some room and run it again: it goes on"
+            f"the disk became full while {wanted.title} was downloaded; free some room and run it again: it goes on"
             " from there."
         )
     return None
 
 
-def _unreachable(
-    manifest: Manifest, repo: str, folder: Path | None, patterns: Sequence[str], error: BaseException
-) -> str:
+def _unreachable(wanted: Download, folder: Path | None, error: BaseException) -> str:
     state = "it is not in the cache"
     if folder:
-        lacking = absent(folder, patterns)
+        lacking = absent(folder, wanted.patterns)
         state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
     reason = " ".join(str(error).split())[:200] or "no reason given"
     return (
-        f"{manifest.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
-        f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {repo}'s files."
+        f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
+        f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
     )
 
 
@@ -234,27 +238,26 @@ class HuggingFace:
 
         self.cache = Path(constants.HF_HUB_CACHE).expanduser()
 
-    def is_whole(self, repo: str, revision: str, patterns: Sequence[str]) -> bool:
-        from huggingface_hub import snapshot_download
+    def is_whole(self, wanted: Download) -> bool:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, local_files_only=True
-            )
+            self._snapshot(wanted, local_files_only=True)
         except LocalEntryNotFoundError:  # its newer versions keep the repository's listing and compare with it
             return False
         return True
 
-    def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]:
-        from huggingface_hub import snapshot_download
-
-        found = snapshot_download(
-            repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache, dry_run=True
-        )
+    def plan(self, wanted: Download) -> list[RemoteFile]:
+        found = self._snapshot(wanted, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
-    def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+    def download(self, wanted: Download) -> Path:
+        return Path(self._snapshot(wanted))
+
+    def _snapshot(self, wanted: Download, **how: Any) -> Any:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), cache_dir=self.cache))
+        patterns = list(wanted.patterns)
+        return snapshot_download(
+            wanted.repo, revision=wanted.revision, allow_patterns=patterns, cache_dir=self.cache, **how
+        )

@@ -17,8 +17,8 @@ from typing import Any
 from ..errors import LoraError, MissingFile
 from ..files.checkpoint import Checkpoint, Tensor, read_header
 from ..files.config import read_json
-from ..files.download import REPOSITORY, Tell, fetch_files, tell_stderr
-from ..files.manifest import Defaults, Manifest, revision_of
+from ..files.download import REPOSITORY, Download, Tell, fetch_files, tell_stderr
+from ..files.manifest import revision_of
 from .deltas import Entry, check_finite
 from .names import ADAPTER, split_key
 
@@ -240,15 +240,14 @@ def _locate(source: str, tell: Tell) -> tuple[Path, str | None]:
             f"there is no LoRA file {source}. Give a .safetensors file, or a repository and its file as "
             "owner/name:file.safetensors."
         )
-    return _fetched(source, remote["repo"], remote["revision"] or "main", remote["file"], tell)
+    return _fetched(remote["repo"], remote["revision"] or "main", remote["file"], tell)
 
 
-def _fetched(source: str, repo: str, revision: str, file: str, tell: Tell) -> tuple[Path, str]:
-    stranger = Manifest(source, f"the LoRA {file}", "", Defaults(1, 0, 0, 0.0), repo, revision, licence=f"see {repo}")
-    wanted = [glob.escape(file)]
+def _fetched(repo: str, revision: str, file: str, tell: Tell) -> tuple[Path, str]:
+    patterns = [glob.escape(file)]
     if Path(file).name.startswith(PEFT_FILE):  # its strength stands beside it
-        wanted.append(glob.escape(Path(file).with_name(PEFT_CONFIG).as_posix()))
-    folder = fetch_files(repo, revision, wanted, stranger, tell)
+        patterns.append(glob.escape(Path(file).with_name(PEFT_CONFIG).as_posix()))
+    folder = fetch_files(Download(f"the LoRA {file}", repo, revision, patterns, f"see {repo}"), tell)
     return folder / file, f"{repo}@{revision_of(folder) or revision}:{file}"
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +20,7 @@ import pytest
 from mlx_imagegen.errors import DownloadError, MissingFile, RequestError, UnknownModel
 from mlx_imagegen.files import download
 from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.download import RemoteFile, absent, cached, fetch, locate
+from mlx_imagegen.files.download import Download, RemoteFile, absent, cached, fetch, locate
 from mlx_imagegen.files.manifest import Defaults, Manifest, manifests
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,32 +59,31 @@ def put(cache: Path, files: dict[str, bytes], repo: str = "someone/tiny", commit
 class FakeHub:
     def __init__(self, cache: Path, error: Exception | None = None, files: dict[str, bytes] = FILES):
         self.cache, self.error, self.files = cache, error, files
-        self.asked: list[tuple[str, str, str]] = []
+        self.asked: list[str] = []
 
-    def _matching(self, what: str, repo: str, revision: str, patterns: Sequence[str]) -> list[str]:
-        self.asked.append((what, repo, revision))
+    def _matching(self, wanted: Download) -> list[str]:
+        return [name for name in self.files if any(fnmatch(name, pattern) for pattern in wanted.patterns)]
+
+    def _asked(self, what: str, wanted: Download) -> list[str]:
+        self.asked.append(what)
         if self.error:
             raise self.error
-        return [name for name in self.files if any(fnmatch(name, pattern) for pattern in patterns)]
+        return self._matching(wanted)
 
-    def is_whole(self, repo: str, revision: str, patterns: Sequence[str]) -> bool:
-        folder = cached(self.cache, repo, revision)
-        wanted = {name for name in self.files if any(fnmatch(name, pattern) for pattern in patterns)}
-        return folder is not None and wanted <= names(folder)
+    def _here(self, wanted: Download) -> set[str]:
+        folder = cached(self.cache, wanted.repo, wanted.revision)
+        return names(folder) if folder else set()
 
-    def plan(self, repo: str, revision: str, patterns: Sequence[str]) -> list[RemoteFile]:
-        folder = cached(self.cache, repo, revision)
-        return [
-            RemoteFile(name, len(self.files[name]), folder is not None and (folder / name).is_file())
-            for name in self._matching("plan", repo, revision, patterns)
-        ]
+    def is_whole(self, wanted: Download) -> bool:
+        return self._here(wanted) >= set(self._matching(wanted))
 
-    def download(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
-        names = self._matching("download", repo, revision, patterns)
-        folder = cached(self.cache, repo, revision)
-        return put(
-            self.cache, {name: self.files[name] for name in names if not folder or not (folder / name).is_file()}, repo
-        )
+    def plan(self, wanted: Download) -> list[RemoteFile]:
+        here = self._here(wanted)
+        return [RemoteFile(name, len(self.files[name]), name in here) for name in self._asked("plan", wanted)]
+
+    def download(self, wanted: Download) -> Path:
+        missing = set(self._asked("download", wanted)) - self._here(wanted)
+        return put(self.cache, {name: self.files[name] for name in missing}, wanted.repo)
 
 
 def refuse(line: str) -> None:
@@ -101,7 +100,7 @@ def test_only_the_files_asked_for_after_saying_how_much(tmp_path: Path) -> None:
     folder = fetch(MODEL, said.append, hub)
     assert names(folder) == set(FILES) - {"README.md", "onnx/model.onnx"}
     assert said == [f"Downloading Tiny: 0.0 GB in 5 files from someone/tiny into {tmp_path}. Licence: MIT."]
-    assert [what for what, _, _ in hub.asked] == ["plan", "download"]
+    assert hub.asked == ["plan", "download"]
 
 
 def test_gigabytes_are_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +145,7 @@ def test_a_full_disk_is_refused_before_and_explained_within(tmp_path: Path, monk
     hub = FakeHub(tmp_path / "not" / "made" / "yet")
     with pytest.raises(DownloadError, match="needs 0.0 GB more .*1.0 GB free. Free some room, or set HF_HOME"):
         fetch(MODEL, refuse, hub)
-    assert [what for what, _, _ in hub.asked] == ["plan"]
+    assert hub.asked == ["plan"]
     monkeypatch.undo()
     hub = FakeHub(tmp_path)
     monkeypatch.setattr(
