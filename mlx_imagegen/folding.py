@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ConfigError, RequestError
-from .files.config import read_json
-from .files.manifest import RECORD
+from .files.manifest import record_of
 from .files.record import remake
 
 # (module path, parameter) -> a tensor in full precision, every LoRA merged, in float64
@@ -62,8 +61,7 @@ class Folded:
                 f"{folder} holds the modulation of {self} in the place of its weights, and shift={shift:g} needs "
                 "another. Leave shift out, or take a folder that is not folded."
             )
-        record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-        command = remake(record, fold=steps, fold_size=size if self.size else None)
+        command = remake(record_of(folder), fold=steps, fold_size=size if self.size else None)
         raise RequestError(
             f"{folder} holds the modulation of {self} in the place of its weights, and {steps} steps at "
             f"{_by(size)} need another. Ask for those, or make a folder for this schedule: {command}"

@@ -137,31 +137,29 @@ RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came fr
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """What our converter noted of a folder's making; empty for a folder that it did not make."""
+    path = folder / RECORD
+    return read_json(path) if path.is_file() else {}
+
+
 def revision_of(folder: Path) -> str | None:
     """The commit a folder's files are of, where it says so: the hub's cache names snapshots by it, our converter notes
     it."""
     name = folder.resolve().name
-    if COMMIT.fullmatch(name):
-        return name
-    return read_json(folder / RECORD).get("revision") if (folder / RECORD).is_file() else None
+    return name if COMMIT.fullmatch(name) else record_of(folder).get("revision")
 
 
 def recognise(folder: Path) -> Manifest:
     """The nearest manifest for a local folder, by its own config files."""
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = record_of(folder)
     if record.get("manifest") in manifests():
         manifest = as_folded(manifests()[record["manifest"]], record.get("folded"))
         # The converter has merged a manifest's own LoRA; loading must not merge it once more, but keeps its schedule.
-        return replace(
-            manifest, folder=None, extras={k: v if k != "lora" else None for k, v in manifest.extras.items()}
-        )
-    family = _family_of(folder)
-    names = {
-        "flux": _nearest_flux,
-        "qwen_image": _nearest_qwen,
-        "hidream_o1": _nearest_hidream,
-    }
-    return _with_own_numbers(manifests()[names[family](folder)], folder)
+        merged = {"lora": None} if "lora" in manifest.extras else {}
+        return replace(manifest, folder=None, extras=manifest.extras | merged)
+    nearest = {"flux": _nearest_flux, "qwen_image": _nearest_qwen, "hidream_o1": _nearest_hidream}
+    return _with_own_numbers(manifests()[nearest[_family_of(folder)](folder)], folder)
 
 
 def as_folded(manifest: Manifest, folded: dict[str, Any] | None) -> Manifest:

@@ -18,10 +18,9 @@ import numpy as np
 
 from ..errors import LoraError, MissingFile
 from ..family import Family
-from ..files.config import read_json
 from ..files.download import local_folder
 from ..files.loading import Changes, Weights
-from ..files.manifest import RECORD, Manifest
+from ..files.manifest import Manifest, record_of
 from ..files.recipes import read_recipe, recipe_names
 from ..files.record import remake
 from ..layers.linear import Packing
@@ -40,7 +39,7 @@ class Source:
     def __init__(self, folder: Path, manifest: Manifest, open_family: OpenFamily):
         self.folder = folder
         self.manifest = manifest
-        self.record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        self.record = record_of(folder)
         self._open_family = open_family
 
     def applied_to(self, changes: Changes) -> Changes:
@@ -68,7 +67,7 @@ class Source:
             return []
         if self._place is None:
             raise LoraError(self._refusal(matches, packed))
-        return [self._opened_before(each) for each in self._before]
+        return [self._opened_before(each) for each in self.record.get("lora", [])]
 
     def _opened_before(self, record: dict[str, Any]) -> Lora:
         """A LoRA that is in the packed weights already; refused if it is another file now."""
@@ -84,10 +83,6 @@ class Source:
                 "Put the former one in its place, or quantize the full-precision model again with the LoRAs you want."
             )
         return Lora(file, record["scale"])
-
-    @property
-    def _before(self) -> list[dict[str, Any]]:
-        return self.record.get("lora", [])
 
     @functools.cached_property
     def _family(self) -> Family[Any]:
