@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
     size = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
-    with _headers(args.model) as (manifest, folder, note):
+    with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(Changes()) if recipe else Changes())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **size)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
+def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
     from ..files.download import HuggingFace, cached, local_folder
     from ..files.manifest import find, recognise

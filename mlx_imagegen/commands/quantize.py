@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .generate import size
+from .plan import headers
 from .requests import read_jobs
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..files.manifest import Model
     from ..lora.merge import parse_lora
-    from ..quantization.quantizer import draft, quant_of_bits, quantize
+    from ..quantization.partial import check_place, place_of
+    from ..quantization.quantizer import draft, drafted, quant_of_bits, quantize
     from .progress import Progress
 
     quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
@@ -59,11 +62,15 @@ def run(args: argparse.Namespace) -> None:
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
     lessons = _lessons(args)
+    if args.plan:
+        with headers(args.model) as (manifest, folder, note):
+            found = Model(manifest, folder, args.model)
+            print(f"{manifest.name}, {quant}{note}")
+            print(described(drafted(found, folder, quant, args.fold, args.fold_size, lessons)))
+        return
+    check_place(place_of(args.output))
     with Progress(args.quiet) as progress:
         made = draft(args.model, quant, progress.say, args.fold, args.fold_size, lessons)
-        if args.plan:
-            print(described(made))
-            return
         for note in made.notes:
             progress.say(f"note: {note}")
         progress.say(f"{made.nbytes / GB:.2f} GB to write{_pace(made)}")

@@ -37,6 +37,7 @@ CHANGED = (
 )
 # (piece, rows in float32, their first row) -> the rows with every LoRA merged
 MergeRows = Callable[[Piece, np.ndarray, int], np.ndarray]
+Stamp = tuple[str, int, int, int]  # place, inode, size and time: another one whenever a file changes
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Conversion:
     # What else is known of how much a layer's inputs count, by (component, path).
     importance: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     inputs: np.ndarray | None = None  # what folded layers are given, [columns, D] in float64
+    # The sources as they were when the layouts were made; as they are when writing begins, if not given.
+    stamps: Mapping[Path, Stamp] | None = None
 
 
-def identify(layouts: Sequence[Layout], *more: object) -> str:
-    stamps = [_stamp(path) for path in _sources(layouts)]
+def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: object) -> str:
     names = [(piece.key, repr(piece.packing), piece.dtype) for layout in layouts for piece in layout.pieces]
-    return hashlib.sha256(repr((stamps, names, more)).encode()).hexdigest()
+    return hashlib.sha256(repr((list(stamps.values()), names, more)).encode()).hexdigest()
 
 
 def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> bool:
@@ -82,7 +84,7 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
 def _write_tensors(
     conversion: Conversion, target: Path, journal: Journal, workers: int, progress: Progress | None
 ) -> None:
-    before = {path: _stamp(path) for path in _sources(conversion.layouts)}
+    before = conversion.stamps or stamps_of(conversion.layouts)
     with ExitStack() as stack:
         jobs = []
         for layout in conversion.layouts:
@@ -142,7 +144,7 @@ class Work:
         conversion: Conversion,
         jobs: list[Job],
         journal: Journal,
-        stamps: Mapping[Path, object],
+        stamps: Mapping[Path, Stamp],
         progress: Progress | None,
     ):
         self._conversion, self._journal, self._stamps, self._progress = conversion, journal, stamps, progress
@@ -316,7 +318,11 @@ def _sources(layouts: Sequence[Layout]) -> list[Path]:
     return sorted({piece.part.tensor.path for layout in layouts for piece in layout.pieces})
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
+def stamps_of(layouts: Sequence[Layout]) -> dict[Path, Stamp]:
+    return {path: _stamp(path) for path in _sources(layouts)}
+
+
+def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except FileNotFoundError as error:

@@ -72,17 +72,13 @@ class Partial:
         self.folder.rename(self.target)
 
     def refuse_strangers(self) -> None:
-        target, partial = self.target, self.folder
-        if not target.parent.is_dir():
-            raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            mine = recorded(target) is not None
-            what = (
-                "was made from other files or by another recipe"
-                if mine
-                else "is there already and was not made by quantize"
+        check_place(self.target)
+        partial = self.folder
+        if recorded(self.target) is not None:
+            raise QuantizationError(
+                f"{self.target} was made from other files or by another recipe; it is left as it is. Remove it, or "
+                "give another output."
             )
-            raise QuantizationError(f"{target} {what}; it is left as it is. Remove it, or give another output.")
         if partial.exists() and not (partial / JOURNAL).is_file() and recorded(partial) is None:
             raise QuantizationError(
                 f"{partial} is in the way and was not made by quantize; remove it, or give another output."
@@ -141,6 +137,23 @@ class Partial:
                 f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
                 " from there."
             ) from error
+
+
+def place_of(output: str | Path) -> Path:
+    """Where the folder will be: a link's own place cannot be renamed over."""
+    target = Path(output).expanduser().absolute()
+    return target.resolve() if target.is_symlink() else target
+
+
+def check_place(target: Path) -> None:
+    """What can be refused before it is known what will be made there."""
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")
+    if target.exists() and recorded(target) is None and not (target.is_dir() and not any(target.iterdir())):
+        raise QuantizationError(
+            f"{target} is there already and was not made by quantize; it is left as it is. Remove it, or give another "
+            "output."
+        )
 
 
 def recorded(folder: Path) -> str | None:

@@ -34,10 +34,10 @@ from ..pipeline import OnStep, Pipeline, load, open_family
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
 from .calibrate import Statistics, collect
-from .convert import Conversion, convert, identify
+from .convert import Conversion, convert, identify, stamps_of
 from .layout import Layout, Piece, layouts
 from .lessons import Learning, Lesson, check_learning, learning, lessons_of
-from .partial import Partial
+from .partial import Partial, check_place, place_of
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
 SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
@@ -97,17 +97,18 @@ def draft(
     fold_size: tuple[int, int] | None = None,
     calibrate: Sequence[Lesson] = (),
 ) -> Draft:
-    """Opens the model and lays the output out; reads no weights. What cannot be calibrated with is refused before a
-    model is downloaded for it."""
+    """Opens the model and lays the output out; reads no weights. What can be refused by the model's published shapes
+    is, before it is downloaded."""
     manifest = manifests().get(str(model))
-    if calibrate and manifest and not manifest.folder and has_outline(manifest) and not local_folder(manifest):
+    if manifest and not manifest.folder and has_outline(manifest) and not local_folder(manifest):
         with outlined(manifest) as folder:
-            made = _drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
-            check_learning(manifest, learning(made.family, made.lessons, made.packings))
-    return _drafted(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
+            made = drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
+            if made.learning:
+                check_learning(manifest, made.learning)
+    return drafted(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
 
 
-def _drafted(
+def drafted(
     found: Model,
     folder: Path,
     quant: str,
@@ -155,17 +156,18 @@ def quantize(
     `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
+    target = place_of(output)
+    check_place(target)
     opened = open_loras(lora, on_download)  # before a model is downloaded for them
     made = draft(model, quant, on_download, fold, fold_size, calibrate)
     merge = Merge()
     loras = own_loras(made.model.manifest, on_download) + opened
     merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
-    stamps = [(each.file.checkpoint.stamp, each.scale) for each in loras]
-    target = Path(output).expanduser().absolute()
-    recipe, record = made.recipe, _record(made, loras)
+    merged = [(each.file.checkpoint.stamp, each.scale) for each in loras]
+    recipe, record, stamps = made.recipe, _record(made, loras), stamps_of(made.layouts)
     learnt = record.get("calibrated_with")
     partial = Partial(
-        target, identify(made.layouts, __version__, recipe.digest, recipe.search, stamps, learnt, _entry(made))
+        target, identify(stamps, made.layouts, __version__, recipe.digest, recipe.search, merged, learnt, _entry(made))
     )
     if not partial.there:
         partial.refuse_strangers()  # before the pictures for calibration are drawn
@@ -186,6 +188,7 @@ def quantize(
         seen,
         _importance(made) if recipe.search else {},
         inputs,
+        stamps,
     )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     for line in merge.losses():
@@ -236,6 +239,8 @@ def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tupl
         if size is not None:
             raise QuantizationError("--fold-size: it goes with --fold STEPS; add that, or leave it out.")
         return None
+    if size is not None and len(size) != 2:
+        raise QuantizationError(f"fold_size {size!r}: give a width and a height.")
     given = dict(zip(("width", "height"), size, strict=True)) if size else {}
     fold = family.fold(usual_job(manifest, family.size_multiple, steps=steps, **given).settings)
     if size is not None and fold.folded.size is None:

@@ -192,6 +192,8 @@ def test_memory_is_reckoned_and_refused(
     small, large = (draft(source, "q4", calibrate=[each]).learning for each in asked)
     assert small and large and small.noted_bytes == large.noted_bytes and small.peak_bytes < large.peak_bytes
     assert small.least_bytes == large.least_bytes < small.peak_bytes
+    eight = draft(source, "q8", calibrate=asked[:1]).learning
+    assert eight and small.peak_bytes - eight.peak_bytes == small.noted_bytes - eight.noted_bytes > 0
     quantize(source, tmp_path / "plain", quant="q4", calibrate=asked[:1])
     assert small.noted_bytes == sum(each.nbytes for each in seen[0].statistics.values())
     Path("given.jsonl").write_text(json.dumps(asked[1]))
@@ -221,7 +223,7 @@ PUBLISHED = {
 def test_what_published_models_take(name: str) -> None:
     with outlined(manifests()[name]) as folder:
         model = Model(manifests()[name], None, name)
-        takes = quantizer._drafted(model, folder, "q4", None, None, ["a cat"]).learning
+        takes = quantizer.drafted(model, folder, "q4", None, None, ["a cat"]).learning
     assert takes and takes.noted_bytes == PUBLISHED[name] * 4 * 513
 
 

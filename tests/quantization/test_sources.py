@@ -1,8 +1,10 @@
-"""The converter's sources: in shards, under a variant's name, damaged, exchanged or gone while they are read."""
+"""The converter's sources and outputs: in shards, damaged, exchanged or gone while they are read; links; what is
+refused before a byte is downloaded."""
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mlx_imagegen.errors import CheckpointError, MissingFile, OutputError, Quant
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
-from mlx_imagegen.quantization import partial
+from mlx_imagegen.quantization import partial, quantizer
 from mlx_imagegen.quantization.quantizer import draft, quantize
 from tests.quantization.test_convert import check_equal, digest
 from tests.tiny import WEIGHTS, draw_flux, save_fp8, to_original
@@ -139,3 +141,88 @@ def test_fp8_with_a_scale_a_row_in_the_original_single_file(source: Path, tmp_pa
     mx.eval(tensors)
     save_fp8(path, tensors)
     check_equal(source, quantize(source, tmp_path / "made", quant="q8"), "q8")
+
+
+def test_a_source_that_changes_while_the_pictures_for_calibration_are_drawn(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = draw_flux(tmp_path / "other", seed=1)
+
+    def drawing(*_: Any) -> dict[Any, Any]:
+        shutil.copyfile(other / WEIGHTS, source / WEIGHTS)
+        return {}
+
+    monkeypatch.setattr(quantizer, "_seen", drawing)
+    asked = {"prompt": "a cat", "width": 64, "height": 48, "steps": 1}
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        quantize(source, tmp_path / "made", quant="q4", calibrate=[asked])
+    assert not (tmp_path / "made").exists()
+
+
+def test_another_lora_scale_or_calibration_is_another_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer, "_seen", lambda *_: {})  # what was learnt does not matter here
+    monkeypatch.setattr(quantizer, "load", lambda *_, **__: None)
+    lora, module = tmp_path / "style.safetensors", "transformer.transformer_blocks.0.attn.to_q"
+    mx.save_safetensors(
+        str(lora), {f"{module}.lora_A.weight": mx.ones((2, 64)), f"{module}.lora_B.weight": mx.ones((64, 2))}
+    )
+    picture = {"prompt": "a cat", "width": 64, "height": 48, "steps": 1}
+    changes: list[dict[str, Any]] = [
+        {}, {"lora": [lora]}, {"lora": [(lora, 0.5)]},
+        {"calibrate": [picture]}, {"calibrate": [picture | {"steps": 2}]},
+    ]  # fmt: skip
+    for index, made_with in enumerate(changes):
+        made = quantize(source, tmp_path / str(index), quant="q4", **made_with)
+        for asked in changes:
+            if asked is made_with:
+                quantize(source, made, quant="q4", on_progress=lambda *_: pytest.fail("it is there"), **asked)
+                continue
+            with pytest.raises(QuantizationError, match="from other files or by another recipe"):
+                quantize(source, made, quant="q4", **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--quant", "q9", "-o", "made"], "no recipe is called 'q9'"),
+        (["--bits", 4, "-o", "deep/er/made"], "is not a folder; make it first"),
+        (["--bits", 4, "-o", "mine"], "was not made by quantize"),
+        (["--bits", 4, "--fold", 4, "-o", "made"], "FLUX.1's modulation depends on the prompt"),
+    ],
+)
+def test_nothing_is_downloaded_for_what_is_refused(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, asked: list[Any], message: str
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(quantizer, "local_folder", lambda *_: None)
+    done = cli("quantize", "--model", "flux-dev", *asked)
+    assert done.code == 2 and message in done.err
+
+
+def test_a_plan_needs_headers_alone(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    done = cli("quantize", "--model", "qwen-image-lightning", "--bits", 4, "--fold", 8, "--plan")
+    assert done.code == 0 and "by its published shapes; its files are not here" in done.out
+    assert "transformer/transformer_blocks.{0-59}.attn.to_v" in done.out and "a table of 8 columns, f32" in done.out
+    assert "in all: " in done.out and "peak, one stage at a time: " in done.out
+
+
+def test_the_output_may_be_a_link(source: Path, tmp_path: Path) -> None:
+    for name in ("there", "to be"):
+        (tmp_path / f"link {name}").symlink_to(tmp_path / name)
+    (tmp_path / "there").mkdir()
+    for name in ("there", "to be"):
+        load(quantize(source, tmp_path / f"link {name}", quant="q8"))
+        assert (tmp_path / f"link {name}").is_symlink() and (tmp_path / name / RECORD).is_file()
+    with pytest.raises(QuantizationError, match="/ is there already and was not made by quantize"):
+        quantize(source, "/", quant="q8")
+
+
+def test_a_size_to_fold_for_is_two_numbers(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="give a width and a height"):
+        quantize(source, tmp_path / "made", quant="q8", fold=4, fold_size=(64,))  # type: ignore[arg-type]
