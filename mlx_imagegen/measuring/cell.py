@@ -64,7 +64,7 @@ class Worker:
         here = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlx_imagegen.measuring.cell"],
+            [sys.executable, "-P", "-m", "mlx_imagegen.measuring.cell"],  # -P: no modules of the folder it is run in
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             env=os.environ | {"PYTHONPATH": path},
             process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
@@ -118,7 +118,10 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
     from ..files.download import locate  # the caller's side needs neither, and starts sooner without
     from ..pipeline import load, refuse_before_download, refuse_early
 
-    opening = json.loads(jobs.readline())
+    first = jobs.readline()
+    if not first:  # the caller was interrupted before it said anything
+        return
+    opening = json.loads(first)
     pipeline: Pipeline | None = None
     for line in jobs:
         job, scope = json.loads(line), "picture"
