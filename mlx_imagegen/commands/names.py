@@ -45,11 +45,11 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
 
 def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:
     settings = job.settings
-    values = (
-        _slug(job.prompt.text), job.seed, index, manifest.name, settings.steps, settings.width, settings.height,
-        job.guidance(manifest.guidance),
-    )  # fmt: skip
-    return dict(zip(FIELDS, values, strict=True))
+    return {
+        "prompt": _slug(job.prompt.text), "seed": job.seed, "index": index, "model": manifest.name,
+        "steps": settings.steps, "width": settings.width, "height": settings.height,
+        "guidance": job.guidance(manifest.guidance),
+    }  # fmt: skip
 
 
 def _check(pattern: str) -> None:
