@@ -1,12 +1,12 @@
 """prompt -> ids -> text features -> noise -> denoise loop -> pixels -> picture and report: the whole story.
 
 `load` gives a `Pipeline` that stays warm; api.generate uses one once. The pipeline decides what is in memory when;
-families do the arithmetic.
+families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class Pipeline:
         """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, guidance …"""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         results = list(self.stream(jobs, on_step))
-        single = isinstance(prompt, str) and count is None and (seed is None or isinstance(seed, int))
+        single = isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
         return results[0] if single else results
 
     def set_lora(self, lora: Sequence[Wanted] = (), partial: bool = False, on_download: Tell = tell_stderr) -> None:
@@ -202,17 +202,23 @@ class Pipeline:
         jobs = requested(self.model.manifest, self.family.size_multiple, prompt, seed, count, **parameters)
         for job in jobs[:1]:
             self.family.schedule(job.settings)  # a folded checkpoint has one alone
-            if job.noise is not None:
-                self._given_noise(job)
+            _check_noise(job, self.family.shape(job.settings))
         return jobs
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
-        """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up."""
+        """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
+        and nothing is left of them where memory is short, even if the caller stops half-way."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             for job in {(job.settings.width, job.settings.height): job for job in jobs}.values():
                 check_fits(self.family, job, self.model.manifest, open_family)
+        try:
+            yield from self._stream(jobs, reports, on_step)
+        finally:
+            self._release(self.family.components, reports[-1])
+
+    def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         self._encode(jobs, reports[0])
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
@@ -220,12 +226,10 @@ class Pipeline:
             report.note(*filter(None, [self.model.manifest.note]), *job.notes)
             latents.append(self._denoise(job, report, index, len(jobs), on_step))
             if self.residency.resident:
-                yield self._finish(job, latents[-1], report)
-        if not self.residency.resident:
-            self._release("denoise", reports[-1])
-            for job, x, report in zip(jobs, latents, reports, strict=True):
-                yield self._finish(job, x, report)
-            self._release("decode", reports[-1])
+                yield self._finish(job, latents.pop(), report)
+        self._release(self.family.stages["denoise"], reports[-1])
+        for job, x, report in zip(jobs, latents, reports, strict=False):  # none where all are finished
+            yield self._finish(job, x, report)
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> None:
         """Every distinct prompt once; then the text encoders go, unless all stages fit."""
@@ -239,8 +243,7 @@ class Pipeline:
             for key, (prompt, settings) in new.items():
                 self._branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
-        if not self.residency.resident:
-            self._release("encode", report)
+        self._release(self.family.stages["encode"], report)
 
     def _denoise(self, job: Job, report: Report, index: int, total: int, on_step: OnStep | None) -> mx.array:
         family, settings = self.family, job.settings
@@ -258,7 +261,8 @@ class Pipeline:
             chosen = choose(loaded_linears(family, settings, job.prompt.references), compute_dtype())
         report.choices |= {"kernels": chosen} if chosen else {}
         with report.stage("other"):
-            solver = family.solver(schedule, job.seed, settings, self._step_noise(job))
+            step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
+            solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
             for step in denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver):
                 report.step_seconds.append(step.seconds)
@@ -273,13 +277,21 @@ class Pipeline:
 
     def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
         """[H, W, 3] in 0..1"""
-        return np.clip(np.array(self.family.decode(x, settings)) / 2 + 0.5, 0, 1)
+        pixels = np.array(self.family.decode(x, settings))
+        if not np.isfinite(pixels).all():
+            raise CheckpointError(
+                "the picture came out as numbers that are no colours (NaN or infinite): the weights or a LoRA are "
+                "damaged, or overflow. Download them again, leave the LoRA out, or lower its scale."
+            )
+        return np.clip(pixels / 2 + 0.5, 0, 1)
 
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
         with report.stage("other"):
-            noise = family.noise(job.seed, settings) if job.noise is None else self._given_noise(job)
+            noise = (
+                family.noise(job.seed, settings) if job.noise is None else mx.array(np.asarray(job.noise, np.float32))
+            )
             if job.image is None:
                 return family.start(family.pack(noise), settings)
         self._load("look", report)
@@ -287,33 +299,10 @@ class Pipeline:
             pixels = mx.array(to_pixels(job.image, (settings.width, settings.height)) * 2 - 1)
             clean, drawn = family.look(pixels, job.seed)
             mx.eval(clean)
-        if not self.residency.resident:
-            self._release("look", report)
+        self._release(self.family.stages["look"], report)
         noise = drawn if job.noise is None and drawn is not None else noise
         sigma = schedule.sigmas[0]
         return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
-
-    def _given_noise(self, job: Job) -> mx.array:
-        shape = self.family.noise(job.seed, job.settings).shape
-        noise = np.asarray(job.noise, np.float32)
-        if noise.shape != shape:
-            raise RequestError(
-                f"noise has the shape {noise.shape}; this picture needs {shape} unit normals in float32."
-            )
-        if not np.isfinite(noise).all():
-            raise RequestError("noise holds values that are no numbers (NaN or infinite); it must be unit normals.")
-        return mx.array(noise)
-
-    def _step_noise(self, job: Job) -> list[mx.array] | None:
-        if job.step_noise is None:
-            return None
-        shape = self.family.noise(job.seed, job.settings).shape
-        for noise in job.step_noise:
-            if noise.shape != shape:
-                raise RequestError(
-                    f"step_noise has the shape {noise.shape}; this picture needs {shape} unit normals each."
-                )
-        return [mx.array(noise) for noise in job.step_noise]
 
     def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:
         """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
@@ -326,7 +315,6 @@ class Pipeline:
         self._load("decode", report)
         with report.stage("decode"):
             pixels = self._pixels(x, job.settings)
-            _check_finite(pixels)
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
@@ -352,18 +340,27 @@ class Pipeline:
             for name in self.family.stages.get(stage, ()):
                 self.family.components[name].load()
 
-    def _release(self, stage: str, report: Report) -> None:
+    def _release(self, names: Iterable[str], report: Report) -> None:
+        """Lets components go, unless all are to stay."""
+        if self.residency.resident:
+            return
         with report.stage("other"):
-            for name in self.family.stages[stage]:
+            for name in names:
                 self.family.components[name].release()
 
 
-def _check_finite(pixels: np.ndarray) -> None:
-    if not np.isfinite(pixels).all():
-        raise CheckpointError(
-            "the picture came out as numbers that are no colours (NaN or infinite): the weights or a LoRA are damaged, "
-            "or overflow. Download them again, leave the LoRA out, or lower its scale."
-        )
+def _check_noise(job: Job, shape: tuple[int, ...]) -> None:
+    given = [("noise", job.noise), *(("step_noise", noise) for noise in job.step_noise or ())]
+    for name, noise in given:
+        if noise is None:
+            continue
+        noise = np.asarray(noise, np.float32)
+        if noise.shape != shape:
+            raise RequestError(
+                f"{name} has the shape {noise.shape}; this picture needs {shape} unit normals in float32."
+            )
+        if not np.isfinite(noise).all():
+            raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
 
 
 def _prompts(job: Job) -> list[Prompt]:

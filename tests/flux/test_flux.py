@@ -151,6 +151,35 @@ def test_text_encoders_are_gone_before_the_first_step(drawn: Path) -> None:
     assert seen == [{"transformer"}] * 2
 
 
+@pytest.mark.parametrize("stop", ["cancelled at a step", "one picture of two"])
+def test_staged_leaves_nothing_loaded_when_it_is_stopped(stop: str) -> None:
+    """Else the next prompt's text encoders would come on top of the transformer."""
+    pipeline = load(STORED[0], resident=False)
+    asked = {"seed": [1, 2], "steps": 1, "width": 32, "height": 32}
+    loaded: list[bool] = []
+
+    def cancel(event: Any) -> None:
+        raise KeyboardInterrupt
+
+    if stop == "cancelled at a step":
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.generate("a fox", on_step=cancel, **asked)
+    else:
+        results = pipeline.stream(pipeline.jobs("a fox", **asked))
+        next(results)
+        loaded = [component.loaded for component in pipeline.family.components.values()]
+        results.close()  # as a `break` out of a loop over them does
+    assert any(loaded) == (stop == "one picture of two")
+    assert not any(component.loaded for component in pipeline.family.components.values())
+
+
+def test_a_seed_of_numpys_is_one_seed() -> None:
+    asked = {"steps": 1, "width": 32, "height": 32}
+    pipeline = load(STORED[1])
+    one, other = (pipeline.generate("a fox", seed=seed, **asked) for seed in (3, np.int64(3)))
+    assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
+
+
 def test_same_seed_same_picture_twice(drawn: Path) -> None:
     options = {"seed": 7, "steps": 2, "width": 32, "height": 48}
     first, second = (np.asarray(load(drawn).generate("a map", **options).image) for _ in range(2))
@@ -184,10 +213,12 @@ def test_long_prompts_say_what_is_cut(drawn: Path) -> None:
     assert any("cut off" in note and "zebra" in note for note in report.notes)
 
 
-def test_weights_that_are_no_numbers_draw_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_draw_nothing(tmp_path: Path, damage: float) -> None:
     folder = shutil.copytree(STORED[1], tmp_path / "model")
-    path = next((folder / "transformer").glob("*.safetensors"))
+    path = next((folder / "vae").glob("*.safetensors"))
     tensors = load_file(path)
-    save_file(tensors | {"proj_out.bias": np.full_like(tensors["proj_out.bias"], np.nan)}, path)
+    name = "decoder.conv_out.bias"
+    save_file(tensors | {name: np.full_like(tensors[name], damage)}, path)
     with pytest.raises(CheckpointError, match="no colours"):
         load(folder).generate("a fox", seed=1, steps=1, width=32, height=32)

@@ -195,9 +195,14 @@ def test_no_tensor_may_be_missing(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_noise_of_another_size_is_refused() -> None:
-    with pytest.raises(RequestError, match="shape"):
-        pipeline.load(DATA).generate(PROMPT, width=32, height=24, steps=2, noise=np.zeros((1, 3, 24, 24)))
+@pytest.mark.parametrize("name", ["noise", "step_noise"])
+@pytest.mark.parametrize(
+    ("noise", "words"), [(np.zeros((1, 3, 24, 24)), "shape"), (np.full((1, 3, 24, 32), np.nan), "NaN")]
+)
+def test_noise_that_does_not_fit_is_refused_before_anything_is_loaded(name: str, noise: np.ndarray, words: str) -> None:
+    given = {"noise": noise, "step_noise": [np.zeros((1, 3, 24, 32)), noise]}
+    with pytest.raises(RequestError, match=f"^{name} .*{words}"):
+        pipeline.load(DATA).jobs(PROMPT, width=32, height=24, steps=3, sampler="flash", **{name: given[name]})
 
 
 def test_the_published_layout_loads(tmp_path: Path) -> None:
