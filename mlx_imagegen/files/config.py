@@ -35,7 +35,7 @@ class Config:
         for name, field in fields.items():
             if name in data:
                 values[name] = _checked(data[name], hints[name], f"{where}: field '{name}'")
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            elif field.default is dataclasses.MISSING:
                 missing.append(name)
         unread = sorted(set(data) - set(fields) - cls.IGNORED - BOOKKEEPING)
         if missing:
@@ -74,7 +74,7 @@ def _fields(names: list[str]) -> str:
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type: lists become tuples, whole numbers may stand for floats; nothing else changes."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None
         return _checked(value, next(kind for kind in arguments if kind is not type(None)), where)
@@ -82,7 +82,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return tuple(_checked(item, arguments[0], where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint is Any or (origin is None and type(value) is hint) or (origin is dict and isinstance(value, dict)):
+    if (origin is None and type(value) is hint) or (origin is dict and isinstance(value, dict)):
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise ConfigError(f"{where} is {value!r}, where a {expected} is needed; take the file from the model's repository.")

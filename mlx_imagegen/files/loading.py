@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Module = TypeVar("Module", bound=nn.Module)
 Shape = tuple[int, ...]
 # (component, module path, [rows, columns], layers beside it) -> how to pack that weight, or None to leave it dense.
-Recipe = Callable[[str, str, Shape, int], Packing | None]
+PackingOf = Callable[[str, str, Shape, int], Packing | None]
 # The first number in a layer's path: which of a stack of layers it is.
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 # (component, bytes done, bytes in all)
@@ -50,7 +50,7 @@ class Pack(Protocol):
 class Changes:
     """What is done to weights on their way in. The defaults change nothing."""
 
-    recipe: Recipe | None = None
+    recipe: PackingOf | None = None
     pack: Pack | None = None
     # Whether a component's dense matrices are rounded to 16 bits, as they would be in a quantized checkpoint.
     halves: Callable[[str], bool] | None = None
@@ -256,7 +256,7 @@ class Component:
     def __init__(self, weights: Weights, build: Callable[[], nn.Module], dtype: mx.Dtype, path: str = ""):
         self.weights = weights
         self.dtype = dtype
-        self._build = build
+        self.empty = build  # the module's shapes, without weights
         self.path = path  # where in the checkpoint's tree the module stands
         self._module: nn.Module | None = None
 
@@ -287,10 +287,6 @@ class Component:
             if path in paths:
                 self.weights._fill_layer(fresh[inner], path, self.dtype)
                 _rebind(layer, fresh[inner])
-
-    def empty(self) -> nn.Module:
-        """The module's shapes, without weights."""
-        return self._build()
 
     @property
     def nbytes(self) -> int:

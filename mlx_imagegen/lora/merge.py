@@ -83,8 +83,8 @@ class Merge:
             self.applied.add(key)
             parts = runs(change.target, first, len(rows), height)
             stops = np.cumsum([part.share for part in parts])[:-1].tolist()
-            pieces = mx.split(rows, stops) if stops else [rows]
-            out = out + mx.concatenate([change.of(piece, part) for piece, part in zip(pieces, parts, strict=True)])
+            pieces = zip(mx.split(rows, stops), parts, strict=True)
+            out = out + mx.concatenate([change.of(piece, part) for piece, part in pieces])
         return out
 
     def measure(

@@ -188,7 +188,7 @@ def test_packing_while_loading_reports_what_it_leaves_of_the_change(model: Path,
     survived = pipeline.merge.survived
     assert {f"transformer/transformer_blocks.{i}.attn.to_q" for i in range(2)} <= set(survived)
     assert all(0.5 < share < 1.5 for share in survived.values())
-    # Into codes, as the warning in lora_source.py has it, most of the same change is lost: see the benchmark.
+    # Into codes, as lora/source.py has it, most of the same change is lost: see the benchmark.
 
 
 def test_what_survives_is_measured(model: Path, lora: Callable[..., Path]) -> None:
