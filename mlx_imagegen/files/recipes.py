@@ -43,7 +43,7 @@ class Row:
 class Recipe:
     """One recipe's rows for one family."""
 
-    name: str
+    name: str  # a file's: where it lies
     rows: tuple[Row, ...]
     search: bool  # look for each group's best scale: slower to make, closer to the original
     keep: tuple[str, ...]  # components that stay exactly as they are stored
@@ -97,9 +97,10 @@ def lasting(quant: str) -> str:
     return str(Path(quant).expanduser().absolute()) if quant.endswith(".toml") else quant
 
 
-@functools.cache
 def read_recipe(quant: str, family: str) -> Recipe:
-    """`quant`: a name (q4, q6, q8) or the path of a .toml file."""
+    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read anew: it may have been edited."""
+    if not isinstance(quant, str):
+        raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
     path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
     known = ", ".join(recipe_names())
     if not path.is_file():
@@ -111,18 +112,21 @@ def read_recipe(quant: str, family: str) -> Recipe:
             f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}."
         ) from error
     rows = data.get(family)
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise QuantizationError(
             f"{path} has no rows for the family {family}; add [[{family}]] tables, or use one of: {known}."
         )
     rest = {key: value for key, value in data.items() if not isinstance(value, list) or key in KEYS}
     _refuse_unknown(path, rest, KEYS)
+    search = rest.get("search", False)
+    if not isinstance(search, bool):
+        raise QuantizationError(f"{path}: search {search!r} is not possible; give true or false.")
     digest = hashlib.sha256(repr((rows, sorted(rest.items()))).encode()).hexdigest()[:16]
     general = Row(("*",), _packing(path, rest))
     return Recipe(
-        path.stem,
+        lasting(quant),
         (*(_row(path, rest, row) for row in rows), general),
-        bool(rest.get("search", False)),
+        search,
         _globs(path, rest, "keep"),
         _globs(path, rest, "drop"),
         digest,
@@ -147,11 +151,11 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
     mode = row.get("mode", "affine")
     if bits == DENSE_BITS:
         return None
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise QuantizationError(f"{path}: mode '{mode}' is not one of MLX's: {', '.join(MODES)}.")
     group_size = row.get("group_size", max(size for size in GROUP_SIZES[mode] if size <= 64))
     for what, value, choices in (("bits", bits, MODES[mode]), ("group_size", group_size, GROUP_SIZES[mode])):
-        if value not in choices or isinstance(value, bool):
+        if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
             dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
             raise QuantizationError(
                 f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has"

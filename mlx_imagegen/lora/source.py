@@ -106,8 +106,9 @@ class Source:
         return str(self.record.get("source") or "the full-precision model")
 
     def _pack(self, weight: mx.array, packing: Packing, *, importance: np.ndarray | None = None) -> dict[str, mx.array]:
-        name = self.record.get("recipe")
-        search = name in recipe_names() and read_recipe(name, self.manifest.family).search
+        name = str(self.record.get("recipe"))
+        known = name in recipe_names() or Path(name).is_file()  # a recipe of the user's own may be gone
+        search = known and read_recipe(name, self.manifest.family).search
         return pack(weight, packing, search, importance)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:

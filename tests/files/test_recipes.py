@@ -171,6 +171,11 @@ def test_layers_counted_from_the_end() -> None:
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = true", "depth True is no number"),
         ("bits = 4\nkeep = 5\n[[flux]]\nmatch = '*'", "keep 5 is not possible; give a glob"),
         ("bits = 4\n[[flux]]\nmatch = [1]", r"match \[1\] is not possible; give a glob"),
+        ("bits = 4.0\n[[flux]]\nmatch = '*'", "bits 4.0 is not possible"),
+        ("bits = 4\ngroup_size = 32.0\n[[flux]]\nmatch = '*'", "group_size 32.0 is not possible"),
+        ("bits = 4\nmode = ['affine']\n[[flux]]\nmatch = '*'", "is not one of MLX's"),
+        ("bits = 4\nsearch = 'no'\n[[flux]]\nmatch = '*'", "search 'no' is not possible"),
+        ("bits = 4\nflux = [4]", "no rows for the family flux"),
         ("bits = 4\nmode = 'mxfp4'\ngroup_size = 64\n[[flux]]\nmatch = '*'", "mxfp4 packing has 32"),
     ],
 )
@@ -204,3 +209,22 @@ def test_text_encoders_have_rows_of_their_own(quant: str, t5: int) -> None:
     for family in FAMILIES:
         assert read_recipe(quant, family).drops("text_encoder", "lm_head.weight")
         assert not read_recipe(quant, family).drops("transformer", "proj_out.weight")
+
+
+@pytest.mark.parametrize("quant", [6, None, Path("mine.toml"), ["q4"]])
+def test_a_recipe_is_called_by_text(quant: object) -> None:
+    with pytest.raises(QuantizationError, match="give a recipe's name"):
+        read_recipe(quant, "flux")  # type: ignore[arg-type]
+
+
+def test_an_edited_recipe_is_read_anew_and_remembered_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for number in (4, 8):
+        Path("mine.toml").write_text(f"bits = {number}\n[[flux]]\nmatch = '*'\n")
+        found.append(read_recipe("mine.toml", "flux"))
+    assert [bits(recipe, "transformer", "proj_out") for recipe in found] == [4, 8]
+    assert found[0].digest != found[1].digest
+    assert found[0].name == str(tmp_path / "mine.toml") and read_recipe("q4", "flux").name == "q4"
