@@ -5,23 +5,26 @@ several threads in any order: the headers say beforehand where every byte belong
 Must not know: recipes' rows, families, how to print.
 """
 
+import functools
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, MissingFile, QuantizationError
 from ..files.checkpoint import DTYPES
 from ..files.loading import Progress
 from ..files.manifest import RECORD
-from ..packing.affine import pack_rows
+from ..lora.merge import Merge
+from ..packing.affine import pack, pack_rows
 from ..packing.bfloat import to_bf16
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
@@ -35,8 +38,6 @@ COPIED_BYTES = 100 * 10**6
 CHANGED = (
     "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when it is still."
 )
-# (piece, rows in float32, their first row) -> the rows with every LoRA merged
-MergeRows = Callable[[Piece, np.ndarray, int], np.ndarray]
 Stamp = tuple[str, int, int, int]  # place, inode, size and time: another one whenever a file changes
 
 
@@ -48,8 +49,7 @@ class Conversion:
     layouts: Sequence[Layout]
     search: bool
     record: Mapping[str, Any]
-    merge: MergeRows | None = None
-    merges: Callable[[Piece], bool] = lambda piece: False  # whether `merge` changes this piece
+    merge: Merge | None = None
     # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
     statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
     # What else is known of how much a layer's inputs count, by (component, path).
@@ -57,6 +57,10 @@ class Conversion:
     inputs: np.ndarray | None = None  # what folded layers are given, [columns, D] in float64
     # The sources as they were when the layouts were made; as they are when writing begins, if not given.
     stamps: Mapping[Path, Stamp] | None = None
+
+    def merges(self, piece: Piece) -> bool:
+        """Whether a LoRA changes this piece."""
+        return self.merge is not None and self.merge.touches(piece.component, piece.path, piece.parameter)
 
 
 def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: object) -> str:
@@ -252,8 +256,16 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
 
 
 def _merged(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
-    values = piece.part.floats(row, rows)
-    return conversion.merge(piece, values, row) if conversion.merge and conversion.merges(piece) else values
+    """Rows in float32, with every LoRA."""
+    values, merge = piece.part.floats(row, rows), conversion.merge
+    if merge is None or not conversion.merges(piece):
+        return values
+    plain = mx.array(values)
+    merged = merge.rows(piece.component, piece.path, piece.parameter, plain, row, piece.part.shape[0])
+    if row == 0 and piece.packing:
+        pack_one = functools.partial(pack, search=conversion.search)
+        merge.measure(piece.component, piece.path, plain, merged, pack_one, piece.packing)
+    return np.array(merged)
 
 
 def _table_rows(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:

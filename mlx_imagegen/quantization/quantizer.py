@@ -29,7 +29,6 @@ from ..layers.linear import Packing
 from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, vocabularies
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
-from ..packing.affine import pack
 from ..pipeline import OnStep, Pipeline, load, open_family
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
@@ -183,8 +182,7 @@ def quantize(
         made.layouts,
         recipe.search,
         record,
-        _rows(merge, recipe),
-        _touches(merge),
+        merge,
         seen,
         _importance(made) if recipe.search else {},
         inputs,
@@ -274,22 +272,6 @@ def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:
     packed = [(layout.component, path) for layout in made.layouts for path in layout.packings]
     known = {(component, path): weights[component].importance(path) for component, path in packed}
     return {layer: value for layer, value in known.items() if value is not None}
-
-
-def _touches(merge: Merge) -> Any:
-    return lambda piece: merge.touches(piece.component, piece.path, piece.parameter)
-
-
-def _rows(merge: Merge, recipe: Recipe) -> Any:
-    def merged(piece: Piece, rows: np.ndarray, first: int) -> np.ndarray:
-        height = piece.part.shape[0]
-        out = merge.rows(piece.component, piece.path, piece.parameter, mx.array(rows), first, height)
-        if first == 0 and piece.packing:
-            pack_one = functools.partial(pack, search=recipe.search)
-            merge.measure(piece.component, piece.path, mx.array(rows), out, pack_one, piece.packing)
-        return np.array(out.astype(mx.float32))
-
-    return merged
 
 
 def table(made: Draft) -> list[tuple[str, str, int, int]]:
