@@ -226,3 +226,37 @@ def test_the_output_may_be_a_link(source: Path, tmp_path: Path) -> None:
 def test_a_size_to_fold_for_is_two_numbers(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="give a width and a height"):
         quantize(source, tmp_path / "made", quant="q8", fold=4, fold_size=(64,))  # type: ignore[arg-type]
+
+
+def test_a_lora_on_a_folder_by_a_recipe_of_ones_own_is_packed_by_it(source: Path, tmp_path: Path) -> None:
+    recipe, lora = tmp_path / "mine.toml", tmp_path / "style.safetensors"
+    recipe.write_text("bits = 4\nsearch = true\n[[flux]]\nmatch = '*'\n")
+    module = "transformer_blocks.0.attn.to_q"
+    down, up = (mx.random.normal(shape, key=mx.random.key(shape[0])) for shape in ((2, 64), (64, 2)))
+    mx.save_safetensors(
+        str(lora), {f"transformer.{module}.lora_A.weight": down, f"transformer.{module}.lora_B.weight": up * 0.1}
+    )
+    made = quantize(source, tmp_path / "made", quant=str(recipe))
+    merged = quantize(source, tmp_path / "merged", quant=str(recipe), lora=[lora])
+    ours, theirs = (
+        dict(pipeline.family.components["transformer"].loaded_layers())[module]
+        for pipeline in (load(made, lora=[lora]), load(merged))
+    )
+    assert all(mx.array_equal(ours[name], theirs[name]) for name in ("weight", "scales", "biases"))
+
+
+def test_all_is_on_the_disk_before_the_record_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the renaming finds no holes."""
+    flushed, fsync, target = set(), os.fsync, tmp_path / "made"
+
+    def noted(file: int) -> None:
+        fsync(file)
+        assert not (tmp_path / "made.partial" / RECORD).exists() and not target.exists()
+        flushed.add(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    quantize(source, target, quant="q4")
+    written = {path.stat().st_ino for path in target.rglob("*") if path.is_file() and path.name != RECORD}
+    assert written <= flushed
