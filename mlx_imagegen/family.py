@@ -16,7 +16,7 @@ from PIL import Image
 
 from .errors import QuantizationError
 from .files.keys import Target
-from .files.loading import Changes, Component
+from .files.loading import Changes, Component, Weights
 from .files.manifest import Manifest
 from .folding import Fold
 from .image import fingerprint
@@ -108,6 +108,11 @@ class Family(ABC, Generic[Branch]):
     lora_prefixes: ClassVar[Mapping[str, str]] = {}
 
     components: dict[str, Component]
+
+    @property
+    def weights(self) -> dict[str, Weights]:
+        """The checkpoints that the components are read from, each once."""
+        return {component.weights.component: component.weights for component in self.components.values()}
 
     @classmethod
     @abstractmethod

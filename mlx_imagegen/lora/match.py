@@ -93,12 +93,11 @@ class Match:
 def vocabularies(family: Family[Any]) -> list[Vocabulary]:
     """Of every component that LoRAs can change, the one of the denoising loop last: its modules need no prefix."""
     main = family.components[family.stages["denoise"][0]].weights.component
-    weights = {component.weights.component: component.weights for component in family.components.values()}
     out = []
-    for name, of in weights.items():
+    for name, weights in family.weights.items():
         prefixes = [prefix for prefix, component in family.lora_prefixes.items() if component == name]
         if name == main or prefixes:
-            out.append(Vocabulary.of(of, family.lora_names, prefixes))
+            out.append(Vocabulary.of(weights, family.lora_names, prefixes))
     return sorted(out, key=lambda vocabulary: vocabulary.component == main)
 
 

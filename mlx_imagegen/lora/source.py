@@ -47,15 +47,14 @@ class Source:
         return replace(changes, pack=changes.pack or self._pack, source=self)
 
     def __call__(self, component: str) -> Weights:
-        weights = (part.weights for part in self._family.components.values())
-        return next(each for each in weights if each.component == component)
+        return self._family.weights[component]
 
     def merged_before(self, matches: Sequence[Match], family: Family[Any]) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
         Refused here, before anything is loaded, if the source is not at hand.
         """
-        held = {each.weights.component: each.weights for each in family.components.values()}
+        held = family.weights
         changes = [key for match in matches if match.lora.scale != 0 for key in match.changes]
         packed = [
             path

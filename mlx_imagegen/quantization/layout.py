@@ -178,10 +178,9 @@ class Layout:
 
 def layouts(family: Family[Any], folder: Path, recipe: Recipe, fold: Fold | None = None) -> list[Layout]:
     """Every component of an open family, each checkpoint once."""
-    weights = {component.weights.component: component.weights for component in family.components.values()}
     return [
-        layout(each, folder, recipe, fold if fold and fold.component == each.component else None)
-        for each in weights.values()
+        layout(weights, folder, recipe, fold if fold and fold.component == name else None)
+        for name, weights in family.weights.items()
     ]
 
 

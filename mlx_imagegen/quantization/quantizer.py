@@ -117,8 +117,7 @@ def drafted(
 ) -> Draft:
     recipe = read_recipe(quant, found.manifest.family)
     family = open_family(found.manifest, folder, Changes())
-    made = (part.weights for part in family.components.values())
-    stored = next((weights for weights in made if weights.stored or weights.folded), None)
+    stored = next((weights for weights in family.weights.values() if weights.stored or weights.folded), None)
     if stored:
         source = f"{folder} is quantized already ({stored.component})"
         raise QuantizationError(
@@ -257,7 +256,7 @@ def _entry(made: Draft) -> object:
 
 
 def _reader(family: Family[Any], fold: Fold, merge: Merge) -> Read:
-    weights = next(part.weights for part in family.components.values() if part.weights.component == fold.component)
+    weights = family.weights[fold.component]
 
     def read(path: str, parameter: str) -> np.ndarray:
         value = merge(fold.component, path, parameter, weights.slices[f"{path}.{parameter}"].read())
@@ -268,7 +267,7 @@ def _reader(family: Family[Any], fold: Fold, merge: Merge) -> Read:
 
 def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:
     """What the norms say, as arrays that any thread may read."""
-    weights = {part.weights.component: part.weights for part in made.family.components.values()}
+    weights = made.family.weights
     packed = [(layout.component, path) for layout in made.layouts for path in layout.packings]
     known = {(component, path): weights[component].importance(path) for component, path in packed}
     return {layer: value for layer, value in known.items() if value is not None}
