@@ -1,5 +1,6 @@
 """Folding: a checkpoint without modulation weights draws what the whole one draws, and refuses what it cannot."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -13,18 +14,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError, LoraError, MismatchError, QuantizationError, RequestError
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
+from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.files.manifest import RECORD
+from mlx_imagegen.flux.modulation import FluxModulators
+from mlx_imagegen.flux.modulation import tabulate as flux_tables
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization import convert
 from mlx_imagegen.quantization.quantizer import draft, quantize
 from mlx_imagegen.qwen_image import QwenImage
-from mlx_imagegen.qwen_image.modulation import Tables, tabulate, unfold
+from mlx_imagegen.qwen_image.modulation import QwenImageModulators, Tables, tabulate, unfold
 from tests.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
+from tests.tiny import draw_flux
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -310,3 +316,25 @@ def test_a_folded_folder_is_not_quantized_again(source: Path, tmp_path: Path, as
     made = quantize(source, tmp_path / "made", quant=as_stored, fold=STEPS)
     with pytest.raises(QuantizationError, match="quantized already"):
         quantize(made, tmp_path / "again", quant="q8", fold=fold)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen_image"])
+def test_modulation_weights_pass_through_memory_one_by_one(name: str, tmp_path: Path) -> None:
+    """Neither after the tables are made nor while: the most that stands there is far from all of them."""
+    family = load(draw_flux(tmp_path / "flux") if name == "flux" else DATA / "image").family
+    files, times = family.files, (900.0, 300.0)  # type: ignore[attr-defined]
+    config, fill = files.config, files.transformer.fill
+    tree: Any = (FluxModulators if name == "flux" else QwenImageModulators)(config)
+    whole = sum(value.size * 4 for _, layer in layers(tree) for value in own_parameters(layer).values())
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    if name == "flux":
+        tables: Any = flux_tables(config, fill, times, 3.5, [mx.zeros((1, config.pooled_projection_dim))], mx.float32)
+    else:
+        tables = tabulate(config, fill, times, mx.float32)
+    peak = mx.get_peak_memory() - before
+    gc.collect()
+    left = mx.get_active_memory() - before
+    held = sum(value.nbytes for _, value in tree_flatten(tables) if value is not None)
+    assert left < held + 0.1 * whole and peak < held + 0.6 * whole, (name, left / whole, held / whole, peak / whole)
