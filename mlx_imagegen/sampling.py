@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
@@ -51,6 +51,11 @@ class FlowMatchConfig(Config):
             )
         if config.base_image_seq_len == config.max_image_seq_len:
             raise ConfigError(f"{where}: 'base_image_seq_len' equals 'max_image_seq_len': no line goes through both.")
+        if config.use_dynamic_shifting and config.time_shift_type != "exponential":
+            raise ConfigError(
+                f"{where}: time_shift_type '{config.time_shift_type}' is not known; FLUX.1 and Qwen-Image use "
+                "'exponential'. Take the file from the model's repository."
+            )
         return config
 
 
@@ -77,8 +82,7 @@ class Step:
     seconds: float
 
 
-class Solver(Protocol):
-    def __call__(self, x: mx.array, velocity: mx.array, index: int) -> mx.array: ...
+Solver = Callable[[mx.array, mx.array, int], mx.array]  # (x, velocity, index of the step) -> the next x
 
 
 def euler(schedule: Schedule) -> Solver:
@@ -232,11 +236,5 @@ def _shifted(sigma: float, shift: float) -> float:
 
 def _mu(config: FlowMatchConfig, tokens: int) -> float:
     """The log of the shift for a picture of `tokens` tokens: a straight line through the config's two points."""
-    if config.time_shift_type != "exponential":
-        raise ConfigError(
-            f"scheduler_config.json: time_shift_type '{config.time_shift_type}' is not known; FLUX.1 and "
-            "Qwen-Image use "
-            "'exponential'."
-        )
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return tokens * slope + config.base_shift - slope * config.base_image_seq_len

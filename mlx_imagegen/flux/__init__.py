@@ -4,6 +4,7 @@ CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel la
 dev transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from ..precision import VAE_DTYPE, compute_dtype
 from ..sampling import Schedule, flow_match_schedule
 from ..text.clip import ClipTextModel
 from ..text.t5 import T5Encoder
-from ..text.tokenizer import clip_tokenizer, t5_tokenizer
+from ..text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .keys import LORA_PREFIXES, lora_names
 from .modulation import tabulate
@@ -76,10 +77,8 @@ class Flux(Family[FluxBranch]):
         return SIDE * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
-        clip_ids, clip_cut = clip_tokenizer(self.files.tokenizer).encode(prompt.text)
-        t5_ids, t5_cut = t5_tokenizer(self.files.tokenizer_2, settings.extras["max_sequence_length"]).encode(
-            prompt.text
-        )
+        clip_ids, clip_cut = self._clip_tokenizer.encode(prompt.text)
+        t5_ids, t5_cut = self._t5_tokenizer.encode(prompt.text, settings.extras["max_sequence_length"])
         dtype = compute_dtype()
         clip = self.components["text_encoder"].load()
         _, pooled = clip(self.files.clip.gather(CLIP_TABLE, clip_ids, dtype)[None], mx.array(clip_ids)[None])
@@ -94,6 +93,15 @@ class Flux(Family[FluxBranch]):
                 f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'"
             )
         return FluxBranch(txt, pooled), notes
+
+    @functools.cached_property
+    def _clip_tokenizer(self) -> Tokenizer:
+        return clip_tokenizer(self.files.tokenizer)
+
+    @functools.cached_property
+    def _t5_tokenizer(self) -> Tokenizer:
+        """Its words take half a second to read, as all large vocabularies do."""
+        return t5_tokenizer(self.files.tokenizer_2)
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         rows, columns = self.grid(settings)

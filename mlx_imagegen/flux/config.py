@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from ..errors import ConfigError
 from ..files.config import Config
@@ -11,8 +11,6 @@ from ..files.config import Config
 @dataclass(frozen=True)
 class FluxConfig(Config):
     """transformer/config.json"""
-
-    IGNORED: ClassVar[frozenset[str]] = frozenset()
 
     attention_head_dim: int
     guidance_embeds: bool

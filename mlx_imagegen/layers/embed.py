@@ -11,9 +11,10 @@ from .activation import silu
 from .linear import Linear
 
 FREQUENCIES = 256  # sinusoid channels; diffusers fixes this number in code for FLUX.1 and Qwen-Image alike
+PERIOD = 10000.0  # of the slowest one, over 2 pi
 
 
-def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, period: float = 10000.0, scale: float = 1.0) -> mx.array:
+def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, scale: float = 1.0) -> mx.array:
     """t x scale (0..1000 for timesteps) -> [T, dims], cosines first.
 
     Made on the host, rounding to float32 where the reference does: an angle of 1000 turns one unit in the last place of
@@ -21,7 +22,7 @@ def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, period: float = 10000
     t comes as 0..1000 (FLUX.1) or as 0..1 to be scaled after the product (Qwen-Image).
     """
     half = dims // 2
-    exponents = np.float32(-math.log(period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    exponents = np.float32(-math.log(PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = (np.float32(scale) * (np.asarray(t, np.float32)[:, None] * frequencies)).astype(np.float64)
     return mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))

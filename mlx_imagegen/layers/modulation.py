@@ -1,11 +1,9 @@
-"""adaLN: a norm without weights, then shift and scale, then a gated residual."""
+"""adaLN: a norm without weights, then shift and scale."""
 
 import mlx.core as mx
 
 
-def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float = 1e-6) -> mx.array:
-    """LayerNorm(x) * (1 + scale) + shift; the affine part of the norm's kernel is used for it, where one row rules all
-    tokens."""
-    if shift.ndim == 1:
-        return mx.fast.layer_norm(x, 1 + scale, shift, eps)
-    return mx.fast.layer_norm(x, None, None, eps) * (1 + scale) + shift
+def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
+    """LayerNorm(x) * (1 + scale) + shift, [D] each: one row rules all tokens, so that it can stand where a norm's own
+    weights do."""
+    return mx.fast.layer_norm(x, 1 + scale, shift, eps)

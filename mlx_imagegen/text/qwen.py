@@ -125,9 +125,8 @@ def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
     """
     half = config.head_size // 2
     frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    angle = (positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)).astype(
-        np.float64
-    )  # [L, half]
+    angle = positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)  # [L, half]
+    angle = angle.astype(np.float64)
     return mx.array(np.cos(angle), ROPE_DTYPE), mx.array(np.sin(angle), ROPE_DTYPE)
 
 
@@ -180,18 +179,15 @@ class LanguageModel(nn.Module):
         *,
         mask: mx.array | str | None = "causal",
         prefix: Sequence[KeyValues] | None = None,
-        deepstack: Sequence[mx.array] = (),
     ) -> mx.array:
-        """x's dtype is the residual stream's. `prefix`: what `keys_values` gave for the tokens before x. `deepstack`:
-        [1, L, D] each, added after the first layers (Qwen3-VL's vision features; zero at other tokens)."""
+        """x's dtype is the residual stream's. `prefix`: what `keys_values` gave for the tokens before x."""
         for index, layer in enumerate(self.layers):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
-            if index < len(deepstack):
-                x = x + deepstack[index]
         return self.norm(x)
 
     def keys_values(self, x: mx.array, rope: Rope, deepstack: Sequence[mx.array] = ()) -> list[KeyValues]:
-        """Each layer's keys and values for x, attending causally, evaluated."""
+        """Each layer's keys and values for x, attending causally, evaluated. `deepstack`: [1, L, D] each, added after
+        the first layers (Qwen3-VL's vision features; zero at other tokens)."""
         out = []
         for index, layer in enumerate(self.layers):
             x, pair = layer(x, rope, "causal", None)

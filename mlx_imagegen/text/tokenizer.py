@@ -105,8 +105,8 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(engine, first=[first], last=[last], pad=pad, length=length)
 
 
-def t5_tokenizer(folder: Path, length: int | None = None) -> Tokenizer:
-    """T5, with an end token, padded to `length`. There is no mask: the encoder sees the padding."""
+def t5_tokenizer(folder: Path) -> Tokenizer:
+    """T5, with an end token, padded to the length asked for. There is no mask: the encoder sees the padding."""
     files = read_vocabulary(folder, T5_ROLES)
     sentinels = _sentinels(files)
     model, character_map = unigram(files, sentinels)
@@ -120,7 +120,7 @@ def t5_tokenizer(folder: Path, length: int | None = None) -> Tokenizer:
         ]
     )
     add_tokens(engine, files, [special(token) for token in sentinels])
-    return Tokenizer(engine, last=[files.role("eos_token")], pad=files.role("pad_token"), length=length)
+    return Tokenizer(engine, last=[files.role("eos_token")], pad=files.role("pad_token"))
 
 
 def qwen_tokenizer(folder: Path) -> Tokenizer:
