@@ -48,10 +48,10 @@ class Spread:
     least: float
     most: float
 
-    def shown(self, digits: int = 3) -> str:
+    def shown(self) -> str:
         if self.least == self.most:
-            return short(self.median, digits)
-        return f"{short(self.median, digits)} ({short(self.least, digits)}–{short(self.most, digits)})"
+            return short(self.median)
+        return f"{short(self.median)} ({short(self.least)}–{short(self.most)})"
 
 
 @dataclass
@@ -215,18 +215,25 @@ def _which(row: Row) -> list[str]:
 
 
 def skipped(rows: Sequence[Row]) -> list[str]:
-    """Each reason once, with all that it is true of."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.reason:
-            reasons.setdefault((row.model, row.reason), []).append(row.name.removeprefix(f"{row.model} "))
-    return [f"{model} {', '.join(names)}: {reason}" for (model, reason), names in reasons.items()]
+    return _said((row, row.reason) for row in rows if row.reason)
+
+
+def noted(rows: Sequence[Row]) -> list[str]:
+    return _said((row, note) for row in rows for note in row.notes)
+
+
+def _said(words: Iterable[tuple[Row, str]]) -> list[str]:
+    """Each once, with all of a model's rows that it is true of."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for row, text in words:
+        names.setdefault((row.model, text), []).append(row.name.removeprefix(f"{row.model} "))
+    return [f"{model} {', '.join(those)}: {text}" for (model, text), those in names.items()]
 
 
 def in_terminal(rows: Sequence[Row]) -> str:
     parts = ["seconds, median (least–most)", tables.aligned(TIMES, time_rows(rows)), ""]
     parts += ["memory; difference from the best quant, in levels of 255", tables.aligned(SPACE, space_rows(rows))]
-    parts += [f"skipped: {line}" for line in skipped(rows)]
+    parts += [f"note: {line}" for line in noted(rows)] + [f"skipped: {line}" for line in skipped(rows)]
     return "\n".join(parts)
 
 
@@ -237,7 +244,8 @@ def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None])
         " Each row ran in a process of its own.", "", tables.markdown(TIMES, time_rows(rows)), "",
         "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
         tables.markdown(SPACE, space_rows(rows)), "",
-        *[f"- skipped: {line}" for line in skipped(rows)], measured_on(where), "",
+        *[f"- note: {line}" for line in noted(rows)], *[f"- skipped: {line}" for line in skipped(rows)],
+        measured_on(where), "",
     ]  # fmt: skip
     return "\n".join(parts)
 

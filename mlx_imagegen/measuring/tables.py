@@ -37,12 +37,12 @@ def markdown(header: Row, rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def short(value: float | None, digits: int = 3) -> str:
-    """A number in so many digits, never as an exponent."""
+def short(value: float | None) -> str:
+    """A number in three digits, never as an exponent."""
     if value is None:
         return NONE
     whole = str(int(abs(value)))
-    return f"{value:.{max(0, digits - (len(whole) if whole != '0' else 0))}f}"
+    return f"{value:.{max(0, 3 - (len(whole) if whole != '0' else 0))}f}"
 
 
 def gigabytes(count: int) -> str:

@@ -22,7 +22,21 @@ from mlx_imagegen.commands.generate import size
 from mlx_imagegen.files import download
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import cell, tables
-from mlx_imagegen.measuring.bench import STAGES, Asked, Row, Spread, _cells, _compare, _quality, chart, skipped
+from mlx_imagegen.measuring.bench import (
+    STAGES,
+    Asked,
+    Row,
+    Spread,
+    _cells,
+    _compare,
+    _fill,
+    _quality,
+    chart,
+    in_markdown,
+    in_terminal,
+    noted,
+    skipped,
+)
 from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.planning import fitting
@@ -188,6 +202,20 @@ def test_what_is_asked_for_twice_is_measured_once() -> None:
 def test_a_reason_is_said_once_with_all_that_it_is_true_of() -> None:
     rows = [Row("a", "q4", (8, 8), "no room"), Row("a", "q6", (8, 8), "no room"), Row("b", "q4", None, "no room")]
     assert skipped([*rows, Row("c", "q4", None)]) == ["a q4 8x8, q6 8x8: no room", "b q4: no room"]
+
+
+def test_time_that_no_stage_saw_is_told() -> None:
+    """Beside the tables: seconds that do not sum to the total within 2% are no good seconds."""
+    for unseen, said in ((0.04, ["a q4 64x64: 4% of the total passed between the stages"]), (0.01, [])):
+        seconds = {"load": 0.1, "encode": 0.1, "prepare": 0.1, "steps": [0.5], "decode": 0.1, "other": 0.1 - unseen}
+        report = {"seconds": seconds, "peak_bytes": {"mlx": {"step": 1}, "process_after": {"step": 1}}, "notes": []}
+        record = {"width": 64, "height": 64, "steps": 1, "manifest": "m"}
+        row = Row("a", "q4", None)
+        _fill(row, [], [Made("a.png", report, record, 1.0, 1.0, 1, "float32")])
+        assert [line.partition(", as on")[0] for line in noted([row])] == said
+        assert all(f"note: {line}" in in_terminal([row]) for line in noted([row]))
+        asked = Asked(["a"], ["q4"], [None], "a fox", {})
+        assert all(f"- note: {line}" in in_markdown([row], asked, {}) for line in noted([row]))
 
 
 def test_json_is_the_file(cli: Cli, wide: Path) -> None:
