@@ -5,12 +5,14 @@ it round, so that loading can ask for one of our tensors and read just those row
 Must not know: which layouts exist (families' keys.py).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
+from ..errors import CheckpointError
 from ..packing.bfloat import to_float32
 from .checkpoint import Tensor
 
@@ -116,5 +118,10 @@ def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
         if name.endswith((*FP8_SCALES, *FP8_NOTES)) or name == FP8_MARK:
             continue
         scale = scales.get(name.removesuffix(".weight")) if tensor.dtype == "F8_E4M3" else None
+        if scale and (not scale.floating or math.prod(scale.shape) not in (1, tensor.shape[0])):
+            raise CheckpointError(
+                f"{scale.path}: '{scale.name}' ({scale.dtype} {list(scale.shape)}) is neither one scale for '{name}'"
+                " nor one for each of its rows: a format with a scale for each block, such as mxfp8. Take the bf16 version."
+            )
         out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
     return out
