@@ -24,9 +24,8 @@ from ..layers.linear import Packing, unpacked
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
-Source = str | Path
 # What `lora=` takes: a file, or (file, scale); a file may stand in a repository: "owner/name:file.safetensors".
-Wanted = Source | tuple[Source, float]
+Wanted = str | Path | tuple[str | Path, float]
 SCALE_LIMIT = 100.0
 SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%
 
@@ -153,9 +152,9 @@ def _is_one(wanted: Any) -> bool:
     return len(wanted) == 2 and isinstance(wanted[1], Real)
 
 
-def _source_and_scale(item: Any) -> tuple[Source, float]:
+def _source_and_scale(item: Any) -> tuple[str | Path, float]:
     source, scale = item if isinstance(item, tuple | list) and len(item) == 2 else (item, 1.0)  # JSON has no tuples
-    if not isinstance(source, Source):
+    if not isinstance(source, str | Path):
         raise LoraError(f"{item!r} is no LoRA: give a file, or (file, scale).")
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(float(scale)) <= SCALE_LIMIT:
         raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")

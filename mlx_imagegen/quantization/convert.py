@@ -68,10 +68,10 @@ def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: obj
     return hashlib.sha256(repr((list(stamps.values()), names, more)).encode()).hexdigest()
 
 
-def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> bool:
-    """Makes the folder; False if it is there already, made from the same."""
+def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> None:
+    """Makes the folder, unless it is there already, made from the same."""
     if partial.there:
-        return False
+        return
     partial.refuse_strangers()
     if not partial.complete:
         copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
@@ -82,7 +82,6 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
             _write_small_files(conversion, partial.folder, copies)
             partial.seal(conversion.record)
     partial.rename()
-    return True
 
 
 def _write_tensors(
