@@ -121,7 +121,8 @@ def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
         if scale and (not scale.floating or math.prod(scale.shape) not in (1, tensor.shape[0])):
             raise CheckpointError(
                 f"{scale.path}: '{scale.name}' ({scale.dtype} {list(scale.shape)}) is neither one scale for '{name}'"
-                " nor one for each of its rows: a format with a scale for each block, such as mxfp8. Take the bf16 version."
+                " nor one for each of its rows: a format with a scale for each block, such as mxfp8. Take the bf16"
+                " version."
             )
         out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
     return out
