@@ -145,7 +145,7 @@ def test_the_folder_says_where_it_came_from(source: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.partial")) and not (made / partial.JOURNAL).exists()
 
 
-def run_and_kill(source: Path, target: Path, pieces: int) -> None:
+def run_and_kill(source: Path, target: Path, pieces: int, **options: Any) -> None:
     """A conversion in another process that is killed, as by kill -9, when so many pieces are finished."""
     code = f"""
 import itertools, os, signal
@@ -154,7 +154,7 @@ count = itertools.count(1)
 def progress(*_):
     if next(count) == {pieces}:
         os.kill(os.getpid(), signal.SIGKILL)
-quantize({str(source)!r}, {str(target)!r}, quant="q4", on_progress=progress)
+quantize({str(source)!r}, {str(target)!r}, quant="q4", on_progress=progress, **{options})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL

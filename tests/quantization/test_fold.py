@@ -1,12 +1,8 @@
 """Folding: a checkpoint without modulation weights draws what the whole one draws, and refuses what it cannot."""
 
 import gc
-import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from mlx_imagegen.quantization import convert
 from mlx_imagegen.quantization.quantizer import draft, quantize
 from mlx_imagegen.qwen_image import QwenImage
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators, Tables, tabulate, unfold
+from tests.quantization.test_convert import digest, run_and_kill
 from tests.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
 from tests.tiny import draw_flux
 
@@ -96,11 +93,6 @@ def both_tables(folder: Path, made: Path) -> tuple[Tables, Tables]:
 
 def references(folder: Path) -> dict[str, Any]:
     return {} if options_of(folder)["kind"] == "image" else {"references": [folder / "picture1.png"]}
-
-
-def digest(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.mark.parametrize(("kind", "way"), [("image", "cfg"), ("image", "image"), ("edit", "cfg"), ("zero", "two")])
@@ -208,17 +200,8 @@ def test_the_folder_knows_its_own_defaults(source: Path, tmp_path: Path) -> None
 
 def test_cut_off_and_run_again_it_goes_on(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "made"
-    code = f"""
-import itertools, os, signal
-from mlx_imagegen.quantization.quantizer import quantize
-count = itertools.count(1)
-def progress(*_):
-    if next(count) == 40:
-        os.kill(os.getpid(), signal.SIGKILL)
-quantize({str(source)!r}, {str(target)!r}, quant="q4", fold=4, on_progress=progress)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL and not target.exists()
+    run_and_kill(source, target, 40, fold=4)
+    assert not target.exists()
     calls: list[int] = []
     quantize(source, target, quant="q4", fold=4, on_progress=lambda *call: calls.append(call[1]))
     total = sum(len(each.pieces) for each in draft(source, "q4", fold=4).layouts)
