@@ -90,14 +90,14 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
     """Models of the LoRA's family: those that are here, and a published one, which need not be."""
     from ..files.download import local_folder
-    from ..files.manifest import data_folder, manifests
+    from ..files.manifest import manifests
     from ..files.outline import has_outline, outlined
     from ..lora.file import TITLES
 
     for family in (family for family, title in TITLES.items() if file.family and title in file.family):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
         for manifest in ours:
-            folder = data_folder("weights") / manifest.folder if manifest.folder else local_folder(manifest)
+            folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
         for manifest in [manifest for manifest in ours if has_outline(manifest)][:1]:

@@ -37,6 +37,6 @@ def _row(manifest: Manifest) -> tuple[str, ...]:
         str(defaults.steps),
         f"{defaults.width}x{defaults.height}",
         "built in" if manifest.folder else f"{manifest.download_bytes / GB:.1f} GB",
-        "yes" if manifest.folder or local_folder(manifest) else "no",
+        "yes" if local_folder(manifest) else "no",
         manifest.licence + (", gated" if manifest.gated else ""),
     )

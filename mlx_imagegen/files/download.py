@@ -84,8 +84,8 @@ def locate(model: str, tell: Tell = tell_stderr, hub: Hub | None = None) -> tupl
 
 def local_folder(manifest: Manifest) -> Path | None:
     """The manifest's files, if they are here and whole; asks nobody."""
-    if not manifest.repo or not manifest.revision:
-        return None
+    if manifest.bundled or not manifest.repo or not manifest.revision:
+        return manifest.bundled
     folder = cached(HuggingFace().cache, manifest.repo, manifest.revision)
     return folder if folder and not absent(folder, manifest.download) else None
 

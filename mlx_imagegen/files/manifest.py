@@ -48,6 +48,10 @@ class Manifest:
     note: str | None = None  # one line shown when the model is chosen
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
+    @property
+    def bundled(self) -> Path | None:
+        return data_folder("weights") / self.folder if self.folder else None
+
 
 @dataclass(frozen=True)
 class Model:
@@ -93,9 +97,7 @@ def find(model: str) -> Model:
     """A manifest's name, a repository id, or a folder (with config files in it)."""
     known = manifests()
     if model in known:
-        manifest = known[model]
-        bundled = data_folder("weights") / manifest.folder if manifest.folder else None
-        return Model(manifest, bundled, model)
+        return Model(known[model], known[model].bundled, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return Model(recognise(folder), folder, spoken(model))

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .manifest import Manifest, data_folder, manifests
+from .manifest import manifests
 
 
 def remake(
@@ -33,10 +33,6 @@ def _model(record: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
     first in the record, and its own schedule."""
     source, loras = record.get("source"), list(record.get("lora", []))
     manifest = manifests().get(str(record.get("manifest")))
-    if source and manifest and source in (manifest.repo, _bundled(manifest)):
+    if source and manifest and source == str(manifest.bundled.resolve() if manifest.bundled else manifest.repo):
         return manifest.name, loras[1:] if "lora" in manifest.extras else loras
     return str(source or "MODEL"), loras
-
-
-def _bundled(manifest: Manifest) -> str | None:
-    return str((data_folder("weights") / manifest.folder).resolve()) if manifest.folder else None
