@@ -50,7 +50,7 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
     """The sides that are given, in whatever way; two ways that disagree are refused."""
     sides, given = (asked.width, asked.height), [picture.size for picture in asked.references]
     ways = {
-        "keep_original_aspect": kept_aspect(manifest, asked.keep_original_aspect, given, multiple),
+        "keep_original_aspect": kept_aspect(manifest, multiple, given) if asked.keep_original_aspect else None,
         "aspect": shape(manifest, multiple, asked.aspect) if asked.aspect is not None else None,
         "width and height": sides if None not in sides else None,
     }
@@ -117,12 +117,8 @@ def size_notes(manifest: Manifest, width: int, height: int) -> list[str]:
     ]
 
 
-def kept_aspect(
-    manifest: Manifest, keep: bool, sizes: Sequence[tuple[int, int]], multiple: int
-) -> tuple[int, int] | None:
-    """The picture's size, when it is to have the one reference's shape: as many pixels as the largest square preset."""
-    if not keep:
-        return None
+def kept_aspect(manifest: Manifest, multiple: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Width and height in the one reference's shape: as many pixels as the largest square preset."""
     if "keep_original_aspect" not in manifest.extras.get("takes", ()):
         raise RequestError(f"keep_original_aspect: {manifest.name} does not take it; give width and height.")
     if len(sizes) != 1:
