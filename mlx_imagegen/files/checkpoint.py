@@ -136,28 +136,29 @@ def open_checkpoint(where: Path) -> Checkpoint:
         )
     if indexes:
         return _open_sharded(where, indexes[0])
-    files = sorted(where.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for path in where.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]
-        if pickles:
-            raise MissingFile(
-                f"{where} holds {pickles[0]} but no .safetensors file; pickles can run code, so they are never opened. "
-                "Convert it with safetensors.torch.save_file, or take the model's .safetensors files."
-            )
-        raise MissingFile(
-            f"{where} holds no .safetensors file; download the model again, or point to a complete folder."
-        )
-    if len(files) > 1:
-        shards = [path for path in files if "-of-" in path.name]
-        if shards:
-            raise MissingFile(
-                f"{where} holds shards ({shards[0].name} …) but no index file (*.safetensors.index.json)."
-            )
+    path = _only_file(where)
+    return Checkpoint(read_header(path)[0], [path], where)
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]
+    shards = [path.name for path in files if "-of-" in path.name]
+    if shards:
+        raise MissingFile(f"{folder} holds shards ({shards[0]} …) but no index file (*.safetensors.index.json).")
+    if files:
         raise CheckpointError(
-            f"{where} holds {len(files)} .safetensors files ({files[0].name}, {files[1].name} …) and no index that says"
-            " how they belong together; leave one of them, or add the index."
+            f"{folder} holds {len(files)} .safetensors files ({files[0].name}, {files[1].name} …) and no index that"
+            " says how they belong together; leave one of them, or add the index."
         )
-    return Checkpoint(read_header(files[0])[0], files, where)
+    if pickles:
+        raise MissingFile(
+            f"{folder} holds {pickles[0]} but no .safetensors file; pickles can run code, so they are never opened. "
+            "Convert it with safetensors.torch.save_file, or take the model's .safetensors files."
+        )
+    raise MissingFile(f"{folder} holds no .safetensors file; download the model again, or point to a complete folder.")
 
 
 def _open_sharded(folder: Path, index: Path) -> Checkpoint:

@@ -4,12 +4,13 @@ In: a path, or a repository and file. Out: a `LoraFile`. Data is read once to re
 Must not know: the model that is open, arithmetic.
 """
 
+import functools
 import glob
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class LoraFile:
     ) -> "LoraFile":
         """A file's tensors by the modules they speak of; from the header alone."""
         path = checkpoint.where
-        groups, strangers = _gather(path, checkpoint)
+        groups, strangers = _gather(checkpoint)
         configs = _configs(path, metadata)
         entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
         return cls(path, spoken, published, entries, tuple(strangers), metadata, checkpoint, checkpoint.stamp)
@@ -175,7 +176,7 @@ def open_lora(source: str | Path, tell: Tell = tell_stderr) -> LoraFile:
     return file
 
 
-def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def _gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Tensors by module and part, and the keys that are neither."""
     groups: dict[str, dict[str, Tensor]] = {}
     strangers = []
@@ -186,15 +187,15 @@ def _gather(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
             continue
         module, part = split
         parts = groups.setdefault(module, {})
-        _check_part(path, part, tensor, parts.get(part))
+        _check_part(part, tensor, parts.get(part))
         parts.setdefault(part, tensor)
     return groups, strangers
 
 
-def _check_part(path: Path, part: str, tensor: Tensor, other: Tensor | None) -> None:
+def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
     """`other`: one that means the same. Some files hold every pair twice, as lora_A/lora_B and as lora_down/lora_up:
     one copy counts."""
-    key = tensor.name
+    path, key = tensor.path, tensor.name
     if other and other.shape != tensor.shape:
         raise LoraError(f"{path}: '{key}' and '{other.name}' mean one tensor, in two shapes: a damaged file.")
     if other and ADAPTER.sub("", key) == ADAPTER.sub("", other.name):
@@ -291,14 +292,14 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
         ) from error
 
 
-def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Any:
+def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Callable[[int | None], float] | None:
     """The configuration for a module: of the longest prefix that it begins with."""
     fitting = [prefix for prefix in configs if not prefix or module.startswith(f"{prefix}.")]
     if not fitting:
         return None
     prefix = max(fitting, key=len)
     bare = module.removeprefix(f"{prefix}.").removeprefix("base_model.model.")
-    return lambda rank: configs[prefix].scale(bare, rank)
+    return functools.partial(configs[prefix].scale, bare)
 
 
 def _pattern(text: str) -> str:
