@@ -216,7 +216,11 @@ class Weights:
                 merge.measure(self.component, path, plain["weight"], values["weight"], pack, packing)
             values = values | pack(values["weight"], packing, importance=self.importance(path))
         for name, value in values.items():
-            layer[name] = self._halved(value).astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+            if mx.issubdtype(value.dtype, mx.floating):
+                if self.changes.halves is not None and name in plain:  # merged, it is float32: as if saved and loaded
+                    value = value.astype(plain[name].dtype)
+                value = self._halved(value).astype(dtype)
+            layer[name] = value
         mx.eval([layer[name] for name in values])
 
     def _wanted(self, layer: nn.Module, path: str) -> Packing | None:

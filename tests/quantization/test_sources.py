@@ -19,7 +19,7 @@ from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
 from mlx_imagegen.quantization import partial, quantizer
 from mlx_imagegen.quantization.quantizer import draft, quantize
-from tests.quantization.test_convert import check_equal, digest
+from tests.quantization.test_convert import check_equal, digest, parameters
 from tests.tiny import WEIGHTS, draw_flux, save_fp8, to_original
 
 
@@ -260,3 +260,21 @@ def test_all_is_on_the_disk_before_the_record_says_so(
     quantize(source, target, quant="q4")
     written = {path.stat().st_ino for path in target.rglob("*") if path.is_file() and path.name != RECORD}
     assert written <= flushed
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=["bfloat16", "float16", "float32"])
+def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx.Dtype) -> None:
+    """In packed weights, in a weight that stays dense, and in biases."""
+    source, lora, tensors = draw_flux(tmp_path / "source", dtype=dtype), tmp_path / "style.safetensors", {}
+    stored = mx.load(str(source / WEIGHTS))
+    for index, module in enumerate(("x_embedder", "transformer_blocks.1.attn.to_q", "norm_out.linear")):
+        (rows, columns), keys = stored[f"{module}.weight"].shape, mx.random.split(mx.random.key(index), 3)
+        tensors[f"transformer.{module}.lora_A.weight"] = mx.random.normal((4, columns), key=keys[0]) * 0.1
+        tensors[f"transformer.{module}.lora_B.weight"] = mx.random.normal((rows, 4), key=keys[1]) * 0.1
+        tensors[f"transformer.{module}.diff_b"] = mx.random.normal((rows,), key=keys[2]) * 0.01
+    mx.save_safetensors(str(lora), tensors)
+    made = load(quantize(source, tmp_path / "made", quant="q4", lora=[lora]))
+    ours, theirs = parameters(made), parameters(load(source, quant="q4", lora=[lora]))
+    plain = parameters(load(source, quant="q4"))
+    assert [name for name in ours if not mx.array_equal(ours[name], theirs[name])] == []
+    assert len([name for name in ours if not mx.array_equal(ours[name], plain[name])]) >= 3 + 2  # biases, weights
