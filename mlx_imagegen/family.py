@@ -165,9 +165,9 @@ class Family(ABC, Generic[Branch]):
         """The loop's x -> pixels [H, W, 3] in -1..1, or a little beyond."""
 
     @abstractmethod
-    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array | None]:
-        """Pixels [H, W, 3] in -1..1 -> (the clean picture as `shape` has it, the noise for it if drawing it moved the
-        seed's stream), for starting from a picture."""
+    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+        """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where seeing it draws
+        from the seed's stream, that is another than `noise` gives), for starting from a picture."""
 
     def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
         """How many tokens of these reference pictures stand beside the picture's own in every step."""

@@ -288,20 +288,18 @@ class Pipeline:
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
-        with report.stage("other"):
-            noise = (
-                family.noise(job.seed, settings) if job.noise is None else mx.array(np.asarray(job.noise, np.float32))
-            )
-            if job.image is None:
+        given = None if job.noise is None else mx.array(np.asarray(job.noise, np.float32))
+        if job.image is None:
+            with report.stage("other"):
+                noise = family.noise(job.seed, settings) if given is None else given
                 return family.start(family.pack(noise), settings)
         self._load("look", report)
         with report.stage("encode"):
             pixels = mx.array(to_pixels(job.image, (settings.width, settings.height)) * 2 - 1)
-            clean, drawn = family.look(pixels, job.seed)
+            clean, drawn = family.look(pixels, job.seed, settings)
             mx.eval(clean)
-        self._release(self.family.stages["look"], report)
-        noise = drawn if job.noise is None and drawn is not None else noise
-        sigma = schedule.sigmas[0]
+        self._release(family.stages["look"], report)
+        sigma, noise = schedule.sigmas[0], drawn if given is None else given
         return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
 
     def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:

@@ -140,7 +140,7 @@ class Flux(Family[FluxBranch]):
         decoder = self.components["vae_decoder"].load()
         return decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
 
-    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array]:
+    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
         mean, logvar = encoder.encode(picture[None])
         sample, noise = drawn(mean, logvar, seed)

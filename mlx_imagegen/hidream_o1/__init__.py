@@ -135,8 +135,8 @@ class HiDream(Family[HiDreamBranch]):
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         return unpatchified(x, self.grid(settings), self.patch.patch_size)[0].transpose(1, 2, 0)
 
-    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, None]:
-        return picture.transpose(2, 0, 1)[None], None
+    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+        return picture.transpose(2, 0, 1)[None], self.noise(seed, settings)
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x

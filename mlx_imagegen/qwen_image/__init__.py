@@ -96,22 +96,19 @@ class QwenImage(Family[QwenImageBranch]):
         return self.files.config.patch_size * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[QwenImageBranch, list[str]]:
-        seen = self._seen.get(prompt.shown, lambda: self._see(prompt.references))
-        read = ids_of(
-            self._tokenizer, prompt.text, self.files.editing, seen.merged, settings.extras["max_sequence_length"]
-        )
-        notes = [f"the prompt is longer than {settings.extras['max_sequence_length']} tokens; cut off: '{read.cut}'"]
+        seen, length = self._see(prompt), settings.extras["max_sequence_length"]
+        read = ids_of(self._tokenizer, prompt.text, self.files.editing, seen.merged, length)
         x = self.files.text.gather(TABLE, read.ids, compute_dtype())
         if seen.features:
             (places,) = np.nonzero(np.array(read.ids) == read.picture)
             x[mx.array(places)] = mx.concatenate(list(seen.features))
-        rope = mrope(
-            text_positions(read.ids, read.picture if seen.merged else None, seen.merged), self.files.text_config
-        )
-        features = self.components["text_encoder"].load()(x[None], rope)
+        where = text_positions(read.ids, read.picture if seen.merged else None, seen.merged)
+        text_encoder = self.components["text_encoder"].load()
+        features = text_encoder(x[None], mrope(where, self.files.text_config))
         txt = features[:, read.template :]  # the template's own words are not passed on
         mx.eval(txt)
-        return QwenImageBranch(txt, seen), notes if read.cut else []
+        notes = [f"the prompt is longer than {length} tokens; cut off: '{read.cut}'"] if read.cut else []
+        return QwenImageBranch(txt, seen), notes
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         side, (rows, columns) = self.files.config.patch_size, self.grid(settings)
@@ -169,7 +166,7 @@ class QwenImage(Family[QwenImageBranch]):
         decoder = self.components["vae_decoder"].load()
         return decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
 
-    def look(self, picture: mx.array, seed: int) -> tuple[mx.array, mx.array]:
+    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
         mean, logvar = encoder.encode(picture[None])
         sample, noise = drawn(mean, logvar, seed)
@@ -214,7 +211,10 @@ class QwenImage(Family[QwenImageBranch]):
         tables, self._tables_from = find(self.files, schedule.timesteps, compute_dtype())
         return tables.steps()
 
-    def _see(self, pictures: Sequence[Image.Image]) -> Seen:
+    def _see(self, prompt: Prompt) -> Seen:
+        return self._seen.get(prompt.shown, lambda: self._look_at(prompt.references))
+
+    def _look_at(self, pictures: Sequence[Image.Image]) -> Seen:
         """What the models see of reference pictures."""
         editing, patch_config = self.files.editing, self.files.patches
         if not pictures or editing is None or patch_config is None:
