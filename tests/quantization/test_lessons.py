@@ -260,6 +260,8 @@ def test_loras_are_learnt_with(source: Path, tmp_path: Path, seen: list[Conversi
 
 def test_a_folded_copy_learns_from_its_own_schedule(tmp_path: Path, seen: list[Conversion]) -> None:
     source = DATA / "qwen_image/image"
+    drafted = draft(source, "q4", fold=3, fold_size=(80, 32), calibrate=["a cat"])
+    assert [job.settings.steps for job in drafted.lessons] == [3]
     made = quantize(source, tmp_path / "made", quant="q4", fold=3, fold_size=(80, 32), calibrate=["a cat"])
     known = read_json(made / RECORD)
     assert [(each["steps"], each["width"], each["height"]) for each in known["calibrated_with"]] == [(3, 80, 32)]
