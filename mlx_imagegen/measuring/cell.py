@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
-from ..errors import ImagegenError
+from ..errors import DownloadError, ImagegenError, UnknownModel
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -124,7 +124,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
     opening = json.loads(first)
     pipeline: Pipeline | None = None
     for line in jobs:
-        job, scope = json.loads(line), "picture"
+        job = json.loads(line)
         try:
             if job["anew"]:
                 pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
@@ -132,16 +132,13 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             started = _clocks()
             if pipeline is None:
                 refuse_early(opening["model"], job["prompt"], **job["parameters"])
-                scope = "opened"
                 refuse_before_download(**opening)
-                scope = "model"
                 locate(opening["model"])  # a download is no part of loading
-                scope, started = "opened", _clocks()
+                started = _clocks()
                 pipeline = load(**opening)
-                scope = "picture"
             answer = asdict(_made(pipeline, job, started))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
-            answer = asdict(Missing(_reason(error), scope))
+            answer = asdict(Missing(_reason(error), _scope(error, pipeline is not None)))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
         answers.flush()
 
@@ -149,6 +146,12 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
 def _reason(error: Exception) -> str:
     said = " ".join(str(error).split())
     return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
+
+
+def _scope(error: Exception, is_open: bool) -> str:
+    if isinstance(error, UnknownModel | DownloadError):
+        return "model"
+    return "picture" if is_open else "opened"
 
 
 def _clocks() -> tuple[float, float]:
