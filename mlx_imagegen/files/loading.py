@@ -223,11 +223,12 @@ class Weights:
             layer[name] = value
         mx.eval([layer[name] for name in values])
 
-    def _wanted(self, layer: nn.Module, path: str) -> Packing | None:
+    def _wanted(self, layer: nn.Module, path: str, recipe: PackingOf | None = None) -> Packing | None:
         """The recipe's choice for a layer that is dense on disk."""
-        if self.changes.recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
+        recipe = recipe or self.changes.recipe
+        if recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
             return None
-        return self.changes.recipe(self.component, path, layer.weight.shape, self.depth(path))
+        return recipe(self.component, path, layer.weight.shape, self.depth(path))
 
     def depth(self, path: str) -> int:
         """How many numbered siblings the layer has that `path` stands in."""
@@ -295,13 +296,16 @@ class Component:
     @property
     def nbytes(self) -> int:
         """What the module holds when loaded, from shapes alone."""
+        return self.held_bytes(self.dtype.size)
+
+    def held_bytes(self, size: int, recipe: PackingOf | None = None) -> int:
+        """The same with floating-point numbers of that many bytes, or under another recipe."""
         total = 0
-        for _, layer, packing in self.planned():
+        for _, layer, packing in self.planned(recipe):
             if packing and isinstance(layer, Linear):
                 layer.pack(packing)
             for value in own_parameters(layer).values():
-                floating = mx.issubdtype(value.dtype, mx.floating)
-                total += value.size * (self.dtype if floating else value.dtype).size
+                total += value.size * (size if mx.issubdtype(value.dtype, mx.floating) else value.itemsize)
         return total
 
     @functools.cached_property
@@ -316,11 +320,14 @@ class Component:
         told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
         return ", ".join(told) or dense
 
-    def planned(self) -> Iterator[tuple[str, nn.Module, Packing | None]]:
-        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded."""
+    def planned(self, recipe: PackingOf | None = None) -> Iterator[tuple[str, nn.Module, Packing | None]]:
+        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded.
+
+        `recipe`: as if it had been opened with this one.
+        """
         for path, layer in layers(self.empty()):
             full = _join(self.path, path)
-            yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full)
+            yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full, recipe)
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

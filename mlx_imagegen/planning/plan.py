@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 from PIL import Image
 
 from ..errors import RequestError
 from ..family import Family, Settings
-from ..files.loading import Component, own_parameters
+from ..files.loading import Component
 from ..files.recipes import Recipe
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear, Packing
@@ -161,16 +160,7 @@ def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None
 
 def held_bytes(component: Component, gpu: bool, recipe: Recipe | None = None) -> int:
     """What a component's weights take when loaded; under another recipe than the one it was opened with, if given."""
-    total = 0
-    for path, layer, packing in component.planned():
-        if isinstance(layer, Linear):
-            packing = _by(recipe, component, path, layer) if recipe else packing
-            if packing:
-                layer.pack(packing)
-        for value in own_parameters(layer).values():
-            floating = mx.issubdtype(value.dtype, mx.floating)
-            total += value.size * (_size(component, gpu) if floating else value.itemsize)
-    return total
+    return component.held_bytes(_size(component, gpu), recipe.packing if recipe else None)
 
 
 def describe(made: Plan, chip: str | None = None) -> list[str]:
@@ -320,14 +310,9 @@ def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, 
 def _linears(
     component: Component, recipe: Recipe | None = None
 ) -> Iterator[tuple[str, tuple[int, ...], Packing | None]]:
-    for path, layer, packing in component.planned():
+    for path, layer, packing in component.planned(recipe.packing if recipe else None):
         if isinstance(layer, Linear):
-            yield path, layer.weight.shape, _by(recipe, component, path, layer) if recipe else packing
-
-
-def _by(recipe: Recipe, component: Component, path: str, layer: Linear) -> Packing | None:
-    weights = component.weights
-    return recipe.packing(weights.component, path, layer.weight.shape, weights.depth(path))
+            yield path, layer.weight.shape, packing
 
 
 def _size(component: Component, gpu: bool) -> int:
