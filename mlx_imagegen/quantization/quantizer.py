@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
-from ..errors import QuantizationError
+from ..errors import QuantizationError, RequestError
 from ..family import Family
 from ..files.download import Tell, local_folder, locate, tell_stderr
 from ..files.loading import Changes, Progress
@@ -32,6 +32,7 @@ from ..lora.merge import Merge, Wanted, open_loras, own_loras
 from ..pipeline import OnStep, Pipeline, load, open_family
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
+from ..request.options import check_kinds
 from .calibrate import Statistics, collect
 from .convert import Conversion, convert, identify, stamps_of
 from .layout import Layout, Piece, layouts
@@ -154,6 +155,9 @@ def quantize(
     `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
+    check_kinds({"lora_partial": lora_partial})
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise RequestError(f"workers {workers!r}: give a number of threads from 1.")
     target = place_of(output)
     check_place(target)
     opened = open_loras(lora, on_download)  # before a model is downloaded for them

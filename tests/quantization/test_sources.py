@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError, MissingFile, OutputError, QuantizationError
+from mlx_imagegen.errors import CheckpointError, MissingFile, OutputError, QuantizationError, RequestError
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
@@ -278,3 +278,19 @@ def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx
     plain = parameters(load(source, quant="q4"))
     assert [name for name in ours if not mx.array_equal(ours[name], theirs[name])] == []
     assert len([name for name in ours if not mx.array_equal(ours[name], plain[name])]) >= 3 + 2  # biases, weights
+
+
+@pytest.mark.parametrize("asked", [{"workers": 0}, {"workers": "2"}, {"workers": True}, {"lora_partial": "no"}])
+def test_parameters_of_another_kind(source: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    (name,) = asked
+    with pytest.raises(RequestError, match=name):
+        quantize(source, tmp_path / "made", **asked)
+
+
+def test_all_cores_are_used_if_nothing_is_said(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(quantizer, "convert", lambda conversion, partial, workers, progress: asked.append(workers))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    quantize(source, tmp_path / "made", quant="q8")
+    quantize(source, tmp_path / "made", quant="q8", workers=1)
+    assert asked == [6, 1]
