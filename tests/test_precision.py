@@ -47,6 +47,8 @@ CASES: dict[str, tuple[Callable[[], Pipeline], dict[str, Any]]] = {
     "qwen-image-edit": (lambda: open_pipeline(DATA / "qwen_image/edit"), OPTIONS | {"references": PICTURES[:1]}),
     "qwen-image-edit-2511": (lambda: open_pipeline(DATA / "qwen_image/zero"), OPTIONS | {"references": PICTURES}),
     "hidream": (open_hidream, OPTIONS | HIDREAM),
+    "flux-q4": (lambda: load("flux-demo", quant="q4"), OPTIONS | {"steps": 1}),
+    "qwen-image-q4": (lambda: load("qwen-demo", quant="q4"), OPTIONS | {"steps": 1}),
     "hidream-edit": (open_hidream, OPTIONS | HIDREAM | {"references": [DATA / "hidream_o1/ref0.png"]}),
 }  # fmt: skip
 
@@ -77,12 +79,13 @@ def test_bfloat16_gives_nearly_the_float32_picture(name: str, monkeypatch: pytes
 
 
 def watch_linears(monkeypatch: pytest.MonkeyPatch) -> set[tuple[tuple[int, ...], tuple[mx.Dtype, mx.Dtype]]]:
-    """Of each linear that runs: its weight's shape, and the dtypes of its input and weight."""
+    """Of each linear that runs: its weight's shape, and the dtypes of its input and weight (or of a packed one's
+    scales)."""
     seen: set[tuple[tuple[int, ...], tuple[mx.Dtype, mx.Dtype]]] = set()
     call = Linear.__call__
 
     def watched(self: Linear, x: mx.array) -> mx.array:
-        seen.add((tuple(self.weight.shape), (x.dtype, self.weight.dtype)))
+        seen.add((tuple(self.weight.shape), (x.dtype, self.get("scales", self.weight).dtype)))
         return call(self, x)
 
     monkeypatch.setattr(Linear, "__call__", watched)
