@@ -2,8 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import RequestError
 from .generate import size
+
+if TYPE_CHECKING:
+    from ..measuring.bench import Asked, Row
 
 # Any will do for cost; for the quality columns it should be one that the demo models can draw.
 PROMPT = "a small red circle left of a large blue square on a white background"
@@ -31,15 +36,29 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..files.download import tell_stderr
-    from ..measuring.bench import Asked, bench, in_terminal, write
+    from ..measuring.bench import Asked, bench
     from ..measuring.tables import output_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
     folder = output_folder(args.output)
-    rows = bench(asked, folder, tell_stderr)
+    rows: list[Row] = []
+    try:
+        for row in bench(asked, folder, tell_stderr):
+            rows.append(row)
+    finally:  # after Ctrl-C, too: what was measured took its time
+        if any(row.picture for row in rows):
+            _report(rows, asked, folder, args)
+    if all(row.reason for row in rows):
+        raise RequestError(f"nothing could be measured. {rows[0].name}: {rows[0].reason}")
+
+
+def _report(rows: "list[Row]", asked: "Asked", folder: Path, args: argparse.Namespace) -> None:
+    from ..measuring.bench import compare_pictures, in_terminal, write
+
+    compare_pictures(rows, folder)
     if not args.json:
-        print(in_terminal(rows))  # first: what was measured is shown, even if it can no longer be written
+        print(in_terminal(rows))  # first, so that it is shown even if it can no longer be written
     write(rows, asked, folder, args.plot)
     if args.json:
         print((folder / "bench.json").read_text(encoding="utf-8").rstrip())

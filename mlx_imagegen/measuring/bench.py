@@ -6,7 +6,7 @@ Must not know: families, the command line.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,25 +89,19 @@ class Row:
         return max(self.mlx_peak_bytes.values(), default=0)
 
 
-def bench(asked: Asked, folder: Path, tell: Tell) -> list[Row]:
+def bench(asked: Asked, folder: Path, tell: Tell) -> Iterator[Row]:
     """Measures one cell after the other; pictures go to `folder`. A cell that fails says why in its row."""
     if asked.repeat < 1 or asked.warm_up < 0:
         raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
-    rows: list[Row] = []
     lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
     for number, (model, quant, size) in enumerate(_cells(asked), 1):
         row = Row(model, quant, size, lost.get(model))
-        rows.append(row)
-        if row.reason:
-            continue
-        failed = measured(row, asked, folder / f"{number:02}-{slug(model)}-{slug(quant)}.png")
-        if failed and failed.scope == "model":
-            lost[model] = failed.reason
-        tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
-    _compare(rows, folder)
-    if all(row.reason for row in rows):
-        raise RequestError(f"nothing could be measured. {rows[0].name}: {rows[0].reason}")
-    return rows
+        if not row.reason:
+            failed = measured(row, asked, folder / f"{number:02}-{slug(model)}-{slug(quant)}.png")
+            if failed and failed.scope == "model":
+                lost[model] = failed.reason
+            tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
+        yield row
 
 
 def measured(row: Row, asked: Asked, path: Path) -> Missing | None:
@@ -147,7 +141,7 @@ def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
         row.notes.append(f"{unseen:.0%} of the total passed between the stages, as on a machine that is busy.")
 
 
-def _compare(rows: Sequence[Row], folder: Path) -> None:
+def compare_pictures(rows: Sequence[Row], folder: Path) -> None:
     """Each against the heaviest of its model and size. The heaviest itself against what is heavier under another name:
     a quantized copy against its source. Models of the same weight are two models, of which neither is right."""
     made = [(row, open_picture(folder / row.picture)) for row in rows if row.picture]

@@ -162,8 +162,8 @@ def read_columns(texts: Sequence[str]) -> list[Column]:
     pairs = list(dict.fromkeys(map(_pair, texts)))
     labels = [_label(*pair) for pair in pairs]
     return [
-        Column(model, quant, label if labels.count(label) == 1 else f"{model} {quant}")
-        for (model, quant), label in zip(pairs, labels, strict=True)
+        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"))
+        for pair, label in zip(pairs, labels, strict=True)
     ]
 
 

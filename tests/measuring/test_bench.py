@@ -19,6 +19,7 @@ from PIL import Image
 
 from mlx_imagegen.cli import main
 from mlx_imagegen.commands.generate import size
+from mlx_imagegen.errors import OutputError
 from mlx_imagegen.files import download
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import cell, tables
@@ -28,10 +29,10 @@ from mlx_imagegen.measuring.bench import (
     Row,
     Spread,
     _cells,
-    _compare,
     _fill,
     _quality,
     chart,
+    compare_pictures,
     in_markdown,
     in_terminal,
     noted,
@@ -132,7 +133,7 @@ def referenced(folder: Path, *cells: tuple[str, str, str, int, int]) -> list[str
         Image.new("RGB", (side, side), "grey").save(folder / f"{number}.png")
         row = Row(model, quant, (side, side), manifest=manifest, weight_bytes=weight, picture=f"{number}.png")
         rows.append(row)
-    _compare(rows, folder)
+    compare_pictures(rows, folder)
     return [row.reference for row in rows]
 
 
@@ -278,6 +279,34 @@ def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
         for _ in range(2):
             missing = worker.make("a fox", tmp_path / "a.png", QUICK)
             assert isinstance(missing, Missing) and "memory runs out" in missing.reason
+
+
+BRIEF = ("--quant", "none", "q4", "--size", 64, "--steps", 1, "--repeat", 1, "--warm-up", 0)
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(cli: Cli, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Worker.__init__
+
+    def begin(self: Worker, model: str, quant: str) -> None:
+        if quant == "q4":
+            raise KeyboardInterrupt
+        real(self, model, quant)
+
+    monkeypatch.setattr(Worker, "__init__", begin)
+    ran = cli("bench", "--model", wide, *BRIEF)
+    assert ran.code == 130 and " none " in ran.out and "q4" not in ran.out
+    assert [row["quant"] for row in json.loads(Path("bench/bench.json").read_text())["rows"]] == ["none"]
+
+
+def test_what_was_measured_is_shown_even_if_the_disk_is_full_by_then(
+    cli: Cli, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(tables, "write_text", full)
+    ran = cli("bench", "--model", wide, *BRIEF)
+    assert ran.code == 2 and "no room" in ran.err and " none " in ran.out and " q4 " in ran.out
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to see a process's children")

@@ -229,7 +229,7 @@ def test_a_quant_stands_after_the_model(text: str, column: tuple[str, str, str])
 def test_columns_are_told_apart() -> None:
     """Folders of one name are called by their whole path; what is named twice is one column."""
     columns = read_columns(["/a/flux", "/b/flux", "/b/flux", "flux-dev", "/c/own", "/c/own@q4"])
-    assert [column.label for column in columns] == ["/a/flux none", "/b/flux none", "flux-dev", "own", "own q4"]
+    assert [column.label for column in columns] == ["/a/flux", "/b/flux", "flux-dev", "own", "own q4"]
 
 
 def test_the_set_that_ships_has_the_eight_axes() -> None:
