@@ -28,6 +28,7 @@ MARGIN = 1.05
 FEW_TOKENS = 8
 ROUNDS = 3
 ROUND_SECONDS = 0.05
+QUEUED = 8  # products at a time, as in a real step; each may hold its unpacked weight, 75 MB in FLUX.1
 # A trial's arithmetic, so that measuring stays quick. Rows of the weight are cut to it: that shortens the unpacking and
 # the product alike, where cutting tokens would make the unpacking weigh more than it does.
 TRIAL_FLOPS = {"gpu": 4e11, "cpu": 1e8}
@@ -75,7 +76,7 @@ def _measured(tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.
 
 
 def measure(tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dtype) -> dict[str, float]:
-    """Seconds a product each way takes, in turns, the best of some rounds; many are queued, as in a real step."""
+    """Seconds a product each way takes, in turns, the best of some rounds; some are queued, as in a real step."""
     x = mx.random.normal((tokens, columns), key=mx.random.key(0)).astype(dtype)
     drawn = mx.random.normal((rows, columns), key=mx.random.key(1)).astype(dtype)
     parts = mx.quantize(drawn, packing.group_size, packing.bits, mode=packing.mode)
@@ -91,7 +92,7 @@ def measure(tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dt
     for _ in range(ROUNDS):
         for name, seconds in best.items():
             once = _timed(run(name), 1)
-            count = max(1, min(64, int(ROUND_SECONDS / once)))
+            count = max(1, min(QUEUED, int(ROUND_SECONDS / once)))
             best[name] = min(seconds, _timed(run(name), count))
     return best
 

@@ -1,6 +1,7 @@
 """The kernel choice: measured once, remembered, shown, and never changed behind a seed's back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import kernels, load
+from mlx_imagegen.layers import linear
 from mlx_imagegen.layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from mlx_imagegen.packing.affine import pack
 from tests.tiny import draw_flux
@@ -144,3 +146,21 @@ def test_another_version_or_device_measures_for_itself(monkeypatch: pytest.Monke
         patch.setattr(mx, "device_info", lambda _: {"device_name": "another chip"})
         kernels.choose([(packed_layer(), 100)], mx.float32, cache)
     assert len(calls) == 3 and len(json.loads(cache.read_text())) == 3
+
+
+def test_measuring_holds_few_unpacked_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transformer is loaded by then, and may leave little room."""
+    monkeypatch.setattr(linear, "on_gpu", lambda: True)  # all of the weight is unpacked at once
+    monkeypatch.setattr(kernels, "ROUND_SECONDS", 1e9)
+    layer, x = packed_layer(rows=512, columns=512), mx.zeros((16, 512))
+    mx.eval(layer.parameters(), x)
+
+    def peak(run: Callable[[], Any]) -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        run()
+        return mx.get_peak_memory() - before
+
+    parts = layer.weight, layer.scales, layer.biases
+    one = peak(lambda: mx.eval(packed_matmul(x, *parts, Packing(4, 64), DENSE)))
+    assert peak(lambda: kernels.measure(16, 512, 512, Packing(4, 64), mx.float32)) < 12 * one
