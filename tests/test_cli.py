@@ -359,6 +359,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a field that cannot be formatted": (("a fox", "-o", "{prompt:03d}.png"), ("cannot be filled in",)),
     "a seed that is none": (("a fox", "--seed", "x"), ("--seed", "'x' is neither a whole number nor a range")),
     "a range turned round": (("a fox", "--seed", "4-1"), ("'4-1' is neither",)),
+    "a range without end": (("a fox", "--seed", f"0-{10**30}"), ("is neither", "of 10000 at most")),
     "seeds and a count": (("a fox", "--seed", "1-3", "--count", 2), ("several seeds or a count",)),
     "previews of nothing": (("a fox", "--preview-every", 0), ("--preview-every 0",)),
     "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "--help")),

@@ -161,12 +161,14 @@ def _json_line(result: "Result", path: Path) -> str:
 def _seeds(text: str) -> list[int]:
     first, dash, last = text.partition("-")
     try:
-        seeds = list(range(int(first), int(last) + 1)) if dash and first else [int(text)]
+        low, high = (int(first), int(last)) if dash and first else (int(text), int(text))
     except ValueError:
-        seeds = []
-    if not seeds or len(seeds) > 10_000:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a whole number nor a range such as 1-4")
-    return seeds
+        low, high = 1, 0
+    if not 0 <= high - low < 10_000:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a whole number nor a range such as 1-4, of 10000 at most"
+        )
+    return list(range(low, high + 1))
 
 
 def size(text: str) -> tuple[int, int]:
