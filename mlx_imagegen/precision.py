@@ -9,7 +9,8 @@
 | RoPE tables and rotation           | float32  | float32 | angles reach thousands of radians; bf16 keeps 3 digits            |
 | timesteps, sinusoids, modulation   | float32  | float32 | bf16 turns t = 988.41 into 988 (a slip of several ports); tables  |
 | (tables are stored as activations) |          |         | are computed once, so that float32 costs nothing                  |
-| latents and solver state           | float32  | float32 | a bf16 sum over 50 steps loses what a small step adds             |
+| latents, solver state, guidance    | float32  | float32 | a bf16 sum over 50 steps loses what a small step adds; guidance   |
+|                                    |          |         | makes the rounding of two velocities as large as its scale        |
 | VAE                                | float32  | float32 | runs once; row strips keep its memory down; no banding in skies   |
 | starting noise                     | float32  | float32 | torch's bf16 noise is another draw, not a rounding of this one    |
 | LoRA deltas, quantization          | float32  | float32 | rounded once, at the end                                          |

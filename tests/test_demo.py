@@ -7,6 +7,7 @@ or of axes, a lost guidance embedding, prompts that do not match.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlx_imagegen import load
 from mlx_imagegen.files.manifest import data_folder
 from mlx_imagegen.flux import modulation as flux_modulation
 from mlx_imagegen.flux import transformer as flux_transformer
+from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.hidream_o1 import tokens as hidream_tokens
 from mlx_imagegen.qwen_image import transformer as qwen_transformer
 from mlx_imagegen.sampling import Schedule
@@ -122,9 +124,8 @@ def test_the_guidance_embedding_is_used() -> None:
 def test_a_lost_guidance_embedding_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     conditioning = flux_modulation._conditioning
 
-    def without(empty: flux_modulation.FluxModulators, *inputs: Any) -> mx.array:
-        del empty.time_text_embed["guidance_embedder"]
-        return conditioning(empty, *inputs)
+    def without(config: FluxConfig, *inputs: Any) -> mx.array:
+        return conditioning(replace(config, guidance_embeds=False), *inputs)
 
     monkeypatch.setattr(flux_modulation, "_conditioning", without)
     assert guidance_gain(2) < 0.5

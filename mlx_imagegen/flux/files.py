@@ -12,7 +12,7 @@ from ..errors import MissingFile
 from ..files.checkpoint import Checkpoint, open_checkpoint
 from ..files.config import Config, read_json
 from ..files.folder import open_component, read_scheduler
-from ..files.keys import Rename
+from ..files.keys import Rename, same_names
 from ..files.loading import Changes, Weights
 from ..files.manifest import Manifest
 from ..layers.embed import Table
@@ -56,16 +56,12 @@ class FluxFiles:
 
 def open_files(folder: Path, manifest: Manifest, changes: Changes) -> FluxFiles:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    config, transformer = _open(
-        FluxConfig, folder, "transformer", changes, Original("flux1*.safetensors", transformer_config, from_original)
-    )
-    vae_config, vae = _open(
-        VaeConfig, folder, "vae", changes, Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
-    )
-    clip_config = CLIPConfig.read(read_json(folder / "text_encoder/config.json"), folder / "text_encoder/config.json")
-    t5_config = T5Config.read(read_json(folder / "text_encoder_2/config.json"), folder / "text_encoder_2/config.json")
-    clip = open_component(folder, "text_encoder", changes, from_clip)
-    t5 = open_component(folder, "text_encoder_2", changes, from_t5)
+    original = Original("flux1*.safetensors", transformer_config, from_original)
+    config, transformer = _open(FluxConfig, folder, "transformer", changes, original=original)
+    original = Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
+    vae_config, vae = _open(VaeConfig, folder, "vae", changes, original=original)
+    clip_config, clip = _open(CLIPConfig, folder, "text_encoder", changes, from_clip)
+    t5_config, t5 = _open(T5Config, folder, "text_encoder_2", changes, from_t5)
     transformer.check([FluxTransformer(config), FluxModulators(config)])
     vae.check([Autoencoder(vae_config)])
     clip.check([ClipTextModel(clip_config), Table(CLIP_TABLE, clip_config.vocab_size, clip_config.hidden_size)])
@@ -76,11 +72,18 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> FluxFiles:
     )  # fmt: skip
 
 
-def _open(kind: type[Part], folder: Path, component: str, changes: Changes, original: Original) -> tuple[Part, Weights]:
-    """A component's own folder, or else the original's single file."""
+def _open(
+    kind: type[Part],
+    folder: Path,
+    component: str,
+    changes: Changes,
+    rename: Rename = same_names,
+    original: Original | None = None,
+) -> tuple[Part, Weights]:
+    """A component's own folder, or else the original's single file, if there ever was one."""
     path = folder / component / "config.json"
-    if path.is_file():
-        return kind.read(read_json(path), path), open_component(folder, component, changes)
+    if path.is_file() or original is None:
+        return kind.read(read_json(path), path), open_component(folder, component, changes, rename)
     files = sorted(folder.glob(original.pattern))
     if not files:
         raise MissingFile(

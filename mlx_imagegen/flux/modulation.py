@@ -21,7 +21,7 @@ Fill = Callable[[nn.Module, str], nn.Module]
 
 
 class FluxModulators(nn.Module):
-    """The tree of everything that feeds adaLN, by diffusers' names; used as shapes, filled layer by layer."""
+    """The tree of everything that feeds adaLN, by diffusers' names: shapes, to be filled layer by layer."""
 
     def __init__(self, config: FluxConfig):
         super().__init__()
@@ -51,31 +51,30 @@ def tabulate(
     dtype: mx.Dtype,
 ) -> list[list[Modulation]]:
     """S timesteps (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`."""
-    empty = FluxModulators(config)
-    vec = silu(_conditioning(empty, fill, timesteps, guidance, pooled))  # [P * S, D]
+    dims, doubles, singles = config.inner_dim, range(config.num_layers), range(config.num_single_layers)
+    vec = silu(_conditioning(config, fill, timesteps, guidance, pooled))  # [P * S, D]
 
-    def table(linear: Linear, path: str, chunks: int) -> mx.array:
-        out = fill(linear, path)(vec).reshape(len(pooled), len(timesteps), chunks, -1).astype(dtype)
+    def table(path: str, chunks: int) -> mx.array:
+        out = fill(Linear(dims, chunks * dims), path)(vec)
+        out = out.reshape(len(pooled), len(timesteps), chunks, dims).astype(dtype)
         mx.eval(out)  # now, so that this layer's weight can go before the next is read
         return out
 
-    img, txt, single = [], [], []
-    for i, block in enumerate(empty.transformer_blocks):
-        img.append(table(block["norm1"].pop("linear"), f"transformer_blocks.{i}.norm1.linear", 6))
-        txt.append(table(block["norm1_context"].pop("linear"), f"transformer_blocks.{i}.norm1_context.linear", 6))
-    for i, block in enumerate(empty.single_transformer_blocks):
-        single.append(table(block["norm"].pop("linear"), f"single_transformer_blocks.{i}.norm.linear", 3))
-    out = table(empty.norm_out.pop("linear"), "norm_out.linear", 2)
+    img = [table(f"transformer_blocks.{i}.norm1.linear", 6) for i in doubles]
+    txt = [table(f"transformer_blocks.{i}.norm1_context.linear", 6) for i in doubles]
+    single = [table(f"single_transformer_blocks.{i}.norm.linear", 3) for i in singles]
+    out = table("norm_out.linear", 2)
     whole = Modulation(mx.stack(img, axis=2), mx.stack(txt, axis=2), mx.stack(single, axis=2), out)  # [P, S, layers, …]
     mx.eval(whole)
     return [[Modulation(*(table[p, s] for table in whole)) for s in range(len(timesteps))] for p in range(len(pooled))]
 
 
 def _conditioning(
-    empty: FluxModulators, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array]
+    config: FluxConfig, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array]
 ) -> mx.array:
     """The vector that all adaLN linears read: time + guidance + pooled text, [P * S, D] in float32."""
-    embedders = {name: fill(module, f"time_text_embed.{name}") for name, module in empty.time_text_embed.items()}
+    empty = FluxModulators(config).time_text_embed
+    embedders = {name: fill(module, f"time_text_embed.{name}") for name, module in empty.items()}
     time = embedders["timestep_embedder"](sinusoids(timesteps))  # [S, D]
     if "guidance_embedder" in embedders:
         time = time + embedders["guidance_embedder"](sinusoids([guidance * 1000.0]))
