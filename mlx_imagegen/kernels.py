@@ -7,7 +7,6 @@ again.
 Must not know: families, files of checkpoints.
 """
 
-import importlib.metadata
 import json
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from .files.cache import cache_folder
 from .files.whole import replacing
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .precision import on_gpu
+from .report import machine
 
 # The other way than the default has to be so much faster: less is noise.
 MARGIN = 1.05
@@ -40,6 +40,7 @@ Choice = dict[str, Any]
 def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | None = None) -> str | None:
     """Sets `kernel` on every packed layer; says what was chosen, None if nothing is packed."""
     path = cache or cache_file()
+    here = machine()
     known, new = _read(path), False
     chosen: Counter[str] = Counter()
     for layer, tokens in layers:
@@ -47,7 +48,7 @@ def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | 
             continue
         rows = layer.weight.shape[0]
         columns = layer.weight.shape[1] * 32 // layer.packing.bits
-        key = _key(tokens, rows, columns, layer.packing, dtype)
+        key = _key(here, tokens, rows, columns, layer.packing, dtype)
         if key not in known:
             known[key], new = _measured(tokens, rows, columns, layer.packing, dtype), True
         layer.kernel = known[key]["kernel"]
@@ -103,13 +104,11 @@ def _timed(product: Callable[[], mx.array], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def _key(tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dtype) -> str:
+def _key(here: dict[str, str], tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dtype) -> str:
     """Tokens by powers of two: nearby counts share a choice."""
-    device = mx.device_info(mx.default_device())
-    name = device.get("device_name") or device.get("architecture") or mx.default_device()
     pack = f"{packing.bits}/{packing.group_size}/{packing.mode}"
     kind = str(dtype).removeprefix("mlx.core.")
-    return f"{name}|{importlib.metadata.version('mlx')}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
+    return f"{here['device']}|{here['mlx']}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
 
 
 def _read(path: Path) -> dict[str, Choice]:

@@ -24,10 +24,10 @@ STRONG = (1.0, 2.0)  # step at the border by step in the middle of patches: belo
 
 def blend_seams(pixels: np.ndarray, period: int, how: int | str) -> np.ndarray:
     """`how`: a radius in pixels, or "adaptive"."""
-    if how == ADAPTIVE:
-        return np.clip(_evened(_evened(pixels, period).swapaxes(0, 1), period).swapaxes(0, 1), 0, 1)
-    radius = int(how)
-    return np.clip(_spread(_spread(pixels, period, radius).swapaxes(0, 1), period, radius).swapaxes(0, 1), 0, 1)
+    for _ in range(2):  # across the borders between columns, then between rows
+        pixels = _evened(pixels, period) if how == ADAPTIVE else _spread(pixels, period, int(how))
+        pixels = pixels.swapaxes(0, 1)
+    return np.clip(pixels, 0, 1)
 
 
 def _spread(pixels: np.ndarray, period: int, radius: int) -> np.ndarray:

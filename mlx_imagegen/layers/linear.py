@@ -1,6 +1,6 @@
 """The one linear layer: y = x Wᵀ + b, with W dense or in MLX's packed affine format.
 
-A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated), and filled by `loading.py`.
+A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated); files/loading.py fills it.
 Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Norms that accumulate in float32 inside mx.fast; weights are filled by `loading.py`."""
+"""Norms that accumulate in float32 inside mx.fast; weights are filled by files/loading.py."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -40,8 +40,8 @@ class Modulation(NamedTuple):
     out: mx.array
     clean: mx.array | None = None
 
-    def of_text(self, block: int) -> list[Part]:
-        return [Part(0, self.txt[block])]  # one part is for all tokens, however many
+    def of_text(self, block: int, length: int) -> list[Part]:
+        return [Part(length, self.txt[block])]
 
     def of_image(self, block: int, lengths: tuple[int, int]) -> list[Part]:
         """`lengths`: the picture's tokens and its references'."""
@@ -75,7 +75,8 @@ class QwenImageTransformer(nn.Module):
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         lengths = (img.shape[1] - references, references)
         for index, block in enumerate(self.transformer_blocks):
-            img, txt = block(img, txt, rope, modulation.of_image(index, lengths), modulation.of_text(index), mask)
+            img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
+            img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
         scale, shift = modulation.out
         return self.proj_out(modulate(img[:, : lengths[0]], shift, scale, NORM_EPS))
 
