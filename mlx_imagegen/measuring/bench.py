@@ -239,7 +239,7 @@ def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None])
         "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
         tables.markdown(SPACE, space_rows(rows)), "",
         *[f"- note: {line}" for line in noted(rows)], *[f"- skipped: {line}" for line in skipped(rows)],
-        measured_on(where), "",
+        "", measured_on(where), "",
     ]  # fmt: skip
     return "\n".join(parts)
 

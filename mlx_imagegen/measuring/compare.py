@@ -245,7 +245,7 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
     where = surroundings()
     reasons = [f"- missing: {line}" for line in missing(sheet)]
-    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, f"{WITHOUT}. {measured_on(where)}", ""]
+    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, "", f"{WITHOUT}. {measured_on(where)}", ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
     data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
     tables.write_json(folder / "compare.json", data)
@@ -258,7 +258,7 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
 
 
 def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Image.Image:
-    tiles = {(row, column): _tile(cell) for column, cells in enumerate(sheet) for row, cell in enumerate(cells)}
+    tiles = [[_tile(cell) for cell in row] for row in zip(*sheet, strict=True)]
     given = ", ".join(f"{name} {value}" for name, value in parameters.items())
     footer = f"{given}. Under each picture: seconds of encoding, steps and decoding. "
     footer += f"{where['device']}, mlx {where['mlx']}, {where['date']}."

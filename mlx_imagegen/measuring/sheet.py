@@ -53,28 +53,27 @@ class Bar:
 def contact_sheet(
     columns: Sequence[str],
     rows: Sequence[tuple[str, str]],
-    tiles: Mapping[tuple[int, int], Tile],
+    tiles: Sequence[Sequence[Tile]],
     side: int,
     footer: str = "",
 ) -> Image.Image:
-    """`rows`: a short title and the text under it. `tiles`: by (row, column). `side`: of a picture here, in pixels."""
+    """`rows`: a short title and the text under it. `tiles`: row by row. `side`: of a picture here, in pixels."""
     heading = side  # the column of row labels
-    every = range(len(columns))
-    heights = [max(_tile_height(tiles.get((row, column)), side) for column in every) for row in range(len(rows))]
+    heights = [max(_tile_height(tile, side) for tile in row) for row in tiles]
     width = heading + len(columns) * (side + MARGIN) + 2 * MARGIN
     heads = [_wrapped(name, side) for name in columns]
-    top = MARGIN + LINE * max(map(len, heads), default=1) + MARGIN
+    top = MARGIN + LINE * max(map(len, heads)) + MARGIN
     foot = _wrapped(footer, width - 2 * MARGIN) if footer else []
     sheet = Image.new("RGB", (width, top + sum(heights) + MARGIN + LINE * len(foot)), PAPER)
     draw = ImageDraw.Draw(sheet)
     lefts = [MARGIN + heading + MARGIN + column * (side + MARGIN) for column in range(len(columns))]
     for left, lines in zip(lefts, heads, strict=True):
         _write(draw, (left, MARGIN), lines, INK)
-    for row, (title, text) in enumerate(rows):
-        _write(draw, (MARGIN, top), [title, *_wrapped(text, heading)][: heights[row] // LINE], INK)
-        for column, left in enumerate(lefts):
-            _paste(sheet, draw, (left, top), tiles.get((row, column), Tile("not made")), side)
-        top += heights[row]
+    for (title, text), row, height in zip(rows, tiles, heights, strict=True):
+        _write(draw, (MARGIN, top), [title, *_wrapped(text, heading)][: height // LINE], INK)
+        for left, tile in zip(lefts, row, strict=True):
+            _paste(sheet, draw, (left, top), tile, side)
+        top += height
     _write(draw, (MARGIN, top), foot, INK)
     return sheet
 
@@ -126,9 +125,9 @@ def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int]
     _write(draw, (left, top + small.height + 3), _wrapped(tile.caption, side), INK)
 
 
-def _tile_height(tile: Tile | None, side: int) -> int:
+def _tile_height(tile: Tile, side: int) -> int:
     """With its caption and the gap below."""
-    if tile is None or tile.picture is None:
+    if tile.picture is None:
         return side + MARGIN
     return _shrunk_size(tile.picture, side)[1] + LINE * len(_wrapped(tile.caption, side)) + MARGIN
 

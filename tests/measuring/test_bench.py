@@ -77,7 +77,7 @@ def test_every_file_parses_and_says_the_same(folder: Path, rows: dict[str, dict[
         assert float(line["total_seconds"]) == row["seconds"]["total"]["median"]
         assert float(line["step_seconds"]) == row["step_seconds"]["median"]
         assert float(line["processor_seconds"]) == row["processor_seconds"]["median"] > 0
-        assert f"| {quant} | 64x64 | 3 |" in text
+        assert f"| {quant} | 64x64 | 3 |" in text and "\n\nMeasured on: " in text
         assert {"mlx", "device", "commit", "memory", "date"} <= set(line)
     assert Image.open(folder / "plot.png").width > 300
     assert (

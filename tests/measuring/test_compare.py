@@ -61,6 +61,7 @@ def test_the_sheet_and_its_tables(sheet: Cli) -> None:
         assert float(line["total_seconds"]) == pytest.approx(taken["total"])
     text = Path("out/compare.md").read_text()
     assert "| schnell | 1 | 64x64 | 1 |" in text and "missing: nowhere" in text and data["where"]["mlx"] in text
+    assert "\n\nSeconds: " in text, "or it would be a part of the list"
 
 
 def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
