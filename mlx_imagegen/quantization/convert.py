@@ -73,15 +73,17 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
     if partial.there:
         return
     partial.refuse_strangers()
-    if not partial.complete:
-        copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
-        tensors = sum(layout.nbytes for layout in conversion.layouts)
-        partial.check_room(tensors + sum(path.stat().st_size for path in copies))
-        with partial.journal() as journal, partial.explained():
-            _write_tensors(conversion, partial.folder, journal, workers, progress)
-            _write_small_files(conversion, partial.folder, copies)
-            partial.seal(conversion.record)
-    partial.rename()
+    if partial.complete:
+        partial.rename()
+        return
+    copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
+    tensors = sum(layout.nbytes for layout in conversion.layouts)
+    partial.check_room(tensors + sum(path.stat().st_size for path in copies))
+    with partial.journal() as journal, partial.explained():
+        _write_tensors(conversion, partial.folder, journal, workers, progress)
+        _write_small_files(conversion, partial.folder, copies)
+        partial.seal(conversion.record)
+        partial.rename()
 
 
 def _write_tensors(
@@ -209,6 +211,8 @@ class Work:
         path = job.piece.part.tensor.path
         if _stamp(path) != self._stamps[path]:
             raise CheckpointError(CHANGED.format(path=path))
+        for written in filter(None, (job, job.bias)):
+            os.fsync(written.file)  # not even a power cut may leave the journal ahead of the weights
         self._journal.finish(job.piece.key)
         with self._lock:
             self._done += job.piece.count

@@ -262,6 +262,18 @@ def test_all_is_on_the_disk_before_the_record_says_so(
     assert written <= flushed
 
 
+def test_a_tensor_is_on_the_disk_before_the_journal_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut before the end leaves a journal whose every line is true."""
+    events, fsync, finish = [], os.fsync, partial.Journal.finish
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), events.append("disk"))[0])
+    monkeypatch.setattr(partial.Journal, "finish", lambda self, key: (events.append("journal"), finish(self, key))[1])
+    quantize(source, tmp_path / "made", quant="q4", workers=1)
+    places = [place for place, event in enumerate(events) if event == "journal"]
+    assert len(places) > 100 and all(events[place - 1] == "disk" for place in places)
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=["bfloat16", "float16", "float32"])
 def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx.Dtype) -> None:
     """In packed weights, in a weight that stays dense, and in biases."""
