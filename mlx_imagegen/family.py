@@ -49,6 +49,14 @@ class Prompt:
         return self.text, self.shown
 
 
+@dataclass(frozen=True)
+class ReferenceTokens:
+    """What a prompt's reference pictures add to the sequence."""
+
+    prompt: int = 0  # where the prompt shows them
+    image: int = 0  # beside the picture's own, in every step
+
+
 class Latest(Generic[Made]):
     """The last thing that was made, kept for whoever needs the same again."""
 
@@ -169,9 +177,9 @@ class Family(ABC, Generic[Branch]):
         """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where seeing it draws
         from the seed's stream, that is another than `noise` gives), for starting from a picture."""
 
-    def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
-        """How many tokens of these reference pictures stand beside the picture's own in every step."""
-        return 0
+    def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
+        """By the pictures' sizes alone: nothing is seen."""
+        return ReferenceTokens()
 
     def choices(self) -> dict[str, str]:
         """What `prepare` chose, for the report."""

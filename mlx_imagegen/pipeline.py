@@ -258,7 +258,7 @@ class Pipeline:
         report.choices |= family.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
-            chosen = choose(loaded_linears(family, settings, job.prompt.references), compute_dtype())
+            chosen = choose(loaded_linears(family, settings, job.prompt), compute_dtype())
         report.choices |= {"kernels": chosen} if chosen else {}
         with report.stage("other"):
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]

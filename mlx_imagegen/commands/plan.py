@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(Changes()) if recipe else Changes())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **size)
-        made = plan(family, job.settings, True if args.chip else None, job.prompt.references)
+        made = plan(family, job.settings, True if args.chip else None, job.prompt)
         settings, changing = job.settings, ", changing one picture" if job.prompt.references else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{changing}{note}")
         print("\n".join(describe(made, args.chip)))

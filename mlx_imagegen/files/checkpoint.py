@@ -7,6 +7,7 @@ that is overwritten under it, and cannot say what is wrong with a damaged one.
 Must not know: model families, names' meanings, quantization.
 """
 
+import functools
 import json
 import math
 import struct
@@ -111,7 +112,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 

@@ -34,6 +34,8 @@ Shape = tuple[int, ...]
 PackingOf = Callable[[str, str, Shape, int], Packing | None]
 # The first number in a layer's path: which of a stack of layers it is.
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+# A layer's path in the checkpoint, the layer without weights, and how it is packed or will be.
+Planned = tuple[str, nn.Module, Packing | None]
 # (component, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
 
@@ -258,11 +260,24 @@ class Weights:
 class Component:
     """A module that is loaded when its stage begins and released when it is over."""
 
-    def __init__(self, weights: Weights, build: Callable[[], nn.Module], dtype: mx.Dtype, path: str = ""):
+    def __init__(
+        self,
+        weights: Weights,
+        build: Callable[[], nn.Module],
+        dtype: mx.Dtype,
+        path: str = "",
+        shapes: Callable[[], nn.Module] | None = None,
+    ):
+        """`shapes`: a module with the same parameters, where `build` is slow."""
         self.weights = weights
         self.dtype = dtype
         self.empty = build  # the module's shapes, without weights
         self.path = path  # where in the checkpoint's tree the module stands
+        self._shapes = shapes or build
+        # Of each recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
+        self._planned: dict[PackingOf | None, list[Planned]] = {}
+        self._linears: dict[PackingOf | None, list[tuple[str, Shape, Packing | None]]] = {}
+        self._held: dict[PackingOf | None, tuple[int, int]] = {}
         self._module: nn.Module | None = None
 
     @property
@@ -300,13 +315,10 @@ class Component:
 
     def held_bytes(self, size: int, recipe: PackingOf | None = None) -> int:
         """The same with floating-point numbers of that many bytes, or under another recipe."""
-        total = 0
-        for _, layer, packing in self.planned(recipe):
-            if packing and isinstance(layer, Linear):
-                layer.pack(packing)
-            for value in own_parameters(layer).values():
-                total += value.size * (size if mx.issubdtype(value.dtype, mx.floating) else value.itemsize)
-        return total
+        if recipe not in self._held:
+            self._held[recipe] = _counted(self.planned(recipe))
+        floats, rest_bytes = self._held[recipe]
+        return floats * size + rest_bytes
 
     @functools.cached_property
     def held_as(self) -> str:
@@ -320,14 +332,54 @@ class Component:
         told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
         return ", ".join(told) or dense
 
-    def planned(self, recipe: PackingOf | None = None) -> Iterator[tuple[str, nn.Module, Packing | None]]:
-        """Every layer, empty, by its path in the checkpoint, and how it is packed on disk or will be when loaded.
+    def planned(self, recipe: PackingOf | None = None) -> Sequence[Planned]:
+        """Every layer, empty and to be left so, by its path in the checkpoint, and how it is packed on disk or will be
+        when loaded.
 
         `recipe`: as if it had been opened with this one.
         """
-        for path, layer in layers(self.empty()):
-            full = _join(self.path, path)
-            yield full, layer, self.weights.stored.get(full) or self.weights._wanted(layer, full, recipe)
+        if recipe not in self._planned:
+            stored, wanted = self.weights.stored, self.weights._wanted
+            self._planned[recipe] = [
+                (path, layer, stored.get(path) or wanted(layer, path, recipe)) for path, layer in self._empty_layers
+            ]
+        return self._planned[recipe]
+
+    def linears(self, recipe: PackingOf | None = None) -> Sequence[tuple[str, Shape, Packing | None]]:
+        """Of `planned` the linear layers: path, [rows, columns], packing."""
+        if recipe not in self._linears:
+            self._linears[recipe] = [
+                (path, layer.weight.shape, packing)
+                for path, layer, packing in self.planned(recipe)
+                if isinstance(layer, Linear)
+            ]
+        return self._linears[recipe]
+
+    @functools.cached_property
+    def _empty_layers(self) -> list[tuple[str, nn.Module]]:
+        return [(_join(self.path, path), layer) for path, layer in layers(self._shapes())]
+
+
+def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
+    """How many floating-point numbers are held, and the bytes of all others."""
+    floats = rest_bytes = 0
+    for _, layer, packing in planned:
+        if packing and isinstance(layer, Linear):
+            layer = _packed(layer.weight.shape, "bias" in layer, packing)
+        for value in own_parameters(layer).values():
+            floating = mx.issubdtype(value.dtype, mx.floating)
+            floats += value.size if floating else 0
+            rest_bytes += 0 if floating else value.nbytes
+    return floats, rest_bytes
+
+
+@functools.cache
+def _packed(shape: Shape, bias: bool, packing: Packing) -> Linear:
+    """An empty layer; models have few that differ."""
+    rows, columns = shape
+    layer = Linear(columns, rows, bias)
+    layer.pack(packing)
+    return layer
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

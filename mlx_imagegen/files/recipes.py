@@ -56,10 +56,17 @@ class Recipe:
 
     def wanted(self, component: str, path: str, depth: int) -> Packing | None:
         """What the rows say, before the shape is looked at."""
-        if component in self.keep:
-            return None
-        names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
-        return next((row.packing for row in self.rows if row.matches(names, depth)), None)
+        asked = component, path, depth
+        if asked not in self._answers:
+            names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
+            matching = (row.packing for row in self.rows if row.matches(names, depth))
+            self._answers[asked] = None if component in self.keep else next(matching, None)
+        return self._answers[asked]
+
+    @functools.cached_property
+    def _answers(self) -> dict[tuple[str, str, int], Packing | None]:
+        """What was asked before: plans ask for every layer again and again."""
+        return {}
 
     def halves(self, component: str) -> bool:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""

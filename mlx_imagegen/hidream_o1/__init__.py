@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..family import Conditioning, Family, Latest, Prompt, Settings
+from ..family import Conditioning, Family, Latest, Prompt, ReferenceTokens, Settings
 from ..files.keys import Target
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
@@ -29,7 +29,7 @@ from ..sampling import (
     twice_shifted_schedule,
 )
 from ..text.qwen import KeyValues, mrope
-from .editing import Seen, look_at
+from .editing import Seen, look_at, tokens_of
 from .files import TABLE, HiDreamFiles, open_files
 from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
@@ -141,6 +141,9 @@ class HiDream(Family[HiDreamBranch]):
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x
 
+    def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
+        return tokens_of(prompt, *self._looking(settings))
+
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
         """ai-toolkit leaves the checkpoint's outermost name off."""
         return {module.removeprefix("model."): [Target(module)] for module in modules}
@@ -166,9 +169,12 @@ class HiDream(Family[HiDreamBranch]):
         return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
 
     def _see(self, prompt: Prompt, settings: Settings) -> Seen:
-        size = settings.width, settings.height
+        size, files, kept_side = self._looking(settings)
+        return self._seen.get((prompt.shown, size, kept_side), lambda: look_at(prompt, size, files, kept_side))
+
+    def _looking(self, settings: Settings) -> tuple[tuple[int, int], HiDreamFiles, int | None]:
         kept_side = self._kept_side if settings.extras.get("keep_original_aspect") else None
-        return self._seen.get((prompt.shown, size, kept_side), lambda: look_at(prompt, size, self.files, kept_side))
+        return (settings.width, settings.height), self.files, kept_side
 
     def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
         """The words that fit into `length` tokens, and a note about those that do not."""

@@ -3,19 +3,23 @@
 In: a `Prompt` with references. Out: `Seen`. The tower is loaded for this and let go again.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import mlx.core as mx
 import numpy as np
 
-from ..family import Prompt
+from ..family import Prompt, ReferenceTokens
 from ..image import to_pixels
 from ..layers.patches import Grid, patchified
 from ..precision import compute_dtype
-from ..text.patches import to_patches
+from ..request.options import Box
+from ..text.patches import merged_grid, to_patches
 from .files import HiDreamFiles
-from .references import Reference, prepared
-from .vision import Features, open_tower, see
+from .references import Reference, prepared, sizes
+from .vision import Features, VisionConfig, open_tower, read_eyes, see
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,7 @@ def look_at(prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_sid
         return Seen()
     patch = files.config.patch.patch_size
     tower, vision, cut = open_tower(files.config.vision, files.folder, files.weights)
-    references = prepared(
-        prompt.references,
-        size,
-        patch=patch,
-        shown_side=files.config.patch.condition_image_size,
-        shown_multiple=vision.patch_size * vision.spatial_merge_size,
-        boxes=dict(prompt.options).get("layout", ()),
-        kept_side=kept_side,
-    )
+    references = prepared(prompt.references, size, **_rules(prompt, files, vision, kept_side))
     pictures = [to_patches(reference.shown, cut) for reference in references]
     features = see(tower.load(), pictures, compute_dtype())
     tower.release()
@@ -50,6 +46,41 @@ def look_at(prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_sid
         patches=mx.concatenate([_patches(reference, patch) for reference in references], axis=1),
         features=features,
     )
+
+
+def tokens_of(
+    prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_side: int | None = None
+) -> ReferenceTokens:
+    """How many tokens `look_at` will give, without a look at the pictures."""
+    if not prompt.references:
+        return ReferenceTokens()
+    vision, cut = read_eyes(files.config.vision, files.folder)
+    given = [picture.size for picture in prompt.references]
+    found = sizes(given, size, **_rules(prompt, files, vision, kept_side))
+    return ReferenceTokens(
+        sum(math.prod(merged_grid(shown, cut)) for _, shown in found),
+        sum(math.prod(read) for read, _ in found) // files.config.patch.patch_size**2,
+    )
+
+
+class Rules(TypedDict):
+    """How pictures are sized: the keywords of references.py."""
+
+    patch: int
+    shown_side: int
+    shown_multiple: int
+    boxes: Sequence[Box]
+    kept_side: int | None
+
+
+def _rules(prompt: Prompt, files: HiDreamFiles, vision: VisionConfig, kept_side: int | None) -> Rules:
+    return {
+        "patch": files.config.patch.patch_size,
+        "shown_side": files.config.patch.condition_image_size,
+        "shown_multiple": vision.patch_size * vision.spatial_merge_size,
+        "boxes": dict(prompt.options).get("layout", ()),
+        "kept_side": kept_side,
+    }
 
 
 def _patches(reference: Reference, patch: int) -> mx.array:

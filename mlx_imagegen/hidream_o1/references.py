@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 from ..request.options import Box
 from ..request.sizes import fitted
 
+Size = tuple[int, int]  # width, height
+
 # A box and the border of the reference that belongs into it have one colour; the largest box has the first.
 COLOURS = (
     (255, 0, 0), (0, 180, 0), (0, 0, 255), (204, 180, 0), (255, 0, 255),
@@ -40,14 +42,36 @@ def prepared(
 ) -> list[Reference]:
     """`target`: width and height of the picture to make; with boxes, their drawing is one more reference, the last.
     `kept_side`: where the target took its shape from the one reference, the side by which it did."""
-    count = len(pictures) + bool(boxes)
-    side = kept_side or reference_side(count, max(target))
+    side, shown = _sides(len(pictures), target, shown_side, boxes, kept_side)
     read = [resized(picture, side, patch) for picture in pictures]
     if boxes:
         framed = [_bordered(*pair) for pair in zip(read, _colours(boxes, target), strict=False)]
         read = [*framed, resized(_drawing(boxes, target), side, patch)]
-    shown = shown_size(count, shown_side)
-    return [Reference(picture, _shown(picture, shown, shown_multiple)) for picture in read]
+    return [
+        Reference(picture, picture.resize(_as_shown(picture.size, shown, shown_multiple), Image.Resampling.LANCZOS))
+        for picture in read
+    ]
+
+
+def sizes(
+    given: Sequence[Size],
+    target: Size,
+    *,
+    patch: int,
+    shown_side: int,
+    shown_multiple: int,
+    boxes: Sequence[Box] = (),
+    kept_side: int | None = None,
+) -> list[tuple[Size, Size]]:
+    """The sizes of what `prepared` makes of pictures: as they are read, and as they are shown."""
+    side, shown = _sides(len(given), target, shown_side, boxes, kept_side)
+    read = [fitted(size, side, patch) for size in (*given, *([target] if boxes else []))]
+    return [(size, _as_shown(size, shown, shown_multiple)) for size in read]
+
+
+def _sides(given: int, target: Size, shown_side: int, boxes: Sequence[Box], kept_side: int | None) -> tuple[int, int]:
+    count = given + bool(boxes)
+    return kept_side or reference_side(count, max(target)), shown_size(count, shown_side)
 
 
 def reference_side(count: int, target: int) -> int:
@@ -95,9 +119,8 @@ def shown_dimensions(side: int, ratio: float, multiple: int) -> tuple[int, int]:
     return max(int(width / multiple), 1) * multiple, max(int(height / multiple), 1) * multiple
 
 
-def _shown(picture: Image.Image, side: int, multiple: int) -> Image.Image:
-    size = shown_dimensions(side, picture.width / picture.height, multiple)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def _as_shown(size: Size, side: int, multiple: int) -> Size:
+    return shown_dimensions(side, size[0] / size[1], multiple)
 
 
 def _corners(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

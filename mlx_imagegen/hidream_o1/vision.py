@@ -59,22 +59,26 @@ def vision_tower(config: VisionConfig) -> nn.Module:
 
 def open_tower(part: dict[str, Any], folder: Path, weights: Weights) -> tuple[Component, VisionConfig, PatchConfig]:
     """The tower, not yet loaded, every tensor checked, and how pictures are cut for it."""
-    config = VisionConfig.read(part, f"{folder / 'config.json'}: vision_config")
-    if config.hidden_act != "gelu_pytorch_tanh":
-        raise ConfigError(
-            f"{folder / 'config.json'}: vision_config's hidden_act '{config.hidden_act}' is not known here."
-        )
+    config, patches = read_eyes(part, folder)
     root = nn.Module()
     root.model = nn.Module()
     root.model.visual = vision_tower(config)
     weights.check(
         [root], ("lm_head.", "model.language_model.", "model.t_embedder1.", "model.x_embedder.", "model.final_layer2.")
     )
+    return Component(weights, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
+
+
+def read_eyes(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchConfig]:
+    config = VisionConfig.read(part, f"{folder / 'config.json'}: vision_config")
+    if config.hidden_act != "gelu_pytorch_tanh":
+        raise ConfigError(
+            f"{folder / 'config.json'}: vision_config's hidden_act '{config.hidden_act}' is not known here."
+        )
     where = folder / "preprocessor_config.json"
     if not where.is_file() and (folder / "tokenizer" / where.name).is_file():
         where = folder / "tokenizer" / where.name
-    patches = PatchConfig.read_part(read_json(where), where)
-    return Component(weights, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
+    return config, PatchConfig.read_part(read_json(where), where)
 
 
 def see(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtype) -> Features:

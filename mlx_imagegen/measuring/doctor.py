@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ import numpy as np
 from ..errors import ImagegenError
 from ..files.download import HuggingFace, local_folder
 from ..files.loading import Changes
-from ..files.manifest import Manifest, Model, find, manifests
+from ..files.manifest import Model, find, manifests
+from ..files.outline import has_outline, outlined
 from ..files.recipes import GROUP_SIZES, read_recipe, recipe_names
 from ..kernels import cache_file
 from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
@@ -44,39 +46,7 @@ MANY = 32_768  # rows after which kernels of some versions went wrong
 FASTEST_MATMUL = (2048, 3072, 3072)  # what the speed of products is measured on: FLUX.1's and Qwen-Image's width
 COPY_BYTES = 256 * 2**20
 AS_STORED = "none"
-
-
-@dataclass(frozen=True)
-class Published:
-    """What plan.py says of a family's published files, so that it is known before they are downloaded."""
-
-    gigabytes: dict[str, tuple[float, float]]  # quant -> at the peak, one stage at a time; all stages' weights together
-    on_the_cpu: dict[str, tuple[float, float]]  # where numbers are float32, and one layer is unpacked at a time
-    teraflops: float  # of one pass through the denoiser, for a picture of so many pixels:
-    pixels: int
-
-
-# Worked out from the published headers at each family's usual size; a test does it again where they are at hand.
-PUBLISHED = {
-    "flux": Published(
-        {"none": (18.0, 26.9), "q8": (9.9, 14.5), "q6": (7.8, 12.3), "q4": (6.0, 9.4)},
-        {"none": (40.2, 53.5), "q8": (15.5, 15.5), "q6": (13.6, 13.3), "q4": (11.8, 10.4)},
-        74.4,
-        1024**2,
-    ),
-    "qwen_image": Published(
-        {"none": (28.1, 40.4), "q8": (15.4, 21.5), "q6": (12.0, 18.1), "q4": (9.5, 15.6)},
-        {"none": (65.9, 80.6), "q8": (26.9, 22.8), "q6": (23.7, 19.4), "q4": (21.1, 16.8)},
-        131.7,
-        1328**2,
-    ),
-    "hidream_o1": Published(
-        {"none": (14.7, 14.0), "q8": (8.2, 7.5), "q6": (6.6, 5.9), "q4": (5.1, 4.4)},
-        {"none": (34.1, 27.9), "q8": (14.2, 8.0), "q6": (12.9, 6.4), "q4": (11.3, 4.9)},
-        67.3,
-        2048**2,
-    ),
-}
+OPENED_BY = ("outline", "references", "sizes")  # what families read in a manifest of their own keys
 
 
 @dataclass(frozen=True)
@@ -225,41 +195,56 @@ def _worst_row(out: np.ndarray, expected: np.ndarray) -> float:
 
 
 def fits(models: Sequence[str] = ()) -> list[Fit]:
-    """The models named, or all that are here, by every quant; those that fit and are fastest first, then the rest."""
-    chip = measured_chip()
-    found = [fit for model in map(find, models or manifests()) for fit in _fits(model, chip)]
+    """The models named, or all there are, by every quant; those that fit and are fastest first, then the rest."""
+    chip, alike = measured_chip(), dict[str, list[Model]]()
+    for model in map(find, models or manifests()):
+        alike.setdefault(_opened_from(model), []).append(model)
+    found = [fit for group in alike.values() for fit in _fits(group, chip)]
     return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > physical_bytes(), fit.seconds))
 
 
-def _fits(model: Model, chip: Chip) -> Iterator[Fit]:
-    folder = model.folder or local_folder(model.manifest)
-    if folder is None:
-        yield from _published(model, chip)
-        return
-    for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
-        try:
-            yield _fit(model.spoken, model.manifest, folder, quant, chip)
-        except ImagegenError as error:
-            yield Fit(model.spoken, quant, " ".join(str(error).split()))
-
-
-def _published(model: Model, chip: Chip) -> Iterator[Fit]:
-    """Of a model that is not here; nobody is asked."""
+def _opened_from(model: Model) -> str:
+    """Equal where families open alike: many manifests are of one transformer."""
     manifest = model.manifest
-    known, usual = PUBLISHED[manifest.family], manifest.defaults
-    passes = usual.steps * (2 if manifest.guidance == "cfg" and usual.guidance > 1 else 1)
-    seconds = passes * known.teraflops * usual.width * usual.height / known.pixels / chip.teraflops
-    for quant, (peak, every) in (known.gigabytes if on_gpu() else known.on_the_cpu).items():
-        yield Fit(model.spoken, quant, None, int(peak * GB), int(every * GB), seconds, manifest.download_bytes)
+    if folder := _folder(model):
+        return f"{folder} {manifest.name}"
+    return repr((manifest.family, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY]))
 
 
-def _fit(name: str, manifest: Manifest, folder: Path, quant: str, chip: Chip) -> Fit:
-    changes = Changes() if quant == AS_STORED else read_recipe(quant, manifest.family).applied_to(Changes())
-    family = open_family(manifest, folder, changes)
-    job = usual_job(manifest, family.size_multiple)
-    made = plan(family, job.settings, references=job.prompt.references)
-    every = sum(part.nbytes for part in family.components.values())
-    return Fit(name, quant, None, made.peak_bytes, every, made.seconds(chip))
+def _folder(model: Model) -> Path | None:
+    return model.folder or local_folder(model.manifest)
+
+
+def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
+    """Of models that open alike; those that are not here are known by their outline, and nobody is asked."""
+    manifest, folder = models[0].manifest, _folder(models[0])
+    if folder is None and not has_outline(manifest):
+        yield from (Fit(model.spoken, AS_STORED, "not here, and its shapes are not known") for model in models)
+        return
+    with nullcontext(folder) if folder else outlined(manifest) as where:
+        try:
+            family = open_family(manifest, where, Changes())
+        except ImagegenError as error:
+            yield from (Fit(model.spoken, AS_STORED, _line(error)) for model in models)
+            return
+        jobs = [usual_job(model.manifest, family.size_multiple) for model in models]
+        for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
+            recipe = None if quant == AS_STORED else read_recipe(quant, manifest.family)
+            try:
+                if recipe and any(weights.stored for weights in family.weights.values()):
+                    open_family(manifest, where, recipe.applied_to(Changes()))  # says why not
+            except ImagegenError as error:
+                yield from (Fit(model.spoken, quant, _line(error)) for model in models)
+                continue
+            for model, job in zip(models, jobs, strict=True):
+                made = plan(family, job.settings, on_gpu(), job.prompt, recipe=recipe)
+                download = 0 if folder else model.manifest.download_bytes
+                sizes = made.peak_bytes, made.resident_bytes
+                yield Fit(model.spoken, quant, None, *sizes, made.seconds(chip), download)
+
+
+def _line(error: ImagegenError) -> str:
+    return " ".join(str(error).split())
 
 
 def measured_chip() -> Chip:

@@ -83,4 +83,4 @@ def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, references=job.prompt.references, recipe=recipe)
+    return plan(family, job.settings, prompt=job.prompt, recipe=recipe)

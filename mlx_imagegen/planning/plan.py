@@ -7,24 +7,23 @@ Must not know: how stages run, what this machine has (fitting.py).
 """
 
 import fnmatch
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from ..errors import RequestError
-from ..family import Family, Settings
+from ..family import Family, Prompt, Settings
 from ..files.loading import Component
 from ..files.recipes import Recipe
 from ..layers.conv import KERNEL
-from ..layers.linear import STRIP, Linear, Packing
+from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
 from ..precision import VAE_DTYPE, on_gpu
 from .memory import CPU_CACHE_LIMIT_BYTES, GB
 
-Pictures = Sequence[Image.Image]
+NO_REFERENCES = Prompt("")
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ TEXT_LAYERS = {
     "hidream_o1": (),
 }
 JOINT_LAYERS = {"flux": ("single_transformer_blocks.*",), "qwen_image": (), "hidream_o1": ()}
+# And those that see the picture's own tokens, not its references'.
+OWN_LAYERS = {"flux": (), "qwen_image": ("proj_out",), "hidream_o1": ("*x_embedder.*", "*final_layer2.*")}
 QUERIES = ("*.to_q", "*.add_q_proj", "*.q_proj")
 PADS = frozenset({"flux"})  # families whose prompts always have max_sequence_length tokens
 # Layers whose output is one token's, whatever the picture: they cost nothing in the loop.
@@ -123,18 +124,18 @@ def plan(
     family: Family[Any],
     settings: Settings,
     gpu: bool | None = None,
-    references: Pictures = (),
+    prompt: Prompt = NO_REFERENCES,
     disk: Mapping[str, int] | None = None,
     recipe: Recipe | None = None,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
     freed buffers that MLX keeps (memory.py bounds them) come on top; it gives them back when memory is short.
-    `references`: pictures to attend to. `disk`: bytes by component, where they will not be those of the files open.
-    `recipe`: as if the family were open with it."""
+    `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
+    files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu
     denoiser = family.components[family.stages["denoise"][0]]
     branches = 2 if settings.cfg > 1 else 1
-    tokens = _tokens(family, settings, references)
+    tokens = _tokens(family, settings, prompt)
     flops, traffic = _arithmetic(family, denoiser, tokens, gpu, recipe)
     stages = tuple(
         Stage(
@@ -142,7 +143,7 @@ def plan(
             family.stages[name],
             _disk_bytes((family.components[each] for each in family.stages[name]), disk),
             sum(held_bytes(family.components[each], gpu, recipe) for each in family.stages[name]),
-            _working_bytes(family, name, tokens, settings, gpu, references, recipe),
+            _working_bytes(family, name, tokens, settings, gpu, prompt, recipe),
             GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
         )
         for name in ("encode", "denoise", "decode")
@@ -201,14 +202,19 @@ def chip_named(name: str) -> Chip:
 @dataclass(frozen=True)
 class Tokens:
     text: int
-    image: int  # the picture's own, and its references'
+    image: int  # the picture's own
+    references: int
+
+    @property
+    def loop(self) -> int:
+        return self.image + self.references
 
 
-def _tokens(family: Family[Any], settings: Settings, references: Pictures = ()) -> Tokens:
-    multiple = family.size_multiple
-    image = (settings.width // multiple) * (settings.height // multiple) + family.reference_tokens(references)
+def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
-    return Tokens(length if family.name in PADS else min(length, PROMPT_TOKENS), image)
+    words = length if family.name in PADS else min(length, PROMPT_TOKENS)
+    more = family.reference_tokens(prompt, settings)
+    return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image)
 
 
 def _seen_by(family: str, path: str, tokens: Tokens) -> int:
@@ -217,12 +223,14 @@ def _seen_by(family: str, path: str, tokens: Tokens) -> int:
         return 1
     if _any(path, TEXT_LAYERS[family]):
         return tokens.text
-    return tokens.image + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
+    if _any(path, OWN_LAYERS[family]):
+        return tokens.image
+    return tokens.loop + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
 
 
-def loaded_linears(family: Family[Any], settings: Settings, references: Pictures = ()) -> Iterator[tuple[Linear, int]]:
+def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> Iterator[tuple[Linear, int]]:
     """The denoiser's linear layers, loaded, and how many tokens each will see in a step."""
-    tokens = _tokens(family, settings, references)
+    tokens = _tokens(family, settings, prompt)
     for name in family.stages["denoise"]:
         for path, layer in family.components[name].loaded_layers():
             if isinstance(layer, Linear):
@@ -234,12 +242,12 @@ def _arithmetic(
 ) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small beside them."""
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
-    for path, (rows, columns), _ in _linears(denoiser):
+    for path, (rows, columns), _ in denoiser.linears():
         count = _seen_by(family.name, path, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
         if _any(path, QUERIES):
-            flops += 4.0 * count * (tokens.image + tokens.text) * rows
+            flops += 4.0 * count * (tokens.loop + tokens.text) * rows
     return flops, traffic
 
 
@@ -249,17 +257,18 @@ def _working_bytes(
     tokens: Tokens,
     settings: Settings,
     gpu: bool,
-    references: Pictures,
+    prompt: Prompt,
     recipe: Recipe | None,
 ) -> int:
     """The most that a stage's arithmetic holds beside the weights."""
     if stage == "decode":
         decoder = family.components[family.stages[stage][0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
-    count = tokens.text + (tokens.image if stage == "denoise" else 0)
+    count = tokens.text + (tokens.loop if stage == "denoise" else 0)
     most = max((block_bytes(family.components[name], count, gpu, recipe) for name in family.stages[stage]), default=0)
-    if references and "vae_encoder" in family.stages[stage]:  # one picture after the other
-        pixels = max(family.reference_tokens([picture]) for picture in references) * family.size_multiple**2
+    if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
+        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
+        pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
         most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
     return most
 
@@ -267,7 +276,7 @@ def _working_bytes(
 def block_bytes(component: Component, tokens: int, gpu: bool, recipe: Recipe | None = None) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
     weight that are unpacked at a time, and what is freed and kept."""
-    linears = list(_linears(component, recipe))
+    linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
     width = max((shape[0] for path, shape, _ in linears if _any(path, QUERIES)), default=linears[0][1][1])
@@ -307,14 +316,6 @@ def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, 
     return total + (strip if gpu else _slack(STRIPS_SLACK, total))
 
 
-def _linears(
-    component: Component, recipe: Recipe | None = None
-) -> Iterator[tuple[str, tuple[int, ...], Packing | None]]:
-    for path, layer, packing in component.planned(recipe.packing if recipe else None):
-        if isinstance(layer, Linear):
-            yield path, layer.weight.shape, packing
-
-
 def _size(component: Component, gpu: bool) -> int:
     """Bytes of one of the component's floating-point numbers."""
     if component.weights.component == "vae":
@@ -322,5 +323,6 @@ def _size(component: Component, gpu: bool) -> int:
     return GPU_SIZE if gpu else 4
 
 
+@functools.cache
 def _any(path: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, glob) for glob in globs)

@@ -66,7 +66,7 @@ class Learning:
 def learning(family: Family[Any], jobs: Sequence[Job], packings: Mapping[str, Packing]) -> Learning:
     noted = sum(each.nbytes for each in blank(family.components[family.stages["denoise"][0]], packings).values())
     unlike = {(job.settings.width, job.settings.height, _sides(job)): job for job in jobs}.values()
-    plans = [plan(family, job.settings, references=job.prompt.references) for job in unlike]
+    plans = [plan(family, job.settings, prompt=job.prompt) for job in unlike]
     # All prompts are encoded before the first step.
     stages = [(stage, 0 if stage.name == "encode" else noted) for made in plans for stage in made.stages]
     return Learning(

@@ -202,7 +202,7 @@ def expected(made: Draft) -> list[str]:
     family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
     job = usual_job(made.model.manifest, family.size_multiple)
     sizes = {layout.component: layout.nbytes for layout in made.layouts}
-    return describe(plan(family, job.settings, True, job.prompt.references, sizes))
+    return describe(plan(family, job.settings, True, job.prompt, sizes))
 
 
 def quant_of_bits(bits: int) -> str:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..family import Conditioning, Family, Latest, Prompt, Settings, beyond
+from ..family import Conditioning, Family, Latest, Prompt, ReferenceTokens, Settings, beyond
 from ..files.loading import Changes, Component
 from ..files.manifest import Manifest
 from ..folding import Fold, Folded
@@ -26,7 +26,7 @@ from ..layers.rope import Rope, rope_tables
 from ..planning import memory
 from ..precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
 from ..sampling import Schedule, flow_match_schedule
-from ..text.patches import to_patches
+from ..text.patches import merged_grid, to_patches
 from ..text.qwen import LanguageModel, mrope, text_positions
 from ..text.tokenizer import Tokenizer, qwen_tokenizer
 from .files import TABLE, QwenImageFiles, columns, open_files
@@ -37,7 +37,7 @@ from .prompts import ids_of
 from .tables import find
 from .transformer import Modulation, QwenImageTransformer
 from .vae import Decoder, Encoder, normalised
-from .vision import see, vision_tower
+from .vision import see, vision_shapes, vision_tower
 
 THETA = 10000.0  # diffusers fixes rope's base in code
 
@@ -81,7 +81,9 @@ class QwenImage(Family[QwenImageBranch]):
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE),
         }
         if (vision := files.vision_config) is not None:
-            self.components["vision"] = Component(files.text, lambda: vision_tower(vision), dtype)
+            self.components["vision"] = Component(
+                files.text, lambda: vision_tower(vision), dtype, shapes=lambda: vision_shapes(vision)
+            )
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
         self._seen = Latest[Seen]()  # both branches see the same pictures
         self._tables = Latest[tuple[Modulation, ...]]()  # the same for every prompt
@@ -177,10 +179,15 @@ class QwenImage(Family[QwenImageBranch]):
         """Its 150,000 words take half a second to read."""
         return qwen_tokenizer(self.files.tokenizer)
 
-    def reference_tokens(self, pictures: Sequence[Image.Image]) -> int:
-        editing = self.files.editing
-        sizes = [editing.latent_size(picture) for picture in pictures] if editing else []
-        return sum(math.prod(size) for size in sizes) // self.size_multiple**2
+    def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
+        editing, patches = self.files.editing, self.files.patches
+        if editing is None or patches is None:
+            return ReferenceTokens()
+        sizes = [picture.size for picture in prompt.references]
+        return ReferenceTokens(
+            sum(math.prod(merged_grid(editing.language_size(size), patches)) for size in sizes),
+            sum(math.prod(editing.latent_size(size)) for size in sizes) // self.size_multiple**2,
+        )
 
     def choices(self) -> dict[str, str]:
         return {"modulation": self._tables_from}

@@ -30,13 +30,16 @@ class Editing(Config):
         return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
 
     def for_language(self, picture: Image.Image) -> Image.Image:
-        return self._resized(picture, self.language_area)
+        return _resized(picture, self.language_size(picture.size))
 
     def for_latents(self, picture: Image.Image) -> Image.Image:
-        return self._resized(picture, self.latent_area)
+        return _resized(picture, self.latent_size(picture.size))
 
-    def latent_size(self, picture: Image.Image) -> tuple[int, int]:
-        return proportioned(picture.size, self.latent_area, self.multiple)
+    def language_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return proportioned(size, self.language_area, self.multiple)
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return proportioned(size, self.latent_area, self.multiple)
 
     def introduction(self, pictures: Sequence[object]) -> str:
         """What stands before the user's words."""
@@ -44,6 +47,6 @@ class Editing(Config):
             f"Picture {index}: {SEEN}" if self.numbered else SEEN for index, _ in enumerate(pictures, start=1)
         )
 
-    def _resized(self, picture: Image.Image, area: int) -> Image.Image:
-        size = proportioned(picture.size, area, self.multiple)
-        return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

@@ -25,7 +25,7 @@ from .keys import HEAD, VISION, from_text_encoder
 from .modulation import QwenImageModulators
 from .transformer import QwenImageTransformer
 from .vae import Decoder, Encoder, VaeConfig, unused_tensors
-from .vision import VisionConfig, vision_tower
+from .vision import VisionConfig, vision_shapes
 
 TABLE = "embed_tokens.weight"
 
@@ -75,7 +75,7 @@ def open_files(folder: Path, manifest: Manifest, changes: Changes) -> QwenImageF
         text.check(trees, (HEAD, VISION))
         return QwenImageFiles(*opened, folded=folded)
     vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
-    text.check([*trees, vision_tower(vision_config)], (HEAD,))
+    text.check([*trees, vision_shapes(vision_config)], (HEAD,))
     preprocessor = folder / "processor" / "preprocessor_config.json"
     patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
     _check_eyes(patches, vision_config, preprocessor)

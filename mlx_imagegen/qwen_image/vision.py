@@ -1,6 +1,7 @@
 """Qwen2.5-VL's eyes, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
 
-The tower itself is mlx-vlm's, imported only when it is built (about a second, and it pulls transformers).
+The tower itself is mlx-vlm's, imported only when it is built (seconds, and it pulls transformers). To check a
+checkpoint and to plan a run its parameters' shapes are enough; they stand here.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from ..files.config import Config
 from ..text.patches import Patches
 from ..text.qwen import UNUSED
 from .keys import VISION
+
+Shapes = dict[str, tuple[int, ...]]
 
 THETA = 10000.0  # mlx-vlm fixes the rope's base in code
 
@@ -70,6 +73,38 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     root = nn.Module()
     root[VISION.rstrip(".")] = VisionModel(theirs)
     return root
+
+
+def vision_shapes(config: VisionConfig) -> nn.Module:
+    """The tower's parameters, empty, by their names in the checkpoint."""
+    dims, inner = config.hidden_size, config.intermediate_size
+    merged, patch = dims * config.spatial_merge_size**2, (config.patch_size, config.patch_size)
+    block = {
+        "norm1": _norm(dims),
+        "norm2": _norm(dims),
+        "attn.qkv": _linear(dims, 3 * dims),
+        "attn.proj": _linear(dims, dims),
+        "mlp.gate_proj": _linear(dims, inner),
+        "mlp.up_proj": _linear(dims, inner),
+        "mlp.down_proj": _linear(inner, dims),
+    }
+    parts = {f"blocks.{index}.{name}": shapes for index in range(config.depth) for name, shapes in block.items()}
+    parts["patch_embed.proj"] = {"weight": (dims, config.temporal_patch_size, *patch, config.in_channels)}
+    parts |= {"merger.ln_q": _norm(dims), "merger.mlp.0": _linear(merged, merged)}
+    parts["merger.mlp.2"] = _linear(merged, config.out_hidden_size)
+    root = nn.Module()
+    for part, shapes in parts.items():
+        for name, shape in shapes.items():
+            root[f"{VISION}{part}.{name}"] = mx.zeros(shape)
+    return root
+
+
+def _norm(dims: int) -> Shapes:
+    return {"weight": (dims,)}
+
+
+def _linear(inputs: int, outputs: int) -> Shapes:
+    return {"weight": (outputs, inputs), "bias": (outputs,)}
 
 
 def see(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:

@@ -84,6 +84,13 @@ def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
     return Patches(parts.reshape(rows * columns, -1), (rows, columns), (rows // merge, columns // merge))
 
 
+def merged_grid(size: tuple[int, int], config: PatchConfig) -> Grid:
+    """What the language model will see of a picture of that width and height."""
+    width, height = _fitting(size, config)
+    factor = config.patch_size * config.merge_size
+    return height // factor, width // factor
+
+
 def _fitting(size: tuple[int, int], config: PatchConfig) -> tuple[int, int]:
     """Width and height as multiples of a merged patch, with an area between min_pixels and max_pixels."""
     width, height = size

@@ -8,11 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_imagegen.family import Prompt, ReferenceTokens
+from mlx_imagegen.files.loading import Changes
 from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.hidream_o1.references import prepared, reference_side, resized, shown_dimensions, shown_size
+from mlx_imagegen.files.outline import outlined
+from mlx_imagegen.hidream_o1 import HiDream
+from mlx_imagegen.hidream_o1.references import (
+    prepared,
+    reference_side,
+    resized,
+    shown_dimensions,
+    shown_size,
+    sizes,
+)
 from mlx_imagegen.request.options import layout_boxes
 from mlx_imagegen.request.sizes import fitted, kept_aspect, shape
+from tests.hidream_o1.checks import opened, settings
 
+STORED = Path(__file__).parent.parent / "data" / "hidream_o1"
 RECORDED = Path(__file__).parent.parent / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())
 MANIFEST = manifests()["hidream-o1"]
@@ -62,6 +75,46 @@ def test_pixels_are_upstreams(name: str, count: int, boxes: list) -> None:
             assert hashlib.sha256(np.asarray(picture).tobytes()).hexdigest() == told["sha256"]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("boxes", [(), ((0.1, 0.45, 0.15, 0.8),)])
+def test_sizes_are_known_without_the_pixels(count: int, boxes: tuple) -> None:
+    """Narrow, large (halved first) and small ones."""
+    given = [(97, 640), (1599, 1025), (40, 33), (512, 512), (300, 200)] * 2
+    rules = {"patch": 32, "shown_side": 384, "shown_multiple": 32, "boxes": boxes}
+    got = prepared([Image.new("RGB", size) for size in given[:count]], (256, 384), **rules)
+    want = [(reference.pixels.size, reference.shown.size) for reference in got]
+    assert sizes(given[:count], (256, 384), **rules) == want and len(want) == count + len(boxes)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("extra", [{}, {"keep_original_aspect": True}, {"layout": (BOXES[0],)}])
+def test_tokens_are_those_of_the_sequence(count: int, extra: dict) -> None:
+    """Against what `encode` really gives: the pictures' places in the prompt, the patches after the target's."""
+    family, layout = opened(STORED), extra.get("layout")
+    pictures = tuple(Image.new("RGB", size) for size in ((70, 40), (33, 90))[:count])
+    prompt = Prompt("a fox", pictures, (("layout", layout),) if layout and count else ())
+    kept = {"keep_original_aspect": True} if "keep_original_aspect" in extra and count == 1 else {}
+    asked = settings(32, 24, **kept)
+    said = family.reference_tokens(prompt, asked)
+    branch, _ = family.encode(prompt, asked)
+    bare, _ = family.encode(Prompt("a fox"), asked)
+    beside = 0 if branch.references is None else branch.references.shape[1]
+    marks = 2 * (count + bool(layout and count))  # around each picture in the prompt
+    assert said == ReferenceTokens(branch.txt.shape[1] - bare.txt.shape[1] - marks, beside)
+    assert branch.positions.shape[1] == bare.positions.shape[1] + said.prompt + marks + said.image
+    assert bool(said.image) == bool(said.prompt) == bool(count)
+
+
+def test_tokens_at_full_size() -> None:
+    """By the recorded cases: one picture beside 2048x2048 is as large as it, two are three quarters a side."""
+    with outlined(MANIFEST) as folder:
+        family = HiDream.open(folder, MANIFEST, Changes())
+        square = Image.new("RGB", (1024, 1024))
+        for count, image, shown in ((0, 0, 0), (1, 64**2, 144), (2, 2 * 48**2, 2 * 144), (5, 5 * 24**2, 5 * 81)):
+            said = family.reference_tokens(Prompt("a fox", (square,) * count), settings(2048, 2048))
+            assert said == ReferenceTokens(shown, image), count
+
+
 def test_many_boxes_have_colours_for_all_references() -> None:
     boxes = tuple((0.05 * index, 0.05 * index + 0.3, 0.1, 0.5) for index in range(12))
     got = prepared(
@@ -72,7 +125,7 @@ def test_many_boxes_have_colours_for_all_references() -> None:
 
 def test_keep_original_aspect() -> None:
     """The picture is as large as its one reference becomes, and the reference is not resized a second time."""
-    size = kept_aspect(MANIFEST, True, [(640, 480)], 32)
+    size = kept_aspect(MANIFEST, 32, [(640, 480)])
     assert size == (2336, 1760)
     (got,) = prepared(
         [Image.new("RGB", (640, 480))], size, patch=32, shown_side=384, shown_multiple=32, kept_side=2048

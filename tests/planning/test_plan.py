@@ -13,13 +13,14 @@ from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import RequestError
+from mlx_imagegen.family import Prompt, ReferenceTokens, Settings
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.pipeline import Pipeline
-from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, plan
+from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
 from tests.qwen_image.test_qwen_image import open_pipeline
@@ -81,15 +82,51 @@ def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.
 
 
 def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is as many tokens as the picture itself; of their arithmetic only the last layer's is left out."""
+    """Each is as many tokens as the picture itself, and more of them stand in the prompt."""
     pipeline = open_pipeline(STORED["qwen_image"].with_name("zero"))
     pictures = [Image.new("RGB", size) for size in ((96, 96), (200, 110))]
     asked = {"width": 96, "height": 96, "steps": 1, "guidance": 1.0, "references": pictures}
     flops, settings = counted(pipeline, Counter(monkeypatch), **asked)
     (branch,) = pipeline._branches.values()
-    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1])
-    assert pipeline.family.reference_tokens(pictures) == branch.seen.latents.shape[1]
-    assert plan(pipeline.family, settings, references=pictures).step_flops == pytest.approx(flops, rel=0.02)
+    prompt = Prompt("a cat", tuple(pictures))
+    found = pipeline.family.reference_tokens(prompt, settings)
+    assert found.image == branch.seen.latents.shape[1] > 36
+    assert found.prompt == sum(len(features) for features in branch.seen.features) > 0
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1] - found.prompt)
+    assert plan(pipeline.family, settings, prompt=prompt).step_flops == pytest.approx(flops, rel=0.005)
+
+
+@pytest.mark.parametrize("extra", [{}, {"layout": [[0.1, 0.5, 0.1, 0.9]]}])
+def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other layers than the first and the last see them, in every step."""
+    pipeline = load(STORED["hidream_o1"])
+    pictures = [Image.new("RGB", size) for size in ((96, 96), (200, 110))]
+    asked: dict[str, Any] = {"width": 128, "height": 96, "steps": 1, "references": pictures, **extra}
+    flops, settings = counted(pipeline, Counter(monkeypatch), **asked)
+    prompt = pipeline.jobs("a cat", seed=1, **asked)[0].prompt
+    found = pipeline.family.reference_tokens(prompt, settings)
+    lengths = [branch.txt.shape[1] - found.prompt for branch in pipeline._branches.values()]
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))
+    made, alone = plan(pipeline.family, settings, prompt=prompt), plan(pipeline.family, settings)
+    assert made.step_flops == pytest.approx(flops, rel=0.01) and flops > 1.5 * alone.step_flops
+    assert made.peak_bytes > alone.peak_bytes
+
+
+def test_kernels_are_chosen_for_the_references_tokens_too() -> None:
+    """Each layer's share of the sequence, with and without references."""
+    family, prompt = load(STORED["hidream_o1"]).family, Prompt("a cat", (Image.new("RGB", (128, 128)),))
+    settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
+    alone, beside = (dict(seen(family, settings, each)) for each in (Prompt("a cat"), prompt))
+    own, more = family.reference_tokens(Prompt("a cat"), settings), family.reference_tokens(prompt, settings)
+    assert own == ReferenceTokens() and more.image == (128 // family.size_multiple) ** 2
+    for path, count in beside.items():
+        within = ".language_model." in path
+        assert count == alone[path] + (more.image if within else 0), path
+
+
+def seen(family: Any, settings: Settings, prompt: Prompt) -> list[tuple[str, int]]:
+    paths = [path for path, layer in family.components["transformer"].loaded_layers() if isinstance(layer, Linear)]
+    return list(zip(paths, (count for _, count in loaded_linears(family, settings, prompt)), strict=True))
 
 
 def test_a_model_that_changes_pictures_is_planned_with_one(cli: Any) -> None:
@@ -99,8 +136,11 @@ def test_a_model_that_changes_pictures_is_planned_with_one(cli: Any) -> None:
     done = cli("quantize", "--model", folder, "--bits", "6", "--plan")
     assert done.code == 0 and "peak, one stage at a time" in done.out
     family = load(folder).family
-    settings, references = usual_job(manifests()["qwen-image-edit"], 16).settings, [Image.new("RGB", (1024, 1024))]
-    made, alone = plan(family, settings, True, references), plan(family, settings, True)
+    settings, prompt = (
+        usual_job(manifests()["qwen-image-edit"], 16).settings,
+        Prompt("", (Image.new("RGB", (1024, 1024)),)),
+    )
+    made, alone = plan(family, settings, True, prompt), plan(family, settings, True)
     assert made.step_flops > 2 * alone.step_flops
     assert (
         made.stages[0].working_bytes > 2 * 1024**2 * 4 * 4 > alone.stages[0].working_bytes

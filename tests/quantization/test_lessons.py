@@ -120,7 +120,7 @@ def test_an_editing_model_learns_from_its_references(editing: Path, tmp_path: Pa
     asked = {"prompt": "make it snow", "references": [editing / "picture1.png"], "width": 80, "height": 32, "steps": 2}
     made = quantize(editing, tmp_path / "made", quant="q4", calibrate=[asked])
     job = open_pipeline(editing).jobs(**(asked | {"seed": 0}))[0]
-    tokens = 5 * 2 + open_pipeline(editing).family.reference_tokens(job.prompt.references)
+    tokens = 5 * 2 + open_pipeline(editing).family.reference_tokens(job.prompt, job.settings).image
     branches = 1 if job.negative is None else 2
     found = statistics(seen[0], "transformer_blocks.1.img_mlp.net.2")
     assert tokens > 10 and found.count == 2 * branches * tokens

@@ -26,7 +26,7 @@ from mlx_imagegen.qwen_image.keys import HEAD, VISION, from_text_encoder
 from mlx_imagegen.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.qwen_image.vae import Decoder, Encoder, VaeConfig, unused_tensors
-from mlx_imagegen.qwen_image.vision import VisionConfig, vision_tower
+from mlx_imagegen.qwen_image.vision import VisionConfig, vision_shapes, vision_tower
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from tests.references.names import Shapes, expand
 
@@ -68,6 +68,16 @@ def test_every_published_tensor_is_bound(component: str) -> None:
     weights, modules, unused = opened(component, *stored("Qwen-Image", component))
     weights.check(modules, unused)
     assert mx.get_peak_memory() - before < 10**6  # the shapes of billions of parameters, and none of them
+
+
+def test_the_eyes_shapes_are_those_of_the_tower() -> None:
+    """What stands here to check and to plan by is what mlx-vlm's tower will be filled with."""
+    config = VisionConfig.read_part(stored("Qwen-Image", "text_encoder")[0], WHERE)
+    tower, ours = ({
+        f"{path}.{name}".strip("."): (value.shape, value.dtype)
+        for path, layer in layers(build(config)) for name, value in own_parameters(layer).items()
+    } for build in (vision_tower, vision_shapes))  # fmt: skip
+    assert ours == tower and len(ours) > 300
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
