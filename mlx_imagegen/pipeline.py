@@ -163,7 +163,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> "Result | list[Result]":
-        """`seed` None draws a fresh one. The other parameters are `job.make_jobs`'s: steps, width, guidance …"""
+        """`seed` None draws a fresh one. The other parameters are request/job.py's: steps, width, guidance …"""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         results = list(self.stream(jobs, on_step))
         single = isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
