@@ -24,6 +24,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
+    )
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the least seconds the steps can take")
 
 
@@ -36,14 +39,16 @@ def run(args: argparse.Namespace) -> None:
 
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
-    size = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
+    asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
+    asked |= {"references": args.references} if args.references else {}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(Changes()) if recipe else Changes())
-        job = usual_job(manifest, family.size_multiple, steps=args.steps, **size)
+        job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
-        settings, changing = job.settings, ", changing one picture" if job.prompt.references else ""
-        print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{changing}{note}")
+        settings, count = job.settings, len(job.prompt.references)
+        beside = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
+        print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{beside}{note}")
         print("\n".join(describe(made, args.chip)))
         if recipe:
             print(_copy(family, folder, args.quant))

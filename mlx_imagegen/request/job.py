@@ -175,9 +175,10 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model changes pictures, a blank square is one."""
+    """A picture as the manifest has it, to plan with. Where the model changes pictures, and none is given, a blank
+    square is one."""
     pictures = [Image.new("RGB", (SQUARE, SQUARE))] * manifest.extras.get("references_least", 0)
-    return requested(manifest, size_multiple, "a prompt", seed=0, references=pictures, **parameters)[0]
+    return requested(manifest, size_multiple, "a prompt", seed=0, **({"references": pictures} | parameters))[0]
 
 
 # What generate() and a JSONL job may name beside prompt, seed and count.

@@ -112,6 +112,16 @@ def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: py
     assert made.peak_bytes > alone.peak_bytes
 
 
+def test_the_command_counts_references(tmp_path: Path, cli: Any) -> None:
+    for index, size in enumerate(((1024, 1024), (640, 480))):
+        Image.new("RGB", size).save(tmp_path / f"{index}.png")
+    asked = ("plan", "--model", "hidream-o1-dev", "--chip", "m4-max")
+    beside = cli(*asked, "--references", tmp_path / "0.png", tmp_path / "1.png")
+    assert beside.code == 0 and "2048x2048, 28 steps, 2 reference pictures" in beside.out
+    step = [float(done.out.split("a step: ")[1].split()[0]) for done in (cli(*asked), beside)]
+    assert step[1] > 2 * step[0]
+
+
 def test_kernels_are_chosen_for_the_references_tokens_too() -> None:
     """Each layer's share of the sequence, with and without references."""
     family, prompt = load(STORED["hidream_o1"]).family, Prompt("a cat", (Image.new("RGB", (128, 128)),))
@@ -132,7 +142,7 @@ def seen(family: Any, settings: Settings, prompt: Prompt) -> list[tuple[str, int
 def test_a_model_that_changes_pictures_is_planned_with_one(cli: Any) -> None:
     folder = STORED["qwen_image"].with_name("zero")
     done = cli("plan", "--model", folder)
-    assert done.code == 0 and "1024x1024, 40 steps, changing one picture" in done.out
+    assert done.code == 0 and "1024x1024, 40 steps, 1 reference picture" in done.out
     done = cli("quantize", "--model", folder, "--bits", "6", "--plan")
     assert done.code == 0 and "peak, one stage at a time" in done.out
     family = load(folder).family
