@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (all that are here)")
+    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (all known models)")
     parser.add_argument("--no-self-test", action="store_true", help="do not check the kernels")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
