@@ -16,7 +16,9 @@ from ..errors import RequestError
 from ..files.manifest import Manifest
 from ..image import proportioned
 
-SIDE_LIMIT = 8192  # pixels; beyond it attention's arrays pass MLX's 2^31 elements
+# Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
+# in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
+SIDE_LIMIT, AREA_LIMIT = 8192, 4096**2
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -
     height = manifest.defaults.height if height is None else height
     for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
         _check_side(manifest, multiple, name, side, usual)
+    if width * height > AREA_LIMIT:
+        raise RequestError(f"{width}x{height}: pictures may have up to {AREA_LIMIT / 1e6:.1f} million pixels.")
     notes += size_notes(manifest, width, height)
     return width, height
 

@@ -70,11 +70,11 @@ def test_where_no_recipe_helps_another_model_is_named(
 
 
 def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_of(monkeypatch, 16 * GB)
-    monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *_: pytest.fail("went for the files"))
-    for name in ("qwen-image", "qwen-image-edit-2511-lightning"):
-        with pytest.raises(MemoryShort, match="this machine has 16.0 GB"):
-            load(name)
-    monkeypatch.undo()
+    with monkeypatch.context() as small:
+        memory_of(small, 16 * GB)
+        small.setattr("mlx_imagegen.pipeline.locate", lambda *_: pytest.fail("went for the files"))
+        for name in ("qwen-image", "qwen-image-edit-2511-lightning"):
+            with pytest.raises(MemoryShort, match="this machine has 16.0 GB"):
+                load(name)
     done = cli("a cat", "--model", "flux-dev", "--quant", "q4")  # fits: goes on to the download, and is offline
     assert done.code == 2 and "cannot be downloaded" in done.err

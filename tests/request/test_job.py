@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a list for a width": ({"width": [64]}, r"width \[64\]: give a whole number"),
     "steps that are a switch": ({"steps": True}, "steps True: give a whole number"),
     "a huge width": ({"width": 8208}, "width 8208: pictures may be up to 8192"),
+    "a huge picture": ({"width": 8192, "height": 2064}, "8192x2064: pictures may have up to 16.8 million pixels"),
     "a strength of nothing": ({"image": PICTURE, "strength": 0}, "strength 0: give a number above 0"),
     "a strength above all": ({"image": PICTURE, "strength": 1.1}, "strength 1.1"),
     "a strength that is none": ({"image": PICTURE, "strength": float("nan")}, "strength nan"),
