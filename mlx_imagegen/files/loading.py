@@ -216,7 +216,11 @@ class Weights:
                 layer.pack(packing)
             if merge and touched:
                 merge.measure(self.component, path, plain["weight"], values["weight"], pack, packing)
-            values = values | pack(values["weight"], packing, importance=self.importance(path))
+            try:
+                values = values | pack(values["weight"], packing, importance=self.importance(path))
+            except QuantizationError as error:
+                tensor = self.slices[f"{path}.weight"].tensor
+                raise QuantizationError(f"{tensor.path}, '{tensor.name}': {error}") from error
         for name, value in values.items():
             if mx.issubdtype(value.dtype, mx.floating):
                 if self.changes.halves is not None and name in plain:  # merged, it is float32: as if saved and loaded

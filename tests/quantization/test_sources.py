@@ -96,8 +96,11 @@ def test_a_weight_that_is_no_number_is_named(source: Path, tmp_path: Path) -> No
     values[3, 5] = np.nan
     mx.eval(tensors)
     mx.save_safetensors(str(source / WEIGHTS), tensors | {name: mx.array(values).astype(mx.bfloat16)})
-    with pytest.raises(QuantizationError, match=rf"{WEIGHTS}, '{name}': .* not finite"):
+    named = rf"{WEIGHTS}, '{name}': .* not finite"
+    with pytest.raises(QuantizationError, match=named):
         quantize(source, tmp_path / "made", quant="q4")
+    with pytest.raises(QuantizationError, match=named):
+        parameters(load(source, quant="q4"))
 
 
 def test_the_room_is_that_of_what_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
