@@ -16,8 +16,8 @@
 | LoRA deltas, quantization          | float32  | float32 | rounded once, at the end                                          |
 
 On M5 and later (and on CUDA) MLX by itself rounds the factors of float32 products to TF32's 10 bits of mantissa: the
-tables, the decoder and LoRAs' deltas then differ from the reference by some 1e-3 of a product instead of 1e-6. bfloat16
-has 7 bits, so that the pictures hardly show it, and the decoder is much faster for it: it is left to MLX. With
+tables, the decoder and LoRAs' deltas then differ from the reference by some 1e-3 of a product instead of 1e-6. It is left
+to MLX: bfloat16 has 7 bits, so that pictures should hardly show it, and only so do the matrix units take float32. With
 MLX_ENABLE_TF32=0 in the environment float32 is whole there too.
 
 Checked on the CPU backend only: everything in the GPU column is chosen from MLX's documented kernels, not measured here.
