@@ -21,7 +21,8 @@ import numpy as np
 from turns import in_turns, spread
 
 from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
-from mlx_imagegen.files.loading import Changes, Component, Weights, layers, own_parameters
+from mlx_imagegen.files.component import Component
+from mlx_imagegen.files.loading import Changes, Weights, layers, own_parameters
 from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
 from mlx_imagegen.hidream_o1.tokens import positions

@@ -23,7 +23,8 @@ import numpy as np
 from quant_convert import CONFIG, ROOT
 
 from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.loading import Component, Weights, layers, own_parameters
+from mlx_imagegen.files.component import Component
+from mlx_imagegen.files.loading import Weights, layers, own_parameters
 from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer, Modulation

@@ -15,8 +15,9 @@ import mlx.core as mx
 from PIL import Image
 
 from .errors import QuantizationError
+from .files.component import Component
 from .files.keys import Target
-from .files.loading import Changes, Component, Weights
+from .files.loading import Changes, Weights
 from .files.manifest import Manifest
 from .folding import Fold
 from .image import fingerprint

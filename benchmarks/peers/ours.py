@@ -17,8 +17,9 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 
 from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.component import Component
 from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import Changes, Component, Weights
+from mlx_imagegen.files.loading import Changes, Weights
 from mlx_imagegen.flux import modulation as flux_modulation
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer

@@ -2,15 +2,13 @@
 
 `Weights` is one component's checkpoint seen under our modules' names. `check` compares every name and shape with the
 modules before a byte is read, and raises once with all that is wrong. `fill` then binds layer by layer, so that the
-most that is ever held twice is one layer. `Component` keeps a filled module until its stage is over.
-Must not know: families' names, sampling, prompts.
-Longer than most, because what is checked and what is bound must be read side by side.
+most that is ever held twice is one layer.
+Must not know: families' names, sampling, prompts, how long a module stays.
 """
 
 import functools
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -34,8 +32,6 @@ Shape = tuple[int, ...]
 PackingOf = Callable[[str, str, Shape, int], Packing | None]
 # The first number in a layer's path: which of a stack of layers it is.
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
-# A layer's path in the checkpoint, the layer without weights, and how it is packed or will be.
-Planned = tuple[str, nn.Module, Packing | None]
 # (component, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
 
@@ -74,6 +70,7 @@ class Weights:
     changes: Changes
     config: Mapping[str, object]
     linears: dict[str, Shape] = field(default_factory=dict)  # every linear layer's weight, packed or not; by `check`
+    needed: set[str] = field(default_factory=set)  # every tensor that a module reads; by `check`
     tables: set[str] = field(default_factory=set)  # weights that are only ever gathered by row; by `check`
     folded: dict[str, Shape] = field(default_factory=dict)  # what tables stand for in a folded checkpoint; by `check`
 
@@ -101,15 +98,16 @@ class Weights:
         """
         expected: dict[str, mx.array] = {}
         for path, layer in layers(folded) if folded else ():
-            self.folded.update({_join(path, name): value.shape for name, value in own_parameters(layer).items()})
+            self.folded.update({join(path, name): value.shape for name, value in own_parameters(layer).items()})
         for tree in trees:
             for path, layer in layers(tree):
                 if isinstance(tree, Table):
-                    self.tables.update(_join(path, name) for name in own_parameters(layer))
+                    self.tables.update(join(path, name) for name in own_parameters(layer))
                 if isinstance(layer, Linear):
                     self.linears[path] = layer.weight.shape
                 self._expect_packed(layer, path)
-                expected |= {_join(path, name): value for name, value in own_parameters(layer).items()}
+                expected |= {join(path, name): value for name, value in own_parameters(layer).items()}
+        self.needed.update(expected)
         present = [(name, self.slices[name], value) for name, value in sorted(expected.items()) if name in self.slices]
         floats = {True: "floats", False: "whole numbers"}
         faults = {
@@ -145,7 +143,7 @@ class Weights:
         steps = [(inner, layer, _count(layer) * dtype.size) for inner, layer in layers(module)]
         done, total = 0, sum(size for _, _, size in steps)
         for inner, layer, size in steps:
-            self._fill_layer(layer, _join(path, inner), dtype)
+            self.fill_layer(layer, join(path, inner), dtype)
             done += size
             if progress:
                 progress(self.component, done, total)
@@ -157,7 +155,7 @@ class Weights:
         assert merge is not None and source is not None  # only a LoRA asks for this, and only from a made folder
         for inner, layer in layers(source(self.component).fill(module, path, dtype)):
             for name, value in own_parameters(layer).items():
-                layer[name] = merge.from_source(self.component, _join(path, inner), name, value).astype(dtype)
+                layer[name] = merge.from_source(self.component, join(path, inner), name, value).astype(dtype)
             mx.eval(list(own_parameters(layer).values()))
         return module
 
@@ -196,10 +194,10 @@ class Weights:
         if isinstance(layer, Linear) and layer.packing is None and path in self.stored:
             layer.pack(self.stored[path])
 
-    def _fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
+    def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
         self._expect_packed(layer, path)
-        plain = {name: self._read(_join(path, name), value.shape) for name, value in own_parameters(layer).items()}
-        values, packing = plain, self._wanted(layer, path)
+        plain = {name: self._read(join(path, name), value.shape) for name, value in own_parameters(layer).items()}
+        values, packing = plain, self.wanted(layer, path)
         merge, pack, source = self.changes.merge, self.changes.pack, self.changes.source
         touched = merge is not None and merge.touches(self.component, path)
         if merge and touched and path in self.stored:  # codes take no change
@@ -229,7 +227,7 @@ class Weights:
             layer[name] = value
         mx.eval([layer[name] for name in values])
 
-    def _wanted(self, layer: nn.Module, path: str, recipe: PackingOf | None = None) -> Packing | None:
+    def wanted(self, layer: nn.Module, path: str, recipe: PackingOf | None = None) -> Packing | None:
         """The recipe's choice for a layer that is dense on disk."""
         recipe = recipe or self.changes.recipe
         if recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
@@ -261,131 +259,6 @@ class Weights:
         return _as_ours(self.slices[name].read(), expected)
 
 
-class Component:
-    """A module that is loaded when its stage begins and released when it is over."""
-
-    def __init__(
-        self,
-        weights: Weights,
-        build: Callable[[], nn.Module],
-        dtype: mx.Dtype,
-        path: str = "",
-        shapes: Callable[[], nn.Module] | None = None,
-    ):
-        """`shapes`: a module with the same parameters, where `build` is slow."""
-        self.weights = weights
-        self.dtype = dtype
-        self.empty = build  # the module's shapes, without weights
-        self.path = path  # where in the checkpoint's tree the module stands
-        self._shapes = shapes or build
-        # Of each recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
-        self._planned: dict[PackingOf | None, list[Planned]] = {}
-        self._linears: dict[PackingOf | None, list[tuple[str, Shape, Packing | None]]] = {}
-        self._held: dict[PackingOf | None, tuple[int, int]] = {}
-        self._module: nn.Module | None = None
-
-    @property
-    def loaded(self) -> bool:
-        return self._module is not None
-
-    def load(self) -> nn.Module:
-        if self._module is None:
-            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.changes.progress)
-        return self._module
-
-    def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every layer with its path in the checkpoint."""
-        return ((_join(self.path, path), layer) for path, layer in layers(self.load()))
-
-    def release(self) -> None:
-        self._module = None
-        mx.clear_cache()
-
-    def refill(self, paths: Set[str]) -> None:
-        """Reads layers again, by their paths in the checkpoint's tree, if the module is loaded."""
-        if self._module is None:
-            return
-        fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided anew
-        for inner, layer in layers(self._module):
-            path = _join(self.path, inner)
-            if path in paths:
-                self.weights._fill_layer(fresh[inner], path, self.dtype)
-                _rebind(layer, fresh[inner])
-
-    @property
-    def nbytes(self) -> int:
-        """What the module holds when loaded, from shapes alone."""
-        return self.held_bytes(self.dtype.size)
-
-    def held_bytes(self, size: int, recipe: PackingOf | None = None) -> int:
-        """The same with floating-point numbers of that many bytes, or under another recipe."""
-        if recipe not in self._held:
-            self._held[recipe] = _counted(self.planned(recipe))
-        floats, rest_bytes = self._held[recipe]
-        return floats * size + rest_bytes
-
-    @functools.cached_property
-    def held_as(self) -> str:
-        """How the linears' weights are held, for records: "float32", or "4-bit 96, 8-bit 4"."""
-        dense = str(self.dtype).removeprefix("mlx.core.")
-        kinds = Counter(
-            f"{packing.bits}-bit" if packing else dense
-            for _, layer, packing in self.planned()
-            if isinstance(layer, Linear)
-        )
-        told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
-        return ", ".join(told) or dense
-
-    def planned(self, recipe: PackingOf | None = None) -> Sequence[Planned]:
-        """Every layer, empty and to be left so, by its path in the checkpoint, and how it is packed on disk or will be
-        when loaded.
-
-        `recipe`: as if it had been opened with this one.
-        """
-        if recipe not in self._planned:
-            stored, wanted = self.weights.stored, self.weights._wanted
-            self._planned[recipe] = [
-                (path, layer, stored.get(path) or wanted(layer, path, recipe)) for path, layer in self._empty_layers
-            ]
-        return self._planned[recipe]
-
-    def linears(self, recipe: PackingOf | None = None) -> Sequence[tuple[str, Shape, Packing | None]]:
-        """Of `planned` the linear layers: path, [rows, columns], packing."""
-        if recipe not in self._linears:
-            self._linears[recipe] = [
-                (path, layer.weight.shape, packing)
-                for path, layer, packing in self.planned(recipe)
-                if isinstance(layer, Linear)
-            ]
-        return self._linears[recipe]
-
-    @functools.cached_property
-    def _empty_layers(self) -> list[tuple[str, nn.Module]]:
-        return [(_join(self.path, path), layer) for path, layer in layers(self._shapes())]
-
-
-def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
-    """How many floating-point numbers are held, and the bytes of all others."""
-    floats = rest_bytes = 0
-    for _, layer, packing in planned:
-        if packing and isinstance(layer, Linear):
-            layer = _packed(layer.weight.shape, "bias" in layer, packing)
-        for value in own_parameters(layer).values():
-            floating = mx.issubdtype(value.dtype, mx.floating)
-            floats += value.size if floating else 0
-            rest_bytes += 0 if floating else value.nbytes
-    return floats, rest_bytes
-
-
-@functools.cache
-def _packed(shape: Shape, bias: bool, packing: Packing) -> Linear:
-    """An empty layer; models have few that differ."""
-    rows, columns = shape
-    layer = Linear(columns, rows, bias)
-    layer.pack(packing)
-    return layer
-
-
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every layer that has parameters of its own, in the checkpoint's order."""
     if own_parameters(module):
@@ -403,16 +276,7 @@ def _count(layer: nn.Module) -> int:
     return sum(value.size for value in own_parameters(layer).values())
 
 
-def _rebind(layer: nn.Module, fresh: nn.Module) -> None:
-    for name in own_parameters(layer):
-        del layer[name]
-    for name, value in own_parameters(fresh).items():
-        layer[name] = value
-    if isinstance(layer, Linear) and isinstance(fresh, Linear):
-        layer.packing = fresh.packing
-
-
-def _join(path: str, name: str) -> str:
+def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import QuantizationError
 from ..family import Conditioning, Family, Prompt, Settings
+from ..files.component import Component
 from ..files.keys import Target
-from ..files.loading import Changes, Component
+from ..files.loading import Changes
 from ..files.manifest import Manifest
 from ..folding import Fold
 from ..layers.patches import patchified, unpatchified

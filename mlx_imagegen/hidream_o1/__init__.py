@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..family import Conditioning, Family, Latest, Prompt, ReferenceTokens, Settings
+from ..files.component import Component
 from ..files.keys import Target
-from ..files.loading import Changes, Component
+from ..files.loading import Changes
 from ..files.manifest import Manifest
 from ..layers.patches import patchified, unpatchified
 from ..layers.rope import Rope

@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..files.component import Component
 from ..files.config import Config, read_json
-from ..files.loading import Component, Weights
+from ..files.loading import Weights
 from ..precision import compute_dtype
 from ..text.patches import PatchConfig, Patches
 from ..text.qwen import UNUSED

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..files.loading import Component
+from ..files.component import Component
 from ..precision import on_gpu
 
 GB = 1e9

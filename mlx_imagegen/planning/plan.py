@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..family import Family, Prompt, Settings
-from ..files.loading import Component
+from ..files.component import Component
 from ..files.recipes import Recipe
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import QuantizationError
 from ..family import Family
 from ..files.checkpoint import DTYPES
 from ..files.keys import Slice
@@ -202,6 +203,11 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
     )
     for name, part in parts:
         if recipe.drops(weights.component, name):
+            if name in weights.needed:
+                raise QuantizationError(
+                    f"the recipe {recipe.name} drops '{weights.component}/{name}', which the model cannot draw without;"
+                    " drop only what it never reads."
+                )
             continue
         path, _, parameter = name.rpartition(".")
         written = part.tensor.name.rpartition(".")[0] if keep_names else path

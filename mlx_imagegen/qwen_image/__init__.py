@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..family import Conditioning, Family, Latest, Prompt, ReferenceTokens, Settings, beyond
-from ..files.loading import Changes, Component
+from ..files.component import Component
+from ..files.loading import Changes
 from ..files.manifest import Manifest
 from ..folding import Fold, Folded
 from ..image import to_pixels

@@ -8,8 +8,9 @@ import pytest
 
 from mlx_imagegen.errors import ConfigError
 from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.files.component import Component
 from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import Changes, Component, Weights
+from mlx_imagegen.files.loading import Changes, Weights
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
 

@@ -12,7 +12,8 @@ import pytest
 from mlx_imagegen import load
 from mlx_imagegen.errors import LoraError
 from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.loading import Component, Weights, layers, own_parameters
+from mlx_imagegen.files.component import Component
+from mlx_imagegen.files.loading import Weights, layers, own_parameters
 from mlx_imagegen.files.manifest import RECORD
 from mlx_imagegen.layers.linear import unpacked
 from mlx_imagegen.lora.merge import SAMPLE_ROWS
@@ -102,9 +103,9 @@ def test_only_touched_layers_are_read_again(
     warm = load(model)
     picture(warm)
     read: list[str] = []
-    fill = Weights._fill_layer
+    fill = Weights.fill_layer
     monkeypatch.setattr(
-        Weights, "_fill_layer", lambda self, layer, path, dtype: (read.append(path), fill(self, layer, path, dtype))
+        Weights, "fill_layer", lambda self, layer, path, dtype: (read.append(path), fill(self, layer, path, dtype))
     )
     style = lora(part="attn.to_k")
     warm.set_lora([style])
@@ -160,7 +161,7 @@ def test_a_failure_while_changing_leaves_the_former_weights(
     warm = load(model, lora=[lora()])
     before = picture(warm)
     calls = iter(range(100))
-    fill = Weights._fill_layer
+    fill = Weights.fill_layer
 
     def failing(self: Weights, layer: object, path: str, dtype: mx.Dtype) -> None:
         if next(calls) == 3:
@@ -168,7 +169,7 @@ def test_a_failure_while_changing_leaves_the_former_weights(
         fill(self, layer, path, dtype)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="went away"):
-        patch.setattr(Weights, "_fill_layer", failing)
+        patch.setattr(Weights, "fill_layer", failing)
         warm.set_lora([lora("another")])
     assert (picture(warm) == before).all()
 

@@ -295,6 +295,14 @@ def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx
     assert len([name for name in ours if not mx.array_equal(ours[name], plain[name])]) >= 3 + 2  # biases, weights
 
 
+def test_a_recipe_drops_nothing_that_is_needed(source: Path, tmp_path: Path) -> None:
+    """Else the folder would not load."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("bits = 4\ndrop = 'transformer/proj_out.*'\n[[flux]]\nmatch = '*'")
+    with pytest.raises(QuantizationError, match=r"mine.* drops 'transformer/proj_out\.\w+'.*cannot draw"):
+        quantize(source, tmp_path / "made", quant=str(recipe))
+
+
 @pytest.mark.parametrize("asked", [{"workers": 0}, {"workers": "2"}, {"workers": True}, {"lora_partial": "no"}])
 def test_parameters_of_another_kind(source: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
     (name,) = asked

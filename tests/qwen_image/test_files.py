@@ -16,8 +16,9 @@ import pytest
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.files.component import Component
 from mlx_imagegen.files.keys import Rename, same_names
-from mlx_imagegen.files.loading import Changes, Component, Weights, layers, own_parameters
+from mlx_imagegen.files.loading import Changes, Weights, layers, own_parameters
 from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.qwen_image.config import QwenImageConfig
