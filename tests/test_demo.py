@@ -33,7 +33,7 @@ FAMILIES = {"flux": "flux-demo", "qwen_image": "qwen-demo", "hidream_o1": "hidre
 MODELS = [*FAMILIES.values(), "qwen-demo-lightning"]
 DEMO = data_folder("weights") / "demo"
 FAMILY_BYTES, ALL_BYTES = 8 * 10**6, 20 * 10**6
-COUNT = 32  # benchmarks/demo.py scores the full 200
+COUNT = 24  # benchmarks/demo.py scores the full 200
 
 
 def held_out(count: int = COUNT) -> list[scenes.Scene]:
