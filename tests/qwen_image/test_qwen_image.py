@@ -179,7 +179,7 @@ def check_picture(folder: Path, way: str, pipeline: Pipeline | None = None) -> N
         picture(folder, way, pipeline),
         load_file(folder / "reference.safetensors")[f"picture.{way}"].astype(int),
     )
-    assert ours.shape == theirs.shape and theirs.std() > 10
+    assert ours.shape == theirs.shape and theirs.std() > 4  # no flat picture, which anything would equal
     assert np.abs(ours - theirs).max() <= 1
 
 
