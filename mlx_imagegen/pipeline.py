@@ -112,7 +112,7 @@ def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] 
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
     manifest = manifests().get(model)
-    if manifest is None or manifest.folder or local_folder(manifest):
+    if manifest is None or local_folder(manifest):
         return
     changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
     check_before_download(manifest, changes, open_family)

@@ -37,6 +37,7 @@ from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
 from ..report import machine
 from ..request.job import usual_job
+from .cell import AS_STORED
 from .sheet import unwritable
 
 FAMILIES = ("flux", "qwen_image", "hidream_o1")
@@ -45,7 +46,6 @@ LIMITS = {mx.bfloat16: 0.03, mx.float16: 0.01, mx.float32: 0.005}
 MANY = 32_768  # rows after which kernels of some versions went wrong
 FASTEST_MATMUL = (2048, 3072, 3072)  # what the speed of products is measured on: FLUX.1's and Qwen-Image's width
 COPY_BYTES = 256 * 2**20
-AS_STORED = "none"
 OPENED_BY = ("outline", "references", "sizes")  # what families read in a manifest of their own keys
 
 

@@ -100,7 +100,7 @@ def draft(
     """Opens the model and lays the output out; reads no weights. What can be refused by the model's published shapes
     is, before it is downloaded."""
     manifest = manifests().get(str(model))
-    if manifest and not manifest.folder and has_outline(manifest) and not local_folder(manifest):
+    if manifest and has_outline(manifest) and not local_folder(manifest):
         with outlined(manifest) as folder:
             made = drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
             if made.learning:
