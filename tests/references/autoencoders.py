@@ -20,6 +20,12 @@ def shown(dice: random.Random, channels: int, factor: int) -> tuple[torch.Tensor
     return latents, slanted(batch, 3, height * factor, width * factor).clamp(-1, 1)
 
 
+def steady(single: dict[str, torch.Tensor], double: dict[str, torch.Tensor]) -> bool:
+    """Whether diffusers' float32 agrees with its own float64. A norm over a few channels, all near nothing where
+    chance has it, blows rounding up: such a draw can tell nobody's faults from float32's."""
+    return all((single[name] - double[name]).abs().max() < 2e-6 * double[name].abs().max() for name in single)
+
+
 def store(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Pictures are stored as MLX has them, channels last."""
     turned = {name: tensors[name].permute(0, 2, 3, 1) for name in ("pixels", "picture")}

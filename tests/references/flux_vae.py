@@ -7,11 +7,12 @@ as a loop leaves them and the pixels decoded from them; a picture and the poster
 diffusers.
 """
 
+import copy
 import random
 from pathlib import Path
 
 import torch
-from autoencoders import shown, store
+from autoencoders import shown, steady, store
 from command import run
 from diffusers import AutoencoderKL
 
@@ -53,20 +54,26 @@ def randomise(model: torch.nn.Module) -> None:
             weight.data *= 0.002
 
 
-def draw(folder: Path, seed: int) -> None:
-    dice = random.Random(seed)
-    torch.manual_seed(seed)
-    model = AutoencoderKL(**config(dice)).eval()
-    randomise(model)
-    model.save_pretrained(folder / "vae")
-    factor = 2 ** (len(model.config.block_out_channels) - 1)
-    latents, picture = shown(dice, model.config.latent_channels, factor)
+def seen(model: AutoencoderKL, latents: torch.Tensor, picture: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What diffusers makes of them, in the type that all three are of."""
     with torch.no_grad():
         pixels = model.decode(latents / model.config.scaling_factor + model.config.shift_factor).sample
         posterior = model.encode(picture).latent_dist
-    reference = {"latents": latents, "pixels": pixels, "picture": picture}
-    reference |= {"mean": posterior.mean, "logvar": posterior.logvar}
-    store(folder, reference)
+    return {"pixels": pixels, "mean": posterior.mean, "logvar": posterior.logvar}
+
+
+def draw(folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    while True:
+        model = AutoencoderKL(**config(dice)).eval()
+        randomise(model)
+        latents, picture = shown(dice, model.config.latent_channels, 2 ** (len(model.config.block_out_channels) - 1))
+        reference = seen(model, latents, picture)
+        if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
+            break
+    model.save_pretrained(folder / "vae")
+    store(folder, reference | {"latents": latents, "picture": picture})
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ reference.safetensors: latents as a loop leaves them and the pixels decoded from
 encoded to and its normalised mode. Needs torch and diffusers.
 """
 
+import copy
 import random
 from pathlib import Path
 
 import torch
-from autoencoders import shown, store
+from autoencoders import shown, steady, store
 from command import run
 from diffusers import AutoencoderKLQwenImage
 
@@ -46,22 +47,28 @@ def randomise(model: torch.nn.Module) -> None:
             weight.data *= 0.3
 
 
-def draw(folder: Path, seed: int) -> None:
-    dice = random.Random(seed)
-    torch.manual_seed(seed)
-    model = AutoencoderKLQwenImage(**config(dice)).eval()
-    randomise(model)
-    model.save_pretrained(folder / "vae")
-    factor = 2 ** len(model.config.temperal_downsample)
-    mean, std = (torch.tensor(model.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
-    latents, picture = shown(dice, model.config.z_dim, factor)
+def seen(model: AutoencoderKLQwenImage, latents: torch.Tensor, picture: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What diffusers makes of them, in the type that all three are of."""
+    mean, std = (latents.new_tensor(model.config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
     with torch.no_grad():
         pixels = model.decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
         posterior = model.encode(picture[:, :, None]).latent_dist
-    reference = {"latents": latents, "pixels": pixels, "picture": picture}
-    reference |= {"mean": posterior.mode()[:, :, 0], "logvar": posterior.logvar[:, :, 0]}
-    reference["normalised"] = (reference["mean"] - mean) / std
-    store(folder, reference)
+    made = {"pixels": pixels, "mean": posterior.mode()[:, :, 0], "logvar": posterior.logvar[:, :, 0]}
+    return made | {"normalised": (made["mean"] - mean) / std}
+
+
+def draw(folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    while True:
+        model = AutoencoderKLQwenImage(**config(dice)).eval()
+        randomise(model)
+        latents, picture = shown(dice, model.config.z_dim, factor=2 ** len(model.config.temperal_downsample))
+        reference = seen(model, latents, picture)
+        if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
+            break
+    model.save_pretrained(folder / "vae")
+    store(folder, reference | {"latents": latents, "picture": picture})
 
 
 if __name__ == "__main__":
