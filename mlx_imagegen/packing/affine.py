@@ -23,6 +23,7 @@ from ..layers.linear import Packing
 from .bfloat import from_bf16, round_bf16, to_bf16
 
 BLOCK = 1 << 18  # weights worked on at a time: their float32 copies stay in the processor's cache
+EXACT_BITS = 24  # of a whole number in float32
 SMALLEST_SCALE = np.float32(1e-7)  # as in MLX: a group of equal weights must not divide by zero
 # Where the search starts: what is cut off a group's range below and above, in parts of it. An outlier that is cut off
 # can pay for finer steps elsewhere; with many levels it never does. Every start has a turn of codes and least squares,
@@ -180,9 +181,10 @@ def _error(
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """codes [G, n] -> words [G * bits / 32, n]: one little-endian stream of bits down each column."""
-    whole = codes.astype(np.uint32)
-    period = 32 // math.gcd(bits, 32)  # so many codes fill a whole number of words
-    whole = whole.reshape(-1, period, whole.shape[1])
+    while 2 * bits <= EXACT_BITS:  # neighbours become one number: fewer and wider steps below
+        codes, bits = codes[0::2] + codes[1::2] * np.float32(2**bits), 2 * bits
+    period = 32 // math.gcd(bits, 32)  # so many of them fill a whole number of words
+    whole = codes.astype(np.uint32).reshape(-1, period, codes.shape[1])
     words = np.zeros((len(whole), period * bits // 32, whole.shape[2]), np.uint32)
     for index in range(period):
         word, shift = divmod(index * bits, 32)
