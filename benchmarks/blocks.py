@@ -20,7 +20,7 @@ from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.flux.transformer import Modulation as FluxModulation
-from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.positions import positions
 from mlx_imagegen.qwen_image.transformer import Modulation as QwenModulation
@@ -54,7 +54,7 @@ def flux() -> Case:
     draw(transformer)
     rows, columns = np.mgrid[0:16, 0 : IMAGE_TOKENS // 16]
     image = np.stack([0 * rows, rows, columns], -1).reshape(-1, 3)
-    rope = rope_tables(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), config.axes_dims_rope, 1e4)
+    rope = rope_table(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), config.axes_dims_rope, 1e4)
     rows_of_each = ((DOUBLE, 6), (DOUBLE, 6), (SINGLE, 3), (2,))
     mod = FluxModulation(*(mx.random.normal((*shape, DIMS)) for shape in rows_of_each))
     x, txt = mx.random.normal((1, IMAGE_TOKENS, 64)), mx.random.normal((1, TEXT_TOKENS, 4096))
@@ -80,7 +80,7 @@ def qwen(references: int = 0) -> Case:
     draw(transformer)
     image = IMAGE_TOKENS + references
     grids = [(16, IMAGE_TOKENS // 16)] + ([(16, references // 16)] if references else [])
-    rope = rope_tables(positions(TEXT_TOKENS, grids), config.axes_dims_rope, 1e4)
+    rope = rope_table(positions(TEXT_TOKENS, grids), config.axes_dims_rope, 1e4)
     made = [mx.random.normal((*shape, DIMS)) for shape in ((DOUBLE, 6), (DOUBLE, 6), (2,), (DOUBLE, 6))]
     mod = QwenModulation(made[0], made[1], made[2], made[3] if references else None)
     x, txt = mx.random.normal((1, image, 64)), mx.random.normal((1, TEXT_TOKENS, 3584))

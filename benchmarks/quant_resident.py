@@ -30,7 +30,7 @@ from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer, Modulation
 from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear
-from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.packing.bfloat import to_bf16
 from mlx_imagegen.planning.memory import bound_cache, process_peak_bytes
 from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
@@ -124,7 +124,7 @@ def flux_step(model: nn.Module, tokens: int) -> mx.array:
     side = round(tokens**0.5)
     rows, columns = np.mgrid[0:side, 0:side]
     image = np.stack([0 * rows, rows, columns], -1).reshape(-1, 3)
-    rope = rope_tables(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), (16, 56, 56), 1e4)
+    rope = rope_table(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), (16, 56, 56), 1e4)
     mod = Modulation(*(0.1 * mx.random.normal((*shape, 3072)) for shape in ((19, 6), (19, 6), (38, 3), (2,))))
     return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, 4096)), rope, mod)
 

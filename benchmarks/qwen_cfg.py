@@ -14,7 +14,7 @@ import mlx.core as mx
 from blocks import DIMS, DOUBLE, draw, qwen_config
 from turns import added_bytes, in_turns, spread
 
-from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.qwen_image import padded
 from mlx_imagegen.qwen_image.config import QwenImageConfig
 from mlx_imagegen.qwen_image.positions import positions
@@ -37,7 +37,7 @@ def _compare(
     transformer: QwenImageTransformer, modulation: Modulation, config: QwenImageConfig, side: int, rounds: int
 ) -> float:
     prompts = [mx.random.normal((1, length, config.joint_attention_dim)) for length in (PROMPT, NEGATIVE)]
-    ropes = [rope_tables(positions(txt.shape[1], [(side, side)]), config.axes_dims_rope, 1e4) for txt in prompts]
+    ropes = [rope_table(positions(txt.shape[1], [(side, side)]), config.axes_dims_rope, 1e4) for txt in prompts]
     x = mx.random.normal((1, side**2, config.in_channels))
     mx.eval(x, prompts, ropes)
 

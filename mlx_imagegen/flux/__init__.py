@@ -22,7 +22,7 @@ from ..files.manifest import Manifest
 from ..folding import Fold
 from ..layers.patches import patchified, unpatchified
 from ..layers.posterior import drawn
-from ..layers.rope import Rope, rope_tables
+from ..layers.rope import Rope, rope_table
 from ..precision import VAE_DTYPE, compute_dtype
 from ..sampling import Schedule, flow_match_schedule
 from ..text.clip import ClipTextModel
@@ -166,4 +166,4 @@ class Flux(Family[FluxBranch]):
         rows, columns = np.indices(self.grid(settings)).reshape(2, -1)
         image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
         positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image])
-        return rope_tables(positions, self.files.config.axes_dims_rope, THETA)
+        return rope_table(positions, self.files.config.axes_dims_rope, THETA)

@@ -17,7 +17,6 @@ from ..files.keys import Target
 from ..files.loading import Changes
 from ..files.manifest import Manifest
 from ..layers.patches import patchified, unpatchified
-from ..layers.rope import Rope
 from ..precision import RESIDUAL_DTYPE, compute_dtype
 from ..sampling import (
     Schedule,
@@ -29,7 +28,7 @@ from ..sampling import (
     timesteps_schedule,
     twice_shifted_schedule,
 )
-from ..text.qwen import KeyValues, mrope
+from ..text.qwen import KeyValues, Rope, mrope
 from .editing import Seen, look_at, tokens_of
 from .files import TABLE, HiDreamFiles, open_files
 from .tokens import positions, prompt_ids

@@ -16,9 +16,8 @@ import numpy as np
 from ..layers.activation import silu
 from ..layers.embed import sinusoids
 from ..layers.linear import Linear
-from ..layers.rope import Rope
 from ..precision import RESIDUAL_DTYPE
-from ..text.qwen import KeyValues, LanguageModel
+from ..text.qwen import KeyValues, LanguageModel, Rope
 from .config import HiDreamConfig
 
 

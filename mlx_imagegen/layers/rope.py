@@ -1,7 +1,8 @@
 """Rotary positions over several axes, for image tokens (FLUX.1, Qwen-Image).
 
-Neighbouring pairs (x0, x1) of a head's channels turn by position x frequency; each axis owns a run of channels.
-Tables are made in float64 and kept in float32 (angles reach thousands of radians).
+Neighbouring pairs (x0, x1) of a head's channels turn by position x frequency; each axis owns a run of channels. A pair
+is one complex number, so that a turn is one product: nothing is taken apart and put together again.
+Tables are made in float64 and kept as pairs of float32 (angles reach thousands of radians).
 """
 
 from collections.abc import Sequence
@@ -11,23 +12,20 @@ import numpy as np
 
 from ..precision import ROPE_DTYPE
 
-Rope = tuple[mx.array, mx.array]  # cos, sin: [L, D/2]
+Rope = mx.array  # [L, D/2], complex64: cos + i sin
 
 
-def rope_tables(positions: np.ndarray, axes_dims: Sequence[int], theta: float) -> Rope:
-    """positions [L, axes] -> cos and sin [L, sum(axes_dims) / 2]."""
+def rope_table(positions: np.ndarray, axes_dims: Sequence[int], theta: float) -> Rope:
+    """positions [L, axes] -> [L, sum(axes_dims) / 2]"""
     angles = [
         np.outer(positions[:, axis], theta ** (-np.arange(0, dims, 2, dtype=np.float64) / dims))
         for axis, dims in enumerate(axes_dims)
     ]
     angle = np.concatenate(angles, axis=1)
-    return mx.array(np.cos(angle), ROPE_DTYPE), mx.array(np.sin(angle), ROPE_DTYPE)
+    return mx.array((np.cos(angle) + 1j * np.sin(angle)).astype(np.complex64))
 
 
 def rotate(x: mx.array, rope: Rope) -> mx.array:
     """x [B, H, L, D], turned in float32, back in x's dtype."""
-    cos, sin = rope
-    pairs = x.astype(ROPE_DTYPE).reshape(*x.shape[:-1], -1, 2)  # [B, H, L, D/2, 2]
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = mx.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    pairs = x.astype(ROPE_DTYPE).view(mx.complex64)  # [B, H, L, D/2]
+    return (pairs * rope).view(ROPE_DTYPE).astype(x.dtype)

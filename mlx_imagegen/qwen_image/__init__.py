@@ -23,7 +23,7 @@ from ..folding import Fold, Folded
 from ..image import to_pixels
 from ..layers.patches import Grid, patchified, unpatchified
 from ..layers.posterior import drawn
-from ..layers.rope import Rope, rope_tables
+from ..layers.rope import Rope, rope_table
 from ..planning import memory
 from ..precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
 from ..sampling import Schedule, flow_match_schedule
@@ -138,7 +138,7 @@ class QwenImage(Family[QwenImageBranch]):
         longest = max(branch.txt.shape[1] for branch in branches)
         together = self._in_one_batch(longest + sum(map(math.prod, grids)))
         axes = self.files.config.axes_dims_rope
-        ropes = [rope_tables(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
+        ropes = [rope_table(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
         table = self._tables.get(schedule, lambda: self._tabulated(schedule))
         return [
             replace(branch, rope=rope, modulation=table, together=together)

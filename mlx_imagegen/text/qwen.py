@@ -22,9 +22,9 @@ from ..layers.activation import silu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
-from ..layers.rope import Rope
 from ..precision import ROPE_DTYPE
 
+Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
 KeyValues = tuple[mx.array, mx.array]  # [1, kv heads, L, head_dim] each, after norm and rope
 
 # What transformers 4 writes into every text_config, for generation and training; none of it changes a forward pass.

@@ -20,7 +20,7 @@ from mlx_imagegen.flux.modulation import tabulate
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
-from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.pipeline import Pipeline
 
 STORED = [Path(__file__).parents[1] / "data/flux" / kind for kind in ("dev", "schnell")]
@@ -44,7 +44,7 @@ def check_blocks(folder: Path) -> None:
     weights, config = flux.files.transformer, flux.files.config
     model = weights.fill(FluxTransformer(config))
     r = {name: mx.array(value) for name, value in reference.items()}
-    rope = rope_tables(reference["ids"], config.axes_dims_rope, THETA)
+    rope = rope_table(reference["ids"], config.axes_dims_rope, THETA)
 
     def mod(path: str, chunks: int) -> mx.array:
         linear = weights.fill(Linear(config.inner_dim, chunks * config.inner_dim), path)
@@ -69,7 +69,7 @@ def check_transformer(folder: Path) -> None:
     r = {name: mx.array(value) for name, value in reference.items()}
     timesteps = [999.0, float(reference["t"][0]) * 1000, 20.0]
     tables = tabulate(files.config, files.transformer.fill, timesteps, 3.5, [r["pooled"] * 2, r["pooled"]], mx.float32)
-    rope = rope_tables(reference["ids"], files.config.axes_dims_rope, THETA)
+    rope = rope_table(reference["ids"], files.config.axes_dims_rope, THETA)
     assert relative(model(r["x"], r["features"], rope, tables[1][1]), reference["v"]) < RELATIVE
 
 

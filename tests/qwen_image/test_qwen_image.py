@@ -21,7 +21,7 @@ from mlx_imagegen.files.manifest import Model, manifests, recognise
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
-from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning import memory
@@ -84,7 +84,7 @@ def check_block(folder: Path) -> None:
     block = weights.fill(QwenImageTransformer(config)).transformer_blocks[0]
     img, txt, temb = (mx.array(reference[name]) for name in ("img", "txt", "temb"))
     grids = [tuple(grid) for grid in reference["grids"].tolist()]
-    rope = rope_tables(positions(txt.shape[1], grids), config.axes_dims_rope, THETA)
+    rope = rope_table(positions(txt.shape[1], grids), config.axes_dims_rope, THETA)
 
     def mod(path: str) -> mx.array:
         linear = weights.fill(Linear(config.inner_dim, 6 * config.inner_dim), f"transformer_blocks.0.{path}")
@@ -109,7 +109,7 @@ def transformer_difference(folder: Path, references: int, clean: bool = True) ->
     grids = [tuple(grid) for grid in reference["grids"].tolist()][: references + 1]
     counts = [rows * columns for rows, columns in grids]
     features = mx.array(reference["features"])
-    rope = rope_tables(positions(features.shape[1], grids), files.config.axes_dims_rope, THETA)
+    rope = rope_table(positions(features.shape[1], grids), files.config.axes_dims_rope, THETA)
     v = model(mx.array(reference["x"])[:, : sum(counts)], features, rope, modulation, sum(counts[1:]))
     return relative(v, reference[f"v{references}"])
 
