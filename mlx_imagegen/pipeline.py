@@ -29,7 +29,7 @@ from .lora.match import Lora, match_loras, vocabularies
 from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
 from .lora.source import Source
 from .planning import memory
-from .planning.fitting import check_before_download, check_fits
+from .planning.fitting import Residency, check_before_download, check_fits, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .report import Report
@@ -146,7 +146,8 @@ class Pipeline:
         self.model = model
         self.folder = folder
         self.family = family
-        self.residency = memory.choose(family.components, resident)
+        self.resident = resident
+        self.residency = Residency(False, "no picture was asked for yet")
         self.merge = merge or Merge()
         self.quant = quant
         self._source = source or Source(folder, model.manifest, open_family)
@@ -211,8 +212,10 @@ class Pipeline:
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
-            for job in {(job.settings.width, job.settings.height): job for job in jobs}.values():
-                check_fits(self.family, job, self.model.manifest, open_family)
+            sizes = {_sizes(job): job for job in jobs}.values()
+            plans = [check_fits(self.family, job, self.model.manifest, open_family) for job in sizes]
+            self.residency = residency(plans, self.resident)
+        self._release(self.family.components, reports[0])  # what a smaller request left
         try:
             yield from self._stream(jobs, reports, on_step)
         finally:
@@ -359,6 +362,11 @@ def _check_noise(job: Job, shape: tuple[int, ...]) -> None:
             )
         if not np.isfinite(noise).all():
             raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
+
+
+def _sizes(job: Job) -> Hashable:
+    """All that decides how much memory a picture takes."""
+    return job.settings.width, job.settings.height, tuple(picture.size for picture in job.prompt.references)
 
 
 def _prompts(job: Job) -> list[Prompt]:

@@ -12,6 +12,7 @@ from .generate import size
 if TYPE_CHECKING:
     from ..family import Family
     from ..files.manifest import Manifest
+    from ..planning.plan import Plan
     from ..request.job import Job
 
 GB = 1e9
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         if recipe:
             print(_copy(family, folder, args.quant))
         if not args.chip:
-            print(_here(family, job, manifest))
+            print(_here(made, family, job, manifest))
 
 
 @contextmanager
@@ -91,15 +92,14 @@ def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
     return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size / GB:.2f} GB"
 
 
-def _here(family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
+def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
     """How it goes on the machine at hand."""
     from ..pipeline import open_family
-    from ..planning.fitting import refusal
-    from ..planning.memory import choose
+    from ..planning.fitting import refusal, residency
 
-    refused = refusal(family, job, manifest, open_family)
+    refused = refusal(made, family, job, manifest, open_family)
     if refused:
         return refused
-    residency = choose(family.components, None)
-    how = "everything stays in memory" if residency.resident else "one stage at a time is in memory"
-    return f"here {how}: {residency.reason}"
+    chosen = residency([made], None)
+    how = "everything stays in memory" if chosen.resident else "one stage at a time is in memory"
+    return f"here {how}: {chosen.reason}"

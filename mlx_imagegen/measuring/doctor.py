@@ -79,7 +79,7 @@ class Fit:
     quant: str
     reason: str | None = None  # why nothing else is known
     peak_bytes: int = 0  # one stage at a time
-    all_bytes: int = 0  # every stage in memory
+    all_bytes: int = 0  # all stages at once
     seconds: float = 0.0  # of the loop, at the speed measured here
     download_bytes: int = 0  # what has to be fetched first
 
@@ -197,7 +197,7 @@ def _worst_row(out: np.ndarray, expected: np.ndarray) -> float:
 def fits(models: Sequence[str] = ()) -> list[Fit]:
     """The models named, or all there are, by every quant; those that fit and are fastest first, then the rest."""
     chip, alike = measured_chip(), dict[str, list[Model]]()
-    for model in map(find, models or manifests()):
+    for model in map(find, dict.fromkeys(models) or manifests()):
         alike.setdefault(_opened_from(model), []).append(model)
     found = [fit for group in alike.values() for fit in _fits(group, chip)]
     return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > physical_bytes(), fit.seconds))
@@ -239,7 +239,7 @@ def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
             for model, job in zip(models, jobs, strict=True):
                 made = plan(family, job.settings, on_gpu(), job.prompt, recipe=recipe)
                 download = 0 if folder else model.manifest.download_bytes
-                sizes = made.peak_bytes, made.resident_bytes
+                sizes = made.peak_bytes, made.resident_peak_bytes
                 yield Fit(model.spoken, quant, None, *sizes, made.seconds(chip), download)
 
 

@@ -1,11 +1,12 @@
-"""Refuses what this machine cannot hold, and names the largest that it can.
+"""Refuses what this machine cannot hold, names the largest that it can, and decides whether all stages stay in memory.
 
-In: an open family, a picture's job, and how families are opened. Out: nothing, or MemoryShort. Other models are
+In: an open family, a picture's job, and how families are opened. Out: the plan, or MemoryShort. Other models are
 judged by their outlines: neither this nor they need a file that is not here.
-Must not know: how stages run.
+Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,42 @@ from ..files.outline import has_outline, outlined
 from ..files.recipes import Recipe, read_recipe, recipe_names
 from ..precision import on_gpu
 from ..request.job import Job, usual_job
-from .memory import GB, physical_bytes
+from .memory import GB, USABLE_SHARE, physical_bytes
 from .plan import Plan, held_bytes, plan
 
 Open = Callable[[Manifest, Path, Changes], Family[Any]]
 
 
-def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> None:
+@dataclass(frozen=True)
+class Residency:
+    """Whether every component stays loaded, or one stage at a time is."""
+
+    resident: bool
+    reason: str
+
+
+def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
+    """For pictures with these plans, by the one that takes the most."""
+    need, have = max(made.resident_peak_bytes for made in plans), physical_bytes()
+    if asked and need > have:
+        raise MemoryShort(
+            f"resident: all stages at once need {need / GB:.1f} GB, and this machine has {have / GB:.1f} GB: it would "
+            "not finish. Leave it out, and one stage at a time is in memory."
+        )
+    if asked is not None:
+        return Residency(asked, "as asked")
+    usable = have * USABLE_SHARE
+    reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB of {have / GB:.1f} GB are usable"
+    return Residency(need <= usable, reason)
+
+
+def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> Plan:
     """Raises for a picture that this machine cannot make even with one stage at a time in memory."""
-    refused = refusal(family, job, manifest, open_family)
+    made = _planned(family, job)
+    refused = refusal(made, family, job, manifest, open_family)
     if refused:
         raise MemoryShort(refused)
+    return made
 
 
 def check_before_download(manifest: Manifest, changes: Changes, open_family: Open) -> None:
@@ -41,9 +67,9 @@ def check_before_download(manifest: Manifest, changes: Changes, open_family: Ope
             check_fits(family, usual_job(manifest, family.size_multiple), manifest, open_family)
 
 
-def refusal(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> str | None:
+def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> str | None:
     """What does not fit, and what would; None where all is well."""
-    have, made = physical_bytes(), _planned(family, job)
+    have = physical_bytes()
     if made.peak_bytes <= have:
         return None
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)

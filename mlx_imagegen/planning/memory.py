@@ -1,18 +1,16 @@
-"""What this machine has, what a run needs (from shapes alone), and whether stages stay resident or follow each other.
+"""What this machine has, what of it a run may take, and what a process took.
 
-Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
+Must not know: models, what a run needs (plan.py, fitting.py).
 """
 
 import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
-from ..files.component import Component
 from ..precision import on_gpu
 
 GB = 1e9
@@ -21,12 +19,6 @@ USABLE_SHARE = 0.7
 # Freed buffers that MLX keeps for reuse. On Metal its own default is the whole memory limit: the next stage starves.
 CACHE_LIMIT_BYTES = 2 * 2**30
 CPU_CACHE_LIMIT_BYTES = 256 * 2**20  # there the buffers are larger (float32) and the system hands out new ones quickly
-
-
-@dataclass(frozen=True)
-class Residency:
-    resident: bool
-    reason: str
 
 
 def physical_bytes() -> int:
@@ -45,13 +37,3 @@ def process_peak_bytes() -> int:
 
 def bound_cache() -> None:
     mx.set_cache_limit(CACHE_LIMIT_BYTES if on_gpu() else CPU_CACHE_LIMIT_BYTES)
-
-
-def choose(components: dict[str, Component], asked: bool | None) -> Residency:
-    """Keep every component loaded, or one stage at a time."""
-    if asked is not None:
-        return Residency(asked, "as asked")
-    need = sum(component.nbytes for component in components.values())
-    usable = physical_bytes() * USABLE_SHARE
-    sizes = f"all components need {need / GB:.1f} GB, {usable / GB:.1f} GB of {physical_bytes() / GB:.1f} GB are usable"
-    return Residency(need <= usable, sizes)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import MemoryShort
@@ -11,12 +12,14 @@ from mlx_imagegen.files.loading import Changes
 from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.files.outline import outlined
 from mlx_imagegen.files.recipes import read_recipe
-from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.pipeline import StepEvent, open_family
+from mlx_imagegen.planning.memory import USABLE_SHARE
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
 from tests.tiny import draw_flux
 
 GB = 10**9
+STORED = Path(__file__).parents[1] / "data" / "hidream_o1"
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,38 @@ def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pyte
     memory_of(monkeypatch, 10**6)
     with pytest.raises(MemoryShort, match="no size of this model fits; use another machine"):
         pipeline.generate("a cat", **asked)
+
+
+def test_all_stages_stay_only_where_their_arithmetic_fits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the picture's size, whatever a smaller one before it left in memory."""
+    pipeline = load(draw_flux(tmp_path / "model"))
+    small, large = ({"seed": 1, "width": side, "height": side, "steps": 1} for side in (64, 256))
+    plans = [plan(pipeline.family, pipeline.jobs("a cat", **asked)[0].settings) for asked in (small, large)]
+    usable = (plans[0].resident_peak_bytes + plans[1].resident_peak_bytes) / 2
+    assert sum(component.nbytes for component in pipeline.family.components.values()) < usable
+    memory_of(monkeypatch, int(usable / USABLE_SHARE))
+    chosen, beside = [], []
+
+    def look(_: StepEvent) -> None:
+        beside.append(len([part for part in pipeline.family.components.values() if part.loaded]))
+
+    for asked in (small, large, small):
+        chosen.append(pipeline.generate("a cat", on_step=look, **asked).report.choices["memory"].split(":")[0])
+    assert chosen == ["resident", "staged", "resident"] and beside == [3, 1, 3]
+    memory_of(monkeypatch, plans[1].resident_peak_bytes - 1)
+    with pytest.raises(MemoryShort, match="resident: all stages at once need .* Leave it out"):
+        load(tmp_path / "model", resident=True).generate("a cat", **large)
+
+
+def test_a_large_picture_is_refused_among_smaller_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References make it large, where its own size does not."""
+    pipeline = load(STORED)
+    asked: dict[str, Any] = {"seed": 1, "width": 96, "height": 96, "steps": 1}
+    pictures = [Image.new("RGB", (96, 96))] * 3
+    jobs = [*pipeline.jobs("a cat", references=pictures, **asked), *pipeline.jobs("a cat", **asked)]
+    memory_of(monkeypatch, plan(pipeline.family, jobs[0].settings, prompt=jobs[0].prompt).peak_bytes - 1)
+    with pytest.raises(MemoryShort):
+        list(pipeline.stream(jobs))
 
 
 def test_where_no_recipe_helps_another_model_is_named(
