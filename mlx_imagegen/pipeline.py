@@ -5,6 +5,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ class Pipeline:
         self.merge = merge or Merge()
         self.quant = quant
         self._source = source or Source(folder, model.manifest, open_family)
+        self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._prepared = Latest[list[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
@@ -164,9 +166,13 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> "Result | list[Result]":
-        """`seed` None draws a fresh one. The other parameters are request/job.py's: steps, width, guidance …"""
+        """`seed` None draws a fresh one. The other parameters are request/job.py's: steps, width, guidance …
+
+        Threads may share a pipeline; one draws, the others wait.
+        """
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
-        results = list(self.stream(jobs, on_step))
+        with self._turn:
+            results = list(self.stream(jobs, on_step))
         single = isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
         return results[0] if single else results
 
@@ -176,7 +182,9 @@ class Pipeline:
         A file is a path, or `owner/repository:file`. What is loaded is read again only where a change touches it.
         `partial`: allow files of which a part fits no module of this model, and merge the rest.
         """
-        self._choose(open_loras(lora, on_download), partial, on_download)
+        loras = open_loras(lora, on_download)
+        with self._turn:
+            self._choose(loras, partial, on_download)
 
     def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Tell) -> None:
         loras = [*own_loras(self.model.manifest, on_download), *chosen]
@@ -222,33 +230,36 @@ class Pipeline:
             self._release(self.family.components, reports[-1])
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
-        self._encode(jobs, reports[0])
+        branches = self._encode(jobs, reports[0])
         latents: list[mx.array] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             report.note(*filter(None, [self.model.manifest.note]), *job.notes)
-            latents.append(self._denoise(job, report, index, len(jobs), on_step))
+            latents.append(self._denoise(job, branches, report, index, len(jobs), on_step))
             if self.residency.resident:
                 yield self._finish(job, latents.pop(), report)
         self._release(self.family.stages["denoise"], reports[-1])
         for job, x, report in zip(jobs, latents, reports, strict=False):  # none where all are finished
             yield self._finish(job, x, report)
 
-    def _encode(self, jobs: Sequence[Job], report: Report) -> None:
-        """Every distinct prompt once; then the text encoders go, unless all stages fit."""
+    def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
+        """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
         wanted = {_key(prompt, job.settings): (prompt, job.settings) for job in jobs for prompt in _prompts(job)}
-        self._branches = {key: branch for key, branch in self._branches.items() if key in wanted}
-        new = {key: both for key, both in wanted.items() if key not in self._branches}
+        self._branches = branches = {key: branch for key, branch in self._branches.items() if key in wanted}
+        new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
-            return
+            return branches
         self._load("encode", report)
         with report.stage("encode"):
             for key, (prompt, settings) in new.items():
-                self._branches[key], notes = self.family.encode(prompt, settings)
+                branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
         self._release(self.family.stages["encode"], report)
+        return branches
 
-    def _denoise(self, job: Job, report: Report, index: int, total: int, on_step: OnStep | None) -> mx.array:
+    def _denoise(
+        self, job: Job, branches: dict[Hashable, Any], report: Report, index: int, total: int, on_step: OnStep | None
+    ) -> mx.array:
         family, settings = self.family, job.settings
         with report.stage("other"):
             schedule = family.schedule(settings)
@@ -257,7 +268,7 @@ class Pipeline:
         x = self._start(job, schedule, report)
         self._load("prepare", report)
         with report.stage("prepare"):
-            conditioning = self._conditioning(job, schedule)
+            conditioning = self._conditioning(job, branches, schedule)
         report.choices |= family.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -305,11 +316,11 @@ class Pipeline:
         sigma, noise = schedule.sigmas[0], drawn if given is None else given
         return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
 
-    def _conditioning(self, job: Job, schedule: Schedule) -> Conditioning[Any]:
+    def _conditioning(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Conditioning[Any]:
         """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
-        branches = [self._branches[key] for key in keys]
-        ready = self._prepared.get((*keys, schedule), lambda: self.family.prepare(branches, schedule, job.settings))
+        own = [branches[key] for key in keys]
+        ready = self._prepared.get((*keys, schedule), lambda: self.family.prepare(own, schedule, job.settings))
         return Conditioning(*ready, cfg=job.settings.cfg)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:

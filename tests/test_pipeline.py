@@ -1,0 +1,70 @@
+"""What a service does with a pipeline: streams side by side, threads that share it, previews looked at elsewhere."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.pipeline import Pipeline, Result, StepEvent
+
+SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
+
+
+@pytest.fixture(params=[True, False], ids=["resident", "staged"])
+def pipeline(flux_folder: Path, request: pytest.FixtureRequest) -> Pipeline:
+    return load(flux_folder, resident=request.param)
+
+
+def pixels(result: Any) -> bytes:
+    assert isinstance(result, Result)
+    return result.image.tobytes()
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.append(work()))
+    thread.start()
+    thread.join()
+    return done[0]
+
+
+def test_two_streams_side_by_side(pipeline: Pipeline) -> None:
+    """The second one's prompts are not in the place of the first one's."""
+    alone = [pixels(pipeline.generate("a fox", seed=seed, **SIZE)) for seed in (1, 2)]
+    first = pipeline.stream(pipeline.jobs("a fox", seed=[1, 2], **SIZE))
+    second = pipeline.stream(pipeline.jobs("a hen", seed=[1, 2], **SIZE))
+    got = [next(stream) for stream in (first, second, first, second)]
+    assert [pixels(result) for result in got[::2]] == alone
+    assert pixels(got[1]) not in alone
+
+
+def test_threads_take_turns(pipeline: Pipeline) -> None:
+    """Whatever the memory was counted for is there for one request alone."""
+    steps: list[str] = []
+
+    def draw(prompt: str) -> None:
+        pipeline.generate(prompt, seed=[1, 2], on_step=lambda event: steps.append(prompt), **SIZE)
+
+    prompts = [f"{count} foxes" for count in range(4)]
+    threads = [threading.Thread(target=draw, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    blocks = [steps[start : start + 6] for start in range(0, len(steps), 6)]
+    assert sorted(blocks) == [[prompt] * 6 for prompt in prompts]
+
+
+def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> None:
+    events: list[StepEvent] = []
+    result = pipeline.generate("a fox", seed=1, on_step=events.append, **SIZE)
+    last = in_a_thread(events[-1].preview)
+    assert last is not None and last.tobytes() == pixels(result)
+
+
+def test_a_pipeline_is_drawn_with_from_any_thread(pipeline: Pipeline) -> None:
+    here = pixels(pipeline.generate("a fox", seed=1, **SIZE))
+    assert pixels(in_a_thread(lambda: pipeline.generate("a fox", seed=1, **SIZE))) == here
