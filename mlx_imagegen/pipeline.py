@@ -176,15 +176,18 @@ class Pipeline:
         single = isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
         return results[0] if single else results
 
-    def set_lora(self, lora: Sequence[Wanted] = (), partial: bool = False, on_download: Tell = tell_stderr) -> None:
+    def set_lora(
+        self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Tell = tell_stderr
+    ) -> None:
         """Merges these LoRAs in place of the former ones: files, or (file, scale), added up.
 
         A file is a path, or `owner/repository:file`. What is loaded is read again only where a change touches it.
-        `partial`: allow files of which a part fits no module of this model, and merge the rest.
+        `lora_partial`: allow files of which a part fits no module of this model, and merge the rest.
         """
+        check_kinds({"lora_partial": lora_partial})
         loras = open_loras(lora, on_download)
         with self._turn:
-            self._choose(loras, partial, on_download)
+            self._choose(loras, lora_partial, on_download)
 
     def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Tell) -> None:
         loras = [*own_loras(self.model.manifest, on_download), *chosen]

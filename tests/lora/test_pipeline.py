@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import LoraError
+from mlx_imagegen.errors import LoraError, RequestError
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.component import Component
 from mlx_imagegen.files.loading import Weights, layers, own_parameters
@@ -116,6 +116,19 @@ def test_only_touched_layers_are_read_again(
     read.clear()
     warm.set_lora([style])
     assert not read, "the same again"
+
+
+def test_what_the_refusal_says_is_taken(model: Path, lora: Callable[..., Path]) -> None:
+    warm, style = load(model), lora()
+    tensors = mx.load(str(style)) | {f"transformer.unheard.of.lora_{end}.weight": mx.ones((2, 2)) for end in "AB"}
+    mx.eval(tensors)
+    mx.save_safetensors(str(style), tensors)
+    with pytest.raises(LoraError, match="lora_partial=True"):
+        warm.set_lora([style])
+    with pytest.raises(RequestError, match="lora_partial 'yes': give true or false"):
+        warm.set_lora([style], lora_partial="yes")  # type: ignore[arg-type]
+    warm.set_lora([style], lora_partial=True)
+    assert warm.merge.matches[0].left == {"transformer.unheard.of": "no such module"}
 
 
 def test_folded_modulation_follows_the_lora(model: Path, lora: Callable[..., Path]) -> None:
