@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own met
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # owner/name:file, or owner/name@revision:file
 REMOTE = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(@(?P<revision>[^:@]+))?:(?P<file>.+)")
+# PEFT's ways to begin that take the LoRA's first values out of the base, or pack it: the file alone does not tell how.
+OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
 # What a file's keys tell about who wrote it; the first that matches.
 FORMATS = (
@@ -269,7 +272,7 @@ def _refuse_pickle(path: Path) -> None:
             f"{path} is a pickle, which can run any code when it is opened, so it is refused. Take the .safetensors "
             "file, or convert it if you trust its maker: python -c 'import sys, torch, safetensors.torch as st; "
             "st.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])' "
-            f"{path.name} {path.stem}.safetensors"
+            f"{shlex.join([str(path), str(path.with_suffix('.safetensors'))])}"
         )
 
 
@@ -284,6 +287,12 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
         for key, value in flat.items():
             prefix, _, name = key.rpartition(".")
             tables.setdefault(prefix, {})[name] = value
+            if name == "init_lora_weights" and OTHER_BASE.match(str(value)):
+                raise LoraError(
+                    f"{path}: it was begun with '{value}', which changes the weights beneath it, and those are not in "
+                    "the file; merged into others it would spoil them. Save it once more as a plain LoRA: PEFT's "
+                    "save_pretrained with path_initial_model_for_weight_conversion does that."
+                )
         return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise LoraError(

@@ -176,10 +176,12 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     file = match.lora.file
     other = file.family if file.family and title not in file.family else None
     looks = f" It looks like a LoRA for {other}." if other else ""
+    left = "; ".join(f"'{name}' ({why})" for name, why in list(match.left.items())[:4])
+    left += f"; and {len(match.left) - 4} more" if len(match.left) > 4 else ""
+    if not match.total:
+        raise LoraError(f"{file.spoken} holds no tensors; download it again, or take another save of the training.")
     if not match.matched and not match.misshapen:
-        keys = ", ".join(f"'{key}'" for key in file.keys[:3])
-        count = len(file.entries)
-        raise LoraError(f"{file.spoken}: none of its {count} modules is one of {title}'s; its keys: {keys} ….{looks}")
+        raise LoraError(f"{file.spoken}: none of its {match.total} modules has a place in {title}: {left}.{looks}")
     if match.misshapen:
         more = f" … and {len(match.misshapen) - 3} more" if len(match.misshapen) > 3 else ""
         raise LoraError(
@@ -191,12 +193,10 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
             f"{file.spoken} says that it is for {other}: {title} has modules of the same names, but not the same use."
         )
     if match.left and (other or not partial):
-        left = "; ".join(f"'{name}' ({why})" for name, why in list(match.left.items())[:4])
-        more = f"; and {len(match.left) - 4} more" if len(match.left) > 4 else ""
         mend = "" if other else " Allow it with --lora-partial (lora_partial=True) to merge the rest."
         raise LoraError(
             f"{file.spoken}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
-            f"{left}{more}.{looks}{mend}"
+            f"{left}.{looks}{mend}"
         )
 
 

@@ -266,6 +266,22 @@ def test_a_configuration_that_gives_no_strength(tmp_path: Path, numbers: dict[st
         open_lora(tmp_path / "style.safetensors")
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_a_lora_on_top_of_another_base(tmp_path: Path, start: str) -> None:
+    """Such a start takes the LoRA's first values out of the base, which the file does not tell: added to the whole
+    base, they would count twice."""
+    for given, refuse in ((True, False), ("gaussian", False), ("eva", False), (start, True)):
+        metadata = {"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.init_lora_weights": given}
+        tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+        path = tmp_path / f"{given}.safetensors"
+        mx.save_safetensors(str(path), tensors, {"lora_adapter_metadata": json.dumps(metadata)})
+        if not refuse:
+            open_lora(path)
+            continue
+        with pytest.raises(LoraError, match=rf"begun with '{start}'.*path_initial_model_for_weight_conversion"):
+            open_lora(path)
+
+
 def test_what_does_not_fit_is_refused_before_a_download(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
