@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ import mlx.core as mx
 import pytest
 
 DATA = Path(__file__).parent / "data"
+# A shell's background jobs ignore Ctrl-C and hand that on to every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 mx.set_default_device(mx.cpu)  # references are float32; on a Mac's GPU the work is bfloat16 (precision.py)
 
 
