@@ -57,8 +57,10 @@ def _report(rows: "list[Row]", asked: "Asked", folder: Path, args: argparse.Name
     from ..measuring.bench import compare_pictures, in_terminal, write
 
     compare_pictures(rows, folder)
-    if not args.json:
-        print(in_terminal(rows))  # first, so that it is shown even if it can no longer be written
-    write(rows, asked, folder, args.plot)
+    try:
+        if not args.json:
+            print(in_terminal(rows), flush=True)  # first, so that it is shown even if it can no longer be written
+    finally:  # and written even if nobody reads it to the end: `mlx-imagegen bench … | head`
+        write(rows, asked, folder, args.plot)
     if args.json:
         print((folder / "bench.json").read_text(encoding="utf-8").rstrip())

@@ -2,8 +2,8 @@
 
 In: a model, how to open it, and jobs. Out: `Made` or `Missing` with the reason; nothing that happens in there ends the
 caller. A fresh process is what makes peaks of memory comparable: none inherits the buffers of the one before.
-`python -m mlx_imagegen.measuring.cell` is the other side. It ends with its standard input, so that it never outlives
-its caller.
+`python -m mlx_imagegen.measuring.cell` is the other side. It ends with its standard input, and at the next step when
+its caller is gone: a large model's picture takes long, and whoever starts again would have two in memory.
 Must not know: tables, quality, sheets.
 """
 
@@ -69,7 +69,7 @@ class Worker:
             env=os.environ | {"PYTHONPATH": path},
             process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
         )  # fmt: skip
-        self._send({"model": model, "quant": None if quant == AS_STORED else quant})
+        self._send({"model": model, "quant": None if quant == AS_STORED else quant, "caller": os.getpid()})
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +122,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
     if not first:  # the caller was interrupted before it said anything
         return
     opening = json.loads(first)
+    caller = opening.pop("caller")
     pipeline: Pipeline | None = None
     for line in jobs:
         job = json.loads(line)
@@ -136,7 +137,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
                 locate(opening["model"])  # a download is no part of loading
                 started = _clocks()
                 pipeline = load(**opening)
-            answer = asdict(_made(pipeline, job, started))
+            answer = asdict(_made(pipeline, job, started, caller))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
             answer = asdict(Missing(_reason(error), _scope(error, pipeline is not None)))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
@@ -158,8 +159,12 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float]) -> Made:
-    (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]))
+def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float], caller: int) -> Made:
+    def ended_with_caller(_: object) -> None:
+        if os.getppid() != caller:
+            raise SystemExit
+
+    (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]), ended_with_caller)
     wall, processor = (now - then for now, then in zip(_clocks(), started, strict=True))
     path = result.save(job["path"])
     parts = pipeline.family.components

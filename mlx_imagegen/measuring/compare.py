@@ -190,7 +190,12 @@ def read_lines(path: Path) -> list[Line]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
     if not is_toml:
-        said = filter(str.strip, text.splitlines())
+        said = [line.strip() for line in text.splitlines() if line.strip()]
+        if any(line.startswith("{") for line in said):
+            raise RequestError(
+                f"--prompts: {path} holds jobs as --prompt-file takes them; here a line is a prompt alone, and all "
+                "models draw it with the same parameters, given as flags."
+            )
         data = [{"axis": f"{number}", "text": line} for number, line in enumerate(said, 1)]
     if not isinstance(data, list) or not data:
         raise RequestError(

@@ -309,6 +309,40 @@ def test_what_was_measured_is_shown_even_if_the_disk_is_full_by_then(
     assert ran.code == 2 and "no room" in ran.err and " none " in ran.out and " q4 " in ran.out
 
 
+def test_what_was_measured_is_written_even_if_the_reader_is_gone(wide: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF)]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert running.stdout
+    running.stdout.close()
+    assert running.wait(timeout=60) == 141
+    assert len(json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to see a process's children")
+def test_a_worker_does_not_outlive_a_killed_caller(wide: Path, tmp_path: Path) -> None:
+    """It does not finish a picture of a thousand steps first."""
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), "--quant", "none", "--size", "256"]
+    running = subprocess.Popen([*command, "--steps", "1000"], cwd=tmp_path)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not (worker := children.read_text().split()) or (_processor_seconds(worker[0]) or 0) < 3:
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    while (seconds := _processor_seconds(worker[0])) is not None:
+        assert seconds < 6, "the worker is still at its picture"
+        time.sleep(0.05)
+
+
+def _processor_seconds(process: str) -> float | None:
+    """None: it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to see a process's children")
 @pytest.mark.parametrize("pictures", [0, 1])
 def test_ctrl_c_is_one_line_and_leaves_no_process(pictures: int, wide: Path, tmp_path: Path) -> None:
@@ -332,7 +366,7 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(pictures: int, wide: Path, tmp
 
 def served(opening: dict[str, Any], *jobs: dict[str, Any]) -> list[dict[str, Any]]:
     """The worker's side, in this process."""
-    answers = io.StringIO()
+    answers, opening = io.StringIO(), {"caller": os.getppid()} | opening
     cell._serve(io.StringIO("\n".join(map(json.dumps, [opening, *jobs])) + "\n"), answers)
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 

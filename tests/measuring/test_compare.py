@@ -161,6 +161,7 @@ def test_nothing_made_is_a_refusal(cli: Cli) -> None:
         ("p.toml", "title = 1", "holds no prompts"),
         ("p.txt", "\n \n", "holds no prompts"),
         ("p.TOML", "a fox", "cannot be read"),
+        ("p.jsonl", 'a fox\n{"prompt": "an owl", "seed": 3}', "here a line is a prompt alone"),
         ("absent.toml", None, "is not there"),
     ],
 )
