@@ -287,18 +287,20 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
         for key, value in flat.items():
             prefix, _, name = key.rpartition(".")
             tables.setdefault(prefix, {})[name] = value
-            if name == "init_lora_weights" and OTHER_BASE.match(str(value)):
-                raise LoraError(
-                    f"{path}: it was begun with '{value}', which changes the weights beneath it, and those are not in "
-                    "the file; merged into others it would spoil them. Save it once more as a plain LoRA: PEFT's "
-                    "save_pretrained with path_initial_model_for_weight_conversion does that."
-                )
-        return {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
+        configs = {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise LoraError(
             f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It stands "
             f"in the file's metadata '{ADAPTER_METADATA}' or in {beside.name}; take both from the LoRA's repository."
         ) from error
+    begun = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
+    if other := next(filter(OTHER_BASE.match, map(str, begun)), None):
+        raise LoraError(
+            f"{path} was begun with '{other}', which changes the weights beneath it, and those are not in the file; "
+            "merged into others it would spoil them. Save it once more as a plain LoRA: PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion does that."
+        )
+    return configs
 
 
 def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Callable[[int | None], float] | None:
