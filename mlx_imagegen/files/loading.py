@@ -232,7 +232,8 @@ class Weights:
         recipe = recipe or self.changes.recipe
         if recipe is None or not isinstance(layer, Linear) or layer.packing is not None:
             return None
-        return recipe(self.component, path, layer.weight.shape, self.depth(path))
+        stored = self.slices[f"{path}.weight"].shape  # of a 1x1 convolution, which the converter does not pack either
+        return recipe(self.component, path, stored, self.depth(path))
 
     def depth(self, path: str) -> int:
         """How many numbered siblings the layer has that `path` stands in."""

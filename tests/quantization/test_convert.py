@@ -14,13 +14,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, OutputError, QuantizationError
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.files.manifest import RECORD, find
+from mlx_imagegen.files.manifest import RECORD, data_folder, find
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
@@ -78,6 +79,24 @@ def test_other_full_precision_types(tmp_path: Path, dtype: mx.Dtype) -> None:
     stored = open_checkpoint(made / "transformer")
     assert stored["proj_out.weight"].dtype == ("BF16" if dtype == mx.float32 else "F16")
     assert stored["transformer_blocks.0.attn.to_q.scales"].dtype == "BF16"
+
+
+@pytest.mark.parametrize("model", ["flux", "qwen_image"])
+def test_a_recipe_that_packs_the_autoencoder(model: str, tmp_path: Path) -> None:
+    """Its files have convolutions of 1x1 where we have linear layers, and vectors as [channels, 1, 1]."""
+    source = shutil.copytree(data_folder("weights") / "demo" / model, tmp_path / "source")
+    path = source / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: value.astype(mx.float32) * 1.001 for name, value in mx.load(str(path)).items()}
+    mx.eval(tensors)
+    mx.save_safetensors(str(path), tensors)
+    recipe = tmp_path / "all.toml"
+    recipe.write_text(f"bits = 4\n[[{model}]]\nmatch = '*'\n")
+    made = load(quantize(source, tmp_path / "made", quant=str(recipe)))
+    same = load(source, quant=str(recipe))
+    for name in ("vae_decoder", "vae_encoder"):
+        ours, theirs = (dict(tree_flatten(each.family.components[name].load().parameters())) for each in (made, same))
+        assert ours.keys() == theirs.keys()
+        assert all(mx.array_equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_the_original_single_file_is_written_in_diffusers_names(source: Path, tmp_path: Path) -> None:
