@@ -21,6 +21,7 @@ from .files.whole import replacing
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+ROUNDING = 0.002  # half a level: floats that were computed may be that far outside 0..1
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -50,37 +51,46 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:
     """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
-    if isinstance(picture, Image.Image):
-        return _upright(picture)
     if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3:
-            raise RequestError(
-                f"{name}: an array must have the shape [height, width, 3], this one has {picture.shape}."
-            )
-        if picture.dtype != np.uint8 and not np.issubdtype(picture.dtype, np.floating):
-            raise RequestError(f"{name}: an array must be of uint8, or of floats from 0 to 1; it is {picture.dtype}.")
-        return Image.fromarray(picture) if picture.dtype == np.uint8 else to_image(picture)
-    if not isinstance(picture, str | Path):
-        raise RequestError(f"{name} {picture!r}: give a file's path, a PIL image or an array [height, width, 3].")
-    path = Path(picture).expanduser()
+        return _of_array(picture, name)
+    if not isinstance(picture, str | Path | Image.Image):
+        kind = type(picture).__name__
+        raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
+    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(Path(picture).expanduser()))
     try:
-        with Image.open(path) as image:
-            return _upright(image)
+        if isinstance(picture, Image.Image):
+            upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
+        else:
+            with Image.open(Path(picture).expanduser()) as image:
+                upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
-        raise MissingFile(f"{name}: {path} is not there.") from error
+        raise MissingFile(f"{shown} is not there.") from error
     except UNREADABLE as error:
-        raise RequestError(
-            f"{name}: {path} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file."
-        ) from error
+        raise RequestError(f"{shown} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
+    return _as_rgb(upright, shown)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """As RGB. A camera that was turned notes that, and leaves the pixels lying on their side; and Pillow cuts 16-bit
-    greys off at 255, which would leave nothing but white."""
-    image = ImageOps.exif_transpose(image)
+def _of_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {array.shape}.")
+    if array.dtype == np.uint8:
+        return Image.fromarray(array)
+    floats = np.issubdtype(array.dtype, np.floating)
+    if not floats or not (array.min() >= -ROUNDING and array.max() <= 1 + ROUNDING):  # NaN is outside as well
+        found = f"from {array.min():g} to {array.max():g}"
+        raise RequestError(f"{name}: an array must be of uint8, or of floats from 0 to 1; it is {array.dtype} {found}.")
+    return to_image(array)
+
+
+def _as_rgb(image: Image.Image, shown: str) -> Image.Image:
+    """Pillow cuts deep greys off at 255, which would leave nothing but white."""
     if image.mode.startswith("I;16"):
         levels: np.ndarray = np.asarray(image, np.float64) / 257
         image = Image.fromarray(levels.round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise RequestError(f"{shown} is of Pillow's mode {image.mode}, which does not say what is white; make it RGB.")
+    if 0 in image.size:
+        raise RequestError(f"{shown} has no pixels: it is {image.size[0]}x{image.size[1]}.")
     return image.convert("RGB")
 
 
@@ -146,20 +156,24 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def check_writable(path: Path, pixels: int = 0) -> None:
     """Refuses an output that cannot be written, before the work is done for it; `pixels`: of the largest picture."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file in it.")
     folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(f"the folder {folder} does not exist; create it or choose another place.")
-    try:  # the system's own word on permissions is no good for root, on network drives and on read-only disks
-        with tempfile.TemporaryFile(dir=folder):
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; give the name of a file in it.")
+        if not folder.is_dir():
+            raise OutputError(f"the folder {folder} does not exist; create it or choose another place.")
+        # The system's own word on permissions is no good for root, on network drives and on read-only disks. The name
+        # is as long as that of the file which is written first.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
             pass
-    except OSError as error:
-        raise OutputError(f"the folder {folder} is not writable ({error.strerror}); choose another place.") from error
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} is not writable ({reason}); choose another place or name.") from error
     disk = shutil.disk_usage(folder)
     if disk.total and disk.free < pixels * CHANNELS:  # some network drives do not say, and give 0 of 0
         raise OutputError(
             f"the disk of {folder} is full: {disk.free / MB:.2f} MB are free, and a picture may take "
             f"{pixels * CHANNELS / MB:.2f} MB. Free some room or choose another place."
         )
-

@@ -71,8 +71,37 @@ def test_sixteen_bit_greys_keep_their_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [5, ["a.png"], np.full((4, 4, 3), 200)])
 def test_what_is_no_picture_is_refused(given: object) -> None:
-    with pytest.raises(RequestError, match="image.*(give a file's path|must be of uint8)"):
+    with pytest.raises(RequestError, match="image.*(give a file's path|must be of uint8)") as caught:
         open_picture(given)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200, "not all that was given"
+
+
+@pytest.mark.parametrize("values", [(0, 255.0), (-1.0, 1.0), (0, float("nan"))])
+def test_floats_beyond_0_to_1_are_refused_rather_than_cut_off(values: tuple[float, float]) -> None:
+    with pytest.raises(RequestError, match="floats from 0 to 1; it is float64 from"):
+        open_picture(np.linspace(*values, 48).reshape(4, 4, 3))
+    assert open_picture(np.full((4, 4, 3), 1.001)).getpixel((0, 0)) == (255, 255, 255)  # as resizing may leave it
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_greys_without_a_known_white_are_refused(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (4, 4), 4000).save(tmp_path / "deep.tiff")
+    for given in (Image.new(mode, (4, 4), 4000), tmp_path / "deep.tiff"):
+        with pytest.raises(RequestError, match=f"is of Pillow's mode {mode}, .* make it RGB"):
+            open_picture(given)
+
+
+def test_pictures_without_pixels_are_refused() -> None:
+    for given in (Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(RequestError, match=r"has no pixels: it is 0x4|this one has \(0, 4, 3\)"):
+            open_picture(given)
+
+
+def test_a_picture_that_breaks_off_is_named_though_it_was_opened_elsewhere(tmp_path: Path) -> None:
+    picture(64, 64).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with pytest.raises(RequestError, match="references: the picture cannot be read"):
+        open_picture(Image.open(tmp_path / "a.png"), "references")
 
 
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
@@ -161,6 +190,16 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         check_writable(tmp_path / "no" / "a.png")
     with pytest.raises(OutputError, match="is a folder"):
         check_writable(tmp_path)
+    with pytest.raises(OutputError, match="is not writable .*choose another place or name"):
+        check_writable(tmp_path / "a\0.png")
+
+
+@pytest.mark.parametrize("length", [248, 300])
+def test_a_name_that_is_too_long_is_refused_before_the_work(length: int, tmp_path: Path) -> None:
+    """248: the file itself could be, but not the one that is written first."""
+    for path in (tmp_path / ("a" * length + ".png"), tmp_path / ("a" * length) / "a.png"):
+        with pytest.raises(OutputError, match="File name too long|does not exist"):
+            check_writable(path)
 
 
 def test_a_disk_without_room_for_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
