@@ -305,7 +305,7 @@ class Pipeline:
     def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
         """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
-        given = None if job.noise is None else mx.array(np.asarray(job.noise, np.float32))
+        given = None if job.noise is None else mx.array(job.noise)
         if job.image is None:
             with report.stage("other"):
                 noise = family.noise(job.seed, settings) if given is None else given
@@ -369,7 +369,6 @@ def _check_noise(job: Job, shape: tuple[int, ...]) -> None:
     for name, noise in given:
         if noise is None:
             continue
-        noise = np.asarray(noise, np.float32)
         if noise.shape != shape:
             raise RequestError(
                 f"{name} has the shape {noise.shape}; this picture needs {shape} unit normals in float32."

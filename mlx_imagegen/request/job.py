@@ -90,7 +90,7 @@ def make_jobs(
     image: Picture | None = None,
     strength: float | None = None,
     noise: np.ndarray | None = None,
-    references: Sequence[Picture] = (),
+    references: Sequence[Picture] | None = None,
     max_sequence_length: int | None = None,
     aspect: str | None = None,
     sampler: str | None = None,
@@ -105,7 +105,7 @@ def make_jobs(
 ) -> list[Job]:
     """Every prompt with every seed, prompts outermost."""
     opened = open_picture(image) if image is not None else None
-    pictures = _references(manifest, references)
+    pictures = _references(manifest, () if references is None else references)
     notes: list[str] = []
     given = {"sampler": sampler, "shift": shift, "timesteps": timesteps}
     given |= {"noise_scale": noise_scale, "noise_clip": noise_clip}
@@ -124,7 +124,7 @@ def make_jobs(
     common: dict[str, Any] = {
         "image": opened,
         "strength": _strength(strength, opened),
-        "noise": noise,
+        "noise": None if noise is None else _array("noise", noise),
         "step_noise": _step_noise(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, blend_seams, size_multiple),
         "notes": tuple(notes),
@@ -139,6 +139,7 @@ def make_jobs(
 def requested(
     manifest: Manifest,
     size_multiple: int,
+    /,
     prompt: str | Sequence[str],
     seed: int | Sequence[int] | None = None,
     count: int | None = None,
@@ -150,9 +151,10 @@ def requested(
         raise RequestError("no prompt is given; say what the picture should show.")
     unknown = sorted(set(parameters) - set(PARAMETERS))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARAMETERS)}."
+        near = difflib.get_close_matches(unknown[0], OF_A_REQUEST, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_REQUEST)}; and what load() takes."
         raise RequestError(f"there is no parameter '{unknown[0]}'; {hint}")
+    parameters = {name: _plain(value) for name, value in parameters.items()}
     options.check_kinds(parameters)
     return make_jobs(manifest, size_multiple, prompts, seeds_of(seed, count), **parameters)
 
@@ -168,10 +170,11 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
         if not seeds:
             raise RequestError("seed: the list is empty; give one or more, or leave it out.")
         return seeds
+    count = _plain(count)
     if count is not None and (type(count) is not int or not 1 <= count <= COUNT_LIMIT):
         raise RequestError(f"count {count!r}: give a number of pictures from 1 to {COUNT_LIMIT}.")
     first = secrets.randbelow(SEED_LIMIT - COUNT_LIMIT) if seed is None else _seed(seed)
-    return [first + index for index in range(count or 1)]
+    return [_seed(first + index) for index in range(count or 1)]
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
@@ -187,6 +190,12 @@ PARAMETERS = tuple(
     for name, kind in inspect.signature(make_jobs).parameters.items()
     if kind.kind is inspect.Parameter.KEYWORD_ONLY
 )
+OF_A_REQUEST = ("prompt", "seed", "count", "on_step", *PARAMETERS)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as one of Python's: records are written as JSON."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _text(prompt: str) -> str:
@@ -271,7 +280,14 @@ def _step_noise(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple
         raise RequestError(
             f"step_noise: {len(noise)} draws are given, {settings.steps} steps need one after each but the last."
         )
-    return tuple(np.asarray(draw, np.float32) for draw in noise)
+    return tuple(_array("step_noise", draw) for draw in noise)
+
+
+def _array(name: str, noise: Any) -> np.ndarray:
+    try:
+        return np.asarray(noise, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name}: give arrays of unit normals ({error}).") from error
 
 
 def _sequence_length(manifest: Manifest, asked: int | None) -> int:

@@ -1,5 +1,6 @@
 """Requests -> jobs: every default from the manifest, every bad parameter refused with a way out."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,28 @@ def test_a_picture_gives_the_size_and_says_so() -> None:
     assert (job.settings.width, job.settings.height) == (32, 16)
     assert job.notes == ("the input picture is 40x24; it is resized to 32x16",)
     assert job.strength == 0.6
-    assert one(image=PICTURE, width=64, height=64).settings.width == 64
+    larger = one(image=PICTURE, width=64, height=64)
+    assert larger.settings.width == 64 and larger.notes == ("the input picture is 40x24; it is resized to 64x64",)
+
+
+def test_a_photo_is_brought_down_to_the_model_s_usual_number_of_pixels() -> None:
+    job = one(image=Image.new("RGB", (4032, 3024)))
+    assert (job.settings.width, job.settings.height) == (1184, 880)
+    assert job.notes == ("the input picture is 4032x3024; it is resized to 1184x880",)
+    asked = one(image=Image.new("RGB", (4032, 3024)), width=2048, height=1536)
+    assert (asked.settings.width, asked.settings.height) == (2048, 1536)
+
+
+def test_numbers_of_numpys_are_numbers() -> None:
+    job = requested(
+        DEV, 16, "a fox", np.int64(3), np.int64(1), width=np.int64(64), steps=np.int32(4), guidance=np.float32(2.5)
+    )[0]
+    record = json.loads(json.dumps(job.record("embedded")))
+    assert (record["width"], record["steps"], record["guidance"], record["seed"]) == (64, 4, 2.5, 3)
+
+
+def test_no_references_are_none() -> None:
+    assert one(references=None).prompt.references == ()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -102,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a negative prompt that is none": ({"negative_prompt": 5, "true_cfg": 4}, "negative_prompt 5: give text"),
     "timesteps that are none": ({"timesteps": 5}, "timesteps 5: give a list"),
     "an aspect that is none": ({"aspect": [1]}, r"aspect \[1\]: give width:height"),
-    "an image that is none": ({"image": 5}, "image 5: give a file's path"),
+    "an image that is none": ({"image": 5}, "image is of the kind int: give a file's path"),
     "a reference that is none": ({"references": 5}, "references: flux-dev takes none"),
     "half a picture": ({"count": 1.5}, "count 1.5"),
     "no pictures": ({"count": 0}, "count 0"),
@@ -112,6 +134,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "references that are not read": ({"references": [PICTURE]}, "flux-dev takes none"),
     "a picture that is none": ({"image": np.zeros((4, 4))}, "image: an array must have the shape"),
     "an unknown parameter": ({"step": 4}, "no parameter 'step'; did you mean steps"),
+    "a parameter of another library": (
+        {"callback": print},
+        "no parameter 'callback'; known: prompt, seed, count, on_s",
+    ),
+    "what a model is opened with": ({"lora": []}, "no parameter 'lora'; known: .* and what load.. takes"),
+    "a part of a record that is no parameter": ({"manifest": "flux-dev"}, "no parameter 'manifest'"),
+    "noise that is a path": ({"noise": "a.npy"}, "noise: give arrays of unit normals"),
+    "a count beyond the last seed": ({"seed": SEED_LIMIT - 1, "count": 2}, f"seed {SEED_LIMIT}: give a whole number"),
 }
 
 
