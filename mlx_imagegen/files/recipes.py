@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 from ..errors import QuantizationError
 from ..layers.linear import Packing
 from ..packing.affine import pack
-from .loading import NUMBER, Changes
+from .loading import NUMBER, Changes, Weights
 from .manifest import data_folder
 
 DENSE_BITS = 16
 MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
 GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
+COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "vae")  # all that a family may have
 KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
 ROW_KEYS = frozenset({"match", "depth", "bits", "group_size", "mode"})
 
@@ -46,7 +48,7 @@ class Recipe:
     name: str  # a file's: where it lies
     rows: tuple[Row, ...]
     search: bool  # look for each group's best scale: slower to make, closer to the original
-    keep: tuple[str, ...]  # components that stay exactly as they are stored
+    keep: tuple[str, ...]  # globs of components that stay exactly as they are stored
     drop: tuple[str, ...]  # globs of tensors that no picture needs
     digest: str  # of the rows, so that half-done work by another recipe is not continued
 
@@ -60,7 +62,7 @@ class Recipe:
         if asked not in self._answers:
             names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
-            self._answers[asked] = None if component in self.keep else next(matching, None)
+            self._answers[asked] = next(matching, None) if self.halves(component) else None
         return self._answers[asked]
 
     @functools.cached_property
@@ -70,12 +72,21 @@ class Recipe:
 
     def halves(self, component: str) -> bool:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""
-        return component not in self.keep
+        return not any(fnmatch.fnmatchcase(component, glob) for glob in self.keep)
 
     def applied_to(self, changes: Changes) -> Changes:
         """For loading: weights are packed as they stream in."""
         pack_one = functools.partial(pack, search=self.search)
         return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves, digest=self.digest)
+
+    def idle(self, weights: Mapping[str, Weights]) -> list[str]:
+        """For people: which of its rows' globs no layer of an open model has for a name."""
+        paths = [(component, path, held.depth(path)) for component, held in weights.items() for path in held.linears]
+        names = [
+            f"{component}/{name}" for component, path, depth in paths for name in (path, from_the_end(path, depth))
+        ]
+        globs = [glob for row in self.rows for glob in row.globs if not fnmatch.filter(names, glob)]
+        return [f"the recipe {self.name}: '{glob}' fits no layer of this model" for glob in globs]
 
     def drops(self, component: str, name: str) -> bool:
         return any(fnmatch.fnmatchcase(f"{component}/{name}", glob) for glob in self.drop)
@@ -134,7 +145,7 @@ def read_recipe(quant: str, family: str) -> Recipe:
         lasting(quant),
         (*(_row(path, rest, row) for row in rows), general),
         search,
-        _globs(path, rest, "keep"),
+        _kept(path, rest),
         _globs(path, rest, "drop"),
         digest,
     )
@@ -169,6 +180,14 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
                 f" {', '.join(map(str, choices))}{dense}."
             )
     return Packing(bits, group_size, mode)
+
+
+def _kept(path: Path, table: dict[str, Any]) -> tuple[str, ...]:
+    globs = _globs(path, table, "keep")
+    for glob in globs:
+        if not fnmatch.filter(COMPONENTS, glob):
+            raise QuantizationError(f"{path}: keep '{glob}' is no part of a model; there are {', '.join(COMPONENTS)}.")
+    return globs
 
 
 def _globs(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -228,7 +228,7 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
 
 
 def _dense_dtype(part: Slice, halves: bool) -> str:
-    """Matrices of 32 bits become 16, if the recipe has that; vectors are too small to matter and stay, [C, 1, 1] too."""
+    """Matrices of 32 bits become 16, if the recipe has that; vectors, [C, 1, 1] too, stay: too small to matter."""
     stored, matrix = part.tensor.dtype, math.prod(part.shape) > max(part.shape, default=1)
     if stored == "F8_E4M3" or (stored == "F32" and matrix and halves):
         return "BF16"

@@ -83,10 +83,14 @@ class Draft:
             alike.setdefault((piece.component, piece.note), []).append(piece.path)
         fold = self.fold
         folded = [f"{fold.component}: folded for {fold.folded}, and for no other schedule"] if fold else []
-        return folded + [
-            f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
-            for (component, note), paths in alike.items()
-        ]
+        return (
+            folded
+            + self.recipe.idle(self.family.weights)
+            + [
+                f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
+                for (component, note), paths in alike.items()
+            ]
+        )
 
 
 def draft(

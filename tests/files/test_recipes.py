@@ -1,17 +1,22 @@
 """Recipes: which bits every layer of the published models gets, what that comes to, and what is refused."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from mlx_imagegen.errors import QuantizationError
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.files.recipes import Recipe, fitted, from_the_end, read_recipe, recipe_names
+from mlx_imagegen.files.loading import Changes, layers, own_parameters
+from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.files.outline import outlined
+from mlx_imagegen.files.recipes import COMPONENTS, Recipe, fitted, from_the_end, read_recipe, recipe_names
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.quantization.quantizer import draft
 
 FLUX_DEV = FluxConfig(
     attention_head_dim=128, guidance_embeds=True, in_channels=64, joint_attention_dim=4096, num_attention_heads=24,
@@ -170,6 +175,7 @@ def test_layers_counted_from_the_end() -> None:
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = -1", "depth -1 is no number"),
         ("bits = 4\n[[flux]]\nmatch = '*'\ndepth = true", "depth True is no number"),
         ("bits = 4\nkeep = 5\n[[flux]]\nmatch = '*'", "keep 5 is not possible; give a glob"),
+        ("bits = 4\nkeep = 'vea'\n[[flux]]\nmatch = '*'", "keep 'vea' is no part of a model; there are .*, vae"),
         ("bits = 4\n[[flux]]\nmatch = [1]", r"match \[1\] is not possible; give a glob"),
         ("bits = 4.0\n[[flux]]\nmatch = '*'", "bits 4.0 is not possible"),
         ("bits = 4\ngroup_size = 32.0\n[[flux]]\nmatch = '*'", "group_size 32.0 is not possible"),
@@ -193,6 +199,39 @@ def test_one_glob_needs_no_list(tmp_path: Path) -> None:
     recipe = read_recipe(str(path), "flux")
     assert recipe.keep == ("vae",)
     assert recipe.drops("text_encoder", "lm_head.weight") and not recipe.drops("transformer", "proj_out.weight")
+
+
+def test_what_is_kept_may_be_a_glob(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("bits = 4\nkeep = 'text_*'\n[[flux]]\nmatch = '*'")
+    recipe = read_recipe(str(path), "flux")
+    assert [bits(recipe, part, "x") for part in ("text_encoder", "text_encoder_2", "transformer")] == [16, 16, 4]
+    assert not recipe.halves("text_encoder_2") and recipe.halves("transformer")
+
+
+def test_the_parts_that_can_be_kept_are_the_families_own() -> None:
+    found = set()
+    for name in ("flux-demo", "qwen-demo", "hidream-demo"):
+        manifest = manifests()[name]
+        assert manifest.bundled is not None
+        found |= open_family(manifest, manifest.bundled, Changes()).weights.keys()
+    assert found == set(COMPONENTS)
+
+
+def test_a_row_that_fits_nothing_is_told(tmp_path: Path, flux_folder: Path) -> None:
+    """Misspelt, it would leave a layer at the general bits without a word."""
+    path = tmp_path / "mine.toml"
+    path.write_text("bits = 4\n[[flux]]\nmatch = ['transfomer/*', '*.attn.to_v']\nbits = 8\n")
+    notes = [note for note in draft(flux_folder, str(path)).notes if "no layer" in note]
+    assert notes == [f"the recipe {path}: 'transfomer/*' fits no layer of this model"]
+
+
+@pytest.mark.parametrize("name", ["flux-demo", "qwen-demo", "hidream-demo", "flux-dev", "qwen-image", "hidream-o1"])
+@pytest.mark.parametrize("quant", ["q8", "q6", "q4"])
+def test_every_row_of_ours_fits_something(name: str, quant: str) -> None:
+    manifest = manifests()[name]
+    with nullcontext(manifest.bundled) if manifest.bundled else outlined(manifest) as folder:
+        assert read_recipe(quant, manifest.family).idle(open_family(manifest, folder, Changes()).weights) == []
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
