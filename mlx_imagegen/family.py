@@ -182,6 +182,11 @@ class Family(ABC, Generic[Branch]):
         """By the pictures' sizes alone: nothing is seen."""
         return ReferenceTokens()
 
+    @property
+    def eyes(self) -> int:
+        """How many numbers are in what `encode` loads to see references and lets go itself; 0 where components do."""
+        return 0
+
     def choices(self) -> dict[str, str]:
         """What `prepare` chose, for the report."""
         return {}

@@ -4,6 +4,7 @@ There is no VAE and no text encoder: one decoder reads the prompt and the pictur
 says what the clean pixels are. Encoding gives ids and positions, decoding puts the patches back together.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..sampling import (
 )
 from ..text.qwen import KeyValues, Rope, mrope
 from .editing import Seen, look_at, tokens_of
-from .files import TABLE, HiDreamFiles, open_files
+from .files import TABLE, VISION, HiDreamFiles, open_files
 from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
 
@@ -55,7 +56,7 @@ class HiDream(Family[HiDreamBranch]):
         self.files = files
         self.patch = files.config.patch
         transformer = Component(files.weights, lambda: HiDreamTransformer(files.config), compute_dtype(), "model")
-        # The vision tower is not among them: without references it is neither loaded nor even imported.
+        # The vision tower (`eyes`) is not among them: without references it is neither loaded nor even imported.
         self.components = {"transformer": transformer}
         self._kept_side = kept_side
         self._seen = Latest[Seen]()  # both branches see the same pictures
@@ -140,6 +141,11 @@ class HiDream(Family[HiDreamBranch]):
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x
+
+    @property
+    def eyes(self) -> int:
+        tensors = self.files.weights.checkpoint
+        return sum(math.prod(tensors[name].shape) for name in tensors if name.startswith(VISION))
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         return tokens_of(prompt, *self._looking(settings))

@@ -147,7 +147,7 @@ def plan(
             GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
         )
         for name in ("encode", "denoise", "decode")
-        if family.stages[name] or name == "denoise"
+        if family.stages[name] or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
@@ -169,7 +169,7 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
     lines = [f"{'stage':<9}{'disk':>10}{'resident':>10}{'peak':>10}  holds"]
     for stage in made.stages:
         sizes = _row(stage.name, stage.disk_bytes, stage.resident_bytes, stage.peak_bytes)
-        lines.append(f"{sizes}  {', '.join(stage.components)}")
+        lines.append(f"{sizes}  {', '.join(stage.components) or 'for a moment what sees the references'}")
     lines.append(
         _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes) + "  everything at once"
     )
@@ -270,6 +270,8 @@ def _working_bytes(
         alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
         pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
         most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
+    if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
+        most += family.eyes * (GPU_SIZE if gpu else 4)
     return most
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
 
 from mlx_imagegen import load
@@ -18,6 +19,8 @@ from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.loading import layers, own_parameters
 from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.files.recipes import read_recipe
+from mlx_imagegen.hidream_o1 import HiDream
+from mlx_imagegen.hidream_o1.vision import open_tower
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
@@ -110,6 +113,23 @@ def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: py
     made, alone = plan(pipeline.family, settings, prompt=prompt), plan(pipeline.family, settings)
     assert made.step_flops == pytest.approx(flops, rel=0.01) and flops > 1.5 * alone.step_flops
     assert made.peak_bytes > alone.peak_bytes
+
+
+def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
+    """It comes and goes before the denoiser; where that stays in memory, beside it."""
+    family = load(STORED["hidream_o1"]).family
+    assert isinstance(family, HiDream)
+    tower, _, _ = open_tower(family.files.config.vision, family.files.folder, family.files.weights)
+    loaded = sum(value.nbytes for _, value in tree_flatten(tower.load().parameters()))
+    settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
+    alone = plan(family, settings, gpu=False)
+    made = plan(family, settings, gpu=False, prompt=Prompt("a cat", (Image.new("RGB", (128, 128)),)))
+    assert [stage.name for stage in alone.stages] == ["denoise"]
+    encode, denoise = made.stages
+    assert (encode.name, encode.resident_bytes, encode.working_bytes) == ("encode", 0, loaded)
+    assert made.resident_bytes == alone.resident_bytes == denoise.resident_bytes
+    beside = denoise.base_bytes + denoise.resident_bytes + max(loaded, denoise.working_bytes)
+    assert made.resident_peak_bytes == beside and "sees the references" in describe(made)[1]
 
 
 def test_the_command_counts_references(tmp_path: Path, cli: Any) -> None:
