@@ -45,19 +45,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
     try:
-        name, rest = _command(arguments)
-        module = _module(name)
-        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name])
-        module.flags(parser)
-        module.run(parser.parse_args(rest))
+        _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where a reader who has gone is noticed
     except ImagegenError as error:
         print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -72,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     sys.exit(main())
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+    elif arguments[0] == "--version":
+        print(__version__)
+    else:
+        name, rest = _command(arguments)
+        module = _module(name)
+        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name])
+        module.flags(parser)
+        module.run(parser.parse_args(rest))
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

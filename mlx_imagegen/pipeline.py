@@ -18,7 +18,7 @@ from PIL import Image
 
 from .errors import CheckpointError, RequestError
 from .family import Conditioning, Family, Latest, Prompt, Settings
-from .files.download import Tell, local_folder, locate, tell_stderr
+from .files.download import Tell, identify, local_folder, locate, tell_stderr
 from .files.loading import Changes
 from .files.manifest import Manifest, Model, manifests, revision_of
 from .files.outline import has_outline, outlined
@@ -112,8 +112,10 @@ def load(
 def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
-    manifest = manifests().get(model)
-    if manifest is None or local_folder(manifest):
+    found = identify(model)
+    manifest = found.manifest
+    own = found.folder or manifest != manifests()[manifest.name]  # a fine-tune: its shapes may be its own
+    if own or local_folder(manifest):
         return
     changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
     check_before_download(manifest, changes, open_family)
@@ -123,12 +125,15 @@ def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] 
         match_loras(loras, known, TITLES[manifest.family], partial)
 
 
-def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> None:
-    """Raises for a bad request to a model that may have to be downloaded first. `Pipeline.jobs` checks it again with
-    what the files say."""
-    manifest = manifests().get(str(model))
-    if manifest:
-        requested(manifest, manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE), prompt, **parameters)
+def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> tuple[Manifest, list[Job]]:
+    """Raises for a bad request to a model that may have to be downloaded first; the jobs, none where a folder's own
+    files are to be asked. `Pipeline.jobs` checks them again with what the files say."""
+    found = identify(str(model))
+    manifest = found.manifest
+    if found.folder and not manifest.bundled:
+        return manifest, []
+    multiple = manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE)
+    return manifest, requested(manifest, multiple, prompt, **parameters)
 
 
 class Pipeline:

@@ -461,6 +461,49 @@ def test_a_bad_request_is_refused_before_a_download(cli: Cli, monkeypatch: pytes
     refused(cli("a fox", "--model", "hidream-o1", "--width", 0), "multiple of 32 pixels from 256 up", "2048")
     refused(cli("a fox", "--model", "hidream-o1-dev", "--width", 272), "multiple of 32", "for example 256")
     refused(cli("generate", "a fox", "--image", "nowhere.png"), "nowhere.png is not there")
+    refused(cli("a fox", "--model", "black-forest-labs/FLUX.1-schnell", "--width", 1000), "width 1000")
+
+
+@pytest.mark.parametrize("model", ["flux-schnell", "Qwen/Qwen-Image", "someone/finetune"])
+def test_an_output_that_cannot_be_written_is_refused_before_a_download(
+    model: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    from mlx_imagegen.files import download
+
+    monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**12)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = tmp_path / "hub/models--someone--finetune/snapshots/main/model_index.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"_class_name": "FluxPipeline"}')
+    for pattern, words in {
+        "no/such/{seed}.png": "the folder no/such does not exist; create it",
+        "a.gif": "'a.gif': a picture's name must end in",
+        "a" * 248 + ".png": "File name too long",
+        "a" * 300: "must end in .png",
+        "a" * 300 + "/": "File name too long",
+    }.items():
+        refused(cli("a fox", "--model", model, "-o", pattern), words)
+
+
+def test_a_note_is_said_once_for_many_pictures(cli: Cli, flux_folder: Path) -> None:
+    Image.new("RGB", (50, 40)).save("given.png")
+    sized = ("--image", "given.png", "--width", 48, "--height", 32, "--steps", 2)
+    ran = cli("a fox", "--model", flux_folder, "--count", 3, "--preview-every", 1, *sized)
+    assert ran.code == 0 and ran.err.count("note: the input picture is 50x40; it is resized to 48x32") == 1
+
+
+def test_a_note_is_said_before_hours_of_work(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen.pipeline import Pipeline
+
+    def stream(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "stream", stream)
+    ran = cli("a fox", "--model", flux_folder, "--size", "32x32", "--guidance", 3)
+    assert ran.code == 130 and "note: flux-schnell is distilled: it takes no guidance" in ran.err
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -688,6 +731,16 @@ def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
             )
             assert "flux-schnell" in ran.stdout
             assert subprocess.run([*command, "generate", ""], capture_output=True, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [(), ("--version",), ("models", "--names")])
+def test_a_reader_who_has_gone_is_no_error(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mlx_imagegen", *arguments]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, "")
 
 
 def test_help_imports_nothing_heavy() -> None:

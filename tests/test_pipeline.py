@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_imagegen import load
+from mlx_imagegen.errors import MemoryShort
 from mlx_imagegen.pipeline import Pipeline, Result, StepEvent
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
@@ -68,3 +69,10 @@ def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> Non
 def test_a_pipeline_is_drawn_with_from_any_thread(pipeline: Pipeline) -> None:
     here = pixels(pipeline.generate("a fox", seed=1, **SIZE))
     assert pixels(in_a_thread(lambda: pipeline.generate("a fox", seed=1, **SIZE))) == here
+
+
+def test_a_model_named_by_its_repository_is_refused_before_its_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_imagegen.files.download.fetch", lambda *_: pytest.fail("a download began"))
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 16 * 10**9)
+    with pytest.raises(MemoryShort, match=r"qwen-image needs .* this machine has 16.0 GB"):
+        load("Qwen/Qwen-Image")

@@ -119,8 +119,12 @@ def run(args: argparse.Namespace) -> None:
     from .progress import Progress
 
     model = opening.pop("model", pipeline.DEFAULT_MODEL)
+    early: list[Job] = []
     for request in requests:
-        pipeline.refuse_early(model, **request)
+        manifest, jobs = pipeline.refuse_early(model, **request)
+        early += jobs
+    if early:
+        output_paths(args.output, early, manifest)
     with Progress(args.quiet) as progress:
         warm = pipeline.load(model, **opening, on_load=progress.loading, on_download=progress.say)
         _make(warm, requests, args, progress)
@@ -130,12 +134,12 @@ def _make(warm: "Pipeline", requests: Sequence[dict[str, Any]], args: argparse.N
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
     jobs = [job for request in requests for job in warm.jobs(**request)]
     paths = output_paths(args.output, jobs, warm.model.manifest)
+    progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
     on_step = _with_previews(progress.step, jobs, paths, args.preview_every)
     for result, path in zip(warm.stream(jobs, on_step), paths, strict=True):
         progress.clear()
         result.save(path)
-        for note in result.report.notes:
-            progress.say(f"note: {note}")
+        progress.note(*result.report.notes)
         print(_json_line(result, path) if args.json else path, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Where pictures go: a pattern such as "{prompt}-{seed}.png" -> one path a picture, all different, all writable."""
 
+import os
 import re
 import string
 from collections import Counter
@@ -22,9 +23,8 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
     """One path for every job; {index} counts from 1."""
     from ..image import check_writable, picture_format
 
-    folder = Path(pattern).expanduser()
-    if folder.is_dir() or pattern.endswith("/"):
-        pattern = str(folder / DEFAULT_PATTERN)
+    if pattern.endswith("/") or _is_folder(Path(pattern).expanduser()):
+        pattern = str(Path(pattern).expanduser() / DEFAULT_PATTERN)
     _check(pattern)
     try:
         paths = [Path(pattern.format(**_fields(job, n, manifest))).expanduser() for n, job in enumerate(jobs, 1)]
@@ -38,9 +38,17 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
     for path in paths:
         picture_format(path)
     largest = max(job.settings.width * job.settings.height for job in jobs)
-    for path in {path.parent: path for path in paths}.values():
+    longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
+    for path in {path.parent: path for path in longest}.values():
         check_writable(path, largest)
     return paths
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder that may not be looked into: check_writable says so
+        return False
 
 
 def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:

@@ -16,6 +16,7 @@ class Progress:
         self.bars = not quiet and sys.stderr.isatty()
         self._bar: Any = None
         self._of: object = None  # what the open bar counts
+        self._noted: set[str] = set()
         if quiet:
             _silence_downloads()
 
@@ -44,6 +45,13 @@ class Progress:
         if not self.quiet:
             self.clear()
             print(line, file=sys.stderr, flush=True)
+
+    def note(self, *notes: str) -> None:
+        """Says each once, of however many pictures it is true."""
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                self.say(f"note: {note}")
 
     def clear(self) -> None:
         if self._bar is not None:

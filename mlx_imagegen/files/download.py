@@ -69,17 +69,22 @@ def tell_stderr(line: str) -> None:
 
 
 def locate(model: str, tell: Tell = tell_stderr, hub: Hub | None = None) -> tuple[Model, Path]:
-    """What `model` means and the folder with its files, downloaded if need be.
+    """What `model` means and the folder with its files, downloaded if need be."""
+    found = identify(model, hub)
+    return found, found.folder or fetch(found.manifest, tell, hub)
+
+
+def identify(model: str, hub: Hub | None = None) -> Model:
+    """What `model` means; no weights are downloaded for it.
 
     A repository without a manifest of its own (a fine-tune, a mirror) is told by its config files, as a folder is.
     """
     try:
-        found = find(model)
+        return find(model)
     except UnknownModel:
         if not REPOSITORY.fullmatch(model):
             raise
-        found = _adopt(model, hub or HuggingFace())
-    return found, found.folder or fetch(found.manifest, tell, hub)
+        return _adopt(model, hub or HuggingFace())
 
 
 def local_folder(manifest: Manifest) -> Path | None:
