@@ -368,6 +368,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a prompt file that is not there": (("--prompt-file", "nowhere.txt"), ("--prompt-file: nowhere.txt is not there",)),
     "a prompt file that is no text": (("--prompt-file", "given.npy"), ("cannot be read as UTF-8",)),
     "a prompt file without prompts": (("--prompt-file", "given.empty"), ("given.empty holds no prompt",)),
+    "a prompt file for compare": (("--prompt-file", "given.toml"), ("given.toml is not read as such", "on each line")),
     "a job with an unknown key": (
         ("--prompt-file", "given.jsonl"),
         ("given.jsonl, line 2", "no 'step'; did you mean steps"),

@@ -107,6 +107,10 @@ def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
 
 def _text(path: Path, flag: str) -> str:
     path = path.expanduser()
+    if path.suffix.lower() in (".toml", ".json"):  # each of its lines would become a picture
+        raise RequestError(
+            f"{flag}: {path} is not read as such; write a prompt, or a job as a JSON object, on each line."
+        )
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which would hide a {
     except FileNotFoundError as error:

@@ -211,6 +211,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk became full while {wanted.title} was downloaded; free some room and run it again: it goes on"

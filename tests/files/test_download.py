@@ -155,6 +155,12 @@ def test_a_full_disk_is_refused_before_and_explained_within(tmp_path: Path, monk
         fetch(MODEL, lambda line: None, hub)
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/Volumes/models")
+    with pytest.raises(DownloadError, match="cannot be written .*/Volumes/models.*; set HF_HOME"):
+        fetch(MODEL, refuse, FakeHub(tmp_path, error))
+
+
 def test_a_repository_of_another_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="has no transformer/\\*.safetensors"):
         fetch(MODEL, refuse, FakeHub(tmp_path, files={"model_index.json": b"{}", "transformer/config.json": b"{}"}))
