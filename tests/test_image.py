@@ -177,6 +177,20 @@ def test_a_write_that_breaks_leaves_what_was_there(error: BaseException, tmp_pat
     assert path.read_bytes() == b"before"
 
 
+def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    """Threads of one service that keep a latest.png: the later one's is there, whole."""
+    path = tmp_path / "a.png"
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"first, ")
+        write_atomically(path, lambda other: other.write(b"second"))
+        file.write(b"to the end")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"first, to the end"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     write_picture(picture(), tmp_path / "a.png")
