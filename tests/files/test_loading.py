@@ -22,6 +22,15 @@ def transformer(folder: Path, changes: Changes | None = None) -> Component:
     return Component(weights, lambda: FluxTransformer(config), mx.float32)
 
 
+def test_what_was_freed_does_not_lie_beside_what_is_loaded(flux_folder: Path) -> None:
+    component, freed = transformer(flux_folder), mx.arange(10**7)
+    mx.eval(freed)
+    del freed
+    assert mx.get_cache_memory() >= 4 * 10**7
+    component.load()
+    assert mx.get_cache_memory() < 4 * 10**7
+
+
 def test_progress_counts_up_to_all_bytes(flux_folder: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     component = transformer(flux_folder, Changes(progress=lambda *call: calls.append(call)))
