@@ -13,6 +13,7 @@ from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.loading import Changes, Weights
 from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.planning.memory import bound_cache
 
 
 def transformer(folder: Path, changes: Changes | None = None) -> Component:
@@ -23,6 +24,7 @@ def transformer(folder: Path, changes: Changes | None = None) -> Component:
 
 
 def test_what_was_freed_does_not_lie_beside_what_is_loaded(flux_folder: Path) -> None:
+    bound_cache()
     component, freed = transformer(flux_folder), mx.arange(10**7)
     mx.eval(freed)
     del freed
