@@ -302,10 +302,12 @@ def _write_rows(job: Job, name: str, row: int, values: np.ndarray) -> None:
 
 
 def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
-    """What else belongs to the checkpoint. Links, as the hub's cache has them, are followed; our own output is not."""
+    """What else belongs to the checkpoint. Links, as the hub's cache has them, are followed; not in circles, and not
+    into our own output."""
     for name, folders, names in os.walk(source, followlinks=True):
         here = Path(name)
-        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() not in outputs)
+        closed = {*outputs, here.resolve(), *here.resolve().parents}
+        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() not in closed)
         yield from (path for path in map(here.joinpath, sorted(names)) if _belongs(path))
 
 

@@ -84,6 +84,15 @@ def test_a_source_that_changes_after_its_last_row(source: Path, tmp_path: Path) 
     assert not (tmp_path / "made").exists()
 
 
+def test_a_link_in_a_circle_is_not_followed(source: Path, tmp_path: Path) -> None:
+    expected = set(digest(quantize(source, tmp_path / "plain", quant="q4")))
+    (source / "vae" / "above").symlink_to("..")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes.txt").write_text("x")
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    assert set(digest(quantize(source, tmp_path / "made", quant="q4"))) == expected | {"linked/notes.txt"}
+
+
 def test_a_source_that_goes_away(source: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="went away"):
         quantize(source, tmp_path / "made", quant="q4", on_progress=lambda *_: shutil.rmtree(source, True))
