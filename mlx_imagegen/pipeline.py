@@ -153,7 +153,7 @@ class Pipeline:
         self.folder = folder
         self.family = family
         self.resident = resident
-        self.residency = Residency(False, "no picture was asked for yet")
+        self.residency = Residency(False, False, "no picture was asked for yet")
         self.merge = merge or Merge()
         self.quant = quant
         self._source = source or Source(folder, model.manifest, open_family)
@@ -239,16 +239,16 @@ class Pipeline:
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         branches = self._encode(jobs, reports[0])
-        latents: list[mx.array] = []
+        drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             report.note(*filter(None, [self.model.manifest.note]), *job.notes)
-            latents.append(self._denoise(job, branches, report, index, len(jobs), on_step))
-            if self.residency.resident:
-                yield self._finish(job, latents.pop(), report)
+            drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
+            if self.residency.beside and index + 1 < len(jobs):  # what is finished is safe, whatever comes
+                yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
-        for job, x, report in zip(jobs, latents, reports, strict=False):  # none where all are finished
-            yield self._finish(job, x, report)
+        for each in drawn:
+            yield self._finish(*each)
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""

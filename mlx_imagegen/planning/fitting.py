@@ -26,9 +26,11 @@ Open = Callable[[Manifest, Path, Changes], Family[Any]]
 
 @dataclass(frozen=True)
 class Residency:
-    """Whether every component stays loaded, or one stage at a time is."""
+    """Whether every component stays loaded, or one stage at a time is; and, of several pictures, whether each is
+    decoded beside the denoiser as soon as it is drawn, or all after the last."""
 
     resident: bool
+    beside: bool
     reason: str
 
 
@@ -40,11 +42,13 @@ def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
             f"resident: all stages at once need {need / GB:.1f} GB, and this machine has {have / GB:.1f} GB: it would "
             "not finish. Leave it out, and one stage at a time is in memory."
         )
+    usable = have * USABLE_SHARE if asked is None else 0
+    # Where another stage needs as much anyway, the decoder costs nothing.
+    beside = all(made.beside_peak_bytes <= max(usable, made.peak_bytes) for made in plans)
     if asked is not None:
-        return Residency(asked, "as asked")
-    usable = have * USABLE_SHARE
+        return Residency(asked, asked or beside, "as asked")
     reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB of {have / GB:.1f} GB are usable"
-    return Residency(need <= usable, reason)
+    return Residency(need <= usable, beside, reason)
 
 
 def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> Plan:

@@ -114,6 +114,13 @@ class Plan:
     def resident_peak_bytes(self) -> int:
         return self.resident_bytes + max(stage.base_bytes + stage.working_bytes for stage in self.stages)
 
+    @property
+    def beside_peak_bytes(self) -> int:
+        """With the decoder in memory beside the denoiser."""
+        both = [stage for stage in self.stages if stage.name != "encode"]
+        held = sum(stage.resident_bytes for stage in both)
+        return held + max(stage.base_bytes + stage.working_bytes for stage in both)
+
     def seconds(self, chip: Chip) -> float:
         """The loop on `chip`, at best."""
         arithmetic = self.step_flops / (chip.teraflops * 1e12)

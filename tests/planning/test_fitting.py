@@ -82,6 +82,34 @@ def test_all_stages_stay_only_where_their_arithmetic_fits_too(tmp_path: Path, mo
         load(tmp_path / "model", resident=True).generate("a cat", **large)
 
 
+def test_of_several_pictures_each_is_finished_when_it_is_drawn_if_the_decoder_fits_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of work are not lost with the last picture's. The last one is decoded alone."""
+    pipeline = load(draw_flux(tmp_path / "model"))
+    jobs = pipeline.jobs("a cat", seed=[1, 2, 3], width=64, height=64, steps=1)
+    made = plan(pipeline.family, jobs[0].settings)
+    both, decoder = {"transformer", "vae_decoder"}, {"vae_decoder"}
+    for usable, expected in (
+        ((made.beside_peak_bytes + made.resident_peak_bytes) / 2, [1, both, 2, both, 3, decoder]),
+        (made.beside_peak_bytes - 1, [1, 2, 3, decoder, decoder, decoder]),
+    ):
+        memory_of(monkeypatch, int(usable / USABLE_SHARE))
+        seen: list[object] = []
+        for _ in pipeline.stream(jobs, lambda event, seen=seen: seen.append(event.picture + 1)):  # type: ignore[misc]
+            seen.append({name for name, part in pipeline.family.components.items() if part.loaded})
+        assert seen == expected and not pipeline.residency.resident
+
+
+def test_pictures_that_need_no_decoder_are_finished_at_once() -> None:
+    pipeline = load(STORED, resident=False)
+    seen: list[str] = []
+    jobs = pipeline.jobs("a cat", seed=[1, 2], width=96, height=96, steps=1)
+    for result in pipeline.stream(jobs, lambda event: seen.append(f"step of {event.picture + 1}")):
+        seen.append(f"finished {result.seed}")
+    assert seen == ["step of 1", "finished 1", "step of 2", "finished 2"]
+
+
 def test_a_large_picture_is_refused_among_smaller_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """References make it large, where its own size does not."""
     pipeline = load(STORED)
