@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     wrong = [check for check in checks if not check.right]
     if args.json:
-        said = [asdict(check) | {"right": check.right} for check in checks]
+        said = [asdict(check) | {"error": _number(check.error), "right": check.right} for check in checks]
         fitting = [asdict(fit) | {"verdict": fit.verdict} for fit in found]
         data = {"machine": known, "warnings": warnings(known), "models": fitting, "self_test": said}
         print(json.dumps(data, indent=1))
@@ -43,6 +44,11 @@ def run(args: argparse.Namespace) -> None:
             f"{len(wrong)} of {len(checks)} packed products are wrong with this chip and MLX {known['mlx']}: quantized "
             "models would give noise. Install another version of MLX, or use full precision."
         )
+
+
+def _number(error: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return error if math.isfinite(error) else None
 
 
 def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:

@@ -242,15 +242,25 @@ def missing(sheet: Sequence[Sequence[Cell]]) -> list[str]:
     return list(dict.fromkeys(f"{cell.column.label}: {cell.reason}" for cell in every if cell.reason))
 
 
+def noted(sheet: Sequence[Sequence[Cell]]) -> list[str]:
+    """What the pictures' reports tell, each once with the columns that it is true of."""
+    columns: dict[str, dict[str, None]] = {}
+    for cell in [cell for cells in sheet for cell in cells]:
+        for note in cell.record["report"]["notes"] if cell.record else []:
+            columns.setdefault(note, {})[cell.column.label] = None
+    return [f"{', '.join(labels)}: {note}" for note, labels in columns.items()]
+
+
 def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
-    return "\n".join([tables.aligned(HEADER, rows(sheet)), *[f"missing: {line}" for line in missing(sheet)]])
+    said = [f"note: {line}" for line in noted(sheet)] + [f"missing: {line}" for line in missing(sheet)]
+    return "\n".join([tables.aligned(HEADER, rows(sheet)), *said])
 
 
 def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Tell) -> Path:
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
     where = surroundings()
-    reasons = [f"- missing: {line}" for line in missing(sheet)]
-    text = [tables.markdown(HEADER, rows(sheet)), "", *reasons, "", f"{WITHOUT}. {measured_on(where)}", ""]
+    said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
+    text = [tables.markdown(HEADER, rows(sheet)), "", *said, "", f"{WITHOUT}. {measured_on(where)}", ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
     data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
     tables.write_json(folder / "compare.json", data)

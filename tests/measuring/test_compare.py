@@ -64,6 +64,16 @@ def test_the_sheet_and_its_tables(sheet: Cli) -> None:
     assert "\n\nSeconds: " in text, "or it would be a part of the list"
 
 
+def test_what_a_picture_s_report_tells_is_told_once(sheet: Cli, flux_folder: Path) -> None:
+    """One model reads less of a prompt than another: that is no fair comparison."""
+    Path("p.txt").write_text("a fox " * 600)
+    for _ in range(2):  # made, and found again
+        ran = sheet()
+        told = [line for line in ran.err.splitlines() if "cut off" in line]
+        assert len(told) == 1 and told[0].startswith("note: schnell: the prompt is longer than")
+        assert f"- {told[0]}" in Path("out/compare.md").read_text()
+
+
 def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
     sheet()
     before = pictures(Path("out"))

@@ -95,6 +95,9 @@ def test_the_command_says_so_and_fails(cli: Cli, quick: None, monkeypatch: pytes
     ran = cli("doctor")
     assert ran.code == 2 and "1 of 2 packed products are right" in ran.out
     assert ran.err.startswith("wrong: quantized_matmul, 6 bits") and "Install another version of MLX" in ran.err
+    broken(lambda out: out * mx.array(math.nan), monkeypatch)
+    data = json.loads(cli("doctor", "--json").out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [(each["right"], each["error"] is None) for each in data["self_test"]] == [(False, True), (True, False)]
 
 
 def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None:
