@@ -373,6 +373,10 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("--prompt-file", "given.jsonl"),
         ("given.jsonl, line 2", "no 'step'; did you mean steps"),
     ),
+    "a job with a model of its own": (
+        ("--prompt-file", "given.model"),
+        ("given.model, line 1: 'lora_partial' is the same for all jobs: give it as --lora-partial",),
+    ),
     "a job that is no JSON": (("--prompt-file", "given.broken"), ("given.broken, line 1: not valid JSON",)),
     "a job with a number beyond all": (("--prompt-file", "given.number"), ("given.number, line 1: not valid JSON",)),
     "a job with noise that is none": (("--prompt-file", "given.noise"), ("noise: 5 is not a NumPy array file",)),
@@ -396,7 +400,8 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
     Path("given.noises").write_text('{"prompt": "a fox", "step_noise": 5}')
     for name, text in {
         "txt": "a fox", "empty": "\n \n", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "step": 2}', "broken": "{no",
-        "nothing": '{"steps": 2}', "number": '{"prompt": "a fox", "steps": ' + "9" * 5000 + "}",
+        "nothing": '{"steps": 2}', "model": '{"prompt": "a", "lora_partial": true}',
+        "number": '{"prompt": "a fox", "steps": ' + "9" * 5000 + "}",
     }.items():  # fmt: skip
         Path(f"given.{name}").write_text(text)
     size = () if {"--size", "--width", "--height"} & set(arguments) else ("--size", "32x32")

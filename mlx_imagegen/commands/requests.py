@@ -136,6 +136,8 @@ def _job(line: str, where: str) -> dict[str, Any]:
     if not isinstance(job.get("prompt"), str):
         raise RequestError(f"{where}: a job needs a prompt, as text.")
     for name in job:
+        if name in OPENING:
+            raise RequestError(f"{where}: '{name}' is the same for all jobs: give it as --{name.replace('_', '-')}.")
         if name not in OF_A_JOB:
             near = difflib.get_close_matches(name, OF_A_JOB, n=1)
             raise RequestError(

@@ -151,7 +151,7 @@ def requested(
         raise RequestError("no prompt is given; say what the picture should show.")
     unknown = sorted(set(parameters) - set(PARAMETERS))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], OF_A_REQUEST, n=1)
+        near = difflib.get_close_matches(unknown[0], OF_A_REQUEST, n=1, cutoff=0.7)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_REQUEST)}; and what load() takes."
         raise RequestError(f"there is no parameter '{unknown[0]}'; {hint}")
     parameters = {name: _plain(value) for name, value in parameters.items()}

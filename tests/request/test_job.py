@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"callback": print},
         "no parameter 'callback'; known: prompt, seed, count, on_s",
     ),
-    "what a model is opened with": ({"lora": []}, "no parameter 'lora'; known: .* and what load.. takes"),
+    "what a model is opened with": ({"quant": "q4"}, "no parameter 'quant'; known: .* and what load.. takes"),
     "a part of a record that is no parameter": ({"manifest": "flux-dev"}, "no parameter 'manifest'"),
     "noise that is a path": ({"noise": "a.npy"}, "noise: give arrays of unit normals"),
     "a count beyond the last seed": ({"seed": SEED_LIMIT - 1, "count": 2}, f"seed {SEED_LIMIT}: give a whole number"),
