@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -41,7 +42,9 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaint as one line of ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; {self.prog} --help lists the options.")
+        words = re.match("unrecognized arguments: [^-]", message) and self.prog.endswith("generate")
+        quotes = " (a prompt of several words goes in quotes)" if words else ""
+        raise RequestError(f"{message}{quotes}; {self.prog} --help lists the options.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

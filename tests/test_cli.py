@@ -363,7 +363,10 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "seeds and a count": (("a fox", "--seed", "1-3", "--count", 2), ("several seeds or a count",)),
     "previews of nothing": (("a fox", "--preview-every", 0), ("--preview-every 0",)),
     "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "--help")),
-    "a prompt without quotes": (("a", "red", "fox"), ("unrecognized arguments: red fox",)),
+    "a prompt without quotes": (
+        ("a", "red", "fox"),
+        ("unrecognized arguments: red fox (a prompt of several words goes in quotes)",),
+    ),
     "a prompt and a file": (("a fox", "--prompt-file", "given.txt"), ("not both",)),
     "a prompt file that is not there": (("--prompt-file", "nowhere.txt"), ("--prompt-file: nowhere.txt is not there",)),
     "a prompt file that is no text": (("--prompt-file", "given.npy"), ("cannot be read as UTF-8",)),
