@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ..planning.plan import Plan
     from ..request.job import Job
 
-GB = 1e9
-
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -86,10 +84,11 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
 
 def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
     from ..files.recipes import read_recipe
+    from ..planning.plan import gigabytes
     from ..quantization.layout import layouts
 
     size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
-    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size / GB:.2f} GB"
+    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {gigabytes(size)}"
 
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:

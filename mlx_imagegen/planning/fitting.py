@@ -78,11 +78,12 @@ def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest, open_
         return None
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
     smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= have), None)
-    mend = (
-        f"quant={smaller} would fit"
-        if smaller
-        else f"no size of this model fits; {_largest(have, open_family)}use another machine or a smaller picture"
-    )
+    if smaller:
+        mend = f"quant={smaller} would fit"
+    elif job.prompt.references:  # other models are judged without, and most take none
+        mend = "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
+    else:
+        mend = f"no quant of this model fits; {_largest(have, open_family)}use another machine or a smaller picture"
     return (
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
         f"{have / GB:.1f} GB: it would not finish. {mend}."

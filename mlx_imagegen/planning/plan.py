@@ -180,11 +180,11 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
     lines.append(
         _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes) + "  everything at once"
     )
-    lines.append(f"peak, one stage at a time: {_gigabytes(made.peak_bytes)}")
+    lines.append(f"peak, one stage at a time: {gigabytes(made.peak_bytes)}")
     twice = ", prompt and negative prompt" if made.branches > 1 else ""
     for what, count in (("a step", 1), (f"{made.steps} steps", made.steps)):
         flops, traffic = count * made.step_flops / 1e12, count * made.step_bytes
-        lines.append(f"{what}: {flops:.4g} TFLOP, {_gigabytes(traffic)} through memory{twice}")
+        lines.append(f"{what}: {flops:.4g} TFLOP, {gigabytes(traffic)} through memory{twice}")
     if chip is not None:
         known = chip_named(chip)
         lines.append(f"{chip}: the {made.steps} steps take {made.seconds(known):.1f} s at the very least")
@@ -193,10 +193,10 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
 
 
 def _row(name: str, *sizes: int) -> str:
-    return f"{name:<9}" + "".join(f"{_gigabytes(size):>10}" for size in sizes)
+    return f"{name:<9}" + "".join(f"{gigabytes(size):>10}" for size in sizes)
 
 
-def _gigabytes(size: float) -> str:
+def gigabytes(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 

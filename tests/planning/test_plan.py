@@ -1,6 +1,7 @@
 """The plan against what a run really does: every product counted while it runs, every loaded array weighed."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -263,7 +264,8 @@ def test_the_command(tmp_path: Path, cli: Any) -> None:
     assert rows[1:6] == ["stage", "encode", "denoise", "decode", "in"]
     done = cli("plan", "--model", folder, "--chip", "m9")
     assert done.code == 2 and "known: m1" in done.err
-    assert "here everything stays in memory" in cli("plan", "--model", folder).out
+    done = cli("plan", "--model", folder, "--quant", "q4")
+    assert "here everything stays in memory" in done.out and re.search(r"would be \d+\.\d MB", done.out)
 
 
 def test_unknown_chip() -> None:
