@@ -13,8 +13,6 @@ from .requests import read_jobs
 if TYPE_CHECKING:
     from ..quantization.quantizer import Draft
 
-GB = 1e9
-
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -51,9 +49,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..files.manifest import Model
-    from ..lora.merge import parse_lora
-    from ..quantization.partial import check_place, place_of
-    from ..quantization.quantizer import draft, drafted, quant_of_bits, quantize
+    from ..lora.merge import open_loras, parse_lora
+    from ..planning.plan import gigabytes
+    from ..quantization.partial import Partial, check_place, place_of
+    from ..quantization.quantizer import draft, drafted, merged, quant_of_bits, quantize
     from .progress import Progress
 
     quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
@@ -61,27 +60,38 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"--workers {args.workers}: give a number from 1.")
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
-    lessons = _lessons(args)
+    lessons, loras = _lessons(args), [parse_lora(text) for text in args.lora]
     if args.plan:
+        opened = open_loras(loras)
         with headers(args.model) as (manifest, folder, note):
             found = Model(manifest, folder, args.model)
+            made = drafted(found, folder, quant, args.fold, args.fold_size, lessons)
+            matches = [f"note: {line}" for line in merged(made, opened, args.lora_partial).found()]
             print(f"{manifest.name}, {quant}{note}")
-            print(described(drafted(found, folder, quant, args.fold, args.fold_size, lessons)))
+            print("\n".join([described(made), *matches]))
         return
-    check_place(place_of(args.output))
+    target = place_of(args.output)
+    check_place(target)
     with Progress(args.quiet) as progress:
-        made = draft(args.model, quant, progress.say, args.fold, args.fold_size, lessons)
+        opened = open_loras(loras, progress.say)
+        made = draft(args.model, quant, progress.say, args.fold, args.fold_size, lessons, opened, args.lora_partial)
         for note in made.notes:
             progress.say(f"note: {note}")
-        progress.say(f"{made.nbytes / GB:.2f} GB to write{_pace(made)}")
+        progress.say(f"{gigabytes(made.nbytes)} to write{_pace(made)}")
         if made.learning:
             progress.say(str(made.learning))
         started = time.perf_counter()
-        folder = quantize(
-            args.model, args.output, quant=quant, lora=[parse_lora(text) for text in args.lora],
-            lora_partial=args.lora_partial, calibrate=lessons, fold=args.fold, fold_size=args.fold_size,
-            workers=args.workers, on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
-        )  # fmt: skip
+        try:
+            folder = quantize(
+                args.model, args.output, quant=quant, lora=loras, lora_partial=args.lora_partial, calibrate=lessons,
+                fold=args.fold, fold_size=args.fold_size, workers=args.workers,
+                on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            half = Partial(target, "").folder
+            if half.is_dir():
+                progress.say(f"what is finished stays in {half}; the same command goes on from there")
+            raise
         progress.clear()
         progress.say(f"done in {time.perf_counter() - started:.0f} s")
         print(folder)
@@ -100,17 +110,18 @@ def _lessons(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def described(made: "Draft") -> str:
     """What each kind of tensor gets, and what it comes to."""
+    from ..planning.plan import gigabytes
     from ..quantization.lessons import too_large
     from ..quantization.quantizer import expected, table
 
-    rows = [(name, form, f"{count}", f"{size / GB:.3f} GB") for name, form, count, size in table(made)]
+    rows = [(name, form, f"{count}", gigabytes(size)) for name, form, count, size in table(made)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [f"{n:<{widths[0]}}  {f:<{widths[1]}}  {c:>{widths[2]}}  {s:>{widths[3]}}" for n, f, c, s in rows]
     for layout in made.layouts:
         lines.append(
-            f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {layout.nbytes / GB:.2f} GB on disk"
+            f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {gigabytes(layout.nbytes)} on disk"
         )
-    lines.append(f"in all: {made.nbytes / GB:.2f} GB on disk")
+    lines.append(f"in all: {gigabytes(made.nbytes)} on disk")
     takes = made.learning
     learnt = [str(takes), *filter(None, [too_large(made.model.manifest, takes)])] if takes else []
     return "\n".join([*lines, "", *expected(made), *learnt, *(f"note: {note}" for note in made.notes)])

@@ -105,9 +105,12 @@ class Merge:
         return {"lora": chosen} | partial if chosen else {}
 
     def notes(self) -> list[str]:
-        """For the report: how much of each file found its place."""
-        notes = [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
-        return notes + self.losses() + self._idle()
+        """For the report."""
+        return self.found() + self.losses() + self._idle()
+
+    def found(self) -> list[str]:
+        """How much of each file found its place."""
+        return [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
 
     def losses(self) -> list[str]:
         """What quantization left of the changes, where it was measured."""

@@ -100,15 +100,18 @@ def draft(
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
     calibrate: Sequence[Lesson] = (),
+    loras: Sequence[Lora] = (),
+    lora_partial: bool = False,
 ) -> Draft:
     """Opens the model and lays the output out; reads no weights. What can be refused by the model's published shapes
-    is, before it is downloaded."""
+    is, before it is downloaded; LoRAs that do not fit them, too."""
     manifest = manifests().get(str(model))
     if manifest and has_outline(manifest) and not local_folder(manifest):
         with outlined(manifest) as folder:
             made = drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
             if made.learning:
                 check_learning(manifest, made.learning)
+            merged(made, loras, lora_partial)
     return drafted(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
 
 
@@ -133,6 +136,13 @@ def drafted(
     taught = as_folded(found.manifest, _folded(folded))
     lessons = tuple(lessons_of(taught, family.size_multiple, calibrate))
     return Draft(found, folder, family, recipe, layouts(family, folder, recipe, folded), folded, lessons)
+
+
+def merged(made: Draft, loras: Sequence[Lora], partial: bool) -> Merge:
+    """The LoRAs on the draft's modules; refuses what does not fit."""
+    merge = Merge()
+    merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], partial))
+    return merge
 
 
 def quantize(
@@ -165,15 +175,16 @@ def quantize(
     target = place_of(output)
     check_place(target)
     opened = open_loras(lora, on_download)  # before a model is downloaded for them
-    made = draft(model, quant, on_download, fold, fold_size, calibrate)
-    merge = Merge()
+    made = draft(model, quant, on_download, fold, fold_size, calibrate, opened, lora_partial)
     loras = own_loras(made.model.manifest, on_download) + opened
-    merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], lora_partial))
-    merged = [(each.file.checkpoint.stamp, each.scale) for each in loras]
+    merge = merged(made, loras, lora_partial)
+    for line in merge.found():
+        on_download(f"note: {line}")
+    chosen = [(each.file.checkpoint.stamp, each.scale) for each in loras]
     recipe, record, stamps = made.recipe, _record(made, loras), stamps_of(made.layouts)
     learnt = record.get("calibrated_with")
     partial = Partial(
-        target, identify(stamps, made.layouts, __version__, recipe.digest, recipe.search, merged, learnt, _entry(made))
+        target, identify(stamps, made.layouts, __version__, recipe.digest, recipe.search, chosen, learnt, _entry(made))
     )
     if not partial.there:
         partial.refuse_strangers()  # before the pictures for calibration are drawn

@@ -3,6 +3,7 @@ refused before a byte is downloaded."""
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,22 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError, MissingFile, OutputError, QuantizationError, RequestError
+from mlx_imagegen.errors import (
+    CheckpointError,
+    ImagegenError,
+    MissingFile,
+    OutputError,
+    QuantizationError,
+    RequestError,
+)
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
 from mlx_imagegen.quantization import partial, quantizer
+from mlx_imagegen.quantization.partial import Partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.conftest import DATA
+from tests.lora.test_pipeline import draw_lora
 from tests.quantization.test_convert import check_equal, digest, parameters
 from tests.tiny import WEIGHTS, draw_flux, save_fp8, to_original
 
@@ -213,6 +224,61 @@ def test_nothing_is_downloaded_for_what_is_refused(
     monkeypatch.setattr(quantizer, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", "flux-dev", *asked)
     assert done.code == 2 and message in done.err
+
+
+@pytest.mark.parametrize("how", [["-o", "made"], ["--plan"]])
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("stile", "there is no LoRA file"),
+        (DATA / "lora/flux/kohya/lora", "expected [9216, 3072]"),
+        (DATA / "lora/qwen_image/lightning/lora", "looks like a LoRA for Qwen-Image"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused_before_a_download_and_by_a_plan(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lora: str | Path, message: str, how: list[str]
+) -> None:
+    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(quantizer, "local_folder", lambda *_: None)
+    done = cli("quantize", "--model", "flux-dev", "--bits", 4, "--lora", f"{lora}.safetensors", *how)
+    assert done.code == 2 and message in done.err and not done.out
+    if how != ["--plan"]:
+        with pytest.raises(ImagegenError, match=re.escape(message)):
+            quantize("flux-dev", "made", quant="q4", lora=[f"{lora}.safetensors"])
+
+
+def test_how_much_of_a_lora_matches_is_said(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    style = draw_lora(tmp_path / "style.safetensors", source, 1, part="to_q")
+    tensors = dict(mx.load(str(style)))
+    mx.eval(tensors)
+    count = len(tensors) // 2
+    more = {f"transformer.unheard.of.lora_{end}.weight": mx.ones((2, 2)) for end in "AB"}
+    mx.save_safetensors(str(style), tensors | more)
+    told = f"note: LoRA {style} at 0.5: {count} of {count + 1} modules match"
+    asked = ["quantize", "--model", source, "--bits", 8, "--lora", f"{style}:0.5", "--lora-partial"]
+    planned, done = cli(*asked, "--plan"), cli(*asked, "-o", tmp_path / "made")
+    assert planned.code == 0 and told in planned.out
+    assert done.code == 0 and told in done.err
+
+
+def test_small_sizes_are_told_in_small_units(source: Path, cli: Callable[..., Any]) -> None:
+    planned = cli("quantize", "--model", source, "--bits", 4, "--plan")
+    assert re.search(r"in all: [0-9.]*[1-9][0-9.]* MB on disk", planned.out)
+    assert not re.search(r" 0\.0+ GB", planned.out.partition("\n\n")[0])
+
+
+def test_ctrl_c_says_that_it_can_go_on(
+    source: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Partial, "seal", interrupt)
+    asked = ["quantize", "--model", source, "--bits", 8, "-o", tmp_path / "made"]
+    stopped = cli(*asked)
+    assert stopped.code == 130 and f"{tmp_path / 'made'}.partial" in stopped.err and "goes on from there" in stopped.err
+    monkeypatch.setattr(quantizer, "convert", interrupt)
+    assert "goes on from there" not in cli(*asked[:-1], tmp_path / "other").err
 
 
 def test_a_plan_needs_headers_alone(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
