@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImagegenError as error:
         print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except PermissionError as error:  # a model's folder that this user, or on a Mac this terminal, may not look into
+        print(f"mlx-imagegen: {error.filename}: {error.strerror}; allow it, or give another place.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
         return 130

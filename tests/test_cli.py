@@ -515,6 +515,14 @@ def test_a_note_is_said_before_hours_of_work(cli: Cli, flux_folder: Path, monkey
     assert ran.code == 130 and "note: flux-schnell is distilled: it takes no guidance" in ran.err
 
 
+def test_a_folder_that_may_not_be_looked_into_gets_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(model: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), model)
+
+    monkeypatch.setattr("mlx_imagegen.files.download.find", find)
+    refused(cli("a fox", "--model", "/Volumes/models/x"), "/Volumes/models/x: Permission denied; allow it")
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
