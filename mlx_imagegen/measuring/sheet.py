@@ -82,7 +82,8 @@ def bar_chart(panels: Mapping[str, Sequence[Bar]], footer: str = "") -> Image.Im
     """One panel a measure, one bar a label, each with its number; every panel's axis begins at 0."""
     count = max(len(bars) for bars in panels.values())
     panel = max(360, 120 * count)
-    width, height = len(panels) * (panel + 2 * MARGIN), 320
+    deepest = max(len(_label(bar, panel, len(bars))) for bars in panels.values() for bar in bars)
+    width, height = len(panels) * (panel + 2 * MARGIN), 280 + LINE * deepest
     foot = _wrapped(footer, width - 2 * MARGIN) if footer else []
     chart = Image.new("RGB", (width, height + LINE * len(foot) + MARGIN), PAPER)
     draw = ImageDraw.Draw(chart)
@@ -101,7 +102,7 @@ def unwritable(texts: Iterable[str]) -> list[str]:
 
 def _bars(draw: ImageDraw.ImageDraw, bars: Sequence[Bar], box: tuple[int, int, int, int], color: Color) -> None:
     left, top, right, bottom = box
-    labels = [_wrapped(bar.label, (right - left) // len(bars) - 8) for bar in bars]
+    labels = [_label(bar, right - left, len(bars)) for bar in bars]
     floor = bottom - LINE * max(map(len, labels)) - MARGIN
     tallest = max(bar.value for bar in bars) or 1.0
     each = (right - left) / len(bars)
@@ -112,6 +113,10 @@ def _bars(draw: ImageDraw.ImageDraw, bars: Sequence[Bar], box: tuple[int, int, i
         _write(draw, (x + each * 0.15, peak - LINE), [f"{bar.value:.3g}"], INK)
         _write(draw, (x + 4, floor + 4), label, INK)
     draw.line((left, floor, right, floor), fill=INK)
+
+
+def _label(bar: Bar, panel: int, bars: int) -> list[str]:
+    return _wrapped(bar.label, panel // bars - 8)
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int], tile: Tile, side: int) -> None:

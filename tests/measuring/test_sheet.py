@@ -89,6 +89,13 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     assert first / second == pytest.approx(4, rel=0.05)
 
 
+def test_a_long_label_takes_no_height_from_the_bars() -> None:
+    """Models may be called by paths as deep as the Hugging Face cache's."""
+    images = [np.asarray(bar_chart({"seconds": [Bar("q8", 4.0), Bar(label, 1.0)]})) for label in ("q4", "/deep" * 60)]
+    short, long = ((image == BARS[0]).all(-1).sum(0).max() for image in images)
+    assert short == long > 100
+
+
 def test_letters_without_a_font_are_said_and_left_out(no_font: None) -> None:
     kanji = 'a scroll with "山川草木" on it'
     assert unwritable(["plain", "naïve café …", kanji]) == [kanji]
