@@ -99,10 +99,13 @@ def load(
     memory.bound_cache()
     merge = Merge()
     changes = Changes(progress=on_load, merge=merge)
-    if quant is not None:
-        changes = read_recipe(quant, found.manifest.family).applied_to(changes)
+    recipe = None if quant is None else read_recipe(quant, found.manifest.family)
+    if recipe:
+        changes = recipe.applied_to(changes)
     source = Source(folder, found.manifest, open_family)
     family = open_family(found.manifest, folder, source.applied_to(changes))
+    for note in recipe.idle(family.weights) if recipe else ():
+        on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started

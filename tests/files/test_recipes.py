@@ -15,7 +15,7 @@ from mlx_imagegen.flux.config import FluxConfig
 from mlx_imagegen.flux.modulation import FluxModulators
 from mlx_imagegen.flux.transformer import FluxTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
-from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.pipeline import load, open_family
 from mlx_imagegen.quantization.quantizer import draft
 
 FLUX_DEV = FluxConfig(
@@ -224,6 +224,9 @@ def test_a_row_that_fits_nothing_is_told(tmp_path: Path, flux_folder: Path) -> N
     path.write_text("bits = 4\n[[flux]]\nmatch = ['transfomer/*', '*.attn.to_v']\nbits = 8\n")
     notes = [note for note in draft(flux_folder, str(path)).notes if "no layer" in note]
     assert notes == [f"the recipe {path}: 'transfomer/*' fits no layer of this model"]
+    told: list[str] = []
+    load(flux_folder, quant=str(path), on_download=told.append)
+    assert told == [f"note: {note}" for note in notes]
 
 
 @pytest.mark.parametrize("name", ["flux-demo", "qwen-demo", "hidream-demo", "flux-dev", "qwen-image", "hidream-o1"])
