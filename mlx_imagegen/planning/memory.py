@@ -3,6 +3,7 @@
 Must not know: models, what a run needs (plan.py, fitting.py).
 """
 
+import functools
 import os
 import resource
 import subprocess
@@ -21,6 +22,7 @@ CACHE_LIMIT_BYTES = 2 * 2**30
 CPU_CACHE_LIMIT_BYTES = 256 * 2**20  # there the buffers are larger (float32) and the system hands out new ones quickly
 
 
+@functools.cache  # on a Mac it takes a process to ask, and doctor asks for every model and quant
 def physical_bytes() -> int:
     if sys.platform == "darwin":
         return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)

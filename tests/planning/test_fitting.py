@@ -1,6 +1,7 @@
 """What cannot fit is refused before anything is loaded or downloaded, and what would fit is named."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mlx_imagegen.files.manifest import manifests
 from mlx_imagegen.files.outline import outlined
 from mlx_imagegen.files.recipes import read_recipe
 from mlx_imagegen.pipeline import StepEvent, open_family
+from mlx_imagegen.planning import memory
 from mlx_imagegen.planning.memory import USABLE_SHARE
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
@@ -40,6 +42,19 @@ def peak(name: str, quant: str | None) -> int:
     with outlined(manifest) as folder:
         family = open_family(manifest, folder, changes)
         return plan(family, usual_job(manifest, family.size_multiple).settings, gpu=True).peak_bytes
+
+
+def test_a_mac_is_asked_once_how_much_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    answer = SimpleNamespace(stdout=b"17179869184\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda command, **_: asked.append(command) or answer)
+    memory.physical_bytes.cache_clear()
+    try:
+        assert [memory.physical_bytes() for _ in range(2)] == [2**34, 2**34]
+    finally:
+        memory.physical_bytes.cache_clear()
+    assert asked == [["sysctl", "-n", "hw.memsize"]]
 
 
 def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
