@@ -26,6 +26,7 @@ from .sizes import Asked, size_of
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 COUNT_LIMIT = 10_000  # pictures of one request
 STEPS_LIMIT = 1000  # the models' own count of timesteps
+LARGEST_SEED = 2**64 - 1  # torch's, and ComfyUI draws such; of it the generator reads the low 32 bits, there as here
 STRENGTH = 0.6  # how much of a picture is changed, where nothing is said
 
 
@@ -207,8 +208,8 @@ def _text(prompt: str) -> str:
 
 
 def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEED_LIMIT:
-        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {SEED_LIMIT - 1}.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {LARGEST_SEED}.")
     return int(seed)
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 from mlx_imagegen.errors import ImagegenError, RequestError
 from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.random import SEED_LIMIT
-from mlx_imagegen.request.job import PARAMETERS, Job, requested, seeds_of
+from mlx_imagegen.request.job import LARGEST_SEED, PARAMETERS, Job, requested, seeds_of
 
 DEV, SCHNELL, QWEN = (manifests()[name] for name in ("flux-dev", "flux-schnell", "qwen-image"))
 EDIT = manifests()["qwen-image-edit-2509"]
@@ -56,6 +55,7 @@ def test_seeds_and_counts() -> None:
     assert seeds_of([3, 1], None) == [3, 1]
     assert seeds_of(np.arange(2), None) == [0, 1] and seeds_of(np.int64(4), None) == [4]  # type: ignore[arg-type]
     drawn = seeds_of(None, 2)
+    assert seeds_of(156680208700286, None) == [156680208700286], "ComfyUI's seeds are as long"
     assert drawn[1] == drawn[0] + 1 and seeds_of(None, None) != seeds_of(None, None)
 
 
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "guidance below zero": ({"guidance": -1}, "guidance -1"),
     "guidance that is none": ({"guidance": float("inf")}, "guidance inf"),
     "a negative seed": ({"seed": -1}, "seed -1"),
-    "a seed beyond torch's": ({"seed": SEED_LIMIT}, f"seed {SEED_LIMIT}"),
+    "a seed beyond torch's": ({"seed": LARGEST_SEED + 1}, f"seed {LARGEST_SEED + 1}"),
     "a seed that is none": ({"seed": True}, "seed True"),
     "seeds that are none": ({"seed": "5"}, "seed '5'"),
     "half a seed": ({"seed": 1.5}, "seed 1.5"),
@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "what a model is opened with": ({"quant": "q4"}, "no parameter 'quant'; known: .* and what load.. takes"),
     "a part of a record that is no parameter": ({"manifest": "flux-dev"}, "no parameter 'manifest'"),
     "noise that is a path": ({"noise": "a.npy"}, "noise: give arrays of unit normals"),
-    "a count beyond the last seed": ({"seed": SEED_LIMIT - 1, "count": 2}, f"seed {SEED_LIMIT}: give a whole number"),
+    "a count beyond the last seed": ({"seed": LARGEST_SEED, "count": 2}, "seed 18446744073709551616: give a whole"),
 }
 
 
