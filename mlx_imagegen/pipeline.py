@@ -78,7 +78,7 @@ def load(
     model: str | Path = DEFAULT_MODEL,
     *,
     quant: str | None = None,
-    lora: Sequence[Wanted] = (),
+    lora: Sequence[Wanted] | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
     on_load: OnLoad | None = None,
@@ -92,7 +92,7 @@ def load(
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
     check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    loras = open_loras(lora, on_download)
+    loras = open_loras(() if lora is None else lora, on_download)
     refuse_before_download(str(model), quant, loras, lora_partial)
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()

@@ -10,6 +10,7 @@ import pytest
 from mlx_imagegen import load
 from mlx_imagegen.errors import MemoryShort
 from mlx_imagegen.pipeline import Pipeline, Result, StepEvent
+from mlx_imagegen.request.job import PARAMETERS
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
 
@@ -76,3 +77,10 @@ def test_a_model_named_by_its_repository_is_refused_before_its_download(monkeypa
     monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 16 * 10**9)
     with pytest.raises(MemoryShort, match=r"qwen-image needs .* this machine has 16.0 GB"):
         load("Qwen/Qwen-Image")
+
+
+def test_what_is_none_is_not_given(flux_folder: Path) -> None:
+    """As a service passes on what it was not asked for."""
+    taken = dict[str, Any].fromkeys((*PARAMETERS, "seed", "count", "on_step")) | SIZE | {"seed": 1}
+    opened = load(flux_folder, quant=None, lora=None, resident=None, on_load=None)
+    assert pixels(opened.generate("a fox", **taken)) == pixels(load(flux_folder).generate("a fox", seed=1, **SIZE))
