@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from .generate import size
+from .requests import readable
 
 if TYPE_CHECKING:
     from ..measuring.bench import Asked, Row
@@ -25,6 +26,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="X")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT")
+    parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="measured runs of each (3)")
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before those (1)")
     parser.add_argument("--plot", action="store_true", help="also draw plot.png")
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from ..measuring.tables import output_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
+    given |= {"references": readable(args.references)} if args.references else {}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
     folder = output_folder(args.output)
     rows: list[Row] = []

@@ -2,8 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .generate import size
+from .requests import readable
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--steps", type=int, metavar="N", help="each model's own if not said")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="each model's own if not said")
+    parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"
     )
@@ -26,11 +29,13 @@ def run(args: argparse.Namespace) -> None:
     from ..measuring.compare import compare, in_terminal, read_columns, read_lines, write
     from ..measuring.tables import output_folder
 
-    parameters = {"seed": args.seed}
+    parameters: dict[str, Any] = {"seed": args.seed}
     if args.steps is not None:
         parameters["steps"] = args.steps
     if args.size:
         parameters |= {"width": args.size[0], "height": args.size[1]}
+    if args.references:
+        parameters["references"] = readable(args.references)
     lines = read_lines(args.prompts)
     folder = output_folder(args.output)
     sheet = compare(read_columns(args.models), lines, parameters, folder, tell_stderr)

@@ -8,7 +8,7 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,15 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
     """A file's prompts, each with the parameters of its own line, for commands that draw nothing but those."""
     return [_opened(job) for job in _lines(_text(path, flag), str(path))]
+
+
+def readable(references: Sequence[Path]) -> list[str]:
+    """The pictures' paths, for a process that opens them itself; one that cannot be opened is refused now."""
+    from ..image import open_picture
+
+    for path in references:
+        open_picture(path, "references")
+    return [str(path.expanduser()) for path in references]
 
 
 def _text(path: Path, flag: str) -> str:

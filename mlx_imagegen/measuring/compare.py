@@ -22,7 +22,7 @@ from ..errors import ImagegenError, MissingFile, RequestError, UnknownModel
 from ..files.download import Tell, locate
 from ..files.manifest import Model, data_folder, find, manifests
 from ..files.recipes import read_recipe, recipe_names
-from ..image import open_picture, read_metadata, write_picture
+from ..image import fingerprint, open_picture, read_metadata, write_picture
 from . import tables
 from .cell import AS_STORED, Made, Missing, Worker
 from .sheet import Tile, contact_sheet, unwritable
@@ -125,12 +125,13 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
     """All that decides about a column's pictures and seconds, apart from the prompt."""
     model = _model(name)
     recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
+    pictures = [fingerprint(open_picture(path)) for path in parameters.get("references", ())]
     return {
         "model": model.spoken,  # two folders' files can be alike in all that a stamp tells
         "manifest": repr(model.manifest),
         "files": _stamp(model) if model.folder else model.manifest.revision,
         "recipe": recipe,
-        "parameters": parameters,
+        "parameters": parameters | {"references": pictures} if pictures else parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
     }
 
@@ -274,7 +275,9 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
 
 def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Image.Image:
     tiles = [[_tile(cell) for cell in row] for row in zip(*sheet, strict=True)]
-    given = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    pictures = ", ".join(Path(path).name for path in parameters.get("references", ()))
+    shown = parameters | {"references": pictures} if pictures else parameters
+    given = ", ".join(f"{name} {value}" for name, value in shown.items())
     footer = f"{given}. Under each picture: seconds of encoding, steps and decoding. "
     footer += f"{where['device']}, mlx {where['mlx']}, {where['date']}."
     lines = [(cell.line.axis, cell.line.text) for cell in sheet[0]]

@@ -226,6 +226,15 @@ def test_json_is_the_file(cli: Cli, wide: Path) -> None:
     assert data["rows"][0]["size"] == [64, 32] and data["asked"]["repeat"] == 1
 
 
+def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
+    folder = Path(__file__).parents[1] / "data" / "qwen_image" / "zero"
+    Image.new("RGB", (96, 96), "red").save("a.png")
+    asked = ("bench", "--model", folder, "--quant", "none", "--size", 96, "--steps", 1, "--repeat", 1, "--warm-up", 0)
+    assert "b.png is not there" in cli(*asked, "--references", "a.png", "b.png").err and not Path("bench").exists()
+    ran = cli(*asked, "--references", "a.png")
+    assert ran.code == 0 and read_metadata(Path("bench/01-zero-none.png"))["references_sha256"], ran.err
+
+
 # The process of its own (cell.py)
 
 

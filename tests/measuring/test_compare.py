@@ -87,6 +87,22 @@ def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
     assert {name for name in after if after[name] != before[name]} == {gone}
 
 
+def test_models_that_edit_are_compared_with_references(cli: Cli) -> None:
+    """Known again by their pixels; a picture that is not there is refused before anything runs."""
+    folder, picture = ROOT / "tests" / "data" / "qwen_image" / "zero", Path("a.png")
+    Image.new("RGB", (96, 96), "red").save(picture)
+    Path("p.txt").write_text("make it blue")
+    asked = ("compare", "--models", folder, "--prompts", "p.txt", "--size", "96", "--steps", "1", "--references")
+    assert cli(*asked, "b.png").err == "mlx-imagegen: references: b.png is not there.\n"
+    ran = cli(*asked, picture)
+    (cell,) = json.loads(Path("compare/compare.json").read_text())["cells"]
+    assert ran.code == 0 and cell["record"]["references_sha256"], ran.err
+    assert "1 of 1 are there from before" in cli(*asked, picture.rename("moved.png")).err
+    usual = identified(str(folder), "none", {"references": ["moved.png"]})
+    Image.new("RGB", (96, 96), "blue").save("moved.png")
+    assert identified(str(folder), "none", {"references": ["moved.png"]}) != usual
+
+
 def test_a_damaged_cell_is_made_again(sheet: Cli) -> None:
     sheet()
     path = next(Path("out/cells").glob("*.png"))
