@@ -6,6 +6,8 @@ up, so that their order does not matter; a scale of 0 leaves every bit as it is.
 Must not know: sampling, how weights are packed.
 """
 
+import functools
+import operator
 from collections.abc import Collection, Sequence
 from numbers import Real
 from pathlib import Path
@@ -71,8 +73,7 @@ class Merge:
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
         """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
         key = (component, path, parameter)
-        rows = rows.astype(mx.float32)
-        out = rows
+        rows, found = rows.astype(mx.float32), []
         for change in self._changes.get(key, ()):
             if change.entry.by_columns and len(rows) != height:
                 raise LoraError(
@@ -83,8 +84,8 @@ class Merge:
             parts = runs(change.target, first, len(rows), height)
             stops = np.cumsum([part.share for part in parts])[:-1].tolist()
             pieces = zip(mx.split(rows, stops), parts, strict=True)
-            out = out + mx.concatenate([change.of(piece, part) for piece, part in pieces])
-        return out
+            found.append(mx.concatenate([change.of(piece, part) for piece, part in pieces]))
+        return _summed(rows, found)
 
     def measure(
         self, component: str, path: str, before: mx.array, after: mx.array, pack: Pack, packing: Packing
@@ -211,12 +212,14 @@ def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
 
 
 def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
-    """Every change is computed from the plain value; the sum of changes is added at once."""
+    """Every change is computed from the plain value."""
     value = value.astype(mx.float32)
-    total = changes[0].of(value)
-    for change in changes[1:]:
-        total = total + change.of(value)
-    return value + total
+    return _summed(value, [change.of(value) for change in changes])
+
+
+def _summed(value: mx.array, found: Sequence[mx.array]) -> mx.array:
+    """The sum of changes is added at once: the same bits for a whole weight and for a run of its rows."""
+    return value + functools.reduce(operator.add, found) if found else value
 
 
 def _marks(changes: Sequence[Change]) -> list[tuple[str, str, float]]:

@@ -354,7 +354,7 @@ def test_a_tensor_is_on_the_disk_before_the_journal_says_so(
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=["bfloat16", "float16", "float32"])
 def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx.Dtype) -> None:
-    """In packed weights, in a weight that stays dense, and in biases."""
+    """In packed weights, in a weight that stays dense, and in biases; one file, and several that add up."""
     source, lora, tensors = draw_flux(tmp_path / "source", dtype=dtype), tmp_path / "style.safetensors", {}
     stored = mx.load(str(source / WEIGHTS))
     for index, module in enumerate(("x_embedder", "transformer_blocks.1.attn.to_q", "norm_out.linear")):
@@ -363,11 +363,12 @@ def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx
         tensors[f"transformer.{module}.lora_B.weight"] = mx.random.normal((rows, 4), key=keys[1]) * 0.1
         tensors[f"transformer.{module}.diff_b"] = mx.random.normal((rows,), key=keys[2]) * 0.01
     mx.save_safetensors(str(lora), tensors)
-    made = load(quantize(source, tmp_path / "made", quant="q4", lora=[lora]))
-    ours, theirs = parameters(made), parameters(load(source, quant="q4", lora=[lora]))
     plain = parameters(load(source, quant="q4"))
-    assert [name for name in ours if not mx.array_equal(ours[name], theirs[name])] == []
-    assert len([name for name in ours if not mx.array_equal(ours[name], plain[name])]) >= 3 + 2  # biases, weights
+    for chosen in ([lora], [(lora, 0.3), (lora, -0.7), (lora, 1.1)]):
+        made = load(quantize(source, tmp_path / f"made of {len(chosen)}", quant="q4", lora=chosen))
+        ours, theirs = parameters(made), parameters(load(source, quant="q4", lora=chosen))
+        assert [name for name in ours if not mx.array_equal(ours[name], theirs[name])] == []
+        assert len([name for name in ours if not mx.array_equal(ours[name], plain[name])]) >= 3 + 2  # biases, weights
 
 
 def test_a_recipe_drops_nothing_that_is_needed(source: Path, tmp_path: Path) -> None:
