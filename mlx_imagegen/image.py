@@ -75,10 +75,11 @@ def _of_array(array: np.ndarray, name: str) -> Image.Image:
         raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {array.shape}.")
     if array.dtype == np.uint8:
         return Image.fromarray(array)
-    floats = np.issubdtype(array.dtype, np.floating)
-    if not floats or not (array.min() >= -ROUNDING and array.max() <= 1 + ROUNDING):  # NaN is outside as well
-        found = f"from {array.min():g} to {array.max():g}"
-        raise RequestError(f"{name}: an array must be of uint8, or of floats from 0 to 1; it is {array.dtype} {found}.")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise RequestError(f"{name}: an array must be of uint8, or of floats from 0 to 1; it is {array.dtype}.")
+    low, high = array.min(), array.max()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN is outside as well
+        raise RequestError(f"{name}: an array of floats must be from 0 to 1; it goes from {low:g} to {high:g}.")
     return to_image(array)
 
 

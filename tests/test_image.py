@@ -69,7 +69,7 @@ def test_sixteen_bit_greys_keep_their_levels(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(open_picture(tmp_path / "deep.png"))[..., 1], greys)
 
 
-@pytest.mark.parametrize("given", [5, ["a.png"], np.full((4, 4, 3), 200)])
+@pytest.mark.parametrize("given", [5, ["a.png"], np.full((4, 4, 3), 200), np.full((4, 4, 3), True)])
 def test_what_is_no_picture_is_refused(given: object) -> None:
     with pytest.raises(RequestError, match="image.*(give a file's path|must be of uint8)") as caught:
         open_picture(given)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_what_is_no_picture_is_refused(given: object) -> None:
 
 @pytest.mark.parametrize("values", [(0, 255.0), (-1.0, 1.0), (0, float("nan"))])
 def test_floats_beyond_0_to_1_are_refused_rather_than_cut_off(values: tuple[float, float]) -> None:
-    with pytest.raises(RequestError, match="floats from 0 to 1; it is float64 from"):
+    with pytest.raises(RequestError, match="floats must be from 0 to 1; it goes from"):
         open_picture(np.linspace(*values, 48).reshape(4, 4, 3))
     assert open_picture(np.full((4, 4, 3), 1.001)).getpixel((0, 0)) == (255, 255, 255)  # as resizing may leave it
 
