@@ -24,7 +24,7 @@ LINE = '{"prompt": "…", "references": ["photo.png"]}'
 
 
 def lessons_of(manifest: Manifest, size_multiple: int, asked: Sequence[Lesson]) -> list[Job]:
-    if isinstance(asked, str | Mapping):
+    if not isinstance(asked, list | tuple):
         raise RequestError(f"calibrate {asked!r}: give a list, of prompts or of mappings with a prompt each.")
     return [job for lesson in asked for job in _jobs(manifest, size_multiple, lesson)]
 

@@ -255,7 +255,7 @@ def _fold(family: Family[Any], manifest: Manifest, steps: int | None, size: tupl
         if size is not None:
             raise QuantizationError("--fold-size: it goes with --fold STEPS; add that, or leave it out.")
         return None
-    if size is not None and len(size) != 2:
+    if size is not None and (not isinstance(size, list | tuple) or len(size) != 2):
         raise QuantizationError(f"fold_size {size!r}: give a width and a height.")
     given = dict(zip(("width", "height"), size, strict=True)) if size else {}
     fold = family.fold(usual_job(manifest, family.size_multiple, steps=steps, **given).settings)

@@ -78,6 +78,8 @@ def test_prompts_and_mappings_are_jobs() -> None:
 
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "one prompt": ("a cat", RequestError, "'a cat': give a list"),
+    "what can be read but once": (iter(["a cat"]), RequestError, "give a list"),
+    "nothing": (None, RequestError, "calibrate None: give a list"),
     "one mapping": ({"prompt": "a cat"}, RequestError, "give a list"),
     "a number": ([5], RequestError, "calibrate 5: give a prompt"),
     "no prompt": ([{"steps": 3}], RequestError, "give a prompt, or a mapping with a prompt"),

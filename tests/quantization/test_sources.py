@@ -301,9 +301,10 @@ def test_the_output_may_be_a_link(source: Path, tmp_path: Path) -> None:
         quantize(source, "/", quant="q8")
 
 
-def test_a_size_to_fold_for_is_two_numbers(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(64,), 64, "64x64"])
+def test_a_size_to_fold_for_is_two_numbers(source: Path, tmp_path: Path, size: Any) -> None:
     with pytest.raises(QuantizationError, match="give a width and a height"):
-        quantize(source, tmp_path / "made", quant="q8", fold=4, fold_size=(64,))  # type: ignore[arg-type]
+        quantize(source, tmp_path / "made", quant="q8", fold=4, fold_size=size)
 
 
 def test_a_lora_on_a_folder_by_a_recipe_of_ones_own_is_packed_by_it(source: Path, tmp_path: Path) -> None:
