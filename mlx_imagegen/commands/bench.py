@@ -38,7 +38,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..files.download import tell_stderr
-    from ..measuring.bench import Asked, bench
+    from ..measuring.bench import Asked, bench, write
     from ..measuring.tables import output_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         for row in bench(asked, folder, tell_stderr):
             rows.append(row)
+            if row.picture:  # a killed run, or a full disk, costs a row and not hours
+                write(rows, asked, folder, plot=False)
     finally:  # after Ctrl-C, too: what was measured took its time
         if any(row.picture for row in rows):
             _report(rows, asked, folder, args)

@@ -307,15 +307,29 @@ def test_what_was_measured_before_ctrl_c_is_kept(cli: Cli, wide: Path, monkeypat
     assert [row["quant"] for row in json.loads(Path("bench/bench.json").read_text())["rows"]] == ["none"]
 
 
+def test_what_was_measured_before_it_was_killed_is_kept(wide: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF), "--repeat", "50"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    written = tmp_path / "bench" / "bench.json"
+    while not written.exists():
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    assert [(row["quant"], len(row["runs"])) for row in json.loads(written.read_text())["rows"]] == [("none", 50)]
+
+
 def test_what_was_measured_is_shown_even_if_the_disk_is_full_by_then(
     cli: Cli, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And no more is measured."""
+
     def full(*_: object) -> None:
         raise OutputError("no room")
 
     monkeypatch.setattr(tables, "write_text", full)
     ran = cli("bench", "--model", wide, *BRIEF)
-    assert ran.code == 2 and "no room" in ran.err and " none " in ran.out and " q4 " in ran.out
+    assert ran.code == 2 and "no room" in ran.err and " none " in ran.out and " q4 " not in ran.out
 
 
 def test_what_was_measured_is_written_even_if_the_reader_is_gone(wide: Path, tmp_path: Path) -> None:
