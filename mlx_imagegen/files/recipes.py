@@ -122,7 +122,10 @@ def read_recipe(quant: str, family: str) -> Recipe:
     path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
     known = ", ".join(recipe_names())
     if not path.is_file():
-        raise QuantizationError(f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file.")
+        raise QuantizationError(
+            f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file; without one, weights "
+            "stay as they are stored."
+        )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
