@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Candidate = tuple[str, Manifest, AbstractContextManager[Path]]
 
 SHOWN = 12  # leftovers that are listed
-BLOCK = re.compile(r"(?<=[._])\d+(?=[._])")  # the first number of a module's name is its block's
+BLOCK = re.compile(r"(?<=[._])(?<!encoder_)\d+(?=[._])")  # the first number of a module's name is its block's
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

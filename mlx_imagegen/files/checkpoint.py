@@ -232,7 +232,8 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
         raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {MEND}")
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}."
+            f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
+            "fp16 version."
         )
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:

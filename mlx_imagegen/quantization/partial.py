@@ -91,6 +91,11 @@ class Partial:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise OutputError(
+                        f"{self.folder} cannot be locked ({error.strerror}), so another run could spoil it; give an "
+                        "output on another disk."
+                    ) from error
                 raise OutputError(
                     f"another quantize is writing {self.target} now; let it finish, or give another output."
                 ) from error

@@ -45,6 +45,12 @@ def test_kinds(cli: Cli, name: str, kind: str) -> None:
     assert told["kind"] == kind and told["base"] == "FLUX.1"
 
 
+def test_a_text_encoder_s_number_is_no_block_s(cli: Cli, model: Path, tmp_path: Path) -> None:
+    style = draw_lora(tmp_path / "style.safetensors", model, 1, part="wo", component="text_encoder_2")
+    told = json.loads(cli("lora", style, "--json").out)
+    assert told["targets"] == ["text_encoder_2.encoder.block.{0-1}.layer.1.DenseReluDense.wo"]
+
+
 def test_what_finds_a_place(cli: Cli, model: Path, tmp_path: Path) -> None:
     style = draw_lora(tmp_path / "style.safetensors", model, 1, part="to_q")
     told = json.loads(cli("lora", style, "--model", model, "--json").out)

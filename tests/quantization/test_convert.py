@@ -1,5 +1,6 @@
 """The converter: streamed files equal in-memory packing bit for bit; whatever cuts it off leaves all or nothing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -295,6 +296,17 @@ def test_two_at_once(source: Path, tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="another quantize is writing"):
         quantize(source, target, quant="q4", on_progress=second)
+
+
+def test_a_disk_without_locks(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network disks have none; there is no other run to wait for."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OutputError, match="cannot be locked .Operation not supported.*on another disk"):
+        quantize(source, tmp_path / "made", quant="q4")
 
 
 @pytest.mark.parametrize("how", ["quantize", "load"])
