@@ -23,6 +23,7 @@ from ..errors import OutputError, QuantizationError
 from ..files.manifest import RECORD
 
 JOURNAL = "journal.jsonl"
+HALF = ".partial"  # how a folder's name ends until it is whole
 SPARE_BYTES = 10**9  # left free on the disk
 
 
@@ -47,7 +48,7 @@ class Partial:
 
     @property
     def folder(self) -> Path:
-        return self.target.with_name(f"{self.target.name}.partial")
+        return self.target.with_name(self.target.name + HALF)
 
     @property
     def there(self) -> bool:
@@ -152,6 +153,11 @@ def place_of(output: str | Path) -> Path:
 
 def check_place(target: Path) -> None:
     """What can be refused before it is known what will be made there."""
+    if target.name.endswith(HALF):
+        raise QuantizationError(
+            f"{target}: a folder that is half done is called so, and the next run may clear it; give the name without "
+            f"{HALF}: what is there is gone on with."
+        )
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")
     if target.exists() and recorded(target) is None and not (target.is_dir() and not any(target.iterdir())):

@@ -107,7 +107,10 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
         {"header": {"x": entry(0, 8) | {"dtype": ["F32"]}}, "data": bytes(8)},
         "which is not supported",
     ),
-    "an unknown dtype": ({"header": {"x": entry(0, 8, "F4")}, "data": bytes(8)}, "dtype F4, which is not supported.* Take the bf16"),
+    "an unknown dtype": (
+        {"header": {"x": entry(0, 8, "F4")}, "data": bytes(8)},
+        "dtype F4, which is not supported.* Take the bf16",
+    ),
     "another dtype than the bytes": (
         {"header": {"x": entry(0, 8, "F16")}, "data": bytes(8)},
         "needs 4 bytes, its offsets give 8",

@@ -298,6 +298,13 @@ def test_two_at_once(source: Path, tmp_path: Path) -> None:
         quantize(source, target, quant="q4", on_progress=second)
 
 
+def test_the_name_of_what_is_half_done_is_not_taken(source: Path, tmp_path: Path) -> None:
+    """A run for `made` would take a folder called so for its own leavings, and clear it."""
+    with pytest.raises(QuantizationError, match="give the name without .partial"):
+        quantize(source, tmp_path / "made.partial", quant="q4")
+    assert not (tmp_path / "made.partial").exists()
+
+
 def test_a_disk_without_locks(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some network disks have none; there is no other run to wait for."""
 
