@@ -201,7 +201,7 @@ class Pipeline:
         loras = [*own_loras(self.model.manifest, on_download), *chosen]
         known, title = vocabularies(self.family), TITLES[self.family.name]
         matches = match_loras(loras, known, title, partial)
-        before = match_loras(self._source.merged_before(matches, self.family), known, title, partial=True)
+        before = match_loras(self._source.merged_before(matches, self.family, on_download), known, title, partial=True)
         names = [match.lora.file.path.name for match in matches if not match.lora.own]
         for note in self.family.lora_notes(self.model.manifest, names):
             on_download(f"note: {note}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import LoraError, MissingFile
 from ..family import Family
-from ..files.download import local_folder
+from ..files.download import Tell, local_folder
 from ..files.loading import Changes, Weights
 from ..files.manifest import Manifest, record_of
 from ..files.recipes import read_recipe, recipe_names
@@ -49,7 +49,7 @@ class Source:
     def __call__(self, component: str) -> Weights:
         return self._family.weights[component]
 
-    def merged_before(self, matches: Sequence[Match], family: Family[Any]) -> list[Lora]:
+    def merged_before(self, matches: Sequence[Match], family: Family[Any], tell: Tell) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
         Refused here, before anything is loaded, if the source is not at hand.
@@ -66,6 +66,12 @@ class Source:
             return []
         if self._place is None:
             raise LoraError(self._refusal(matches, packed))
+        if self.record.get("calibrated_with"):
+            tell(
+                f"note: for the LoRA, {len(set(packed))} layers are packed anew, without the calibration of "
+                f"{self.folder}; a folder that is made with the LoRA has both: "
+                + remake(self.record, [match.lora.described() for match in matches])
+            )
         return [self._opened_before(each) for each in self.record.get("lora", [])]
 
     def _opened_before(self, record: dict[str, Any]) -> Lora:

@@ -283,6 +283,19 @@ def test_a_shifted_bias_is_read_again_with_its_weight(quantized: tuple[Path, Pat
     assert mx.array_equal(layer.bias, kept.astype(layer.bias.dtype))
 
 
+def test_calibration_that_a_lora_undoes_is_said(model: Path, lora: Callable[..., Path], tmp_path: Path) -> None:
+    picture = {"prompt": "a cat", "steps": 1, "width": 64, "height": 48}
+    folder = quantize(model, tmp_path / "calibrated", quant="q4", calibrate=[picture])
+    told: list[str] = []
+    warm = load(folder, lora=[lora(part="attn.to_q")], on_download=told.append)
+    assert [line for line in told if "5 layers are packed anew, without the calibration of" in line]
+    told.clear()
+    warm.set_lora(on_download=told.append)
+    plain = quantize(model, tmp_path / "plain", quant="q4")
+    load(plain, lora=[lora(part="attn.to_q")], on_download=told.append)
+    assert not told
+
+
 def test_loras_of_the_quantized_folder_stay(
     quantized: tuple[Path, Path], lora: Callable[..., Path], tmp_path: Path
 ) -> None:
