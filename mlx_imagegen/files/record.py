@@ -15,6 +15,7 @@ def remake(
     loras: Sequence[Mapping[str, Any]] = (),
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
+    lora_partial: bool = False,
 ) -> str:
     """`loras`: to be merged on top of the former, as `Lora.described` has them. `fold`: in place of the former."""
     model, before = _model(record)
@@ -25,6 +26,7 @@ def remake(
     words += ["--fold-size", f"{size[0]}x{size[1]}"] if size else []
     words += ["--calibrate", "FILE"] if record.get("calibrated_with") else []  # the record has what stood in it
     words += [word for lora in (*before, *loras) for word in ("--lora", f"{lora['file']}:{lora['scale']:g}")]
+    words += ["--lora-partial"] if lora_partial or record.get("lora_partial") else []
     return f"{shlex.join([*words, '-o'])} FOLDER"
 
 

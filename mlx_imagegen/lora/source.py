@@ -69,8 +69,7 @@ class Source:
         if self.record.get("calibrated_with"):
             tell(
                 f"note: for the LoRA, {len(set(packed))} layers are packed anew, without the calibration of "
-                f"{self.folder}; a folder that is made with the LoRA has both: "
-                + remake(self.record, [match.lora.described() for match in matches])
+                f"{self.folder}; a folder that is made with the LoRA has both: " + self._command(matches)
             )
         return [self._opened_before(each) for each in self.record.get("lora", [])]
 
@@ -117,11 +116,14 @@ class Source:
         return pack(weight, packing, search, importance)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
-        command = remake(self.record, [match.lora.described() for match in matches])
         lost = f"{self._named}, which it was made from, is not on this machine"
         return (
             f"{self.folder} is quantized, and merging into its codes or tables would lose most of a LoRA "
             f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
             f"but {lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
-            f"{command}"
+            f"{self._command(matches)}"
         )
+
+    def _command(self, matches: Sequence[Match]) -> str:
+        partial = any(match.left for match in matches)
+        return remake(self.record, [match.lora.described() for match in matches], lora_partial=partial)

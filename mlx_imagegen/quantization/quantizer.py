@@ -181,7 +181,7 @@ def quantize(
     for line in merge.found():
         on_download(f"note: {line}")
     chosen = [(each.file.checkpoint.stamp, each.scale) for each in loras]
-    recipe, record, stamps = made.recipe, _record(made, loras), stamps_of(made.layouts)
+    recipe, record, stamps = made.recipe, _record(made, merge), stamps_of(made.layouts)
     learnt = record.get("calibrated_with")
     partial = Partial(
         target, identify(stamps, made.layouts, __version__, recipe.digest, recipe.search, chosen, learnt, _entry(made))
@@ -230,7 +230,7 @@ def quant_of_bits(bits: int) -> str:
     return name
 
 
-def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
+def _record(made: Draft, merge: Merge) -> dict[str, Any]:
     manifest = made.model.manifest
     weights = [layout for layout in made.layouts if layout.packings]
     return {
@@ -239,7 +239,8 @@ def _record(made: Draft, loras: Sequence[Lora]) -> dict[str, Any]:
         "revision": revision_of(made.folder),
         "recipe": made.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
-        "lora": [each.described() for each in loras],
+        "lora": [match.lora.described() for match in merge.matches],
+        **({"lora_partial": True} if any(match.left for match in merge.matches) else {}),
         "tool": f"mlx-imagegen {__version__}",
         **({"folded": _folded(made.fold)} if made.fold else {}),
         **({"calibrated_with": [job.record(manifest.guidance) for job in made.lessons]} if made.lessons else {}),

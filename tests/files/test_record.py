@@ -34,6 +34,13 @@ def test_the_model_and_its_loras(manifest: str, source: str, model: str, named: 
     assert words(record, loras=[STYLE])[-4:] == ["--lora", "/a b/style.safetensors:0.7", "-o", "FOLDER"]
 
 
+def test_what_was_merged_in_part_is_allowed_again() -> None:
+    record = {"source": "/m", "recipe": "q6", "lora": [STYLE]}
+    assert "--lora-partial" not in words(record, loras=[OWN])
+    assert "--lora-partial" in words(record, loras=[OWN], lora_partial=True)
+    assert "--lora-partial" in words(record | {"lora_partial": True})
+
+
 def test_what_was_folded_is_folded_again() -> None:
     record = {"source": "/m", "recipe": "q6", "folded": {"steps": 8, "size": [64, 32]}}
     assert words(record)[6:10] == ["--fold", "8", "--fold-size", "64x32"]

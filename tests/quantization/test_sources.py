@@ -17,6 +17,7 @@ from mlx_imagegen import load
 from mlx_imagegen.errors import (
     CheckpointError,
     ImagegenError,
+    LoraError,
     MissingFile,
     OutputError,
     QuantizationError,
@@ -259,6 +260,12 @@ def test_how_much_of_a_lora_matches_is_said(source: Path, tmp_path: Path, cli: C
     planned, done = cli(*asked, "--plan"), cli(*asked, "-o", tmp_path / "made")
     assert planned.code == 0 and told in planned.out
     assert done.code == 0 and told in done.err
+    other = draw_lora(tmp_path / "other.safetensors", source, 2, part="to_q")
+    plain = quantize(source, tmp_path / "plain", quant="q8")
+    shutil.rmtree(source)  # the command for a new folder must not be refused for what was allowed
+    for folder, options in ((tmp_path / "made", {"lora": [other]}), (plain, {"lora": [style], "lora_partial": True})):
+        with pytest.raises(LoraError, match="mlx-imagegen quantize .* --lora-partial"):
+            load(folder, **options)
 
 
 def test_small_sizes_are_told_in_small_units(source: Path, cli: Callable[..., Any]) -> None:
