@@ -89,10 +89,10 @@ def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
 
 def test_models_that_edit_are_compared_with_references(cli: Cli) -> None:
     """Known again by their pixels; a picture that is not there is refused before anything runs."""
-    folder, picture = ROOT / "tests" / "data" / "qwen_image" / "zero", Path("a.png")
+    folder, picture = ROOT / "tests" / "data" / "hidream_o1", Path("a.png")
     Image.new("RGB", (96, 96), "red").save(picture)
     Path("p.txt").write_text("make it blue")
-    asked = ("compare", "--models", folder, "--prompts", "p.txt", "--size", "96", "--steps", "1", "--references")
+    asked = ("compare", "--models", folder, "--prompts", "p.txt", "--size", "128", "--steps", "1", "--references")
     assert cli(*asked, "b.png").err == "mlx-imagegen: references: b.png is not there.\n"
     ran = cli(*asked, picture)
     (cell,) = json.loads(Path("compare/compare.json").read_text())["cells"]
