@@ -20,6 +20,7 @@ from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD, Model, manifests
 from mlx_imagegen.files.outline import outlined
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.quantization import lessons, partial, quantizer
 from mlx_imagegen.quantization.calibrate import Statistics
 from mlx_imagegen.quantization.convert import Conversion
@@ -139,7 +140,7 @@ def test_an_editing_model_learns_from_its_references(editing: Path, tmp_path: Pa
 
 def draft_record(folder: Path, asked: list[Any]) -> dict[str, Any]:
     made = draft(folder, "q4", calibrate=asked)
-    return json.loads(json.dumps(quantizer._record(made, [])))
+    return json.loads(json.dumps(quantizer._record(made, Merge())))
 
 
 def test_hidream_learns_from_references(tmp_path: Path, seen: list[Conversion]) -> None:
