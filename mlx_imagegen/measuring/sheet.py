@@ -79,19 +79,20 @@ def contact_sheet(
 
 
 def bar_chart(panels: Mapping[str, Sequence[Bar]], footer: str = "") -> Image.Image:
-    """One panel a measure, one bar a label, each with its number; every panel's axis begins at 0."""
+    """One panel a measure, one below another; one bar a label, each with its number; every axis begins at 0."""
     count = max(len(bars) for bars in panels.values())
     panel = max(360, 120 * count)
     deepest = max(len(_label(bar, panel, len(bars))) for bars in panels.values() for bar in bars)
-    width, height = len(panels) * (panel + 2 * MARGIN), 280 + LINE * deepest
-    foot = _wrapped(footer, width - 2 * MARGIN) if footer else []
-    chart = Image.new("RGB", (width, height + LINE * len(foot) + MARGIN), PAPER)
+    height = 280 + LINE * deepest  # of a panel
+    foot = _wrapped(footer, panel) if footer else []
+    chart = Image.new("RGB", (panel + 2 * MARGIN, len(panels) * height + LINE * len(foot) + MARGIN), PAPER)
     draw = ImageDraw.Draw(chart)
     for index, (title, bars) in enumerate(panels.items()):
-        left = MARGIN + index * (panel + 2 * MARGIN)
-        _write(draw, (left, MARGIN), [title], INK)
-        _bars(draw, bars, (left, MARGIN + 2 * LINE, left + panel, height), BARS[index % len(BARS)])
-    _write(draw, (MARGIN, height), foot, INK)
+        top = index * height + MARGIN
+        _write(draw, (MARGIN, top), [title], INK)
+        box = MARGIN, top + 2 * LINE, MARGIN + panel, (index + 1) * height
+        _bars(draw, bars, box, BARS[index % len(BARS)])
+    _write(draw, (MARGIN, len(panels) * height), foot, INK)
     return chart
 
 
