@@ -18,9 +18,9 @@ from PIL import Image
 
 from .errors import CheckpointError, RequestError
 from .family import Conditioning, Family, Latest, Prompt, Settings
-from .files.download import Tell, identify, local_folder, locate, tell_stderr
+from .files.download import Tell, awaited, identify, locate, tell_stderr
 from .files.loading import Changes
-from .files.manifest import Manifest, Model, manifests, revision_of
+from .files.manifest import Manifest, Model, revision_of
 from .files.outline import has_outline, outlined
 from .files.recipes import lasting, read_recipe
 from .image import to_image, to_pixels, write_picture
@@ -115,10 +115,8 @@ def load(
 def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
-    found = identify(model)
-    manifest = found.manifest
-    own = found.folder or manifest != manifests()[manifest.name]  # a fine-tune: its shapes may be its own
-    if own or local_folder(manifest):
+    manifest = awaited(model)
+    if manifest is None:
         return
     changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
     check_before_download(manifest, changes, open_family)

@@ -50,7 +50,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     for module in (pipeline, quantizer):
         monkeypatch.setattr(module, "locate", locate)
-    monkeypatch.setattr(pipeline, "local_folder", lambda manifest: flux_folder)  # nothing has to be downloaded
+    monkeypatch.setattr(pipeline, "awaited", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from ..files.manifest import Model
     from ..lora.merge import open_loras, parse_lora
     from ..planning.plan import gigabytes
-    from ..quantization.partial import Partial, check_place, place_of
+    from ..quantization.partial import check_place, half_of, place_of
     from ..quantization.quantizer import draft, drafted, merged, quant_of_bits, quantize
     from .progress import Progress
 
@@ -88,9 +88,8 @@ def run(args: argparse.Namespace) -> None:
                 on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
             )  # fmt: skip
         except KeyboardInterrupt:
-            half = Partial(target, "").folder
-            if half.is_dir():
-                progress.say(f"what is finished stays in {half}; the same command goes on from there")
+            if half_of(target).is_dir():
+                progress.say(f"what is finished stays in {half_of(target)}; the same command goes on from there")
             raise
         progress.clear()
         progress.say(f"done in {time.perf_counter() - started:.0f} s")

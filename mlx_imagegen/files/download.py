@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from ..errors import DownloadError, UnknownModel
 from .config import read_json
-from .manifest import RECOGNISED_BY, Manifest, Model, find, recognise, revision_of
+from .manifest import RECOGNISED_BY, Manifest, Model, find, manifests, recognise, revision_of
 
 GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without any room fails in stranger places
@@ -85,6 +85,15 @@ def identify(model: str, hub: Hub | None = None) -> Model:
         if not REPOSITORY.fullmatch(model):
             raise
         return _adopt(model, hub or HuggingFace())
+
+
+def awaited(model: str) -> Manifest | None:
+    """The manifest of a model that would have to be downloaded, where its published shapes tell what will come; None
+    for what is here, and for a fine-tune, whose shapes may be its own."""
+    found = identify(model)
+    manifest = found.manifest
+    own = found.folder or manifest != manifests()[manifest.name]
+    return None if own or local_folder(manifest) else manifest
 
 
 def local_folder(manifest: Manifest) -> Path | None:

@@ -48,7 +48,7 @@ class Partial:
 
     @property
     def folder(self) -> Path:
-        return self.target.with_name(self.target.name + HALF)
+        return half_of(self.target)
 
     @property
     def there(self) -> bool:
@@ -143,6 +143,11 @@ class Partial:
                 f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
                 " from there."
             ) from error
+
+
+def half_of(target: Path) -> Path:
+    """Where a folder grows until it is whole."""
+    return target.with_name(target.name + HALF)
 
 
 def place_of(output: str | Path) -> Path:

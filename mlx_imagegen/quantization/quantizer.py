@@ -19,9 +19,9 @@ import numpy as np
 from .. import __version__
 from ..errors import QuantizationError, RequestError
 from ..family import Family
-from ..files.download import Tell, local_folder, locate, tell_stderr
+from ..files.download import Tell, awaited, locate, tell_stderr
 from ..files.loading import Changes, Progress
-from ..files.manifest import Manifest, Model, as_folded, manifests, revision_of
+from ..files.manifest import Manifest, Model, as_folded, revision_of
 from ..files.outline import has_outline, outlined
 from ..files.recipes import Recipe, read_recipe, recipe_names
 from ..folding import Fold, Read
@@ -83,14 +83,11 @@ class Draft:
             alike.setdefault((piece.component, piece.note), []).append(piece.path)
         fold = self.fold
         folded = [f"{fold.component}: folded for {fold.folded}, and for no other schedule"] if fold else []
-        return (
-            folded
-            + self.recipe.idle(self.family.weights)
-            + [
-                f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
-                for (component, note), paths in alike.items()
-            ]
-        )
+        unmet = [
+            f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
+            for (component, note), paths in alike.items()
+        ]
+        return folded + self.recipe.idle(self.family.weights) + unmet
 
 
 def draft(
@@ -105,8 +102,8 @@ def draft(
 ) -> Draft:
     """Opens the model and lays the output out; reads no weights. What can be refused by the model's published shapes
     is, before it is downloaded; LoRAs that do not fit them, too."""
-    manifest = manifests().get(str(model))
-    if manifest and has_outline(manifest) and not local_folder(manifest):
+    manifest = awaited(str(model))
+    if manifest and has_outline(manifest):
         with outlined(manifest) as folder:
             made = drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
             if made.learning:

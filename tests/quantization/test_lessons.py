@@ -15,6 +15,7 @@ import pytest
 from mlx_imagegen import load, pipeline
 from mlx_imagegen.commands import quantize as command
 from mlx_imagegen.errors import MemoryShort, MissingFile, OutputError, RequestError
+from mlx_imagegen.files import download
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD, Model, manifests
@@ -232,7 +233,7 @@ def test_what_published_models_take(name: str) -> None:
 
 def test_nothing_is_downloaded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
-    monkeypatch.setattr(quantizer, "local_folder", lambda _: None)
+    monkeypatch.setattr(download, "local_folder", lambda _: None)
     monkeypatch.setattr(lessons, "physical_bytes", lambda: 20 * 10**9)
     with pytest.raises(MemoryShort, match="calibrate: flux-dev"):
         draft("flux-dev", "q4", calibrate=["a cat"])

@@ -23,6 +23,7 @@ from mlx_imagegen.errors import (
     QuantizationError,
     RequestError,
 )
+from mlx_imagegen.files import download
 from mlx_imagegen.files.checkpoint import open_checkpoint
 from mlx_imagegen.files.config import read_json
 from mlx_imagegen.files.manifest import RECORD
@@ -207,6 +208,7 @@ def test_another_lora_scale_or_calibration_is_another_folder(
                 quantize(source, made, quant="q4", **asked)
 
 
+@pytest.mark.parametrize("model", ["flux-dev", "black-forest-labs/FLUX.1-dev"])
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -217,13 +219,13 @@ def test_another_lora_scale_or_calibration_is_another_folder(
     ],
 )
 def test_nothing_is_downloaded_for_what_is_refused(
-    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, asked: list[Any], message: str
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model: str, asked: list[Any], message: str
 ) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
-    monkeypatch.setattr(quantizer, "local_folder", lambda *_: None)
-    done = cli("quantize", "--model", "flux-dev", *asked)
+    monkeypatch.setattr(download, "local_folder", lambda *_: None)
+    done = cli("quantize", "--model", model, *asked)
     assert done.code == 2 and message in done.err
 
 
@@ -240,7 +242,7 @@ def test_a_lora_that_does_not_fit_is_refused_before_a_download_and_by_a_plan(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lora: str | Path, message: str, how: list[str]
 ) -> None:
     monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
-    monkeypatch.setattr(quantizer, "local_folder", lambda *_: None)
+    monkeypatch.setattr(download, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", "flux-dev", "--bits", 4, "--lora", f"{lora}.safetensors", *how)
     assert done.code == 2 and message in done.err and not done.out
     if how != ["--plan"]:
