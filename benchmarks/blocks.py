@@ -16,15 +16,15 @@ import mlx.nn as nn
 import numpy as np
 from turns import in_turns, spread
 
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.transformer import FluxTransformer
-from mlx_imagegen.flux.transformer import Modulation as FluxModulation
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.families.flux1.transformer import Modulation as FluxModulation
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.positions import positions
+from mlx_imagegen.families.qwen_image.transformer import Modulation as QwenModulation
+from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.layers.rope import rope_table
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.positions import positions
-from mlx_imagegen.qwen_image.transformer import Modulation as QwenModulation
-from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.loading.weights import layers, own_parameters
 
 IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 256, 64, 24, 128
 DIMS = HEADS * HEAD_DIM

@@ -84,9 +84,9 @@ def _fill_t5(path: Path, config: dict[str, Any]) -> None:
 
 
 def _fill_flux(path: Path, config: dict[str, Any]) -> None:
-    from mlx_imagegen.flux.config import FluxConfig
-    from mlx_imagegen.flux.modulation import FluxModulators
-    from mlx_imagegen.flux.transformer import FluxTransformer
+    from mlx_imagegen.families.flux1.config import FluxConfig
+    from mlx_imagegen.families.flux1.modulation import FluxModulators
+    from mlx_imagegen.families.flux1.transformer import FluxTransformer
 
     read = FluxConfig.read(config, path)
     save_file(_random(FluxTransformer(read), FluxModulators(read)), path)

@@ -20,14 +20,14 @@ import mlx.core as mx
 import numpy as np
 from turns import in_turns, spread
 
-from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
-from mlx_imagegen.files.component import Component
-from mlx_imagegen.files.loading import Changes, Weights, layers, own_parameters
-from mlx_imagegen.files.recipes import read_recipe
-from mlx_imagegen.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
-from mlx_imagegen.hidream_o1.tokens import positions
-from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
+from mlx_imagegen.families.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
+from mlx_imagegen.families.hidream_o1.tokens import positions
+from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.loading.component import Component
+from mlx_imagegen.loading.weights import Weights, WeightTransforms, layers, own_parameters
+from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
 SHAPES = Path(__file__).parents[1] / "tests" / "data" / "hidream_o1" / "recorded" / "full_size.json"
@@ -99,7 +99,7 @@ def prediction_table() -> dict[str, float]:
         "peak beside it)"
     )
     for recipe, published in PUBLISHED_GB.items():
-        changes = read_recipe(recipe, "hidream_o1").applied_to(Changes())
+        changes = read_recipe(recipe, "hidream_o1").applied_to(WeightTransforms())
         weights = Weights.open("transformer", Checkpoint(tensors, [], where), config=data["config"], changes=changes)
         config = open_config(
             data["config"], where / "config.json", weights, {"<|boi_token|>": 1, "<|tms_token|>": 2}.__getitem__

@@ -25,16 +25,16 @@ import mlx.core as mx
 import numpy as np
 from quant_convert import shapes
 
-from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.layers.linear import Packing, unpacked
-from mlx_imagegen.files.loading import Weights
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.lora.merge import Merge, open_loras
-from mlx_imagegen.lora.match import Match, Vocabulary, match_loras
-from mlx_imagegen.files.outline import write_hollow
+from mlx_imagegen.lora.match import Match, ModuleNames, match_loras
+from mlx_imagegen.hub.tensor_shapes import write_shape_only
 from mlx_imagegen.packing.affine import pack
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.modulation import QwenImageModulators
-from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 
 ALPHA = 8.0
 SIZES = {
@@ -86,7 +86,7 @@ def compare(weights: Weights, path: Path, rounds: int) -> float:
 
 
 def match(weights: Weights, path: Path) -> list[Match]:
-    return match_loras(open_loras([path]), [Vocabulary.of(weights, lambda component, modules: {})], "Qwen-Image")
+    return match_loras(open_loras([path]), [ModuleNames.of(weights, lambda component, modules: {})], "Qwen-Image")
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def all_shapes(config: QwenImageConfig) -> dict[str, tuple[int, ...]]:
 
 def write_hollow_base(folder: Path, config: QwenImageConfig) -> None:
     tensors = {name: list(shape) for name, shape in all_shapes(config).items()}
-    write_hollow(folder, {"files": {}, "tensors": {"transformer": {"BF16": tensors}}})
+    write_shape_only(folder, {"files": {}, "tensors": {"transformer": {"BF16": tensors}}})
 
 
 def write_base(folder: Path, config: QwenImageConfig) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 import mlx.nn as nn
 import numpy as np
 
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.modulation import FluxModulators
-from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.modulation import FluxModulators
+from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.bfloat import to_bf16
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,17 +22,17 @@ import mlx.nn as nn
 import numpy as np
 from quant_convert import CONFIG, ROOT
 
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.component import Component
-from mlx_imagegen.files.loading import Weights, layers, own_parameters
-from mlx_imagegen.files.recipes import read_recipe
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.transformer import FluxTransformer, Modulation
-from mlx_imagegen.hidream_o1.transformer import HiDreamTransformer
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.transformer import FluxTransformer, Modulation
+from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_table
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.component import Component
+from mlx_imagegen.loading.weights import Weights, layers, own_parameters
+from mlx_imagegen.machine import bound_cache, process_peak_bytes
 from mlx_imagegen.packing.bfloat import to_bf16
-from mlx_imagegen.planning.memory import bound_cache, process_peak_bytes
+from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype
 from mlx_imagegen.text.qwen import QwenConfig, mrope
@@ -69,8 +69,8 @@ def write(folder: Path, name: str, quant: str) -> None:
     packings, plan, end = {}, [], 0
     for path, layer in layers(tree):
         if isinstance(layer, Linear):
-            spoken = path if name == "flux" else f"model.{path}"  # as the checkpoint calls it
-            packing = recipe.packing("transformer", spoken, layer.weight.shape, depths.get(path.split(".")[0], 0))
+            requested_as = path if name == "flux" else f"model.{path}"  # as the checkpoint calls it
+            packing = recipe.packing("transformer", requested_as, layer.weight.shape, depths.get(path.split(".")[0], 0))
             if packing:
                 layer.pack(packing)
                 packings[path] = {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}

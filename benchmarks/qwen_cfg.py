@@ -14,11 +14,11 @@ import mlx.core as mx
 from blocks import DIMS, DOUBLE, draw, qwen_config
 from turns import added_bytes, in_turns, spread
 
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.family import padded
+from mlx_imagegen.families.qwen_image.positions import positions
+from mlx_imagegen.families.qwen_image.transformer import Modulation, QwenImageTransformer
 from mlx_imagegen.layers.rope import rope_table
-from mlx_imagegen.qwen_image import padded
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.positions import positions
-from mlx_imagegen.qwen_image.transformer import Modulation, QwenImageTransformer
 
 PROMPT, NEGATIVE = 64, 12
 SIDES = (16, 32)  # tokens: 256 and 512 pixels

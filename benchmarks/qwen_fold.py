@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from quant_convert import shapes, timed, write
 
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.packing.bfloat import to_bf16
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.modulation import QwenImageModulators
-from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 60
@@ -32,10 +32,10 @@ import sys, time, resource
 from pathlib import Path
 import mlx_imagegen
 import mlx.core as mx
-from mlx_imagegen.files.loading import Changes
-from mlx_imagegen.files.manifest import recognise
+from mlx_imagegen.loading.weights import Changes
+from mlx_imagegen.hub.manifest import recognise
 from mlx_imagegen.pipeline import open_family
-from mlx_imagegen.qwen_image.tables import find
+from mlx_imagegen.families.qwen_image.tables import find
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 family = open_family(recognise(folder), folder, Changes())
 wall, cpu = time.perf_counter(), time.process_time()

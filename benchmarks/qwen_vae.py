@@ -15,10 +15,10 @@ import mlx.core as mx
 from blocks import draw
 from turns import added_bytes, in_turns, spread
 
-from mlx_imagegen.files.loading import layers, own_parameters
+from mlx_imagegen.autoencoders.qwen_image import Decoder, VaeConfig
 from mlx_imagegen.layers.conv import Conv2d, Pointwise, unchanged
 from mlx_imagegen.layers.strips import Strips
-from mlx_imagegen.qwen_image.vae import Decoder, VaeConfig
+from mlx_imagegen.loading.weights import layers, own_parameters
 
 # The published vae/config.json, but for the latents' means and deviations, which cost nothing.
 CONFIG = VaeConfig(

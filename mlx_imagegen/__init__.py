@@ -1,7 +1,7 @@
 """Native MLX image generation: FLUX.1, Qwen-Image and HiDream-O1-Image on Apple Silicon.
 
-    from mlx_imagegen import generate
-    generate("a lighthouse at dusk").save("lighthouse.png")
+from mlx_imagegen import generate
+generate("a lighthouse at dusk").save("lighthouse.png")
 """
 
 import importlib

@@ -62,7 +62,7 @@ def generate(
     from . import pipeline
 
     asked: dict[str, Any] = dict(parameters)
-    opening = {name: asked.pop(name) for name in pipeline.OPENING if name in asked}
+    opening = {name: asked.pop(name) for name in pipeline.LOAD_FIELDS if name in asked}
     named = pipeline.DEFAULT_MODEL if model is None else model
     pipeline.refuse_early(named, prompt, **{name: value for name, value in asked.items() if name != "on_step"})
     return pipeline.load(named, **opening).generate(prompt, **asked)

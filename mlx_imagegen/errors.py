@@ -25,7 +25,7 @@ class RequestError(ImagegenError, ValueError):
     pass
 
 
-class UnknownModel(ImagegenError, ValueError):
+class UnknownModelError(ImagegenError, ValueError):
     pass
 
 
@@ -49,7 +49,7 @@ class QuantizationError(ImagegenError, ValueError):
     pass
 
 
-class MissingFile(ImagegenError, FileNotFoundError):
+class MissingFileError(ImagegenError, FileNotFoundError):
     pass
 
 
@@ -61,5 +61,5 @@ class OutputError(ImagegenError, OSError):
     pass
 
 
-class MemoryShort(ImagegenError, MemoryError):
+class InsufficientMemoryError(ImagegenError, MemoryError):
     pass

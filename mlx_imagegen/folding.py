@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ConfigError, RequestError
-from .files.manifest import record_of
-from .files.record import remake
+from .hub.record import record_of, remake
 
 # (module path, parameter) -> a tensor in full precision, every LoRA merged, in float64
 Read = Callable[[str, str], np.ndarray]

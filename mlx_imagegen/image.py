@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from .errors import MissingFile, OutputError, RequestError
-from .files.whole import replacing
+from .atomic import atomic_replace
+from .errors import MissingFileError, OutputError, RequestError
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -64,7 +64,7 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
             with Image.open(Path(picture).expanduser()) as image:
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
-        raise MissingFile(f"{shown} is not there.") from error
+        raise MissingFileError(f"{shown} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(f"{shown} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
     return _as_rgb(upright, shown)
@@ -127,7 +127,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             image.load()
             text = getattr(image, "text", {}).get(METADATA_KEY)
     except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there.") from error
+        raise MissingFileError(f"{path} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
     if text is None:
@@ -145,7 +145,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes beside `path` and renames at the end, so that no half-written file ever has its name."""
     check_writable(path)
     try:
-        with replacing(path) as beside, beside.open("wb") as file:
+        with atomic_replace(path) as beside, beside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

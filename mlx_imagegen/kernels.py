@@ -16,11 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .files.cache import cache_folder
-from .files.whole import replacing
+from .atomic import atomic_replace
+from .cache import cache_folder
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
+from .machine import machine
 from .precision import on_gpu
-from .report import machine
 
 # The other way than the default has to be so much faster: less is noise.
 MARGIN = 1.05
@@ -124,7 +124,7 @@ def _write(path: Path, known: dict[str, Choice]) -> bool:
     """All or nothing; another process's additions since are kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside:
+        with atomic_replace(path) as beside:
             beside.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
     except OSError:
         return False

@@ -16,31 +16,32 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from . import machine as memory
 from .errors import CheckpointError, RequestError
-from .family import Conditioning, Family, Latest, Prompt, Settings
-from .files.download import Tell, awaited, identify, locate, tell_stderr
-from .files.loading import Changes
-from .files.manifest import Manifest, Model, revision_of
-from .files.outline import has_outline, outlined
-from .files.recipes import lasting, read_recipe
+from .families.base import Conditioning, Family, LastValueCache, Prompt, Settings
+from .hub.download import Notify, identify, locate, notify_stderr, pending_download
+from .hub.manifest import Manifest, Model
+from .hub.record import revision_of
+from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from .image import to_image, to_pixels, write_picture
 from .kernels import choose
+from .loading.weights import WeightTransforms
 from .lora.file import TITLES
-from .lora.match import Lora, match_loras, vocabularies
-from .lora.merge import Merge, Wanted, open_loras, own_loras, refit
+from .lora.match import Lora, match_loras, module_names
+from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
-from .planning import memory
+from .packing.recipes import canonical_name, read_recipe
 from .planning.fitting import Residency, check_before_download, check_fits, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .report import Report
 from .request.job import Job, requested
-from .request.options import check_kinds
+from .request.options import check_types
 from .sampling import Schedule, denoise
 from .seams import blend_seams
 
 DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
-OPENING = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
+LOAD_FIELDS = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
 USUAL_MULTIPLE = 16  # pixels; of picture sizes, where a manifest says nothing else
 
 
@@ -82,7 +83,7 @@ def load(
     lora_partial: bool = False,
     resident: bool | None = None,
     on_load: OnLoad | None = None,
-    on_download: Tell = tell_stderr,
+    on_download: Notify = notify_stderr,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them.
 
@@ -91,14 +92,14 @@ def load(
     `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
     `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
     """
-    check_kinds({"quant": quant, "lora_partial": lora_partial, "resident": resident})
+    check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     loras = open_loras(() if lora is None else lora, on_download)
     refuse_before_download(str(model), quant, loras, lora_partial)
     found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
     merge = Merge()
-    changes = Changes(progress=on_load, merge=merge)
+    changes = WeightTransforms(progress=on_load, merge=merge)
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     if recipe:
         changes = recipe.applied_to(changes)
@@ -115,14 +116,14 @@ def load(
 def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
-    manifest = awaited(model)
+    manifest = pending_download(model)
     if manifest is None:
         return
-    changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
+    changes = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
     check_before_download(manifest, changes, open_family)
-    if loras and has_outline(manifest):
-        with outlined(manifest) as folder:
-            known = vocabularies(open_family(manifest, folder, Changes()))
+    if loras and has_tensor_shapes(manifest):
+        with shape_only_folder(manifest) as folder:
+            known = module_names(open_family(manifest, folder, WeightTransforms()))
         match_loras(loras, known, TITLES[manifest.family], partial)
 
 
@@ -160,7 +161,7 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest, open_family)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
-        self._prepared = Latest[list[Any]]()  # one alone: tables are large
+        self._prepared = LastValueCache[list[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     def generate(
@@ -183,27 +184,27 @@ class Pipeline:
         return results[0] if single else results
 
     def set_lora(
-        self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Tell = tell_stderr
+        self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Notify = notify_stderr
     ) -> None:
         """Merges these LoRAs in place of the former ones: files, or (file, scale), added up.
 
         A file is a path, or `owner/repository:file`. What is loaded is read again only where a change touches it.
         `lora_partial`: allow files of which a part fits no module of this model, and merge the rest.
         """
-        check_kinds({"lora_partial": lora_partial})
+        check_types({"lora_partial": lora_partial})
         loras = open_loras(lora, on_download)
         with self._turn:
             self._choose(loras, lora_partial, on_download)
 
-    def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Tell) -> None:
+    def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Notify) -> None:
         loras = [*own_loras(self.model.manifest, on_download), *chosen]
-        known, title = vocabularies(self.family), TITLES[self.family.name]
+        known, title = module_names(self.family), TITLES[self.family.name]
         matches = match_loras(loras, known, title, partial)
         before = match_loras(self._source.merged_before(matches, self.family, on_download), known, title, partial=True)
         names = [match.lora.file.path.name for match in matches if not match.lora.own]
         for note in self.family.lora_notes(self.model.manifest, names):
             on_download(f"note: {note}")
-        if refit(self.family, self.merge, matches, before):
+        if apply_loras(self.family, self.merge, matches, before):
             self._branches = {}  # made with the former weights
             self._prepared.forget()
             self.family.forget()
@@ -347,11 +348,11 @@ class Pipeline:
     def _record(self, job: Job) -> dict[str, Any]:
         manifest = self.model.manifest
         return {
-            "model": self.model.spoken,
+            "model": self.model.requested_as,
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
-            **({"quant": lasting(self.quant)} if self.quant else {}),
+            **({"quant": canonical_name(self.quant)} if self.quant else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }
@@ -397,22 +398,22 @@ def _key(prompt: Prompt, settings: Settings) -> Hashable:
     return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
 
 
-def open_family(manifest: Manifest, folder: Path, changes: Changes) -> Family[Any]:
+def open_family(manifest: Manifest, folder: Path, changes: WeightTransforms) -> Family[Any]:
     """The model in a folder, its files checked; no weights are read."""
     return _family(manifest.family).open(folder, manifest, changes)
 
 
 def _family(name: str) -> type[Family[Any]]:
-    if name == "flux":
-        from .flux import Flux
+    if name == "flux1":
+        from .families.flux1.family import Flux
 
         return Flux
     if name == "qwen_image":
-        from .qwen_image import QwenImage
+        from .families.qwen_image.family import QwenImage
 
         return QwenImage
     if name == "hidream_o1":
-        from .hidream_o1 import HiDream
+        from .families.hidream_o1.family import HiDream
 
         return HiDream
     raise RequestError(f"the family '{name}' is not part of this version.")

@@ -3,9 +3,6 @@
 In: whoever runs a stage times it here. Out: a plain dict for JSON, metadata and tables.
 """
 
-import importlib.metadata
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .planning.memory import process_peak_bytes
+from .machine import machine, process_peak_bytes
 
 
 @dataclass
@@ -82,17 +79,3 @@ class Report:
             "notes": self.notes,
             "machine": machine(),
         }
-
-
-def machine() -> dict[str, str]:
-    from . import BLAS, __version__
-
-    device = mx.device_info(mx.default_device())
-    return {
-        "device": str(device.get("device_name") or device.get("architecture") or mx.default_device()),
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-        "blas": BLAS,
-        "mlx-imagegen": __version__,
-        "mlx": importlib.metadata.version("mlx"),
-    }

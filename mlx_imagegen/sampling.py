@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import ConfigError
-from .files.config import Config
+from .loading.config import Config
 from .precision import SOLVER_DTYPE
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.loading.checkpoint import open_checkpoint
 
 TOLERANCE = 1e-5
 

@@ -26,4 +26,4 @@ def test_importing_generate_imports_nothing_heavy() -> None:
 def test_the_documented_parameters_are_those_that_are_taken() -> None:
     opening = set(inspect.signature(pipeline.load).parameters) - {"model"}
     taken = {"seed", "count", "on_step", *job.PARAMETERS} | opening
-    assert set(api.Parameters.__annotations__) == taken and set(pipeline.OPENING) == opening
+    assert set(api.Parameters.__annotations__) == taken and set(pipeline.LOAD_FIELDS) == opening

@@ -22,9 +22,9 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import COMMANDS, USAGE
-from mlx_imagegen.commands.names import output_paths
-from mlx_imagegen.commands.requests import OPENING, PLAIN
-from mlx_imagegen.files.manifest import data_folder, manifests
+from mlx_imagegen.commands.output_paths import output_paths
+from mlx_imagegen.commands.requests import LOAD_FIELDS, PLAIN
+from mlx_imagegen.hub.manifest import data_folder, manifests
 from mlx_imagegen.image import read_metadata, write_picture
 from mlx_imagegen.request.job import PARAMETERS, requested
 
@@ -125,7 +125,8 @@ def test_notes_go_to_stderr_unless_quiet(cli: Cli, flux_folder: Path) -> None:
 
 def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_imagegen import pipeline
-    from mlx_imagegen.files.manifest import Model, find
+    from mlx_imagegen.hub.manifest import Model
+    from mlx_imagegen.hub.recognition import find
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
@@ -419,7 +420,7 @@ OF_THEIR_KIND: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["prompt", "seed", *OPENING, *PLAIN])
+@pytest.mark.parametrize("name", ["prompt", "seed", *LOAD_FIELDS, *PLAIN])
 def test_a_record_with_a_field_of_another_kind_is_refused(name: str, cli: Cli, flux_folder: Path) -> None:
     record = {"model": str(flux_folder), "prompt": "a fox", "seed": 1, "steps": 1, "width": 32, "height": 32}
     for value in MISTYPED:
@@ -459,7 +460,7 @@ def test_models_that_cannot_be_had(
 
 
 def test_a_bad_request_is_refused_before_a_download(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_imagegen.files import download
+    from mlx_imagegen.hub import download
 
     def fetch(*_: Any) -> None:
         raise AssertionError("a download began")
@@ -479,7 +480,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_download(
 ) -> None:
     from huggingface_hub import constants
 
-    from mlx_imagegen.files import download
+    from mlx_imagegen.hub import download
 
     monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
     monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**12)
@@ -519,7 +520,7 @@ def test_a_folder_that_may_not_be_looked_into_gets_one_line(cli: Cli, monkeypatc
     def find(model: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), model)
 
-    monkeypatch.setattr("mlx_imagegen.files.download.find", find)
+    monkeypatch.setattr("mlx_imagegen.hub.download.find", find)
     refused(cli("a fox", "--model", "/Volumes/models/x"), "/Volumes/models/x: Permission denied; allow it")
 
 

@@ -17,19 +17,19 @@ import pytest
 
 import mlx_imagegen
 from mlx_imagegen import load
-from mlx_imagegen.files.manifest import data_folder
-from mlx_imagegen.flux import modulation as flux_modulation
-from mlx_imagegen.flux import transformer as flux_transformer
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.hidream_o1 import tokens as hidream_tokens
-from mlx_imagegen.qwen_image import transformer as qwen_transformer
+from mlx_imagegen.families.flux1 import modulation as flux_modulation
+from mlx_imagegen.families.flux1 import transformer as flux_transformer
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.hidream_o1 import tokens as hidream_tokens
+from mlx_imagegen.families.qwen_image import transformer as qwen_transformer
+from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.sampling import Schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/train_demo"))
 import scenes
 import score
 
-FAMILIES = {"flux": "flux-demo", "qwen_image": "qwen-demo", "hidream_o1": "hidream-demo"}
+FAMILIES = {"flux1": "flux-demo", "qwen_image": "qwen-demo", "hidream_o1": "hidream-demo"}
 MODELS = [*FAMILIES.values(), "qwen-demo-lightning"]
 DEMO = data_folder("weights") / "demo"
 FAMILY_BYTES, ALL_BYTES = 8 * 10**6, 20 * 10**6

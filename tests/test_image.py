@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_imagegen.errors import MissingFile, OutputError, RequestError
+from mlx_imagegen.errors import MissingFileError, OutputError, RequestError
 from mlx_imagegen.image import (
     check_writable,
     fingerprint,
@@ -105,7 +105,7 @@ def test_a_picture_that_breaks_off_is_named_though_it_was_opened_elsewhere(tmp_p
 
 
 def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match=r"image: .*nowhere.png is not there"):
+    with pytest.raises(MissingFileError, match=r"image: .*nowhere.png is not there"):
         open_picture(tmp_path / "nowhere.png")
     for data in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)):
         (tmp_path / "a.png").write_bytes(data)
@@ -137,7 +137,7 @@ def test_pictures_without_a_record_of_ours(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     with pytest.raises(RequestError, match="no record"):
         read_metadata(tmp_path / "a.png")
-    with pytest.raises(MissingFile):
+    with pytest.raises(MissingFileError):
         read_metadata(tmp_path / "b.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(RequestError, match="cannot be read"):

@@ -68,7 +68,7 @@ def test_what_it_needs_is_declared(wheel: zipfile.ZipFile) -> None:
 def test_it_runs_from_where_it_is_installed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     code = (
-        "from mlx_imagegen.files.manifest import data_folder, manifests; from pathlib import Path; import mlx_imagegen;"
+        "from mlx_imagegen.hub.manifest import data_folder, manifests; from pathlib import Path; import mlx_imagegen;"
         " home = Path(mlx_imagegen.__file__).parent; assert data_folder('weights') == home / 'weights',"
         " data_folder('weights'); assert data_folder('quant') == home / 'quant'; assert 'flux-dev' in manifests();"
         " print(home)"

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.files.config import read_json
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.pipeline import Pipeline
-from tests.qwen_image.test_qwen_image import open_pipeline
+from tests.families.qwen_image.test_qwen_image import open_pipeline
 
 DATA = Path(__file__).parent / "data"
 PICTURES = [DATA / "qwen_image/zero" / f"picture{index}.png" for index in (1, 2)]
@@ -69,7 +69,9 @@ def test_bfloat16_gives_nearly_the_float32_picture(name: str, monkeypatch: pytes
     opened, options = CASES[name]
     full = np.asarray(opened().generate("a fox", **options).image).astype(float)
     monkeypatch.setattr("mlx_imagegen.precision.on_gpu", lambda: True)
-    monkeypatch.setattr("mlx_imagegen.qwen_image.on_gpu", lambda: True)  # guidance in one batch, as on a GPU
+    monkeypatch.setattr(
+        "mlx_imagegen.families.qwen_image.family.on_gpu", lambda: True
+    )  # guidance in one batch, as on a GPU
     seen = watch_linears(monkeypatch)
     half = np.asarray(opened().generate("a fox", **options).image).astype(float)
     assert full.std() > 10 and 0 < np.abs(full - half).mean() < 4, "the same picture, and bfloat16 really ran"

@@ -12,8 +12,8 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen import pipeline
-from mlx_imagegen.files import download
-from mlx_imagegen.files.manifest import Manifest, Model, manifests
+from mlx_imagegen.hub import download
+from mlx_imagegen.hub.manifest import Manifest, Model, manifests
 from mlx_imagegen.quantization import quantizer
 from tests.lora.test_pipeline import draw_lora
 
@@ -45,12 +45,12 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         if "/" in model:  # what a command before has written
             return original(model)
         manifest = download.find(model).manifest
-        manifest = manifest if manifest.family == "flux" else manifests()["flux-schnell"]
+        manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
         return Model(small(manifest), flux_folder, model), flux_folder
 
     for module in (pipeline, quantizer):
         monkeypatch.setattr(module, "locate", locate)
-    monkeypatch.setattr(pipeline, "awaited", lambda model: None)  # nothing has to be downloaded
+    monkeypatch.setattr(pipeline, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")

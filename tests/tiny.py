@@ -10,11 +10,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.keys import ORIGINAL, SWAPPED_HALVES
-from mlx_imagegen.flux.modulation import FluxModulators
-from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.keys import ORIGINAL, SWAPPED_HALVES
+from mlx_imagegen.families.flux1.modulation import FluxModulators
+from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.loading.weights import layers, own_parameters
 
 STORED = Path(__file__).parent / "data" / "flux" / "dev"
 WIDTHS = {"attention_head_dim": 32, "num_attention_heads": 2, "num_layers": 2, "num_single_layers": 3}

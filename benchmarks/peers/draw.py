@@ -12,13 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.modulation import FluxModulators
-from mlx_imagegen.flux.transformer import FluxTransformer
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.modulation import QwenImageModulators
-from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.modulation import FluxModulators
+from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
+from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.loading.weights import layers, own_parameters
 
 SHARED = {"attention_head_dim": 128, "num_attention_heads": 24, "in_channels": 64, "guidance_embeds": False}
 CONFIGS: dict[str, dict[str, Any]] = {

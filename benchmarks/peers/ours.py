@@ -16,28 +16,28 @@ import mlx_imagegen  # noqa: F401  (OpenBLAS, before mlx.core)
 import mlx.core as mx  # isort: skip
 import numpy as np
 
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.component import Component
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import Changes, Weights
-from mlx_imagegen.flux import modulation as flux_modulation
-from mlx_imagegen.flux.config import FluxConfig
-from mlx_imagegen.flux.transformer import FluxTransformer
+from mlx_imagegen.families.flux1 import modulation as flux_modulation
+from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.families.qwen_image import modulation as qwen_modulation
+from mlx_imagegen.families.qwen_image.config import QwenImageConfig
+from mlx_imagegen.families.qwen_image.positions import positions
+from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.layers.linear import Packing
 from mlx_imagegen.layers.rope import rope_tables
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.component import Component
+from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.weights import Weights, WeightTransforms
 from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.precision import compute_dtype
-from mlx_imagegen.qwen_image import modulation as qwen_modulation
-from mlx_imagegen.qwen_image.config import QwenImageConfig
-from mlx_imagegen.qwen_image.positions import positions
-from mlx_imagegen.qwen_image.transformer import QwenImageTransformer
 
 
 def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> None:
     inputs = mx.load(str(folder / "inputs.safetensors"))
     path = folder / "transformer" / "config.json"
     data, dtype = read_json(path), compute_dtype()
-    changes = Changes()
+    changes = WeightTransforms()
     if quant != "none":  # every linear layer, as mflux has it, and by plain rounding
         packing = Packing(int(quant.removeprefix("q")), 64)
         changes = replace(changes, recipe=lambda *_: packing, pack=pack)

@@ -25,14 +25,14 @@ from clock import BEGUN
 from draw import CONFIGS, SIDE, TEXT_TOKENS, draw
 from setup import python_of
 
-from mlx_imagegen.measuring.surroundings import surroundings
+from mlx_imagegen.machine import GB
+from mlx_imagegen.measuring.environment import environment
 from mlx_imagegen.measuring.tables import NONE, markdown, short
-from mlx_imagegen.planning.memory import GB
 
 SCRIPTS = {"ours": "ours.py", "mflux": "with_mflux.py", "diffusers": "with_diffusers.py"}
 ROOTS = {"ours": ["mlx-imagegen"], "mflux": ["mflux"], "diffusers": ["diffusers", "transformers", "torch"]}
 IMPORTS = {
-    "ours": "from mlx_imagegen import pipeline; import mlx_imagegen.flux",
+    "ours": "from mlx_imagegen import pipeline; import mlx_imagegen.families.flux1.family",
     "mflux": "from mflux.models.flux.variants.txt2img.flux import Flux1",
     "diffusers": "from diffusers import FluxPipeline",
 }
@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {f"{name}_NUM_THREADS": str(args.threads) for name in ("OMP", "OPENBLAS", "MKL")}
     pythons = {"ours": Path(sys.executable), "mflux": args.mflux, "diffusers": args.diffusers}
-    results: dict[str, Any] = {"where": surroundings(), "blocks": {}}
+    results: dict[str, Any] = {"where": environment(), "blocks": {}}
     for family in args.families:
         results["blocks"][family] = cells = blocks(family, args.quants, pythons, args.rounds)
         size = f"{SIDE}x{SIDE} pixels, {TEXT_TOKENS} text tokens, float32, CPU, {args.threads} threads"

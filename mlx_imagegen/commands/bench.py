@@ -37,7 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files.download import tell_stderr
+    from ..hub.download import notify_stderr
     from ..measuring.bench import Asked, bench, write
     from ..measuring.tables import output_folder
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     folder = output_folder(args.output)
     rows: list[Row] = []
     try:
-        for row in bench(asked, folder, tell_stderr):
+        for row in bench(asked, folder, notify_stderr):
             rows.append(row)
             if row.picture:  # a killed run, or a full disk, costs a row and not hours
                 write(rows, asked, folder, plot=False)

@@ -25,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files.download import tell_stderr
+    from ..hub.download import notify_stderr
     from ..measuring.compare import compare, in_terminal, read_columns, read_lines, write
     from ..measuring.tables import output_folder
 
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> None:
         parameters["references"] = readable(args.references)
     lines = read_lines(args.prompts)
     folder = output_folder(args.output)
-    sheet = compare(read_columns(args.models), lines, parameters, folder, tell_stderr)
-    tell_stderr(in_terminal(sheet))
-    print(write(sheet, parameters, folder, tell_stderr))
+    sheet = compare(read_columns(args.models), lines, parameters, folder, notify_stderr)
+    notify_stderr(in_terminal(sheet))
+    print(write(sheet, parameters, folder, notify_stderr))

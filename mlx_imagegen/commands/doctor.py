@@ -52,8 +52,8 @@ def _number(error: float) -> float | None:
 
 
 def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:
+    from ..machine import GB
     from ..measuring.tables import NONE, aligned, short
-    from ..planning.memory import GB
 
     width = max(map(len, known))
     lines = [f"{name:<{width}}  {value}" for name, value in known.items()]

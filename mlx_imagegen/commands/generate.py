@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .names import DEFAULT_PATTERN, FIELDS, output_paths
+from .output_paths import DEFAULT_PATTERN, FIELDS, output_paths
 from .requests import read_requests
 
 Group = argparse._ArgumentGroup

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoraError
 
 if TYPE_CHECKING:
-    from ..files.manifest import Manifest
+    from ..hub.manifest import Manifest
     from ..lora.file import LoraFile
 
     Candidate = tuple[str, Manifest, AbstractContextManager[Path]]
@@ -70,18 +70,20 @@ def targets(names: Sequence[str]) -> list[str]:
 
 def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
     """What matches the model that is named, or the one of the LoRA's family that it fits best."""
-    from ..files.loading import Changes
-    from ..lora.match import Lora, match_entries, vocabularies
+    from ..loading.weights import WeightTransforms
+    from ..lora.match import Lora, match_entries, module_names
     from ..pipeline import open_family
 
     matches = []
     for name, manifest, place in [_named(named)] if named else _candidates(file):
         with place as folder:
-            matches.append((name, match_entries(Lora(file), vocabularies(open_family(manifest, folder, Changes())))))
+            matches.append(
+                (name, match_entries(Lora(file), module_names(open_family(manifest, folder, WeightTransforms()))))
+            )
     if not matches:
         return {"matches": "not checked: its names do not tell one model of this library"}
     name, match = max(matches, key=lambda each: len(each[1].matched))
-    left = [f"{key}: {why}" for key, why in match.left.items()] + match.misshapen
+    left = [f"{key}: {why}" for key, why in match.unmatched.items()] + match.misshapen
     more = [f"… and {len(left) - SHOWN} more"] if len(left) > SHOWN else []
     fitting = f"{len(match.matched)} of {match.total} modules of {name}"
     return {"matches": fitting, "left over": left[:SHOWN] + more or "nothing"}
@@ -89,9 +91,9 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 
 def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
     """Models of the LoRA's family: those that are here, and a published one, which need not be."""
-    from ..files.download import local_folder
-    from ..files.manifest import manifests
-    from ..files.outline import has_outline, outlined
+    from ..hub.download import local_folder
+    from ..hub.manifest import manifests
+    from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
     from ..lora.file import TITLES
 
     for family in (family for family, title in TITLES.items() if file.family and title in file.family):
@@ -100,21 +102,21 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
             folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
-        for manifest in [manifest for manifest in ours if has_outline(manifest)][:1]:
-            yield manifest.name, manifest, outlined(manifest)
+        for manifest in [manifest for manifest in ours if has_tensor_shapes(manifest)][:1]:
+            yield manifest.name, manifest, shape_only_folder(manifest)
 
 
 def _named(model: str) -> "Candidate":
-    from ..files.download import local_folder
-    from ..files.manifest import find
-    from ..files.outline import has_outline, outlined
+    from ..hub.download import local_folder
+    from ..hub.recognition import find
+    from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 
     found = find(model)
     folder = found.folder or local_folder(found.manifest)
     if folder:
         return model, found.manifest, nullcontext(folder)
-    if has_outline(found.manifest):
-        return model, found.manifest, outlined(found.manifest)
+    if has_tensor_shapes(found.manifest):
+        return model, found.manifest, shape_only_folder(found.manifest)
     raise LoraError(f"{model} is not on this machine: a LoRA is matched against its files; download it first.")
 
 

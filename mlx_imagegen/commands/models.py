@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from ..files.manifest import Manifest, manifests
+from ..hub.manifest import Manifest, manifests
 
 GB = 1e9
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _row(manifest: Manifest) -> tuple[str, ...]:
-    from ..files.download import local_folder
+    from ..hub.download import local_folder
 
     defaults = manifest.defaults
     return (

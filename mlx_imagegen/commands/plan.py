@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingFile, UnknownModel
+from ..errors import MissingFileError, UnknownModelError
 from .generate import size
 
 if TYPE_CHECKING:
-    from ..family import Family
-    from ..files.manifest import Manifest
+    from ..families.base import Family
+    from ..hub.manifest import Manifest
     from ..planning.plan import Plan
     from ..request.job import Job
 
@@ -30,8 +30,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files.loading import Changes
-    from ..files.recipes import read_recipe
+    from ..loading.weights import WeightTransforms
+    from ..packing.recipes import read_recipe
     from ..pipeline import open_family
     from ..planning.plan import chip_named, describe, plan
     from ..request.job import usual_job
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     asked |= {"references": args.references} if args.references else {}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
-        family = open_family(manifest, folder, recipe.applied_to(Changes()) if recipe else Changes())
+        family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
         settings, count = job.settings, len(job.prompt.references)
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> None:
 @contextmanager
 def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
-    from ..files.download import HuggingFace, cached, local_folder
-    from ..files.manifest import find, recognise
-    from ..files.outline import has_outline, outlined
+    from ..hub.download import HuggingFace, cached, local_folder
+    from ..hub.recognition import find, recognise
+    from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 
     try:
         found = find(model)
-    except UnknownModel:
+    except UnknownModelError:
         folder = cached(HuggingFace().cache, model, "main")
         if folder is None:
             raise
@@ -73,17 +73,17 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     here = found.folder or local_folder(found.manifest)
     if here:
         yield found.manifest, here, ""
-    elif has_outline(found.manifest):
-        with outlined(found.manifest) as folder:
+    elif has_tensor_shapes(found.manifest):
+        with shape_only_folder(found.manifest) as folder:
             yield found.manifest, folder, " (by its published shapes; its files are not here)"
     else:
-        raise MissingFile(
+        raise MissingFileError(
             f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
         )
 
 
 def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
-    from ..files.recipes import read_recipe
+    from ..packing.recipes import read_recipe
     from ..planning.plan import gigabytes
     from ..quantization.layout import layouts
 

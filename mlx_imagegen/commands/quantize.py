@@ -48,11 +48,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files.manifest import Model
+    from ..hub.manifest import Model
     from ..lora.merge import open_loras, parse_lora
     from ..planning.plan import gigabytes
-    from ..quantization.partial import check_place, half_of, place_of
-    from ..quantization.quantizer import draft, drafted, merged, quant_of_bits, quantize
+    from ..quantization.partial import check_place, partial_path, place_of
+    from ..quantization.quantizer import draft, merged, plan_from_folder, quant_of_bits, quantize
     from .progress import Progress
 
     quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         opened = open_loras(loras)
         with headers(args.model) as (manifest, folder, note):
             found = Model(manifest, folder, args.model)
-            made = drafted(found, folder, quant, args.fold, args.fold_size, lessons)
+            made = plan_from_folder(found, folder, quant, args.fold, args.fold_size, lessons)
             matches = [f"note: {line}" for line in merged(made, opened, args.lora_partial).found()]
             print(f"{manifest.name}, {quant}{note}")
             print("\n".join([described(made), *matches]))
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
                 on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
             )  # fmt: skip
         except KeyboardInterrupt:
-            if half_of(target).is_dir():
-                progress.say(f"what is finished stays in {half_of(target)}; the same command goes on from there")
+            if partial_path(target).is_dir():
+                progress.say(f"what is finished stays in {partial_path(target)}; the same command goes on from there")
             raise
         progress.clear()
         progress.say(f"done in {time.perf_counter() - started:.0f} s")
@@ -110,7 +110,7 @@ def _lessons(args: argparse.Namespace) -> list[dict[str, Any]]:
 def described(made: "Draft") -> str:
     """What each kind of tensor gets, and what it comes to."""
     from ..planning.plan import gigabytes
-    from ..quantization.lessons import too_large
+    from ..quantization.calibration_set import too_large
     from ..quantization.quantizer import expected, table
 
     rows = [(name, form, f"{count}", gigabytes(size)) for name, form, count, size in table(made)]

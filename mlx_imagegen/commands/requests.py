@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingFile, RequestError
+from ..errors import MissingFileError, RequestError
 
 # Parameters that a flag, a job's line or a picture's record can give.
 PLAIN = (
@@ -22,18 +22,18 @@ PLAIN = (
 SHAPE = ("aspect",)  # a record has the width and height that came of it
 FILES = ("image", "references", "noise", "step_noise")
 OF_A_JOB = ("prompt", "seed", "count", *PLAIN, *SHAPE, *FILES)
-OPENING = ("model", "quant", "lora", "lora_partial")  # how the model is opened: for all jobs alike
+LOAD_FIELDS = ("model", "quant", "lora", "lora_partial")  # how the model is opened: for all jobs alike
 OF_ANY_MODEL = ("prompt", "negative_prompt", "seed", "width", "height")  # what another model makes of a record
 # What a picture was made from cannot be kept in it: record's key -> the parameter to give again.
-NOT_KEPT = {f"{name}_sha256": name for name in FILES}
+HASHED_FIELDS = {f"{name}_sha256": name for name in FILES}
 
 
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How to open the model, and the requests: flags over the record of --from, a job's own line over both."""
     given = _flags(args)
-    opening = {name: value for name in (*OPENING, "resident") if (value := getattr(args, name)) is not None}
+    opening = {name: value for name in (*LOAD_FIELDS, "resident") if (value := getattr(args, name)) is not None}
     record = _record(args.replay, given, opening) if args.replay else {}
-    opening = {name: record[name] for name in OPENING if name in record} | opening
+    opening = {name: record[name] for name in LOAD_FIELDS if name in record} | opening
     shared = {name: record[name] for name in ("seed", *PLAIN) if name in record} | given
     prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
     if prompts[0].get("prompt") is None:
@@ -55,14 +55,14 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
 
 def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[str, Any]:
     """The record of --from, less what the flags put something else in place of."""
-    from ..files.manifest import spoken
+    from ..hub.recognition import requested_as
     from ..image import read_metadata
 
     record = read_metadata(path.expanduser())
     _check_record(path, record)
-    if "model" in opening and spoken(opening["model"]) != record.get("model"):
+    if "model" in opening and requested_as(opening["model"]) != record.get("model"):
         return {name: record[name] for name in OF_ANY_MODEL if name in record}
-    for key, name in NOT_KEPT.items():
+    for key, name in HASHED_FIELDS.items():
         if key in record and name not in given:
             raise RequestError(
                 f"{path} was made from {name}, which is not kept in it; give it again with --{name.replace('_', '-')}."
@@ -74,13 +74,13 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:
     """What can be seen without the model: every field is of its kind. The limits are checked with those of flags."""
-    from ..request.options import check_kinds
+    from ..request.options import check_types
 
-    empty = [name for name in ("prompt", "seed", *OPENING, *PLAIN) if name in record and record[name] is None]
+    empty = [name for name in ("prompt", "seed", *LOAD_FIELDS, *PLAIN) if name in record and record[name] is None]
     if empty:
         raise RequestError(f"{path}: its record is damaged: '{empty[0]}' holds nothing.")
     try:
-        check_kinds(record)
+        check_types(record)
     except RequestError as error:
         raise RequestError(f"{path}: its record is damaged: {error}") from error
 
@@ -123,7 +123,7 @@ def _text(path: Path, flag: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which would hide a {
     except FileNotFoundError as error:
-        raise MissingFile(f"{flag}: {path} is not there.") from error
+        raise MissingFileError(f"{flag}: {path} is not there.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
 
@@ -145,7 +145,7 @@ def _job(line: str, where: str) -> dict[str, Any]:
     if not isinstance(job.get("prompt"), str):
         raise RequestError(f"{where}: a job needs a prompt, as text.")
     for name in job:
-        if name in OPENING:
+        if name in LOAD_FIELDS:
             raise RequestError(f"{where}: '{name}' is the same for all jobs: give it as --{name.replace('_', '-')}.")
         if name not in OF_A_JOB:
             near = difflib.get_close_matches(name, OF_A_JOB, n=1)
@@ -174,6 +174,6 @@ def _array(name: str, path: str | Path) -> Any:
         loaded = np.load(Path(path).expanduser(), allow_pickle=False)
         return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
-        raise MissingFile(f"{name}: {path} is not there.") from error
+        raise MissingFileError(f"{name}: {path} is not there.") from error
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise RequestError(f"{name}: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError
-from ..files.checkpoint import Tensor
-from ..files.keys import Target, cut
+from ..loading.checkpoint import Tensor
+from ..loading.names import RowRange, cut
 
 Shape = tuple[int, ...]
 # What a change of a weight is made of; exactly one of these, so that no tensor of a file is ever left out in silence.
@@ -28,13 +28,13 @@ FORMS = {
     frozenset(): "difference",  # of a bias alone
 }
 # What may stand beside each: DoRA's length of rows for what is made of factors; a bias is changed by its own tensor.
-BESIDE = {
+ALLOWED_EXTRAS = {
     "LoRA": {"alpha", "magnitude", "dora_scale", "diff_b", "up_bias"},
     "LoHa": {"alpha", "dora_scale", "diff_b"},
     "LoKr": {"alpha", "dora_scale", "diff_b"},
     "difference": {"diff_b"},
 }
-EITHER = ({"magnitude", "dora_scale"}, {"diff_b", "up_bias"})  # PEFT's and LyCORIS' DoRA; two changes of a bias
+EXCLUSIVE = ({"magnitude", "dora_scale"}, {"diff_b", "up_bias"})  # PEFT's and LyCORIS' DoRA; two changes of a bias
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -51,10 +51,10 @@ class Entry:
     def form(self) -> str | None:
         """How the weight's change is computed; None if tensors are missing, or do not go together."""
         parts = set(self.parts)
-        form = FORMS.get(frozenset(parts - BESIDE["LoRA"]))
-        beside = parts & BESIDE["LoRA"]
-        allowed = form is not None and beside <= BESIDE[form]
-        return form if allowed and not any(beside >= both for both in EITHER) else None
+        form = FORMS.get(frozenset(parts - ALLOWED_EXTRAS["LoRA"]))
+        beside = parts & ALLOWED_EXTRAS["LoRA"]
+        allowed = form is not None and beside <= ALLOWED_EXTRAS[form]
+        return form if allowed and not any(beside >= both for both in EXCLUSIVE) else None
 
     @property
     def dora(self) -> bool:
@@ -124,16 +124,16 @@ class Entry:
         tensor = self.parts.get("dora_scale")
         return tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] == 1
 
-    def weight_change(self, weight: mx.array, target: Target, scale: float) -> mx.array:
+    def weight_change(self, weight: mx.array, target: RowRange, scale: float) -> mx.array:
         """`weight`: our module's, float32; `target`: which rows of the file's module those are; `scale`: the user's."""
         return self._dora(weight, target, scale) if self.dora else self._plain(target, scale * self.scale)
 
-    def bias_change(self, target: Target, scale: float) -> mx.array:
+    def bias_change(self, target: RowRange, scale: float) -> mx.array:
         if "diff_b" in self.parts:
             return scale * self._rows("diff_b", target)
         return (scale * self.scale) * self._rows("up_bias", target)
 
-    def _plain(self, target: Target, scale: float) -> mx.array:
+    def _plain(self, target: RowRange, scale: float) -> mx.array:
         if self.form == "LoRA":
             return (scale * self._rows("up", target)) @ self._read("down")
         if self.form == "LoHa":
@@ -144,7 +144,7 @@ class Entry:
             return _rows(scale * mx.kron(left, right), target)
         return scale * self._rows("diff", target)
 
-    def _dora(self, weight: mx.array, target: Target, scale: float) -> mx.array:
+    def _dora(self, weight: mx.array, target: RowRange, scale: float) -> mx.array:
         """The magnitude replaces the length of every row (or column) of the changed weight.
 
         PEFT scales the added part inside the norm; LyCORIS goes from the weight to the finished DoRA by `scale`.
@@ -163,7 +163,7 @@ class Entry:
     def _read(self, part: str) -> mx.array:
         return _array(self.parts[part])
 
-    def _rows(self, part: str, target: Target) -> mx.array:
+    def _rows(self, part: str, target: RowRange) -> mx.array:
         return cut(self.parts[part], target).read().astype(mx.float32)
 
 
@@ -188,7 +188,7 @@ def _array(tensor: Tensor) -> mx.array:
     return tensor.read().astype(mx.float32)
 
 
-def _rows(value: mx.array, target: Target) -> mx.array:
+def _rows(value: mx.array, target: RowRange) -> mx.array:
     """As `keys.cut`, on an array."""
     unit = value.shape[0] // target.of
     value = value[target.start * unit : (target.start + target.share) * unit]

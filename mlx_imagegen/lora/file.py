@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraError, MissingFile
-from ..files.checkpoint import Checkpoint, Tensor, read_header
-from ..files.config import read_json
-from ..files.download import REPOSITORY, Download, Tell, fetch_files, tell_stderr
-from ..files.manifest import revision_of
+from ..errors import LoraError, MissingFileError
+from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
+from ..hub.record import revision_of
+from ..loading.checkpoint import Checkpoint, Tensor, read_header
+from ..loading.config import read_json
 from .deltas import Entry, check_finite
 from .names import ADAPTER, split_key
 
@@ -65,7 +65,7 @@ FAMILIES = (
     ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
     ("FLUX.1 or Stable Diffusion", r"^lora_te1?_text_model|^text_encoder\.|clip_l\."),
 )
-TITLES = {"flux": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}  # our families, as above
+TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}  # our families, as above
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
 # `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
 ARCHITECTURES = (
@@ -102,29 +102,29 @@ class AdapterConfig:
 @dataclass(frozen=True)
 class LoraFile:
     path: Path
-    spoken: str  # what the user called it
+    requested_as: str  # what the user called it
     published: str | None  # owner/name@commit:file, which is this file for good; None for a file of this machine
     entries: Mapping[str, Entry]  # by the module's name as the file writes it
-    strangers: tuple[str, ...]  # keys whose ending is not known
+    unknown_keys: tuple[str, ...]  # keys whose ending is not known
     metadata: Mapping[str, str]
     checkpoint: Checkpoint
     stamp: str  # of the file when it was opened
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, metadata: Mapping[str, str], spoken: str, published: str | None = None
+        cls, checkpoint: Checkpoint, metadata: Mapping[str, str], requested_as: str, published: str | None = None
     ) -> "LoraFile":
         """A file's tensors by the modules they speak of; from the header alone."""
         path = checkpoint.where
-        groups, strangers = _gather(checkpoint)
+        groups, unknown_keys = _gather(checkpoint)
         configs = _configs(path, metadata)
         entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
-        return cls(path, spoken, published, entries, tuple(strangers), metadata, checkpoint, checkpoint.stamp)
+        return cls(path, requested_as, published, entries, tuple(unknown_keys), metadata, checkpoint, checkpoint.stamp)
 
     @property
-    def lasting(self) -> str:
+    def canonical_name(self) -> str:
         """What it is called in records: the same from everywhere, and tomorrow."""
-        return self.published or str(Path(self.spoken).expanduser().absolute())
+        return self.published or str(Path(self.requested_as).expanduser().absolute())
 
     @property
     def digest(self) -> str:
@@ -139,7 +139,7 @@ class LoraFile:
             unchanged = False
         if not unchanged:
             raise LoraError(
-                f"{self.spoken} was changed or removed since it was opened, and its weights are needed again. Put it "
+                f"{self.requested_as} was changed or removed since it was opened, and its weights are needed again. Put it "
                 "in place and choose it anew (set_lora), or choose others."
             )
 
@@ -168,7 +168,7 @@ class LoraFile:
         return any(re.search(sign, key) for key in self.checkpoint)
 
 
-def open_lora(source: str | Path, tell: Tell = tell_stderr) -> LoraFile:
+def open_lora(source: str | Path, tell: Notify = notify_stderr) -> LoraFile:
     """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
     path, published = _locate(str(source), tell)
     tensors, metadata = read_header(path)
@@ -182,17 +182,17 @@ def open_lora(source: str | Path, tell: Tell = tell_stderr) -> LoraFile:
 def _gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Tensors by module and part, and the keys that are neither."""
     groups: dict[str, dict[str, Tensor]] = {}
-    strangers = []
+    unknown_keys = []
     for key, tensor in tensors.items():
         split = split_key(key)
         if split is None:
-            strangers.append(key)
+            unknown_keys.append(key)
             continue
         module, part = split
         parts = groups.setdefault(module, {})
         _check_part(part, tensor, parts.get(part))
         parts.setdefault(part, tensor)
-    return groups, strangers
+    return groups, unknown_keys
 
 
 def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
@@ -219,12 +219,12 @@ def _refuse_control(file: LoraFile) -> None:
     wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
     if file._any(CONTROL_KEY) or any(wide):
         raise LoraError(
-            f"{file.spoken} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input "
+            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input "
             "from 64 to 128 channels for a control picture beside the latents, which this library does not have."
         )
 
 
-def _locate(source: str, tell: Tell) -> tuple[Path, str | None]:
+def _locate(source: str, tell: Notify) -> tuple[Path, str | None]:
     """The file and, if it lies in a repository, its name with the commit."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -240,14 +240,14 @@ def _locate(source: str, tell: Tell) -> tuple[Path, str | None]:
         )
     remote = REMOTE.fullmatch(source)
     if remote is None:
-        raise MissingFile(
+        raise MissingFileError(
             f"there is no LoRA file {source}. Give a .safetensors file, or a repository and its file as "
             "owner/name:file.safetensors."
         )
     return _fetched(remote["repo"], remote["revision"] or "main", remote["file"], tell)
 
 
-def _fetched(repo: str, revision: str, file: str, tell: Tell) -> tuple[Path, str]:
+def _fetched(repo: str, revision: str, file: str, tell: Notify) -> tuple[Path, str]:
     patterns = [glob.escape(file)]
     if Path(file).name.startswith(PEFT_FILE):  # its strength stands beside it
         patterns.append(glob.escape(Path(file).with_name(PEFT_CONFIG).as_posix()))

@@ -12,14 +12,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import LoraError
-from ..family import Family
-from ..files.keys import Target
-from ..files.loading import Weights
+from ..families.base import Family
+from ..loading.names import RowRange
+from ..loading.weights import Weights
 from .deltas import Entry
 from .file import LoraFile
 from .names import find_module, known_names
 
-OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[Target]]]  # Family.lora_names
+OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[RowRange]]]  # Family.lora_names
 Key = tuple[str, str, str]  # component, module path, parameter
 
 
@@ -35,23 +35,23 @@ class Lora:
         """Enough to open it again from anywhere."""
         file = self.file
         own = {} if file.published else {"sha256": file.digest}
-        return {"file": file.lasting, **own, "scale": self.scale}
+        return {"file": file.canonical_name, **own, "scale": self.scale}
 
     def __str__(self) -> str:
-        return f"{self.file.spoken} at {self.scale:g}"
+        return f"{self.file.requested_as} at {self.scale:g}"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ModuleNames:
     """One component as LoRA files may speak of it."""
 
     component: str
     shapes: Mapping[str, tuple[int, ...]]  # of our parameters, unpacked
-    names: Mapping[str, tuple[Target, ...]]  # every name of a module
+    names: Mapping[str, tuple[RowRange, ...]]  # every name of a module
     prefixes: tuple[str, ...]  # that say a key is for this component; () for the transformer, which needs none
 
     @classmethod
-    def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "Vocabulary":
+    def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "ModuleNames":
         shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
         shapes |= weights.folded
         modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
@@ -64,10 +64,10 @@ class Change:
 
     lora: Lora
     entry: Entry
-    target: Target
+    target: RowRange
     parameter: str
 
-    def of(self, value: mx.array, target: Target | None = None) -> mx.array:
+    def of(self, value: mx.array, target: RowRange | None = None) -> mx.array:
         """`target`: the run of the file's rows that `value` is, where that is a part of ours."""
         self.lora.file.check_unchanged()
         if self.parameter == "bias":
@@ -81,27 +81,27 @@ class Match:
 
     lora: Lora
     matched: list[str] = field(default_factory=list)  # entries, by the file's names
-    left: dict[str, str] = field(default_factory=dict)  # key or entry -> why it has no place
+    unmatched: dict[str, str] = field(default_factory=dict)  # key or entry -> why it has no place
     misshapen: list[str] = field(default_factory=list)
     changes: dict[Key, list[Change]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        return len(self.matched) + len(self.left) + len(self.misshapen)
+        return len(self.matched) + len(self.unmatched) + len(self.misshapen)
 
 
-def vocabularies(family: Family[Any]) -> list[Vocabulary]:
+def module_names(family: Family[Any]) -> list[ModuleNames]:
     """Of every component that LoRAs can change, the one of the denoising loop last: its modules need no prefix."""
     main = family.components[family.stages["denoise"][0]].weights.component
     out = []
     for name, weights in family.weights.items():
         prefixes = [prefix for prefix, component in family.lora_prefixes.items() if component == name]
         if name == main or prefixes:
-            out.append(Vocabulary.of(weights, family.lora_names, prefixes))
+            out.append(ModuleNames.of(weights, family.lora_names, prefixes))
     return sorted(out, key=lambda vocabulary: vocabulary.component == main)
 
 
-def match_loras(loras: Iterable[Lora], known: Sequence[Vocabulary], title: str, partial: bool = False) -> list[Match]:
+def match_loras(loras: Iterable[Lora], known: Sequence[ModuleNames], title: str, partial: bool = False) -> list[Match]:
     """Every file's entries on the family's modules; `partial`: entries without a place are left out, not refused."""
     matches = [match_entries(lora, known) for lora in loras]
     for match in matches:
@@ -109,27 +109,27 @@ def match_loras(loras: Iterable[Lora], known: Sequence[Vocabulary], title: str, 
     return matches
 
 
-def match_entries(lora: Lora, known: Sequence[Vocabulary]) -> Match:
+def match_entries(lora: Lora, known: Sequence[ModuleNames]) -> Match:
     """Where each of a file's entries belongs; refuses nothing."""
-    match = Match(lora, left=dict.fromkeys(lora.file.strangers, "its ending is of no known kind"))
-    seen: dict[tuple[str, tuple[Target, ...]], str] = {}
+    match = Match(lora, unmatched=dict.fromkeys(lora.file.unknown_keys, "its ending is of no known kind"))
+    seen: dict[tuple[str, tuple[RowRange, ...]], str] = {}
     for name, entry in lora.file.entries.items():
         found = _find(name, known)
         if found is None:
-            match.left[name] = "no such module"
+            match.unmatched[name] = "no such module"
             continue
         vocabulary, targets = found
         first = seen.setdefault((vocabulary.component, targets), name)
         if entry.form is None:
-            match.left[name] = f"it has {', '.join(sorted(entry.parts))}, which make no change together"
+            match.unmatched[name] = f"it has {', '.join(sorted(entry.parts))}, which make no change together"
         elif first != name:
-            match.left[name] = f"'{first}' already speaks of this module"
+            match.unmatched[name] = f"'{first}' already speaks of this module"
         else:
             _place(match, entry, vocabulary, targets)
     return match
 
 
-def _find(name: str, known: Sequence[Vocabulary]) -> tuple[Vocabulary, tuple[Target, ...]] | None:
+def _find(name: str, known: Sequence[ModuleNames]) -> tuple[ModuleNames, tuple[RowRange, ...]] | None:
     for vocabulary in known:
         if vocabulary.prefixes:
             prefix = next((prefix for prefix in vocabulary.prefixes if name.startswith(prefix)), None)
@@ -141,7 +141,7 @@ def _find(name: str, known: Sequence[Vocabulary]) -> tuple[Vocabulary, tuple[Tar
     return None
 
 
-def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Target, ...]) -> None:
+def _place(match: Match, entry: Entry, vocabulary: ModuleNames, targets: tuple[RowRange, ...]) -> None:
     """Notes the entry's changes under our parameters, if all its shapes fit them."""
     placed: dict[Key, Change] = {}
     for parameter, found in (("weight", entry.shape), ("bias", entry.bias_shape)):
@@ -149,7 +149,7 @@ def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Ta
             continue  # the file says nothing of it
         expected = _whole_shape(vocabulary, targets, parameter)
         if expected is None:
-            match.left[entry.name] = f"the module has no {parameter}"
+            match.unmatched[entry.name] = f"the module has no {parameter}"
             return
         if found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in entry.parts.items() if tensor.shape)
@@ -162,7 +162,7 @@ def _place(match: Match, entry: Entry, vocabulary: Vocabulary, targets: tuple[Ta
     match.matched.append(entry.name)
 
 
-def _whole_shape(vocabulary: Vocabulary, targets: Sequence[Target], parameter: str) -> tuple[int, ...] | None:
+def _whole_shape(vocabulary: ModuleNames, targets: Sequence[RowRange], parameter: str) -> tuple[int, ...] | None:
     """The shape of the file's module: our modules' rows, one below another."""
     names = [f"{target.name}.{parameter}" for target in targets]
     if not vocabulary.shapes.keys() >= set(names):
@@ -176,26 +176,30 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     file = match.lora.file
     other = file.family if file.family and title not in file.family else None
     looks = f" It looks like a LoRA for {other}." if other else ""
-    left = "; ".join(f"'{name}' ({why})" for name, why in list(match.left.items())[:4])
-    left += f"; and {len(match.left) - 4} more" if len(match.left) > 4 else ""
+    left = "; ".join(f"'{name}' ({why})" for name, why in list(match.unmatched.items())[:4])
+    left += f"; and {len(match.unmatched) - 4} more" if len(match.unmatched) > 4 else ""
     if not match.total:
-        raise LoraError(f"{file.spoken} holds no tensors; download it again, or take another save of the training.")
+        raise LoraError(
+            f"{file.requested_as} holds no tensors; download it again, or take another save of the training."
+        )
     if not match.matched and not match.misshapen:
-        raise LoraError(f"{file.spoken}: none of its {match.total} modules has a place in {title}: {left}.{looks}")
+        raise LoraError(
+            f"{file.requested_as}: none of its {match.total} modules has a place in {title}: {left}.{looks}"
+        )
     if match.misshapen:
         more = f" … and {len(match.misshapen) - 3} more" if len(match.misshapen) > 3 else ""
         raise LoraError(
-            f"{file.spoken} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}.{looks} "
+            f"{file.requested_as} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}.{looks} "
             "A LoRA fits only the model it was trained on."
         )
-    if other and not match.left:
+    if other and not match.unmatched:
         raise LoraError(
-            f"{file.spoken} says that it is for {other}: {title} has modules of the same names, but not the same use."
+            f"{file.requested_as} says that it is for {other}: {title} has modules of the same names, but not the same use."
         )
-    if match.left and (other or not partial):
+    if match.unmatched and (other or not partial):
         mend = "" if other else " Allow it with --lora-partial (lora_partial=True) to merge the rest."
         raise LoraError(
-            f"{file.spoken}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
+            f"{file.requested_as}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
             f"{left}.{looks}{mend}"
         )
 

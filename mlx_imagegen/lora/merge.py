@@ -17,12 +17,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError
-from ..family import Family
-from ..files.download import Tell, tell_stderr
-from ..files.keys import runs
-from ..files.loading import Pack
-from ..files.manifest import Manifest, data_folder
+from ..families.base import Family
+from ..hub.download import Notify, notify_stderr
+from ..hub.manifest import Manifest, data_folder
 from ..layers.linear import Packing, unpacked
+from ..loading.names import runs
+from ..loading.weights import Pack
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
@@ -48,7 +48,7 @@ class Merge:
         """Takes the place of what was chosen; gives the parameters whose merged values become others."""
         changes, former = _by_parameter(matches), self._changes
         keys = changes.keys() | former.keys()
-        differ = {key for key in keys if _marks(changes.get(key, ())) != _marks(former.get(key, ()))}
+        differ = {key for key in keys if _fingerprints(changes.get(key, ())) != _fingerprints(former.get(key, ()))}
         self.matches, self._changes = matches, changes
         self.before, self._before = before, _by_parameter(before)
         self.applied -= differ
@@ -77,7 +77,7 @@ class Merge:
         for change in self._changes.get(key, ()):
             if change.entry.by_columns and len(rows) != height:
                 raise LoraError(
-                    f"{change.lora.file.spoken}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
+                    f"{change.lora.file.requested_as}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
                     "weight at once, and weights pass in pieces here; give this LoRA to generate instead."
                 )
             self.applied.add(key)
@@ -101,8 +101,8 @@ class Merge:
     def record(self) -> dict[str, Any]:
         """What generate() would be given again; a manifest's own LoRA comes with the model's name."""
         loras = [match.lora for match in self.matches if not match.lora.own]
-        chosen = [[lora.file.lasting, lora.scale] for lora in loras]
-        partial = {"lora_partial": True} if any(match.left for match in self.matches) else {}
+        chosen = [[lora.file.canonical_name, lora.scale] for lora in loras]
+        partial = {"lora_partial": True} if any(match.unmatched for match in self.matches) else {}
         return {"lora": chosen} | partial if chosen else {}
 
     def notes(self) -> list[str]:
@@ -136,7 +136,7 @@ class Merge:
             for changes in (self._before, self._changes)
             for key, merged in changes.items()
             if key[0] == component and key[1] in paths
-            for mark in _marks(merged)
+            for mark in _fingerprints(merged)
         )
 
     def use(self, component: str, paths: Collection[str]) -> None:
@@ -144,7 +144,7 @@ class Merge:
         self.applied |= {key for key in self._changes if key[0] == component and key[1] in paths}
 
 
-def open_loras(wanted: Sequence[Wanted], tell: Tell = tell_stderr) -> list[Lora]:
+def open_loras(wanted: Sequence[Wanted], tell: Notify = notify_stderr) -> list[Lora]:
     """The files of `lora=`, opened and checked by themselves."""
     if not isinstance(wanted, list | tuple) or _is_one(wanted):
         raise LoraError(f"lora={wanted!r}: give a list, as in lora=['style.safetensors', ('other.safetensors', 0.7)].")
@@ -165,7 +165,7 @@ def _source_and_scale(item: Any) -> tuple[str | Path, float]:
     return source, float(scale)
 
 
-def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
+def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
     """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
     former = merge.matches, merge.before
     differ = merge.choose(matches, before)
@@ -180,7 +180,7 @@ def refit(family: Family[Any], merge: Merge, matches: Sequence[Match], before: S
     return differ
 
 
-def own_loras(manifest: Manifest, tell: Tell = tell_stderr) -> list[Lora]:
+def own_loras(manifest: Manifest, tell: Notify = notify_stderr) -> list[Lora]:
     """The LoRA that makes a manifest's model out of its base's files."""
     own = manifest.extras.get("lora")
     if not own:
@@ -222,6 +222,6 @@ def _summed(value: mx.array, found: Sequence[mx.array]) -> mx.array:
     return value + functools.reduce(operator.add, found) if found else value
 
 
-def _marks(changes: Sequence[Change]) -> list[tuple[str, str, float]]:
+def _fingerprints(changes: Sequence[Change]) -> list[tuple[str, str, float]]:
     """Alike for changes that come to the same sum: the same entries of the same files at the same scales."""
     return sorted((each.lora.file.stamp, each.entry.name, each.lora.scale) for each in changes)

@@ -9,7 +9,7 @@ Must not know: which layouts exist (families' keys.py), arithmetic.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..files.keys import Target
+from ..loading.names import RowRange
 
 # What trainers write before a module's name; taken off one after another until the name is known.
 PREFIXES = (
@@ -33,10 +33,10 @@ PARTS = (
 ADAPTER = re.compile(r"\.default(_\d+)?(?=\.|$)|(?<=\.lora_[AB])\.(?!weight$|bias$)[^.]+(?=\.(weight|bias)$)")
 
 
-def known_names(modules: Iterable[str], others: Mapping[str, Sequence[Target]]) -> dict[str, tuple[Target, ...]]:
+def known_names(modules: Iterable[str], others: Mapping[str, Sequence[RowRange]]) -> dict[str, tuple[RowRange, ...]]:
     """Every name a LoRA may call a module by -> what it leads to. `others`: names of other layouts than ours."""
     known = set(modules)
-    led: dict[str, tuple[Target, ...]] = {module: (Target(module),) for module in sorted(known)}
+    led: dict[str, tuple[RowRange, ...]] = {module: (RowRange(module),) for module in sorted(known)}
     for name, targets in others.items():
         if known.issuperset(target.name for target in targets):
             led[name] = tuple(targets)
@@ -52,7 +52,7 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
-def find_module(name: str, names: Mapping[str, tuple[Target, ...]]) -> str | None:
+def find_module(name: str, names: Mapping[str, tuple[RowRange, ...]]) -> str | None:
     """The name's known form, without whatever prefixes stand before it."""
     while name not in names:
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)

@@ -16,21 +16,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import LoraError, MissingFile
-from ..family import Family
-from ..files.download import Tell, local_folder
-from ..files.loading import Changes, Weights
-from ..files.manifest import Manifest, record_of
-from ..files.recipes import read_recipe, recipe_names
-from ..files.record import remake
+from ..errors import LoraError, MissingFileError
+from ..families.base import Family
+from ..hub.download import Notify, local_folder
+from ..hub.manifest import Manifest
+from ..hub.record import record_of, remake
 from ..layers.linear import Packing
+from ..loading.weights import Weights, WeightTransforms
 from ..packing.affine import pack
+from ..packing.recipes import read_recipe, recipe_names
 from .file import open_lora
 from .match import Lora, Match
 
 # Why a LoRA of the folder is asked for again.
 NEEDED = "has to be merged again into the weights that another one changes"
-OpenFamily = Callable[[Manifest, Path, Changes], Family[Any]]
+OpenFamily = Callable[[Manifest, Path, WeightTransforms], Family[Any]]
 
 
 class Source:
@@ -42,14 +42,14 @@ class Source:
         self.record = record_of(folder)
         self._open_family = open_family
 
-    def applied_to(self, changes: Changes) -> Changes:
+    def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
         """For loading: touched weights are read from here and packed again."""
         return replace(changes, pack=changes.pack or self._pack, source=self)
 
     def __call__(self, component: str) -> Weights:
         return self._family.weights[component]
 
-    def merged_before(self, matches: Sequence[Match], family: Family[Any], tell: Tell) -> list[Lora]:
+    def merged_before(self, matches: Sequence[Match], family: Family[Any], tell: Notify) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
         Refused here, before anything is loaded, if the source is not at hand.
@@ -77,7 +77,7 @@ class Source:
         """A LoRA that is in the packed weights already; refused if it is another file now."""
         try:
             file = open_lora(record["file"])
-        except MissingFile as error:
+        except MissingFileError as error:
             raise LoraError(
                 f"{self.folder} was made with the LoRA {record['file']}, which {NEEDED}: {error}"
             ) from error
@@ -93,7 +93,7 @@ class Source:
         place = self._place
         if place is None:  # it went away since it was asked for
             raise LoraError(f"the files that {self.folder} was made from are not there any more: {self._named}.")
-        return self._open_family(self.manifest, place, Changes())
+        return self._open_family(self.manifest, place, WeightTransforms())
 
     @property
     def _place(self) -> Path | None:
@@ -125,5 +125,5 @@ class Source:
         )
 
     def _command(self, matches: Sequence[Match]) -> str:
-        partial = any(match.left for match in matches)
+        partial = any(match.unmatched for match in matches)
         return remake(self.record, [match.lora.described() for match in matches], lora_partial=partial)

@@ -14,15 +14,15 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
-from ..files.download import Tell
+from ..hub.download import Notify
 from ..image import open_picture, write_picture
-from ..planning.memory import GB
+from ..machine import GB
 from . import tables
-from .cell import Made, Missing, Worker
+from .environment import environment, measured_on
 from .quality import Quality, compared
 from .sheet import Bar, bar_chart
-from .surroundings import measured_on, surroundings
 from .tables import NONE, gigabytes, short, slug
+from .worker import Failed, Rendered, Worker
 
 STAGES = ("load", "encode", "prepare", "steps", "decode", "other", "unseen", "total")
 # A clock around all of it and the stages' own agree to this part of the total, or the row says that they do not.
@@ -89,7 +89,7 @@ class Row:
         return max(self.mlx_peak_bytes.values(), default=0)
 
 
-def bench(asked: Asked, folder: Path, tell: Tell) -> Iterator[Row]:
+def bench(asked: Asked, folder: Path, tell: Notify) -> Iterator[Row]:
     """Measures one cell after the other; pictures go to `folder`. A cell that fails says why in its row."""
     if asked.repeat < 1 or asked.warm_up < 0:
         raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
@@ -104,16 +104,16 @@ def bench(asked: Asked, folder: Path, tell: Tell) -> Iterator[Row]:
         yield row
 
 
-def measured(row: Row, asked: Asked, path: Path) -> Missing | None:
+def measured(row: Row, asked: Asked, path: Path) -> Failed | None:
     """Fills the row in by a fresh process; gives what went wrong."""
     parameters = dict(asked.parameters)
     if row.size:
         parameters |= {"width": row.size[0], "height": row.size[1]}
-    runs: list[Made] = []
+    runs: list[Rendered] = []
     with Worker(row.model, row.quant) as worker:
         for _ in range(asked.warm_up + asked.repeat):
             made = worker.make(asked.prompt, path, parameters, anew=True)
-            if isinstance(made, Missing):
+            if isinstance(made, Failed):
                 row.reason = made.reason
                 return made
             runs.append(made)
@@ -121,7 +121,7 @@ def measured(row: Row, asked: Asked, path: Path) -> Missing | None:
     return None
 
 
-def _fill(row: Row, warm_up: Sequence[Made], runs: Sequence[Made]) -> None:
+def _fill(row: Row, warm_up: Sequence[Rendered], runs: Sequence[Rendered]) -> None:
     last, first = runs[-1], [*warm_up, *runs][0]
     row.size = (last.record["width"], last.record["height"])
     row.steps, row.manifest, row.denoiser = last.record["steps"], last.record["manifest"], last.denoiser
@@ -246,7 +246,7 @@ def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None])
 
 def write(rows: Sequence[Row], asked: Asked, folder: Path, plot: bool) -> None:
     """bench.json, bench.csv, bench.md and, if asked for, plot.png."""
-    where = surroundings()
+    where = environment()
     data = {"asked": asdict(asked), "where": where, "rows": [asdict(row) for row in rows]}
     tables.write_json(folder / "bench.json", data)
     tables.write_csv(folder / "bench.csv", [_flat(row) | where for row in rows])

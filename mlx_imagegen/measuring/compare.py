@@ -18,16 +18,17 @@ from typing import Any
 from PIL import Image
 
 from .. import __version__
-from ..errors import ImagegenError, MissingFile, RequestError, UnknownModel
-from ..files.download import Tell, locate
-from ..files.manifest import Model, data_folder, find, manifests
-from ..files.recipes import read_recipe, recipe_names
+from ..errors import ImagegenError, MissingFileError, RequestError, UnknownModelError
+from ..hub.download import Notify, locate
+from ..hub.manifest import Model, data_folder, manifests
+from ..hub.recognition import find
 from ..image import fingerprint, open_picture, read_metadata, write_picture
+from ..packing.recipes import read_recipe, recipe_names
 from . import tables
-from .cell import AS_STORED, Made, Missing, Worker
+from .environment import environment, measured_on
 from .sheet import Tile, contact_sheet, unwritable
-from .surroundings import measured_on, surroundings
 from .tables import NONE, gigabytes, short, slug
+from .worker import AS_STORED, Failed, Rendered, Worker
 
 PROMPT_KEYS = frozenset({"axis", "text"})
 SIDE_PIXELS = 256  # of a picture on the sheet
@@ -70,7 +71,7 @@ class Cell:
 
 
 def compare(
-    columns: Sequence[Column], lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell
+    columns: Sequence[Column], lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify
 ) -> list[list[Cell]]:
     """Columns of cells, as given. Each column is a process of its own that makes only what is not there yet."""
     cells = tables.output_folder(folder / CELLS)
@@ -80,7 +81,7 @@ def compare(
     return sheet
 
 
-def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Tell) -> list[Cell]:
+def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify) -> list[Cell]:
     """A column's cells."""
     try:
         identity = identified(column.model, column.quant, parameters)
@@ -102,11 +103,11 @@ def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], fold
 
 def _answers(worker: Worker, wanted: dict[int, Cell], parameters: dict[str, Any]) -> Iterator[tuple[int, Cell]]:
     """The wanted cells as the worker answers them; it is not asked again for what would fail in the same way."""
-    lost: Missing | None = None
+    lost: Failed | None = None
     for index, cell in wanted.items():
         assert cell.path
         answer = lost or worker.make(cell.line.text, cell.path, parameters)
-        if isinstance(answer, Made):
+        if isinstance(answer, Rendered):
             yield index, replace(cell, record=answer.record | {"report": answer.report})
             continue
         lost = answer if answer.scope != "picture" else None
@@ -117,7 +118,7 @@ def found(column: Column, line: Line, path: Path) -> Cell:
     """The cell as it was left by an earlier run; without a record if it has to be made."""
     try:
         return Cell(column, line, path, reused=True, record=read_metadata(path))
-    except (MissingFile, RequestError):
+    except (MissingFileError, RequestError):
         return Cell(column, line, path)
 
 
@@ -127,7 +128,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
     recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
     pictures = [fingerprint(open_picture(path)) for path in parameters.get("references", ())]
     return {
-        "model": model.spoken,  # two folders' files can be alike in all that a stamp tells
+        "model": model.requested_as,  # two folders' files can be alike in all that a stamp tells
         "manifest": repr(model.manifest),
         "files": _stamp(model) if model.folder else model.manifest.revision,
         "recipe": recipe,
@@ -139,7 +140,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
 def _model(name: str) -> Model:
     try:
         return find(name)
-    except UnknownModel:  # of a repository that no manifest names the files have to be here to say what it is
+    except UnknownModelError:  # of a repository that no manifest names the files have to be here to say what it is
         model, folder = locate(name)
         return replace(model, folder=folder)
 
@@ -187,7 +188,7 @@ def read_lines(path: Path) -> list[Line]:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a mark in front
         data = tomllib.loads(text).get("prompt") if is_toml else None
     except FileNotFoundError as error:
-        raise MissingFile(f"--prompts: {path} is not there; examples/prompts.toml shows how one looks.") from error
+        raise MissingFileError(f"--prompts: {path} is not there; examples/prompts.toml shows how one looks.") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
     if not is_toml:
@@ -257,9 +258,9 @@ def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
     return "\n".join([tables.aligned(HEADER, rows(sheet)), *said])
 
 
-def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Tell) -> Path:
+def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Notify) -> Path:
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
-    where = surroundings()
+    where = environment()
     said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
     text = [tables.markdown(HEADER, rows(sheet)), "", *said, "", f"{WITHOUT}. {measured_on(where)}", ""]
     tables.write_text(folder / "compare.md", "\n".join(text))

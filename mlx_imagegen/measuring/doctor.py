@@ -22,31 +22,31 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from .. import machine as memory
 from ..errors import ImagegenError
-from ..files.download import HuggingFace, local_folder
-from ..files.loading import Changes
-from ..files.manifest import Model, find, manifests
-from ..files.outline import has_outline, outlined
-from ..files.recipes import GROUP_SIZES, read_recipe, recipe_names
+from ..hub.download import HuggingFace, local_folder
+from ..hub.manifest import Model, manifests
+from ..hub.recognition import find
+from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..kernels import cache_file
 from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
+from ..loading.weights import WeightTransforms
+from ..machine import GB, USABLE_SHARE, machine, physical_bytes
+from ..packing.recipes import GROUP_SIZES, read_recipe, recipe_names
 from ..pipeline import open_family
-from ..planning import memory
-from ..planning.memory import GB, USABLE_SHARE, physical_bytes
 from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
-from ..report import machine
 from ..request.job import usual_job
-from .cell import AS_STORED
 from .sheet import unwritable
+from .worker import AS_STORED
 
-FAMILIES = ("flux", "qwen_image", "hidream_o1")
+FAMILIES = ("flux1", "qwen_image", "hidream_o1")
 # The worst row's error, as a part of that row. Rounding explains this much; a wrong kernel is off by 1.
 LIMITS = {mx.bfloat16: 0.03, mx.float16: 0.01, mx.float32: 0.005}
 MANY = 32_768  # rows after which kernels of some versions went wrong
 FASTEST_MATMUL = (2048, 3072, 3072)  # what the speed of products is measured on: FLUX.1's and Qwen-Image's width
 COPY_BYTES = 256 * 2**20
-OPENED_BY = ("outline", "references", "sizes")  # what families read in a manifest of their own keys
+OPENED_BY = ("tensor_shapes", "references", "sizes")  # what families read in a manifest of their own keys
 
 
 @dataclass(frozen=True)
@@ -216,31 +216,31 @@ def _folder(model: Model) -> Path | None:
 
 
 def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
-    """Of models that open alike; those that are not here are known by their outline, and nobody is asked."""
+    """Of models that open alike; those that are not here are known by their tensor shapes, and nobody is asked."""
     manifest, folder = models[0].manifest, _folder(models[0])
-    if folder is None and not has_outline(manifest):
-        yield from (Fit(model.spoken, AS_STORED, "not here, and its shapes are not known") for model in models)
+    if folder is None and not has_tensor_shapes(manifest):
+        yield from (Fit(model.requested_as, AS_STORED, "not here, and its shapes are not known") for model in models)
         return
-    with nullcontext(folder) if folder else outlined(manifest) as where:
+    with nullcontext(folder) if folder else shape_only_folder(manifest) as where:
         try:
-            family = open_family(manifest, where, Changes())
+            family = open_family(manifest, where, WeightTransforms())
         except ImagegenError as error:
-            yield from (Fit(model.spoken, AS_STORED, _line(error)) for model in models)
+            yield from (Fit(model.requested_as, AS_STORED, _line(error)) for model in models)
             return
         jobs = [usual_job(model.manifest, family.size_multiple) for model in models]
         for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
             recipe = None if quant == AS_STORED else read_recipe(quant, manifest.family)
             try:
                 if recipe and any(weights.stored for weights in family.weights.values()):
-                    open_family(manifest, where, recipe.applied_to(Changes()))  # says why not
+                    open_family(manifest, where, recipe.applied_to(WeightTransforms()))  # says why not
             except ImagegenError as error:
-                yield from (Fit(model.spoken, quant, _line(error)) for model in models)
+                yield from (Fit(model.requested_as, quant, _line(error)) for model in models)
                 continue
             for model, job in zip(models, jobs, strict=True):
                 made = plan(family, job.settings, on_gpu(), job.prompt, recipe=recipe)
                 download = 0 if folder else model.manifest.download_bytes
                 sizes = made.peak_bytes, made.resident_peak_bytes
-                yield Fit(model.spoken, quant, None, *sizes, made.seconds(chip), download)
+                yield Fit(model.requested_as, quant, None, *sizes, made.seconds(chip), download)
 
 
 def _line(error: ImagegenError) -> str:

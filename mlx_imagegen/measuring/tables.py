@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..image import check_writable, write_atomically
-from ..planning.memory import GB
+from ..machine import GB
 
 Row = Sequence[str]
 NONE = "–"

@@ -1,7 +1,7 @@
 """Refuses what this machine cannot hold, names the largest that it can, and decides whether all stages stay in memory.
 
 In: an open family, a picture's job, and how families are opened. Out: the plan, or MemoryShort. Other models are
-judged by their outlines: neither this nor they need a file that is not here.
+judged by their tensor shapes: neither this nor they need a file that is not here.
 Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
 """
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MemoryShort
-from ..family import Family
-from ..files.loading import Changes
-from ..files.manifest import Manifest, manifests
-from ..files.outline import has_outline, outlined
-from ..files.recipes import Recipe, read_recipe, recipe_names
+from ..errors import InsufficientMemoryError
+from ..families.base import Family
+from ..hub.manifest import Manifest, manifests
+from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
+from ..loading.weights import WeightTransforms
+from ..machine import GB, USABLE_SHARE, physical_bytes
+from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..precision import on_gpu
 from ..request.job import Job, usual_job
-from .memory import GB, USABLE_SHARE, physical_bytes
 from .plan import Plan, held_bytes, plan
 
-Open = Callable[[Manifest, Path, Changes], Family[Any]]
+Open = Callable[[Manifest, Path, WeightTransforms], Family[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
     """For pictures with these plans, by the one that takes the most."""
     need, have = max(made.resident_peak_bytes for made in plans), physical_bytes()
     if asked and need > have:
-        raise MemoryShort(
+        raise InsufficientMemoryError(
             f"resident: all stages at once need {need / GB:.1f} GB, and this machine has {have / GB:.1f} GB: it would "
             "not finish. Leave it out, and one stage at a time is in memory."
         )
@@ -56,15 +56,15 @@ def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: O
     made = _planned(family, job)
     refused = refusal(made, family, job, manifest, open_family)
     if refused:
-        raise MemoryShort(refused)
+        raise InsufficientMemoryError(refused)
     return made
 
 
-def check_before_download(manifest: Manifest, changes: Changes, open_family: Open) -> None:
+def check_before_download(manifest: Manifest, changes: WeightTransforms, open_family: Open) -> None:
     """Raises where the weights of one stage alone are too many, whatever the picture's size."""
-    if not has_outline(manifest):
+    if not has_tensor_shapes(manifest):
         return
-    with outlined(manifest) as folder:
+    with shape_only_folder(manifest) as folder:
         family = open_family(manifest, folder, changes)
         held = [sum(held_bytes(family.components[c], on_gpu()) for c in names) for names in family.stages.values()]
         if max(held) > physical_bytes():
@@ -94,10 +94,10 @@ def _largest(have: int, open_family: Open) -> str:
     """The published model and recipe that fill this machine best, at the model's own picture size."""
     best = (0, "")
     for manifest in manifests().values():
-        if manifest.extras.get("outline") != manifest.name:
+        if manifest.extras.get("tensor_shapes") != manifest.name:
             continue  # others have the shapes of one that does
-        with outlined(manifest) as folder:
-            family = open_family(manifest, folder, Changes())
+        with shape_only_folder(manifest) as folder:
+            family = open_family(manifest, folder, WeightTransforms())
             job = usual_job(manifest, family.size_multiple)
             packed = ((peak, f" with quant={quant}") for quant, peak in _packed_peaks(family, job))
             sizes = [(_planned(family, job).peak_bytes, ""), *packed]

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import RequestError
-from ..family import Family, Prompt, Settings
-from ..files.component import Component
-from ..files.recipes import Recipe
+from ..families.base import Family, Prompt, Settings
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
+from ..loading.component import Component
+from ..machine import CPU_CACHE_LIMIT_BYTES, GB
+from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
-from .memory import CPU_CACHE_LIMIT_BYTES, GB
 
 NO_REFERENCES = Prompt("")
 
@@ -52,15 +52,15 @@ GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
 PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
 # Linear layers of the denoiser that see the prompt's tokens alone; then those that see prompt and picture.
 TEXT_LAYERS = {
-    "flux": ("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
+    "flux1": ("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
     "qwen_image": ("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"),
     "hidream_o1": (),
 }
-JOINT_LAYERS = {"flux": ("single_transformer_blocks.*",), "qwen_image": (), "hidream_o1": ()}
+JOINT_LAYERS = {"flux1": ("single_transformer_blocks.*",), "qwen_image": (), "hidream_o1": ()}
 # And those that see the picture's own tokens, not its references'.
-OWN_LAYERS = {"flux": (), "qwen_image": ("proj_out",), "hidream_o1": ("*x_embedder.*", "*final_layer2.*")}
+OWN_LAYERS = {"flux1": (), "qwen_image": ("proj_out",), "hidream_o1": ("*x_embedder.*", "*final_layer2.*")}
 QUERIES = ("*.to_q", "*.add_q_proj", "*.q_proj")
-PADS = frozenset({"flux"})  # families whose prompts always have max_sequence_length tokens
+PADS = frozenset({"flux1"})  # families whose prompts always have max_sequence_length tokens
 # Layers whose output is one token's, whatever the picture: they cost nothing in the loop.
 ONE_TOKEN = ("*t_embedder1.*",)
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.

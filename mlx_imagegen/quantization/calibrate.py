@@ -19,8 +19,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..files.component import Component
 from ..layers.linear import Linear, Packing
+from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
 from ..packing.bfloat import to_bf16
 

@@ -19,10 +19,10 @@ from typing import IO, Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CheckpointError, MissingFile, QuantizationError
-from ..files.checkpoint import DTYPES
-from ..files.loading import Progress
-from ..files.manifest import RECORD
+from ..errors import CheckpointError, MissingFileError, QuantizationError
+from ..hub.record import RECORD
+from ..loading.checkpoint import DTYPES
+from ..loading.weights import Progress
 from ..lora.merge import Merge
 from ..packing.affine import pack, pack_rows
 from ..packing.bfloat import to_bf16
@@ -72,7 +72,7 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
     """Makes the folder, unless it is there already, made from the same."""
     if partial.there:
         return
-    partial.refuse_strangers()
+    partial.refuse_foreign_folder()
     if partial.complete:
         partial.rename()
         return
@@ -343,5 +343,5 @@ def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise MissingFile(f"{path} went away while it was read; nothing was written to the output.") from error
+        raise MissingFileError(f"{path} went away while it was read; nothing was written to the output.") from error
     return str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import QuantizationError
-from ..family import Family
-from ..files.checkpoint import DTYPES
-from ..files.keys import Slice
-from ..files.loading import Weights
-from ..files.recipes import Recipe, fitted
+from ..families.base import Family
 from ..folding import Fold
 from ..layers.linear import Packing
+from ..loading.checkpoint import DTYPES
+from ..loading.names import Slice
+from ..loading.weights import Weights
+from ..packing.recipes import Recipe, fitted
 
 SHARD_BYTES = 5 * 10**9  # a file of this size is copied, checked and resumed in reasonable pieces
 TABLE_DTYPE = "F32"  # tables are small, and the loop's activations are float32 on the CPU

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputError, QuantizationError
-from ..files.manifest import RECORD
+from ..hub.record import RECORD
 
 JOURNAL = "journal.jsonl"
-HALF = ".partial"  # how a folder's name ends until it is whole
+PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is whole
 SPARE_BYTES = 10**9  # left free on the disk
 
 
@@ -48,7 +48,7 @@ class Partial:
 
     @property
     def folder(self) -> Path:
-        return half_of(self.target)
+        return partial_path(self.target)
 
     @property
     def there(self) -> bool:
@@ -72,7 +72,7 @@ class Partial:
         (self.folder / JOURNAL).unlink(missing_ok=True)
         self.folder.rename(self.target)
 
-    def refuse_strangers(self) -> None:
+    def refuse_foreign_folder(self) -> None:
         check_place(self.target)
         partial = self.folder
         if recorded(self.target) is not None:
@@ -145,9 +145,9 @@ class Partial:
             ) from error
 
 
-def half_of(target: Path) -> Path:
+def partial_path(target: Path) -> Path:
     """Where a folder grows until it is whole."""
-    return target.with_name(target.name + HALF)
+    return target.with_name(target.name + PARTIAL_SUFFIX)
 
 
 def place_of(output: str | Path) -> Path:
@@ -158,10 +158,10 @@ def place_of(output: str | Path) -> Path:
 
 def check_place(target: Path) -> None:
     """What can be refused before it is known what will be made there."""
-    if target.name.endswith(HALF):
+    if target.name.endswith(PARTIAL_SUFFIX):
         raise QuantizationError(
             f"{target}: a folder that is half done is called so, and the next run may clear it; give the name without "
-            f"{HALF}: what is there is gone on with."
+            f"{PARTIAL_SUFFIX}: what is there is gone on with."
         )
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent} is not a folder; make it first, or give another output.")

@@ -18,25 +18,27 @@ import numpy as np
 
 from .. import __version__
 from ..errors import QuantizationError, RequestError
-from ..family import Family
-from ..files.download import Tell, awaited, locate, tell_stderr
-from ..files.loading import Changes, Progress
-from ..files.manifest import Manifest, Model, as_folded, revision_of
-from ..files.outline import has_outline, outlined
-from ..files.recipes import Recipe, read_recipe, recipe_names
+from ..families.base import Family
 from ..folding import Fold, Read
+from ..hub.download import Notify, locate, notify_stderr, pending_download
+from ..hub.manifest import Manifest, Model
+from ..hub.recognition import as_folded
+from ..hub.record import revision_of
+from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Packing
+from ..loading.weights import Progress, WeightTransforms
 from ..lora.file import TITLES
-from ..lora.match import Lora, match_loras, vocabularies
+from ..lora.match import Lora, match_loras, module_names
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
+from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..pipeline import OnStep, Pipeline, load, open_family
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
-from ..request.options import check_kinds
+from ..request.options import check_types
 from .calibrate import Statistics, collect
+from .calibration_set import CalibrationCost, CalibrationItem, calibration_jobs, check_calibration_cost, learning
 from .convert import Conversion, convert, identify, stamps_of
 from .layout import Layout, Piece, layouts
-from .lessons import Learning, Lesson, check_learning, learning, lessons_of
 from .partial import Partial, check_place, place_of
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
@@ -70,7 +72,7 @@ class Draft:
         return next(layout.packings for layout in self.layouts if layout.component == self.denoiser)
 
     @functools.cached_property
-    def learning(self) -> Learning | None:
+    def learning(self) -> CalibrationCost | None:
         """What calibration takes."""
         return learning(self.family, self.lessons, self.packings) if self.lessons else None
 
@@ -93,35 +95,35 @@ class Draft:
 def draft(
     model: str | Path,
     quant: str,
-    on_download: Tell = tell_stderr,
+    on_download: Notify = notify_stderr,
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
-    calibrate: Sequence[Lesson] = (),
+    calibrate: Sequence[CalibrationItem] = (),
     loras: Sequence[Lora] = (),
     lora_partial: bool = False,
 ) -> Draft:
     """Opens the model and lays the output out; reads no weights. What can be refused by the model's published shapes
     is, before it is downloaded; LoRAs that do not fit them, too."""
-    manifest = awaited(str(model))
-    if manifest and has_outline(manifest):
-        with outlined(manifest) as folder:
-            made = drafted(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
+    manifest = pending_download(str(model))
+    if manifest and has_tensor_shapes(manifest):
+        with shape_only_folder(manifest) as folder:
+            made = plan_from_folder(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
             if made.learning:
-                check_learning(manifest, made.learning)
+                check_calibration_cost(manifest, made.learning)
             merged(made, loras, lora_partial)
-    return drafted(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
+    return plan_from_folder(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
 
 
-def drafted(
+def plan_from_folder(
     found: Model,
     folder: Path,
     quant: str,
     fold: int | None,
     fold_size: tuple[int, int] | None,
-    calibrate: Sequence[Lesson],
+    calibrate: Sequence[CalibrationItem],
 ) -> Draft:
     recipe = read_recipe(quant, found.manifest.family)
-    family = open_family(found.manifest, folder, Changes())
+    family = open_family(found.manifest, folder, WeightTransforms())
     stored = next((weights for weights in family.weights.values() if weights.stored or weights.folded), None)
     if stored:
         source = f"{folder} is quantized already ({stored.component})"
@@ -131,14 +133,14 @@ def drafted(
     folded = _fold(family, found.manifest, fold, fold_size)
     # A folded copy draws one schedule alone, so that this is the one to learn from.
     taught = as_folded(found.manifest, _folded(folded))
-    lessons = tuple(lessons_of(taught, family.size_multiple, calibrate))
+    lessons = tuple(calibration_jobs(taught, family.size_multiple, calibrate))
     return Draft(found, folder, family, recipe, layouts(family, folder, recipe, folded), folded, lessons)
 
 
 def merged(made: Draft, loras: Sequence[Lora], partial: bool) -> Merge:
     """The LoRAs on the draft's modules; refuses what does not fit."""
     merge = Merge()
-    merge.choose(match_loras(loras, vocabularies(made.family), TITLES[made.family.name], partial))
+    merge.choose(match_loras(loras, module_names(made.family), TITLES[made.family.name], partial))
     return merge
 
 
@@ -149,13 +151,13 @@ def quantize(
     quant: str = "q6",
     lora: Sequence[Wanted] = (),
     lora_partial: bool = False,
-    calibrate: Sequence[Lesson] = (),
+    calibrate: Sequence[CalibrationItem] = (),
     fold: int | None = None,
     fold_size: tuple[int, int] | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
     on_step: OnStep | None = None,
-    on_download: Tell = tell_stderr,
+    on_download: Notify = notify_stderr,
 ) -> Path:
     """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`.
 
@@ -166,7 +168,7 @@ def quantize(
     `fold`: a number of steps, for which tables take the place of the modulation's weights; the folder then draws no
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
-    check_kinds({"lora_partial": lora_partial})
+    check_types({"lora_partial": lora_partial})
     if workers is not None and (type(workers) is not int or workers < 1):
         raise RequestError(f"workers {workers!r}: give a number of threads from 1.")
     target = place_of(output)
@@ -184,10 +186,10 @@ def quantize(
         target, identify(stamps, made.layouts, __version__, recipe.digest, recipe.search, chosen, learnt, _entry(made))
     )
     if not partial.there:
-        partial.refuse_strangers()  # before the pictures for calibration are drawn
+        partial.refuse_foreign_folder()  # before the pictures for calibration are drawn
     seen: dict[tuple[str, str], Statistics] = {}
     if made.learning and not (partial.there or partial.complete):
-        check_learning(made.model.manifest, made.learning)
+        check_calibration_cost(made.model.manifest, made.learning)
         partial.check_room(made.nbytes)
         options: dict[str, Any] = {"lora": lora, "lora_partial": lora_partial, "resident": False}
         seen = _seen(made, load(model, **options, on_download=on_download), on_step)
@@ -211,7 +213,7 @@ def quantize(
 
 def expected(made: Draft) -> list[str]:
     """What the copy will take in memory on a Mac, at the model's own size, a line each."""
-    family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(Changes()))
+    family = open_family(made.model.manifest, made.folder, made.recipe.applied_to(WeightTransforms()))
     job = usual_job(made.model.manifest, family.size_multiple)
     sizes = {layout.component: layout.nbytes for layout in made.layouts}
     return describe(plan(family, job.settings, True, job.prompt, sizes))
@@ -237,7 +239,7 @@ def _record(made: Draft, merge: Merge) -> dict[str, Any]:
         "recipe": made.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
         "lora": [match.lora.described() for match in merge.matches],
-        **({"lora_partial": True} if any(match.left for match in merge.matches) else {}),
+        **({"lora_partial": True} if any(match.unmatched for match in merge.matches) else {}),
         "tool": f"mlx-imagegen {__version__}",
         **({"folded": _folded(made.fold)} if made.fold else {}),
         **({"calibrated_with": [job.record(manifest.guidance) for job in made.lessons]} if made.lessons else {}),

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
-from ..family import Prompt, Settings
-from ..files.manifest import Manifest
+from ..families.base import Prompt, Settings
+from ..hub.manifest import Manifest
 from ..image import Picture, fingerprint, open_picture
 from ..random import SEED_LIMIT
-from ..text.patches import STEEPEST
+from ..vision.patches import MAX_ASPECT
 from . import options
 from .sizes import Asked, size_of
 
@@ -152,11 +152,11 @@ def requested(
         raise RequestError("no prompt is given; say what the picture should show.")
     unknown = sorted(set(parameters) - set(PARAMETERS))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], OF_A_REQUEST, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_REQUEST)}; and what load() takes."
+        near = difflib.get_close_matches(unknown[0], REQUEST_FIELDS, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REQUEST_FIELDS)}; and what load() takes."
         raise RequestError(f"there is no parameter '{unknown[0]}'; {hint}")
     parameters = {name: _plain(value) for name, value in parameters.items()}
-    options.check_kinds(parameters)
+    options.check_types(parameters)
     return make_jobs(manifest, size_multiple, prompts, seeds_of(seed, count), **parameters)
 
 
@@ -191,7 +191,7 @@ PARAMETERS = tuple(
     for name, kind in inspect.signature(make_jobs).parameters.items()
     if kind.kind is inspect.Parameter.KEYWORD_ONLY
 )
-OF_A_REQUEST = ("prompt", "seed", "count", "on_step", *PARAMETERS)
+REQUEST_FIELDS = ("prompt", "seed", "count", "on_step", *PARAMETERS)
 
 
 def _plain(value: Any) -> Any:
@@ -264,10 +264,10 @@ def _references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Imag
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
     pictures = tuple(open_picture(reference, "references") for reference in given)
     for width, height in (picture.size for picture in pictures):
-        if max(width, height) > STEEPEST * min(width, height):
+        if max(width, height) > MAX_ASPECT * min(width, height):
             raise RequestError(
                 f"references: a picture of {width}x{height} is too narrow for {manifest.name}'s eyes: the sides may "
-                f"differ {STEEPEST} times at most. Cut out the part that matters."
+                f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
             )
     return pictures
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
-from ..files.manifest import Manifest
+from ..hub.manifest import Manifest
 
 SAMPLERS = ("unipc", "flow_match", "flash")
 ADAPTIVE = "adaptive"
@@ -32,7 +32,7 @@ KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
 Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
 
 
-def check_kinds(given: Mapping[str, Any]) -> None:
+def check_types(given: Mapping[str, Any]) -> None:
     """Refuses values of another kind than a parameter takes; None is none given."""
     for names, kinds, words in KINDS:
         for name in names:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
-from ..files.manifest import Manifest
+from ..hub.manifest import Manifest
 from ..image import proportioned
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²

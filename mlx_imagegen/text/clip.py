@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError, RequestError
-from ..files.config import Config
 from ..layers.activation import gelu, gelu_tanh, quick_gelu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
+from ..loading.config import Config
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 # What configs said before transformers 4.32, whatever the end token's real id: FLUX.1's file still does.

@@ -17,11 +17,11 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from ..files.config import Config
 from ..layers.activation import silu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..loading.config import Config
 from ..precision import ROPE_DTYPE
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]

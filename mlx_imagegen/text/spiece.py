@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, MissingFile
+from ..errors import ConfigError, MissingFileError
 
 # Field numbers in sentencepiece_model.proto.
 MODEL_PIECES, MODEL_TRAINER, MODEL_NORMALIZER = 1, 2, 3
@@ -30,7 +30,7 @@ def read_spiece(path: Path) -> Spiece:
     try:
         return _model(path.read_bytes())
     except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there; download the tokenizer again.") from error
+        raise MissingFileError(f"{path} is not there; download the tokenizer again.") from error
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise ConfigError(f"{path} is not a complete sentencepiece model ({error}); download it again.") from error
 

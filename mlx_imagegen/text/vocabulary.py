@@ -15,8 +15,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE, Model, Unigram
 
-from ..errors import ConfigError, MissingFile
-from ..files.config import read_json
+from ..errors import ConfigError, MissingFileError
+from ..loading.config import read_json
 from .spiece import Spiece, read_spiece
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -38,7 +38,7 @@ class VocabularyFiles:
 def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
     """`roles` are those the model gives to tokens where the files give none."""
     if not folder.is_dir():
-        raise MissingFile(f"{folder} is not there; download the tokenizer again, or point to a complete folder.")
+        raise MissingFileError(f"{folder} is not there; download the tokenizer again, or point to a complete folder.")
     config, saved = _optional(folder / "tokenizer_config.json"), _optional(folder / "tokenizer.json")
     try:
         if "added_tokens_decoder" in config:  # then it is the whole truth: the older files only repeat it
@@ -58,7 +58,7 @@ def bpe(files: VocabularyFiles, **options: Any) -> Model:
     what = "tokenizer.json" if files.saved else " or ".join(names)
     absent = [name for name in names if not (files.folder / name).is_file()]
     if not files.saved and absent:
-        raise MissingFile(
+        raise MissingFileError(
             f"{files.folder} has neither a tokenizer.json nor {' and '.join(absent)}; download the tokenizer again: it "
             "is vocab.json and merges.txt, or tokenizer.json alone."
         )
@@ -78,7 +78,7 @@ def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> tuple[Model, by
     take the ids after its own, the last one first."""
     path = files.folder / ("tokenizer.json" if files.saved else "spiece.model")
     if not path.is_file():
-        raise MissingFile(
+        raise MissingFileError(
             f"{files.folder} has neither a tokenizer.json nor a spiece.model; download the tokenizer again: it "
             "is one of them."
         )

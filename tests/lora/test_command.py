@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.manifest import data_folder
+from mlx_imagegen.hub.manifest import data_folder
+from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.lora.file import open_lora
 from tests.conftest import Ran
 from tests.lora.test_file import write
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_file_is(cli: Cli) -> None:
-    ran = cli("lora", DATA / "flux/kohya/lora.safetensors")
+    ran = cli("lora", DATA / "flux1/kohya/lora.safetensors")
     assert ran.code == 0
     lines = dict(line.split(maxsplit=1) for line in ran.out.splitlines() if not line.startswith(" "))
     assert lines["format"] == "kohya sd-scripts"
@@ -41,7 +41,7 @@ def test_what_a_file_is(cli: Cli) -> None:
     [("peft_dora", "DoRA"), ("lokr_lycoris", "LoKr"), ("loha_lycoris", "LoHa"), ("differences", "difference")],
 )
 def test_kinds(cli: Cli, name: str, kind: str) -> None:
-    told = json.loads(cli("lora", DATA / "flux" / name / "lora.safetensors", "--json").out)
+    told = json.loads(cli("lora", DATA / "flux1" / name / "lora.safetensors", "--json").out)
     assert told["kind"] == kind and told["base"] == "FLUX.1"
 
 
@@ -59,7 +59,7 @@ def test_what_finds_a_place(cli: Cli, model: Path, tmp_path: Path) -> None:
         "transformer.single_transformer_blocks.{0-2}.attn.to_q",
         "transformer.transformer_blocks.{0-1}.attn.to_q",
     ]
-    told = json.loads(cli("lora", DATA / "flux/kohya/lora.safetensors", "--model", model, "--json").out)
+    told = json.loads(cli("lora", DATA / "flux1/kohya/lora.safetensors", "--model", model, "--json").out)
     assert told["matches"].startswith("0 of 13 modules")
     assert (
         "'lora_unet_double_blocks_0_img_attn_proj': expected [64, 64], found down [3, 8], up [8, 3]"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.files.manifest import data_folder
+from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.pipeline import Pipeline
 

@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import DownloadError, LoraError, MissingFile
+from mlx_imagegen.errors import DownloadError, LoraError, MissingFileError
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Lora
 from mlx_imagegen.lora.merge import open_loras, parse_lora
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.conftest import Ran
-from tests.files.test_download import COMMIT, put
+from tests.hub.test_download import COMMIT, put
 from tests.lora.test_merge import DATA
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
-KOHYA = DATA / "flux/kohya/lora.safetensors"
+KOHYA = DATA / "flux1/kohya/lora.safetensors"
 PAIR = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ("F32", [2, 8]),
         "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": ("F32", [8, 2])}  # fmt: skip
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1}
@@ -95,11 +95,11 @@ def test_a_picture_s_record_names_the_commit(cli: Cli, cache: Path, tmp_path: Pa
 
 def test_peft_s_file_brings_its_configuration(cache: Path) -> None:
     """Without it every strength would be 1 instead of alpha / rank."""
-    adapter = {"adapter_model.safetensors": (DATA / "flux/peft_folder/lora.safetensors").read_bytes()}
+    adapter = {"adapter_model.safetensors": (DATA / "flux1/peft_folder/lora.safetensors").read_bytes()}
     put(cache, {f"sub/{name}": data for name, data in adapter.items()})
     with pytest.raises(DownloadError, match="adapter_config"):
         open_lora("someone/tiny:sub/adapter_model.safetensors")
-    config = (DATA / "flux/peft_folder/adapter_config.json").read_bytes()
+    config = (DATA / "flux1/peft_folder/adapter_config.json").read_bytes()
     put(cache, {"sub/adapter_config.json": config})
     file = open_lora("someone/tiny:sub/adapter_model.safetensors")
     assert {entry.scale for entry in file.entries.values()} == {1.5}
@@ -260,7 +260,7 @@ def test_a_control_lora_by_its_first_layer(tmp_path: Path, module: str) -> None:
 )  # fmt: skip
 def test_a_configuration_that_gives_no_strength(tmp_path: Path, numbers: dict[str, object]) -> None:
     metadata = {f"transformer.{name}": value for name, value in ({"r": 4, "lora_alpha": 4} | numbers).items()}
-    tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+    tensors = mx.load(str(DATA / "flux1/peft_patterns/lora.safetensors"))
     mx.save_safetensors(str(tmp_path / "style.safetensors"), tensors, {"lora_adapter_metadata": json.dumps(metadata)})
     with pytest.raises(LoraError, match="configuration cannot be read"):
         open_lora(tmp_path / "style.safetensors")
@@ -272,7 +272,7 @@ def test_a_lora_on_top_of_another_base(tmp_path: Path, start: str) -> None:
     base, they would count twice."""
     for given, refuse in ((True, False), ("gaussian", False), ("eva", False), (start, True)):
         metadata = {"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.init_lora_weights": given}
-        tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+        tensors = mx.load(str(DATA / "flux1/peft_patterns/lora.safetensors"))
         path = tmp_path / f"{given}.safetensors"
         mx.save_safetensors(str(path), tensors, {"lora_adapter_metadata": json.dumps(metadata)})
         if not refuse:
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused_before_a_download(
     """Nobody should fetch tens of GB to learn that a file's name was misspelt."""
     monkeypatch.setattr("mlx_imagegen.pipeline.check_before_download", lambda *anything: None)
     monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *anything: pytest.fail("it would be downloaded now"))
-    with pytest.raises(MissingFile, match="there is no LoRA file"):
+    with pytest.raises(MissingFileError, match="there is no LoRA file"):
         load("flux-dev", lora=["stile.safetensors"])
     with pytest.raises(LoraError, match="looks like a LoRA for Qwen-Image"):
         load("flux-dev", lora=[DATA / "qwen_image/lightning/lora.safetensors"])
@@ -297,14 +297,14 @@ def test_what_does_not_fit_is_refused_before_a_download(
     monkeypatch.setattr(
         "mlx_imagegen.quantization.quantizer.locate", lambda *anything: pytest.fail("it would be downloaded now")
     )
-    with pytest.raises(MissingFile, match="there is no LoRA file"):
+    with pytest.raises(MissingFileError, match="there is no LoRA file"):
         quantize("flux-dev", tmp_path / "q6", lora=["stile.safetensors"])
 
 
 def test_a_missing_file_of_a_repository_s_look(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(MissingFile, match=r"owner/name:file"):
+    with pytest.raises(MissingFileError, match=r"owner/name:file"):
         open_lora("someone/tiny")
     with pytest.raises(DownloadError, match="cannot be downloaded"):
         open_lora("someone/tiny:style.safetensors")
-    with pytest.raises(MissingFile):
+    with pytest.raises(MissingFileError):
         load(draw_flux(tmp_path / "model"), lora=["style.safetensors"])

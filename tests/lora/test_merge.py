@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_imagegen.errors import CheckpointError, LoraError, MissingFile
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.keys import Rename, Target
-from mlx_imagegen.files.loading import Weights
-from mlx_imagegen.flux import Flux
-from mlx_imagegen.hidream_o1 import HiDream
+from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
+from mlx_imagegen.families.flux1.family import Flux
+from mlx_imagegen.families.hidream_o1.family import HiDream
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.names import Rename, RowRange
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.lora.file import open_lora
-from mlx_imagegen.lora.match import Lora, Vocabulary, match_loras
+from mlx_imagegen.lora.match import Lora, ModuleNames, match_loras
 from mlx_imagegen.lora.merge import Merge, open_loras
 
 DATA = Path(__file__).parents[1] / "data" / "lora"
 SCALE = 0.7  # tests/references/lora.py merges at this one
-TITLES = {"flux": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}
+TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}
 FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DATA.glob("*/*/lora.safetensors"))
 
 
-def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[Target]]:
-    known = {"flux": Flux, "hidream_o1": HiDream}.get(family)
+def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
+    known = {"flux1": Flux, "hidream_o1": HiDream}.get(family)
     return known.lora_names(known.__new__(known), component, modules) if known else {}
 
 
@@ -37,19 +37,19 @@ def open_base(folder: Path, family: str) -> list[Weights]:
     names = {name.rpartition("/")[0] or "transformer" for name in whole}
 
     def rename(component: str) -> Rename:
-        def targets(name: str) -> list[Target]:
+        def targets(name: str) -> list[RowRange]:
             where, _, bare = name.rpartition("/")
-            return [Target(bare.removeprefix("text_model."))] if (where or "transformer") == component else []
+            return [RowRange(bare.removeprefix("text_model."))] if (where or "transformer") == component else []
 
         return targets
 
     return [Weights.open(component, whole, rename(component)) for component in sorted(names)]
 
 
-def known(weights: Sequence[Weights], family: str) -> list[Vocabulary]:
-    prefixes = Flux.lora_prefixes if family == "flux" else {}
+def known(weights: Sequence[Weights], family: str) -> list[ModuleNames]:
+    prefixes = Flux.lora_prefixes if family == "flux1" else {}
     return [
-        Vocabulary.of(
+        ModuleNames.of(
             each,
             lambda component, modules: other_names(family, component, modules),
             [prefix for prefix, component in prefixes.items() if component == each.component],
@@ -99,13 +99,13 @@ def test_merged_weights_equal_the_reference(name: str) -> None:
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-def matched(file: Path, family: str = "flux", partial: bool = False) -> Merge:
+def matched(file: Path, family: str = "flux1", partial: bool = False) -> Merge:
     merge = Merge()
     merge.choose(match_loras(open_loras([file]), known(open_base(DATA, family), family), TITLES[family], partial))
     return merge
 
 
-def changed(path: Path, change: dict[str, mx.array | None], format: str = "flux/comfyui") -> Path:
+def changed(path: Path, change: dict[str, mx.array | None], format: str = "flux1/comfyui") -> Path:
     """A stored file with tensors put in (or, None, taken out)."""
     tensors = mx.load(str(DATA / format / "lora.safetensors")) | change
     mx.save_safetensors(str(path), {name: value for name, value in tensors.items() if value is not None})
@@ -143,9 +143,9 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
 
 def test_a_lora_for_another_model_says_which() -> None:
     for family, other, title in (
-        ("flux", "hidream_o1/musubi", "HiDream-O1-Image"),
-        ("flux", "qwen_image/lightning", "Qwen-Image"),
-        ("qwen_image", "flux/kohya", "FLUX.1"),
+        ("flux1", "hidream_o1/musubi", "HiDream-O1-Image"),
+        ("flux1", "qwen_image/lightning", "Qwen-Image"),
+        ("qwen_image", "flux1/kohya", "FLUX.1"),
         ("hidream_o1", "qwen_image/lightning", "Qwen-Image"),
     ):
         for partial in (False, True):  # a few names that fit by chance do not make it fit
@@ -179,7 +179,7 @@ def test_metadata_tells_what_names_cannot(tmp_path: Path) -> None:
     assert open_lora(file).family == "Qwen-Image"
     matched(file, "qwen_image")
     with pytest.raises(LoraError, match="says that it is for Qwen-Image"):
-        matched(file, "flux")
+        matched(file, "flux1")
 
 
 def test_leftovers_are_listed_and_may_be_allowed(tmp_path: Path) -> None:
@@ -201,7 +201,8 @@ def test_leftovers_are_listed_and_may_be_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "format", ["flux/comfyui", "flux/lokr_kohya_fused", "flux/loha_lycoris", "flux/dora_lycoris", "flux/differences"]
+    "format",
+    ["flux1/comfyui", "flux1/lokr_kohya_fused", "flux1/loha_lycoris", "flux1/dora_lycoris", "flux1/differences"],
 )
 def test_wrong_shapes(tmp_path: Path, format: str) -> None:
     tensors = mx.load(str(DATA / format / "lora.safetensors"))
@@ -226,12 +227,12 @@ def test_wrong_shapes(tmp_path: Path, format: str) -> None:
     ],
 )
 def test_a_magnitude_of_another_length(tmp_path: Path, format: str, part: str, shape: tuple[int, ...]) -> None:
-    stored = open_checkpoint(DATA / "flux" / format / "lora.safetensors")
+    stored = open_checkpoint(DATA / "flux1" / format / "lora.safetensors")
     name = next(
         name for name in stored if part in name and ("img_attn_qkv" in name or "attn_to_q" in name.replace(".", "_"))
     )
     with pytest.raises(LoraError, match="shapes that do not fit") as refused:
-        matched(changed(tmp_path / "odd.safetensors", {name: mx.ones(shape)}, f"flux/{format}"))
+        matched(changed(tmp_path / "odd.safetensors", {name: mx.ones(shape)}, f"flux1/{format}"))
     assert str(list(shape)) in str(refused.value)
 
 
@@ -283,25 +284,25 @@ def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_tensors_that_do_not_go_together(tmp_path: Path, format: str, more: list[str]) -> None:
     """Whatever were computed from some of them, the others would be lost."""
-    entries = open_lora(DATA / "flux" / format / "lora.safetensors").entries
+    entries = open_lora(DATA / "flux1" / format / "lora.safetensors").entries
     module = next(name for name in entries if "attn_qkv" in name.replace(".", "_"))
     extra = {f"{module}.{part}": mx.ones(1) if part == "alpha" else mx.ones(24) for part in more}
     with pytest.raises(LoraError, match="which make no change together"):
-        matched(changed(tmp_path / "odd.safetensors", extra, f"flux/{format}"))
+        matched(changed(tmp_path / "odd.safetensors", extra, f"flux1/{format}"))
 
 
 def test_a_damaged_file_is_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
-    path.write_bytes((DATA / "flux/kohya/lora.safetensors").read_bytes()[:-10])
+    path.write_bytes((DATA / "flux1/kohya/lora.safetensors").read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"cut\.safetensors"):
         open_lora(path)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match=r"owner/name:file\.safetensors"):
+    with pytest.raises(MissingFileError, match=r"owner/name:file\.safetensors"):
         open_lora(tmp_path / "nothing.safetensors")
     for name in ("a", "b"):
-        shutil.copy(DATA / "flux/kohya/lora.safetensors", tmp_path / f"{name}.safetensors")
+        shutil.copy(DATA / "flux1/kohya/lora.safetensors", tmp_path / f"{name}.safetensors")
     with pytest.raises(LoraError, match="holds 2"):
         open_lora(tmp_path)
 
@@ -317,7 +318,7 @@ def test_what_is_told_as_left_over_is_not_merged_in_part(tmp_path: Path) -> None
     bias = {"lora_unet_model_language_model_layers_0_self_attn_q_proj.diff_b": mx.ones(8)}
     merge = matched(changed(tmp_path / "bias.safetensors", bias, "hidream_o1/musubi"), "hidream_o1", partial=True)
     (match,) = merge.matches
-    assert list(match.left.values()) == ["the module has no bias"]
+    assert list(match.unmatched.values()) == ["the module has no bias"]
     assert not merge.touches("transformer", "model.language_model.layers.0.self_attn.q_proj")
     assert merge.touches("transformer", "model.language_model.layers.0.self_attn.k_proj")
 
@@ -325,8 +326,8 @@ def test_what_is_told_as_left_over_is_not_merged_in_part(tmp_path: Path) -> None
 def test_rows_in_pieces_equal_the_whole() -> None:
     """As a converter reads weights; swapped halves and fused modules included."""
     for name in ("kohya_all", "dora_lycoris", "lokr_kohya_fused", "differences"):
-        merge = matched(DATA / "flux" / name / "lora.safetensors")
-        for each in open_base(DATA, "flux"):
+        merge = matched(DATA / "flux1" / name / "lora.safetensors")
+        for each in open_base(DATA, "flux1"):
             for tensor, part in each.slices.items():
                 path, _, parameter = tensor.rpartition(".")
                 value = part.read()
@@ -342,20 +343,20 @@ def test_the_scale_of_a_file() -> None:
     def scales(name: str) -> set[float]:
         return {round(entry.scale, 4) for entry in open_lora(DATA / name / "lora.safetensors").entries.values()}
 
-    assert scales("flux/aitoolkit") == {1.0}
-    assert scales("flux/peft_rslora") == {round(2 / 3**0.5, 4)}
-    assert scales("flux/peft_patterns") == {1.5, round(5 / 3, 4), 1.0}
-    assert scales("flux/peft_folder") == {1.5}
+    assert scales("flux1/aitoolkit") == {1.0}
+    assert scales("flux1/peft_rslora") == {round(2 / 3**0.5, 4)}
+    assert scales("flux1/peft_patterns") == {1.5, round(5 / 3, 4), 1.0}
+    assert scales("flux1/peft_folder") == {1.5}
 
 
-@pytest.mark.parametrize("name", ["flux/peft_dora", "flux/dora_lycoris", "flux/kohya"])
+@pytest.mark.parametrize("name", ["flux1/peft_dora", "flux1/dora_lycoris", "flux1/kohya"])
 def test_scale_0_touches_nothing(name: str) -> None:
     """PEFT's DoRA would set every row's length even then."""
-    weights = open_base(DATA, "flux")
+    weights = open_base(DATA, "flux1")
     merge = Merge()
     plain = merged(weights, merge)
     file = open_lora(DATA / name / "lora.safetensors")
-    merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux"), "FLUX.1"))
+    merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux1"), "FLUX.1"))
     assert all(np.array_equal(value, plain[tensor]) for tensor, value in merged(weights, merge).items())
 
 
@@ -363,7 +364,7 @@ def test_scale_0_touches_nothing(name: str) -> None:
     "metadata", ["not json", "[1]", '{"transformer.r": "many"}', '{"transformer.r": 4, "transformer.alpha_pattern": 3}']
 )
 def test_an_unreadable_configuration(tmp_path: Path, metadata: str) -> None:
-    tensors = mx.load(str(DATA / "flux/peft_patterns/lora.safetensors"))
+    tensors = mx.load(str(DATA / "flux1/peft_patterns/lora.safetensors"))
     mx.save_safetensors(str(tmp_path / "style.safetensors"), tensors, {"lora_adapter_metadata": metadata})
     with pytest.raises(LoraError, match="configuration cannot be read"):
         open_lora(tmp_path / "style.safetensors")

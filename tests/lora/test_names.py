@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.files.checkpoint import Checkpoint, Tensor
-from mlx_imagegen.files.keys import runs
-from mlx_imagegen.files.loading import Weights
+from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
+from mlx_imagegen.loading.names import runs
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.lora.file import TITLES, LoraFile
-from mlx_imagegen.lora.match import Lora, Match, Vocabulary, match_loras
+from mlx_imagegen.lora.match import Lora, Match, ModuleNames, match_loras
 from tests.lora.test_merge import DATA, known
 
 NAMES: dict[str, dict[str, Any]] = json.loads((DATA / "names.json").read_text())
 FORMATS: dict[str, dict[str, Any]] = json.loads((DATA / "formats.json").read_text())
-FAMILIES = {"flux": "flux", "qwen": "qwen_image", "hidream": "hidream_o1"}
+FAMILIES = {"flux": "flux1", "qwen": "qwen_image", "hidream": "hidream_o1"}
 FACTS = Path(__file__).parents[3] / "shared" / "facts" / "lora"
 NOWHERE = Path("/nowhere.safetensors")
 
@@ -37,7 +37,7 @@ def expanded(patterns: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def full_size(family: str) -> Vocabulary:
+def full_size(family: str) -> ModuleNames:
     """The transformer at its published size, from its own names among the table's."""
     modules = {
         name: entry["shape"] for name, entry in expanded(NAMES[family]).items() if entry["targets"][0][0] == name
@@ -50,7 +50,7 @@ def full_size(family: str) -> Vocabulary:
     return known([weights], family)[0]
 
 
-def led_to(vocabulary: Vocabulary, name: str) -> dict[str, Any]:
+def led_to(vocabulary: ModuleNames, name: str) -> dict[str, Any]:
     """A name's entry as names.json has it."""
     targets, row = [], 0
     for target in vocabulary.names[name]:
@@ -92,7 +92,7 @@ def matched(name: str) -> Match:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_key_of_every_format_is_used(name: str) -> None:
     match = matched(name)
-    assert not match.left and not match.misshapen and not match.lora.file.strangers
+    assert not match.unmatched and not match.misshapen and not match.lora.file.unknown_keys
     used = {tensor.name for entry in match.lora.file.entries.values() for tensor in entry.parts.values()}
     assert used == set(expanded(FORMATS[name]))
     assert len(match.matched) == len(match.lora.file.entries)

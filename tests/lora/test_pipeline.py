@@ -11,11 +11,11 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import LoraError, RequestError
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.component import Component
-from mlx_imagegen.files.loading import Weights, layers, own_parameters
-from mlx_imagegen.files.manifest import RECORD
+from mlx_imagegen.hub.record import RECORD
 from mlx_imagegen.layers.linear import unpacked
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.component import Component
+from mlx_imagegen.loading.weights import Weights, layers, own_parameters
 from mlx_imagegen.lora.merge import SAMPLE_ROWS
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization.quantizer import quantize
@@ -128,7 +128,7 @@ def test_what_the_refusal_says_is_taken(model: Path, lora: Callable[..., Path]) 
     with pytest.raises(RequestError, match="lora_partial 'yes': give true or false"):
         warm.set_lora([style], lora_partial="yes")  # type: ignore[arg-type]
     warm.set_lora([style], lora_partial=True)
-    assert warm.merge.matches[0].left == {"transformer.unheard.of": "no such module"}
+    assert warm.merge.matches[0].unmatched == {"transformer.unheard.of": "no such module"}
 
 
 def test_folded_modulation_follows_the_lora(model: Path, lora: Callable[..., Path]) -> None:

@@ -20,9 +20,10 @@ from PIL import Image
 from mlx_imagegen.cli import main
 from mlx_imagegen.commands.generate import size
 from mlx_imagegen.errors import OutputError
-from mlx_imagegen.files import download
+from mlx_imagegen.hub import download
 from mlx_imagegen.image import read_metadata
-from mlx_imagegen.measuring import cell, tables
+from mlx_imagegen.measuring import tables
+from mlx_imagegen.measuring import worker as cell
 from mlx_imagegen.measuring.bench import (
     STAGES,
     Asked,
@@ -38,8 +39,8 @@ from mlx_imagegen.measuring.bench import (
     noted,
     skipped,
 )
-from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.quality import compared
+from mlx_imagegen.measuring.worker import Failed, Rendered, Worker
 from mlx_imagegen.planning import fitting
 from tests.tiny import draw_flux
 
@@ -212,7 +213,7 @@ def test_time_that_no_stage_saw_is_told() -> None:
         report = {"seconds": seconds, "peak_bytes": {"mlx": {"step": 1}, "process_after": {"step": 1}}, "notes": []}
         record = {"width": 64, "height": 64, "steps": 1, "manifest": "m"}
         row = Row("a", "q4", None)
-        _fill(row, [], [Made("a.png", report, record, 1.0, 1.0, 1, "float32")])
+        _fill(row, [], [Rendered("a.png", report, record, 1.0, 1.0, 1, "float32")])
         assert [line.partition(", as on")[0] for line in noted([row])] == said
         assert all(f"note: {line}" in in_terminal([row]) for line in noted([row]))
         asked = Asked(["a"], ["q4"], [None], "a fox", {})
@@ -241,7 +242,7 @@ def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
 def test_a_worker_takes_no_modules_from_the_folder_it_is_run_in(cli: Cli, wide: Path, tmp_path: Path) -> None:
     Path("json.py").write_text("raise SystemExit('not ours')")
     with Worker(str(wide)) as worker:
-        assert isinstance(worker.make("a fox", tmp_path / "a.png", QUICK), Made)
+        assert isinstance(worker.make("a fox", tmp_path / "a.png", QUICK), Rendered)
 
 
 def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -
         first, second, third = (
             worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
         )
-    assert isinstance(first, Made) and isinstance(second, Made) and isinstance(third, Made)
+    assert isinstance(first, Rendered) and isinstance(second, Rendered) and isinstance(third, Rendered)
     assert second.seconds["load"] < third.seconds["load"] / 2
     assert second.record == first.record
 
@@ -258,7 +259,7 @@ def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) ->
     """Two models in memory at once would be measured as one model's peak."""
     with Worker(str(wide)) as worker:
         first, second = (worker.make("a fox", tmp_path / "a.png", QUICK, anew=True) for _ in range(2))
-    assert isinstance(first, Made) and isinstance(second, Made)
+    assert isinstance(first, Rendered) and isinstance(second, Rendered)
     loading = [made.report["peak_bytes"]["mlx"]["load"] for made in (first, second)]
     assert loading[1] < loading[0] + first.weight_bytes / 10
 
@@ -268,7 +269,7 @@ def test_a_worker_s_peak_is_not_its_caller_s(wide: Path, tmp_path: Path) -> None
     ours[::4096] = bytes(len(ours[::4096]))  # touched, page by page
     with Worker(str(wide)) as worker:
         made = worker.make("a fox", tmp_path / "a.png", QUICK)
-    assert isinstance(made, Made) and made.report["peak_bytes"]["process"] < len(ours)
+    assert isinstance(made, Rendered) and made.report["peak_bytes"]["process"] < len(ours)
 
 
 def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
@@ -276,9 +277,9 @@ def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
         refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
         nowhere = worker.make("a fox", tmp_path / "absent" / "a.png", QUICK)
         made = worker.make("a fox", tmp_path / "a.png", QUICK)
-    assert isinstance(refused, Missing) and "steps 0" in refused.reason and refused.scope == "picture"
-    assert isinstance(nowhere, Missing) and "does not exist" in nowhere.reason and nowhere.scope == "picture"
-    assert isinstance(made, Made)
+    assert isinstance(refused, Failed) and "steps 0" in refused.reason and refused.scope == "picture"
+    assert isinstance(nowhere, Failed) and "does not exist" in nowhere.reason and nowhere.scope == "picture"
+    assert isinstance(made, Rendered)
 
 
 def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
         worker._process.wait()
         for _ in range(2):
             missing = worker.make("a fox", tmp_path / "a.png", QUICK)
-            assert isinstance(missing, Missing) and "memory runs out" in missing.reason
+            assert isinstance(missing, Failed) and "memory runs out" in missing.reason
 
 
 BRIEF = ("--quant", "none", "q4", "--size", 64, "--steps", 1, "--repeat", 1, "--warm-up", 0)

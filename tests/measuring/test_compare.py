@@ -17,8 +17,8 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.image import read_metadata
-from mlx_imagegen.measuring.cell import Made, Missing, Worker
 from mlx_imagegen.measuring.compare import Cell, Column, Line, _answers, identified, key, read_columns, read_lines
+from mlx_imagegen.measuring.worker import Failed, Rendered, Worker
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_opened_is_tried_once(
 
 
 def test_a_picture_that_fails_leaves_the_rest_of_its_model() -> None:
-    answers = iter([Missing("too large"), Made("x.png", {}, {"seed": 1}, 1.0, 1.0, 1, "float32")])
+    answers = iter([Failed("too large"), Rendered("x.png", {}, {"seed": 1}, 1.0, 1.0, 1, "float32")])
     worker = SimpleNamespace(make=lambda *_: next(answers))
     column = Column("m", "none", "m")
     wanted = {0: Cell(column, Line("1", "a fox"), Path("a")), 3: Cell(column, Line("2", "an owl"), Path("b"))}

@@ -10,11 +10,10 @@ import mlx.core as mx
 import pytest
 from conftest import Ran
 
-from mlx_imagegen.files.loading import Changes
-from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.files.outline import has_outline, outlined
-from mlx_imagegen.files.recipes import read_recipe, recipe_names
+from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from mlx_imagegen.layers.linear import PACKED, Packing
+from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.measuring import doctor
 from mlx_imagegen.measuring.doctor import (
     MANY,
@@ -28,6 +27,7 @@ from mlx_imagegen.measuring.doctor import (
     shapes,
     warnings,
 )
+from mlx_imagegen.packing.recipes import read_recipe, recipe_names
 from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.planning.plan import Chip, plan
 from mlx_imagegen.request.job import usual_job
@@ -133,13 +133,13 @@ def test_what_is_said_of_every_published_model_is_the_plan_s(
 ) -> None:
     """Each planned for itself, as the command `plan` does; doctor opens those that are alike once."""
     monkeypatch.setattr(doctor, "on_gpu", lambda: gpu)
-    published = [name for name, manifest in manifests().items() if has_outline(manifest)]
+    published = [name for name, manifest in manifests().items() if has_tensor_shapes(manifest)]
     found = {(fit.model, fit.quant): fit for fit in fits(published)}
     assert len(published) >= 16 and set(found) == {(n, q) for n in published for q in ("none", *recipe_names())}
     for name in published:
         manifest = manifests()[name]
-        with outlined(manifest) as folder:
-            family = open_family(manifest, folder, Changes())
+        with shape_only_folder(manifest) as folder:
+            family = open_family(manifest, folder, WeightTransforms())
             job = usual_job(manifest, family.size_multiple)
             for quant in ("none", *recipe_names()):
                 recipe = None if quant == "none" else read_recipe(quant, manifest.family)
@@ -165,7 +165,7 @@ def test_those_that_fit_come_first_and_the_fastest_of_them(quick: None, monkeypa
         Fit("fast", "none", None, 12 * GB, 14 * GB, 2.0),
         Fit("staged", "none", None, 8 * GB, 12 * GB, 5.0),
     ]
-    monkeypatch.setattr(doctor, "_fits", lambda models, chip: given if models[0].spoken == "flux-dev" else [])
+    monkeypatch.setattr(doctor, "_fits", lambda models, chip: given if models[0].requested_as == "flux-dev" else [])
     found = fits()
     assert [fit.model for fit in found] == ["fast", "staged", "slow", "too large", "absent"]
     assert [fit.verdict for fit in found] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flux.test_flux import WAYS, check_blocks, check_latents, check_picture, check_transformer
+from tests.families.flux1.test_flux import WAYS, check_blocks, check_latents, check_picture, check_transformer
 
 pytestmark = pytest.mark.parity
 SCRIPT = Path(__file__).parents[1] / "references/flux.py"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.flux.keys import from_original, from_original_autoencoder
-from tests.flux.test_original import check_split
+from mlx_imagegen.families.flux1.keys import from_original, from_original_autoencoder
+from tests.families.flux1.test_original import check_split
 from tests.references.names import expand
 
 pytestmark = pytest.mark.parity

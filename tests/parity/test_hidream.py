@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hidream_o1.test_hidream import check_draw
+from tests.families.hidream_o1.test_hidream import check_draw
 
 SCRIPT = Path(__file__).parent.parent / "references" / "hidream.py"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.lora.file import TITLES, open_lora
-from mlx_imagegen.lora.match import Change, Lora, Vocabulary, match_loras
+from mlx_imagegen.lora.match import Change, Lora, ModuleNames, match_loras
 from mlx_imagegen.lora.names import split_key
 from tests.lora.test_merge import check_format
 from tests.lora.test_names import FAMILIES, FORMATS, full_size
@@ -19,7 +19,7 @@ from tests.lora.test_names import FAMILIES, FORMATS, full_size
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "references" / "lora.py"
 SCALE = 0.8
-VOCABULARIES: dict[str, Vocabulary] = {}
+VOCABULARIES: dict[str, ModuleNames] = {}
 
 
 @pytest.mark.parity
@@ -99,7 +99,7 @@ def test_full_size_equals_diffusers_converter(name: str, tmp_path: Path) -> None
     state = FluxPipeline.lora_state_dict({key: torch.from_numpy(value.copy()) for key, value in everything.items()})
     seen = set()
     for module, tensors, _ in groups:
-        for change in changes(tmp_path / "one.safetensors", tensors, "flux"):
+        for change in changes(tmp_path / "one.safetensors", tensors, "flux1"):
             pair = [state[f"transformer.{change.target.name}.lora_{end}.weight"].numpy() for end in "AB"]
             seen |= {f"transformer.{change.target.name}.lora_{end}.weight" for end in "AB"}
             ours = np.array(change.of(mx.zeros((len(pair[1]), pair[0].shape[1]))))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.quantization.test_fold import check_folded
-from tests.qwen_image.test_qwen_image import (
+from tests.families.qwen_image.test_qwen_image import (
     WAYS,
     check_block,
     check_features,
@@ -17,6 +16,7 @@ from tests.qwen_image.test_qwen_image import (
     check_picture,
     check_transformer,
 )
+from tests.quantization.test_fold import check_folded
 
 pytestmark = pytest.mark.parity
 SCRIPT = Path(__file__).parents[1] / "references/qwen.py"

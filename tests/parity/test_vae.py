@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flux import test_vae as flux
-from tests.qwen_image import test_vae as qwen
+from tests.autoencoders import test_kl as flux
+from tests.autoencoders import test_qwen_image as qwen
 
 pytestmark = pytest.mark.parity
 REFERENCES = Path(__file__).parents[1] / "references"

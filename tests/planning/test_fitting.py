@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import MemoryShort
-from mlx_imagegen.files.loading import Changes
-from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.files.outline import outlined
-from mlx_imagegen.files.recipes import read_recipe
+from mlx_imagegen import machine as memory
+from mlx_imagegen.errors import InsufficientMemoryError
+from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.hub.tensor_shapes import shape_only_folder
+from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.machine import USABLE_SHARE
+from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.pipeline import StepEvent, open_family
-from mlx_imagegen.planning import memory
-from mlx_imagegen.planning.memory import USABLE_SHARE
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
 from tests.tiny import draw_flux
@@ -38,8 +38,8 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 def peak(name: str, quant: str | None) -> int:
     """Of one picture of a published model at its own size."""
     manifest = manifests()[name]
-    changes = read_recipe(quant, manifest.family).applied_to(Changes()) if quant else Changes()
-    with outlined(manifest) as folder:
+    changes = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
+    with shape_only_folder(manifest) as folder:
         family = open_family(manifest, folder, changes)
         return plan(family, usual_job(manifest, family.size_multiple).settings, gpu=True).peak_bytes
 
@@ -64,15 +64,15 @@ def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pyte
     pipeline = load(draw_flux(tmp_path / "model"))
     asked: dict[str, Any] = {"seed": 1, "width": 64, "height": 64, "steps": 1}
     settings = pipeline.jobs("a cat", **asked)[0].settings
-    recipes = [None, *(read_recipe(name, "flux") for name in ("q8", "q6", "q4"))]
+    recipes = [None, *(read_recipe(name, "flux1") for name in ("q8", "q6", "q4"))]
     peaks = [plan(pipeline.family, settings, recipe=recipe).peak_bytes for recipe in recipes]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     for name, least in zip(("q8", "q6", "q4"), peaks[1:], strict=True):
         memory_of(monkeypatch, least)
-        with pytest.raises(MemoryShort, match=f"quant={name} would fit"):
+        with pytest.raises(InsufficientMemoryError, match=f"quant={name} would fit"):
             pipeline.generate("a cat", **asked)
     memory_of(monkeypatch, 10**6)
-    with pytest.raises(MemoryShort, match="no quant of this model fits; use another machine"):
+    with pytest.raises(InsufficientMemoryError, match="no quant of this model fits; use another machine"):
         pipeline.generate("a cat", **asked)
 
 
@@ -93,7 +93,7 @@ def test_all_stages_stay_only_where_their_arithmetic_fits_too(tmp_path: Path, mo
         chosen.append(pipeline.generate("a cat", on_step=look, **asked).report.choices["memory"].split(":")[0])
     assert chosen == ["resident", "staged", "resident"] and beside == [3, 1, 3]
     memory_of(monkeypatch, plans[1].resident_peak_bytes - 1)
-    with pytest.raises(MemoryShort, match="resident: all stages at once need .* Leave it out"):
+    with pytest.raises(InsufficientMemoryError, match="resident: all stages at once need .* Leave it out"):
         load(tmp_path / "model", resident=True).generate("a cat", **large)
 
 
@@ -132,10 +132,12 @@ def test_a_large_picture_is_refused_among_smaller_ones(tmp_path: Path, monkeypat
     pictures = [Image.new("RGB", (96, 96))] * 3
     jobs = [*pipeline.jobs("a cat", references=pictures, **asked), *pipeline.jobs("a cat", **asked)]
     memory_of(monkeypatch, plan(pipeline.family, jobs[0].settings, prompt=jobs[0].prompt).peak_bytes - 1)
-    with pytest.raises(MemoryShort):
+    with pytest.raises(InsufficientMemoryError):
         list(pipeline.stream(jobs))
     memory_of(monkeypatch, 10**6)
-    with pytest.raises(MemoryShort, match="no quant of this model fits; give fewer references"):  # and not FLUX.1
+    with pytest.raises(
+        InsufficientMemoryError, match="no quant of this model fits; give fewer references"
+    ):  # and not FLUX.1
         list(pipeline.stream(jobs))
 
 
@@ -155,7 +157,7 @@ def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.Mon
         memory_of(small, 16 * GB)
         small.setattr("mlx_imagegen.pipeline.locate", lambda *_: pytest.fail("went for the files"))
         for name in ("qwen-image", "qwen-image-edit-2511-lightning"):
-            with pytest.raises(MemoryShort, match="this machine has 16.0 GB"):
+            with pytest.raises(InsufficientMemoryError, match="this machine has 16.0 GB"):
                 load(name)
     done = cli("a cat", "--model", "flux-dev", "--quant", "q4")  # fits: goes on to the download, and is offline
     assert done.code == 2 and "cannot be downloaded" in done.err

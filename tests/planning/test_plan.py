@@ -15,24 +15,28 @@ from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import RequestError
-from mlx_imagegen.family import Prompt, ReferenceTokens, Settings
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.files.recipes import read_recipe
-from mlx_imagegen.hidream_o1 import HiDream
-from mlx_imagegen.hidream_o1.vision import open_tower
+from mlx_imagegen.families.base import Prompt, ReferenceTokens, Settings
+from mlx_imagegen.families.hidream_o1.family import HiDream
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.weights import layers, own_parameters
+from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
-from tests.qwen_image.test_qwen_image import open_pipeline
+from mlx_imagegen.vision.qwen3 import open_tower
+from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.tiny import draw_flux
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
-STORED = {"flux": DATA / "flux" / "dev", "qwen_image": DATA / "qwen_image" / "image", "hidream_o1": DATA / "hidream_o1"}
+STORED = {
+    "flux1": DATA / "flux" / "dev",
+    "qwen_image": DATA / "qwen_image" / "image",
+    "hidream_o1": DATA / "hidream_o1",
+}
 
 
 class Counter:
@@ -78,11 +82,11 @@ def counted(pipeline: Pipeline, counter: Counter, **parameters: Any) -> tuple[fl
 def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = load(STORED[name])
     side = 16 * pipeline.family.size_multiple
-    extra = {"max_sequence_length": 32} if name == "flux" else {}
+    extra = {"max_sequence_length": 32} if name == "flux1" else {}
     flops, settings = counted(pipeline, Counter(monkeypatch), width=side, height=side, steps=2, **extra)
     lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))  # elsewhere a guess
-    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux" else 0.01)
+    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux1" else 0.01)
 
 
 def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +200,7 @@ def test_a_quantized_folder_is_planned_as_the_recipe_was(tmp_path: Path) -> None
     stages = [[replace(stage, disk_bytes=0) for stage in each.stages] for each in plans]
     assert stages[0] == stages[1]
     assert plans[0].disk_bytes < 0.7 * plans[1].disk_bytes
-    assert plan(load(source).family, settings, gpu=True, recipe=read_recipe("q4", "flux")) == plans[1]
+    assert plan(load(source).family, settings, gpu=True, recipe=read_recipe("q4", "flux1")) == plans[1]
     assert plan(load(source).family, settings, gpu=True) != plans[1]
 
 
@@ -271,7 +275,7 @@ def test_the_command(tmp_path: Path, cli: Any) -> None:
 
 
 def test_unknown_chip() -> None:
-    pipeline = load(STORED["flux"])
+    pipeline = load(STORED["flux1"])
     made = plan(pipeline.family, pipeline.jobs("a cat", seed=1)[0].settings)
     with pytest.raises(RequestError, match="no chip is called 'm0'"):
         describe(made, "m0")
@@ -298,7 +302,7 @@ def test_the_steps_bytes_are_the_weights_and_what_passes_through_the_layers(
     pipeline.family.velocity = watched  # type: ignore[method-assign]
     side = 16 * pipeline.family.size_multiple
     asked: dict[str, Any] = {"seed": 1, "width": side, "height": side, "steps": steps}
-    asked |= {"max_sequence_length": 32} if name == "flux" else {}
+    asked |= {"max_sequence_length": 32} if name == "flux1" else {}
     pipeline.generate("a cat", **asked)
     lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))

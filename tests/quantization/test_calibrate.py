@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.files.loading import Changes
-from mlx_imagegen.files.manifest import manifests
-from mlx_imagegen.files.outline import outlined
+from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.packing.affine import as_mlx, pack_rows, unpack_rows
 from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.quantization import calibrate
@@ -118,8 +118,8 @@ def test_what_is_loaded_is_watched_and_only_inside(tmp_path: Path) -> None:
 
 def test_nothing_is_noted_that_no_packing_uses() -> None:
     """Moments where codes make up for each other's errors; the mean where a bias can take it; else nothing."""
-    with outlined(manifests()["hidream-o1"]) as folder:
-        component = open_family(manifests()["hidream-o1"], folder, Changes()).components["transformer"]
+    with shape_only_folder(manifests()["hidream-o1"]) as folder:
+        component = open_family(manifests()["hidream-o1"], folder, WeightTransforms()).components["transformer"]
         four, eight, other = Packing(4, 64), Packing(8, 64), Packing(4, 32, "mxfp4")
         down, q = (f"model.language_model.layers.3.{name}" for name in ("mlp.down_proj", "self_attn.q_proj"))
         biased = "model.t_embedder1.mlp.0"

@@ -19,11 +19,13 @@ from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, OutputError, QuantizationError
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.files.manifest import RECORD, data_folder, find
-from mlx_imagegen.flux.modulation import FluxModulators
+from mlx_imagegen.families.flux1.modulation import FluxModulators
+from mlx_imagegen.hub.manifest import data_folder
+from mlx_imagegen.hub.recognition import find
+from mlx_imagegen.hub.record import RECORD
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
@@ -82,10 +84,10 @@ def test_other_full_precision_types(tmp_path: Path, dtype: mx.Dtype) -> None:
     assert stored["transformer_blocks.0.attn.to_q.scales"].dtype == "BF16"
 
 
-@pytest.mark.parametrize("model", ["flux", "qwen_image"])
+@pytest.mark.parametrize("model", ["flux1", "qwen_image"])
 def test_a_recipe_that_packs_the_autoencoder(model: str, tmp_path: Path) -> None:
     """Its files have convolutions of 1x1 where we have linear layers, and vectors as [channels, 1, 1]."""
-    source = shutil.copytree(data_folder("weights") / "demo" / model, tmp_path / "source")
+    source = shutil.copytree(data_folder("weights") / "demo" / model.replace("flux1", "flux"), tmp_path / "source")
     path = source / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = {name: value.astype(mx.float32) * 1.001 for name, value in mx.load(str(path)).items()}
     mx.eval(tensors)
@@ -337,13 +339,13 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from mlx_imagegen.planning.memory import process_peak_bytes
-from mlx_imagegen.files.checkpoint import open_checkpoint
+from mlx_imagegen.machine import process_peak_bytes
+from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.quantization.convert import Conversion, convert
 from mlx_imagegen.quantization.layout import layout
-from mlx_imagegen.files.loading import Weights
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.quantization.partial import Partial
-from mlx_imagegen.files.recipes import read_recipe
+from mlx_imagegen.packing.recipes import read_recipe
 import json, os
 folder = Path({str(tmp_path)!r}) / "source"
 folder.mkdir()
@@ -356,7 +358,7 @@ with (folder / "model.safetensors").open("wb") as file:
         file.write(np.random.default_rng(0).standard_normal((rows // 64, columns)).astype(np.float32).tobytes())
 weights = Weights.open("transformer", open_checkpoint(folder))
 weights.linears["big"] = (rows, columns)
-made = layout(weights, folder, read_recipe("q4", "flux"))
+made = layout(weights, folder, read_recipe("q4", "flux1"))
 before = process_peak_bytes()  # ru_maxrss would begin with what pytest holds, and hide what is taken here
 convert(Conversion(folder, [made], True, {{}}), Partial(folder.with_name("made"), "x"), 2)
 print(process_peak_bytes() - before)

@@ -14,19 +14,19 @@ from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError, LoraError, MismatchError, QuantizationError, RequestError
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import layers, own_parameters
-from mlx_imagegen.files.manifest import RECORD
-from mlx_imagegen.flux.modulation import FluxModulators
-from mlx_imagegen.flux.modulation import tabulate as flux_tables
+from mlx_imagegen.families.flux1.modulation import FluxModulators
+from mlx_imagegen.families.flux1.modulation import tabulate as flux_tables
+from mlx_imagegen.families.qwen_image.family import QwenImage
+from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators, Tables, tabulate, unfold
+from mlx_imagegen.hub.record import RECORD
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization import convert
 from mlx_imagegen.quantization.quantizer import draft, quantize
-from mlx_imagegen.qwen_image import QwenImage
-from mlx_imagegen.qwen_image.modulation import QwenImageModulators, Tables, tabulate, unfold
+from tests.families.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
 from tests.quantization.test_convert import digest, run_and_kill
-from tests.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
 from tests.tiny import draw_flux
 
 ROOT = Path(__file__).parents[2]

@@ -18,15 +18,15 @@ from mlx_imagegen.errors import (
     CheckpointError,
     ImagegenError,
     LoraError,
-    MissingFile,
+    MissingFileError,
     OutputError,
     QuantizationError,
     RequestError,
 )
-from mlx_imagegen.files import download
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.manifest import RECORD
+from mlx_imagegen.hub import download
+from mlx_imagegen.hub.record import RECORD
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.quantization import partial, quantizer
 from mlx_imagegen.quantization.partial import Partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
@@ -107,7 +107,7 @@ def test_a_link_in_a_circle_is_not_followed(source: Path, tmp_path: Path) -> Non
 
 
 def test_a_source_that_goes_away(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match="went away"):
+    with pytest.raises(MissingFileError, match="went away"):
         quantize(source, tmp_path / "made", quant="q4", on_progress=lambda *_: shutil.rmtree(source, True))
     assert not (tmp_path / "made").exists()
 
@@ -147,7 +147,7 @@ def test_the_sources_revision_is_recorded(tmp_path: Path) -> None:
 
 def test_smaller_groups_and_unpacked_weights_are_said(source: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "wide.toml"
-    recipe.write_text("bits = 4\ngroup_size = 128\n[[flux]]\nmatch = '*'\n")
+    recipe.write_text("bits = 4\ngroup_size = 128\n[[flux1]]\nmatch = '*'\n")
     notes = draft(source, str(recipe)).notes
     assert any(note.startswith("transformer: 64 columns are not a multiple of 128: groups of 64 (") for note in notes)
     assert any(": kept at 16 bits (" in note and "more)" in note for note in notes)
@@ -234,7 +234,7 @@ def test_nothing_is_downloaded_for_what_is_refused(
     ("lora", "message"),
     [
         ("stile", "there is no LoRA file"),
-        (DATA / "lora/flux/kohya/lora", "expected [9216, 3072]"),
+        (DATA / "lora/flux1/kohya/lora", "expected [9216, 3072]"),
         (DATA / "lora/qwen_image/lightning/lora", "looks like a LoRA for Qwen-Image"),
     ],
 )
@@ -318,7 +318,7 @@ def test_a_size_to_fold_for_is_two_numbers(source: Path, tmp_path: Path, size: A
 
 def test_a_lora_on_a_folder_by_a_recipe_of_ones_own_is_packed_by_it(source: Path, tmp_path: Path) -> None:
     recipe, lora = tmp_path / "mine.toml", tmp_path / "style.safetensors"
-    recipe.write_text("bits = 4\nsearch = true\n[[flux]]\nmatch = '*'\n")
+    recipe.write_text("bits = 4\nsearch = true\n[[flux1]]\nmatch = '*'\n")
     module = "transformer_blocks.0.attn.to_q"
     down, up = (mx.random.normal(shape, key=mx.random.key(shape[0])) for shape in ((2, 64), (64, 2)))
     mx.save_safetensors(
@@ -384,7 +384,7 @@ def test_a_merged_lora_is_the_same_saved_and_in_memory(tmp_path: Path, dtype: mx
 def test_a_recipe_drops_nothing_that_is_needed(source: Path, tmp_path: Path) -> None:
     """Else the folder would not load."""
     recipe = tmp_path / "mine.toml"
-    recipe.write_text("bits = 4\ndrop = 'transformer/proj_out.*'\n[[flux]]\nmatch = '*'")
+    recipe.write_text("bits = 4\ndrop = 'transformer/proj_out.*'\n[[flux1]]\nmatch = '*'")
     with pytest.raises(QuantizationError, match=r"mine.* drops 'transformer/proj_out\.\w+'.*cannot draw"):
         quantize(source, tmp_path / "made", quant=str(recipe))
 

@@ -29,7 +29,7 @@ Rows = list[tuple[str, int, int]]  # our module, first row, rows
 
 def draw(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
-    draw_flux(folder / "flux")
+    draw_flux(folder / "flux1")
     draw_qwen(folder / "qwen_image")
     draw_hidream(folder / "hidream_o1")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen.errors import ImagegenError, RequestError
-from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.request.job import LARGEST_SEED, PARAMETERS, Job, requested, seeds_of
 
 DEV, SCHNELL, QWEN = (manifests()[name] for name in ("flux-dev", "flux-schnell", "qwen-image"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen.errors import RequestError
-from mlx_imagegen.files.manifest import manifests
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.request.job import Job, requested
 
 FULL, DEV, NEWER = (manifests()[name] for name in ("hidream-o1", "hidream-o1-dev", "hidream-o1-dev-2604"))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen.errors import RequestError
-from mlx_imagegen.files.manifest import manifests, recognise
+from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.hub.recognition import recognise
 from mlx_imagegen.request.job import Job, requested
 
 FULL = manifests()["hidream-o1"]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import Weights
-from mlx_imagegen.flux.keys import from_clip
+from mlx_imagegen.families.flux1.keys import from_clip
 from mlx_imagegen.layers.embed import Table
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
 
 DATA = Path(__file__).parent.parent / "data" / "flux_text"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.errors import ConfigError
-from mlx_imagegen.files.checkpoint import open_checkpoint
-from mlx_imagegen.files.config import read_json
-from mlx_imagegen.files.loading import Weights
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.layers.rope import Rope
+from mlx_imagegen.loading.checkpoint import open_checkpoint
+from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.text.qwen import LanguageModel, mrope, read_config, text_positions
 
 DATA = Path(__file__).parent.parent / "data" / "qwen_text"

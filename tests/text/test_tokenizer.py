@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_imagegen.errors import ConfigError, MissingFile, RequestError
+from mlx_imagegen.errors import ConfigError, MissingFileError, RequestError
 from mlx_imagegen.text.tokenizer import Tokenizer, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from mlx_imagegen.text.vocabulary import special
 
@@ -92,7 +92,7 @@ def test_half_a_character_is_refused() -> None:
 def test_missing_files_are_named(copy: Path, kind: str) -> None:
     for name in FILES[kind]:
         (copy / name).unlink()
-    with pytest.raises(MissingFile) as caught:
+    with pytest.raises(MissingFileError) as caught:
         KINDS[kind](copy)
     assert str(copy) in str(caught.value) and all(name in str(caught.value) for name in FILES[kind])
     assert "download" in str(caught.value)
@@ -100,7 +100,7 @@ def test_missing_files_are_named(copy: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_folder_is_named(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match="nowhere is not there"):
+    with pytest.raises(MissingFileError, match="nowhere is not there"):
         KINDS[kind](tmp_path / "nowhere")
 
 

@@ -1,0 +1,85 @@
+"""Where pictures go: a pattern such as "{prompt}-{seed}.png" -> one path a picture, all different, all writable."""
+
+import os
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..hub.manifest import Manifest
+    from ..request.job import Job
+
+DEFAULT_PATTERN = "{prompt}-{seed}.png"
+SLUG_LENGTH = 48
+FIELDS = ("prompt", "seed", "index", "model", "steps", "width", "height", "guidance")
+
+
+def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> list[Path]:
+    """One path for every job; {index} counts from 1."""
+    from ..image import check_writable, picture_format
+
+    if pattern.endswith("/") or _is_folder(Path(pattern).expanduser()):
+        pattern = str(Path(pattern).expanduser() / DEFAULT_PATTERN)
+    _check(pattern)
+    try:
+        paths = [Path(pattern.format(**_fields(job, n, manifest))).expanduser() for n, job in enumerate(jobs, 1)]
+    except (ValueError, KeyError, IndexError) as error:
+        raise RequestError(f"--output {pattern}: it cannot be filled in ({error}); {_known()}") from error
+    path, times = Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise RequestError(
+            f"--output {pattern}: {times} pictures would be written to {path}; put {{seed}} or {{index}} into the name."
+        )
+    for path in paths:
+        picture_format(path)
+    largest = max(job.settings.width * job.settings.height for job in jobs)
+    longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
+    for path in {path.parent: path for path in longest}.values():
+        check_writable(path, largest)
+    return paths
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder that may not be looked into: check_writable says so
+        return False
+
+
+def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:
+    settings = job.settings
+    return {
+        "prompt": _slug(job.prompt.text), "seed": job.seed, "index": index, "model": manifest.name,
+        "steps": settings.steps, "width": settings.width, "height": settings.height,
+        "guidance": job.guidance(manifest.guidance),
+    }  # fmt: skip
+
+
+def _check(pattern: str) -> None:
+    """Plain field names only: a pattern must not reach into objects."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None]
+    except ValueError as error:
+        raise RequestError(
+            f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such."
+        ) from error
+    unknown = [field for field in fields if field not in FIELDS]
+    if unknown:
+        raise RequestError(f"--output {pattern}: there is no {{{unknown[0]}}}; {_known()}")
+
+
+def _known() -> str:
+    return f"known: {', '.join('{' + name + '}' for name in FIELDS)}."
+
+
+def _slug(text: str) -> str:
+    """The prompt's first words as a part of a file name."""
+    words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
+    if len(words) > SLUG_LENGTH:
+        words = words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]
+    return words or "picture"

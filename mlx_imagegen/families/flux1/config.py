@@ -1,0 +1,40 @@
+"""FLUX.1's config.json files, field by field, as diffusers writes them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ...errors import ConfigError
+from ...loading.config import Config
+
+
+@dataclass(frozen=True)
+class FluxConfig(Config):
+    """transformer/config.json"""
+
+    attention_head_dim: int
+    guidance_embeds: bool
+    in_channels: int
+    joint_attention_dim: int
+    num_attention_heads: int
+    num_layers: int
+    num_single_layers: int
+    pooled_projection_dim: int
+    patch_size: int = 1  # the pipeline packs 2x2 before the transformer, whatever this says; only 1 is ever published
+    out_channels: int | None = None
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)  # older files lack the key; this is diffusers' default
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        axes = config.axes_dims_rope
+        if len(axes) != 3 or sum(axes) != config.attention_head_dim or any(dims < 2 or dims % 2 for dims in axes):
+            raise ConfigError(
+                f"{where}: 'axes_dims_rope' {list(axes)} must be three even numbers that add up to "
+                f"'attention_head_dim' {config.attention_head_dim}; take the file from the model's repository."
+            )
+        return config
+
+    @property
+    def inner_dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim

@@ -1,0 +1,138 @@
+"""FLUX.1's layouts by name: the original single file (and ae.safetensors), and what transformers re-saves.
+
+Modules carry diffusers' names, so its layout needs no table. The same tables serve LoRAs in the original names.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ...loading.names import RowRange
+
+DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
+
+# Original module -> ours, with the number of equal row units each takes (a fused linear holds several of ours).
+ORIGINAL: dict[str, tuple[tuple[str, int], ...]] = {
+    "img_in": (("x_embedder", 1),),
+    "txt_in": (("context_embedder", 1),),
+    "time_in.in_layer": (("time_text_embed.timestep_embedder.linear_1", 1),),
+    "time_in.out_layer": (("time_text_embed.timestep_embedder.linear_2", 1),),
+    "vector_in.in_layer": (("time_text_embed.text_embedder.linear_1", 1),),
+    "vector_in.out_layer": (("time_text_embed.text_embedder.linear_2", 1),),
+    "guidance_in.in_layer": (("time_text_embed.guidance_embedder.linear_1", 1),),
+    "guidance_in.out_layer": (("time_text_embed.guidance_embedder.linear_2", 1),),
+    "double_blocks.{i}.img_attn.qkv": tuple((DOUBLE + f"attn.to_{part}", 1) for part in "qkv"),
+    "double_blocks.{i}.txt_attn.qkv": tuple((DOUBLE + f"attn.add_{part}_proj", 1) for part in "qkv"),
+    "double_blocks.{i}.img_attn.proj": ((DOUBLE + "attn.to_out.0", 1),),
+    "double_blocks.{i}.txt_attn.proj": ((DOUBLE + "attn.to_add_out", 1),),
+    "double_blocks.{i}.img_attn.norm.query_norm": ((DOUBLE + "attn.norm_q", 1),),
+    "double_blocks.{i}.img_attn.norm.key_norm": ((DOUBLE + "attn.norm_k", 1),),
+    "double_blocks.{i}.txt_attn.norm.query_norm": ((DOUBLE + "attn.norm_added_q", 1),),
+    "double_blocks.{i}.txt_attn.norm.key_norm": ((DOUBLE + "attn.norm_added_k", 1),),
+    "double_blocks.{i}.img_mlp.0": ((DOUBLE + "ff.net.0.proj", 1),),
+    "double_blocks.{i}.img_mlp.2": ((DOUBLE + "ff.net.2", 1),),
+    "double_blocks.{i}.txt_mlp.0": ((DOUBLE + "ff_context.net.0.proj", 1),),
+    "double_blocks.{i}.txt_mlp.2": ((DOUBLE + "ff_context.net.2", 1),),
+    "double_blocks.{i}.img_mod.lin": ((DOUBLE + "norm1.linear", 1),),
+    "double_blocks.{i}.txt_mod.lin": ((DOUBLE + "norm1_context.linear", 1),),
+    "single_blocks.{i}.linear1": (*((SINGLE + f"attn.to_{part}", 1) for part in "qkv"), (SINGLE + "proj_mlp", 4)),
+    "single_blocks.{i}.linear2": ((SINGLE + "proj_out", 1),),
+    "single_blocks.{i}.norm.query_norm": ((SINGLE + "attn.norm_q", 1),),
+    "single_blocks.{i}.norm.key_norm": ((SINGLE + "attn.norm_k", 1),),
+    "single_blocks.{i}.modulation.lin": ((SINGLE + "norm.linear", 1),),
+    "final_layer.linear": (("proj_out", 1),),
+    "final_layer.adaLN_modulation.1": (("norm_out.linear", 1),),
+}
+# The original orders the last norm's rows (shift, scale), diffusers (scale, shift).
+SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
+
+# XLabs' LoRAs sit in attention processors; its qkv of a single block leaves linear1's MLP rows alone.
+XLABS: dict[str, tuple[tuple[str, int], ...]] = {
+    "double_blocks.{i}.processor.qkv_lora1": ORIGINAL["double_blocks.{i}.img_attn.qkv"],
+    "double_blocks.{i}.processor.qkv_lora2": ORIGINAL["double_blocks.{i}.txt_attn.qkv"],
+    "double_blocks.{i}.processor.proj_lora1": ORIGINAL["double_blocks.{i}.img_attn.proj"],
+    "double_blocks.{i}.processor.proj_lora2": ORIGINAL["double_blocks.{i}.txt_attn.proj"],
+    "single_blocks.{i}.processor.qkv_lora": ORIGINAL["single_blocks.{i}.linear1"][:3],
+    "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
+}
+# How LoRA keys say that they are for a text encoder.
+LORA_PREFIXES = {
+    "lora_te1_": "text_encoder",
+    "lora_te_": "text_encoder",
+    "text_encoder.": "text_encoder",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "lora_te3_": "text_encoder_2",
+    "lora_te2_": "text_encoder_2",  # OneTrainer's
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_2",
+}
+
+AUTOENCODER = (
+    (r"^(en|de)coder\.mid\.block_(\d)\.", lambda m: f"{m[1]}coder.mid_block.resnets.{int(m[2]) - 1}."),
+    (r"\.mid\.attn_1\.norm\.", lambda m: ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.proj_out\.", lambda m: ".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.([qkv])\.", lambda m: f".mid_block.attentions.0.to_{m[1]}."),
+    (r"\.down\.(\d)\.block\.", lambda m: f".down_blocks.{m[1]}.resnets."),
+    (r"\.down\.(\d)\.downsample\.", lambda m: f".down_blocks.{m[1]}.downsamplers.0."),
+    # The original counts the decoder's levels from the finest, diffusers from the coarsest; both have four.
+    (r"\.up\.(\d)\.block\.", lambda m: f".up_blocks.{3 - int(m[1])}.resnets."),
+    (r"\.up\.(\d)\.upsample\.", lambda m: f".up_blocks.{3 - int(m[1])}.upsamplers.0."),
+    (r"\.nin_shortcut\.", lambda m: ".conv_shortcut."),
+    (r"coder\.norm_out\.", lambda m: "coder.conv_norm_out."),
+)
+
+
+def original_module(module: str) -> list[RowRange]:
+    """An original module's name -> our modules, as runs of its rows; empty if it is not one."""
+    number = re.search(r"_blocks\.(\d+)\.", module)
+    pattern = module if number is None else module.replace(f".{number[1]}.", ".{i}.", 1)
+    return _targets(ORIGINAL.get(pattern, ()), number[1] if number else "", pattern == SWAPPED_HALVES)
+
+
+def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowRange]]:
+    """What LoRAs call modules in other words than ours."""
+    if component == "text_encoder":
+        return {f"text_model.{module}": [RowRange(module)] for module in modules}
+    if component != "transformer":
+        return {}
+    blocks = {number for module in modules for number in re.findall(r"_blocks\.(\d+)\.", module)}
+    return {
+        pattern.format(i=number): _targets(parts, number, pattern == SWAPPED_HALVES)
+        for pattern, parts in (ORIGINAL | XLABS).items()
+        for number in (blocks if "{i}" in pattern else [""])
+    }
+
+
+def _targets(parts: Iterable[tuple[str, int]], number: str, swap_halves: bool) -> list[RowRange]:
+    """Runs of rows, one below another."""
+    of = sum(share for _, share in parts)
+    out, start = [], 0
+    for name, share in parts:
+        out.append(RowRange(name.format(i=number), start, share, of, swap_halves))
+        start += share
+    return out
+
+
+def from_original(name: str) -> Iterable[RowRange]:
+    """flux1-*.safetensors; a name outside the table stays as it is and is reported as unexpected."""
+    module, _, kind = name.rpartition(".")
+    kind = "weight" if kind == "scale" else kind
+    for target in original_module(module) or [RowRange(module)]:
+        yield RowRange(f"{target.name}.{kind}", target.start, target.share, target.of, target.swap_halves)
+
+
+def from_original_autoencoder(name: str) -> Iterable[RowRange]:
+    """ae.safetensors"""
+    for pattern, replacement in AUTOENCODER:
+        name = re.sub(pattern, replacement, name)
+    yield RowRange(name)
+
+
+def from_clip(name: str) -> Iterable[RowRange]:
+    """CLIP, as published (`text_model.` before every name) or as newer transformers saves it (without)."""
+    if not name.endswith("position_ids"):  # older files store a constant counter
+        yield RowRange(name.removeprefix("text_model."))
+
+
+def from_t5(name: str) -> Iterable[RowRange]:
+    """T5, with the table as `shared.weight`, as `encoder.embed_tokens.weight`, or (tied, equal) both."""
+    yield RowRange("shared.weight" if name == "encoder.embed_tokens.weight" else name)

@@ -1,0 +1,91 @@
+"""FLUX.1's transformer: double-stream blocks (image and text apart, attending together), then single-stream blocks.
+
+In: packed latents [B, L, C], text features [B, T, D], rope tables and one step's `Modulation`. Out: velocity [B, L, C].
+The adaLN linears, 27% of the parameters, are not part of `FluxTransformer`: they stand in `FluxModulators`, whose
+outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated before the loop (`modulation.py`).
+Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...layers.activation import gelu_tanh
+from ...layers.joint import Attention, FeedForward, JointAttention
+from ...layers.linear import Linear
+from ...layers.modulation import modulate
+from ...layers.rope import Rope
+from .config import FluxConfig
+
+NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
+
+
+class Modulation(NamedTuple):
+    """One step's adaLN vectors: img and txt [layers, 6, D], single [layers, 3, D], out [2, D] (scale, shift)."""
+
+    img: mx.array
+    txt: mx.array
+    single: mx.array
+    out: mx.array
+
+
+class FluxTransformer(nn.Module):
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        dims = config.inner_dim
+        self.x_embedder = Linear(config.in_channels, dims)
+        self.context_embedder = Linear(config.joint_attention_dim, dims)
+        self.transformer_blocks = [DoubleBlock(config) for _ in range(config.num_layers)]
+        self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
+        self.proj_out = Linear(dims, config.out_channels or config.in_channels)
+
+    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
+        img = self.x_embedder(x)  # [B, L, D]
+        txt = self.context_embedder(txt)  # [B, T, D]
+        for index, double in enumerate(self.transformer_blocks):
+            img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
+        length = txt.shape[1]
+        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
+        for index, single in enumerate(self.single_transformer_blocks):
+            x = single(x, rope, modulation.single[index])
+        scale, shift = modulation.out
+        return self.proj_out(modulate(x[:, length:], shift, scale, NORM_EPS))
+
+
+class DoubleBlock(nn.Module):
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        dims = config.inner_dim
+        self.attn = JointAttention(dims, config.num_attention_heads, NORM_EPS)
+        self.ff = FeedForward(dims)
+        self.ff_context = FeedForward(dims)
+
+    def __call__(
+        self, img: mx.array, txt: mx.array, rope: Rope, img_mod: mx.array, txt_mod: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = img_mod
+        txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = txt_mod
+        img_attn, txt_attn = self.attn(
+            modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
+        )
+        img = img + img_gate * img_attn
+        img = img + img_gate2 * self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS))
+        txt = txt + txt_gate * txt_attn
+        txt = txt + txt_gate2 * self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS))
+        return img, txt
+
+
+class SingleBlock(nn.Module):
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        dims = config.inner_dim
+        self.attn = Attention(dims, config.num_attention_heads, NORM_EPS)
+        self.proj_mlp = Linear(dims, 4 * dims)
+        self.proj_out = Linear(5 * dims, dims)
+
+    def __call__(self, x: mx.array, rope: Rope, mod: mx.array) -> mx.array:
+        shift, scale, gate = mod
+        y = modulate(x, shift, scale, NORM_EPS)
+        y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # [B, L, 5 D]
+        return x + gate * self.proj_out(y)

@@ -1,0 +1,33 @@
+"""A diffusers folder, part by part: what every family opens in the same way.
+
+Must not know: which parts a family has, what their tensors are called.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFileError
+from ..hub.manifest import Manifest
+from ..loading.checkpoint import open_checkpoint
+from ..loading.config import read_json
+from ..loading.names import Rename, same_names
+from ..loading.weights import Weights, WeightTransforms
+from ..sampling import FlowMatchConfig
+
+
+def open_component(folder: Path, component: str, changes: WeightTransforms, rename: Rename = same_names) -> Weights:
+    """component/config.json and the tensors beside it, by our names."""
+    config = read_json(folder / component / "config.json")
+    return Weights.open(component, open_checkpoint(folder / component), rename, config, changes)
+
+
+def read_scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:
+    """scheduler/scheduler_config.json; the manifest's where there is no file, or where it merges a LoRA that was made
+    for another schedule."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    published: Any = manifest.extras.get("scheduler")
+    if path.is_file() and not ("lora" in manifest.extras and published):
+        return FlowMatchConfig.read(read_json(path), path)
+    if not published:
+        raise MissingFileError(f"{path} is not there; download it from the model's repository.")
+    return FlowMatchConfig.read(published, f"weights/{manifest.name}.toml")

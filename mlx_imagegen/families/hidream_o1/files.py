@@ -1,0 +1,56 @@
+"""HiDream-O1's files on disk, opened and checked: the repository's flat layout, everything beside config.json.
+
+In: a folder. Out: `HiDreamFiles`, with every tensor accounted for by name and shape. `lm_head` is never read; the
+vision tower only for editing, when `vision.py` checks it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.nn as nn
+
+from ...layers.embed import Table
+from ...loading.checkpoint import open_checkpoint
+from ...loading.config import read_json
+from ...loading.weights import Weights, WeightTransforms
+from ...text.tokenizer import Tokenizer, qwen_tokenizer
+from .config import HiDreamConfig, open_config
+from .transformer import HiDreamTransformer
+
+TABLE = "model.language_model.embed_tokens.weight"
+VISION = "model.visual."
+UNUSED = ("lm_head.", VISION)
+
+
+@dataclass(frozen=True)
+class HiDreamFiles:
+    folder: Path
+    config: HiDreamConfig
+    weights: Weights
+    tokenizer: Tokenizer
+
+
+def open_files(folder: Path, changes: WeightTransforms) -> HiDreamFiles:
+    """Reads config and headers, and checks every tensor's name and shape; no weights are read."""
+    where = folder / "config.json"
+    data = read_json(where)
+    whole = folder / "model.safetensors"  # small models keep other tensors beside it
+    weights = Weights.open(
+        "transformer", open_checkpoint(whole if whole.is_file() else folder), config=data, changes=changes
+    )
+    tokenizer = qwen_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    config = open_config(data, where, weights, tokenizer.id_of)
+    check(config, weights)
+    return HiDreamFiles(folder, config, weights, tokenizer)
+
+
+def check(config: HiDreamConfig, weights: Weights) -> None:
+    weights.check([Model(config), Table(TABLE, config.text.vocab_size, config.text.hidden_size)], UNUSED)
+
+
+class Model(nn.Module):
+    """The transformer where it stands in the checkpoint's tree."""
+
+    def __init__(self, config: HiDreamConfig):
+        super().__init__()
+        self.model = HiDreamTransformer(config)

@@ -1,0 +1,62 @@
+"""Qwen-Image's transformer config, field by field, as diffusers writes it.
+
+Relatives with another architecture are refused by name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from ...errors import ConfigError
+from ...loading.config import Config
+
+SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
+
+
+@dataclass(frozen=True)
+class QwenImageConfig(Config):
+    """transformer/config.json"""
+
+    # In the oldest files; no layer ever had it.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"pooled_projection_dim"})
+
+    attention_head_dim: int
+    in_channels: int
+    joint_attention_dim: int
+    num_attention_heads: int
+    num_layers: int
+    out_channels: int
+    patch_size: int
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    guidance_embeds: bool = False
+    zero_cond_t: bool = False  # Qwen-Image-Edit-2511: reference tokens are modulated as at t = 0
+    use_additional_t_cond: bool = False
+    use_layer3d_rope: bool = False
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        kind = data.get("_class_name", "QwenImageTransformer2DModel")
+        if kind != "QwenImageTransformer2DModel":
+            known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a '{kind}'"
+            raise ConfigError(f"{where}: this is {known}, another architecture. {SUPPORTED}")
+        config = super().read(data, where)
+        if config.use_additional_t_cond or config.use_layer3d_rope:
+            raise ConfigError(f"{where}: this is Qwen-Image-Layered, another architecture. {SUPPORTED}")
+        if config.guidance_embeds:
+            raise ConfigError(f"{where}: 'guidance_embeds' is true; no published Qwen-Image has it, nor has this port.")
+        counts = ("attention_head_dim", "num_attention_heads", "num_layers", "patch_size")
+        if odd := next((name for name in counts if getattr(config, name) < 1), None):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)}, where a count from 1 is needed; take the file from "
+                "the model's repository."
+            )
+        if sum(config.axes_dims_rope) != config.attention_head_dim:
+            raise ConfigError(
+                f"{where}: 'axes_dims_rope' {list(config.axes_dims_rope)} must add up to 'attention_head_dim' "
+                f"{config.attention_head_dim}; take the file from the model's repository."
+            )
+        return config
+
+    @property
+    def inner_dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim

@@ -1,0 +1,113 @@
+"""Qwen-Image's files on disk, opened and checked: a diffusers folder, for text-to-image or for editing.
+
+In: a folder. Out: `QwenImageFiles`, the configs and weights of every component, each tensor accounted for by name and
+shape. Whether it is for editing is the manifest's to say: the tensors are the same.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.nn as nn
+
+from ...autoencoders.qwen_image import Decoder, Encoder, VaeConfig, unused_tensors
+from ...errors import ConfigError
+from ...folding import Folded
+from ...hub.manifest import Manifest
+from ...layers.embed import Table
+from ...loading.config import read_json
+from ...loading.weights import Weights, WeightTransforms
+from ...sampling import FlowMatchConfig
+from ...text.qwen import LanguageModel, QwenConfig, read_config
+from ...vision.patches import PatchConfig
+from ...vision.qwen2_5 import VisionConfig, vision_shapes
+from ..folder import open_component, read_scheduler
+from .config import QwenImageConfig
+from .editing import Editing
+from .keys import HEAD, VISION, from_text_encoder
+from .modulation import QwenImageModulators
+from .transformer import QwenImageTransformer
+
+TABLE = "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class QwenImageFiles:
+    config: QwenImageConfig
+    text_config: QwenConfig
+    vae_config: VaeConfig
+    scheduler: FlowMatchConfig
+    transformer: Weights
+    text: Weights
+    vae: Weights
+    tokenizer: Path
+    editing: Editing | None = None
+    vision_config: VisionConfig | None = None
+    patches: PatchConfig | None = None
+    folded: Folded | None = None
+
+    @property
+    def columns(self) -> int:
+        """Of the tables of a folded checkpoint; 0 in others."""
+        return columns(self.config, self.folded)
+
+
+def open_files(folder: Path, manifest: Manifest, changes: WeightTransforms) -> QwenImageFiles:
+    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
+    paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
+    data = {part: read_json(path) for part, path in paths.items()}
+    config = QwenImageConfig.read(data["transformer"], paths["transformer"])
+    text_config = read_config(data["text_encoder"], paths["text_encoder"])
+    vae_config = VaeConfig.read(data["vae"], paths["vae"])
+    transformer = open_component(folder, "transformer", changes)
+    text = open_component(folder, "text_encoder", changes, from_text_encoder)
+    vae = open_component(folder, "vae", changes)
+    folded = Folded.read(data["transformer"], paths["transformer"])
+    transformer.check(
+        [QwenImageTransformer(config), QwenImageModulators(config, columns(config, folded))],
+        folded=QwenImageModulators(config) if folded else None,
+    )
+    _check_widths(config, text_config, vae_config, paths["transformer"])
+    vae.check([Encoder(vae_config), Decoder(vae_config)], unused_tensors(vae_config))
+    trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
+    scheduler = read_scheduler(folder, manifest)
+    opened = (config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
+    if not manifest.edits:
+        text.check(trees, (HEAD, VISION))
+        return QwenImageFiles(*opened, folded=folded)
+    vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
+    text.check([*trees, vision_shapes(vision_config)], (HEAD,))
+    preprocessor = folder / "processor" / "preprocessor_config.json"
+    patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
+    _check_eyes(patches, vision_config, preprocessor)
+    return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches, folded)
+
+
+def columns(config: QwenImageConfig, folded: Folded | None) -> int:
+    return len(folded.timesteps) + config.zero_cond_t if folded else 0
+
+
+def _check_eyes(patches: PatchConfig, vision: VisionConfig, where: Path) -> None:
+    for field, found, expected in (
+        ("patch_size", patches.patch_size, vision.patch_size),
+        ("merge_size", patches.merge_size, vision.spatial_merge_size),
+        ("temporal_patch_size", patches.temporal_patch_size, vision.temporal_patch_size),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but text_encoder/config.json's vision_config has {expected}: "
+                "the files are of different models. Take them from one repository."
+            )
+
+
+def _check_widths(config: QwenImageConfig, text: QwenConfig, vae: VaeConfig, where: Path) -> None:
+    """The parts must hand on what the next one takes: a folder may be put together from several."""
+    for field, found, expected, other in (
+        ("joint_attention_dim", config.joint_attention_dim, text.hidden_size, "text_encoder's hidden_size"),
+        ("out_channels", config.out_channels, vae.z_dim, "vae's z_dim"),
+        ("in_channels", config.in_channels, vae.z_dim * config.patch_size**2, "vae's z_dim in patches"),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but the {other} comes to {expected}: the parts of this folder "
+                "are of different models. Take them from one repository."
+            )

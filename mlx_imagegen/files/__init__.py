@@ -1,1 +1,0 @@
-"""What lies on the disk: manifests, recipes, the hub's downloads, configs, tensors, and how they get into modules."""

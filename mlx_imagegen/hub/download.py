@@ -1,0 +1,281 @@
+"""Gets a checkpoint's files out of the Hugging Face cache, and downloads what is not there yet.
+
+In: a manifest, or a `Download`. Out: the folder that holds the files it asks for. A complete folder in the cache is
+used without asking the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it
+is and under which licence, and only if the disk has room. Files appear in the cache under their name only when they are
+whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py.
+Must not know: what is in the files.
+"""
+
+import errno
+import fnmatch
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import DownloadError, UnknownModelError
+from ..loading.config import read_json
+from .manifest import Manifest, Model, manifests
+from .recognition import RECOGNISED_BY, find, recognise
+from .record import revision_of
+
+GB = 1e9
+SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without any room fails in stranger places
+LOGIN = "hf auth login"
+SITE = "https://huggingface.co"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of a repository, and what to say of them."""
+
+    title: str
+    repo: str
+    revision: str
+    patterns: Sequence[str]
+    licence: str
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    name: str
+    nbytes: int
+    here: bool  # whole in the cache already
+
+
+class Hub(Protocol):
+    """The one edge to the network; tests put their own in its place."""
+
+    cache: Path
+
+    def is_whole(self, wanted: Download) -> bool:
+        """Whether the cache holds all that matches, as far as the client knows without the network."""
+        ...
+
+    def plan(self, wanted: Download) -> list[RemoteFile]: ...
+
+    def download(self, wanted: Download) -> Path: ...
+
+
+def notify_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def locate(model: str, tell: Notify = notify_stderr, hub: Hub | None = None) -> tuple[Model, Path]:
+    """What `model` means and the folder with its files, downloaded if need be."""
+    found = identify(model, hub)
+    return found, found.folder or fetch(found.manifest, tell, hub)
+
+
+def identify(model: str, hub: Hub | None = None) -> Model:
+    """What `model` means; no weights are downloaded for it.
+
+    A repository without a manifest of its own (a fine-tune, a mirror) is told by its config files, as a folder is.
+    """
+    try:
+        return find(model)
+    except UnknownModelError:
+        if not REPOSITORY.fullmatch(model):
+            raise
+        return _adopt(model, hub or HuggingFace())
+
+
+def pending_download(model: str) -> Manifest | None:
+    """The manifest of a model that would have to be downloaded, where its published shapes tell what will come; None
+    for what is here, and for a fine-tune, whose shapes may be its own."""
+    found = identify(model)
+    manifest = found.manifest
+    own = found.folder or manifest != manifests()[manifest.name]
+    return None if own or local_folder(manifest) else manifest
+
+
+def local_folder(manifest: Manifest) -> Path | None:
+    """The manifest's files, if they are here and whole; asks nobody."""
+    if manifest.bundled or not manifest.repo or not manifest.revision:
+        return manifest.bundled
+    folder = cached(HuggingFace().cache, manifest.repo, manifest.revision)
+    return folder if folder and not absent(folder, manifest.download) else None
+
+
+def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
+    """The folder with the manifest's files."""
+    if manifest.repo is None or manifest.revision is None:
+        raise DownloadError(
+            f"{manifest.name} names no repository to download from; give the folder that holds its files."
+        )
+    wanted = Download(
+        manifest.title, manifest.repo, manifest.revision, manifest.download, manifest.licence, manifest.gated
+    )
+    return fetch_files(wanted, tell, hub)
+
+
+def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
+    """The repository's folder in the cache, with every file that matches."""
+    hub = hub or HuggingFace()
+    folder = cached(hub.cache, wanted.repo, wanted.revision)
+    if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
+        return folder
+    with _explained(wanted, folder):
+        files = hub.plan(wanted)
+        _check_complete(wanted, files)
+        sizes = [file.nbytes for file in files if not file.here]
+        _check_room(hub.cache, sum(sizes), wanted.title)
+        tell(
+            f"Downloading {wanted.title}: {sum(sizes) / GB:.1f} GB in {len(sizes)} files from {wanted.repo} into"
+            f" {hub.cache}. Licence: {wanted.licence}."
+        )
+        return hub.download(wanted)
+
+
+def cached(cache: Path, repo: str, revision: str) -> Path | None:
+    """The snapshot of `repo` in the cache, whole or not."""
+    storage = cache / f"models--{repo.replace('/', '--')}"
+    reference = storage / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = storage / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """What a folder lacks: patterns that no file matches, and shards that an index names."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    for name in names:
+        if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            shards = set(read_json(folder / name).get("weight_map", {}).values())
+            lacking += sorted(
+                f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
+            )
+    return lacking
+
+
+def _adopt(repo: str, hub: Hub) -> Model:
+    """A repository that no manifest names: its config files say which manifest is the nearest."""
+    wanted = Download(repo, repo, "main", RECOGNISED_BY, f"see {SITE}/{repo}")
+    folder = cached(hub.cache, repo, wanted.revision)
+    if not folder or not any((folder / name).is_file() for name in RECOGNISED_BY):
+        with _explained(wanted, folder):
+            folder = hub.download(wanted)
+    revision = revision_of(folder) or wanted.revision
+    manifest = replace(recognise(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
+    return Model(manifest, None, repo)
+
+
+def _check_complete(wanted: Download, files: Sequence[RemoteFile]) -> None:
+    names = [file.name for file in files]
+    lacking = [pattern for pattern in wanted.patterns if not fnmatch.filter(names, pattern)]
+    if lacking:
+        raise DownloadError(
+            f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid out"
+            " as this library reads it. Download it by other means and give the folder."
+        )
+
+
+def _check_room(cache: Path, nbytes: int, title: str) -> None:
+    place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if nbytes + SPARE_BYTES > free:
+        raise DownloadError(
+            f"{title} needs {nbytes / GB:.1f} GB more (and {SPARE_BYTES / GB:.0f} GB to spare), and {place}"
+            f" has {free / GB:.1f} GB free. Free some room, or set HF_HOME to a folder on a larger disk."
+        )
+
+
+@contextmanager
+def _explained(wanted: Download, folder: Path | None) -> Iterator[None]:
+    """Turns whatever the hub's client raises into a DownloadError that says how to go on.
+
+    Its HTTP library's own exceptions have changed with the client's versions, so everything that is not ours is turned.
+    """
+    try:
+        yield
+    except DownloadError:
+        raise
+    except Exception as error:
+        # A look at what would be downloaded fails with a DryRunError, whatever the reason was.
+        reason = error.__cause__ if type(error).__name__ == "DryRunError" and error.__cause__ else error
+        raise DownloadError(_refusal(wanted, reason) or _unreachable(wanted, folder, reason)) from error
+
+
+def _refusal(wanted: Download, error: BaseException) -> str | None:
+    """What the hub or the disk said no to, if that is known."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError) or (wanted.gated and _status(error) in (401, 403)):
+        return (
+            f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
+            f" in), then run `{LOGIN}` with a token of that account and try again."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no repository {SITE}/{wanted.repo}, or it is private; check the name, or run `{LOGIN}` if you"
+            " have access."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk became full while {wanted.title} was downloaded; free some room and run it again: it goes on"
+            " from there."
+        )
+    return None
+
+
+def _unreachable(wanted: Download, folder: Path | None, error: BaseException) -> str:
+    state = "it is not in the cache"
+    if folder:
+        lacking = absent(folder, wanted.patterns)
+        state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
+    reason = " ".join(str(error).split())[:200] or "no reason given"
+    return (
+        f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
+        f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
+    )
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+class HuggingFace:
+    """The real hub. Its client is imported only when something has to be looked up."""
+
+    def __init__(self) -> None:
+        from huggingface_hub import constants
+
+        self.cache = Path(constants.HF_HUB_CACHE).expanduser()
+
+    def is_whole(self, wanted: Download) -> bool:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            self._snapshot(wanted, local_files_only=True)
+        except LocalEntryNotFoundError:  # its newer versions keep the repository's listing and compare with it
+            return False
+        return True
+
+    def plan(self, wanted: Download) -> list[RemoteFile]:
+        found = self._snapshot(wanted, dry_run=True)
+        return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
+
+    def download(self, wanted: Download) -> Path:
+        return Path(self._snapshot(wanted))
+
+    def _snapshot(self, wanted: Download, **how: Any) -> Any:
+        from huggingface_hub import snapshot_download
+
+        patterns = list(wanted.patterns)
+        return snapshot_download(
+            wanted.repo, revision=wanted.revision, allow_patterns=patterns, cache_dir=self.cache, **how
+        )

@@ -1,0 +1,152 @@
+"""A module of the model that comes and goes: loaded when its stage begins, released when it is over.
+
+In: its weights and how it is built. Out: the module, filled; and, from shapes alone, its layers, how each is packed or
+would be, and what it holds.
+Must not know: which stage it is for, what it computes.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..layers.linear import Linear, Packing
+from .weights import PackingOf, Shape, Weights, join, layers, own_parameters
+
+# A layer's path in the checkpoint, the layer without weights, and how it is packed or will be.
+Planned = tuple[str, nn.Module, Packing | None]
+
+
+class Component:
+    def __init__(
+        self,
+        weights: Weights,
+        build: Callable[[], nn.Module],
+        dtype: mx.Dtype,
+        path: str = "",
+        shapes: Callable[[], nn.Module] | None = None,
+    ):
+        """`shapes`: a module with the same parameters, where `build` is slow."""
+        self.weights = weights
+        self.dtype = dtype
+        self.empty = build  # the module's shapes, without weights
+        self.path = path  # where in the checkpoint's tree the module stands
+        self._shapes = shapes or build
+        # Of each recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
+        self._planned: dict[PackingOf | None, list[Planned]] = {}
+        self._linears: dict[PackingOf | None, list[tuple[str, Shape, Packing | None]]] = {}
+        self._held: dict[PackingOf | None, tuple[int, int]] = {}
+        self._module: nn.Module | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self._module is not None
+
+    def load(self) -> nn.Module:
+        if self._module is None:
+            mx.clear_cache()  # what was freed before has other sizes than the weights to come: it would lie beside them
+            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.changes.progress)
+        return self._module
+
+    def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every layer with its path in the checkpoint."""
+        return ((join(self.path, path), layer) for path, layer in layers(self.load()))
+
+    def release(self) -> None:
+        self._module = None
+        mx.clear_cache()
+
+    def refill(self, paths: Set[str]) -> None:
+        """Reads layers again, by their paths in the checkpoint's tree, if the module is loaded."""
+        if self._module is None:
+            return
+        fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided anew
+        for inner, layer in layers(self._module):
+            path = join(self.path, inner)
+            if path in paths:
+                self.weights.fill_layer(fresh[inner], path, self.dtype)
+                _rebind(layer, fresh[inner])
+
+    @property
+    def nbytes(self) -> int:
+        """What the module holds when loaded, from shapes alone."""
+        return self.held_bytes(self.dtype.size)
+
+    def held_bytes(self, size: int, recipe: PackingOf | None = None) -> int:
+        """The same with floating-point numbers of that many bytes, or under another recipe."""
+        if recipe not in self._held:
+            self._held[recipe] = _counted(self.planned(recipe))
+        floats, rest_bytes = self._held[recipe]
+        return floats * size + rest_bytes
+
+    @functools.cached_property
+    def held_as(self) -> str:
+        """How the linears' weights are held, for records: "float32", or "4-bit 96, 8-bit 4"."""
+        dense = str(self.dtype).removeprefix("mlx.core.")
+        kinds = Counter(
+            f"{packing.bits}-bit" if packing else dense
+            for _, layer, packing in self.planned()
+            if isinstance(layer, Linear)
+        )
+        told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
+        return ", ".join(told) or dense
+
+    def planned(self, recipe: PackingOf | None = None) -> Sequence[Planned]:
+        """Every layer, empty and to be left so, by its path in the checkpoint, and how it is packed on disk or will be
+        when loaded.
+
+        `recipe`: as if it had been opened with this one.
+        """
+        if recipe not in self._planned:
+            stored, wanted = self.weights.stored, self.weights.wanted
+            self._planned[recipe] = [
+                (path, layer, stored.get(path) or wanted(layer, path, recipe)) for path, layer in self._empty_layers
+            ]
+        return self._planned[recipe]
+
+    def linears(self, recipe: PackingOf | None = None) -> Sequence[tuple[str, Shape, Packing | None]]:
+        """Of `planned` the linear layers: path, [rows, columns], packing."""
+        if recipe not in self._linears:
+            self._linears[recipe] = [
+                (path, layer.weight.shape, packing)
+                for path, layer, packing in self.planned(recipe)
+                if isinstance(layer, Linear)
+            ]
+        return self._linears[recipe]
+
+    @functools.cached_property
+    def _empty_layers(self) -> list[tuple[str, nn.Module]]:
+        return [(join(self.path, path), layer) for path, layer in layers(self._shapes())]
+
+
+def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
+    """How many floating-point numbers are held, and the bytes of all others."""
+    floats = rest_bytes = 0
+    for _, layer, packing in planned:
+        if packing and isinstance(layer, Linear):
+            layer = _packed(layer.weight.shape, "bias" in layer, packing)
+        for value in own_parameters(layer).values():
+            floating = mx.issubdtype(value.dtype, mx.floating)
+            floats += value.size if floating else 0
+            rest_bytes += 0 if floating else value.nbytes
+    return floats, rest_bytes
+
+
+@functools.cache
+def _packed(shape: Shape, bias: bool, packing: Packing) -> Linear:
+    """An empty layer; models have few that differ."""
+    rows, columns = shape
+    layer = Linear(columns, rows, bias)
+    layer.pack(packing)
+    return layer
+
+
+def _rebind(layer: nn.Module, fresh: nn.Module) -> None:
+    for name in own_parameters(layer):
+        del layer[name]
+    for name, value in own_parameters(fresh).items():
+        layer[name] = value
+    if isinstance(layer, Linear) and isinstance(fresh, Linear):
+        layer.packing = fresh.packing

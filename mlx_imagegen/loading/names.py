@@ -1,0 +1,128 @@
+"""The rename engine: what a checkpoint calls its tensors -> what our modules call them.
+
+A family gives a `Rename`: for a source tensor's name, the tensors it supplies, each a run of its rows. The engine turns
+it round, so that loading can ask for one of our tensors and read just those rows.
+Must not know: which layouts exist (families' keys.py).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import CheckpointError
+from ..packing.bfloat import to_float32
+from .checkpoint import Tensor
+
+# Files of fp8 numbers (ComfyUI's) keep a scale beside each weight, for the whole tensor or for each row; the others are
+# notes for kernels that this library does not have.
+FP8_SCALES = (".scale_weight", ".weight_scale")
+FP8_NOTES = (".scale_input", ".input_scale", ".comfy_quant")
+FP8_MARK = "scaled_fp8"
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """One of our tensors as a part of a source tensor: `share` of the rows from `start`, both in units of `of`-ths."""
+
+    name: str
+    start: int = 0
+    share: int = 1
+    of: int = 1
+    swap_halves: bool = False
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of a stored tensor that make one of ours."""
+
+    tensor: Tensor
+    row: int = 0
+    rows: int | None = None
+    swap_halves: bool = False
+    scale: Tensor | None = None  # of fp8 numbers: one, or one a row of the whole stored tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows = self.rows if self.rows is not None else (self.tensor.shape[0] if self.tensor.shape else None)
+        return self.tensor.shape if rows is None else (rows, *self.tensor.shape[1:])
+
+    def read(self) -> mx.array:
+        value = self.tensor.read(self.row, self.rows)
+        if self.scale is not None:
+            value = value.astype(mx.float32) * mx.array(self._scales(0, value.shape[0]))
+        return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
+
+    def gather(self, rows: Sequence[int]) -> mx.array:
+        """Single rows of a table."""
+        value = self.tensor.gather(rows)
+        if self.scale is None:
+            return value
+        scales = self._scales(0, self.tensor.shape[0])
+        return value.astype(mx.float32) * mx.array(scales if len(scales) == 1 else scales[list(rows)])
+
+    def bytes(self, row: int, rows: int) -> np.ndarray:
+        """Rows of ours as they are stored; they must not cross the middle of swapped halves."""
+        return self.tensor.bytes(self.row + self._unswapped(row), rows)
+
+    def floats(self, row: int, rows: int) -> np.ndarray:
+        """The same rows in float32: the numbers that `read` gives."""
+        values = to_float32(self.bytes(row, rows), self.tensor.dtype)
+        return values if self.scale is None else values * self._scales(self._unswapped(row), rows)
+
+    def _unswapped(self, row: int) -> int:
+        return (row + self.shape[0] // 2) % self.shape[0] if self.swap_halves else row
+
+    def _scales(self, row: int, rows: int) -> np.ndarray:
+        """What rows [row, row + rows) of this slice, before any swap, are to be multiplied by: [1, 1] or [rows, 1]."""
+        assert self.scale is not None
+        values = to_float32(self.scale.bytes(), self.scale.dtype).reshape(-1, 1)
+        return values if len(values) == 1 else values[self.row + row : self.row + row + rows]
+
+
+Rename = Callable[[str], Iterable[RowRange]]
+
+
+def same_names(name: str) -> Iterable[RowRange]:
+    """The layout our modules are named after."""
+    return (RowRange(name),)
+
+
+def cut(tensor: Tensor, target: RowRange) -> Slice:
+    """The rows of a stored tensor that `target` takes."""
+    if target.of == 1:
+        return Slice(tensor, swap_halves=target.swap_halves)
+    unit = tensor.shape[0] // target.of
+    return Slice(tensor, target.start * unit, target.share * unit, target.swap_halves)
+
+
+def runs(target: RowRange, first: int, count: int, height: int) -> list[RowRange]:
+    """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's single rows."""
+    start, of = target.start * height // target.share, target.of * height // target.share
+    if not target.swap_halves:
+        return [RowRange(target.name, start + first, count, of)]
+    half, stop = height // 2, first + count
+    parts = ((first, min(stop, half), half), (max(first, half), stop, -half))  # our first half is the source's second
+    return [RowRange(target.name, start + low + shift, high - low, of) for low, high, shift in parts if low < high]
+
+
+def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
+    """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
+    scales = {
+        name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)
+    }
+    out: dict[str, Slice] = {}
+    for name, tensor in tensors.items():
+        if name.endswith((*FP8_SCALES, *FP8_NOTES)) or name == FP8_MARK:
+            continue
+        scale = scales.get(name.removesuffix(".weight")) if tensor.dtype == "F8_E4M3" else None
+        if scale and (not scale.floating or math.prod(scale.shape) not in (1, tensor.shape[0])):
+            raise CheckpointError(
+                f"{scale.path}: '{scale.name}' ({scale.dtype} {list(scale.shape)}) is neither one scale for '{name}'"
+                " nor one for each of its rows: a format with a scale for each block, such as mxfp8. Take the bf16"
+                " version."
+            )
+        out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
+    return out

@@ -1,0 +1,178 @@
+"""One opened model in a process of its own: pictures asked for line by line, each answered with what it took.
+
+In: a model, how to open it, and jobs. Out: `Rendered` or `Failed` with the reason; nothing that happens in there ends the
+caller. A fresh process is what makes peaks of memory comparable: none inherits the buffers of the one before.
+`python -m mlx_imagegen.measuring.worker` is the other side. It ends with its standard input, and at the next step when
+its caller is gone: a large model's picture takes long, and whoever starts again would have two in memory.
+Must not know: tables, quality, sheets.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import mlx.core as mx
+
+from ..errors import DownloadError, ImagegenError, UnknownModelError
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+AS_STORED = "none"  # the quant of weights that stay as the model's files have them
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture that was written."""
+
+    path: str
+    report: dict[str, Any]  # Report.as_dict()
+    record: dict[str, Any]
+    wall_seconds: float  # from opening to the finished picture, by one clock around all of it
+    processor_seconds: float  # of the same, over all threads; another program's work is not in it
+    weight_bytes: int  # all components, as they are held
+    denoiser: str  # how its weights are held: "float32", "4-bit 96, 8-bit 4"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Stage by stage as the report has them; `unseen` is what the wall clock saw beside them."""
+        stages = {name: value for name, value in self.report["seconds"].items() if name != "total"}
+        stages["steps"] = sum(stages["steps"])
+        return {**stages, "unseen": self.wall_seconds - sum(stages.values()), "total": self.wall_seconds}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be made."""
+
+    reason: str
+    # What would fail in the same way: every picture of the "model", of the model "opened" like this, or this "picture".
+    scope: str = "picture"
+
+
+class Worker:
+    """The caller's side: a context, with one process for one opened model."""
+
+    def __init__(self, model: str, quant: str = AS_STORED):
+        here = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mlx_imagegen.measuring.worker"],  # -P: no modules of the folder it is run in
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": path},
+            process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
+        )  # fmt: skip
+        self._send({"model": model, "quant": None if quant == AS_STORED else quant, "caller": os.getpid()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.terminate()  # interrupted: its picture is not waited for
+        self._process.communicate()
+
+    def make(self, prompt: str, path: Path, parameters: dict[str, Any], anew: bool = False) -> Rendered | Failed:
+        """`anew`: open the model again, as if this were the process's first picture."""
+        self._send({"prompt": prompt, "path": str(path), "parameters": parameters, "anew": anew})
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            return Failed(_ending(self._process.wait()))
+        answer = json.loads(line)
+        return Failed(**answer) if "reason" in answer else Rendered(**answer)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # the process is gone; `make` says how it ended
+            return
+
+
+def _ending(code: int) -> str:
+    if code == -9:
+        return "the system ended its process (signal 9), as when memory runs out; choose a smaller quant or size."
+    return f"its process ended {f'by signal {-code}' if code < 0 else f'with code {code}'} before the picture was made."
+
+
+def main() -> None:
+    """Answers go to what was standard output; whatever a library prints goes to standard error."""
+    # A caller that was killed is no error of this process.
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        _serve(sys.stdin, answers)
+
+
+def _serve(jobs: IO[str], answers: IO[str]) -> None:
+    from ..hub.download import locate
+    from ..pipeline import load, refuse_before_download, refuse_early
+
+    first = jobs.readline()
+    if not first:  # the caller was interrupted before it said anything
+        return
+    opening = json.loads(first)
+    caller = opening.pop("caller")
+    pipeline: Pipeline | None = None
+    for line in jobs:
+        job = json.loads(line)
+        try:
+            if job["anew"]:
+                pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
+                mx.clear_cache()
+            started = _clocks()
+            if pipeline is None:
+                refuse_early(opening["model"], job["prompt"], **job["parameters"])
+                refuse_before_download(**opening)
+                locate(opening["model"])  # a download is no part of loading
+                started = _clocks()
+                pipeline = load(**opening)
+            answer = asdict(_made(pipeline, job, started, caller))
+        except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
+            answer = asdict(Failed(_reason(error), _scope(error, pipeline is not None)))
+        answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        answers.flush()
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
+
+
+def _scope(error: Exception, is_open: bool) -> str:
+    if isinstance(error, UnknownModelError | DownloadError):
+        return "model"
+    return "picture" if is_open else "opened"
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float], caller: int) -> Rendered:
+    def ended_with_caller(_: object) -> None:
+        if os.getppid() != caller:
+            raise SystemExit
+
+    (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]), ended_with_caller)
+    wall, processor = (now - then for now, then in zip(_clocks(), started, strict=True))
+    path = result.save(job["path"])
+    parts = pipeline.family.components
+    return Rendered(
+        str(path), result.report.as_dict(), result.record, wall, processor,
+        sum(part.nbytes for part in parts.values()), parts[pipeline.family.stages["denoise"][0]].held_as,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Pictures as Qwen's vision towers take them, for editing: transformers' image processor with Pillow, number for
+number.
+
+In: a picture and preprocessor_config.json. Out: `Patches`, in the order of merged patches.
+Must not know: the tower, prompts, families.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ConfigError, RequestError
+from ..layers.patches import Grid
+from ..loading.config import Config
+
+COLOURS = 3
+MAX_ASPECT = 200  # transformers refuses narrower pictures
+
+
+@dataclass(frozen=True)
+class PatchConfig(Config):
+    """processor/preprocessor_config.json"""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        """ crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize
+        do_rescale do_resize image_processor_type input_data_format min_frames max_frames pad_size processor_class
+        return_tensors size """.split()
+    )
+
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    resample: int = int(Image.Resampling.BICUBIC)
+    rescale_factor: float = 1 / 255
+
+    @classmethod
+    def read_part(cls, data: dict[str, Any], where: Path) -> Self:
+        """Older files give min_pixels and max_pixels, newer ones a size with a shortest and a longest edge; both mean
+        areas."""
+        size = data.get("size") or {}
+        named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        given = {name: value for name, value in data.items() if value is not None}
+        config = cls.read({name: value for name, value in named.items() if value is not None} | given, where)
+        sound = {
+            "max_pixels": 0 < config.min_pixels <= config.max_pixels,
+            "image_mean": len(config.image_mean) == COLOURS,
+            "image_std": len(config.image_std) == COLOURS and min(config.image_std) > 0,
+            "resample": config.resample in list(Image.Resampling),
+        }
+        if odd := next((name for name, fits in sound.items() if not fits), None):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)}, by which no picture can be prepared; take the file "
+                "from the model's repository."
+            )
+        return config
+
+
+class Patches(NamedTuple):
+    values: np.ndarray  # [rows x columns, channels x time x patch x patch]
+    grid: Grid  # patches
+    merged: Grid  # what the language model sees
+
+
+def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
+    """A picture, resized to whole merged patches, in the order of merged patches."""
+    width, height = _fitting(image.size, config)
+    image = image.convert("RGB").resize((width, height), Image.Resampling(config.resample))
+    pixels: np.ndarray = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
+    pixels = (pixels - np.array(config.image_mean, np.float32)) / np.array(config.image_std, np.float32)
+    patch, merge = config.patch_size, config.merge_size
+    rows, columns = height // patch, width // patch
+    # [H, W, C] -> [rows/m, m, p, columns/m, m, p, C] -> [rows/m, columns/m, m, m, C, p, p]
+    parts = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, -1)
+    parts = parts.transpose(0, 3, 1, 4, 6, 2, 5)
+    parts = np.repeat(parts[:, :, :, :, :, None], config.temporal_patch_size, axis=5)  # a picture is two equal frames
+    return Patches(parts.reshape(rows * columns, -1), (rows, columns), (rows // merge, columns // merge))
+
+
+def merged_grid(size: tuple[int, int], config: PatchConfig) -> Grid:
+    """What the language model will see of a picture of that width and height."""
+    width, height = _fitting(size, config)
+    factor = config.patch_size * config.merge_size
+    return height // factor, width // factor
+
+
+def _fitting(size: tuple[int, int], config: PatchConfig) -> tuple[int, int]:
+    """Width and height as multiples of a merged patch, with an area between min_pixels and max_pixels."""
+    width, height = size
+    if max(size) > MAX_ASPECT * min(size):
+        raise RequestError(
+            f"a reference picture of {width}x{height} is too narrow: the sides may differ {MAX_ASPECT} times at most."
+        )
+    factor = config.patch_size * config.merge_size
+    fitted = round(width / factor) * factor, round(height / factor) * factor
+    if math.prod(fitted) > config.max_pixels:
+        shrink = math.sqrt(width * height / config.max_pixels)
+        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in size)  # type: ignore[return-value]
+    if math.prod(fitted) < config.min_pixels:
+        grow = math.sqrt(config.min_pixels / (width * height))
+        return tuple(math.ceil(side * grow / factor) * factor for side in size)  # type: ignore[return-value]
+    return fitted

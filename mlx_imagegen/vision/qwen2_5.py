@@ -1,0 +1,114 @@
+"""Qwen2.5-VL's eyes, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
+
+The tower itself is mlx-vlm's, imported only when it is built (seconds, and it pulls transformers). To check a
+checkpoint and to plan a run its parameters' shapes are enough; they stand here.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import ConfigError
+from ..families.qwen_image.keys import VISION
+from ..loading.config import Config
+from ..text.qwen import UNUSED
+from .patches import Patches
+
+Shapes = dict[str, tuple[int, ...]]
+
+THETA = 10000.0  # mlx-vlm fixes the rope's base in code
+
+
+@dataclass(frozen=True)
+class VisionConfig(Config):
+    """`vision_config` of text_encoder/config.json."""
+
+    # in_chans and spatial_patch_size are older spellings; the others concern videos, training or other towers.
+    IGNORED: ClassVar[frozenset[str]] = UNUSED | frozenset("in_chans spatial_patch_size tokens_per_second".split())
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+    window_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    in_channels: int = 3
+    hidden_act: str = "silu"
+
+    @classmethod
+    def read_part(cls, data: dict[str, Any], where: Path) -> Self:
+        if "vision_config" not in data:
+            raise ConfigError(
+                f"{where}: field 'vision_config' is missing, and editing needs the language model's eyes; download it "
+                "again."
+            )
+        part = dict(data["vision_config"])
+        theta = (part.pop("rope_parameters", None) or {}).get("rope_theta", THETA)
+        if theta != THETA:
+            raise ConfigError(
+                f"{where}: vision_config's rope_theta {theta} is not known to this port; Qwen2.5-VL has {THETA}."
+            )
+        config = cls.read(part, f"{where}: vision_config")
+        if config.hidden_act != "silu":
+            raise ConfigError(
+                f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known; Qwen2.5-VL has 'silu'."
+            )
+        return config
+
+
+def vision_tower(config: VisionConfig) -> nn.Module:
+    """mlx-vlm's tower, empty, under the checkpoint's `visual.`."""
+    from mlx_vlm.models.qwen2_5_vl.config import VisionConfig as TheirConfig
+    from mlx_vlm.models.qwen2_5_vl.vision import VisionModel
+
+    sizes = {name: value for name, value in asdict(config).items() if name != "hidden_act"}
+    theirs = TheirConfig(model_type="qwen2_5_vl", **sizes)
+    root = nn.Module()
+    root[VISION.rstrip(".")] = VisionModel(theirs)
+    return root
+
+
+def vision_shapes(config: VisionConfig) -> nn.Module:
+    """The tower's parameters, empty, by their names in the checkpoint."""
+    dims, inner = config.hidden_size, config.intermediate_size
+    merged, patch = dims * config.spatial_merge_size**2, (config.patch_size, config.patch_size)
+    block = {
+        "norm1": _norm(dims),
+        "norm2": _norm(dims),
+        "attn.qkv": _linear(dims, 3 * dims),
+        "attn.proj": _linear(dims, dims),
+        "mlp.gate_proj": _linear(dims, inner),
+        "mlp.up_proj": _linear(dims, inner),
+        "mlp.down_proj": _linear(inner, dims),
+    }
+    parts = {f"blocks.{index}.{name}": shapes for index in range(config.depth) for name, shapes in block.items()}
+    parts["patch_embed.proj"] = {"weight": (dims, config.temporal_patch_size, *patch, config.in_channels)}
+    parts |= {"merger.ln_q": _norm(dims), "merger.mlp.0": _linear(merged, merged)}
+    parts["merger.mlp.2"] = _linear(merged, config.out_hidden_size)
+    root = nn.Module()
+    for part, shapes in parts.items():
+        for name, shape in shapes.items():
+            root[f"{VISION}{part}.{name}"] = mx.zeros(shape)
+    return root
+
+
+def _norm(dims: int) -> Shapes:
+    return {"weight": (dims,)}
+
+
+def _linear(inputs: int, outputs: int) -> Shapes:
+    return {"weight": (outputs, inputs), "bias": (outputs,)}
+
+
+def see(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
+    """Features [merged rows x merged columns, D] of one picture, evaluated: one picture's activations at a time."""
+    features = tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
+    mx.eval(features)
+    return features

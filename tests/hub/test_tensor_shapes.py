@@ -1,0 +1,61 @@
+"""Outlines: folders without weights that are planned as the real ones are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_imagegen import load
+from mlx_imagegen.hub.manifest import data_folder, manifests
+from mlx_imagegen.hub.tensor_shapes import each_name, has_tensor_shapes, shape_only_folder, write_shape_only
+from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.pipeline import open_family
+from mlx_imagegen.planning.plan import plan
+from mlx_imagegen.request.job import usual_job
+from tests.references.tensor_shapes import dumped, shapes_of
+
+DATA = Path(__file__).parents[1] / "data"
+STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
+PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1"}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_hollow_folder_is_planned_as_the_one_it_was_made_of(tmp_path: Path, name: str) -> None:
+    made = shapes_of(DATA / name)
+    assert json.loads(dumped(made)) == made
+    write_shape_only(tmp_path, made)
+    real = load(DATA / name)
+    hollow = open_family(real.model.manifest, tmp_path, WeightTransforms())
+    settings = usual_job(real.model.manifest, real.family.size_multiple).settings
+    assert plan(hollow, settings, gpu=True) == plan(real.family, settings, gpu=True)
+    for component in hollow.components.values():
+        assert all(path.stat().st_blocks * 512 <= 2**16 for path in component.weights.checkpoint.paths)
+
+
+def test_every_shapes_file_is_some_manifests() -> None:
+    named = {manifest.extras["tensor_shapes"] for manifest in manifests().values() if has_tensor_shapes(manifest)}
+    files = {path.stem for path in (data_folder("weights") / "tensor_shapes").glob("*.json")}
+    assert named == files == PUBLISHED and set(manifests()) >= PUBLISHED
+    without = {name for name, manifest in manifests().items() if not has_tensor_shapes(manifest)}
+    assert all(manifests()[name].folder for name in without)
+
+
+# Parameters of the published transformers, as their owners count them, in billions.
+@pytest.mark.parametrize(
+    ("name", "billions"), [("flux-dev", 11.9), ("flux-schnell", 11.9), ("qwen-image", 20.4), ("hidream-o1", 8.8)]
+)
+def test_the_published_models_open(name: str, billions: float) -> None:
+    manifest = manifests()[name]
+    with shape_only_folder(manifest) as folder:
+        family = open_family(manifest, folder, WeightTransforms())
+        transformer = family.components["transformer"].weights
+        disk = sum({c.weights.component: c.weights.checkpoint.nbytes for c in family.components.values()}.values())
+    count = sum(part.tensor.nbytes // (2 if part.tensor.dtype == "BF16" else 4) for part in transformer.slices.values())
+    assert count / 1e9 == pytest.approx(billions, abs=0.05)
+    assert disk == pytest.approx(manifest.download_bytes, rel=0.002)  # the rest is tokenizers
+    assert not folder.exists()
+
+
+def test_runs_of_names() -> None:
+    assert list(each_name("blocks.{8-10}.0.norm")) == ["blocks.8.0.norm", "blocks.9.0.norm", "blocks.10.0.norm"]
+    assert list(each_name("norm_out")) == ["norm_out"]

@@ -1,0 +1,73 @@
+"""config.json -> dataclass: fields keep their names, nothing is guessed, nothing is passed over."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from mlx_imagegen.errors import ConfigError, MissingFileError
+from mlx_imagegen.loading.config import Config, read_json
+
+
+@dataclass(frozen=True)
+class Sample(Config):
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"dropout"})
+
+    width: int
+    scale: float
+    names: tuple[str, ...]
+    gate: bool = False
+    depth: int | None = None
+
+
+GOOD: dict[str, Any] = {"width": 3, "scale": 2, "names": ["a", "b"]}
+
+
+def test_fields_defaults_and_conversions() -> None:
+    read = Sample.read(GOOD | {"depth": None, "dropout": 0.1, "_class_name": "Sample"}, "config.json")
+    assert read == Sample(3, 2.0, ("a", "b"))
+    assert type(read.scale) is float
+    assert Sample.read(GOOD | {"depth": 4, "gate": True}, "x").depth == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": "3"}, "field 'width' is '3', where a int is needed"),
+        ({"width": True}, "field 'width' is True"),
+        ({"width": 3.0}, "field 'width' is 3.0"),
+        ({"scale": True}, "field 'scale' is True"),
+        ({"names": "ab"}, "field 'names' is 'ab'"),
+        ({"names": ["a", 1]}, "field 'names' is 1"),
+        ({"gate": 1}, "field 'gate' is 1"),
+        ({"depth": "4"}, "field 'depth' is '4'"),
+        ({"heads": 8}, "field 'heads' is not known to this port"),
+        ({"heads": 8, "eps": 1}, "fields 'eps', 'heads' are not known"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Sample.read(GOOD | change, "some/config.json")
+    assert "some/config.json" in str(caught.value)
+
+
+def test_missing_fields_are_gathered() -> None:
+    with pytest.raises(ConfigError, match="fields 'width', 'scale', 'names' are missing.*not a Sample config"):
+        Sample.read({}, "config.json")
+
+
+def test_json_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(MissingFileError, match="config.json is not there"):
+        read_json(path)
+    for text, message in (("{", "not valid JSON"), ("[]", "holds a list"), ("", "not valid JSON")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_json(path)
+    path.write_bytes(b'\xff{"a": 1}')
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_json(path)
+    path.write_text(json.dumps({"ä": 1}, ensure_ascii=False), encoding="utf-8")
+    assert read_json(path) == {"ä": 1}
