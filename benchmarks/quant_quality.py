@@ -26,13 +26,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_imagegen import load
+from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.download import locate
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import Pack, WeightTransforms, layers
 from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.packing.recipes import fitted, read_recipe
-from mlx_imagegen.pipeline import Pipeline, open_family
+from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization.quantizer import quantize
 
 BITS = (8, 6, 4)

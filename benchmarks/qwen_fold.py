@@ -32,14 +32,14 @@ import sys, time, resource
 from pathlib import Path
 import mlx_imagegen
 import mlx.core as mx
-from mlx_imagegen.loading.weights import Changes
-from mlx_imagegen.hub.manifest import recognise
-from mlx_imagegen.pipeline import open_family
-from mlx_imagegen.families.qwen_image.tables import find
+from mlx_imagegen.families import open_family
+from mlx_imagegen.hub.recognition import recognize
+from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.sampling import timesteps_schedule
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-family = open_family(recognise(folder), folder, Changes())
+family = open_family(recognize(folder), folder, WeightTransforms())
 wall, cpu = time.perf_counter(), time.process_time()
-tables, said = find(family.files, [1000.0 - 7 * i for i in range(steps)], mx.bfloat16)
+tables, said = family.tables(timesteps_schedule([1000.0 - 7 * i for i in range(steps)]))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 print(f"  {steps:>2} steps, {said}: {wall:.2f} s, {cpu:.2f} s of processor", flush=True)
 """

@@ -27,6 +27,7 @@ MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
+Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a picture's sides
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
@@ -47,6 +48,24 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
     ratio = size[0] / size[1]
     width = math.sqrt(area * ratio)
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
+
+
+def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
+    larger than that is halved first, as its pixels will be."""
+    while min(size) >= 2 * side:
+        size = size[0] // 2, size[1] // 2
+    scale = math.sqrt(side * side / (size[0] * size[1]))
+
+    def cut(rounding: Any, length: int) -> int:
+        return int(rounding(length * scale)) // multiple * multiple
+
+    candidates = [
+        (cut(first, size[0]), cut(second, size[1])) for first in (round, math.floor) for second in (round, math.floor)
+    ]
+    candidates.sort(key=lambda candidate: candidate[0] * candidate[1], reverse=True)
+    width, height = next((found for found in candidates if found[0] * found[1] <= side * side), candidates[-1])
+    return max(width, multiple), max(height, multiple)
 
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +18,8 @@ from PIL import Image
 
 from . import machine as memory
 from .errors import CheckpointError, RequestError
-from .families.base import Conditioning, Family, LastValueCache, Prompt, Settings
+from .families import family_spec, open_family
+from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .hub.download import Notify, identify, locate, notify_stderr, pending_download
 from .hub.manifest import Manifest, Model
 from .hub.record import revision_of
@@ -26,7 +27,6 @@ from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from .image import to_image, to_pixels, write_picture
 from .kernels import choose
 from .loading.weights import WeightTransforms
-from .lora.file import TITLES
 from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
@@ -103,7 +103,7 @@ def load(
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     if recipe:
         changes = recipe.applied_to(changes)
-    source = Source(folder, found.manifest, open_family)
+    source = Source(folder, found.manifest)
     family = open_family(found.manifest, folder, source.applied_to(changes))
     for note in recipe.idle(family.weights) if recipe else ():
         on_download(f"note: {note}")
@@ -120,11 +120,11 @@ def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] 
     if manifest is None:
         return
     changes = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    check_before_download(manifest, changes, open_family)
+    check_before_download(manifest, changes)
     if loras and has_tensor_shapes(manifest):
         with shape_only_folder(manifest) as folder:
             known = module_names(open_family(manifest, folder, WeightTransforms()))
-        match_loras(loras, known, TITLES[manifest.family], partial)
+        match_loras(loras, known, family_spec(manifest.family).title, partial)
 
 
 def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> tuple[Manifest, list[Job]]:
@@ -136,6 +136,14 @@ def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: A
         return manifest, []
     multiple = manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE)
     return manifest, requested(manifest, multiple, prompt, **parameters)
+
+
+class Start(NamedTuple):
+    """Where a picture's loop begins, in its layout."""
+
+    x: mx.array
+    noise: mx.array  # at sigma 1
+    clean: mx.array | None  # the picture it starts from
 
 
 class Pipeline:
@@ -158,10 +166,10 @@ class Pipeline:
         self.residency = Residency(False, False, "no picture was asked for yet")
         self.merge = merge or Merge()
         self.quant = quant
-        self._source = source or Source(folder, model.manifest, open_family)
+        self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
-        self._prepared = LastValueCache[list[Any]]()  # one alone: tables are large
+        self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     def generate(
@@ -198,7 +206,7 @@ class Pipeline:
 
     def _choose(self, chosen: Sequence[Lora], partial: bool, on_download: Notify) -> None:
         loras = [*own_loras(self.model.manifest, on_download), *chosen]
-        known, title = module_names(self.family), TITLES[self.family.name]
+        known, title = module_names(self.family), self.family.spec.title
         matches = match_loras(loras, known, title, partial)
         before = match_loras(self._source.merged_before(matches, self.family, on_download), known, title, partial=True)
         names = [match.lora.file.path.name for match in matches if not match.lora.own]
@@ -206,7 +214,7 @@ class Pipeline:
             on_download(f"note: {note}")
         if apply_loras(self.family, self.merge, matches, before):
             self._branches = {}  # made with the former weights
-            self._prepared.forget()
+            self._denoisers.forget()
             self.family.forget()
 
     def jobs(
@@ -231,7 +239,7 @@ class Pipeline:
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             sizes = {_sizes(job): job for job in jobs}.values()
-            plans = [check_fits(self.family, job, self.model.manifest, open_family) for job in sizes]
+            plans = [check_fits(self.family, job, self.model.manifest) for job in sizes]
             self.residency = residency(plans, self.resident)
         self._release(self.family.components, reports[0])  # what a smaller request left
         try:
@@ -275,11 +283,11 @@ class Pipeline:
             schedule = family.schedule(settings)
             if job.image is not None:
                 schedule = schedule.from_strength(job.strength)
-        x = self._start(job, schedule, report)
+        start = self._start(job, schedule, report)
         self._load("prepare", report)
         with report.stage("prepare"):
-            conditioning = self._conditioning(job, branches, schedule)
-        report.choices |= family.choices()
+            denoiser = self._denoiser(job, branches, schedule)
+        report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
             chosen = choose(loaded_linears(family, settings, job.prompt), compute_dtype())
@@ -288,13 +296,12 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            for step in denoise(lambda x, i: family.velocity(x, i, conditioning), x, schedule, solver):
+            for step in denoise(denoiser.velocity, start.x, schedule, solver):
                 report.step_seconds.append(step.seconds)
-                x = step.x
                 if on_step:
                     preview = functools.partial(self._preview, step.denoised, settings)
                     on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
-        return x
+        return step.x
 
     def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
         return to_image(self._pixels(x, settings))
@@ -309,29 +316,34 @@ class Pipeline:
             )
         return np.clip(pixels / 2 + 0.5, 0, 1)
 
-    def _start(self, job: Job, schedule: Schedule, report: Report) -> mx.array:
-        """The loop's first x: noise, or a picture with as much noise as the first sigma says."""
+    def _start(self, job: Job, schedule: Schedule, report: Report) -> "Start":
+        """Noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
         given = None if job.noise is None else mx.array(job.noise)
         if job.image is None:
             with report.stage("other"):
                 noise = family.noise(job.seed, settings) if given is None else given
-                return family.start(family.pack(noise), settings)
-        self._load("look", report)
+                x = family.start(family.pack(noise), settings)
+                return Start(x, x, None)
+        self._load("encode_image", report)
         with report.stage("encode"):
             pixels = mx.array(to_pixels(job.image, (settings.width, settings.height)) * 2 - 1)
-            clean, drawn = family.look(pixels, job.seed, settings)
+            clean, drawn = family.encode_image(pixels, job.seed, settings)
             mx.eval(clean)
-        self._release(family.stages["look"], report)
-        sigma, noise = schedule.sigmas[0], drawn if given is None else given
-        return sigma * family.start(family.pack(noise), settings) + (1 - sigma) * family.pack(clean)
+        self._release(family.stages["encode_image"], report)
+        noise, clean = family.start(family.pack(drawn if given is None else given), settings), family.pack(clean)
+        sigma = schedule.sigmas[0]
+        return Start(sigma * noise + (1 - sigma) * clean, noise, clean)
 
-    def _conditioning(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Conditioning[Any]:
-        """The job's branches with what the loop shares, kept for the next seed of the same prompt."""
+    def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
+        """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
-        ready = self._prepared.get((*keys, schedule), lambda: self.family.prepare(own, schedule, job.settings))
-        return Conditioning(*ready, cfg=job.settings.cfg)
+        denoiser = self._denoisers.get(
+            (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
+        )
+        denoiser.start_picture()
+        return denoiser
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
@@ -396,24 +408,3 @@ def _prompts(job: Job) -> list[Prompt]:
 def _key(prompt: Prompt, settings: Settings) -> Hashable:
     """Prompts with the same key have the same branch."""
     return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
-
-
-def open_family(manifest: Manifest, folder: Path, changes: WeightTransforms) -> Family[Any]:
-    """The model in a folder, its files checked; no weights are read."""
-    return _family(manifest.family).open(folder, manifest, changes)
-
-
-def _family(name: str) -> type[Family[Any]]:
-    if name == "flux1":
-        from .families.flux1.family import Flux
-
-        return Flux
-    if name == "qwen_image":
-        from .families.qwen_image.family import QwenImage
-
-        return QwenImage
-    if name == "hidream_o1":
-        from .families.hidream_o1.family import HiDream
-
-        return HiDream
-    raise RequestError(f"the family '{name}' is not part of this version.")

@@ -70,9 +70,9 @@ def targets(names: Sequence[str]) -> list[str]:
 
 def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
     """What matches the model that is named, or the one of the LoRA's family that it fits best."""
+    from ..families import open_family
     from ..loading.weights import WeightTransforms
     from ..lora.match import Lora, match_entries, module_names
-    from ..pipeline import open_family
 
     matches = []
     for name, manifest, place in [_named(named)] if named else _candidates(file):
@@ -91,12 +91,12 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 
 def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
     """Models of the LoRA's family: those that are here, and a published one, which need not be."""
+    from ..families import family_specs
     from ..hub.download import local_folder
     from ..hub.manifest import manifests
     from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
-    from ..lora.file import TITLES
 
-    for family in (family for family, title in TITLES.items() if file.family and title in file.family):
+    for family in (spec.name for spec in family_specs() if file.family and spec.title in file.family):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
         for manifest in ours:
             folder = local_folder(manifest)

@@ -30,9 +30,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..families import open_family
     from ..loading.weights import WeightTransforms
     from ..packing.recipes import read_recipe
-    from ..pipeline import open_family
     from ..planning.plan import chip_named, describe, plan
     from ..request.job import usual_job
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
     from ..hub.download import HuggingFace, cached, local_folder
-    from ..hub.recognition import find, recognise
+    from ..hub.recognition import find, recognize
     from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 
     try:
@@ -68,7 +68,7 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
         folder = cached(HuggingFace().cache, model, "main")
         if folder is None:
             raise
-        yield recognise(folder), folder, ""
+        yield recognize(folder), folder, ""
         return
     here = found.folder or local_folder(found.manifest)
     if here:
@@ -93,10 +93,9 @@ def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
     """How it goes on the machine at hand."""
-    from ..pipeline import open_family
     from ..planning.fitting import refusal, residency
 
-    refused = refusal(made, family, job, manifest, open_family)
+    refused = refusal(made, family, job, manifest)
     if refused:
         return refused
     chosen = residency([made], None)

@@ -1,7 +1,10 @@
-"""The contract: what a model family supplies, and nothing else.
+"""The contract: what a model family supplies.
 
-A family turns prompts into branches, draws noise, knows its schedule, gives the velocity, and decodes. It owns its
-components but never decides when they are in memory: the pipeline loads and releases them by stage.
+A `Family` is an open model: it encodes prompts, draws noise, knows its schedule, makes the denoiser of a picture, and
+decodes. It owns its components but never decides when they are in memory: the pipeline loads and releases them by stage.
+A `Denoiser` gives the velocity of one picture's loop, and owns what that picture needs: position and modulation tables,
+the prompt's keys and values, caches. What the registry must know before a model is open is the family's `FamilySpec`.
+Must not know: which families there are.
 """
 
 import functools
@@ -25,10 +28,10 @@ from ..loading.weights import Weights, WeightTransforms
 from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
+from . import FamilySpec, family_spec
 
 Branch = TypeVar("Branch")
-Made = TypeVar("Made")
-Mix = Callable[[mx.array, mx.array, float], mx.array]  # (wanted, unwanted velocity, scale) -> velocity
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Prompt:
     options: tuple[tuple[str, Any], ...] = ()  # a family's own (layout boxes …), hashable
 
     @functools.cached_property
-    def shown(self) -> Hashable:
+    def references_key(self) -> Hashable:
         """Equal where references are: pictures count by their pixels."""
         return tuple(map(fingerprint, self.references)), self.options
 
     @property
     def key(self) -> Hashable:
         """Equal for prompts that encode alike."""
-        return self.text, self.shown
+        return self.text, self.references_key
 
 
 @dataclass(frozen=True)
@@ -55,46 +58,7 @@ class ReferenceTokens:
     """What a prompt's reference pictures add to the sequence."""
 
     prompt: int = 0  # where the prompt shows them
-    image: int = 0  # beside the picture's own, in every step
-
-
-class LastValueCache(Generic[Made]):
-    """The last thing that was made, kept for whoever needs the same again."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[Hashable, Made] | None = None
-
-    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """`key`: all that it is made from."""
-        if self._kept is None or self._kept[0] != key:
-            self._kept = None  # before the next one is made: it may be large
-            self._kept = key, make()
-        return self._kept[1]
-
-    def forget(self) -> None:
-        self._kept = None
-
-
-def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
-    """From the unwanted velocity towards the wanted one, and beyond."""
-    return unwanted + scale * (wanted - unwanted)
-
-
-@dataclass(frozen=True)
-class Conditioning(Generic[Branch]):
-    """All that steers the loop. `negative` is there only when a second branch really runs."""
-
-    positive: Branch
-    negative: Branch | None = None
-    cfg: float = field(default=1.0, kw_only=True)  # the scale between the two branches
-
-    def guided(self, velocity: Callable[[Branch], mx.array], mix: Mix = apply_cfg) -> mx.array:
-        """One branch's velocity, or both branches' mixed, in float32: the scale makes bf16's rounding larger."""
-        wanted = velocity(self.positive)
-        if self.negative is None:
-            return wanted
-        mx.eval(wanted)  # now, so that the second branch's activations take the room of the first one's
-        return mix(wanted.astype(SOLVER_DTYPE), velocity(self.negative).astype(SOLVER_DTYPE), self.cfg)
+    image: int = 0  # next to the picture's own, in every step
 
 
 @dataclass(frozen=True)
@@ -105,33 +69,137 @@ class Settings:
     height: int
     steps: int
     guidance: float
-    cfg: float = 1.0
+    cfg: float = 1.0  # the scale between two branches
     extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
 
 
-class Family(ABC, Generic[Branch]):
-    name: ClassVar[str]
-    # What each stage needs in memory: encode, denoise, decode, look; "prepare" only where it needs whole components.
-    stages: dict[str, tuple[str, ...]]
-    # How LoRA keys say that they are for another component than the denoising loop's: prefix -> component.
-    lora_prefixes: ClassVar[Mapping[str, str]] = {}
+class LastValueCache(Generic[Value]):
+    """The last value that was made, kept for whoever needs the same again."""
 
+    def __init__(self) -> None:
+        self._kept: tuple[Hashable, Value] | None = None
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """`key`: all that the value is made from."""
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # before the next one is made: it may be large
+            self._kept = key, make()
+        return self._kept[1]
+
+    def forget(self) -> None:
+        self._kept = None
+
+
+def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
+    """From the unwanted velocity through the wanted one, `scale` times as far."""
+    return unwanted + scale * (wanted - unwanted)
+
+
+class Denoiser(ABC, Generic[Branch]):
+    """The velocity of a picture's loop, from one branch or several: the prompt's first, then the unwanted ones.
+
+    It is made from branches, schedule and settings, and kept for the next seed of the same prompt: `start_picture` drops
+    what belongs to one picture alone. All it keeps is evaluated: a lazy array belongs to the thread that made it.
+    """
+
+    def __init__(self, branches: Sequence[Branch], cfg: float):
+        self.branches = list(branches)
+        self.cfg = cfg
+
+    @abstractmethod
+    def branch_velocity(self, x: mx.array, index: int, branch: Branch) -> mx.array:
+        """dx/dsigma at step `index` for one branch alone; x in the loop's layout."""
+
+    def velocity(self, x: mx.array, index: int) -> mx.array:
+        """dx/dsigma at step `index`: the one branch's, or the branches' combined, in float32: the scale between them
+        would make bf16's rounding larger."""
+        if len(self.branches) == 1:
+            return self.branch_velocity(x, index, self.branches[0])
+        velocities = []
+        for branch in self.branches:
+            velocities.append(self.branch_velocity(x, index, branch).astype(SOLVER_DTYPE))
+            mx.eval(velocities[-1])  # now, so that the next branch's activations take the room of this one's
+        return self.combine(velocities)
+
+    def combine(self, velocities: Sequence[mx.array]) -> mx.array:
+        wanted, unwanted = velocities
+        return apply_cfg(wanted, unwanted, self.cfg)
+
+    def start_picture(self) -> None:
+        """A new picture begins, with another seed."""
+
+    def choices(self) -> dict[str, str]:
+        """What was chosen while it was made, and why, for the report."""
+        return {}
+
+
+class Family(ABC, Generic[Branch]):
+    name: ClassVar[str]  # the registry's
+    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "prepare" (the making of a
+    # denoiser) only where it needs whole components.
+    stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
 
-    @property
-    def weights(self) -> dict[str, Weights]:
-        """The checkpoints that the components are read from, each once."""
-        return {component.weights.component: component.weights for component in self.components.values()}
+    # What a family must supply, in the order in which the pipeline asks for it.
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path, manifest: Manifest, changes: WeightTransforms) -> "Family[Any]":
+    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Family[Any]":
         """Reads configs and headers, checks that everything fits; loads no weights."""
 
     @property
     @abstractmethod
     def size_multiple(self) -> int:
         """Width and height must be multiples of this many pixels: the side of one token."""
+
+    @abstractmethod
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[Branch, list[str]]:
+        """A branch, evaluated, and notes for the user (what was cut off)."""
+
+    @abstractmethod
+    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
+        """[1, C, h, w]: of the noise, of a clean picture, and of what `pack` takes."""
+
+    @abstractmethod
+    def pack(self, x: mx.array) -> mx.array:
+        """[1, C, h, w] -> the loop's layout, [1, tokens, values]."""
+
+    @abstractmethod
+    def schedule(self, settings: Settings) -> Schedule: ...
+
+    @abstractmethod
+    def denoiser(self, branches: Sequence[Branch], schedule: Schedule, settings: Settings) -> Denoiser[Any]:
+        """For pictures of these prompts: what the whole loop shares is computed here, once."""
+
+    @abstractmethod
+    def decode(self, x: mx.array, settings: Settings) -> mx.array:
+        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside."""
+
+    @abstractmethod
+    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+        """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where encoding draws
+        from the seed's stream, that is another than `noise` gives), for starting from a picture."""
+
+    # What a family may have otherwise.
+
+    def noise(self, seed: int, settings: Settings) -> mx.array:
+        """Unit normals, equal to the reference's for this seed."""
+        return TorchGenerator(seed).randn(self.shape(settings))
+
+    def start(self, x: mx.array, settings: Settings) -> mx.array:
+        """Packed unit normals -> the loop's x at sigma 1."""
+        return x
+
+    def solver(
+        self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
+    ) -> Solver:
+        """`step_noise`: unit normals as `shape` has it, one a step, for samplers that draw them."""
+        return euler(schedule)
+
+    def forget(self) -> None:
+        """Drops what it keeps between pictures: the weights that it was made with have changed."""
+
+    # What plans, reports and other commands ask.
 
     def grid(self, settings: Settings) -> Grid:
         """The picture's rows and columns in tokens."""
@@ -142,54 +210,14 @@ class Family(ABC, Generic[Branch]):
         """The distance of the borders at which a picture is put together from patches; None where there are none."""
         return None
 
-    @abstractmethod
-    def encode(self, prompt: Prompt, settings: Settings) -> tuple[Branch, list[str]]:
-        """A branch, and notes for the user (what was cut off)."""
-
-    @abstractmethod
-    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        """[1, C, h, w]: of the noise, of a clean picture, and of what `pack` takes."""
-
-    def noise(self, seed: int, settings: Settings) -> mx.array:
-        """Unit normals, equal to the reference's for this seed."""
-        return TorchGenerator(seed).randn(self.shape(settings))
-
-    @abstractmethod
-    def pack(self, x: mx.array) -> mx.array:
-        """[1, C, h, w] -> the loop's layout, [1, tokens, values]."""
-
-    @abstractmethod
-    def schedule(self, settings: Settings) -> Schedule: ...
-
-    @abstractmethod
-    def prepare(self, branches: Sequence[Branch], schedule: Schedule, settings: Settings) -> list[Branch]:
-        """What the whole loop shares, computed once: modulation tables, rope, prefix K/V."""
-
-    @abstractmethod
-    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[Branch]) -> mx.array:
-        """dx/dsigma at step `index`; x in the loop's layout."""
-
-    @abstractmethod
-    def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        """The loop's x -> pixels [H, W, 3] in -1..1, or a little beyond."""
-
-    @abstractmethod
-    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where seeing it draws
-        from the seed's stream, that is another than `noise` gives), for starting from a picture."""
-
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
-        """By the pictures' sizes alone: nothing is seen."""
+        """By the pictures' sizes alone: nothing is encoded."""
         return ReferenceTokens()
 
     @property
-    def eyes(self) -> int:
-        """How many numbers are in what `encode` loads to see references and lets go itself; 0 where components do."""
+    def vision_param_count(self) -> int:
+        """Of a vision tower that `encode` loads for references and releases itself; 0 where it is a component."""
         return 0
-
-    def choices(self) -> dict[str, str]:
-        """What `prepare` chose, for the report."""
-        return {}
 
     def fold(self, settings: Settings) -> Fold:
         """What the checkpoint becomes for the schedule of `settings` alone."""
@@ -197,23 +225,26 @@ class Family(ABC, Generic[Branch]):
             f"--fold: the family {self.name} has no modulation layers in whose place a table could stand; leave it out."
         )
 
-    def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
-        """What the names of LoRA files tell that their tensors do not."""
-        return []
-
-    def forget(self) -> None:
-        """Drops what it keeps between pictures: the weights that it was made with have changed."""
-
-    def start(self, x: mx.array, settings: Settings) -> mx.array:
-        """Packed unit normals -> the loop's x at sigma 1."""
-        return x
-
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """What LoRAs call a component's modules in other words than ours -> our modules."""
         return {}
 
-    def solver(
-        self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
-    ) -> Solver:
-        """`step_noise`: unit normals as `shape` has it, one a step, for samplers that draw them."""
-        return euler(schedule)
+    def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
+        """What the names of LoRA files say that their tensors do not."""
+        return []
+
+    # What follows from the above.
+
+    @property
+    def spec(self) -> FamilySpec:
+        return family_spec(self.name)
+
+    @property
+    def transformer(self) -> Component:
+        """The denoiser's component, whose linear layers a step runs through."""
+        return self.components[self.stages["denoise"][0]]
+
+    @property
+    def weights(self) -> dict[str, Weights]:
+        """The checkpoints that the components are read from, each once."""
+        return {component.weights.component: component.weights for component in self.components.values()}

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 from ..errors import DownloadError, UnknownModelError
 from ..loading.config import read_json
+from ..loading.folder import RECOGNIZED_BY
 from .manifest import Manifest, Model, manifests
-from .recognition import RECOGNISED_BY, find, recognise
+from .recognition import find, recognize
 from .record import revision_of
 
 GB = 1e9
@@ -160,13 +161,13 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
 
 def _adopt(repo: str, hub: Hub) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
-    wanted = Download(repo, repo, "main", RECOGNISED_BY, f"see {SITE}/{repo}")
+    wanted = Download(repo, repo, "main", RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
-    if not folder or not any((folder / name).is_file() for name in RECOGNISED_BY):
+    if not folder or not any((folder / name).is_file() for name in RECOGNIZED_BY):
         with _explained(wanted, folder):
             folder = hub.download(wanted)
     revision = revision_of(folder) or wanted.revision
-    manifest = replace(recognise(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
+    manifest = replace(recognize(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
 
 

@@ -6,9 +6,12 @@ Must not know: tensors, downloads, folders of models.
 
 import functools
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ..families import registered_specs
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class Defaults:
     negative_prompt: str | None = None
     max_sequence_length: int = 512
     sampler: str | None = None
+
+
+# What a checkpoint is; all but models stand next to one, of the families that they name.
+KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Manifest:
     # none; "never": distilled so that a second branch spoils the picture
     guidance: str = "cfg"
     edits: bool = False  # takes reference pictures
+    kind: str = "model"
+    families: tuple[str, ...] = ()  # that a checkpoint of another kind goes with
+    tensor_shapes: str | None = None  # a file of weights/tensor_shapes/: the published names and shapes
     note: str | None = None  # one line shown when the model is chosen
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
@@ -62,10 +72,20 @@ def data_folder(name: str) -> Path:
     return here / name if (here / name).is_dir() else here.parent / name
 
 
+def manifests(kind: str = "model") -> dict[str, Manifest]:
+    """Those of one kind, by name."""
+    folders = (data_folder("weights"), *(spec.manifests for spec in registered_specs() if spec.manifests))
+    return _manifests(folders)[kind]
+
+
 @functools.cache
-def manifests() -> dict[str, Manifest]:
-    paths = sorted(data_folder("weights").glob("*.toml"), key=lambda path: path.stem)
-    return {manifest.name: manifest for manifest in map(_read, paths)}
+def _manifests(folders: tuple[Path, ...]) -> Mapping[str, dict[str, Manifest]]:
+    """By kind and name."""
+    paths = sorted((path for folder in folders for path in folder.glob("*.toml")), key=lambda path: path.stem)
+    by_kind: dict[str, dict[str, Manifest]] = {kind: {} for kind in KINDS}
+    for manifest in map(_read, paths):
+        by_kind[manifest.kind][manifest.name] = manifest
+    return by_kind
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -83,5 +103,5 @@ def _read(path: Path) -> Manifest:
     known = {item.name for item in fields(Manifest)} - {"extras", "name"}
     defaults = Defaults(**data.pop("defaults"))
     values = {key: data.pop(key) for key in list(data) if key in known}
-    values["download"] = tuple(values.get("download", ()))
+    values |= {key: tuple(values.get(key, ())) for key in ("download", "families")}
     return Manifest(name=path.stem, defaults=defaults, extras=data, **values)

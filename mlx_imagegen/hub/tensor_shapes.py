@@ -26,13 +26,13 @@ Tensors = Mapping[str, Mapping[str, list[int]]]  # dtype -> name, or a run of na
 
 
 def has_tensor_shapes(manifest: Manifest) -> bool:
-    return "tensor_shapes" in manifest.extras
+    return manifest.tensor_shapes is not None
 
 
 @contextmanager
 def shape_only_folder(manifest: Manifest) -> Iterator[Path]:
     """A folder with the manifest's headers, for as long as the block runs."""
-    data = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.extras['tensor_shapes']}.json")
+    data = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.tensor_shapes}.json")
     with tempfile.TemporaryDirectory(prefix="mlx-imagegen-") as name:
         write_shape_only(Path(name), data)
         yield Path(name)

@@ -1,9 +1,49 @@
-"""adaLN: a norm without weights, then shift and scale."""
+"""adaLN: a norm without weights, then shift and scale; and tables of the linear layers that give them.
+
+What such a layer gives depends on the timestep (and perhaps on the pooled prompt) alone. So it is computed for a whole
+schedule before the loop, one layer at a time: its weight is read, used on all rows and dropped.
+"""
+
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+import mlx.nn as nn
+
+from .linear import Linear
+
+# Fills an empty layer from the checkpoint, by the layer's path.
+Fill = Callable[[nn.Module, str], nn.Module]
 
 
 def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
-    """LayerNorm(x) * (1 + scale) + shift, [D] each: one row rules all tokens, so that it can stand where a norm's own
-    weights do."""
+    """LayerNorm(x) * (1 + scale) + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's
+    own weights do."""
     return mx.fast.layer_norm(x, 1 + scale, shift, eps)
+
+
+class FoldedLinear(nn.Module):
+    """A linear layer's outputs in its place, a column a timestep."""
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self.table = mx.zeros((rows, columns))
+
+
+def adaln_table(fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype) -> mx.array:
+    """The linear layer at `path` on x [rows, D] -> [rows, chunks, D], evaluated; the layer's weight is dropped."""
+    dims = x.shape[-1]
+    return _chunked(fill(Linear(dims, chunks * dims), path)(x), chunks, dtype)
+
+
+def folded_adaln_table(
+    fill: Fill, path: str, dims: int, chunks: int, columns: Sequence[int], count: int, dtype: mx.Dtype
+) -> mx.array:
+    """The same from a folded checkpoint, whose table at `path` has `count` columns; of those, `columns`."""
+    table = fill(FoldedLinear(chunks * dims, count), path).table
+    return _chunked(table[:, mx.array(list(columns))].T, chunks, dtype)
+
+
+def _chunked(out: mx.array, chunks: int, dtype: mx.Dtype) -> mx.array:
+    out = out.reshape(out.shape[0], chunks, -1).astype(dtype)
+    mx.eval(out)  # now, so that this layer's weight can go before the next is read
+    return out

@@ -27,10 +27,12 @@ class Component:
         dtype: mx.Dtype,
         path: str = "",
         shapes: Callable[[], nn.Module] | None = None,
+        heads: int = 0,
     ):
-        """`shapes`: a module with the same parameters, where `build` is slow."""
+        """`shapes`: a module with the same parameters, where `build` is slow. `heads`: of its attention, for plans."""
         self.weights = weights
         self.dtype = dtype
+        self.heads = heads
         self.empty = build  # the module's shapes, without weights
         self.path = path  # where in the checkpoint's tree the module stands
         self._shapes = shapes or build

@@ -65,7 +65,6 @@ FAMILIES = (
     ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
     ("FLUX.1 or Stable Diffusion", r"^lora_te1?_text_model|^text_encoder\.|clip_l\."),
 )
-TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}  # our families, as above
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
 # `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
 ARCHITECTURES = (

@@ -92,10 +92,10 @@ class Match:
 
 def module_names(family: Family[Any]) -> list[ModuleNames]:
     """Of every component that LoRAs can change, the one of the denoising loop last: its modules need no prefix."""
-    main = family.components[family.stages["denoise"][0]].weights.component
+    main = family.transformer.weights.component
     out = []
     for name, weights in family.weights.items():
-        prefixes = [prefix for prefix, component in family.lora_prefixes.items() if component == name]
+        prefixes = [prefix for prefix, component in family.spec.lora_prefixes.items() if component == name]
         if name == main or prefixes:
             out.append(ModuleNames.of(weights, family.lora_names, prefixes))
     return sorted(out, key=lambda vocabulary: vocabulary.component == main)

@@ -8,7 +8,7 @@ In: a quantized folder. Out: `Source`. Must not know: arithmetic, how packing wo
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError, MissingFileError
+from ..families import open_family
 from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
@@ -30,17 +31,15 @@ from .match import Lora, Match
 
 # Why a LoRA of the folder is asked for again.
 NEEDED = "has to be merged again into the weights that another one changes"
-OpenFamily = Callable[[Manifest, Path, WeightTransforms], Family[Any]]
 
 
 class Source:
     """What a quantized folder was made from, opened when a LoRA first needs it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, open_family: OpenFamily):
+    def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
         self.record = record_of(folder)
-        self._open_family = open_family
 
     def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
         """For loading: touched weights are read from here and packed again."""
@@ -93,7 +92,7 @@ class Source:
         place = self._place
         if place is None:  # it went away since it was asked for
             raise LoraError(f"the files that {self.folder} was made from are not there any more: {self._named}.")
-        return self._open_family(self.manifest, place, WeightTransforms())
+        return open_family(self.manifest, place, WeightTransforms())
 
     @property
     def _place(self) -> Path | None:

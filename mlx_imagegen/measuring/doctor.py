@@ -24,6 +24,7 @@ import numpy as np
 
 from .. import machine as memory
 from ..errors import ImagegenError
+from ..families import family_specs, open_family
 from ..hub.download import HuggingFace, local_folder
 from ..hub.manifest import Model, manifests
 from ..hub.recognition import find
@@ -33,20 +34,18 @@ from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
 from ..loading.weights import WeightTransforms
 from ..machine import GB, USABLE_SHARE, machine, physical_bytes
 from ..packing.recipes import GROUP_SIZES, read_recipe, recipe_names
-from ..pipeline import open_family
 from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
 from ..request.job import usual_job
 from .sheet import unwritable
 from .worker import AS_STORED
 
-FAMILIES = ("flux1", "qwen_image", "hidream_o1")
 # The worst row's error, as a part of that row. Rounding explains this much; a wrong kernel is off by 1.
 LIMITS = {mx.bfloat16: 0.03, mx.float16: 0.01, mx.float32: 0.005}
 MANY = 32_768  # rows after which kernels of some versions went wrong
 FASTEST_MATMUL = (2048, 3072, 3072)  # what the speed of products is measured on: FLUX.1's and Qwen-Image's width
 COPY_BYTES = 256 * 2**20
-OPENED_BY = ("tensor_shapes", "references", "sizes")  # what families read in a manifest of their own keys
+OPENED_BY = ("references", "sizes")  # what families read in a manifest of their own keys
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,8 @@ def packings_in_use() -> list[Packing]:
     """What the recipes can ask for, with the smaller groups they fall back to."""
     found: set[Packing] = set()
     for name in recipe_names():
-        for family in FAMILIES:
-            wanted = {row.packing for row in read_recipe(name, family).rows if row.packing}
+        for spec in family_specs():
+            wanted = {row.packing for row in read_recipe(name, spec.name).rows if row.packing}
             for packing in wanted:
                 sizes = [size for size in GROUP_SIZES[packing.mode] if size <= packing.group_size]
                 found |= {Packing(packing.bits, size, packing.mode) for size in sizes}
@@ -208,7 +207,7 @@ def _opened_from(model: Model) -> str:
     manifest = model.manifest
     if folder := _folder(model):
         return f"{folder} {manifest.name}"
-    return repr((manifest.family, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY]))
+    return repr((manifest.family, manifest.tensor_shapes, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY]))
 
 
 def _folder(model: Model) -> Path | None:

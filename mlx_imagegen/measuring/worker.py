@@ -170,7 +170,7 @@ def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float
     parts = pipeline.family.components
     return Rendered(
         str(path), result.report.as_dict(), result.record, wall, processor,
-        sum(part.nbytes for part in parts.values()), parts[pipeline.family.stages["denoise"][0]].held_as,
+        sum(part.nbytes for part in parts.values()), pipeline.family.transformer.held_as,
     )  # fmt: skip
 
 

@@ -1,16 +1,16 @@
 """Refuses what this machine cannot hold, names the largest that it can, and decides whether all stages stay in memory.
 
-In: an open family, a picture's job, and how families are opened. Out: the plan, or MemoryShort. Other models are
+In: an open family and a picture's job. Out: the plan, or MemoryShort. Other models are
 judged by their tensor shapes: neither this nor they need a file that is not here.
 Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import InsufficientMemoryError
+from ..families import open_family
 from ..families.base import Family
 from ..hub.manifest import Manifest, manifests
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
@@ -20,8 +20,6 @@ from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..precision import on_gpu
 from ..request.job import Job, usual_job
 from .plan import Plan, held_bytes, plan
-
-Open = Callable[[Manifest, Path, WeightTransforms], Family[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,27 +49,27 @@ def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
     return Residency(need <= usable, beside, reason)
 
 
-def check_fits(family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> Plan:
+def check_fits(family: Family[Any], job: Job, manifest: Manifest) -> Plan:
     """Raises for a picture that this machine cannot make even with one stage at a time in memory."""
     made = _planned(family, job)
-    refused = refusal(made, family, job, manifest, open_family)
+    refused = refusal(made, family, job, manifest)
     if refused:
         raise InsufficientMemoryError(refused)
     return made
 
 
-def check_before_download(manifest: Manifest, changes: WeightTransforms, open_family: Open) -> None:
+def check_before_download(manifest: Manifest, transforms: WeightTransforms) -> None:
     """Raises where the weights of one stage alone are too many, whatever the picture's size."""
     if not has_tensor_shapes(manifest):
         return
     with shape_only_folder(manifest) as folder:
-        family = open_family(manifest, folder, changes)
+        family = open_family(manifest, folder, transforms)
         held = [sum(held_bytes(family.components[c], on_gpu()) for c in names) for names in family.stages.values()]
         if max(held) > physical_bytes():
-            check_fits(family, usual_job(manifest, family.size_multiple), manifest, open_family)
+            check_fits(family, usual_job(manifest, family.size_multiple), manifest)
 
 
-def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest, open_family: Open) -> str | None:
+def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> str | None:
     """What does not fit, and what would; None where all is well."""
     have = physical_bytes()
     if made.peak_bytes <= have:
@@ -83,18 +81,18 @@ def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest, open_
     elif job.prompt.references:  # other models are judged without, and most take none
         mend = "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
     else:
-        mend = f"no quant of this model fits; {_largest(have, open_family)}use another machine or a smaller picture"
+        mend = f"no quant of this model fits; {_largest(have)}use another machine or a smaller picture"
     return (
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
         f"{have / GB:.1f} GB: it would not finish. {mend}."
     )
 
 
-def _largest(have: int, open_family: Open) -> str:
+def _largest(have: int) -> str:
     """The published model and recipe that fill this machine best, at the model's own picture size."""
     best = (0, "")
     for manifest in manifests().values():
-        if manifest.extras.get("tensor_shapes") != manifest.name:
+        if manifest.tensor_shapes != manifest.name:
             continue  # others have the shapes of one that does
         with shape_only_folder(manifest) as folder:
             family = open_family(manifest, folder, WeightTransforms())

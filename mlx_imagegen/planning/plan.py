@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import RequestError
+from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
@@ -50,19 +51,7 @@ CHIPS = {
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
 PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
-# Linear layers of the denoiser that see the prompt's tokens alone; then those that see prompt and picture.
-TEXT_LAYERS = {
-    "flux1": ("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
-    "qwen_image": ("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"),
-    "hidream_o1": (),
-}
-JOINT_LAYERS = {"flux1": ("single_transformer_blocks.*",), "qwen_image": (), "hidream_o1": ()}
-# And those that see the picture's own tokens, not its references'.
-OWN_LAYERS = {"flux1": (), "qwen_image": ("proj_out",), "hidream_o1": ("*x_embedder.*", "*final_layer2.*")}
-QUERIES = ("*.to_q", "*.add_q_proj", "*.q_proj")
-PADS = frozenset({"flux1"})  # families whose prompts always have max_sequence_length tokens
-# Layers whose output is one token's, whatever the picture: they cost nothing in the loop.
-ONE_TOKEN = ("*t_embedder1.*",)
+QUERIES = TokenRoles().queries
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
 STREAMS = 8
 SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
@@ -140,10 +129,9 @@ def plan(
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
     files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu
-    denoiser = family.components[family.stages["denoise"][0]]
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
-    flops, traffic = _arithmetic(family, denoiser, tokens, gpu, recipe)
+    flops, traffic = _arithmetic(family, tokens, gpu, recipe)
     stages = tuple(
         Stage(
             name,
@@ -219,20 +207,20 @@ class Tokens:
 
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
-    words = length if family.name in PADS else min(length, PROMPT_TOKENS)
+    words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more = family.reference_tokens(prompt, settings)
     return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image)
 
 
-def _seen_by(family: str, path: str, tokens: Tokens) -> int:
+def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
     """How many tokens pass through a linear layer of the denoiser."""
-    if _any(path, ONE_TOKEN):
+    if _any(path, roles.single):
         return 1
-    if _any(path, TEXT_LAYERS[family]):
+    if _any(path, roles.text):
         return tokens.text
-    if _any(path, OWN_LAYERS[family]):
+    if _any(path, roles.image):
         return tokens.image
-    return tokens.loop + (tokens.text if _any(path, JOINT_LAYERS[family]) else 0)
+    return tokens.loop + (tokens.text if _any(path, roles.joint) else 0)
 
 
 def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> Iterator[tuple[Linear, int]]:
@@ -241,19 +229,18 @@ def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> I
     for name in family.stages["denoise"]:
         for path, layer in family.components[name].loaded_layers():
             if isinstance(layer, Linear):
-                yield layer, _seen_by(family.name, path, tokens)
+                yield layer, _tokens_through(path, family.spec.roles, tokens)
 
 
-def _arithmetic(
-    family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool, recipe: Recipe | None
-) -> tuple[float, float]:
+def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe | None) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small beside them."""
+    denoiser, roles = family.transformer, family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
-        count = _seen_by(family.name, path, tokens)
+        count = _tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
-        if _any(path, QUERIES):
+        if _any(path, roles.queries):
             flops += 4.0 * count * (tokens.loop + tokens.text) * rows
     return flops, traffic
 
@@ -272,28 +259,33 @@ def _working_bytes(
         decoder = family.components[family.stages[stage][0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
     count = tokens.text + (tokens.loop if stage == "denoise" else 0)
-    most = max((block_bytes(family.components[name], count, gpu, recipe) for name in family.stages[stage]), default=0)
+    queries = family.spec.roles.queries
+    most = max(
+        (block_bytes(family.components[name], count, gpu, queries, recipe) for name in family.stages[stage]), default=0
+    )
     if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
         alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
         pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
         most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most += family.eyes * (GPU_SIZE if gpu else 4)
+        most += family.vision_param_count * (GPU_SIZE if gpu else 4)
     return most
 
 
-def block_bytes(component: Component, tokens: int, gpu: bool, recipe: Recipe | None = None) -> int:
+def block_bytes(
+    component: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES, recipe: Recipe | None = None
+) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
     weight that are unpacked at a time, and what is freed and kept."""
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
-    width = max((shape[0] for path, shape, _ in linears if _any(path, QUERIES)), default=linears[0][1][1])
+    width = max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
     widest = max(max(shape) for _, shape, _ in linears)
     total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
     if gpu:
         return total
-    total += SCORES * _heads(component) * tokens**2 * 4
+    total += SCORES * component.heads * tokens**2 * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears
@@ -304,13 +296,6 @@ def block_bytes(component: Component, tokens: int, gpu: bool, recipe: Recipe | N
 
 def _slack(share: float, working: int) -> int:
     return min(int(share * working), SLACK_LIMIT_BYTES)
-
-
-def _heads(component: Component) -> int:
-    """As config.json has it, in the words of every text encoder and transformer here."""
-    config: Any = component.weights.config
-    config = config.get("text_config") or config
-    return int(config.get("num_attention_heads") or config.get("num_heads") or 1)
 
 
 def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, int], gpu: bool) -> int:

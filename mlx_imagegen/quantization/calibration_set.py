@@ -64,7 +64,7 @@ class CalibrationCost:
 
 
 def learning(family: Family[Any], jobs: Sequence[Job], packings: Mapping[str, Packing]) -> CalibrationCost:
-    noted = sum(each.nbytes for each in blank(family.components[family.stages["denoise"][0]], packings).values())
+    noted = sum(each.nbytes for each in blank(family.transformer, packings).values())
     unlike = {(job.settings.width, job.settings.height, _sides(job)): job for job in jobs}.values()
     plans = [plan(family, job.settings, prompt=job.prompt) for job in unlike]
     # All prompts are encoded before the first step.

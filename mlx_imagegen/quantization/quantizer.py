@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import QuantizationError, RequestError
+from ..families import open_family
 from ..families.base import Family
 from ..folding import Fold, Read
 from ..hub.download import Notify, locate, notify_stderr, pending_download
@@ -27,11 +28,10 @@ from ..hub.record import revision_of
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Packing
 from ..loading.weights import Progress, WeightTransforms
-from ..lora.file import TITLES
 from ..lora.match import Lora, match_loras, module_names
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
 from ..packing.recipes import Recipe, read_recipe, recipe_names
-from ..pipeline import OnStep, Pipeline, load, open_family
+from ..pipeline import OnStep, Pipeline, load
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
 from ..request.options import check_types
@@ -64,7 +64,7 @@ class Draft:
     @property
     def denoiser(self) -> str:
         """What its checkpoint is called; only its layers are learnt about."""
-        return self.family.components[self.family.stages["denoise"][0]].weights.component
+        return self.family.transformer.weights.component
 
     @property
     def packings(self) -> dict[str, Packing]:
@@ -140,7 +140,7 @@ def plan_from_folder(
 def merged(made: Draft, loras: Sequence[Lora], partial: bool) -> Merge:
     """The LoRAs on the draft's modules; refuses what does not fit."""
     merge = Merge()
-    merge.choose(match_loras(loras, module_names(made.family), TITLES[made.family.name], partial))
+    merge.choose(match_loras(loras, module_names(made.family), made.family.spec.title, partial))
     return merge
 
 

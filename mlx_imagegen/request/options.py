@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest
+from ..image import Box
 
 SAMPLERS = ("unipc", "flow_match", "flash")
 ADAPTIVE = "adaptive"
@@ -29,7 +30,6 @@ KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("keep_original_aspect", "lora_partial", "resident"), (bool,), "true or false"),
 )
 
-Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of the picture's sides
 
 
 def check_types(given: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest
-from ..image import proportioned
+from ..image import fitted, proportioned
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
@@ -139,21 +139,3 @@ def kept_aspect(manifest: Manifest, multiple: int, sizes: Sequence[tuple[int, in
             f"keep_original_aspect takes its shape from one reference, {len(sizes)} are given; give width and height."
         )
     return fitted(sizes[0], manifest.extras["sizes"]["reference_side"], multiple)
-
-
-def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
-    """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
-    larger than that is halved first, as its pixels will be."""
-    while min(size) >= 2 * side:
-        size = size[0] // 2, size[1] // 2
-    scale = math.sqrt(side * side / (size[0] * size[1]))
-
-    def cut(rounding: Any, length: int) -> int:
-        return int(rounding(length * scale)) // multiple * multiple
-
-    candidates = [
-        (cut(first, size[0]), cut(second, size[1])) for first in (round, math.floor) for second in (round, math.floor)
-    ]
-    candidates.sort(key=lambda candidate: candidate[0] * candidate[1], reverse=True)
-    width, height = next((found for found in candidates if found[0] * found[1] <= side * side), candidates[-1])
-    return max(width, multiple), max(height, multiple)

@@ -107,7 +107,7 @@ def _linear(inputs: int, outputs: int) -> Shapes:
     return {"weight": (outputs, inputs), "bias": (outputs,)}
 
 
-def see(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
+def encode_patches(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
     """Features [merged rows x merged columns, D] of one picture, evaluated: one picture's activations at a time."""
     features = tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
     mx.eval(features)

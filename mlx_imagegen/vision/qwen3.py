@@ -60,7 +60,7 @@ def vision_tower(config: VisionConfig) -> nn.Module:
 
 def open_tower(part: dict[str, Any], folder: Path, weights: Weights) -> tuple[Component, VisionConfig, PatchConfig]:
     """The tower, not yet loaded, every tensor checked, and how pictures are cut for it."""
-    config, patches = read_eyes(part, folder)
+    config, patches = read_vision_config(part, folder)
     root = nn.Module()
     root.model = nn.Module()
     root.model.visual = vision_tower(config)
@@ -70,7 +70,7 @@ def open_tower(part: dict[str, Any], folder: Path, weights: Weights) -> tuple[Co
     return Component(weights, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
 
 
-def read_eyes(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchConfig]:
+def read_vision_config(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchConfig]:
     config = VisionConfig.read(part, f"{folder / 'config.json'}: vision_config")
     if config.hidden_act != "gelu_pytorch_tanh":
         raise ConfigError(
@@ -82,7 +82,7 @@ def read_eyes(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchCo
     return config, PatchConfig.read_part(read_json(where), where)
 
 
-def see(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtype) -> Features:
+def encode_patches(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtype) -> Features:
     """Each picture for itself, their features one after another."""
     embeds, deepstack = [], []
     for picture in pictures:

@@ -1,18 +1,30 @@
 """What the contract itself does: guidance between two branches, and what is kept for the next picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
-from mlx_imagegen.families.base import Conditioning, LastValueCache
+from mlx_imagegen.families.base import Denoiser, LastValueCache
 
 MEGABYTE = 2**20
+
+
+class Plain(Denoiser[Any]):
+    """Its branches' velocities come from a function of the branch alone."""
+
+    def __init__(self, branches: Sequence[Any], cfg: float, function: Callable[[Any], mx.array]):
+        super().__init__(branches, cfg)
+        self._function = function
+
+    def branch_velocity(self, x: mx.array, index: int, branch: Any) -> mx.array:
+        return self._function(branch)
 
 
 def test_guidance_is_float32_whatever_the_branches_are() -> None:
     """In bf16 a scale of 4 would make the rounding of both velocities four times as large."""
     wanted, unwanted = (mx.random.normal((1, 64, 8), key=mx.random.key(seed)).astype(mx.bfloat16) for seed in (1, 2))
-    v = Conditioning(wanted, unwanted, cfg=4.0).guided(lambda branch: branch)
+    v = Plain([wanted, unwanted], 4.0, lambda branch: branch).velocity(wanted, 0)
     exact = unwanted.astype(mx.float32) + 4.0 * (wanted.astype(mx.float32) - unwanted.astype(mx.float32))
     assert v.dtype == mx.float32 and mx.array_equal(v, exact)
 
@@ -35,7 +47,8 @@ def test_only_the_latest_is_kept() -> None:
 def peak(negative: float | None) -> int:
     """Bytes at once, where a branch holds eight large activations."""
     mx.reset_peak_memory()
-    mx.eval(Conditioning(1.0, negative, cfg=4.0).guided(activations(4 * MEGABYTE)))
+    branches = [1.0] if negative is None else [1.0, negative]
+    mx.eval(Plain(branches, 4.0, activations(4 * MEGABYTE)).velocity(mx.zeros(1), 0))
     return mx.get_peak_memory()
 
 

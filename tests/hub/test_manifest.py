@@ -9,7 +9,7 @@ import pytest
 from mlx_imagegen.errors import ConfigError, MissingFileError, UnknownModelError
 from mlx_imagegen.hub import manifest as manifest_module
 from mlx_imagegen.hub.manifest import Manifest, data_folder, manifests
-from mlx_imagegen.hub.recognition import find, recognise
+from mlx_imagegen.hub.recognition import find, recognize
 from mlx_imagegen.hub.record import COMMIT, revision_of
 
 PUBLISHED = [manifest for manifest in manifests().values() if manifest.folder is None]
@@ -135,7 +135,7 @@ HIDREAM = {"config.json": {"architectures": ["Qwen3VLForConditionalGeneration"]}
 def test_a_folder_is_told_by_its_own_files(
     name: str, files: dict[str, dict[str, object]], expected: str, tmp_path: Path
 ) -> None:
-    assert recognise(repository(tmp_path / name, files)).name == expected
+    assert recognize(repository(tmp_path / name, files)).name == expected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_other_architectures_are_refused(
 ) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(error, match=message):
-        recognise(repository(tmp_path / "m", files))
+        recognize(repository(tmp_path / "m", files))
 
 
 def test_a_folder_s_revision_is_its_own(tmp_path: Path) -> None:

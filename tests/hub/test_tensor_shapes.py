@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mlx_imagegen import load
+from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import data_folder, manifests
 from mlx_imagegen.hub.tensor_shapes import each_name, has_tensor_shapes, shape_only_folder, write_shape_only
 from mlx_imagegen.loading.weights import WeightTransforms
-from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
 from tests.references.tensor_shapes import dumped, shapes_of
@@ -33,7 +33,7 @@ def test_a_hollow_folder_is_planned_as_the_one_it_was_made_of(tmp_path: Path, na
 
 
 def test_every_shapes_file_is_some_manifests() -> None:
-    named = {manifest.extras["tensor_shapes"] for manifest in manifests().values() if has_tensor_shapes(manifest)}
+    named = {manifest.tensor_shapes for manifest in manifests().values() if has_tensor_shapes(manifest)}
     files = {path.stem for path in (data_folder("weights") / "tensor_shapes").glob("*.json")}
     assert named == files == PUBLISHED and set(manifests()) >= PUBLISHED
     without = {name for name, manifest in manifests().items() if not has_tensor_shapes(manifest)}

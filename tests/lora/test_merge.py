@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
-from mlx_imagegen.families.flux1.family import Flux
-from mlx_imagegen.families.hidream_o1.family import HiDream
+from mlx_imagegen.families import family_spec
+from mlx_imagegen.families.flux1.family import Flux1
+from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.names import Rename, RowRange
 from mlx_imagegen.loading.weights import Weights
@@ -27,7 +28,7 @@ FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DAT
 
 
 def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-    known = {"flux1": Flux, "hidream_o1": HiDream}.get(family)
+    known = {"flux1": Flux1, "hidream_o1": HiDreamO1}.get(family)
     return known.lora_names(known.__new__(known), component, modules) if known else {}
 
 
@@ -47,7 +48,7 @@ def open_base(folder: Path, family: str) -> list[Weights]:
 
 
 def known(weights: Sequence[Weights], family: str) -> list[ModuleNames]:
-    prefixes = Flux.lora_prefixes if family == "flux1" else {}
+    prefixes = family_spec(family).lora_prefixes
     return [
         ModuleNames.of(
             each,

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from mlx_imagegen.families import family_spec
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.names import runs
 from mlx_imagegen.loading.weights import Weights
-from mlx_imagegen.lora.file import TITLES, LoraFile
+from mlx_imagegen.lora.file import LoraFile
 from mlx_imagegen.lora.match import Lora, Match, ModuleNames, match_loras
 from tests.lora.test_merge import DATA, known
 
@@ -85,7 +86,7 @@ def matched(name: str) -> Match:
     keys = expanded(FORMATS[name])
     tensors = {key: Tensor(NOWHERE, key, "BF16", tuple(entry["shape"]), 0, 0) for key, entry in keys.items()}
     file = LoraFile.of(Checkpoint(tensors, [], NOWHERE), {}, name)
-    (match,) = match_loras([Lora(file)], [full_size(family)], TITLES[family])
+    (match,) = match_loras([Lora(file)], [full_size(family)], family_spec(family).title)
     return match
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from conftest import Ran
 
+from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from mlx_imagegen.layers.linear import PACKED, Packing
@@ -28,7 +29,6 @@ from mlx_imagegen.measuring.doctor import (
     warnings,
 )
 from mlx_imagegen.packing.recipes import read_recipe, recipe_names
-from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.planning.plan import Chip, plan
 from mlx_imagegen.request.job import usual_job
 from tests.tiny import draw_flux

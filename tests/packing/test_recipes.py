@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_imagegen.errors import QuantizationError
+from mlx_imagegen.families import open_family
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
@@ -15,7 +16,7 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import WeightTransforms, layers, own_parameters
 from mlx_imagegen.packing.recipes import COMPONENTS, Recipe, fitted, from_the_end, read_recipe, recipe_names
-from mlx_imagegen.pipeline import load, open_family
+from mlx_imagegen.pipeline import load
 from mlx_imagegen.quantization.quantizer import draft
 
 FLUX_DEV = FluxConfig(

@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.lora.file import TITLES, open_lora
+from mlx_imagegen.families import family_spec
+from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Change, Lora, ModuleNames, match_loras
 from mlx_imagegen.lora.names import split_key
 from tests.lora.test_merge import check_format
@@ -54,7 +55,7 @@ def draw_modules(name: str) -> Iterator[tuple[str, dict[str, np.ndarray], float]
 def changes(path: Path, tensors: dict[str, Any], family: str) -> list[Change]:
     mx.save_safetensors(str(path), {key: mx.array(value) for key, value in tensors.items()})
     vocabulary = VOCABULARIES.setdefault(family, full_size(family))
-    (match,) = match_loras([Lora(open_lora(path), SCALE)], [vocabulary], TITLES[family])
+    (match,) = match_loras([Lora(open_lora(path), SCALE)], [vocabulary], family_spec(family).title)
     return [change for each in match.changes.values() for change in each]
 
 

@@ -10,12 +10,13 @@ from PIL import Image
 from mlx_imagegen import load
 from mlx_imagegen import machine as memory
 from mlx_imagegen.errors import InsufficientMemoryError
+from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import USABLE_SHARE
 from mlx_imagegen.packing.recipes import read_recipe
-from mlx_imagegen.pipeline import StepEvent, open_family
+from mlx_imagegen.pipeline import StepEvent
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
 from tests.tiny import draw_flux

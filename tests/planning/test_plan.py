@@ -16,7 +16,7 @@ from PIL import Image
 from mlx_imagegen import load
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.families.base import Prompt, ReferenceTokens, Settings
-from mlx_imagegen.families.hidream_o1.family import HiDream
+from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading.checkpoint import open_checkpoint
@@ -29,6 +29,7 @@ from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.vision.qwen3 import open_tower
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.tiny import draw_flux
+from tests.watch import Velocity, around_velocity
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -64,15 +65,17 @@ class Counter:
 def counted(pipeline: Pipeline, counter: Counter, **parameters: Any) -> tuple[float, Any]:
     """FLOPs of one step, and the job's settings."""
     family = pipeline.family
-    velocity = family.velocity
 
-    def watched(*arguments: Any) -> mx.array:
-        counter.on = True
-        out = velocity(*arguments)
-        counter.on = False
-        return out
+    def watched(velocity: Velocity) -> Velocity:
+        def counted_velocity(x: mx.array, index: int) -> mx.array:
+            counter.on = True
+            out = velocity(x, index)
+            counter.on = False
+            return out
 
-    family.velocity = watched  # type: ignore[method-assign]
+        return counted_velocity
+
+    around_velocity(family, watched)
     job = pipeline.jobs("a cat", seed=1, **parameters)[0]
     pipeline.generate("a cat", seed=1, **parameters)
     return counter.flops / job.settings.steps, job.settings
@@ -98,8 +101,8 @@ def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     (branch,) = pipeline._branches.values()
     prompt = Prompt("a cat", tuple(pictures))
     found = pipeline.family.reference_tokens(prompt, settings)
-    assert found.image == branch.seen.latents.shape[1] > 36
-    assert found.prompt == sum(len(features) for features in branch.seen.features) > 0
+    assert found.image == branch.references.latents.shape[1] > 36
+    assert found.prompt == sum(len(features) for features in branch.references.features) > 0
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1] - found.prompt)
     assert plan(pipeline.family, settings, prompt=prompt).step_flops == pytest.approx(flops, rel=0.005)
 
@@ -123,7 +126,7 @@ def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: py
 def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
     """It comes and goes before the denoiser; where that stays in memory, beside it."""
     family = load(STORED["hidream_o1"]).family
-    assert isinstance(family, HiDream)
+    assert isinstance(family, HiDreamO1)
     tower, _, _ = open_tower(family.files.config.vision, family.files.folder, family.files.weights)
     loaded = sum(value.nbytes for _, value in tree_flatten(tower.load().parameters()))
     settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
@@ -292,14 +295,17 @@ def test_the_steps_bytes_are_the_weights_and_what_passes_through_the_layers(
         passed[0] += (x.nbytes + out.nbytes) * (x.size // x.shape[-1] > 1)
         return out
 
-    velocity, steps = pipeline.family.velocity, 2
+    steps = 2
 
-    def watched(*arguments: Any) -> mx.array:
-        with monkeypatch.context() as patch:
-            patch.setattr(Linear, "__call__", linear)
-            return velocity(*arguments)
+    def watched(velocity: Velocity) -> Velocity:
+        def counted_velocity(x: mx.array, index: int) -> mx.array:
+            with monkeypatch.context() as patch:
+                patch.setattr(Linear, "__call__", linear)
+                return velocity(x, index)
 
-    pipeline.family.velocity = watched  # type: ignore[method-assign]
+        return counted_velocity
+
+    around_velocity(pipeline.family, watched)
     side = 16 * pipeline.family.size_multiple
     asked: dict[str, Any] = {"seed": 1, "width": side, "height": side, "steps": steps}
     asked |= {"max_sequence_length": 32} if name == "flux1" else {}
@@ -307,5 +313,5 @@ def test_the_steps_bytes_are_the_weights_and_what_passes_through_the_layers(
     lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))
     made = plan(pipeline.family, pipeline.jobs("a cat", **asked)[0].settings, gpu=False)
-    weights = held_bytes(pipeline.family.components[pipeline.family.stages["denoise"][0]], gpu=False)
+    weights = held_bytes(pipeline.family.transformer, gpu=False)
     assert made.step_bytes == pytest.approx(made.branches * weights + passed[0] / steps, rel=0.01)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
+from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.packing.affine import as_mlx, pack_rows, unpack_rows
-from mlx_imagegen.pipeline import open_family
 from mlx_imagegen.quantization import calibrate
 from mlx_imagegen.quantization.calibrate import Statistics, blank, collect, pack_calibrated, watching
 from tests.packing.test_affine import drawn, unpacked
 from tests.tiny import draw_flux
+from tests.watch import Velocity, around_velocity
 
 
 def inputs(count: int, columns: int, seed: int) -> np.ndarray:
@@ -162,17 +163,21 @@ def test_one_stage_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
         held["encode"] = alive() or family.components["transformer"].loaded
         return encode(*given)
 
-    def velocity(*given: Any, velocity: Any = family.velocity) -> Any:
-        layer.append(weakref.ref(family.components["transformer"].load().transformer_blocks[0].attn.to_q))
-        held["denoise"] = alive() and not family.components["text_encoder_2"].loaded
-        return velocity(*given)
+    def watched(velocity: Velocity) -> Velocity:
+        def watched_velocity(x: mx.array, index: int) -> mx.array:
+            layer.append(weakref.ref(family.components["transformer"].load().transformer_blocks[0].attn.to_q))
+            held["denoise"] = alive() and not family.components["text_encoder_2"].loaded
+            return velocity(x, index)
+
+        return watched_velocity
 
     def decode(*given: Any, decode: Any = family.decode) -> Any:
         held["decode"] = alive()
         return decode(*given)
 
-    for name, function in {"encode": encode, "velocity": velocity, "decode": decode}.items():
+    for name, function in {"encode": encode, "decode": decode}.items():
         monkeypatch.setattr(family, name, function)
+    around_velocity(family, watched)
     jobs = pipeline.jobs("a cat", seed=1, steps=1, width=64, height=48)
     assert collect(pipeline, jobs, {"proj_out": Packing(4, 64)})["proj_out"].count == 12
     assert held == {"encode": False, "denoise": True, "decode": False}

@@ -30,6 +30,7 @@ from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
+from tests.watch import Velocity, around_velocity
 
 ROOT = Path(__file__).parents[2]
 PICTURE = {"steps": 2, "width": 64, "height": 48, "seed": 3, "max_sequence_length": 16}
@@ -373,13 +374,15 @@ def velocity_error(source: Path, made: Path) -> float:
     first = []
     for folder in (source, made):
         pipeline = load(folder)
-        velocity = pipeline.family.velocity
 
-        def watched(*arguments: Any, velocity: Any = velocity) -> mx.array:
-            first.append(velocity(*arguments))
-            return first[-1]
+        def watched(velocity: Velocity) -> Velocity:
+            def kept_velocity(x: mx.array, index: int) -> mx.array:
+                first.append(velocity(x, index))
+                return first[-1]
 
-        pipeline.family.velocity = watched  # type: ignore[method-assign]
+            return kept_velocity
+
+        around_velocity(pipeline.family, watched)
         pipeline.generate("an old map", **(PICTURE | {"steps": 1}))
     return float(mx.sqrt(mx.mean((first[1] - first[0]) ** 2)))
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.hub.recognition import recognise
+from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.request.job import Job, requested
 
 FULL = manifests()["hidream-o1"]
@@ -54,7 +54,7 @@ def test_sizes_off_the_trained_ones_are_told_not_refused() -> None:
 
 def test_small_models_make_small_pictures() -> None:
     """A folder trained for tests says so in its config.json; 256 pixels are the published models' limit."""
-    small = recognise(Path(__file__).parents[1] / "data" / "hidream_o1")
+    small = recognize(Path(__file__).parents[1] / "data" / "hidream_o1")
     assert one(small, width=32, height=32).settings.width == 32
     assert one(width=256, height=256).settings.width == 256
     assert one(manifests()["hidream-demo"], width=64, height=32).settings.width == 64

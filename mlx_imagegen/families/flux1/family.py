@@ -1,4 +1,4 @@
-"""FLUX.1 schnell and dev: the contract of family.py, filled in.
+"""FLUX.1 schnell and dev as a family.
 
 CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the
 dev transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
@@ -7,7 +7,7 @@ dev transformer is told; a second branch for a negative prompt (true CFG) is pos
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,7 +18,7 @@ from ...errors import QuantizationError
 from ...folding import Fold
 from ...hub.manifest import Manifest
 from ...layers.patches import patchified, unpatchified
-from ...layers.posterior import drawn
+from ...layers.posterior import sample_posterior
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
 from ...loading.names import RowRange
@@ -28,11 +28,12 @@ from ...sampling import Schedule, flow_match_schedule
 from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
-from ..base import Conditioning, Family, Prompt, Settings
+from ..base import Family, Prompt, Settings
+from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
-from .keys import LORA_PREFIXES, lora_names
+from .keys import lora_names
 from .modulation import tabulate
-from .transformer import FluxTransformer, Modulation
+from .transformer import FluxTransformer
 
 # Both are fixed in diffusers' code: a token's side in latents, and rope's base.
 SIDE = 2
@@ -43,35 +44,37 @@ THETA = 10000.0
 class FluxBranch:
     txt: mx.array  # [1, T, D]
     pooled: mx.array  # [1, P]
-    # What the loop shares, filled in by `prepare`.
-    rope: Rope | None = None
-    modulation: tuple[Modulation, ...] = ()  # one a step
 
 
-class Flux(Family[FluxBranch]):
+class Flux1(Family[FluxBranch]):
     name = "flux1"
     stages = {
         "encode": ("text_encoder", "text_encoder_2"),
         "denoise": ("transformer",),
         "decode": ("vae_decoder",),
-        "look": ("vae_encoder",),
+        "encode_image": ("vae_encoder",),
     }
-    lora_prefixes = LORA_PREFIXES
 
     def __init__(self, files: FluxFiles):
         self.files = files
         dtype = compute_dtype()
         self.components = {
-            "text_encoder": Component(files.clip, lambda: ClipTextModel(files.clip_config), dtype),
-            "text_encoder_2": Component(files.t5, lambda: T5Encoder(files.t5_config), dtype),
-            "transformer": Component(files.transformer, lambda: FluxTransformer(files.config), dtype),
+            "text_encoder": Component(
+                files.clip, lambda: ClipTextModel(files.clip_config), dtype, heads=files.clip_config.num_attention_heads
+            ),
+            "text_encoder_2": Component(
+                files.t5, lambda: T5Encoder(files.t5_config), dtype, heads=files.t5_config.num_heads
+            ),
+            "transformer": Component(
+                files.transformer, lambda: FluxTransformer(files.config), dtype, heads=files.config.num_attention_heads
+            ),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
         }
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, changes: WeightTransforms) -> "Flux":
-        return cls(open_files(folder, manifest, changes))
+    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux1":
+        return cls(open_files(folder, manifest, transforms))
 
     @property
     def size_multiple(self) -> int:
@@ -114,7 +117,7 @@ class Flux(Family[FluxBranch]):
     def schedule(self, settings: Settings) -> Schedule:
         return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
 
-    def prepare(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> list[FluxBranch]:
+    def denoiser(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> "Flux1Denoiser":
         tables = tabulate(
             self.files.config,
             self.files.transformer.fill,
@@ -123,28 +126,20 @@ class Flux(Family[FluxBranch]):
             [branch.pooled for branch in branches],
             compute_dtype(),
         )
-        return [
-            replace(branch, rope=self._rope(branch.txt.shape[1], settings), modulation=tuple(table))
+        conditions = [
+            Condition(branch.txt, self._rope(branch.txt.shape[1], settings), table)
             for branch, table in zip(branches, tables, strict=True)
         ]
-
-    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[FluxBranch]) -> mx.array:
-        transformer = self.components["transformer"].load()
-        x = x.astype(compute_dtype())
-
-        def branch(of: FluxBranch) -> mx.array:
-            return transformer(x, of.txt, of.rope, of.modulation[index])
-
-        return conditioning.guided(branch)
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
         return decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
 
-    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
         mean, logvar = encoder.encode(picture[None])
-        sample, noise = drawn(mean, logvar, seed)
+        sample, noise = sample_posterior(mean, logvar, seed)
         config = self.files.vae_config
         return (sample - config.shift_factor) * config.scaling_factor, noise
 

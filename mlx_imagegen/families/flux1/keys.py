@@ -54,17 +54,6 @@ XLABS: dict[str, tuple[tuple[str, int], ...]] = {
     "single_blocks.{i}.processor.qkv_lora": ORIGINAL["single_blocks.{i}.linear1"][:3],
     "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
 }
-# How LoRA keys say that they are for a text encoder.
-LORA_PREFIXES = {
-    "lora_te1_": "text_encoder",
-    "lora_te_": "text_encoder",
-    "text_encoder.": "text_encoder",
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "lora_te3_": "text_encoder_2",
-    "lora_te2_": "text_encoder_2",  # OneTrainer's
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_2",
-}
 
 AUTOENCODER = (
     (r"^(en|de)coder\.mid\.block_(\d)\.", lambda m: f"{m[1]}coder.mid_block.resnets.{int(m[2]) - 1}."),

@@ -1,6 +1,6 @@
 """What HiDream-O1 takes from reference pictures: patches to attend to, and what the vision tower sees in them.
 
-In: a `Prompt` with references. Out: `Seen`. The tower is loaded for this and let go again.
+In: a `Prompt` with references. Out: `EncodedReferences`. The tower is loaded for this and let go again.
 """
 
 import math
@@ -11,36 +11,37 @@ from typing import TypedDict
 import mlx.core as mx
 import numpy as np
 
-from ...image import to_pixels
+from ...image import Box, to_pixels
 from ...layers.patches import Grid, patchified
 from ...precision import compute_dtype
-from ...request.options import Box
 from ...vision.patches import merged_grid, to_patches
-from ...vision.qwen3 import Features, VisionConfig, open_tower, read_eyes, see
+from ...vision.qwen3 import Features, VisionConfig, encode_patches, open_tower, read_vision_config
 from ..base import Prompt, ReferenceTokens
 from .files import HiDreamFiles
 from .references import Reference, prepared, sizes
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedReferences:
     shown: tuple[Grid, ...] = ()  # merged grids, as the prompt shows them
     grids: tuple[Grid, ...] = ()  # of the references' own patches
     patches: mx.array | None = None  # [1, R, C p p]
     features: Features | None = None
 
 
-def look_at(prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_side: int | None = None) -> Seen:
+def encode_references(
+    prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_side: int | None = None
+) -> EncodedReferences:
     """`size`: width and height of the picture to make. `kept_side`: as `prepared` takes it."""
     if not prompt.references:
-        return Seen()
+        return EncodedReferences()
     patch = files.config.patch.patch_size
     tower, vision, cut = open_tower(files.config.vision, files.folder, files.weights)
     references = prepared(prompt.references, size, **_rules(prompt, files, vision, kept_side))
     pictures = [to_patches(reference.shown, cut) for reference in references]
-    features = see(tower.load(), pictures, compute_dtype())
+    features = encode_patches(tower.load(), pictures, compute_dtype())
     tower.release()
-    return Seen(
+    return EncodedReferences(
         shown=tuple(picture.merged for picture in pictures),
         grids=tuple((reference.pixels.height // patch, reference.pixels.width // patch) for reference in references),
         patches=mx.concatenate([_patches(reference, patch) for reference in references], axis=1),
@@ -51,10 +52,10 @@ def look_at(prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_sid
 def tokens_of(
     prompt: Prompt, size: tuple[int, int], files: HiDreamFiles, kept_side: int | None = None
 ) -> ReferenceTokens:
-    """How many tokens `look_at` will give, without a look at the pictures."""
+    """How many tokens `encode_references` will give, without looking at the pictures."""
     if not prompt.references:
         return ReferenceTokens()
-    vision, cut = read_eyes(files.config.vision, files.folder)
+    vision, cut = read_vision_config(files.config.vision, files.folder)
     given = [picture.size for picture in prompt.references]
     found = sizes(given, size, **_rules(prompt, files, vision, kept_side))
     return ReferenceTokens(

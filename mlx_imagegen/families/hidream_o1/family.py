@@ -1,4 +1,4 @@
-"""HiDream-O1-Image, full, Dev and Dev-2604: the contract of family.py, filled in.
+"""HiDream-O1-Image, full, Dev and Dev-2604, as a family.
 
 There is no VAE and no text encoder: one decoder reads the prompt and the picture's raw pixels, 32 by 32 to a token, and
 says what the clean pixels are. Encoding gives ids and positions, decoding puts the patches back together.
@@ -6,7 +6,7 @@ says what the clean pixels are. Encoding gives ids and positions, decoding puts 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,9 +28,10 @@ from ...sampling import (
     timesteps_schedule,
     twice_shifted_schedule,
 )
-from ...text.qwen import KeyValues, Rope, mrope
-from ..base import Conditioning, Family, LastValueCache, Prompt, ReferenceTokens, Settings
-from .editing import Seen, look_at, tokens_of
+from ...text.qwen import mrope
+from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from .denoiser import Condition, HiDreamO1Denoiser
+from .editing import EncodedReferences, encode_references, tokens_of
 from .files import TABLE, VISION, HiDreamFiles, open_files
 from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
@@ -41,29 +42,31 @@ class HiDreamBranch:
     txt: mx.array  # [1, T, D], the causal part, the references' features in it
     positions: np.ndarray  # [3, T + 1 + L + R]
     deepstack: tuple[mx.array, ...] = ()  # [1, T, D] each
-    references: mx.array | None = None  # [1, R, C p p]; after `prepare` [1, R, D]
-    # What the loop shares, filled in by `prepare`.
-    timesteps: tuple[float, ...] = ()
-    rope: Rope | None = None  # of the timestep token and the patches
-    prefix: tuple[KeyValues, ...] = ()
+    references: mx.array | None = None  # [1, R, C p p]
 
 
-class HiDream(Family[HiDreamBranch]):
+class HiDreamO1(Family[HiDreamBranch]):
     name = "hidream_o1"
-    stages = {"encode": (), "prepare": ("transformer",), "denoise": ("transformer",), "decode": (), "look": ()}
+    stages = {"encode": (), "prepare": ("transformer",), "denoise": ("transformer",), "decode": (), "encode_image": ()}
 
     def __init__(self, files: HiDreamFiles, kept_side: int):
         self.files = files
         self.patch = files.config.patch
-        transformer = Component(files.weights, lambda: HiDreamTransformer(files.config), compute_dtype(), "model")
-        # The vision tower (`eyes`) is not among them: without references it is neither loaded nor even imported.
+        transformer = Component(
+            files.weights,
+            lambda: HiDreamTransformer(files.config),
+            compute_dtype(),
+            "model",
+            heads=files.config.text.num_attention_heads,
+        )
+        # The vision tower is not among them: without references it is neither loaded nor even imported.
         self.components = {"transformer": transformer}
         self._kept_side = kept_side
-        self._seen = LastValueCache[Seen]()  # both branches see the same pictures
+        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, changes: WeightTransforms) -> "HiDream":
-        return cls(open_files(folder, changes), manifest.extras["sizes"]["reference_side"])
+    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "HiDreamO1":
+        return cls(open_files(folder, transforms), manifest.extras["sizes"]["reference_side"])
 
     @property
     def size_multiple(self) -> int:
@@ -75,20 +78,20 @@ class HiDream(Family[HiDreamBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[HiDreamBranch, list[str]]:
         text, notes = self._fitting(prompt.text, settings.extras["max_sequence_length"])
-        config, seen = self.files.config, self._see(prompt, settings)
-        ids = prompt_ids(text, config, self.files.tokenizer, seen.shown)
+        config, encoded = self.files.config, self._encoded(prompt, settings)
+        ids = prompt_ids(text, config, self.files.tokenizer, encoded.shown)
         # The last id stands for the timestep, which each step embeds itself.
         txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]  # [1, T, D]
         deepstack = []
-        if seen.features is not None:
+        if encoded.features is not None:
             places = mx.array([index for index, token in enumerate(ids) if token == config.image_token])
-            txt[0, places] = seen.features.embeds.astype(RESIDUAL_DTYPE)
-            for level in seen.features.deepstack:
+            txt[0, places] = encoded.features.embeds.astype(RESIDUAL_DTYPE)
+            for level in encoded.features.deepstack:
                 deepstack.append(mx.zeros_like(txt))
                 deepstack[-1][0, places] = level.astype(RESIDUAL_DTYPE)
         mx.eval(txt, deepstack)
-        where = positions(ids, config, self.grid(settings), seen.shown, seen.grids)
-        return HiDreamBranch(txt, where, tuple(deepstack), seen.patches), notes
+        where = positions(ids, config, self.grid(settings), encoded.shown, encoded.grids)
+        return HiDreamBranch(txt, where, tuple(deepstack), encoded.patches), notes
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         return 1, self.patch.in_channels, settings.height, settings.width
@@ -108,54 +111,46 @@ class HiDream(Family[HiDreamBranch]):
             return twice_shifted_schedule(settings.steps, extras["shift"])
         return shifted_schedule(settings.steps, extras["shift"])
 
-    def prepare(self, branches: Sequence[HiDreamBranch], schedule: Schedule, settings: Settings) -> list[HiDreamBranch]:
-        return [self._prepared(branch, schedule) for branch in branches]
+    def denoiser(
+        self, branches: Sequence[HiDreamBranch], schedule: Schedule, settings: Settings
+    ) -> "HiDreamO1Denoiser":
+        conditions = [self._condition(branch) for branch in branches]
+        return HiDreamO1Denoiser(self.transformer, conditions, settings.cfg, schedule.timesteps, self.patch.t_eps)
 
-    def _prepared(self, branch: HiDreamBranch, schedule: Schedule) -> HiDreamBranch:
+    def _condition(self, branch: HiDreamBranch) -> Condition:
         """The prefix's keys and values, and the references' embeddings: both are the same at every step."""
         cos, sin = mrope(branch.positions, self.files.config.text)
         length = branch.txt.shape[1]
-        transformer = self.components["transformer"].load()
+        transformer = self.transformer.load()
         references = None if branch.references is None else transformer.embed(branch.references)
         prefix = transformer.prefix(branch.txt, (cos[:length], sin[:length]), branch.deepstack)
         rope = cos[length:], sin[length:]
         mx.eval(references, rope)
-        return replace(branch, timesteps=schedule.timesteps, rope=rope, prefix=tuple(prefix), references=references)
-
-    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[HiDreamBranch]) -> mx.array:
-        """The model says where the clean picture is; the velocity points from there to x."""
-        transformer = self.components["transformer"].load()
-
-        def branch(of: HiDreamBranch) -> mx.array:
-            timestep = of.timesteps[index]
-            picture = transformer(x, timestep, of.rope, of.prefix, of.references)
-            return (x - picture) / max(timestep / 1000, self.patch.t_eps)
-
-        return conditioning.guided(branch)
+        return Condition(rope, tuple(prefix), references)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         return unpatchified(x, self.grid(settings), self.patch.patch_size)[0].transpose(1, 2, 0)
 
-    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         return picture.transpose(2, 0, 1)[None], self.noise(seed, settings)
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         return settings.extras["noise_scale"][0] * x
 
     @property
-    def eyes(self) -> int:
+    def vision_param_count(self) -> int:
         tensors = self.files.weights.checkpoint
         return sum(math.prod(tensors[name].shape) for name in tensors if name.startswith(VISION))
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
-        return tokens_of(prompt, *self._looking(settings))
+        return tokens_of(prompt, *self._reference_rules(settings))
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """ai-toolkit leaves the checkpoint's outermost name off."""
         return {module.removeprefix("model."): [RowRange(module)] for module in modules}
 
     def forget(self) -> None:
-        self._seen.forget()  # a LoRA may change the vision tower
+        self._references.forget()  # a LoRA may change the vision tower
 
     def solver(
         self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
@@ -174,11 +169,13 @@ class HiDream(Family[HiDreamBranch]):
 
         return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
 
-    def _see(self, prompt: Prompt, settings: Settings) -> Seen:
-        size, files, kept_side = self._looking(settings)
-        return self._seen.get((prompt.shown, size, kept_side), lambda: look_at(prompt, size, files, kept_side))
+    def _encoded(self, prompt: Prompt, settings: Settings) -> EncodedReferences:
+        size, files, kept_side = self._reference_rules(settings)
+        return self._references.get(
+            (prompt.references_key, size, kept_side), lambda: encode_references(prompt, size, files, kept_side)
+        )
 
-    def _looking(self, settings: Settings) -> tuple[tuple[int, int], HiDreamFiles, int | None]:
+    def _reference_rules(self, settings: Settings) -> tuple[tuple[int, int], HiDreamFiles, int | None]:
         kept_side = self._kept_side if settings.extras.get("keep_original_aspect") else None
         return (settings.width, settings.height), self.files, kept_side
 

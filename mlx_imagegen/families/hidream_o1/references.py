@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from ...request.options import Box
-from ...request.sizes import fitted
+from ...image import Box, fitted
 
 Size = tuple[int, int]  # width, height
 

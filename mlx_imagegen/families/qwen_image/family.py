@@ -1,4 +1,4 @@
-"""Qwen-Image, its Lightning and editing checkpoints: the contract of family.py, filled in.
+"""Qwen-Image, its Lightning and editing checkpoints as a family.
 
 Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel
 latents, beside which reference pictures' own latents stand -> VAE. Guidance is the scale between two branches, with the
@@ -21,30 +21,31 @@ from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
 from ...image import to_pixels
 from ...layers.patches import Grid, patchified, unpatchified
-from ...layers.posterior import drawn
-from ...layers.rope import Rope, rope_table
+from ...layers.posterior import sample_posterior
+from ...layers.rope import rope_table
 from ...loading.component import Component
 from ...loading.weights import WeightTransforms
-from ...precision import SOLVER_DTYPE, VAE_DTYPE, compute_dtype, on_gpu
+from ...precision import VAE_DTYPE, compute_dtype, on_gpu
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid, to_patches
-from ...vision.qwen2_5 import see, vision_shapes, vision_tower
-from ..base import Conditioning, Family, LastValueCache, Prompt, ReferenceTokens, Settings, apply_cfg
+from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
+from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..schedule_tables import find_tables
+from .denoiser import Condition, QwenImageDenoiser
 from .files import TABLE, QwenImageFiles, columns, open_files
 from .lightning import lightning_notes
-from .modulation import fold_inputs, modulators
+from .modulation import Tables, fold_inputs, modulators, tabulate, unfold
 from .positions import positions
 from .prompts import ids_of
-from .tables import find
 from .transformer import Modulation, QwenImageTransformer
 
 THETA = 10000.0  # diffusers fixes rope's base in code
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedReferences:
     """Reference pictures, as the language model and the transformer take them."""
 
     features: tuple[mx.array, ...] = ()  # [tokens, D] each
@@ -56,11 +57,7 @@ class Seen:
 @dataclass(frozen=True)
 class QwenImageBranch:
     txt: mx.array  # [1, T, D]
-    seen: Seen
-    # What the loop shares, filled in by `prepare`.
-    rope: Rope | None = None
-    modulation: tuple[Modulation, ...] = ()  # one a step
-    together: bool = False  # whether this branch and another run as one batch
+    references: EncodedReferences
 
 
 class QwenImage(Family[QwenImageBranch]):
@@ -69,49 +66,59 @@ class QwenImage(Family[QwenImageBranch]):
         "encode": ("text_encoder",),
         "denoise": ("transformer",),
         "decode": ("vae_decoder",),
-        "look": ("vae_encoder",),
+        "encode_image": ("vae_encoder",),
     }
 
     def __init__(self, files: QwenImageFiles):
         self.files = files
         dtype = compute_dtype()
         self.components = {
-            "text_encoder": Component(files.text, lambda: LanguageModel(files.text_config), dtype),
-            "transformer": Component(files.transformer, lambda: QwenImageTransformer(files.config), dtype),
+            "text_encoder": Component(
+                files.text, lambda: LanguageModel(files.text_config), dtype, heads=files.text_config.num_attention_heads
+            ),
+            "transformer": Component(
+                files.transformer,
+                lambda: QwenImageTransformer(files.config),
+                dtype,
+                heads=files.config.num_attention_heads,
+            ),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE),
         }
         if (vision := files.vision_config) is not None:
             self.components["vision"] = Component(
-                files.text, lambda: vision_tower(vision), dtype, shapes=lambda: vision_shapes(vision)
+                files.text,
+                lambda: vision_tower(vision),
+                dtype,
+                shapes=lambda: vision_shapes(vision),
+                heads=vision.num_heads,
             )
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
-        self._seen = LastValueCache[Seen]()  # both branches see the same pictures
-        self._tables = LastValueCache[tuple[Modulation, ...]]()  # the same for every prompt
-        self._tables_from = ""
+        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
+        self._tables = LastValueCache[tuple[tuple[Modulation, ...], str]]()  # the same for every prompt
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, changes: WeightTransforms) -> "QwenImage":
-        return cls(open_files(folder, manifest, changes))
+    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "QwenImage":
+        return cls(open_files(folder, manifest, transforms))
 
     @property
     def size_multiple(self) -> int:
         return self.files.config.patch_size * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[QwenImageBranch, list[str]]:
-        seen, length = self._see(prompt), settings.extras["max_sequence_length"]
-        read = ids_of(self._tokenizer, prompt.text, self.files.editing, seen.merged, length)
+        references, length = self._encoded(prompt), settings.extras["max_sequence_length"]
+        read = ids_of(self._tokenizer, prompt.text, self.files.editing, references.merged, length)
         x = self.files.text.gather(TABLE, read.ids, compute_dtype())
-        if seen.features:
+        if references.features:
             (places,) = np.nonzero(np.array(read.ids) == read.picture)
-            x[mx.array(places)] = mx.concatenate(list(seen.features))
-        where = text_positions(read.ids, read.picture if seen.merged else None, seen.merged)
+            x[mx.array(places)] = mx.concatenate(list(references.features))
+        where = text_positions(read.ids, read.picture if references.merged else None, references.merged)
         text_encoder = self.components["text_encoder"].load()
         features = text_encoder(x[None], mrope(where, self.files.text_config))
         txt = features[:, read.template :]  # the template's own words are not passed on
         mx.eval(txt)
         notes = [f"the prompt is longer than {length} tokens; cut off: '{read.cut}'"] if read.cut else []
-        return QwenImageBranch(txt, seen), notes
+        return QwenImageBranch(txt, references), notes
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         side, (rows, columns) = self.files.config.patch_size, self.grid(settings)
@@ -131,48 +138,28 @@ class QwenImage(Family[QwenImageBranch]):
             self.files.folded.check(schedule.timesteps, folder, settings.steps, size, settings.extras.get("shift"))
         return schedule
 
-    def prepare(
+    def denoiser(
         self, branches: Sequence[QwenImageBranch], schedule: Schedule, settings: Settings
-    ) -> list[QwenImageBranch]:
-        grids = (self.grid(settings), *branches[0].seen.grids)
-        longest = max(branch.txt.shape[1] for branch in branches)
-        together = self._in_one_batch(longest + sum(map(math.prod, grids)))
-        axes = self.files.config.axes_dims_rope
-        ropes = [rope_table(positions(branch.txt.shape[1], grids), axes, THETA) for branch in branches]
-        table = self._tables.get(schedule, lambda: self._tabulated(schedule))
-        return [
-            replace(branch, rope=rope, modulation=table, together=together)
-            for branch, rope in zip(branches, ropes, strict=True)
+    ) -> "QwenImageDenoiser":
+        references = branches[0].references  # all branches show the same pictures
+        grids, axes = (self.grid(settings), *references.grids), self.files.config.axes_dims_rope
+        lengths = [branch.txt.shape[1] for branch in branches]
+        table, source = self._tables.get(schedule, lambda: self.tables(schedule))
+        conditions = [
+            Condition(branch.txt, rope_table(positions(length, grids), axes, THETA), table)
+            for branch, length in zip(branches, lengths, strict=True)
         ]
-
-    def velocity(self, x: mx.array, index: int, conditioning: Conditioning[QwenImageBranch]) -> mx.array:
-        positive, negative = conditioning.positive, conditioning.negative
-        transformer = self.components["transformer"].load()
-        length, x = x.shape[1], x.astype(compute_dtype())
-        if positive.seen.latents is not None:
-            x = mx.concatenate([x, positive.seen.latents.astype(x.dtype)], axis=1)  # [1, L + R, C]
-        references = x.shape[1] - length
-
-        def branch(of: QwenImageBranch) -> mx.array:
-            return transformer(x, of.txt, of.rope, of.modulation[index], references)
-
-        if negative is None or not positive.together:
-            return conditioning.guided(branch, of_equal_length)
-        # Both as one batch; the shorter prompt is padded, and nothing attends to the padding.
-        txt, mask = padded([positive.txt, negative.txt], x.shape[1])
-        longest = max(positive, negative, key=lambda of: of.txt.shape[1])
-        both = transformer(mx.concatenate([x, x]), txt, longest.rope, positive.modulation[index], references, mask)
-        wanted, unwanted = mx.split(both.astype(SOLVER_DTYPE), 2)
-        return of_equal_length(wanted, unwanted, conditioning.cfg)
+        together = self._in_one_batch(max(lengths) + sum(map(math.prod, grids)))
+        return QwenImageDenoiser(self.transformer, conditions, settings.cfg, references.latents, together, source)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
         return decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
 
-    def look(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
+    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
         mean, logvar = encoder.encode(picture[None])
-        sample, noise = drawn(mean, logvar, seed)
+        sample, noise = sample_posterior(mean, logvar, seed)
         return normalised(sample, self.files.vae_config), noise
 
     @functools.cached_property
@@ -189,9 +176,6 @@ class QwenImage(Family[QwenImageBranch]):
             sum(math.prod(merged_grid(editing.language_size(size), patches)) for size in sizes),
             sum(math.prod(editing.latent_size(size)) for size in sizes) // self.size_multiple**2,
         )
-
-    def choices(self) -> dict[str, str]:
-        return {"modulation": self._tables_from}
 
     def fold(self, settings: Settings) -> Fold:
         """The modulation depends on the timestep alone, so that the schedule says all of it."""
@@ -212,34 +196,44 @@ class QwenImage(Family[QwenImageBranch]):
         return [note for name in names for note in lightning_notes(manifest, name)]
 
     def forget(self) -> None:
-        self._seen.forget()
+        self._references.forget()
         self._tables.forget()
 
-    def _tabulated(self, schedule: Schedule) -> tuple[Modulation, ...]:
-        tables, self._tables_from = find(self.files, schedule.timesteps, compute_dtype())
-        return tables.steps()
+    def tables(self, schedule: Schedule) -> tuple[tuple[Modulation, ...], str]:
+        """A modulation a step, and where they came from."""
+        files, dtype = self.files, compute_dtype()
+        config, timesteps = files.config, schedule.timesteps
+        arrays, source = find_tables(
+            files.transformer,
+            frozenset[str]().union(*modulators(config)),
+            (config, tuple(timesteps), str(dtype)),
+            timesteps,
+            lambda fill: tabulate(config, fill, timesteps, dtype).arrays(),
+            lambda fill, chosen: unfold(config, fill, chosen, files.columns, dtype).arrays(),
+            files.folded,
+        )
+        return Tables(**arrays).steps(), source
 
-    def _see(self, prompt: Prompt) -> Seen:
-        return self._seen.get(prompt.shown, lambda: self._look_at(prompt.references))
+    def _encoded(self, prompt: Prompt) -> EncodedReferences:
+        return self._references.get(prompt.references_key, lambda: self._encode_references(prompt.references))
 
-    def _look_at(self, pictures: Sequence[Image.Image]) -> Seen:
-        """What the models see of reference pictures."""
+    def _encode_references(self, pictures: Sequence[Image.Image]) -> EncodedReferences:
         editing, patch_config = self.files.editing, self.files.patches
         if not pictures or editing is None or patch_config is None:
-            return Seen()
+            return EncodedReferences()
         patches = [to_patches(editing.for_language(picture), patch_config) for picture in pictures]
         tower = self.components["vision"].load()
-        features = [see(tower, patch, compute_dtype()) for patch in patches]
+        features = [encode_patches(tower, patch, compute_dtype()) for patch in patches]
         latents = [self._latents(editing.for_latents(picture)) for picture in pictures]
         side = self.files.config.patch_size
-        seen = Seen(
+        packed = mx.concatenate([self.pack(z) for z in latents], axis=1)
+        mx.eval(packed)
+        return EncodedReferences(
             tuple(features),
             tuple(patch.merged for patch in patches),
-            mx.concatenate([self.pack(z) for z in latents], axis=1),
+            packed,
             tuple((z.shape[2] // side, z.shape[3] // side) for z in latents),
         )
-        mx.eval(seen.latents)
-        return seen
 
     def _latents(self, picture: Image.Image) -> mx.array:
         """[1, C, h, w], in the loop's scale; the posterior's mode, not a sample."""
@@ -255,21 +249,3 @@ class QwenImage(Family[QwenImageBranch]):
         activations = tokens * 16 * self.files.config.inner_dim * compute_dtype().size
         usable = memory.physical_bytes() * memory.USABLE_SHARE
         return self.components["transformer"].nbytes + 2 * activations <= usable
-
-
-def of_equal_length(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
-    """Beyond the wanted velocity, each token's as long as the wanted one's."""
-    v = apply_cfg(wanted, unwanted, scale)
-    return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
-
-
-def padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:
-    """Prompts [1, T, D] of several lengths as one batch, and what may be attended to: [B, 1, 1, T + image]."""
-    lengths = [txt.shape[1] for txt in prompts]
-    longest = max(lengths)
-    batch = mx.concatenate([mx.pad(txt, [(0, 0), (0, longest - txt.shape[1]), (0, 0)]) for txt in prompts])
-    if min(lengths) == longest:
-        return batch, None
-    places = np.arange(longest + image)
-    mask = np.stack([(places < length) | (places >= longest) for length in lengths])
-    return batch, mx.array(mask)[:, None, None]

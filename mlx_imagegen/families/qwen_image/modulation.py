@@ -17,23 +17,14 @@ from ...folding import Read
 from ...layers.activation import silu
 from ...layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
+from ...layers.modulation import Fill, FoldedLinear, adaln_table, folded_adaln_table
 from ...loading.weights import layers
 from .config import QwenImageConfig
 from .transformer import Modulation
 
 EMBEDDER = "time_text_embed.timestep_embedder"
-# Fills an empty layer from the checkpoint, by the layer's path.
-Fill = Callable[[nn.Module, str], nn.Module]
-# (an adaLN linear's path, its rows) -> its outputs, a row a timestep
+# (an adaLN linear's path, its chunks) -> its outputs, [rows, chunks, D]
 Outputs = Callable[[str, int], mx.array]
-
-
-class FoldedLinear(nn.Module):
-    """A linear's outputs in its place, a column a timestep."""
-
-    def __init__(self, rows: int, columns: int):
-        super().__init__()
-        self.table = mx.zeros((rows, columns))
 
 
 class QwenImageModulators(nn.Module):
@@ -69,7 +60,9 @@ class Tables(NamedTuple):
 
     def steps(self) -> tuple[Modulation, ...]:
         rows = zip(self.img, self.txt, self.out, strict=True)
-        return tuple(Modulation(*step, self.clean) for step in rows)
+        steps = tuple(Modulation(*step, self.clean) for step in rows)
+        mx.eval(steps)
+        return steps
 
     def arrays(self) -> dict[str, mx.array]:
         return {name: array for name, array in self._asdict().items() if array is not None}
@@ -84,16 +77,15 @@ def modulators(config: QwenImageConfig) -> tuple[frozenset[str], frozenset[str]]
 
 def tabulate(config: QwenImageConfig, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> Tables:
     """S timesteps (0..1000) -> S modulations, in `dtype`."""
-    dims = config.inner_dim
-    vec = silu(fill(EmbeddingMLP(FREQUENCIES, dims), EMBEDDER)(embedded(config, timesteps)))  # [S (+ 1), D]
+    vec = silu(fill(EmbeddingMLP(FREQUENCIES, config.inner_dim), EMBEDDER)(embedded(config, timesteps)))  # [S (+ 1), D]
     mx.eval(vec)
-    return _gathered(config, lambda path, rows: fill(Linear(dims, rows), path)(vec), dtype)
+    return _gathered(config, lambda path, chunks: adaln_table(fill, path, vec, chunks, dtype))
 
 
 def unfold(config: QwenImageConfig, fill: Fill, columns: Sequence[int], count: int, dtype: mx.Dtype) -> Tables:
     """The same from a folded checkpoint's tables, which have `count` columns; of those, the steps' own."""
-    chosen = mx.array([*columns, count - 1] if config.zero_cond_t else list(columns))
-    return _gathered(config, lambda path, rows: fill(FoldedLinear(rows, count), path).table[:, chosen].T, dtype)
+    chosen, dims = [*columns, count - 1] if config.zero_cond_t else columns, config.inner_dim
+    return _gathered(config, lambda path, chunks: folded_adaln_table(fill, path, dims, chunks, chosen, count, dtype))
 
 
 def fold_inputs(config: QwenImageConfig, timesteps: Sequence[float], read: Read) -> np.ndarray:
@@ -111,21 +103,13 @@ def embedded(config: QwenImageConfig, timesteps: Sequence[float]) -> mx.array:
     return sinusoids(times.tolist(), scale=1000.0)
 
 
-def _gathered(config: QwenImageConfig, outputs: Outputs, dtype: mx.Dtype) -> Tables:
-    dims = config.inner_dim
-
-    def table(path: str, chunks: int) -> mx.array:
-        out = outputs(path, chunks * dims)
-        out = out.reshape(out.shape[0], chunks, dims).astype(dtype)
-        mx.eval(out)  # now, so that this layer's weight can go before the next is read
-        return out
-
+def _gathered(config: QwenImageConfig, outputs: Outputs) -> Tables:
     img: list[mx.array] = []
     txt: list[mx.array] = []
     for i in range(config.num_layers):
-        img.append(table(f"transformer_blocks.{i}.img_mod.1", 6))
-        txt.append(table(f"transformer_blocks.{i}.txt_mod.1", 6))
-    out = table("norm_out.linear", 2)
+        img.append(outputs(f"transformer_blocks.{i}.img_mod.1", 6))
+        txt.append(outputs(f"transformer_blocks.{i}.txt_mod.1", 6))
+    out = outputs("norm_out.linear", 2)
     imgs, txts = mx.stack(img, axis=1), mx.stack(txt, axis=1)  # [S (+ 1), layers, 6, D]
     mx.eval(imgs, txts)
     if not config.zero_cond_t:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError
-from mlx_imagegen.families.flux1.family import THETA, Flux
+from mlx_imagegen.families.flux1.family import THETA, Flux1
 from mlx_imagegen.families.flux1.modulation import tabulate
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.layers.activation import silu
@@ -103,9 +103,9 @@ def check_latents(folder: Path) -> None:
     assert relative(seen[-1], reference["latents"]) < 4 * RELATIVE  # four steps
 
 
-def open_flux(folder: Path) -> tuple[Flux, dict[str, np.ndarray]]:
+def open_flux(folder: Path) -> tuple[Flux1, dict[str, np.ndarray]]:
     family = load(folder).family
-    assert isinstance(family, Flux)
+    assert isinstance(family, Flux1)
     return family, load_file(folder / "reference.safetensors")
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from mlx_imagegen.families.base import Prompt, Settings
-from mlx_imagegen.families.hidream_o1.family import HiDream, HiDreamBranch
-from mlx_imagegen.hub.recognition import recognise
+from mlx_imagegen.families.hidream_o1.denoiser import Condition
+from mlx_imagegen.families.hidream_o1.family import HiDreamBranch, HiDreamO1
+from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.layers.patches import unpatchified
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.pipeline import Pipeline, load
@@ -29,8 +30,8 @@ def largest(a: mx.array, b: mx.array) -> float:
     return float(mx.max(mx.abs(a - b)))
 
 
-def opened(folder: Path) -> HiDream:
-    return HiDream.open(folder, recognise(folder), WeightTransforms())
+def opened(folder: Path) -> HiDreamO1:
+    return HiDreamO1.open(folder, recognize(folder), WeightTransforms())
 
 
 def settings(width: int, height: int, **extras: Any) -> Settings:
@@ -53,7 +54,7 @@ def check_forward(
     if "rope_cos" in want:  # float32 angles of thousands of radians: as far as the reference's own rounding allows
         assert largest(cos, want["rope_cos"][0, :, : cos.shape[1]]) < 2e-5
         assert largest(sin, want["rope_sin"][0, :, : sin.shape[1]]) < 2e-5
-    (ready,) = family.prepare([branch], timesteps_schedule(TIMESTEPS), asked)
+    (ready,) = family.denoiser([branch], timesteps_schedule(TIMESTEPS), asked).branches
     for layer, (k, v) in enumerate(ready.prefix):
         if f"prefix_k{layer}" in want:
             assert largest(k, want[f"prefix_k{layer}"]) < X_PRED and largest(v, want[f"prefix_v{layer}"]) < X_PRED
@@ -71,7 +72,7 @@ def check_forward(
 
 
 def masked(
-    family: HiDream, branch: HiDreamBranch, ready: HiDreamBranch, z: mx.array, timestep: float
+    family: HiDreamO1, branch: HiDreamBranch, ready: Condition, z: mx.array, timestep: float
 ) -> tuple[list[mx.array], mx.array]:
     """The whole sequence at once under a dense mask, as upstream runs it: every layer's output with
     its deepstack features, and x_pred."""
@@ -109,7 +110,8 @@ def check_steps(pipeline: Pipeline, want: Mapping[str, mx.array], prompt: str, p
     (job,) = pipeline.jobs(prompt, **parameters)
     schedule = family.schedule(job.settings)
     prompts = [job.prompt] if job.negative is None else [job.prompt, job.negative]
-    ready = family.prepare([family.encode(one, job.settings)[0] for one in prompts], schedule, job.settings)
+    branches = [family.encode(one, job.settings)[0] for one in prompts]
+    ready = family.denoiser(branches, schedule, job.settings).branches
     draws = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
     solver = family.solver(schedule, job.seed, job.settings, draws)
     transformer = family.components["transformer"].load()

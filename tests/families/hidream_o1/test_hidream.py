@@ -22,7 +22,7 @@ from mlx_imagegen.families.hidream_o1 import editing
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import timesteps_schedule
-from mlx_imagegen.vision.qwen3 import see
+from mlx_imagegen.vision.qwen3 import encode_patches
 from tests.families.hidream_o1.checks import check_forward, check_loop, opened, settings
 
 DATA = Path(__file__).parents[2] / "data" / "hidream_o1"
@@ -70,11 +70,11 @@ def test_loop(name: str, count: int) -> None:
 def test_deepstack_features_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ports leave them out: then x_pred is another."""
     family = opened(DATA)
-    monkeypatch.setattr(editing, "see", lambda *given: see(*given)._replace(deepstack=[]))
+    monkeypatch.setattr(editing, "encode_patches", lambda *given: encode_patches(*given)._replace(deepstack=[]))
     want = mx.load(str(DATA / "forward_1ref.safetensors"))
 
     branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, 1))), settings(*SIZE))
-    (ready,) = family.prepare([branch], timesteps_schedule([999.0]), settings(*SIZE))
+    (ready,) = family.denoiser([branch], timesteps_schedule([999.0]), settings(*SIZE)).branches
     picture = family.components["transformer"].load()(want["t0.z"], 999.0, ready.rope, ready.prefix, ready.references)
     assert float(mx.max(mx.abs(picture - want["t0.x_pred"]))) > 0.01
 
@@ -156,7 +156,7 @@ def test_one_reference_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both branches, and the next seed, share the vision tower's work."""
     warm = pipeline.load(DATA)
     calls = []
-    monkeypatch.setattr(editing, "see", lambda *given: calls.append(1) or see(*given))
+    monkeypatch.setattr(editing, "encode_patches", lambda *given: calls.append(1) or encode_patches(*given))
     warm.generate(PROMPT, width=32, height=24, steps=2, seed=[1, 2], guidance=3.0, references=references(DATA, 1))
     assert len(calls) == 1
 
@@ -269,7 +269,7 @@ def test_bfloat16_weights_beside_a_float32_stream(name: str, count: int, monkeyp
     family, asked = opened(DATA), settings(*SIZE)
     want = mx.load(str(DATA / f"forward_{name}.safetensors"))
     branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, count))), asked)
-    (ready,) = family.prepare([branch], timesteps_schedule([999.0]), asked)
+    (ready,) = family.denoiser([branch], timesteps_schedule([999.0]), asked).branches
     assert ready.prefix[0][0].dtype == mx.bfloat16
     picture = family.components["transformer"].load()(want["t0.z"], 999.0, ready.rope, ready.prefix, ready.references)
     assert picture.dtype == mx.float32

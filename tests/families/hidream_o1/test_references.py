@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen.families.base import Prompt, ReferenceTokens
-from mlx_imagegen.families.hidream_o1.family import HiDream
+from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.families.hidream_o1.references import (
     prepared,
     reference_side,
@@ -108,7 +108,7 @@ def test_tokens_are_those_of_the_sequence(count: int, extra: dict) -> None:
 def test_tokens_at_full_size() -> None:
     """By the recorded cases: one picture beside 2048x2048 is as large as it, two are three quarters a side."""
     with shape_only_folder(MANIFEST) as folder:
-        family = HiDream.open(folder, MANIFEST, WeightTransforms())
+        family = HiDreamO1.open(folder, MANIFEST, WeightTransforms())
         square = Image.new("RGB", (1024, 1024))
         for count, image, shown in ((0, 0, 0), (1, 64**2, 144), (2, 2 * 48**2, 2 * 144), (5, 5 * 24**2, 5 * 81)):
             said = family.reference_tokens(Prompt("a fox", (square,) * count), settings(2048, 2048))

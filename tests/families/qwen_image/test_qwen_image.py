@@ -23,7 +23,7 @@ from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.prompts import GENERATE_TOKENS, ids_of
 from mlx_imagegen.families.qwen_image.transformer import Part, QwenImageTransformer
 from mlx_imagegen.hub.manifest import Model, manifests
-from mlx_imagegen.hub.recognition import recognise
+from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
@@ -60,7 +60,7 @@ def options_of(folder: Path) -> dict[str, Any]:
 
 def open_pipeline(folder: Path, like: str | None = None, **parameters: Any) -> Pipeline:
     """`load`, with the areas of the draw's references in the manifest's place. `like`: a manifest to take instead."""
-    options, manifest = options_of(folder), manifests()[like] if like else recognise(folder)
+    options, manifest = options_of(folder), manifests()[like] if like else recognize(folder)
     if manifest.edits and not options["full_size"]:
         areas = {"latent_area": options["latent_area"], "language_area": options["latent_area"]}
         if manifest.extras["references"]["numbered"]:

@@ -20,7 +20,7 @@ from mlx_imagegen.families.qwen_image import family as qwen_image
 from mlx_imagegen.families.qwen_image.editing import Editing
 from mlx_imagegen.families.qwen_image.family import QwenImage
 from mlx_imagegen.families.qwen_image.lightning import lightning_notes
-from mlx_imagegen.families.qwen_image.tables import find
+from mlx_imagegen.families.schedule_tables import find_tables
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.loading.checkpoint import Tensor
 from mlx_imagegen.request.job import Job, requested
@@ -302,7 +302,7 @@ def test_modulation_is_looked_for_once_for_a_schedule_until_a_lora_changes_weigh
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    monkeypatch.setattr(qwen_image, "find", lambda *given: made.append(len(given[1])) or find(*given))
+    monkeypatch.setattr(qwen_image, "find_tables", lambda *given: made.append(len(given[3])) or find_tables(*given))
     pipeline = load(DATA / "image")
     pipeline.generate(["a fox", "a hare"], **SMALL)
     pipeline.generate("a map", **SMALL | {"steps": 2})

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.cache import cache_folder
-from mlx_imagegen.families.qwen_image import tables
+from mlx_imagegen.families.qwen_image import family
 from mlx_imagegen.families.qwen_image.editing import Editing
 from mlx_imagegen.pipeline import Pipeline
 
@@ -60,7 +60,7 @@ def test_the_second_run_reads_no_weights_and_draws_the_same(kind: str, monkeypat
     given = {"references": [DATA / kind / "picture1.png"]} if kind == "zero" else {}
     monkeypatch.setattr(Editing, "for_latents", lambda self, picture: picture.resize((32, 48)))  # 1024x1024 takes long
     first, read = drawn(load(DATA / kind), **given)
-    monkeypatch.setattr(tables, "tabulate", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(family, "tabulate", lambda *_: pytest.fail("the weights were read"))
     second, kept = drawn(load(DATA / kind), **given)
     assert (read, kept) == (WEIGHTS, CACHE) and (first == second).all()
     assert len(list((cache_folder() / "modulation").iterdir())) == 1

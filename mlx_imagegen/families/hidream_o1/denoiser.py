@@ -1,0 +1,43 @@
+"""HiDream-O1's velocity for one picture.
+
+In: what `HiDreamO1.denoiser` computed for each branch. Out: dx/dsigma at each step. The model says where the clean
+picture is; the velocity points from there to x. Must not know: prompts, pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...loading.component import Component
+from ...text.qwen import KeyValues, Rope
+from ..base import Denoiser
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One branch, as the transformer takes it at every step."""
+
+    rope: Rope  # of the timestep token and the patches
+    prefix: tuple[KeyValues, ...]
+    references: mx.array | None  # [1, R, D]
+
+
+class HiDreamO1Denoiser(Denoiser[Condition]):
+    def __init__(
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        timesteps: Sequence[float],
+        least_sigma: float,
+    ):
+        super().__init__(conditions, cfg)
+        self._transformer = transformer
+        self._timesteps = timesteps
+        self._least_sigma = least_sigma
+
+    def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
+        timestep = self._timesteps[index]
+        picture = self._transformer.load()(x, timestep, branch.rope, branch.prefix, branch.references)
+        return (x - picture) / max(timestep / 1000, self._least_sigma)

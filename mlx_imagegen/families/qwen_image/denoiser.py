@@ -1,0 +1,89 @@
+"""Qwen-Image's velocity for one picture.
+
+In: what `QwenImage.denoiser` computed for each branch, and the reference pictures' latents. Out: dx/dsigma at each step.
+Guidance is the scale between two branches, with the length of every token's velocity kept at the prompt's branch's.
+Must not know: prompts, schedules, pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ...layers.rope import Rope
+from ...loading.component import Component
+from ...precision import SOLVER_DTYPE, compute_dtype
+from ..base import Denoiser, apply_cfg
+from .transformer import Modulation
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One branch, as the transformer takes it at every step."""
+
+    txt: mx.array  # [1, T, D]
+    rope: Rope
+    modulation: Sequence[Modulation]  # one a step
+
+
+class QwenImageDenoiser(Denoiser[Condition]):
+    def __init__(
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        references: mx.array | None,
+        one_batch: bool,
+        tables_source: str,
+    ):
+        """`references`: packed latents, [1, R, C]. `one_batch`: whether two branches run as one batch."""
+        super().__init__(conditions, cfg)
+        self._transformer = transformer
+        self._references = references
+        self._one_batch = one_batch
+        self._tables_source = tables_source
+
+    def velocity(self, x: mx.array, index: int) -> mx.array:
+        if len(self.branches) != 2 or not self._one_batch:
+            return super().velocity(x, index)
+        img, references = self._with_references(x)
+        # The shorter prompt is padded, and nothing attends to the padding.
+        txt, mask = padded([branch.txt for branch in self.branches], img.shape[1])
+        longest = max(self.branches, key=lambda branch: branch.txt.shape[1])
+        both = self._transformer.load()(
+            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask
+        )
+        return self.combine(list(mx.split(both.astype(SOLVER_DTYPE), 2)))
+
+    def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
+        img, references = self._with_references(x)
+        return self._transformer.load()(img, branch.txt, branch.rope, branch.modulation[index], references)
+
+    def combine(self, velocities: Sequence[mx.array]) -> mx.array:
+        """As long, token by token, as the prompt's own velocity."""
+        wanted, unwanted = velocities
+        v = apply_cfg(wanted, unwanted, self.cfg)
+        return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
+
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._tables_source}
+
+    def _with_references(self, x: mx.array) -> tuple[mx.array, int]:
+        """[1, L + R, C], and R."""
+        x = x.astype(compute_dtype())
+        if self._references is None:
+            return x, 0
+        return mx.concatenate([x, self._references.astype(x.dtype)], axis=1), self._references.shape[1]
+
+
+def padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:
+    """Prompts [1, T, D] of several lengths as one batch, and what may be attended to: [B, 1, 1, T + image]."""
+    lengths = [txt.shape[1] for txt in prompts]
+    longest = max(lengths)
+    batch = mx.concatenate([mx.pad(txt, [(0, 0), (0, longest - txt.shape[1]), (0, 0)]) for txt in prompts])
+    if min(lengths) == longest:
+        return batch, None
+    places = np.arange(longest + image)
+    mask = np.stack([(places < length) | (places >= longest) for length in lengths])
+    return batch, mx.array(mask)[:, None, None]

@@ -1,0 +1,32 @@
+"""Qwen-Image, as the registry knows it."""
+
+from ...loading.folder import ModelFolder
+from .. import FamilySpec, TokenRoles
+
+# diffusers' pipeline -> the nearest manifest.
+PIPELINES = {
+    "QwenImagePipeline": "qwen-image",
+    "QwenImageEditPipeline": "qwen-image-edit",
+    "QwenImageEditPlusPipeline": "qwen-image-edit-2509",
+}
+TRANSFORMER = "QwenImageTransformer2DModel"
+
+
+def recognize(folder: ModelFolder) -> str | None:
+    if folder.pipeline not in PIPELINES and not (folder.pipeline is None and folder.transformer == TRANSFORMER):
+        return None
+    if folder.config("transformer/config.json").get("zero_cond_t"):
+        return "qwen-image-edit-2511"
+    return PIPELINES.get(folder.pipeline or "", "qwen-image")
+
+
+SPEC = FamilySpec(
+    name="qwen_image",
+    title="Qwen-Image",
+    opens="mlx_imagegen.families.qwen_image.family:QwenImage",
+    recognize=recognize,
+    classes=(*PIPELINES, TRANSFORMER),
+    roles=TokenRoles(text=("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"), image=("proj_out",)),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
+    lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
+)

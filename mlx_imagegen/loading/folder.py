@@ -1,0 +1,50 @@
+"""A model's folder: the small files by which a family recognizes it and opens it.
+
+Must not know: which families there are, what tensors are called.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from .config import read_json
+
+RECOGNIZED_BY = ("model_index.json", "config.json", "transformer/config.json")  # the files that say what a folder is
+
+
+class ModelFolder:
+    def __init__(self, path: Path):
+        self.path = path
+
+    @functools.cached_property
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return {name: read_json(self.path / name) for name in RECOGNIZED_BY if (self.path / name).is_file()}
+
+    def config(self, name: str) -> dict[str, Any]:
+        """One of RECOGNIZED_BY; empty where it is not there."""
+        return self._read.get(name, {})
+
+    @property
+    def pipeline(self) -> str | None:
+        """diffusers' pipeline class."""
+        return self.config("model_index.json").get("_class_name")
+
+    @property
+    def architecture(self) -> str | None:
+        """transformers' model class."""
+        named = self.config("config.json").get("architectures")
+        first = named[0] if isinstance(named, list) and named else named
+        return None if first is None else str(first)
+
+    @property
+    def transformer(self) -> str | None:
+        """diffusers' transformer class."""
+        return self.config("transformer/config.json").get("_class_name")
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted(path for path in self.path.glob(pattern) if not path.name.startswith("."))
+
+    def described(self) -> list[str]:
+        """What each file says, for refusals."""
+        named = zip(RECOGNIZED_BY, (self.pipeline, self.architecture, self.transformer), strict=True)
+        return [f"{file} says {value}" for file, value in named if file in self._read]
