@@ -1,8 +1,9 @@
-"""The Qwen language model: the text encoder of Qwen-Image (Qwen2.5-VL) and the whole body of HiDream-O1 (Qwen3-VL).
+"""The Qwen language model: the text encoder of Qwen-Image (Qwen2.5-VL), of Z-Image and FLUX.2 klein (Qwen3), of
+Qwen-Image-2.1 (Qwen3-VL), and the whole body of HiDream-O1 (Qwen3-VL).
 
-In: embeddings [1, L, D], rope tables, perhaps keys and values of a prefix. Out: features [1, L, D] after the last
-norm, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has biases on q, k and v; Qwen3
-norms q and k head by head and interleaves the three position axes. Embedding rows are the caller's: they are gathered
+In: embeddings [B, L, D], rope tables, perhaps keys and values of a prefix. Out: features [B, L, D] after the last norm,
+the states after chosen layers, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has
+biases on q, k and v; Qwen3 norms q and k head by head; the VL models have three position axes, interleaved in Qwen3-VL. Embedding rows are the caller's: they are gathered
 from the file, so that the table (up to 1.2 GB) is never loaded.
 Must not know: prompts, templates, pictures, what is generated.
 """
@@ -61,8 +62,8 @@ class QwenConfig(Config):
     num_key_value_heads: int
     rms_norm_eps: float
     rope_theta: float
-    mrope_section: tuple[int, ...]
     vocab_size: int
+    mrope_section: tuple[int, ...] = ()  # text-only models have one position axis
     hidden_act: str = "silu"
     head_dim: int | None = None
     attention_bias: bool = False
@@ -84,7 +85,7 @@ class QwenConfig(Config):
 
 
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
-    """From a Qwen2.5-VL or Qwen3-VL config.json, old (all at the top) or new (text_config, rope_parameters)."""
+    """From a Qwen2.5-VL, Qwen3-VL or Qwen3 config.json, old (all at the top) or new (text_config, rope_parameters)."""
     flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
     text = dict(data.get("text_config") or flat)
     rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
@@ -103,18 +104,22 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
 
 
 def _check(config: QwenConfig, where: Path) -> None:
-    if not config.model_type.startswith(("qwen2_5_vl", "qwen3_vl")):
-        raise ConfigError(f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL or Qwen3-VL language model.")
+    vision = config.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
+    if not vision and config.model_type != "qwen3":
+        raise ConfigError(
+            f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL or Qwen3 language model."
+        )
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
     if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
         raise ConfigError(
             f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it."
         )
-    if len(config.mrope_section) != 3 or 2 * sum(config.mrope_section) != config.head_size:
+    sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
+    if sections != ((3, config.head_size) if vision else (0, 0)):
         raise ConfigError(
             f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
-            f"({config.head_size // 2})."
+            f"({config.head_size // 2}), and absent where the model has no vision tower."
         )
 
 
@@ -133,6 +138,8 @@ def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
 def _axes(config: QwenConfig) -> np.ndarray:
     """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as
     well."""
+    if not config.mrope_section:
+        return np.zeros(config.head_size // 2, np.int64)
     if not config.third_generation:
         return np.repeat(np.arange(3), config.mrope_section)
     axes = np.zeros(sum(config.mrope_section), np.int64)
@@ -184,6 +191,27 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
+
+    def states(
+        self,
+        x: mx.array,
+        rope: Rope,
+        layers: Sequence[int],
+        *,
+        mask: mx.array | str | None = "causal",
+        deepstack: Sequence[mx.array] = (),
+    ) -> list[mx.array]:
+        """The residual stream after each of these counts of layers (0: the embeddings), without the last norm; what
+        transformers calls hidden_states. Layers after the last one asked for are not run. `deepstack`: as
+        `keys_values` takes it."""
+        kept = {0: x}
+        for index, layer in enumerate(self.layers[: max(layers)]):
+            x, _ = layer(x, rope, mask, None)
+            if index < len(deepstack):
+                x = x + deepstack[index]
+            if index + 1 in layers:
+                kept[index + 1] = x
+        return [kept[count] for count in layers]
 
     def keys_values(self, x: mx.array, rope: Rope, deepstack: Sequence[mx.array] = ()) -> list[KeyValues]:
         """Each layer's keys and values for x, attending causally, evaluated. `deepstack`: [1, L, D] each, added after
