@@ -47,4 +47,5 @@ class ModelFolder:
     def described(self) -> list[str]:
         """What each file says, for refusals."""
         named = zip(RECOGNIZED_BY, (self.pipeline, self.architecture, self.transformer), strict=True)
-        return [f"{file} says {value}" for file, value in named if file in self._read]
+        present = [(file, value) for file, value in named if file in self._read]
+        return [f"{file} says {value}" for file, value in present if value is not None or len(present) == 1]

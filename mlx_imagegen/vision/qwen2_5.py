@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
-from ..families.qwen_image.keys import VISION
 from ..loading.config import Config
 from ..text.qwen import UNUSED
 from .patches import Patches
 
+VISION = "visual."  # how the tower's tensors begin in the checkpoint
 Shapes = dict[str, tuple[int, ...]]
 
 THETA = 10000.0  # mlx-vlm fixes the rope's base in code

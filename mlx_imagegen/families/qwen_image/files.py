@@ -19,11 +19,11 @@ from ...loading.weights import Weights, WeightTransforms
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, read_config
 from ...vision.patches import PatchConfig
-from ...vision.qwen2_5 import VisionConfig, vision_shapes
+from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
 from ..folder import open_component, read_scheduler
 from .config import QwenImageConfig
 from .editing import Editing
-from .keys import HEAD, VISION, from_text_encoder
+from .keys import HEAD, from_text_encoder
 from .modulation import QwenImageModulators
 from .transformer import QwenImageTransformer
 

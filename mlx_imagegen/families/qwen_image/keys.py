@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from ...loading.names import RowRange
 
-VISION = "visual."
 HEAD = "lm_head."
 
 

@@ -18,7 +18,7 @@ from mlx_imagegen.autoencoders.qwen_image import Decoder, Encoder, VaeConfig, un
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.files import TABLE
-from mlx_imagegen.families.qwen_image.keys import HEAD, VISION, from_text_encoder
+from mlx_imagegen.families.qwen_image.keys import HEAD, from_text_encoder
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.layers.embed import Table
@@ -28,7 +28,7 @@ from mlx_imagegen.loading.names import Rename, same_names
 from mlx_imagegen.loading.weights import Weights, WeightTransforms, layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.text.qwen import LanguageModel, read_config
-from mlx_imagegen.vision.qwen2_5 import VisionConfig, vision_shapes, vision_tower
+from mlx_imagegen.vision.qwen2_5 import VISION, VisionConfig, vision_shapes, vision_tower
 from tests.references.names import Shapes, expand
 
 NAMES = Path(__file__).parents[2] / "data/names"
