@@ -41,10 +41,12 @@ def encode_references(
     pictures = [to_patches(reference.shown, cut) for reference in references]
     features = encode_patches(tower.load(), pictures, compute_dtype())
     tower.release()
+    patches = mx.concatenate([_patches(reference, patch) for reference in references], axis=1)
+    mx.eval(patches)
     return EncodedReferences(
         shown=tuple(picture.merged for picture in pictures),
         grids=tuple((reference.pixels.height // patch, reference.pixels.width // patch) for reference in references),
-        patches=mx.concatenate([_patches(reference, patch) for reference in references], axis=1),
+        patches=patches,
         features=features,
     )
 
