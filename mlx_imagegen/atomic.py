@@ -1,4 +1,4 @@
-"""A file that is there whole, as it was or as it is now, and never half.
+"""A file that is complete, as it was before or as it is now, and never cut.
 
 Must not know: what files hold.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to, of which no other process or thread knows, and which takes its name at the
+    """A temporary file next to `path`, known to no other process or thread, which takes its name at the
     end. If it does not come to that, by Ctrl-C either, nothing of it is left."""
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()

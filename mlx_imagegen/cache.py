@@ -53,8 +53,8 @@ def keep(folder: Path, key: str, arrays: Mapping[str, mx.array]) -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, need)
-        with atomic_replace(_place(folder, key)) as beside:
-            mx.save_safetensors(str(beside), dict(arrays), {CHECKSUM: checksum})
+        with atomic_replace(_place(folder, key)) as temporary:
+            mx.save_safetensors(str(temporary), dict(arrays), {CHECKSUM: checksum})
     except (OSError, RuntimeError) as error:  # MLX raises its own for a disk that is full
         return f"{folder} cannot be written ({error})"
     return None

@@ -13,7 +13,7 @@
     ├── OutputError           (OSError)             a picture or folder cannot be written
     └── MemoryShort           (MemoryError)         the run cannot fit in this machine
 
-A message is one paragraph: what happened, why, and how to mend it. The CLI prints it on one line and exits 2.
+A message is one paragraph: what happened, why, and how to fix it. The CLI prints it on one line and exits 2.
 """
 
 

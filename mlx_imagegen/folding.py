@@ -46,8 +46,8 @@ class Folded:
     def columns(self, timesteps: Sequence[float]) -> list[int] | None:
         """Where the tables have these timesteps; None if one is not there. A float32 cannot tell nearer ones apart."""
         near = [int(np.argmin(np.abs(np.array(self.timesteps) - t))) for t in timesteps]
-        alike = np.allclose([self.timesteps[i] for i in near], timesteps, rtol=1e-7, atol=0)
-        return near if alike else None
+        equal = np.allclose([self.timesteps[i] for i in near], timesteps, rtol=1e-7, atol=0)
+        return near if equal else None
 
     def check(
         self, timesteps: Sequence[float], folder: Path, steps: int, size: tuple[int, int], shift: float | None = None
@@ -77,7 +77,7 @@ class Fold:
     folded: Folded
     linears: frozenset[str]  # paths of the layers that become tables
     gone: frozenset[str]  # paths of the layers that nothing needs any more
-    count: int  # columns of a table: the timesteps, and what a family needs beside them
+    count: int  # columns of a table: the timesteps, and what a family needs on top of them
     inputs: Callable[[Read], np.ndarray]  # what all those linears are given: [columns, D] in float64
 
 

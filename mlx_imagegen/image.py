@@ -161,10 +161,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside `path` and renames at the end, so that no half-written file ever has its name."""
+    """Writes next to `path` and renames at the end, so that no half-written file ever has its name."""
     check_writable(path)
     try:
-        with atomic_replace(path) as beside, beside.open("wb") as file:
+        with atomic_replace(path) as temporary, temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

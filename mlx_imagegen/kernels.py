@@ -30,7 +30,7 @@ ROUNDS = 3
 ROUND_SECONDS = 0.05
 QUEUED = 8  # products at a time, as in a real step; each may hold its unpacked weight, 75 MB in FLUX.1
 # A trial's arithmetic, so that measuring stays quick. Rows of the weight are cut to it: that shortens the unpacking and
-# the product alike, where cutting tokens would make the unpacking weigh more than it does.
+# the product equally, where cutting tokens would make the unpacking weigh more than it does.
 TRIAL_FLOPS = {"gpu": 4e11, "cpu": 1e8}
 FEWEST_ROWS = 64
 
@@ -124,8 +124,8 @@ def _write(path: Path, known: dict[str, Choice]) -> bool:
     """All or nothing; another process's additions since are kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_replace(path) as beside:
-            beside.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
+        with atomic_replace(path) as temporary:
+            temporary.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
     except OSError:
         return False
     return True

@@ -254,7 +254,7 @@ class Pipeline:
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             report.note(*filter(None, [self.model.manifest.note]), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
-            if self.residency.beside and index + 1 < len(jobs):  # what is finished is safe, whatever comes
+            if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:

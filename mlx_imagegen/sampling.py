@@ -1,6 +1,6 @@
 """Schedules and solvers, and the denoise loop.
 
-A `Schedule` says which sigmas the loop walks, what the model is told at each, and by which solver. `denoise` is a
+A `Schedule` says which sigmas the loop walks, what timestep the model reads at each, and by which solver. `denoise` is a
 generator of steps: progress bars, previews, timing and cancelling belong to whoever iterates. It evaluates once a step,
 inside the clock, so that a step's seconds are real.
 Must not know: families, guidance, what x looks like.
@@ -62,7 +62,7 @@ class FlowMatchConfig(Config):
 @dataclass(frozen=True)
 class Schedule:
     sigmas: tuple[float, ...]  # steps + 1 values, the last one is 0
-    timesteps: tuple[float, ...]  # what the model is told, 0..1000, one a step
+    timesteps: tuple[float, ...]  # what the model reads, 0..1000, one a step
 
     @property
     def steps(self) -> int:
@@ -225,7 +225,7 @@ def shifted_schedule(steps: int, shift: float) -> Schedule:
 
 def twice_shifted_schedule(steps: int, shift: float) -> Schedule:
     """HiDream-O1's UniPC: the largest sigma is shifted, and the even steps down from it are shifted again; the model is
-    told whole timesteps, so that a sigma is not its timestep / 1000."""
+    given whole timesteps, so that a sigma is not its timestep / 1000."""
     sigmas = [_shifted(sigma, shift) for sigma in np.linspace(_shifted(0.999, shift), 0, steps + 1)[:-1].tolist()]
     return Schedule((*sigmas, 0.0), tuple(float(int(sigma * 1000)) for sigma in sigmas))
 

@@ -49,7 +49,7 @@ class Prompt:
 
     @property
     def key(self) -> Hashable:
-        """Equal for prompts that encode alike."""
+        """Equal for prompts with the same encoding."""
         return self.text, self.references_key
 
 

@@ -16,7 +16,7 @@ from ..sampling import FlowMatchConfig
 
 
 def open_component(folder: Path, component: str, changes: WeightTransforms, rename: Rename = same_names) -> Weights:
-    """component/config.json and the tensors beside it, by our names."""
+    """component/config.json and the tensors next to it, by our names."""
     config = read_json(folder / component / "config.json")
     return Weights.open(component, open_checkpoint(folder / component), rename, config, changes)
 

@@ -26,7 +26,7 @@ from .recognition import find, recognize
 from .record import revision_of
 
 GB = 1e9
-SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without any room fails in stranger places
+SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without free space fails in unexpected places
 LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -80,7 +80,7 @@ def locate(model: str, tell: Notify = notify_stderr, hub: Hub | None = None) -> 
 def identify(model: str, hub: Hub | None = None) -> Model:
     """What `model` means; no weights are downloaded for it.
 
-    A repository without a manifest of its own (a fine-tune, a mirror) is told by its config files, as a folder is.
+    A repository without a manifest of its own (a fine-tune, a mirror) is recognized by its config files, as a folder is.
     """
     try:
         return find(model)

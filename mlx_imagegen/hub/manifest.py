@@ -41,8 +41,8 @@ class Manifest:
     gated: bool = False
     download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
     download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
-    folder: str | None = None  # bundled: a folder beside the manifests
-    # "embedded": a number the transformer is told; "cfg": the scale between two branches; "none": distilled, takes
+    folder: str | None = None  # bundled: a folder next to the manifests
+    # "embedded": a number the transformer reads; "cfg": the scale between two branches; "none": distilled, takes
     # none; "never": distilled so that a second branch spoils the picture
     guidance: str = "cfg"
     edits: bool = False  # takes reference pictures
@@ -67,7 +67,7 @@ class Model:
 
 
 def data_folder(name: str) -> Path:
-    """`weights` or `quant`: inside the package when installed from a wheel, beside it in a checkout."""
+    """`weights` or `quant`: inside the package when installed from a wheel, next to it in a checkout."""
     here = Path(__file__).resolve().parents[1]
     return here / name if (here / name).is_dir() else here.parent / name
 

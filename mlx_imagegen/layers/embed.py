@@ -10,7 +10,7 @@ import numpy as np
 from .activation import silu
 from .linear import Linear
 
-FREQUENCIES = 256  # sinusoid channels; diffusers fixes this number in code for FLUX.1 and Qwen-Image alike
+FREQUENCIES = 256  # sinusoid channels; diffusers fixes this number in code for both FLUX.1 and Qwen-Image
 PERIOD = 10000.0  # of the slowest one, over 2 pi
 
 

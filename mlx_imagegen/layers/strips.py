@@ -45,7 +45,7 @@ class Strips:
             self.append(part)
 
     def append(self, part: mx.array) -> None:
-        """Adds the next rows, evaluated now: what they were made of can go before the next strip is begun."""
+        """Adds the next rows, evaluated now: what they were made of can go before the next strip starts."""
         mx.eval(part)
         self._parts.append((self.height, part))
         self.height += part.shape[1]

@@ -112,7 +112,7 @@ def measured(row: Row, asked: Asked, path: Path) -> Failed | None:
     runs: list[Rendered] = []
     with Worker(row.model, row.quant) as worker:
         for _ in range(asked.warm_up + asked.repeat):
-            made = worker.make(asked.prompt, path, parameters, anew=True)
+            made = worker.render(asked.prompt, path, parameters, reopen=True)
             if isinstance(made, Failed):
                 row.reason = made.reason
                 return made

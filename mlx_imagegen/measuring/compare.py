@@ -106,7 +106,7 @@ def _answers(worker: Worker, wanted: dict[int, Cell], parameters: dict[str, Any]
     lost: Failed | None = None
     for index, cell in wanted.items():
         assert cell.path
-        answer = lost or worker.make(cell.line.text, cell.path, parameters)
+        answer = lost or worker.render(cell.line.text, cell.path, parameters)
         if isinstance(answer, Rendered):
             yield index, replace(cell, record=answer.record | {"report": answer.report})
             continue
@@ -128,7 +128,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
     recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
     pictures = [fingerprint(open_picture(path)) for path in parameters.get("references", ())]
     return {
-        "model": model.requested_as,  # two folders' files can be alike in all that a stamp tells
+        "model": model.requested_as,  # two folders' files can have the same stamp
         "manifest": repr(model.manifest),
         "files": _stamp(model) if model.folder else model.manifest.revision,
         "recipe": recipe,

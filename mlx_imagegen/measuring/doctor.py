@@ -1,4 +1,4 @@
-"""`doctor`: what this machine is, whether its kernels multiply rightly, and which models fit it.
+"""`doctor`: what this machine is, whether its kernels multiply correctly, and which models fit it.
 
 Out: facts as names and values, `Check`s of the packed products against an independent reference, and `Fit`s,
 fastest first. Some chips and versions of MLX had quantized products that were wrong for many rows or for odd widths,
@@ -195,19 +195,21 @@ def _worst_row(out: np.ndarray, expected: np.ndarray) -> float:
 
 def fits(models: Sequence[str] = ()) -> list[Fit]:
     """The models named, or all there are, by every quant; those that fit and are fastest first, then the rest."""
-    chip, alike = measured_chip(), dict[str, list[Model]]()
+    chip, groups = measured_chip(), dict[str, list[Model]]()
     for model in map(find, dict.fromkeys(models) or manifests()):
-        alike.setdefault(_opened_from(model), []).append(model)
-    found = [fit for group in alike.values() for fit in _fits(group, chip)]
+        groups.setdefault(_opened_from(model), []).append(model)
+    found = [fit for group in groups.values() for fit in _fits(group, chip)]
     return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > physical_bytes(), fit.seconds))
 
 
 def _opened_from(model: Model) -> str:
-    """Equal where families open alike: many manifests are of one transformer."""
+    """Equal where families open the same files: many manifests have one transformer."""
     manifest = model.manifest
     if folder := _folder(model):
         return f"{folder} {manifest.name}"
-    return repr((manifest.family, manifest.tensor_shapes, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY]))
+    return repr(
+        (manifest.family, manifest.tensor_shapes, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY])
+    )
 
 
 def _folder(model: Model) -> Path | None:
@@ -215,7 +217,7 @@ def _folder(model: Model) -> Path | None:
 
 
 def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
-    """Of models that open alike; those that are not here are known by their tensor shapes, and nobody is asked."""
+    """Of models with the same shapes; those that are not here are known by their published shapes, without the network."""
     manifest, folder = models[0].manifest, _folder(models[0])
     if folder is None and not has_tensor_shapes(manifest):
         yield from (Fit(model.requested_as, AS_STORED, "not here, and its shapes are not known") for model in models)

@@ -1,7 +1,7 @@
 """How far one picture is from another: PSNR, SSIM, mean absolute difference, brightness and contrast shift.
 
 In: two pictures of one size, made from the same noise. Out: numbers for tables. A shift of brightness or contrast is
-told apart from the rest because that is what too few bits in the wrong layers look like.
+reported apart from the rest because that is what too few bits in the wrong layers look like.
 Must not know: models, files.
 """
 

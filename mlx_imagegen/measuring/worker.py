@@ -42,7 +42,7 @@ class Rendered:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Stage by stage as the report has them; `unseen` is what the wall clock saw beside them."""
+        """Stage by stage as the report has them; `unseen` is what the wall clock measured on top of them."""
         stages = {name: value for name, value in self.report["seconds"].items() if name != "total"}
         stages["steps"] = sum(stages["steps"])
         return {**stages, "unseen": self.wall_seconds - sum(stages.values()), "total": self.wall_seconds}
@@ -81,9 +81,9 @@ class Worker:
             self._process.terminate()  # interrupted: its picture is not waited for
         self._process.communicate()
 
-    def make(self, prompt: str, path: Path, parameters: dict[str, Any], anew: bool = False) -> Rendered | Failed:
-        """`anew`: open the model again, as if this were the process's first picture."""
-        self._send({"prompt": prompt, "path": str(path), "parameters": parameters, "anew": anew})
+    def render(self, prompt: str, path: Path, parameters: dict[str, Any], reopen: bool = False) -> Rendered | Failed:
+        """`reopen`: open the model again, as if this were the process's first picture."""
+        self._send({"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen})
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -96,7 +96,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # the process is gone; `make` says how it ended
+        except BrokenPipeError:  # the process is gone; `render` says how it ended
             return
 
 
@@ -127,7 +127,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
     for line in jobs:
         job = json.loads(line)
         try:
-            if job["anew"]:
+            if job["reopen"]:
                 pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
                 mx.clear_cache()
             started = _clocks()

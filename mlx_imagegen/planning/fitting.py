@@ -25,10 +25,10 @@ from .plan import Plan, held_bytes, plan
 @dataclass(frozen=True)
 class Residency:
     """Whether every component stays loaded, or one stage at a time is; and, of several pictures, whether each is
-    decoded beside the denoiser as soon as it is drawn, or all after the last."""
+    decoded as soon as it is drawn, with the denoiser in memory, or all after the last."""
 
     resident: bool
-    beside: bool
+    decode_at_once: bool
     reason: str
 
 
@@ -42,11 +42,11 @@ def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
         )
     usable = have * USABLE_SHARE if asked is None else 0
     # Where another stage needs as much anyway, the decoder costs nothing.
-    beside = all(made.beside_peak_bytes <= max(usable, made.peak_bytes) for made in plans)
+    decode_at_once = all(made.decode_at_once_peak_bytes <= max(usable, made.peak_bytes) for made in plans)
     if asked is not None:
-        return Residency(asked, asked or beside, "as asked")
+        return Residency(asked, asked or decode_at_once, "as asked")
     reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB of {have / GB:.1f} GB are usable"
-    return Residency(need <= usable, beside, reason)
+    return Residency(need <= usable, decode_at_once, reason)
 
 
 def check_fits(family: Family[Any], job: Job, manifest: Manifest) -> Plan:
@@ -77,14 +77,14 @@ def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> st
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
     smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= have), None)
     if smaller:
-        mend = f"quant={smaller} would fit"
+        remedy = f"quant={smaller} would fit"
     elif job.prompt.references:  # other models are judged without, and most take none
-        mend = "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
+        remedy = "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
     else:
-        mend = f"no quant of this model fits; {_largest(have)}use another machine or a smaller picture"
+        remedy = f"no quant of this model fits; {_largest(have)}use another machine or a smaller picture"
     return (
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
-        f"{have / GB:.1f} GB: it would not finish. {mend}."
+        f"{have / GB:.1f} GB: it would not finish. {remedy}."
     )
 
 

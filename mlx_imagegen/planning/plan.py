@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: bytes on disk and in memory by stage, arithmetic, and seconds at best.
+"""What a run will take, before it starts: bytes on disk and in memory by stage, arithmetic, and seconds at best.
 
 In: an open family (headers only), a picture's settings, and perhaps a chip. Out: `Plan`, for people and for the check
 that refuses a run which cannot fit. Nothing is read but headers and nothing is run. The seconds are a lower bound: no
@@ -104,8 +104,8 @@ class Plan:
         return self.resident_bytes + max(stage.base_bytes + stage.working_bytes for stage in self.stages)
 
     @property
-    def beside_peak_bytes(self) -> int:
-        """With the decoder in memory beside the denoiser."""
+    def decode_at_once_peak_bytes(self) -> int:
+        """With decoder and denoiser in memory together."""
         both = [stage for stage in self.stages if stage.name != "encode"]
         held = sum(stage.resident_bytes for stage in both)
         return held + max(stage.base_bytes + stage.working_bytes for stage in both)
@@ -233,7 +233,7 @@ def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> I
 
 
 def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe | None) -> tuple[float, float]:
-    """FLOPs and bytes of one pass: matrix products and attention; everything else is small beside them."""
+    """FLOPs and bytes of one pass: matrix products and attention; everything else is small next to them."""
     denoiser, roles = family.transformer, family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
@@ -254,7 +254,7 @@ def _working_bytes(
     prompt: Prompt,
     recipe: Recipe | None,
 ) -> int:
-    """The most that a stage's arithmetic holds beside the weights."""
+    """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
         decoder = family.components[family.stages[stage][0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
@@ -304,7 +304,7 @@ def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, 
     name, axis = outermost
     shapes = {path: layer["weight"].shape for path, layer, _ in component.planned() if "weight" in layer}
     channels = max((shape[axis] for path, shape in shapes.items() if path.endswith(name)), default=0)
-    # The level beside it is twice as wide at its other end; a convolution gathers every window (Conv2d.row_bytes).
+    # The level next to it is twice as wide at its other end; a convolution gathers every window (Conv2d.row_bytes).
     strip = min(STRIP_BYTES, pixels * 2 * channels * (KERNEL**2 + 4) * VAE_DTYPE.size)
     total = DECODED_COPIES * pixels * channels * VAE_DTYPE.size + strip
     return total + (strip if gpu else _slack(STRIPS_SLACK, total))

@@ -42,7 +42,7 @@ UNUSED = frozenset(
     tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_cache
     """.split()
 )
-# Beside the language model's own fields in files that have no text_config.
+# Next to the language model's own fields in files that have no text_config.
 MULTIMODAL = frozenset(
     "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id".split()
 )

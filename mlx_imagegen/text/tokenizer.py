@@ -38,7 +38,7 @@ QWEN_ROLES = {"eos_token": END, "unk_token": END, "pad_token": END}
 
 class Tokens(NamedTuple):
     ids: list[int]
-    cut: str  # the end of the text that did not fit, to be told to the user; empty when all of it did
+    cut: str  # the end of the text that did not fit, for a note to the user; empty when all of it did
 
 
 class Tokenizer:

@@ -1,6 +1,6 @@
 """A tokenizer's folder -> its vocabulary, merges, scores, character map and added tokens.
 
-In: tokenizer.json, or vocab.json + merges.txt, or spiece.model; beside them tokenizer_config.json, added_tokens.json
+In: tokenizer.json, or vocab.json + merges.txt, or spiece.model; next to them tokenizer_config.json, added_tokens.json
 and special_tokens_map.json where they exist. Out: models and added tokens of the `tokenizers` package, and the tokens
 that have a role. Must not know: how a model wants its text normalised and split into words (`tokenizer.py`).
 """

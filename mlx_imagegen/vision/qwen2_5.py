@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's eyes, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
+"""Qwen2.5-VL's vision tower, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
 
 The tower itself is mlx-vlm's, imported only when it is built (seconds, and it pulls transformers). To check a
 checkpoint and to plan a run its parameters' shapes are enough; they stand here.
@@ -46,7 +46,7 @@ class VisionConfig(Config):
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
         if "vision_config" not in data:
             raise ConfigError(
-                f"{where}: field 'vision_config' is missing, and editing needs the language model's eyes; download it "
+                f"{where}: field 'vision_config' is missing, and editing needs the vision tower; download it "
                 "again."
             )
         part = dict(data["vision_config"])

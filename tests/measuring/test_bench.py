@@ -242,13 +242,13 @@ def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
 def test_a_worker_takes_no_modules_from_the_folder_it_is_run_in(cli: Cli, wide: Path, tmp_path: Path) -> None:
     Path("json.py").write_text("raise SystemExit('not ours')")
     with Worker(str(wide)) as worker:
-        assert isinstance(worker.make("a fox", tmp_path / "a.png", QUICK), Rendered)
+        assert isinstance(worker.render("a fox", tmp_path / "a.png", QUICK), Rendered)
 
 
 def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -> None:
     with Worker(str(wide)) as worker:
         first, second, third = (
-            worker.make("a fox", tmp_path / "a.png", QUICK, anew=anew) for anew in (False, False, True)
+            worker.render("a fox", tmp_path / "a.png", QUICK, reopen=reopen) for reopen in (False, False, True)
         )
     assert isinstance(first, Rendered) and isinstance(second, Rendered) and isinstance(third, Rendered)
     assert second.seconds["load"] < third.seconds["load"] / 2
@@ -258,7 +258,7 @@ def test_a_worker_stays_warm_unless_told_otherwise(wide: Path, tmp_path: Path) -
 def test_a_model_is_gone_before_it_is_opened_anew(wide: Path, tmp_path: Path) -> None:
     """Two models in memory at once would be measured as one model's peak."""
     with Worker(str(wide)) as worker:
-        first, second = (worker.make("a fox", tmp_path / "a.png", QUICK, anew=True) for _ in range(2))
+        first, second = (worker.render("a fox", tmp_path / "a.png", QUICK, reopen=True) for _ in range(2))
     assert isinstance(first, Rendered) and isinstance(second, Rendered)
     loading = [made.report["peak_bytes"]["mlx"]["load"] for made in (first, second)]
     assert loading[1] < loading[0] + first.weight_bytes / 10
@@ -268,15 +268,15 @@ def test_a_worker_s_peak_is_not_its_caller_s(wide: Path, tmp_path: Path) -> None
     ours = bytearray(500_000_000)
     ours[::4096] = bytes(len(ours[::4096]))  # touched, page by page
     with Worker(str(wide)) as worker:
-        made = worker.make("a fox", tmp_path / "a.png", QUICK)
+        made = worker.render("a fox", tmp_path / "a.png", QUICK)
     assert isinstance(made, Rendered) and made.report["peak_bytes"]["process"] < len(ours)
 
 
 def test_a_bad_job_does_not_end_the_worker(wide: Path, tmp_path: Path) -> None:
     with Worker(str(wide)) as worker:
-        refused = worker.make("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
-        nowhere = worker.make("a fox", tmp_path / "absent" / "a.png", QUICK)
-        made = worker.make("a fox", tmp_path / "a.png", QUICK)
+        refused = worker.render("a fox", tmp_path / "a.png", QUICK | {"steps": 0})
+        nowhere = worker.render("a fox", tmp_path / "absent" / "a.png", QUICK)
+        made = worker.render("a fox", tmp_path / "a.png", QUICK)
     assert isinstance(refused, Failed) and "steps 0" in refused.reason and refused.scope == "picture"
     assert isinstance(nowhere, Failed) and "does not exist" in nowhere.reason and nowhere.scope == "picture"
     assert isinstance(made, Rendered)
@@ -287,7 +287,7 @@ def test_a_killed_worker_is_a_reason(wide: Path, tmp_path: Path) -> None:
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
         for _ in range(2):
-            missing = worker.make("a fox", tmp_path / "a.png", QUICK)
+            missing = worker.render("a fox", tmp_path / "a.png", QUICK)
             assert isinstance(missing, Failed) and "memory runs out" in missing.reason
 
 
@@ -400,7 +400,7 @@ def test_a_caller_that_is_gone_at_once_is_no_error() -> None:
 
 
 def job(path: Path) -> dict[str, Any]:
-    return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "anew": False}
+    return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "reopen": False}
 
 
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

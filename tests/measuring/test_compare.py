@@ -231,7 +231,7 @@ def test_a_model_that_cannot_be_opened_is_tried_once(
 
 def test_a_picture_that_fails_leaves_the_rest_of_its_model() -> None:
     answers = iter([Failed("too large"), Rendered("x.png", {}, {"seed": 1}, 1.0, 1.0, 1, "float32")])
-    worker = SimpleNamespace(make=lambda *_: next(answers))
+    worker = SimpleNamespace(render=lambda *_: next(answers))
     column = Column("m", "none", "m")
     wanted = {0: Cell(column, Line("1", "a fox"), Path("a")), 3: Cell(column, Line("2", "an owl"), Path("b"))}
     (_, missing), (index, made) = _answers(worker, wanted, {})  # type: ignore[arg-type]

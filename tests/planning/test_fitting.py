@@ -107,8 +107,8 @@ def test_of_several_pictures_each_is_finished_when_it_is_drawn_if_the_decoder_fi
     made = plan(pipeline.family, jobs[0].settings)
     both, decoder = {"transformer", "vae_decoder"}, {"vae_decoder"}
     for usable, expected in (
-        ((made.beside_peak_bytes + made.resident_peak_bytes) / 2, [1, both, 2, both, 3, decoder]),
-        (made.beside_peak_bytes - 1, [1, 2, 3, decoder, decoder, decoder]),
+        ((made.decode_at_once_peak_bytes + made.resident_peak_bytes) / 2, [1, both, 2, both, 3, decoder]),
+        (made.decode_at_once_peak_bytes - 1, [1, 2, 3, decoder, decoder, decoder]),
     ):
         memory_of(monkeypatch, int(usable / USABLE_SHARE))
         seen: list[object] = []

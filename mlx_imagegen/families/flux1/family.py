@@ -1,7 +1,7 @@
 """FLUX.1 schnell and dev as a family.
 
 CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the
-dev transformer is told; a second branch for a negative prompt (true CFG) is possible on top.
+dev transformer reads; a second branch for a negative prompt (true CFG) is possible on top.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""HiDream-O1's files on disk, opened and checked: the repository's flat layout, everything beside config.json.
+"""HiDream-O1's files on disk, opened and checked: the repository's flat layout, everything next to config.json.
 
 In: a folder. Out: `HiDreamFiles`, with every tensor accounted for by name and shape. `lm_head` is never read; the
 vision tower only for editing, when `vision.py` checks it.
@@ -34,9 +34,9 @@ def open_files(folder: Path, changes: WeightTransforms) -> HiDreamFiles:
     """Reads config and headers, and checks every tensor's name and shape; no weights are read."""
     where = folder / "config.json"
     data = read_json(where)
-    whole = folder / "model.safetensors"  # small models keep other tensors beside it
+    single = folder / "model.safetensors"  # small models keep other tensors next to it
     weights = Weights.open(
-        "transformer", open_checkpoint(whole if whole.is_file() else folder), config=data, changes=changes
+        "transformer", open_checkpoint(single if single.is_file() else folder), config=data, changes=changes
     )
     tokenizer = qwen_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
     config = open_config(data, where, weights, tokenizer.id_of)

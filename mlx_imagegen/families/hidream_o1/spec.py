@@ -14,7 +14,7 @@ BLOCK = "hidream_o1"  # of config.json, in small models trained for tests
 
 
 def recognize(folder: ModelFolder) -> str | None:
-    """The three variants' files are alike in every name and number: only the folder's name can tell them apart."""
+    """The three variants' files have the same names and numbers: only the folder's name can tell them apart."""
     if folder.pipeline is not None or (
         folder.architecture != ARCHITECTURE and BLOCK not in folder.config("config.json")
     ):

@@ -1,7 +1,7 @@
 """Qwen-Image, its Lightning and editing checkpoints as a family.
 
 Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel
-latents, beside which reference pictures' own latents stand -> VAE. Guidance is the scale between two branches, with the
+latents, followed by the latents of reference pictures -> VAE. Guidance is the scale between two branches, with the
 length of every token's velocity kept at the positive branch's.
 """
 

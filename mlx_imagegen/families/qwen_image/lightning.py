@@ -1,4 +1,4 @@
-"""What a Lightning LoRA's file name tells. Its tensors fit every Qwen-Image, so that only the name can.
+"""What a Lightning LoRA's file name says: its tensors fit every Qwen-Image.
 
 In: the manifest of the model that is open, and a file's name. Out: notes for the user. Must not know: tensors.
 """
@@ -14,15 +14,15 @@ SHIFT = 3  # of every Lightning's schedule
 
 def lightning_notes(manifest: Manifest, name: str) -> Iterator[str]:
     """For a Lightning LoRA that was given by hand: what it was made on, and how it runs."""
-    told = NAME.match(name)
-    if told is None:
+    match = NAME.match(name)
+    if match is None:
         return
-    base, steps = told["base"], int(told["steps"])
+    base, steps = match["base"], int(match["steps"])
     title = (manifest.repo or manifest.title).rpartition("/")[2]
     if base.lower() != title.lower():
         yield (
-            f"{name} is by its name for {base}, and this model is opened as {title}; their tensors are alike in every "
-            "name and shape, so that only you can tell whether the two belong together"
+            f"{name} is by its name for {base}, and this model is opened as {title}; their tensors have the "
+            "same names and shapes, so that only you can tell whether the two belong together"
         )
     if manifest.guidance != "never":
         ready = _ready_made(base, steps)
@@ -35,7 +35,7 @@ def lightning_notes(manifest: Manifest, name: str) -> Iterator[str]:
 def _ready_made(base: str, steps: int) -> str | None:
     """The manifest that merges such a LoRA by itself."""
     for manifest in manifests().values():
-        told = NAME.match(manifest.extras.get("lora", {}).get("file", ""))
-        if told and (told["base"].lower(), int(told["steps"])) == (base.lower(), steps):
+        match = NAME.match(manifest.extras.get("lora", {}).get("file", ""))
+        if match and (match["base"].lower(), int(match["steps"])) == (base.lower(), steps):
             return manifest.name
     return None
