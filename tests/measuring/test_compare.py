@@ -220,8 +220,8 @@ def test_a_model_that_cannot_be_opened_is_tried_once(
     cli: Cli, flux_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
-    real = Worker.make
-    monkeypatch.setattr(Worker, "make", lambda self, prompt, *rest: tried.append(prompt) or real(self, prompt, *rest))
+    real = Worker.render
+    monkeypatch.setattr(Worker, "render", lambda self, prompt, *rest: tried.append(prompt) or real(self, prompt, *rest))
     (flux_copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     Path("p.txt").write_text("a fox\nan owl\n")
     ran = cli("compare", "--models", flux_copy, "--prompts", "p.txt", *QUICK)
