@@ -5,11 +5,19 @@ generate("a lighthouse at dusk").save("lighthouse.png")
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import blas
 
+if TYPE_CHECKING:
+    from .api import generate
+    from .errors import ImagegenError
+    from .pipeline import Pipeline, load
+    from .quantization.quantizer import quantize
+    from .result import Result
+
 __version__ = "0.1.0"
+__all__ = ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize"]
 BLAS = blas.preload()  # before anything imports mlx.core; see blas.py
 
 # Where each public name lives. Modules are imported when a name is first used: importing the package stays cheap.
@@ -18,16 +26,16 @@ _HOMES = {
     "load": "pipeline",
     "quantize": "quantization.quantizer",
     "Pipeline": "pipeline",
-    "Result": "pipeline",
+    "Result": "result",
     "ImagegenError": "errors",
 }
-__all__ = [*sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'mlx_imagegen' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    found: object = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -44,7 +44,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = re.match("unrecognized arguments: [^-]", message) and self.prog.endswith("generate")
         quotes = " (a prompt of several words goes in quotes)" if words else ""
-        raise RequestError(f"{message}{quotes}; {self.prog} --help lists the options.")
+        raise RequestError(f"{message}{quotes}{self._near(message)}; {self.prog} --help lists the options.")
+
+    def _near(self, message: str) -> str:
+        unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        shown = [flag for flag in near if self._option_string_actions[flag].help != argparse.SUPPRESS]
+        return f" (did you mean {shown[0]}?)" if shown else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +84,7 @@ def _run(arguments: list[str]) -> None:
     else:
         name, rest = _command(arguments)
         module = _module(name)
-        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name])
+        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
         module.flags(parser)
         module.run(parser.parse_args(rest))
 

@@ -123,6 +123,10 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
     form = picture_format(path)
+    write_atomically(path, lambda file: save_picture(image, file, form, metadata))
+
+
+def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[str, Any] | None = None) -> None:
     options: dict[str, Any] = {}
     if form == "PNG" and metadata is not None:
         info = PngImagePlugin.PngInfo()
@@ -130,7 +134,7 @@ def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | Non
         options["pnginfo"] = info
     elif form == "JPEG":
         options["quality"] = 95
-    write_atomically(path, lambda file: image.save(file, form, **options))
+    image.save(file, form, **options)
 
 
 def picture_format(path: Path) -> str:

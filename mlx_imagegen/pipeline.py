@@ -8,23 +8,22 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack, overload
 
 import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from . import machine as memory
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError
 from .families import family_spec, open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .hub.download import Notify, identify, locate, notify_stderr, pending_download
 from .hub.manifest import Manifest, Model
 from .hub.record import revision_of
 from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
-from .image import to_image, to_pixels, write_picture
+from .image import to_image, to_pixels
 from .kernels import choose
 from .loading.weights import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
@@ -35,63 +34,32 @@ from .planning.fitting import Residency, check_before_download, check_fits, resi
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .report import Report
-from .request.job import Job, requested
+from .request.inputs import check_noise
+from .request.job import Job, is_single, resolve
 from .request.options import check_types
+from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
+from .request.signatures import documented
+from .request.sizes import check_multiple
+from .result import OnStep, Result, StepEvent
 from .sampling import Schedule, denoise
 from .seams import blend_seams
 
-DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
-LOAD_FIELDS = ("quant", "lora", "lora_partial", "resident", "on_load", "on_download")  # load's parameters
-USUAL_MULTIPLE = 16  # pixels; of picture sizes, where a manifest says nothing else
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """Given to `on_step` after every step."""
-
-    picture: int  # which of the request's pictures, from 0
-    pictures: int
-    step: int  # from 1
-    steps: int
-    seconds: float
-    preview: Callable[[], Image.Image]  # decodes the model's present idea of the picture; costs a decode
-
-
-OnStep = Callable[[StepEvent], None]
 OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
 
-@dataclass(frozen=True)
-class Result:
-    image: Image.Image
-    seed: int
-    report: Report
-    record: dict[str, Any]  # everything needed to make this picture again
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing."""
-        path = Path(path).expanduser()
-        write_picture(self.image, path, self.record | {"report": self.report.as_dict()})
-        return path
-
-
+@documented()
 def load(
-    model: str | Path = DEFAULT_MODEL,
+    model: str | Path | None = None,
     *,
     quant: str | None = None,
     lora: Sequence[Wanted] | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
     on_load: OnLoad | None = None,
-    on_download: Notify = notify_stderr,
+    on_download: Notify | None = None,
 ) -> "Pipeline":
-    """Opens a model and checks its files; weights are read when a stage first needs them.
-
-    `quant`: pack the weights while they are loaded, by a recipe's name (q8, q6, q4) or file; `quantize` saves it.
-    `lora`, `lora_partial`: as `Pipeline.set_lora` takes them.
-    `resident`: keep every stage loaded (True), one at a time (False), or as fits this machine (None).
-    `on_download`: told, before a download begins, how much it is and under which licence; prints it if not given.
-    """
+    """Opens a model and checks its files; weights are read when a stage first needs them."""
+    model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     loras = open_loras(() if lora is None else lora, on_download)
     refuse_before_download(str(model), quant, loras, lora_partial)
@@ -127,15 +95,11 @@ def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] 
         match_loras(loras, known, family_spec(manifest.family).title, partial)
 
 
-def refuse_early(model: str | Path, prompt: str | Sequence[str], **parameters: Any) -> tuple[Manifest, list[Job]]:
-    """Raises for a bad request to a model that may have to be downloaded first; the jobs, none where a folder's own
-    files are to be asked. `Pipeline.jobs` checks them again with what the files say."""
+def manifest_before_opening(model: str | Path) -> Manifest | None:
+    """The manifest of a model that may have to be downloaded first: it alone decides what a request may hold. None for
+    a folder, whose own files decide."""
     found = identify(str(model))
-    manifest = found.manifest
-    if found.folder and not manifest.bundled:
-        return manifest, []
-    multiple = manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE)
-    return manifest, requested(manifest, multiple, prompt, **parameters)
+    return None if found.folder and not found.manifest.bundled else found.manifest
 
 
 class Start(NamedTuple):
@@ -172,6 +136,31 @@ class Pipeline:
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
+    @overload
+    def generate(
+        self, prompt: str, *, seed: int | None = None, count: None = None,
+        on_step: OnStep | None = None, **parameters: Unpack[PictureParameters],
+    ) -> Result: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: str, *, seed: Sequence[int], count: None = None,
+        on_step: OnStep | None = None, **parameters: Unpack[PictureParameters],
+    ) -> list[Result]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: str, *, seed: int | None = None, count: int,
+        on_step: OnStep | None = None, **parameters: Unpack[PictureParameters],
+    ) -> list[Result]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], *, seed: int | Sequence[int] | None = None, count: int | None = None,
+        on_step: OnStep | None = None, **parameters: Unpack[PictureParameters],
+    ) -> list[Result]: ...  # fmt: skip
+
+    @documented(*PICTURE_ROWS)
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -180,16 +169,15 @@ class Pipeline:
         count: int | None = None,
         on_step: OnStep | None = None,
         **parameters: Any,
-    ) -> "Result | list[Result]":
-        """`seed` None draws a fresh one. The other parameters are request/job.py's: steps, width, guidance …
+    ) -> Result | list[Result]:
+        """One picture, or a list of them for several prompts, seeds or a count.
 
         Threads may share a pipeline; one draws, the others wait.
         """
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
             results = list(self.stream(jobs, on_step))
-        single = isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
-        return results[0] if single else results
+        return results[0] if is_single(prompt, seed, count) else results
 
     def set_lora(
         self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Notify = notify_stderr
@@ -217,19 +205,24 @@ class Pipeline:
             self._denoisers.forget()
             self.family.forget()
 
+    @documented(*PICTURE_ROWS)
     def jobs(
         self,
         prompt: str | Sequence[str],
         *,
         seed: int | Sequence[int] | None = None,
         count: int | None = None,
-        **parameters: Any,
+        **parameters: Unpack[PictureParameters],
     ) -> list[Job]:
         """A request's pictures with every parameter resolved and checked, for `stream`; nothing is loaded."""
-        jobs = requested(self.model.manifest, self.family.size_multiple, prompt, seed, count, **parameters)
+        return self.check(resolve(self.model.manifest, self.family.size_multiple, prompt, seed, count, **parameters))
+
+    def check(self, jobs: list[Job]) -> list[Job]:
+        """The jobs of one request, after the checks that need the open model; `jobs` calls it."""
         for job in jobs[:1]:
-            self.family.schedule(job.settings)  # a folded checkpoint has one alone
-            _check_noise(job, self.family.shape(job.settings))
+            check_multiple(self.model.manifest, self.family.size_multiple, job.settings.width, job.settings.height)
+            self.family.schedule(job.settings)  # a folded checkpoint has only one
+            check_noise(job.noise, job.step_noise, self.family.shape(job.settings))
         return jobs
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
@@ -381,19 +374,6 @@ class Pipeline:
         with report.stage("other"):
             for name in names:
                 self.family.components[name].release()
-
-
-def _check_noise(job: Job, shape: tuple[int, ...]) -> None:
-    given = [("noise", job.noise), *(("step_noise", noise) for noise in job.step_noise or ())]
-    for name, noise in given:
-        if noise is None:
-            continue
-        if noise.shape != shape:
-            raise RequestError(
-                f"{name} has the shape {noise.shape}; this picture needs {shape} unit normals in float32."
-            )
-        if not np.isfinite(noise).all():
-            raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
 
 
 def _sizes(job: Job) -> Hashable:

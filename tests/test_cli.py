@@ -23,10 +23,11 @@ from PIL import Image
 
 from mlx_imagegen.cli import COMMANDS, USAGE
 from mlx_imagegen.commands.output_paths import output_paths
-from mlx_imagegen.commands.requests import LOAD_FIELDS, PLAIN
+from mlx_imagegen.commands.requests import LOAD_FIELDS, RECORD_FIELDS
 from mlx_imagegen.hub.manifest import data_folder, manifests
 from mlx_imagegen.image import read_metadata, write_picture
-from mlx_imagegen.request.job import PARAMETERS, requested
+from mlx_imagegen.request.job import resolve
+from mlx_imagegen.request.parameters import PICTURE_FIELDS
 
 Cli = Callable[..., Ran]
 QUICK = ("--size", "48x32", "--steps", "2", "--quiet")
@@ -252,7 +253,7 @@ def test_guidance_in_a_name_is_what_was_asked_for() -> None:
     """Where it is the scale between two branches, too."""
     for model, name in (("flux-dev", "3.5.png"), ("qwen-image", "4.0.png")):
         manifest = manifests()[model]
-        assert output_paths("{guidance}.png", requested(manifest, 16, "a fox", 1), manifest) == [Path(name)]
+        assert output_paths("{guidance}.png", resolve(manifest, 16, "a fox", 1), manifest) == [Path(name)]
 
 
 def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
@@ -310,7 +311,7 @@ def test_flags_are_named_like_the_parameters() -> None:
     parser = argparse.ArgumentParser()
     generate.flags(parser)
     flags = {action.dest for action in parser._actions}
-    assert set(PARAMETERS) | {"prompt", "seed", "count", "model", "resident"} <= flags
+    assert set(PICTURE_FIELDS) | {"prompt", "seed", "count", "model", "resident"} <= flags
 
 
 # How it says no
@@ -420,7 +421,7 @@ OF_THEIR_KIND: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["prompt", "seed", *LOAD_FIELDS, *PLAIN])
+@pytest.mark.parametrize("name", ["prompt", "seed", *LOAD_FIELDS, *RECORD_FIELDS])
 def test_a_record_with_a_field_of_another_kind_is_refused(name: str, cli: Cli, flux_folder: Path) -> None:
     record = {"model": str(flux_folder), "prompt": "a fox", "seed": 1, "steps": 1, "width": 32, "height": 32}
     for value in MISTYPED:
@@ -712,7 +713,7 @@ def test_ctrl_c_leaves_whole_pictures_only(make: Cli, monkeypatch: pytest.Monkey
         written.append(path)
         write_picture(picture, path, *rest)
 
-    monkeypatch.setattr("mlx_imagegen.pipeline.write_picture", write)
+    monkeypatch.setattr("mlx_imagegen.result.write_picture", write)
     ran = make("a fox", "--seed", "1-3", "-o", "{seed}.png")
     assert (ran.code, ran.out) == (130, "1.png\n") and ran.err.count("\n") == 1 and "interrupted" in ran.err
     assert [path.name for path in Path().iterdir()] == ["1.png"]

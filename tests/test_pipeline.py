@@ -9,8 +9,9 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import InsufficientMemoryError
-from mlx_imagegen.pipeline import Pipeline, Result, StepEvent
-from mlx_imagegen.request.job import PARAMETERS
+from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.request.parameters import PICTURE_FIELDS
+from mlx_imagegen.result import Result, StepEvent
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
 
@@ -81,6 +82,6 @@ def test_a_model_named_by_its_repository_is_refused_before_its_download(monkeypa
 
 def test_what_is_none_is_not_given(flux_folder: Path) -> None:
     """As a service passes on what it was not asked for."""
-    taken = dict[str, Any].fromkeys((*PARAMETERS, "seed", "count", "on_step")) | SIZE | {"seed": 1}
+    taken = dict[str, Any].fromkeys((*PICTURE_FIELDS, "seed", "count", "on_step")) | SIZE | {"seed": 1}
     opened = load(flux_folder, quant=None, lora=None, resident=None, on_load=None)
     assert pixels(opened.generate("a fox", **taken)) == pixels(load(flux_folder).generate("a fox", seed=1, **SIZE))

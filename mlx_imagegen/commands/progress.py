@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from ..pipeline import StepEvent
+    from ..result import StepEvent
 
 
 class Progress:

@@ -5,7 +5,6 @@ checks.
 """
 
 import argparse
-import difflib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,28 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingFileError, RequestError
+from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
-# Parameters that a flag, a job's line or a picture's record can give.
-PLAIN = (
-    "negative_prompt", "steps", "width", "height", "guidance", "true_cfg", "max_sequence_length", "strength", "layout",
-    "keep_original_aspect", "sampler", "shift", "timesteps", "noise_scale", "noise_clip", "blend_seams",
-)  # fmt: skip
-SHAPE = ("aspect",)  # a record has the width and height that came of it
-FILES = ("image", "references", "noise", "step_noise")
-OF_A_JOB = ("prompt", "seed", "count", *PLAIN, *SHAPE, *FILES)
-LOAD_FIELDS = ("model", "quant", "lora", "lora_partial")  # how the model is opened: for all jobs alike
-OF_ANY_MODEL = ("prompt", "negative_prompt", "seed", "width", "height")  # what another model makes of a record
-# What a picture was made from cannot be kept in it: record's key -> the parameter to give again.
-HASHED_FIELDS = {f"{name}_sha256": name for name in FILES}
+# Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
+GIVEN = [row for row in PARAMETERS if row.flag]
+JOB_FIELDS = [row.name for row in GIVEN if row.scope != "load"]
+LOAD_FIELDS = [row.name for row in GIVEN if row.scope == "load" and row.recorded]  # the model: the same for all jobs
+RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.recorded and not row.hashed]
+HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
+PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 
 
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How to open the model, and the requests: flags over the record of --from, a job's own line over both."""
     given = _flags(args)
-    opening = {name: value for name in (*LOAD_FIELDS, "resident") if (value := getattr(args, name)) is not None}
+    opening = _given(args, "load")
     record = _record(args.replay, given, opening) if args.replay else {}
     opening = {name: record[name] for name in LOAD_FIELDS if name in record} | opening
-    shared = {name: record[name] for name in ("seed", *PLAIN) if name in record} | given
+    shared = {name: record[name] for name in ("seed", *RECORD_FIELDS) if name in record} | given
     prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
     if prompts[0].get("prompt") is None:
         raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
@@ -42,8 +37,8 @@ def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[s
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
-    named = (*PLAIN, *SHAPE, *FILES, "count")
-    given = {name: value for name in named if (value := getattr(args, name)) is not None}
+    given = _given(args, "call", "picture")
+    given.pop("prompt", None)
     if args.size:
         if "width" in given or "height" in given:
             raise RequestError("give --size or --width and --height, not both.")
@@ -51,6 +46,11 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     if args.seed:
         given["seed"] = args.seed[0] if len(args.seed) == 1 else args.seed
     return given
+
+
+def _given(args: argparse.Namespace, *scopes: str) -> dict[str, Any]:
+    names = [row.name for row in GIVEN if row.scope in scopes]
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[str, Any]:
@@ -61,14 +61,13 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
     record = read_metadata(path.expanduser())
     _check_record(path, record)
     if "model" in opening and requested_as(opening["model"]) != record.get("model"):
-        return {name: record[name] for name in OF_ANY_MODEL if name in record}
-    for key, name in HASHED_FIELDS.items():
-        if key in record and name not in given:
+        return {name: record[name] for name in PORTABLE_FIELDS if name in record}
+    for key, row in HASHED_FIELDS.items():
+        if key in record and row.name not in given:
             raise RequestError(
-                f"{path} was made from {name}, which is not kept in it; give it again with --{name.replace('_', '-')}."
+                f"{path} was made from {row.name}, which is not kept in it; give it again with {row.flag}."
             )
-    replaced = {"steps": ("timesteps",), "aspect": ("width", "height"), "count": ("seed",)}
-    gone = {name for flag, names in replaced.items() if flag in given for name in names}
+    gone = {name for row in GIVEN if row.name in given for name in row.replaces}
     return {name: value for name, value in record.items() if name not in gone}
 
 
@@ -76,7 +75,9 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
     """What can be seen without the model: every field is of its kind. The limits are checked with those of flags."""
     from ..request.options import check_types
 
-    empty = [name for name in ("prompt", "seed", *LOAD_FIELDS, *PLAIN) if name in record and record[name] is None]
+    empty = [
+        name for name in ("prompt", "seed", *LOAD_FIELDS, *RECORD_FIELDS) if name in record and record[name] is None
+    ]
     if empty:
         raise RequestError(f"{path}: its record is damaged: '{empty[0]}' holds nothing.")
     try:
@@ -87,7 +88,10 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
 
 def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The prompts that are given directly, or in a file; each with the parameters of its own line."""
-    if args.prompt is not None and args.prompt_file is not None:
+    if args.prompt is not None and args.prompt_text is not None:
+        raise RequestError("the prompt is given twice; give it alone or as --prompt TEXT, not both.")
+    prompt = args.prompt_text if args.prompt is None else args.prompt
+    if prompt is not None and args.prompt_file is not None:
         raise RequestError("give a prompt or --prompt-file, not both.")
     if args.prompt_file is not None:
         yield from _lines(_text(args.prompt_file, "--prompt-file"), str(args.prompt_file))
@@ -96,8 +100,8 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield from _lines(sys.stdin.read(), "standard input")
         except UnicodeDecodeError as error:
             raise RequestError(f"standard input is not {error.encoding} text ({error.reason}).") from error
-    elif args.prompt is not None:
-        yield {"prompt": args.prompt}
+    elif prompt is not None:
+        yield {"prompt": prompt}
 
 
 def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
@@ -146,13 +150,11 @@ def _job(line: str, where: str) -> dict[str, Any]:
         raise RequestError(f"{where}: a job needs a prompt, as text.")
     for name in job:
         if name in LOAD_FIELDS:
-            raise RequestError(f"{where}: '{name}' is the same for all jobs: give it as --{name.replace('_', '-')}.")
-        if name not in OF_A_JOB:
-            near = difflib.get_close_matches(name, OF_A_JOB, n=1)
-            raise RequestError(
-                f"{where}: a job has no '{name}'; "
-                + (f"did you mean {near[0]}?" if near else f"known: {', '.join(OF_A_JOB)}.")
-            )
+            raise RequestError(f"{where}: '{name}' is the same for all jobs: give it as {BY_NAME[name].flag}.")
+        if name not in JOB_FIELDS:
+            near = suggestion(name, JOB_FIELDS)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(JOB_FIELDS)}."
+            raise RequestError(f"{where}: a job has no '{name}'; {hint}")
     return job
 
 

@@ -24,6 +24,7 @@ from ..errors import DownloadError, ImagegenError, UnknownModelError
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
+    from ..request.job import Job
 
 AS_STORED = "none"  # the quant of weights that stay as the model's files have them
 
@@ -116,7 +117,9 @@ def main() -> None:
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
     from ..hub.download import locate
-    from ..pipeline import load, refuse_before_download, refuse_early
+    from ..pipeline import load, manifest_before_opening, refuse_before_download
+    from ..request.job import resolve
+    from ..request.sizes import multiple_of
 
     first = jobs.readline()
     if not first:  # the caller was interrupted before it said anything
@@ -131,13 +134,17 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
                 pipeline = None  # gone before the next is loaded, whose peak would else be that of two models
                 mx.clear_cache()
             started = _clocks()
+            pictures: list[Job] | None = None
             if pipeline is None:
-                refuse_early(opening["model"], job["prompt"], **job["parameters"])
+                manifest = manifest_before_opening(opening["model"])
+                if manifest:
+                    pictures = resolve(manifest, multiple_of(manifest), job["prompt"], **job["parameters"])
                 refuse_before_download(**opening)
                 locate(opening["model"])  # a download is no part of loading
                 started = _clocks()
                 pipeline = load(**opening)
-            answer = asdict(_made(pipeline, job, started, caller))
+            pictures = pipeline.check(pictures) if pictures else pipeline.jobs(job["prompt"], **job["parameters"])
+            answer = asdict(_made(pipeline, job, pictures, started, caller))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
             answer = asdict(Failed(_reason(error), _scope(error, pipeline is not None)))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
@@ -159,12 +166,14 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _made(pipeline: "Pipeline", job: dict[str, Any], started: tuple[float, float], caller: int) -> Rendered:
+def _made(
+    pipeline: "Pipeline", job: dict[str, Any], pictures: "list[Job]", started: tuple[float, float], caller: int
+) -> Rendered:
     def ended_with_caller(_: object) -> None:
         if os.getppid() != caller:
             raise SystemExit
 
-    (result,) = pipeline.stream(pipeline.jobs(job["prompt"], **job["parameters"]), ended_with_caller)
+    (result,) = pipeline.stream(pictures, ended_with_caller)
     wall, processor = (now - then for now, then in zip(_clocks(), started, strict=True))
     path = result.save(job["path"])
     parts = pipeline.family.components

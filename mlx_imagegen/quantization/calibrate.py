@@ -25,8 +25,9 @@ from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpa
 from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
-    from ..pipeline import OnStep, Pipeline
+    from ..pipeline import Pipeline
     from ..request.job import Job
+    from ..result import OnStep
 
 BLOCK_COLUMNS = 512
 DAMPING = 0.01  # of the mean second moment: keeps directions that the prompts never took from being thrown away

@@ -15,7 +15,7 @@ from ..hub.manifest import Manifest
 from ..layers.linear import Packing
 from ..machine import GB, physical_bytes
 from ..planning.plan import plan
-from ..request.job import Job, requested
+from ..request.job import Job, resolve
 from .calibrate import blank
 
 CalibrationItem = str | Mapping[str, Any]  # a prompt, or generate's parameters with a prompt among them
@@ -40,7 +40,7 @@ def _jobs(manifest: Manifest, size_multiple: int, lesson: CalibrationItem) -> li
             f" {LINE}, or a mapping like it in Python."
         )
     try:
-        return requested(manifest, size_multiple, **{"seed": SEED, **request})
+        return resolve(manifest, size_multiple, **{"seed": SEED, **request})
     except RequestError as error:
         raise RequestError(f"{named}: {error}") from error
 

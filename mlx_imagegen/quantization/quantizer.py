@@ -31,10 +31,11 @@ from ..loading.weights import Progress, WeightTransforms
 from ..lora.match import Lora, match_loras, module_names
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
 from ..packing.recipes import Recipe, read_recipe, recipe_names
-from ..pipeline import OnStep, Pipeline, load
+from ..pipeline import Pipeline, load
 from ..planning.plan import describe, plan
 from ..request.job import Job, usual_job
 from ..request.options import check_types
+from ..result import OnStep
 from .calibrate import Statistics, collect
 from .calibration_set import CalibrationCost, CalibrationItem, calibration_jobs, check_calibration_cost, learning
 from .convert import Conversion, convert, identify, stamps_of

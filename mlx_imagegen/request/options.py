@@ -14,32 +14,20 @@ import numpy as np
 from ..errors import RequestError
 from ..hub.manifest import Manifest
 from ..image import Box
+from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
 ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
 
-# What kind a parameter of generate() or load() is of. Its limits are checked where it is read.
-KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
-    (("guidance", "true_cfg", "strength", "shift", "noise_clip"), (numbers.Real,), "a number"),
-    (("steps", "width", "height", "max_sequence_length"), (int,), "a whole number"),
-    (("prompt", "negative_prompt", "sampler", "model", "quant"), (str,), "text"),
-    (("timesteps", "step_noise"), (list, tuple, np.ndarray), "a list"),
-    (("layout",), (list, tuple, dict), "a list of boxes, each [x1, x2, y1, y2] between 0 and 1"),
-    (("lora",), (list, tuple), "a list of files, or of [file, scale]"),
-    (("keep_original_aspect", "lora_partial", "resident"), (bool,), "true or false"),
-)
-
 
 
 def check_types(given: Mapping[str, Any]) -> None:
     """Refuses values of another kind than a parameter takes; None is none given."""
-    for names, kinds, words in KINDS:
-        for name in names:
-            value = given.get(name)
-            alike = isinstance(value, kinds) and (isinstance(value, bool) == (bool in kinds))
-            if value is not None and not alike:
-                raise RequestError(f"{name} {value!r}: give {words}.")
+    for row in PARAMETERS:
+        value = given.get(row.name)
+        if value is not None and not row.kind.accepts(value):
+            raise RequestError(f"{row.name} {value!r}: give {row.kind.description}.")
 
 
 def sampling(
@@ -50,11 +38,11 @@ def sampling(
     asked = {
         name: value
         for name, value in given.items()
-        if value is not None and not (name == "timesteps" and len(value) == 0)
+        if name in SAMPLING_FIELDS and value is not None and not (name == "timesteps" and len(value) == 0)
     }
     if table is None:
         own = {"shift"} & asked.keys() & set(manifest.extras.get("takes", ()))
-        extras: dict[str, Any] = {name: _number(name, asked.pop(name), 0.1, 100) for name in own}
+        extras: dict[str, Any] = {name: _number(name, asked.pop(name)) for name in own}
         if asked:
             raise RequestError(
                 f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
@@ -70,13 +58,13 @@ def sampling(
         timesteps = _resampled(table["timesteps"], steps)
     extras = {
         "sampler": sampler,
-        "shift": _number("shift", asked.get("shift", table["shift"]), 0.1, 100),
+        "shift": _number("shift", asked.get("shift", table["shift"])),
         "noise_scale": _noise_scale(asked.get("noise_scale", table["noise_scale"])),
     }
     if timesteps:
         extras["timesteps"] = timesteps
     if sampler == "flash":  # in standard deviations of a draw; 0 is none
-        extras["noise_clip"] = _number("noise_clip", asked.get("noise_clip", table["noise_clip"]), 0, 100)
+        extras["noise_clip"] = _number("noise_clip", asked.get("noise_clip", table["noise_clip"]))
     return len(timesteps) or steps, extras
 
 
@@ -86,7 +74,8 @@ def _sampler(name: Any, manifest: Manifest) -> str:
     return name
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def _number(name: str, value: Any) -> float:
+    low, high = limits(name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
         raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
     return float(value)
@@ -99,7 +88,7 @@ def _noise_scale(value: Any) -> tuple[float, float]:
         raise RequestError(
             f"noise_scale {value!r}: give one number, or two: the first and the last step's; the steps between follow."
         )
-    return _number("noise_scale", given[0], 0, 100), _number("noise_scale", given[-1], 0, 100)
+    return _number("noise_scale", given[0]), _number("noise_scale", given[-1])
 
 
 def _timesteps(values: Any, steps: int | None) -> tuple[float, ...]:
@@ -119,7 +108,8 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     """A distilled model's own timesteps; for another number of steps, evenly picked between them."""
     if not fixed or steps is None or steps == len(fixed):
         return tuple(map(float, fixed))
-    if not 1 <= steps <= 1000:
+    low, high = limits("steps")
+    if not low <= steps <= high:
         return ()  # refused with all other bad steps
     places = np.linspace(0, len(fixed) - 1, steps)
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())

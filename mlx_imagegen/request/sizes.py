@@ -19,6 +19,7 @@ from ..image import fitted, proportioned
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
 SIDE_LIMIT, AREA_LIMIT = 8192, 4096**2
+USUAL_MULTIPLE = 16  # pixels; of picture sizes, where a manifest says nothing else
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -
     if asked.image is not None and (width, height) != asked.image.size:
         across, down = asked.image.size
         notes.append(f"the input picture is {across}x{down}; it is resized to {width}x{height}")
-    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
-        _check_side(manifest, multiple, name, side, usual)
+    check_multiple(manifest, multiple, width, height)
     if width * height > AREA_LIMIT:
         raise RequestError(f"{width}x{height}: pictures may have up to {AREA_LIMIT / 1e6:.1f} million pixels.")
     notes += size_notes(manifest, width, height)
@@ -77,6 +77,16 @@ def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int]) -> tup
         return proportioned(size, usual, multiple)
     width, height = (max(side - side % multiple, multiple) for side in size)
     return width, height
+
+
+def multiple_of(manifest: Manifest) -> int:
+    """What sizes must be a multiple of, as far as the manifest knows; an open model knows it from its files."""
+    return int(manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE))
+
+
+def check_multiple(manifest: Manifest, multiple: int, width: int, height: int) -> None:
+    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
+        _check_side(manifest, multiple, name, side, usual)
 
 
 def _check_side(manifest: Manifest, multiple: int, name: str, side: int, usual: int) -> None:

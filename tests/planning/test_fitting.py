@@ -16,9 +16,9 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import USABLE_SHARE
 from mlx_imagegen.packing.recipes import read_recipe
-from mlx_imagegen.pipeline import StepEvent
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
+from mlx_imagegen.result import StepEvent
 from tests.tiny import draw_flux
 
 GB = 10**9

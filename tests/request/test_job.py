@@ -9,7 +9,8 @@ from PIL import Image
 
 from mlx_imagegen.errors import ImagegenError, RequestError
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.request.job import LARGEST_SEED, PARAMETERS, Job, requested, seeds_of
+from mlx_imagegen.request.job import Job, resolve, seeds_of
+from mlx_imagegen.request.parameters import LARGEST_SEED, PICTURE_FIELDS
 
 DEV, SCHNELL, QWEN = (manifests()[name] for name in ("flux-dev", "flux-schnell", "qwen-image"))
 EDIT = manifests()["qwen-image-edit-2509"]
@@ -17,7 +18,7 @@ PICTURE = Image.fromarray(np.arange(40 * 24 * 3, dtype=np.uint8).reshape(24, 40,
 
 
 def one(manifest: Any = DEV, prompt: str = "a fox", **parameters: Any) -> Job:
-    (job,) = requested(manifest, 16, prompt, **({"seed": 1} | parameters))
+    (job,) = resolve(manifest, 16, prompt, **({"seed": 1} | parameters))
     return job
 
 
@@ -46,7 +47,7 @@ def test_guidance_means_what_the_model_takes() -> None:
 
 
 def test_prompts_with_seeds_prompts_outermost() -> None:
-    jobs = requested(DEV, 16, ["a", "b"], seed=[5, 6])
+    jobs = resolve(DEV, 16, ["a", "b"], seed=[5, 6])
     assert [(job.prompt.text, job.seed) for job in jobs] == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
 
 
@@ -77,7 +78,7 @@ def test_a_photo_is_brought_down_to_the_model_s_usual_number_of_pixels() -> None
 
 
 def test_numbers_of_numpys_are_numbers() -> None:
-    job = requested(
+    job = resolve(
         DEV, 16, "a fox", np.int64(3), np.int64(1), width=np.int64(64), steps=np.int32(4), guidance=np.float32(2.5)
     )[0]
     record = json.loads(json.dumps(job.record("embedded")))
@@ -149,7 +150,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_parameters_are_refused_with_a_way_out(case: str) -> None:
     parameters, message = REFUSED[case]
     with pytest.raises(RequestError, match=message) as caught:
-        requested(DEV, 16, **({"prompt": "a fox", "seed": 1} | parameters))
+        resolve(DEV, 16, **({"prompt": "a fox", "seed": 1} | parameters))
     assert isinstance(caught.value, ImagegenError | ValueError)
     assert len(str(caught.value)) > 20, "what, why and how to mend"
 
@@ -177,7 +178,7 @@ def test_true_cfg_is_another_model_s_word() -> None:
 def test_a_record_makes_the_same_job_again(manifest: Any, parameters: dict[str, Any]) -> None:
     job = one(manifest, **parameters)
     record = job.record(manifest.guidance)
-    given = {name: value for name, value in record.items() if name in (*PARAMETERS, "seed", "prompt")}
+    given = {name: value for name, value in record.items() if name in (*PICTURE_FIELDS, "seed", "prompt")}
     kept_elsewhere = {name: parameters[name] for name in ("image", "references") if name in parameters}
     again = one(manifest, **(given | kept_elsewhere))
     assert again.record(manifest.guidance) == record
@@ -187,15 +188,15 @@ def test_a_record_makes_the_same_job_again(manifest: Any, parameters: dict[str, 
 def test_seeds_that_change_nothing_are_told() -> None:
     noise = np.zeros((1, 16, 4, 4), np.float32)
     note = "the noise is given, so that the pictures of all 2 seeds are equal; leave it out, or give one seed"
-    assert requested(DEV, 16, "a fox", [1, 2], noise=noise)[1].notes == (note,)
-    assert requested(DEV, 16, "a fox", 1, noise=noise)[0].notes == ()
-    assert requested(DEV, 16, "a fox", [1, 2])[0].notes == ()
+    assert resolve(DEV, 16, "a fox", [1, 2], noise=noise)[1].notes == (note,)
+    assert resolve(DEV, 16, "a fox", 1, noise=noise)[0].notes == ()
+    assert resolve(DEV, 16, "a fox", [1, 2])[0].notes == ()
     # The autoencoder's sample of a picture to start from is drawn from the seed, and so is the flash sampler's noise.
-    assert note not in requested(DEV, 16, "a fox", [1, 2], noise=noise, image=PICTURE)[0].notes
+    assert note not in resolve(DEV, 16, "a fox", [1, 2], noise=noise, image=PICTURE)[0].notes
     distilled = manifests()["hidream-o1-dev"]
-    assert note not in requested(distilled, 32, "a fox", [1, 2], noise=noise)[0].notes
+    assert note not in resolve(distilled, 32, "a fox", [1, 2], noise=noise)[0].notes
     step_noise = [noise] * 28
-    assert note in requested(distilled, 32, "a fox", [1, 2], noise=noise, step_noise=step_noise)[0].notes
+    assert note in resolve(distilled, 32, "a fox", [1, 2], noise=noise, step_noise=step_noise)[0].notes
 
 
 def test_records_tell_given_pictures_and_noise_apart() -> None:

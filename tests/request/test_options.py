@@ -8,14 +8,14 @@ from PIL import Image
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.request.job import Job, requested
+from mlx_imagegen.request.job import Job, resolve
 
 FULL, DEV, NEWER = (manifests()[name] for name in ("hidream-o1", "hidream-o1-dev", "hidream-o1-dev-2604"))
 PICTURE = Image.new("RGB", (100, 80))
 
 
 def one(manifest: Any = FULL, **parameters: Any) -> Job:
-    (job,) = requested(manifest, 32, "a fox", 1, **parameters)
+    (job,) = resolve(manifest, 32, "a fox", 1, **parameters)
     return job
 
 
@@ -99,9 +99,9 @@ def test_one_noise_scale_or_two() -> None:
 def test_a_blend_ends_halfway_to_the_next_border() -> None:
     """Beyond that the bands of two borders would meet, and nothing would be blended."""
     for patch, radius in ((8, 4), (32, 8)):
-        assert requested(FULL, patch, "a fox", 1, blend_seams=radius)[0].blend_seams == radius
+        assert resolve(FULL, patch, "a fox", 1, blend_seams=radius)[0].blend_seams == radius
         with pytest.raises(RequestError, match=f"give a radius from 1 to {radius} pixels"):
-            requested(FULL, patch, "a fox", 1, blend_seams=radius + 1)
+            resolve(FULL, patch, "a fox", 1, blend_seams=radius + 1)
 
 
 @pytest.mark.parametrize(("manifest", "parameters", "message"), BAD, ids=[message for _, _, message in BAD])

@@ -10,14 +10,14 @@ from PIL import Image
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
-from mlx_imagegen.request.job import Job, requested
+from mlx_imagegen.request.job import Job, resolve
 
 FULL = manifests()["hidream-o1"]
 PICTURE = Image.new("RGB", (100, 80))
 
 
 def one(manifest: Any = FULL, **parameters: Any) -> Job:
-    (job,) = requested(manifest, 32, "a fox", 1, **parameters)
+    (job,) = resolve(manifest, 32, "a fox", 1, **parameters)
     return job
 
 

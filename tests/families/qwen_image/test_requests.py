@@ -23,7 +23,7 @@ from mlx_imagegen.families.qwen_image.lightning import lightning_notes
 from mlx_imagegen.families.schedule_tables import find_tables
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.loading.checkpoint import Tensor
-from mlx_imagegen.request.job import Job, requested
+from mlx_imagegen.request.job import Job, resolve
 from tests.families.qwen_image.test_qwen_image import DATA, open_pipeline, options_of
 
 SHARED = Path(__file__).parents[4] / "shared/facts/schedules.json"
@@ -43,7 +43,7 @@ SCHEDULES = {
 
 
 def ask(model: str, **parameters: Any) -> Job:
-    return requested(manifests()[model], 16, "a fox", 1, **parameters)[0]
+    return resolve(manifests()[model], 16, "a fox", 1, **parameters)[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -1,0 +1,109 @@
+"""The flags of the parameter table: how each kind of parameter is written on a command line.
+
+In: rows of request/parameters.py. Out: argparse's arguments, named like the parameters. The names that other programs
+use are answered with ours.
+Must not know: what a parameter does, what any command does.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..request import kinds
+from ..request.kinds import Kind, Parameter
+from ..request.parameters import ALIASES, BY_NAME, MODELS_OWN, limits
+
+Group = argparse._ArgumentGroup
+
+
+def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
+    """The rows' flags; rows without one are left out."""
+    for row in rows:
+        if row.flag:
+            metavar = {} if row.metavar is None else {"metavar": row.metavar}
+            group.add_argument(row.flag, help=flag_help(row), default=None, **metavar, **FORMS[row.kind])
+
+
+def flag_help(row: Parameter) -> str:
+    """The row's help, with flags in the place of parameters."""
+    shown = re.sub(
+        r"`(\w+)`", lambda name: (BY_NAME[name[1]].flag or name[1]) if name[1] in BY_NAME else name[0], row.help
+    )
+    repeated = "; may be repeated" if FORMS[row.kind].get("action") in ("append", "extend") else ""
+    default = "" if row.default_text == MODELS_OWN else row.default_text.strip("`")  # a group's heading says it
+    return f"{shown}{repeated}{f' ({default})' if default else ''}"
+
+
+def add_aliases(parser: argparse.ArgumentParser) -> None:
+    """Flags that other programs have: not shown, and answered with the name of ours."""
+    for alias, name in ALIASES.items():
+        if flag := BY_NAME[name].flag:
+            parser.add_argument(
+                "--" + alias.replace("_", "-"),
+                f"--{alias}",
+                action=_Alias,
+                nargs="?",
+                const=flag,
+                help=argparse.SUPPRESS,
+            )
+
+
+class _Alias(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: object, __: object, flag: str | None = None) -> NoReturn:
+        parser.error(f"there is no {flag}; did you mean {self.const}?")
+
+
+def seeds(text: str) -> list[int]:
+    """One seed or a range: 7 or 1-4."""
+    first, dash, last = text.partition("-")
+    try:
+        low, high = (int(first), int(last)) if dash and first else (int(text), int(text))
+    except ValueError:
+        low, high = 1, 0
+    most = int(limits("count")[1])
+    if not 0 <= high - low < most:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a whole number nor a range such as 1-4, of {most} at most"
+        )
+    return list(range(low, high + 1))
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
+
+
+def _radius(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _lora(text: str) -> Any:
+    from ..lora.merge import parse_lora
+
+    return parse_lora(text)
+
+
+# What argparse's add_argument takes for each kind.
+FORMS: dict[Kind, dict[str, Any]] = {
+    kinds.TEXT: {},
+    kinds.SHAPE: {},
+    kinds.WHOLE_NUMBER: {"type": int},
+    kinds.NUMBER: {"type": float},
+    kinds.NUMBERS: {"type": float, "nargs": "+"},
+    kinds.ONE_OR_TWO_NUMBERS: {"type": float, "nargs": "+"},
+    kinds.SWITCH: {"action": "store_true"},
+    kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
+    kinds.SEEDS: {"type": seeds, "action": "extend"},
+    kinds.RADIUS: {"type": _radius},
+    kinds.BOXES: {"type": _json},
+    kinds.PICTURE: {"type": Path},
+    kinds.PICTURES: {"type": Path, "nargs": "+"},
+    kinds.ARRAY: {"type": Path},
+    kinds.ARRAYS: {"type": Path, "nargs": "+"},
+    kinds.LORAS: {"type": _lora, "action": "append"},
+}

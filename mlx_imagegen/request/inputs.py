@@ -1,0 +1,86 @@
+"""Pictures and arrays that a request brings: opened, counted and checked.
+
+In: what the user gave, and the manifest. Out: PIL images and float32 arrays for `Job`s.
+Must not know: files of arrays, how a picture is encoded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import RequestError
+from ..families.base import Settings
+from ..hub.manifest import Manifest
+from ..image import Picture, open_picture
+from ..vision.patches import MAX_ASPECT
+
+
+def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
+    given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
+    if given and not manifest.edits:
+        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
+    if len(given) < manifest.extras.get("references_least", 0):
+        raise RequestError(
+            f"{manifest.name} changes pictures, and none is given; add references (--references on the command line)."
+        )
+    limit = manifest.extras.get("references_limit")
+    if limit is not None and len(given) > limit:
+        raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
+    pictures = tuple(open_picture(reference, "references") for reference in given)
+    for width, height in (picture.size for picture in pictures):
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise RequestError(
+                f"references: a picture of {width}x{height} is too narrow for {manifest.name}'s eyes: the sides may "
+                f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
+            )
+    return pictures
+
+
+def step_noise_arrays(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:
+    if noise is None:
+        return None
+    if settings.extras.get("sampler") != "flash":
+        raise RequestError("step_noise: only the flash sampler draws noise at every step; leave it out.")
+    if len(noise) < settings.steps - 1:
+        raise RequestError(
+            f"step_noise: {len(noise)} draws are given, {settings.steps} steps need one after each but the last."
+        )
+    return tuple(noise_array("step_noise", draw) for draw in noise)
+
+
+def noise_array(name: str, noise: Any) -> np.ndarray:
+    try:
+        return np.asarray(noise, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name}: give arrays of unit normals ({error}).") from error
+
+
+def noise_notes(
+    settings: Settings,
+    seeds: int,
+    noise: np.ndarray | None,
+    step_noise: Sequence[np.ndarray] | None,
+    image: Image.Image | None,
+) -> list[str]:
+    """A word about seeds that change nothing. The flash sampler draws from the seed at every step, and so does the
+    autoencoder that a picture to start from goes through."""
+    drawn = image is not None or (settings.extras.get("sampler") == "flash" and step_noise is None)
+    if noise is None or seeds < 2 or drawn:
+        return []
+    return [f"the noise is given, so that the pictures of all {seeds} seeds are equal; leave it out, or give one seed"]
+
+
+def check_noise(noise: np.ndarray | None, step_noise: Sequence[np.ndarray] | None, shape: tuple[int, ...]) -> None:
+    """Raises for noise that does not fit the picture, whose shape only the open model knows."""
+    given = [("noise", noise), *(("step_noise", draw) for draw in step_noise or ())]
+    for name, array in given:
+        if array is None:
+            continue
+        if array.shape != shape:
+            raise RequestError(
+                f"{name} has the shape {array.shape}; this picture needs {shape} unit normals in float32."
+            )
+        if not np.isfinite(array).all():
+            raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")

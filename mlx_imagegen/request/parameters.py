@@ -1,0 +1,315 @@
+"""Every parameter of `generate` and `load`, declared once: type, kind, limits, default, help, flag and record.
+
+Out: typed dictionaries for signatures, and `PARAMETERS`, the same fields as a table, in the order of `--help`. Checks
+of types, the flags of the command line, records, help() and the README's table are read from it.
+Light to import. Must not know: what a parameter does, argparse, manifests.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args
+
+from ..errors import RequestError
+from .kinds import (
+    ARRAY,
+    ARRAYS,
+    BOXES,
+    CALLBACK,
+    CHOICE,
+    LORAS,
+    NUMBER,
+    NUMBERS,
+    ONE_OR_TWO_NUMBERS,
+    PICTURE,
+    PICTURES,
+    RADIUS,
+    SEEDS,
+    SHAPE,
+    SWITCH,
+    TEXT,
+    WHOLE_NUMBER,
+    Parameter,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from ..image import Picture
+    from ..result import StepEvent
+
+DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
+DEFAULT_STRENGTH = 0.6
+LARGEST_SEED = 2**64 - 1  # torch's, and ComfyUI draws such; of it the generator reads the low 32 bits, there as here
+MODELS_OWN = "the model's"
+
+
+class CallParameters(TypedDict, total=False):
+    """Of one call. Signatures write these out: the kind of result depends on them."""
+
+    prompt: Annotated[
+        "str | Sequence[str]",
+        Parameter(TEXT, "what the picture should show; several make a list of pictures", "what", "TEXT", portable=True),
+    ]
+    seed: Annotated[
+        "int | Sequence[int] | None",
+        Parameter(
+            SEEDS, "the same seed makes the same picture, here and in diffusers; several make more pictures",
+            "how", "N|A-B", default_text="a fresh seed", limits=(0, LARGEST_SEED), portable=True,
+            aliases=("generator", "seeds", "random_seed"),
+        ),
+    ]  # fmt: skip
+    count: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "this many pictures, with seeds from the first upwards", "how", "N", limits=(1, 10_000),
+            recorded=False, replaces=("seed",),
+            aliases=("num_images", "num_images_per_prompt", "number_of_images", "batch_size", "batch_count", "n"),
+        ),
+    ]  # fmt: skip
+    on_step: Annotated[
+        "Callable[[StepEvent], None] | None",
+        Parameter(
+            CALLBACK, "called after every step, with its seconds and `preview()`", recorded=False,
+            aliases=("callback_on_step_end", "on_progress"),
+        ),
+    ]  # fmt: skip
+
+
+class PictureParameters(TypedDict, total=False):
+    """Of each picture. What is left out, or None, comes from the model's manifest."""
+
+    negative_prompt: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "what it should not show; needs `guidance` or `true_cfg` above 1", "what", "TEXT",
+            default_text=MODELS_OWN, portable=True, aliases=("negative",),
+        ),
+    ]  # fmt: skip
+    steps: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "how many denoising steps", "how", "N", default_text=MODELS_OWN,
+            limits=(1, 1000),  # the models' own count of timesteps
+            replaces=("timesteps",), aliases=("num_inference_steps", "num_steps", "sampling_steps"),
+        ),
+    ]  # fmt: skip
+    width: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "a multiple of 16 (FLUX.1, Qwen-Image) or 32, from 256 up (HiDream-O1)", "how", "PIXELS",
+            default_text=MODELS_OWN, portable=True, aliases=("w",),
+        ),
+    ]  # fmt: skip
+    height: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "a multiple as the width", "how", "PIXELS", default_text=MODELS_OWN, portable=True,
+            aliases=("h",),
+        ),
+    ]  # fmt: skip
+    aspect: Annotated[
+        str | None,
+        Parameter(
+            SHAPE, "a shape, such as 16:9, in the model's usual number of pixels", "how", "W:H", recorded=False,
+            replaces=("width", "height"), aliases=("aspect_ratio", "ratio"),
+        ),
+    ]  # fmt: skip
+    guidance: Annotated[
+        float | None,
+        Parameter(
+            NUMBER, "how closely to follow the prompt", "how", "X", default_text=MODELS_OWN, limits=(0, 100),
+            aliases=("guidance_scale", "cfg", "cfg_scale"),
+        ),
+    ]  # fmt: skip
+    true_cfg: Annotated[
+        float | None,
+        Parameter(
+            NUMBER, "FLUX.1: the scale between prompt and negative prompt; elsewhere `guidance` is it", "how", "X",
+            default_text="off", limits=(0, 100), aliases=("true_cfg_scale",),
+        ),
+    ]  # fmt: skip
+    max_sequence_length: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "how many tokens of the prompt are read", "how", "TOKENS", default_text=MODELS_OWN,
+            aliases=("max_length", "max_tokens"),
+        ),
+    ]  # fmt: skip
+    noise: Annotated[
+        "np.ndarray | None",
+        Parameter(
+            ARRAY, "the starting noise, unit normals in the shape that diffusers takes: [1, 16, H/8, W/8]", "how",
+            "NPY", default_text="from the seed", hashed=True, aliases=("latents",),
+        ),
+    ]  # fmt: skip
+    step_noise: Annotated[
+        "Sequence[np.ndarray] | None",
+        Parameter(
+            ARRAYS, "HiDream-O1's flash sampler: the noise of each step", "how", "NPY", default_text="from the seed",
+            hashed=True,
+        ),
+    ]  # fmt: skip
+    blend_seams: Annotated[
+        int | str | None,
+        Parameter(
+            RADIUS, "HiDream-O1: soften the borders between patches, by a radius in pixels or adaptive", "how",
+            "N|adaptive", default_text="off",
+        ),
+    ]  # fmt: skip
+    image: Annotated[
+        "Picture | None",
+        Parameter(
+            PICTURE, "change this picture; one larger than the model's usual is brought down", "pictures", "FILE",
+            hashed=True, aliases=("init_image", "image_path", "input_image"),
+        ),
+    ]  # fmt: skip
+    strength: Annotated[
+        float | None,
+        Parameter(
+            NUMBER, "by how much to change the image: above 0 (keep it) to 1 (replace it)", "pictures", "X",
+            default_text=str(DEFAULT_STRENGTH), limits=(0, 1),
+            aliases=("image_strength", "denoise", "denoising_strength"),
+        ),
+    ]  # fmt: skip
+    references: Annotated[
+        "Sequence[Picture] | None",
+        Parameter(
+            PICTURES, "pictures that the prompt refers to, for models that edit", "pictures", "FILE", hashed=True,
+            aliases=("images", "image_paths", "reference_images", "ref_images"),
+        ),
+    ]  # fmt: skip
+    layout: Annotated[
+        "Sequence[Any] | None",
+        Parameter(
+            BOXES, "HiDream-O1: where references go: [[x1, x2, y1, y2], …] from 0 to 1", "pictures", "JSON",
+            aliases=("layout_bboxes",),
+        ),
+    ]  # fmt: skip
+    keep_original_aspect: Annotated[
+        bool | None,
+        Parameter(SWITCH, "HiDream-O1: the shape of the one reference", "pictures", default=False),
+    ]
+    sampler: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "the solver: unipc, flow_match or flash", "sampling", "NAME", default_text=MODELS_OWN,
+            aliases=("scheduler", "sampler_name"),
+        ),
+    ]  # fmt: skip
+    shift: Annotated[
+        float | None,
+        Parameter(NUMBER, "of the schedule", "sampling", "X", default_text=MODELS_OWN, limits=(0.1, 100)),
+    ]
+    timesteps: Annotated[
+        "Sequence[float] | None",
+        Parameter(
+            NUMBERS, "the schedule itself: falling, below 1000, one a step", "sampling", "T", default_text=MODELS_OWN
+        ),
+    ]
+    noise_scale: Annotated[
+        "float | Sequence[float] | None",
+        Parameter(
+            ONE_OR_TWO_NUMBERS, "of the starting noise: one, or the first and the last step's", "sampling", "X",
+            default_text=MODELS_OWN, limits=(0, 100),
+        ),
+    ]  # fmt: skip
+    noise_clip: Annotated[
+        float | None,
+        Parameter(
+            NUMBER, "in standard deviations; 0 is none", "sampling", "X", default_text=MODELS_OWN, limits=(0, 100)
+        ),
+    ]
+
+
+class LoadParameters(TypedDict, total=False):
+    """Of an open model: for all of its pictures."""
+
+    model: Annotated[
+        "str | Path | None",
+        Parameter(
+            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, or a local folder", "what",
+            "MODEL", default_text=f"`{DEFAULT_MODEL}`", aliases=("checkpoint", "model_path", "pretrained_model"),
+        ),
+    ]  # fmt: skip
+    quant: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "pack the weights while they are loaded: q8, q6, q4 or a recipe's file", "weights", "RECIPE",
+            aliases=("quantize", "quantization", "bits"),
+        ),
+    ]  # fmt: skip
+    lora: Annotated[
+        "Sequence[str | Path | tuple[str | Path, float]] | None",
+        Parameter(
+            LORAS, "merge these LoRAs: files, or files with a scale", "weights", "FILE[:SCALE]",
+            aliases=("loras", "lora_paths", "lora_path"),
+        ),
+    ]  # fmt: skip
+    lora_partial: Annotated[
+        bool,
+        Parameter(SWITCH, "allow LoRAs of which a part fits no module", "weights", default=False),
+    ]
+    resident: Annotated[
+        bool | None,
+        Parameter(
+            CHOICE, "keep all parts of the model in memory, or one after the other", "weights",
+            default_text="as fits the machine", recorded=False, aliases=("low_ram",),
+        ),
+    ]  # fmt: skip
+    on_load: Annotated[
+        "Callable[[str, int, int], None] | None",
+        Parameter(
+            CALLBACK, "called while weights are read: with the component, the bytes done and in all", recorded=False
+        ),
+    ]
+    on_download: Annotated[
+        "Callable[[str], None] | None",
+        Parameter(
+            CALLBACK, "called before a download, with its size and licence, and with notes",
+            default_text="prints to stderr", recorded=False,
+        ),
+    ]  # fmt: skip
+
+
+class Parameters(PictureParameters, LoadParameters):
+    """Everything that `generate` takes next to prompt, seed, count and on_step."""
+
+
+FIELDS: dict[str, type] = {"call": CallParameters, "picture": PictureParameters, "load": LoadParameters}  # by scope
+PARAMETERS: tuple[Parameter, ...] = tuple(
+    replace(get_args(annotation)[1], name=name, scope=scope)
+    for scope, fields in FIELDS.items()
+    for name, annotation in fields.__annotations__.items()
+)
+CALL, PICTURE_ROWS, LOAD = (tuple(row for row in PARAMETERS if row.scope == scope) for scope in FIELDS)
+BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+PICTURE_FIELDS = tuple(parameter.name for parameter in PICTURE_ROWS)
+REQUEST_FIELDS = (*(parameter.name for parameter in CALL), *PICTURE_FIELDS)
+LOAD_FIELDS = tuple(parameter.name for parameter in LOAD)
+SAMPLING_FIELDS = tuple(parameter.name for parameter in PARAMETERS if parameter.group == "sampling")
+ALIASES = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
+
+
+def limits(name: str) -> tuple[float, float]:
+    pair = BY_NAME[name].limits
+    assert pair is not None, name
+    return pair
+
+
+def suggestion(name: str, known: Iterable[str]) -> str | None:
+    """The parameter that an unknown name probably means."""
+    known = list(known)
+    if ALIASES.get(name) in known:
+        return ALIASES[name]
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.7)), None)
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises for a name that is not known; prompt, seed, count and on_step are, wherever this is called."""
+    for name in sorted(set(given) - set(known)):
+        near = suggestion(name, (*FIELDS["call"].__annotations__, *known))
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(REQUEST_FIELDS)}; and what load() takes."
+        raise RequestError(f"there is no parameter '{name}'; {hint}")

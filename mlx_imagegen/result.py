@@ -1,0 +1,55 @@
+"""What a pipeline gives back: a finished picture with its record, and an event for each step on the way.
+
+Must not know: models, how a picture is made.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .image import save_picture, write_picture
+
+if TYPE_CHECKING:
+    from .report import Report
+
+
+@dataclass(frozen=True)
+class Result:
+    image: Image.Image
+    seed: int
+    report: "Report"
+    record: dict[str, Any]  # everything needed to make this picture again
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing."""
+        path = Path(path).expanduser()
+        write_picture(self.image, path, self._metadata())
+        return path
+
+    def _metadata(self) -> dict[str, Any]:
+        return self.record | {"report": self.report.as_dict()}
+
+    def _repr_png_(self) -> bytes:
+        """Shows the picture in a notebook, as the PNG that `save` writes."""
+        file = io.BytesIO()
+        save_picture(self.image, file, "PNG", self._metadata())
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Given to `on_step` after every step."""
+
+    picture: int  # which of the request's pictures, from 0
+    pictures: int
+    step: int  # from 1
+    steps: int
+    seconds: float
+    preview: Callable[[], Image.Image]  # decodes the model's present idea of the picture; costs a decode
+
+
+OnStep = Callable[[StepEvent], None]
