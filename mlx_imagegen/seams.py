@@ -27,7 +27,8 @@ def blend_seams(pixels: np.ndarray, period: int, how: int | str) -> np.ndarray:
     for _ in range(2):  # across the borders between columns, then between rows
         pixels = _evened(pixels, period) if how == ADAPTIVE else _spread(pixels, period, int(how))
         pixels = pixels.swapaxes(0, 1)
-    return np.clip(pixels, 0, 1)
+    blended: np.ndarray = np.clip(pixels, 0, 1)
+    return blended
 
 
 def _spread(pixels: np.ndarray, period: int, radius: int) -> np.ndarray:
@@ -79,7 +80,8 @@ def _weight(step: np.ndarray, around: Sequence[np.ndarray], roughness: np.ndarra
     size = np.abs(step).max(-1)
     usual = np.maximum(*(np.abs(other).max(-1) for other in around))
     seam = 1 - _falling(size / (usual + roughness / 4 + 0.2), STRONG)
-    return (_falling(roughness, FLAT) * _falling(size, EDGE) * seam)[..., None] / 255
+    share: np.ndarray = (_falling(roughness, FLAT) * _falling(size, EDGE) * seam)[..., None] / 255
+    return share
 
 
 def _lines(pixels: np.ndarray, borders: np.ndarray, band: int, period: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +122,8 @@ def _along(values: np.ndarray, period: int) -> np.ndarray:
     first = np.maximum(places - ALONG // 2, patch)
     last = np.minimum(np.minimum(places + ALONG // 2 + 1, patch + period), len(values))
     counts = (last - first).reshape(-1, *[1] * (values.ndim - 1))
-    return (sums[last] - sums[first]) / counts
+    means: np.ndarray = (sums[last] - sums[first]) / counts
+    return means
 
 
 def _falling(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -39,15 +39,19 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def small(manifest: Manifest) -> Manifest:
         return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
 
-    original = pipeline.locate
+    identify, original = pipeline.identify, pipeline.locate
 
-    def locate(model: str, *_: object) -> tuple[Model, Path]:
+    def identify_tiny(model: str) -> Model:
         if "/" in model:  # what a command before has written
-            return original(model)
+            return identify(model)
         manifest = download.find(model).manifest
         manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
-        return Model(small(manifest), flux_folder, model), flux_folder
+        return Model(small(manifest), flux_folder, model)
 
+    def locate(model: str, *_: object) -> tuple[Model, Path]:
+        return original(model) if "/" in model else (identify_tiny(model), flux_folder)
+
+    monkeypatch.setattr(pipeline, "identify", identify_tiny)
     for module in (pipeline, quantizer):
         monkeypatch.setattr(module, "locate", locate)
     monkeypatch.setattr(pipeline, "pending_download", lambda model: None)  # nothing has to be downloaded

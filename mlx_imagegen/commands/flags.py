@@ -23,8 +23,8 @@ def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
     """The rows' flags; rows without one are left out."""
     for row in rows:
         if row.flag:
-            metavar = {} if row.metavar is None else {"metavar": row.metavar}
-            group.add_argument(row.flag, help=flag_help(row), default=None, **metavar, **FORMS[row.kind])
+            form = FORMS[row.kind] | ({"metavar": row.metavar} if row.metavar else {})
+            group.add_argument(row.flag, help=flag_help(row), default=None, **form)
 
 
 def flag_help(row: Parameter) -> str:

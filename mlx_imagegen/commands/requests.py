@@ -143,7 +143,7 @@ def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
 
 def _job(line: str, where: str) -> dict[str, Any]:
     try:
-        job = json.loads(line)
+        job: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(job.get("prompt"), str):

@@ -70,4 +70,5 @@ class FeedForward(nn.Module):
         self.net: dict[str, Any] = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
+        out: mx.array = self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
+        return out

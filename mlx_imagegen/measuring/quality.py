@@ -68,8 +68,9 @@ def ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 def _gaussian(size: int) -> np.ndarray:
     distance = np.arange(size) - (size - 1) / 2
-    taps = np.exp(-0.5 * (distance / WINDOW_SIGMA) ** 2)
-    return taps / taps.sum()
+    taps: np.ndarray = np.exp(-0.5 * (distance / WINDOW_SIGMA) ** 2)
+    taps /= taps.sum()
+    return taps
 
 
 def _blurred(plane: np.ndarray, taps: np.ndarray) -> np.ndarray:

@@ -88,10 +88,11 @@ def fit(
 
 
 def codes_for(groups: np.ndarray, scale: np.ndarray, bias: np.ndarray, levels: np.float32) -> np.ndarray:
-    codes = groups - bias
+    codes: np.ndarray = groups - bias
     codes *= np.float32(1) / scale
     np.rint(codes, out=codes)
-    return np.clip(codes, 0, levels, out=codes)
+    np.clip(codes, 0, levels, out=codes)
+    return codes
 
 
 def _spanning(low: np.ndarray, high: np.ndarray, levels: np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +177,8 @@ def _error(
     difference *= difference
     if counts is not None:
         difference *= counts
-    return difference.sum(axis=0)
+    total: np.ndarray = difference.sum(axis=0)
+    return total
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -207,7 +209,8 @@ def unpack_rows(packed: Packed, packing: Packing) -> np.ndarray:
             code = code | (words[..., word + 1] << np.uint64(32 - shift))
         codes[..., index] = code & np.uint64(2**bits - 1)
     scales, biases = (from_bf16(packed[name])[..., None] for name in ("scales", "biases"))
-    return (codes.reshape(rows, -1, packing.group_size) * scales + biases).reshape(rows, -1)
+    values: np.ndarray = codes.reshape(rows, -1, packing.group_size) * scales + biases
+    return values.reshape(rows, -1)
 
 
 def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:

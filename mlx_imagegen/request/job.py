@@ -107,9 +107,9 @@ def _jobs(
     manifest: Manifest, size_multiple: int, prompts: Sequence[str], seeds: Sequence[int], given: PictureParameters
 ) -> list[Job]:
     image, noise, step_noise = given.get("image"), given.get("noise"), given.get("step_noise")
-    negative_prompt = given.get("negative_prompt")
+    negative_prompt, references = given.get("negative_prompt"), given.get("references")
     opened = None if image is None else open_picture(image)
-    pictures = open_references(manifest, given.get("references", ()))
+    pictures = open_references(manifest, () if references is None else references)
     notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))

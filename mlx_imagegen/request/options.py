@@ -71,7 +71,7 @@ def sampling(
 def _sampler(name: Any, manifest: Manifest) -> str:
     if name not in SAMPLERS:
         raise RequestError(f"sampler {name!r}: {manifest.name} has {', '.join(SAMPLERS)}.")
-    return name
+    return str(name)
 
 
 def _number(name: str, value: Any) -> float:
@@ -146,7 +146,7 @@ def _box(box: Any) -> Box:
     return x1, x2, y1, y2
 
 
-def seam_blend(manifest: Manifest, blend: Any, patch: int) -> int | str | None:
+def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:
     """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
     if blend in (None, 0, False):
         return None

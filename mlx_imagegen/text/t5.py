@@ -97,7 +97,8 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         attention, feed_forward = self.layer
-        return feed_forward(attention(x, bias))
+        out: mx.array = feed_forward(attention(x, bias))
+        return out
 
 
 class AttentionLayer(nn.Module):
@@ -162,4 +163,5 @@ def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
     share = np.float32(np.log(ratio.astype(np.float64))) / np.float32(math.log(max_distance / exact))
     shared = exact + (share * np.float32(half - exact)).astype(np.int64)
     bucket = np.where(distance < exact, distance, np.minimum(shared, half - 1))
-    return (bucket + half * (offset > 0)).astype(np.int32)
+    numbers: np.ndarray = (bucket + half * (offset > 0)).astype(np.int32)
+    return numbers

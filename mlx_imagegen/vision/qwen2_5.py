@@ -109,6 +109,6 @@ def _linear(inputs: int, outputs: int) -> Shapes:
 
 def encode_patches(tower: nn.Module, patches: Patches, dtype: mx.Dtype) -> mx.array:
     """Features [merged rows x merged columns, D] of one picture, evaluated: one picture's activations at a time."""
-    features = tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
+    features: mx.array = tower.visual(mx.array(patches.values, dtype), mx.array([[1, *patches.grid]]))
     mx.eval(features)
     return features
