@@ -31,11 +31,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mlx_imagegen' has no attribute '{name}'")
-    found: object = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    return found
+if not TYPE_CHECKING:  # type checkers have the names above, and report all others
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'mlx_imagegen' has no attribute '{name}'")
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -49,8 +49,10 @@ class Parser(argparse.ArgumentParser):
     def _near(self, message: str) -> str:
         unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        shown = [flag for flag in near if self._option_string_actions[flag].help != argparse.SUPPRESS]
-        return f" (did you mean {shown[0]}?)" if shown else ""
+        if not near:
+            return ""
+        action = self._option_string_actions[near[0]]  # a hidden one answers with the flag that is meant
+        return f" (did you mean {action.const if action.help == argparse.SUPPRESS else near[0]}?)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

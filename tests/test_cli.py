@@ -70,6 +70,36 @@ def test_the_command_s_name_may_be_left_out(cli: Cli, flux_folder: Path) -> None
     assert Path("a.png").is_file() and Path("b.png").is_file()
 
 
+def test_the_prompt_has_a_flag(make: Cli) -> None:
+    assert make("--prompt", "a fox", "--seed", 1).out == "a-fox-1.png\n"
+    assert make("--prompt=-x", "--seed", 1).out == "x-1.png\n"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a model's name", "a folder"])
+def test_a_request_is_resolved_once(named: bool, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed that is drawn early is the picture's, and so is the name that was found to be writable."""
+    from mlx_imagegen import pipeline
+    from mlx_imagegen.commands import generate
+    from mlx_imagegen.hub.manifest import Model
+    from mlx_imagegen.request import job
+
+    calls: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: (calls.append(name), function(*given, **named))[1]
+
+    monkeypatch.setattr(job, "_jobs", counted("resolve", job._jobs))
+    monkeypatch.setattr(generate, "output_paths", counted("paths", generate.output_paths))
+    found = Model(manifests()["flux-schnell"], flux_folder, "flux-schnell")
+    if named:
+        monkeypatch.setattr(pipeline, "locate", lambda *_: (found, flux_folder))
+        monkeypatch.setattr(pipeline, "refuse_before_download", lambda *_: None)
+    ran = cli("a fox", "--model", "flux-schnell" if named else flux_folder, *QUICK)
+    assert calls == ["resolve", "paths"], ran
+    (path,) = ran.out.split()
+    assert path == f"a-fox-{read_metadata(Path(path))['seed']}.png"
+
+
 def test_the_same_seed_gives_the_same_picture_and_another_another(make: Cli) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         make("a fox", "--seed", seed, "-o", f"{name}.png")
@@ -365,6 +395,16 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "seeds and a count": (("a fox", "--seed", "1-3", "--count", 2), ("several seeds or a count",)),
     "previews of nothing": (("a fox", "--preview-every", 0), ("--preview-every 0",)),
     "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "--help")),
+    "a flag of another program": (("a fox", "--num-images", 3), ("there is no --num-images; did you mean --count?",)),
+    "another program's steps": (("a fox", "--num_inference_steps", 3), ("did you mean --steps?", "--help")),
+    "another program's guidance": (("a fox", "--guidance-scale=3"), ("did you mean --guidance?",)),
+    "another program's flag, misspelt": (("a fox", "--num-image", 3), ("--num-image 3 (did you mean --count?)",)),
+    "a flag cut short": (("a fox", "--guid", 3), ("unrecognized arguments: --guid 3 (did you mean --guidance?)",)),
+    "a job with another program's key": (
+        ("--prompt-file", "given.alias"),
+        ("given.alias, line 1: a job has no 'guidance_scale'; did you mean guidance?",),
+    ),
+    "two prompts": (("a fox", "--prompt", "a hen"), ("the prompt is given twice",)),
     "a prompt without quotes": (
         ("a", "red", "fox"),
         ("unrecognized arguments: red fox (a prompt of several words goes in quotes)",),
@@ -406,6 +446,7 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
     for name, text in {
         "txt": "a fox", "empty": "\n \n", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "step": 2}', "broken": "{no",
         "nothing": '{"steps": 2}', "model": '{"prompt": "a", "lora_partial": true}',
+        "alias": '{"prompt": "a", "guidance_scale": 3}',
         "number": '{"prompt": "a fox", "steps": ' + "9" * 5000 + "}",
     }.items():  # fmt: skip
         Path(f"given.{name}").write_text(text)

@@ -15,6 +15,7 @@ from mlx_imagegen import pipeline
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import Manifest, Model, manifests
 from mlx_imagegen.quantization import quantizer
+from mlx_imagegen.request.kinds import Parameter
 from tests.lora.test_pipeline import draw_lora
 
 README = Path(__file__).parents[1] / "README.md"
@@ -122,3 +123,15 @@ def test_every_parameter_of_the_table_exists() -> None:
         name for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
     }
     assert len(names) > 15 and names <= set(BY_NAME)
+
+
+def test_the_table_of_parameters_is_the_declared_one() -> None:
+    """On a difference it prints the table to put in."""
+    from mlx_imagegen.request.parameters import PARAMETERS
+
+    def line(row: Parameter) -> str:
+        default = row.default_text if row.default is None else f"`{row.default}`"
+        return f"| `{row.name}` | {row.help} | {default} |\n"
+
+    shown = TEXT.partition("| parameter | meaning | default |\n|---|---|---|\n")[2].partition("\n\n")[0] + "\n"
+    assert shown == "".join(map(line, PARAMETERS))

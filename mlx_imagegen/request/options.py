@@ -21,7 +21,6 @@ ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
 
 
-
 def check_types(given: Mapping[str, Any]) -> None:
     """Refuses values of another kind than a parameter takes; None is none given."""
     for row in PARAMETERS:
