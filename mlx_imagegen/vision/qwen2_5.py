@@ -46,8 +46,7 @@ class VisionConfig(Config):
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
         if "vision_config" not in data:
             raise ConfigError(
-                f"{where}: field 'vision_config' is missing, and editing needs the vision tower; download it "
-                "again."
+                f"{where}: field 'vision_config' is missing, and editing needs the vision tower; download it again."
             )
         part = dict(data["vision_config"])
         theta = (part.pop("rope_parameters", None) or {}).get("rope_theta", THETA)

@@ -41,7 +41,9 @@ def test_it_draws(model: Path) -> None:
     one, two = (generate(words, model=model, **PICTURE) for words in ("a red sea", "a blue hen"))
     assert one.image.size == (64, 64) and one.record["manifest"] == "colour-field"
     assert np.asarray(one.image).std() > 5 and (np.asarray(one.image) != np.asarray(two.image)).any()
-    again = generate("a red sea", model=model, image=two.image, strength=0.5, guidance=2.0, negative_prompt="sky", **PICTURE)
+    again = generate(
+        "a red sea", model=model, image=two.image, strength=0.5, guidance=2.0, negative_prompt="sky", **PICTURE
+    )
     assert again.record["negative_prompt"] == "sky"
 
 

@@ -31,4 +31,6 @@ class Flux1Denoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer = self._transformer.load()
-        return transformer(x.astype(compute_dtype()), branch.txt, branch.rope, branch.modulation[index])
+        x = x.astype(compute_dtype())
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index])
+        return velocity

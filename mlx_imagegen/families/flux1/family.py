@@ -134,7 +134,8 @@ class Flux1(Family[FluxBranch]):
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        return decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()

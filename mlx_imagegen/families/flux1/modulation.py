@@ -78,6 +78,6 @@ def _conditioning(
     if "guidance_embedder" in embedders:
         time = time + embedders["guidance_embedder"](sinusoids([guidance * 1000.0]))
     text = embedders["text_embedder"](mx.concatenate([row.astype(mx.float32) for row in pooled]))  # [P, D]
-    vec = text[:, None] + time[None]
+    vec: mx.array = text[:, None] + time[None]
     mx.eval(vec)
     return vec.reshape(-1, vec.shape[-1])

@@ -135,7 +135,8 @@ class HiDreamO1(Family[HiDreamBranch]):
         return picture.transpose(2, 0, 1)[None], self.noise(seed, settings)
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
-        return settings.extras["noise_scale"][0] * x
+        scale: float = settings.extras["noise_scale"][0]
+        return scale * x
 
     @property
     def vision_param_count(self) -> int:

@@ -58,7 +58,9 @@ class QwenImageDenoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         img, references = self._with_references(x)
-        return self._transformer.load()(img, branch.txt, branch.rope, branch.modulation[index], references)
+        transformer = self._transformer.load()
+        velocity: mx.array = transformer(img, branch.txt, branch.rope, branch.modulation[index], references)
+        return velocity
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:
         """As long, token by token, as the prompt's own velocity."""

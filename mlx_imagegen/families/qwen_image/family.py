@@ -154,7 +154,8 @@ class QwenImage(Family[QwenImageBranch]):
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        return decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
+        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
+        return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
