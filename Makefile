@@ -1,4 +1,4 @@
-# demo, test, parity, lint: each sets up what it needs in .venv, on a machine with Python 3.11 or newer, pip and make.
+# demo, test, parity, lint, wheel: each sets up what it needs in .venv, on a machine with Python 3.11 or newer, pip and make.
 # uv is used where it is there. Stamps under .venv/stamps keep a second run from installing anything again.
 
 # The first interpreter that is new enough; `make PYTHON=...` chooses another.
@@ -10,20 +10,29 @@ STAMPS := .venv/stamps
 # In an environment that uv made there is no pip; in one that pip made, uv may have come later.
 INSTALL = $(if $(wildcard $(BIN)/pip),$(BIN)/python -m pip install -q,uv pip install -q --python $(BIN)/python)
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test parity lint wheel clean
+
+# All cores; a file's tests stay in one process, so that what they share is made once.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+# What `ruff format` has gone through.
+FORMATTED = tests benchmarks examples README.md CONTRIBUTING.md CHANGELOG.md
 
 demo: $(STAMPS)/run $(STAMPS)/blas
 	$(BIN)/mlx-imagegen generate "a small red circle left of a large blue square on a white background" --seed 1 -o demo.png
 
 test: $(STAMPS)/dev $(STAMPS)/blas
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 parity: $(STAMPS)/parity $(STAMPS)/blas
-	$(BIN)/python -m pytest -m parity
+	$(PYTEST) -m parity
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/mypy
+
+wheel: $(STAMPS)/dev
+	$(BIN)/python -m hatchling build -t wheel
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

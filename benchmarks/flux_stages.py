@@ -20,8 +20,9 @@ from quant_convert import shapes
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from tests.draw import drawn_data
 
-SOURCE = Path(__file__).parents[1] / "tests/data/flux/dev"
+SOURCE = drawn_data() / "flux/dev"
 WIDE_T5 = {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 16}
 WIDE_FLUX = {"attention_head_dim": 64, "num_attention_heads": 12, "axes_dims_rope": [16, 24, 24], "num_layers": 5}
 MB = 2**20

@@ -24,6 +24,7 @@ from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.bfloat import to_bf16
+from tests.draw import drawn_data
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDS = 3
@@ -46,7 +47,7 @@ def shapes(*trees: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def make(folder: Path, scale: float) -> int:
     """A FLUX.1 folder: the stored draw with a transformer of the published widths. Gives its bytes."""
-    shutil.copytree(ROOT / "tests/data/flux/dev", folder)
+    shutil.copytree(drawn_data() / "flux/dev", folder)
     shutil.rmtree(folder / "transformer")
     (folder / "transformer").mkdir()
     config = CONFIG | {"num_layers": max(1, round(19 * scale)), "num_single_layers": max(1, round(38 * scale))}

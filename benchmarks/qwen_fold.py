@@ -22,6 +22,7 @@ from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.packing.bfloat import to_bf16
+from tests.draw import drawn_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 60
@@ -47,7 +48,7 @@ print(f"  {steps:>2} steps, {said}: {wall:.2f} s, {cpu:.2f} s of processor", flu
 
 def make(folder: Path, blocks: int) -> int:
     """The stored draw with a transformer of the published widths; gives the bytes of its modulation."""
-    shutil.copytree(ROOT / "tests/data/qwen_image/image", folder)
+    shutil.copytree(drawn_data() / "qwen_image/image", folder)
     path = folder / "transformer/config.json"
     data = json.loads(path.read_text()) | WIDTHS | {"num_layers": blocks}
     path.write_text(json.dumps(data))

@@ -14,7 +14,9 @@ import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a
 import mlx.core as mx
 import pytest
 
-DATA = Path(__file__).parent / "data"
+from tests.draw import drawn_data
+
+DATA = drawn_data()
 # A shell's background jobs ignore Ctrl-C and hand that on to every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 mx.set_default_device(mx.cpu)  # references are float32; on a Mac's GPU the work is bfloat16 (precision.py)

@@ -6,7 +6,6 @@ lifts every later activation to float32 (twice the memory), or two dtypes that a
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,9 +16,10 @@ from mlx_imagegen import load
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.pipeline import Pipeline
+from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 
-DATA = Path(__file__).parent / "data"
+DATA = drawn_data()
 PICTURES = [DATA / "qwen_image/zero" / f"picture{index}.png" for index in (1, 2)]
 OPTIONS: dict[str, Any] = {"seed": 5, "steps": 2, "width": 32, "height": 48}
 SHORT = OPTIONS | {"max_sequence_length": 32}

@@ -1,4 +1,4 @@
-"""What the README shows runs: its Python and its commands, on the tiny FLUX.1 in place of every model they name."""
+"""What README and guides show runs: their Python and their commands, on the tiny FLUX.1 in place of every model."""
 
 import json
 import re
@@ -14,28 +14,45 @@ from PIL import Image
 from mlx_imagegen import pipeline
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import Manifest, Model, manifests
+from mlx_imagegen.hub.tensor_shapes import shape_only_folder
+from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.machine import USABLE_SHARE
+from mlx_imagegen.packing.recipes import read_recipe, recipe_names
+from mlx_imagegen.planning.plan import Plan, plan
 from mlx_imagegen.quantization import quantizer
+from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.request.kinds import Parameter
 from tests.lora.test_pipeline import draw_lora
 
-README = Path(__file__).parents[1] / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
-PYTHON = [code for kind, code in BLOCKS if kind == "python"]
-COMMANDS = [
-    line.removeprefix("$ ")
-    for kind, text in BLOCKS
-    if kind == "console"
-    for line in text.splitlines()
-    if line[:2] == "$ "
-]
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (README, *GUIDES)}
+OTHER_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
+README_BYTES = 9_000
 # These install or set up; the machinery that runs the tests has just done so.
 NOT_RUN = ("pip ", "make ", "hf ")
+# The table "Which model for which Mac": its columns, and the models that each speaks for.
+ADVISED = (("flux-schnell", "flux-dev"), ("qwen-image-lightning",), ("hidream-o1-dev",))
+GIB = 2**30
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    lines = "".join(blocks(page, "console")).splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+PYTHON_PAGES = [page for page in PAGES if blocks(page, "python")]
+COMMAND_PAGES = [page for page in PAGES if commands(page)]
 
 
 @pytest.fixture
 def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every model is the tiny one at 48x32 in 2 steps; the files that the README speaks of are there."""
+    """Every model is the tiny one at 48x32 in 2 steps; the files that the pages name are there."""
 
     def small(manifest: Manifest) -> Manifest:
         return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
@@ -44,13 +61,14 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     def identify_tiny(model: str) -> Model:
         if "/" in model:  # what a command before has written
-            return identify(model)
+            found = identify(model)
+            return replace(found, manifest=small(found.manifest))
         manifest = download.find(model).manifest
         manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
         return Model(small(manifest), flux_folder, model)
 
     def locate(model: str, *_: object) -> tuple[Model, Path]:
-        return original(model) if "/" in model else (identify_tiny(model), flux_folder)
+        return identify_tiny(model), original(model)[1] if "/" in model else flux_folder
 
     monkeypatch.setattr(pipeline, "identify", identify_tiny)
     for module in (pipeline, quantizer):
@@ -67,45 +85,86 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(PYTHON) >= 3 and len([line for line in COMMANDS if line.startswith("mlx-imagegen")]) >= 6
+    assert len(GUIDES) >= 8 and len(PYTHON_PAGES) >= 5 and len(COMMAND_PAGES) >= 7
+    assert len(blocks("README.md", "python")) >= 2
+    assert len([line for line in commands("README.md") if line.startswith("mlx-imagegen")]) >= 6
 
 
-def test_the_python_runs(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
-    for code in PYTHON:
-        exec(compile(code, "README.md", "exec"), {})
-    assert Image.open("lighthouse.png").size == (48, 32)
-    assert "width 1000" in capsys.readouterr().out
+def test_the_readme_is_short() -> None:
+    assert README.stat().st_size <= README_BYTES
 
 
-def test_the_commands_run(tiny: None, cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PYTHON_PAGES)
+def test_the_python_runs(page: str, tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    out = capsys.readouterr().out
+    if page in ("README.md", "examples/guides/python-api.md"):
+        assert Image.open("lighthouse.png").size == (48, 32)
+    if page == "examples/guides/python-api.md":
+        assert "width 1000" in out and "stopped" in out and Image.open("preview.png").size == (48, 32)
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES)
+def test_the_commands_run(
+    page: str, tiny: None, cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for line in COMMANDS:
+    for line in commands(page):
         if not line.startswith(NOT_RUN):
             name, *arguments = shlex.split(line)
             assert name == "mlx-imagegen", line
             ran = cli(*arguments)
             assert ran.code == 0 and ran.out, (line, ran)
     names = {path.name for path in tmp_path.glob("*.png")}
-    assert {"lighthouse.png", "another.png", "changed.png", "001.png", "a-red-fox-4.png"} <= names
-    assert len(list(Path("out").iterdir())) == 4
+    named = {name for name in re.findall(r"-o (\S+\.png)", "".join(blocks(page, "console"))) if "{" not in name}
+    assert named <= names, named - names
+    if page == "README.md":
+        assert {"lighthouse.png", "another.png", "a-red-fox-4.png"} <= names and len(list(Path("out").iterdir())) == 2
+    if page == "examples/guides/command-line.md":
+        assert {"lighthouse.png", "another.png", "changed.png", "001.png", "a-red-fox-4.png"} <= names
+        assert len(list(Path("out").iterdir())) == 4
 
 
 def test_the_targets_and_links_exist() -> None:
-    targets = re.findall(r"^([\w-]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"`make (\w+)`|^\$ make (\w+)", TEXT, re.MULTILINE):
-        assert "".join(target) in targets
-    for path in re.findall(r"`((?:mlx_imagegen|benchmarks|tests)/[\w./]*)`", TEXT):
-        assert (README.parent / path).exists(), path
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    pages = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in OTHER_PAGES}
+    for page, text in pages.items():
+        for target in re.findall(r"`make (\w+)`|^\$ make (\w+)", text, re.MULTILINE):
+            assert "".join(target) in targets, (page, target)
+        for path in re.findall(r"`((?:mlx_imagegen|benchmarks|tests|examples|weights|quant)/[\w./*-]*)`", text):
+            assert any(ROOT.glob(path.rstrip("/").replace("NAME", "*"))), (page, path)
+        for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]+)?\)", text):
+            assert not link or ((ROOT / page).parent / link).exists(), (page, link)
+
+
+def test_every_guide_is_linked_from_the_readme() -> None:
+    for guide in GUIDES:
+        assert f"({guide.relative_to(ROOT).as_posix()})" in PAGES["README.md"], guide.name
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Where a step's time is measured, a LoRA's key renamed and a dtype decided."""
+    rows = PAGES["README.md"].partition("| question | file |")[2].partition("\n\n")[0]
+    for question, path, content in (
+        ("step's time", "mlx_imagegen/sampling.py", "time.perf_counter()"),
+        ("LoRA's key", "mlx_imagegen/lora/names.py", "def known_names"),
+        ("dtype", "mlx_imagegen/precision.py", "mx.bfloat16"),
+    ):
+        row = next(line for line in rows.splitlines() if question in line)
+        assert f"`{path}`" in row and content in (ROOT / path).read_text(), question
 
 
 def test_the_table_of_models_is_the_manifests() -> None:
     """On a difference it prints the table to put in."""
-    shown = TEXT.partition("| licence |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0] + "\n"
+    text = PAGES["examples/guides/models.md"]
+    shown = text.partition("| licence |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0] + "\n"
     assert shown == "".join(map(row, manifests().values()))
 
 
 def test_the_default_model_is_named() -> None:
-    assert re.search(r"^\| `model` \|.*\| `([\w-]+)` \|$", TEXT, re.MULTILINE)[1] == pipeline.DEFAULT_MODEL  # type: ignore[index]
+    text = PAGES["examples/guides/python-api.md"]
+    assert re.search(r"^\| `model` \|.*\| `([\w-]+)` \|$", text, re.MULTILINE)[1] == pipeline.DEFAULT_MODEL  # type: ignore[index]
 
 
 def row(manifest: Manifest) -> str:
@@ -118,7 +177,9 @@ def row(manifest: Manifest) -> str:
 def test_every_parameter_of_the_table_exists() -> None:
     from mlx_imagegen.request.parameters import BY_NAME
 
-    table = TEXT.partition("| parameter |")[2].partition("\n\n")[0]
+    table = (
+        PAGES["examples/guides/python-api.md"].partition("| parameter | meaning | default |")[2].partition("\n\n")[0]
+    )
     names = {
         name for first in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
     }
@@ -133,5 +194,42 @@ def test_the_table_of_parameters_is_the_declared_one() -> None:
         default = row.default_text if row.default is None else f"`{row.default}`"
         return f"| `{row.name}` | {row.help} | {default} |\n"
 
-    shown = TEXT.partition("| parameter | meaning | default |\n|---|---|---|\n")[2].partition("\n\n")[0] + "\n"
+    page, header = PAGES["examples/guides/python-api.md"], "| parameter | meaning | default |\n|---|---|---|\n"
+    shown = page.partition(header)[2].partition("\n\n")[0] + "\n"
     assert shown == "".join(map(line, PARAMETERS))
+
+
+def plans(name: str) -> dict[str, Plan]:
+    """By each recipe, the most precise first, on a GPU; from the published headers."""
+    manifest = manifests()[name]
+    with shape_only_folder(manifest) as folder:
+        family = pipeline.open_family(manifest, folder, WeightTransforms())
+        job = usual_job(manifest, family.size_multiple)
+        recipes = {None: "16 bits"} | {quant: quant for quant in sorted(recipe_names(), reverse=True)}
+        return {
+            title: plan(family, job.settings, True, job.prompt, recipe=quant and read_recipe(quant, manifest.family))
+            for quant, title in recipes.items()
+        }
+
+
+def advice(models: dict[str, dict[str, Plan]], usable: float) -> str:
+    """The most precise weights by which each of these models fits, a stage at a time."""
+    first = next(iter(models.values()))
+    for title in first:
+        if all(made[title].peak_bytes <= usable for made in models.values()):
+            staged = len(first[title].stages) > 1
+            at_once = staged and all(made[title].resident_peak_bytes <= usable for made in models.values())
+            return f"{title}, all at once" if at_once else title
+    return "–"
+
+
+def test_the_table_of_macs_is_what_the_plans_say() -> None:
+    """On a difference it prints the rows to put in."""
+    text = PAGES["README.md"].partition("| memory |")[2].partition("\n\n")[0]
+    shown = [line for line in text.splitlines() if re.match(r"\| \d+ GB", line)]
+    columns = [{name: plans(name) for name in names} for names in ADVISED]
+    expected = []
+    for gigabytes in (8, 16, 24, 32, 48, 64):
+        cells = [advice(column, gigabytes * GIB * USABLE_SHARE) for column in columns]
+        expected.append(f"| {gigabytes} GB | {' | '.join(cells)} |")
+    assert shown == expected, "\n".join(expected)

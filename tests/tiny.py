@@ -15,8 +15,9 @@ from mlx_imagegen.families.flux1.keys import ORIGINAL, SWAPPED_HALVES
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.weights import layers, own_parameters
+from tests.draw import drawn_data
 
-STORED = Path(__file__).parent / "data" / "flux" / "dev"
+STORED = drawn_data() / "flux" / "dev"
 WIDTHS = {"attention_head_dim": 32, "num_attention_heads": 2, "num_layers": 2, "num_single_layers": 3}
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -28,6 +28,7 @@ from setup import python_of
 from mlx_imagegen.machine import GB
 from mlx_imagegen.measuring.environment import environment
 from mlx_imagegen.measuring.tables import NONE, markdown, short
+from tests.draw import drawn_data
 
 SCRIPTS = {"ours": "ours.py", "mflux": "with_mflux.py", "diffusers": "with_diffusers.py"}
 ROOTS = {"ours": ["mlx-imagegen"], "mflux": ["mflux"], "diffusers": ["diffusers", "transformers", "torch"]}
@@ -36,7 +37,7 @@ IMPORTS = {
     "mflux": "from mflux.models.flux.variants.txt2img.flux import Flux1",
     "diffusers": "from diffusers import FluxPipeline",
 }
-TINY = ROOT / "tests" / "data" / "flux" / "dev"
+TINY = drawn_data() / "flux" / "dev"
 FIRST = {
     "ours": "from mlx_imagegen import generate; "
     f"generate('a fox', model={str(TINY)!r}, seed=1, steps=2, width=64, height=64)",

@@ -16,8 +16,9 @@ from mlx_imagegen.layers.strips import Strips
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import Weights
+from tests.draw import drawn_data
 
-STORED = Path(__file__).parent.parent / "data" / "flux_vae"
+STORED = drawn_data() / "flux_vae"
 
 
 def load(folder: Path) -> Parts:

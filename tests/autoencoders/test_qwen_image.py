@@ -17,8 +17,9 @@ from mlx_imagegen.layers.strips import Cut, Strips
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import Weights
+from tests.draw import drawn_data
 
-STORED = Path(__file__).parent.parent / "data" / "qwen_vae"
+STORED = drawn_data() / "qwen_vae"
 
 
 def load(folder: Path) -> Parts:

@@ -12,9 +12,10 @@ from mlx_imagegen.hub.tensor_shapes import each_name, has_tensor_shapes, shape_o
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
+from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = drawn_data()
 STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
 PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1"}
 

@@ -42,6 +42,7 @@ from mlx_imagegen.measuring.bench import (
 from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.measuring.worker import Failed, Rendered, Worker
 from mlx_imagegen.planning import fitting
+from tests.draw import drawn_data
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
@@ -228,7 +229,7 @@ def test_json_is_the_file(cli: Cli, wide: Path) -> None:
 
 
 def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
-    folder = Path(__file__).parents[1] / "data" / "hidream_o1"
+    folder = drawn_data() / "hidream_o1"
     Image.new("RGB", (96, 96), "red").save("a.png")
     asked = ("bench", "--model", folder, "--quant", "none", "--size", 128, "--steps", 1, "--repeat", 1, "--warm-up", 0)
     assert "b.png is not there" in cli(*asked, "--references", "a.png", "b.png").err and not Path("bench").exists()

@@ -19,10 +19,11 @@ from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.result import StepEvent
+from tests.draw import drawn_data
 from tests.tiny import draw_flux
 
 GB = 10**9
-STORED = Path(__file__).parents[1] / "data" / "hidream_o1"
+STORED = drawn_data() / "hidream_o1"
 
 
 @pytest.fixture(autouse=True)

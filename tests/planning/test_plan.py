@@ -27,12 +27,13 @@ from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linea
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.vision.qwen3 import open_tower
+from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.tiny import draw_flux
 from tests.watch import Velocity, around_velocity
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "data"
+DATA = drawn_data()
 STORED = {
     "flux1": DATA / "flux" / "dev",
     "qwen_image": DATA / "qwen_image" / "image",

@@ -29,11 +29,12 @@ from mlx_imagegen.quantization.calibrate import Statistics
 from mlx_imagegen.quantization.calibration_set import calibration_jobs
 from mlx_imagegen.quantization.convert import Conversion
 from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.lora.test_pipeline import draw_lora
 from tests.tiny import draw_flux
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = drawn_data()
 EDIT = DATA / "qwen_image/edit"
 SMALL = {"width": 64, "height": 48, "steps": 1}
 NO_STEP: Any = lambda _: pytest.fail("a picture was drawn")  # noqa: E731

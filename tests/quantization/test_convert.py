@@ -29,6 +29,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.draw import drawn_data
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
 from tests.watch import Velocity, around_velocity
 
@@ -420,7 +421,7 @@ def test_calibrated_weights_and_biases(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen_image/image", "qwen_image/edit", "hidream_o1"])
 def test_the_other_families(tmp_path: Path, name: str) -> None:
-    source = ROOT / "tests/data" / name
+    source = drawn_data() / name
     made = quantize(source, tmp_path / "made", quant="q4")
     streamed, in_memory = load(made).family.components, load(source, quant="q4").family.components
     for key, component in streamed.items():

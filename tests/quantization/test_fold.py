@@ -25,6 +25,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization import convert
 from mlx_imagegen.quantization.quantizer import draft, quantize
+from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
 from tests.quantization.test_convert import digest, run_and_kill
 from tests.tiny import draw_flux
@@ -291,7 +292,7 @@ def test_bad_requests(source: Path, cli: Callable[..., Any], asked: list[str], m
 @pytest.mark.parametrize(("name", "reason"), [("flux/dev", "the prompt"), ("hidream_o1", "no modulation layers")])
 def test_families_whose_modulation_cannot_be_folded(name: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=reason):
-        quantize(ROOT / "tests/data" / name, tmp_path / "made", quant="q8", fold=4)
+        quantize(drawn_data() / name, tmp_path / "made", quant="q8", fold=4)
 
 
 @pytest.mark.parametrize("fold", [None, STEPS])

@@ -1,10 +1,21 @@
-"""What the draws of autoencoders share: the sizes and numbers they are shown, and how a draw is stored."""
+"""What the draws of autoencoders share: how they are saved, the sizes and numbers they are shown."""
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
+from drawn_weights import Rule, redraw
 from safetensors.torch import save_file
+
+ATTEMPTS = 10**6  # the seeds of a draw's later attempts lie so far apart
+
+
+def save_drawn(model: Any, folder: Path, rule: Rule, seed: int) -> Any:
+    """Saves one of diffusers' models with drawn weights; gives it as diffusers reads it again."""
+    model.save_pretrained(folder)
+    redraw(folder / "diffusion_pytorch_model.safetensors", rule, seed)
+    return type(model).from_pretrained(folder).eval()
 
 
 def slanted(*shape: int) -> torch.Tensor:

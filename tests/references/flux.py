@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from autoencoders import save_drawn
 from command import run
 from diffusers import (
     AutoencoderKL,
@@ -23,7 +24,9 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from flux_text import randomise
+from drawn_weights import Rule
+from flux_text import save_drawn as save_text
+from flux_text import spread
 from PIL import Image
 from safetensors.torch import save_file
 from text_prompts import prompts
@@ -40,7 +43,7 @@ def draw(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     dice = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = draw_pipeline(folder, dice, guidance_embeds=seed % 2 == 0)
+    pipeline = draw_pipeline(folder, dice, seed)
     width, height = 16 * dice.choice([3, 4, 5]), 16 * dice.choice([2, 6])
     options = {"prompt": PROMPT, "steps": STEPS, "width": width, "height": height, "length": LENGTH, "cfg": CFG}
     options |= {"guidance": GUIDANCE, "negative_prompt": NEGATIVE, "strength": STRENGTH, "seed": seed}
@@ -50,20 +53,22 @@ def draw(folder: Path, seed: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
 
 
-def draw_pipeline(folder: Path, dice: random.Random, guidance_embeds: bool) -> FluxPipeline:
+def draw_pipeline(folder: Path, dice: random.Random, seed: int) -> FluxPipeline:
+    guidance_embeds = seed % 2 == 0
     corpus = prompts(7)[60:] + [PROMPT, NEGATIVE] * 20
     draw_clip_tokenizer(folder / "tokenizer", corpus, 40)
     draw_t5_tokenizer(folder / "tokenizer_2", corpus, "custom")
     clip_tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     t5_tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
-    clip, t5 = draw_clip(dice, clip_tokenizer), draw_t5(dice, t5_tokenizer)
+    clip = save_text(draw_clip(dice, clip_tokenizer), folder / "text_encoder", seed)
+    t5 = save_text(draw_t5(dice, t5_tokenizer), folder / "text_encoder_2", seed)
     transformer = draw_transformer(dice, clip.config.hidden_size, t5.config.d_model, guidance_embeds)
-    vae = draw_vae(dice)
+    transformer = save_drawn(transformer, folder / "transformer", spread, seed)
+    vae = save_vae(draw_vae(dice), folder / "vae", seed)
     shift = {"shift": 3.0, "use_dynamic_shifting": True} if guidance_embeds else {"shift": dice.choice([1.0, 3.0])}
     scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=1.15, **shift)
     pipeline = FluxPipeline(scheduler, vae, clip, clip_tokenizer, t5, t5_tokenizer, transformer)
-    for name in ("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"):
-        getattr(pipeline, name).save_pretrained(folder / name)
+    scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     pipeline.set_progress_bar_config(disable=True)
@@ -75,9 +80,7 @@ def draw_clip(dice: random.Random, tokenizer: CLIPTokenizer) -> CLIPTextModel:
         vocab_size=len(tokenizer), hidden_size=dice.choice([16, 32]), intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=40, eos_token_id=2, bos_token_id=0, pad_token_id=1,
     )  # fmt: skip
-    model = CLIPTextModel(config)
-    randomise(model)
-    return model.eval()
+    return CLIPTextModel(config)
 
 
 def draw_t5(dice: random.Random, tokenizer: T5TokenizerFast) -> T5EncoderModel:
@@ -85,37 +88,45 @@ def draw_t5(dice: random.Random, tokenizer: T5TokenizerFast) -> T5EncoderModel:
         vocab_size=len(tokenizer), d_model=dice.choice([24, 40]), d_kv=8, d_ff=48, num_layers=2, num_heads=3,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
-    model = T5EncoderModel(config)
-    randomise(model)
-    return model.eval()
+    return T5EncoderModel(config)
 
 
 def draw_transformer(dice: random.Random, pooled: int, text: int, guidance_embeds: bool) -> FluxTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (2, 4, 6)])
-    model = FluxTransformer2DModel(
+    return FluxTransformer2DModel(
         in_channels=16, num_layers=dice.choice([1, 2]), num_single_layers=dice.choice([1, 2]),
         attention_head_dim=sum(axes),
         num_attention_heads=dice.choice([2, 3]), joint_attention_dim=text, pooled_projection_dim=pooled,
         guidance_embeds=guidance_embeds, axes_dims_rope=axes,
     )  # fmt: skip
-    randomise(model)
-    return model.eval()
 
 
 def draw_vae(dice: random.Random) -> AutoencoderKL:
     widths = dice.choice([(4, 4, 8, 8), (4, 8, 8, 12)])
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=widths, layers_per_block=dice.choice([1, 2]), norm_num_groups=dice.choice([2, 4]),
         latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
-    randomise(vae)
-    with torch.no_grad():  # so that pictures stay inside the range of colours: a clipped picture would hide differences
+
+
+def save_vae(vae: AutoencoderKL, folder: Path, seed: int) -> AutoencoderKL:
+    """Pictures stay inside the range of colours: a clipped picture would hide differences."""
+    drawn = save_drawn(vae, folder, vae_spread(1.0), seed)
+    with torch.no_grad():
         latents = torch.randn(1, 4, 8, 8) / vae.config.scaling_factor + vae.config.shift_factor
-        pixels = vae.decode(latents, return_dict=False)[0]
-        vae.decoder.conv_out.weight *= 0.3 / pixels.std()
-        vae.decoder.conv_out.bias.zero_()
-    return vae.eval()
+        deviation = float(drawn.decode(latents, return_dict=False)[0].std())
+    return save_drawn(vae, folder, vae_spread(0.3 / deviation), seed)
+
+
+def vae_spread(scale: float) -> Rule:
+    """`scale`: of what the last layer gives."""
+
+    def rule(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+        mean, size = spread(name, shape)
+        return mean, size * {"decoder.conv_out.weight": scale, "decoder.conv_out.bias": 0.0}.get(name, 1.0)
+
+    return rule
 
 
 def parts(model: FluxTransformer2DModel, dice: random.Random) -> dict[str, torch.Tensor]:

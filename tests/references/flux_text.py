@@ -15,34 +15,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawn_weights import redraw, renamed
 from safetensors.torch import load_file, save_file
 from text_tokenizers import draw_tokenizers, write_json
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output."""
-    for name, weight in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):
-            weight.data = 1 + 0.2 * torch.randn_like(weight)
-        elif name.endswith("bias") or "embed" in name or "relative_attention" in name or name == "shared.weight":
-            weight.data = torch.randn_like(weight) * (0.2 if name.endswith("bias") else 1.0)
-        else:
-            weight.data = torch.randn_like(weight) * weight.shape[-1] ** -0.5
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output."""
+    if "norm" in name and name.endswith("weight"):
+        return 1.0, 0.2
+    if name.endswith("bias"):
+        return 0.0, 0.2
+    if "embed" in name or "relative_attention" in name or name == "shared.weight":
+        return 0.0, 1.0
+    return 0.0, shape[-1] ** -0.5
 
 
-def save_model(model: Any, folder: Path, config: dict[str, Any], prefix: str = "") -> None:
-    """Twice: as the installed transformers saves it, and with the published names and config.json."""
+def save_drawn(model: Any, folder: Path, seed: int) -> Any:
+    """Saves the model with drawn weights; gives it as the installed transformers reads it again."""
+    model.save_pretrained(folder)
+    redraw(folder / "model.safetensors", spread, seed)
+    return type(model).from_pretrained(folder).eval()
+
+
+def save_twice(model: Any, folder: Path, seed: int, config: dict[str, Any], prefix: str = "") -> Any:
+    """As the installed transformers saves it, and with the published names and config.json."""
     saved = folder.with_name(folder.name + "_saved")
-    model.save_pretrained(saved)
-    folder.mkdir()
-    tensors = load_file(saved / "model.safetensors")
-    save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    model = save_drawn(model, saved, seed)
+    folder.mkdir(exist_ok=True)
+    names = load_file(saved / "model.safetensors")
+    renamed(saved / "model.safetensors", folder / "model.safetensors", {prefix + name: name for name in names})
     write_json(folder / "config.json", config)
+    return model
 
 
-def draw_clip(folder: Path, draw: random.Random) -> tuple[CLIPTextModel, torch.Tensor]:
+def draw_clip(folder: Path, draw: random.Random, seed: int) -> tuple[CLIPTextModel, torch.Tensor]:
     """A model and ids to try it on: [B, L], shaped as the tokenizer shapes them."""
     heads, length, vocab_size = draw.choice([1, 2, 3, 4]), draw.choice([16, 24, 77]), draw.randint(40, 80)
     start, end = vocab_size - 2, vocab_size - 1
@@ -55,15 +64,13 @@ def draw_clip(folder: Path, draw: random.Random) -> tuple[CLIPTextModel, torch.T
         "num_hidden_layers": draw.randint(1, 3), "pad_token_id": 1, "projection_dim": 24, "torch_dtype": "float32",
         "transformers_version": "4.43.3", "vocab_size": vocab_size,
     }  # fmt: skip
-    model = CLIPTextModel(CLIPTextConfig(**config)).eval()
-    randomise(model)
-    save_model(model, folder, config, "text_model.")
+    model = save_twice(CLIPTextModel(CLIPTextConfig(**config)), folder, seed, config, "text_model.")
     words = [[draw.randrange(vocab_size - 2) for _ in range(count)] for count in (0, 1, length // 2, length - 2)]
     words[2][1] = end  # a prompt may hold the end token's name
     return model, torch.tensor([[start, *row, *[end] * (length - 1 - len(row))] for row in words])
 
 
-def draw_t5(folder: Path, draw: random.Random) -> tuple[T5EncoderModel, torch.Tensor]:
+def draw_t5(folder: Path, draw: random.Random, seed: int) -> tuple[T5EncoderModel, torch.Tensor]:
     vocab_size, length = draw.randint(40, 80), draw.choice([48, 96, 130])
     config = {
         "architectures": ["T5EncoderModel"], "classifier_dropout": 0.0, "d_ff": draw.choice([40, 64, 88]),
@@ -76,12 +83,10 @@ def draw_t5(folder: Path, draw: random.Random) -> tuple[T5EncoderModel, torch.Te
         "relative_attention_num_buckets": draw.choice([8, 16, 32]), "tie_word_embeddings": False,
         "torch_dtype": "float32", "transformers_version": "4.43.3", "use_cache": True, "vocab_size": vocab_size,
     }  # fmt: skip
-    model = T5EncoderModel(T5Config(**config)).eval()
-    randomise(model)
-    save_model(model, folder, config)
+    model = save_twice(T5EncoderModel(T5Config(**config)), folder, seed, config)
     saved = folder.with_name(folder.name + "_saved") / "model.safetensors"
-    tensors = load_file(saved)  # some versions write the table's other name as well
-    save_file(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"].clone()}, saved)
+    names = {name: name for name in load_file(saved)}  # some versions write the table's other name as well
+    renamed(saved, saved, names | {"encoder.embed_tokens.weight": "shared.weight"})
     words = [[draw.randrange(2, vocab_size) for _ in range(count)] for count in (3, length - 1)]
     return model, torch.tensor([[*row, 1, *[0] * (length - 1 - len(row))] for row in words])
 
@@ -102,8 +107,8 @@ def draw(folder: Path, seed: int, rules: str = "nmt_nfkc") -> None:
     dice = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     draw_tokenizers(folder, seed, dice, rules)
-    clip, clip_ids = draw_clip(folder / "clip", dice)
-    t5, t5_ids = draw_t5(folder / "t5", dice)
+    clip, clip_ids = draw_clip(folder / "clip", dice, seed)
+    t5, t5_ids = draw_t5(folder / "t5", dice, seed)
     with torch.no_grad():
         clip_out, t5_out = clip(clip_ids), t5(t5_ids)
     reference = {

@@ -4,15 +4,17 @@
 
 FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published) and reference.safetensors: latents
 as a loop leaves them and the pixels decoded from them; a picture and the posterior it is encoded to. Needs torch and
-diffusers.
+diffusers. tests/data/flux_vae is seed 50: three widths, attention, two blocks a level.
 """
 
 import copy
+import math
 import random
+from itertools import count
 from pathlib import Path
 
 import torch
-from autoencoders import shown, steady, store
+from autoencoders import ATTEMPTS, save_drawn, shown, steady, store
 from command import run
 from diffusers import AutoencoderKL
 
@@ -41,17 +43,12 @@ def config(dice: random.Random) -> dict[str, object]:
     }
 
 
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output."""
-    for name, weight in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):
-            weight.data = 1 + 0.3 * torch.randn_like(weight)
-        elif name.endswith("bias"):
-            weight.data = 0.3 * torch.randn_like(weight)
-        else:
-            weight.data = torch.randn_like(weight) * (2 / weight[0].numel()) ** 0.5
-        if "conv_in" in name:  # so small that the first norm's eps shows
-            weight.data *= 0.002
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output."""
+    if "norm" in name and name.endswith("weight"):
+        return 1.0, 0.3
+    size = 0.3 if name.endswith("bias") else (2 / math.prod(shape[1:])) ** 0.5
+    return 0.0, size * (0.002 if "conv_in" in name else 1)  # so small that the first norm's eps shows
 
 
 def seen(model: AutoencoderKL, latents: torch.Tensor, picture: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -65,14 +62,12 @@ def seen(model: AutoencoderKL, latents: torch.Tensor, picture: torch.Tensor) -> 
 def draw(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     torch.manual_seed(seed)
-    while True:
-        model = AutoencoderKL(**config(dice)).eval()
-        randomise(model)
+    for attempt in count():
+        model = save_drawn(AutoencoderKL(**config(dice)), folder / "vae", spread, seed + ATTEMPTS * attempt)
         latents, picture = shown(dice, model.config.latent_channels, 2 ** (len(model.config.block_out_channels) - 1))
         reference = seen(model, latents, picture)
         if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
             break
-    model.save_pretrained(folder / "vae")
     store(folder, reference | {"latents": latents, "picture": picture})
 
 

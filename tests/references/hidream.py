@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
+from drawn_weights import redraw
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
@@ -279,6 +280,12 @@ def write_config(folder: Path, model: Model) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
 
 
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """A tensor's mean, and a spread at which every part of the model shows in its output."""
+    size = 0.1 if len(shape) == 1 else shape[-1] ** -0.5
+    return float("norm" in name and "weight" in name), size * (0.25 if "x_embedder.proj1" in name else 1)
+
+
 def picture(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     small = rng.integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -295,13 +302,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     draw = torch.Generator().manual_seed(options.seed)
     model = Model().eval().float()
-    for name, parameter in model.named_parameters():
-        scale = 0.1 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-        parameter.copy_(
-            torch.randn(parameter.shape, generator=draw) * scale + (1 if "norm" in name and "weight" in name else 0)
-        )
-    model.model.x_embedder.proj1.weight.mul_(0.25)
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, file)
+    redraw(file, spread, options.seed)
+    model.load_state_dict(load_file(file))
     write_config(folder, model)
     write_tokenizer(folder)
     one = picture(

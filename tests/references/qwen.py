@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from autoencoders import save_drawn
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -28,9 +29,10 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from drawn_weights import redraw
 from PIL import Image
 from qwen_vae import config as vae_config
-from qwen_vae import randomise as randomise_vae
+from qwen_vae import spread as vae_spread
 from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
@@ -56,7 +58,7 @@ def draw(folder: Path, kind: str, seed: int, full_size: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not full_size:
         shrink_references()
-    pipeline = draw_pipeline(folder, kind, dice)
+    pipeline = draw_pipeline(folder, kind, dice, seed)
     options: dict[str, Any] = {"kind": kind, "prompt": PROMPT, "negative_prompt": NEGATIVE, "steps": STEPS, "cfg": CFG}
     options |= {
         "strength": STRENGTH,
@@ -88,40 +90,37 @@ def shrink_references() -> None:
         )
 
 
-def draw_pipeline(folder: Path, kind: str, dice: random.Random) -> Any:
+def draw_pipeline(folder: Path, kind: str, dice: random.Random, seed: int) -> Any:
     draw_qwen_tokenizer(folder / "tokenizer", prompts(7)[60:] + [PROMPT, NEGATIVE] * 20)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-    text = draw_text_encoder(folder, dice, tokenizer, flat=kind == "image")
-    vae = draw_vae(dice)
+    text = draw_text_encoder(folder, dice, seed, tokenizer, flat=kind == "image")
+    vae = save_drawn(draw_vae(dice), folder / "vae", vae_spread, seed)
     transformer = draw_transformer(dice, text.config.text_config.hidden_size, vae.config.z_dim, kind == "zero")
+    transformer = save_drawn(transformer, folder / "transformer", spread, seed)
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192, shift=1.0, shift_terminal=0.02,
         use_dynamic_shifting=True,
     )  # fmt: skip
     processor = {} if kind == "image" else {"processor": draw_processor(folder, tokenizer)}
     pipeline = PIPELINES[kind](scheduler, vae, text, tokenizer, transformer=transformer, **processor)
-    for name in ("transformer", "vae", "scheduler"):
-        getattr(pipeline, name).save_pretrained(folder / name)
+    scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": PIPELINES[kind].__name__, "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output."""
-    for name, weight in model.named_parameters():
-        if "norm" in name and name.endswith("weight") and weight.ndim == 1:
-            weight.data = 1 + 0.2 * torch.randn_like(weight)
-        elif name.endswith("bias"):
-            weight.data = 0.2 * torch.randn_like(weight)
-        else:
-            fan = 1 if "embed_tokens" in name else weight[0].numel()
-            weight.data = torch.randn_like(weight) * fan**-0.5
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output."""
+    if "norm" in name and name.endswith("weight") and len(shape) == 1:
+        return 1.0, 0.2
+    if name.endswith("bias"):
+        return 0.0, 0.2
+    return 0.0, (1 if "embed_tokens" in name else math.prod(shape[1:])) ** -0.5
 
 
 def draw_text_encoder(
-    folder: Path, dice: random.Random, tokenizer: Qwen2Tokenizer, flat: bool
+    folder: Path, dice: random.Random, seed: int, tokenizer: Qwen2Tokenizer, flat: bool
 ) -> Qwen2_5_VLForConditionalGeneration:
     """With a config.json as newer files have it, or flat, as older ones have."""
     kv_heads = dice.choice([1, 2])
@@ -140,9 +139,9 @@ def draw_text_encoder(
         text_config=text, vision_config=vision, image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"],
     )  # fmt: skip
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    randomise(model)
-    model.save_pretrained(folder / "text_encoder")
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "text_encoder")
+    redraw(folder / "text_encoder/model.safetensors", spread, seed)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder")
     (folder / "text_encoder/generation_config.json").unlink(missing_ok=True)
     if flat:
         path = folder / "text_encoder/config.json"
@@ -203,12 +202,10 @@ def with_picture_positions(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 def draw_transformer(dice: random.Random, text: int, channels: int, zero: bool) -> QwenImageTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (4, 10, 10)])
-    model = QwenImageTransformer2DModel(
+    return QwenImageTransformer2DModel(
         in_channels=4 * channels, out_channels=channels, num_layers=2, attention_head_dim=sum(axes),
         num_attention_heads=dice.choice([2, 3]), joint_attention_dim=text, axes_dims_rope=axes, zero_cond_t=zero,
     )  # fmt: skip
-    randomise(model)
-    return model.eval()
 
 
 def draw_vae(dice: random.Random) -> AutoencoderKLQwenImage:
@@ -224,9 +221,7 @@ def draw_vae(dice: random.Random) -> AutoencoderKLQwenImage:
         name: [round(dice.uniform(low, 1), 4) for _ in range(4)]
         for name, low in (("latents_mean", -1), ("latents_std", 0.5))
     }
-    model = AutoencoderKLQwenImage(**config).eval()
-    randomise_vae(model)
-    return model
+    return AutoencoderKLQwenImage(**config)
 
 
 def write_ids(folder: Path, pipeline: QwenImagePipeline) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from drawn_weights import redraw
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
 
 VOCABULARY, IMAGE, VIDEO, START, END = 120, 110, 111, 112, 113
@@ -87,12 +88,20 @@ def sequence(draw: torch.Generator, grids: list[tuple[int, int]]) -> list[int]:
     return ids
 
 
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Norms are not ones and biases not zeros, as they start: that would hide a swapped name."""
+    return float("norm" in name and name.endswith("weight")), 0.1
+
+
 @torch.no_grad()
-def write(folder: Path, model: Any, draw: torch.Generator) -> None:
+def write(folder: Path, model: Any, draw: torch.Generator, seed: int) -> None:
     model = model.eval().float()
-    for parameter in model.parameters():  # norms start as ones and biases as zeros, which would hide a swapped name
-        parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
     text = model.language_model
+    file = folder / "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(contiguous(text.state_dict()), file)
+    redraw(file, spread, seed)
+    text.load_state_dict(load_file(file))
     grids = [(2, 3), (4, 2)]  # merged: what the language model sees
     ids = torch.tensor([sequence(draw, grids)])
     merge = model.config.vision_config.spatial_merge_size
@@ -115,10 +124,8 @@ def write(folder: Path, model: Any, draw: torch.Generator) -> None:
     half = cos.shape[-1] // 2
     out |= {"cos": cos.reshape(-1, 2 * half)[:, :half], "sin": sin.reshape(-1, 2 * half)[:, :half], "last": last}
     out |= {f"layer{index}": hidden for index, hidden in enumerate(keep)}  # before deepstack features are added
-    folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8")
-    save_file(contiguous(text.state_dict()), folder / "model.safetensors")
     save_file(contiguous(out), folder / "reference.safetensors")
 
 
@@ -137,8 +144,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     draw = torch.Generator().manual_seed(options.seed)
-    write(options.folder / "qwen2_5", draw_qwen2_5(draw), draw)
-    write(options.folder / "qwen3", draw_qwen3(draw), draw)
+    write(options.folder / "qwen2_5", draw_qwen2_5(draw), draw, options.seed)
+    write(options.folder / "qwen3", draw_qwen3(draw), draw, options.seed)
 
 
 if __name__ == "__main__":

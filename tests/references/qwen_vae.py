@@ -5,14 +5,17 @@
 FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published, with 5-D weights) and
 reference.safetensors: latents as a loop leaves them and the pixels decoded from them; a picture, the posterior it is
 encoded to and its normalised mode. Needs torch and diffusers.
+tests/data/qwen_vae is seed 124: three levels of two blocks, one of them downsampled in time.
 """
 
 import copy
+import math
 import random
+from itertools import count
 from pathlib import Path
 
 import torch
-from autoencoders import shown, steady, store
+from autoencoders import ATTEMPTS, save_drawn, shown, steady, store
 from command import run
 from diffusers import AutoencoderKLQwenImage
 
@@ -32,19 +35,14 @@ def config(dice: random.Random) -> dict[str, object]:
     }
 
 
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output; pixels mostly within -1..1, where
-    diffusers clamps them. Time slices that one picture never meets are no smaller than the last."""
-    for name, weight in model.named_parameters():
-        if name.endswith("gamma"):
-            weight.data = 1 + 0.3 * torch.randn_like(weight)
-        elif name.endswith("bias"):
-            weight.data = 0.3 * torch.randn_like(weight)
-        else:
-            met = weight[0, :, -1] if weight.ndim == 5 else weight[0]
-            weight.data = torch.randn_like(weight) * (2 / met.numel()) ** 0.5
-        if name.startswith("decoder.conv_out"):
-            weight.data *= 0.3
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output; pixels mostly within
+    -1..1, where diffusers clamps them. Time slices that one picture never meets are no smaller than the last."""
+    if name.endswith("gamma"):
+        return 1.0, 0.3
+    met = math.prod(shape[1:]) // (shape[2] if len(shape) == 5 else 1)
+    size = 0.3 if name.endswith("bias") else (2 / met) ** 0.5
+    return 0.0, size * (0.3 if name.startswith("decoder.conv_out") else 1)
 
 
 def seen(model: AutoencoderKLQwenImage, latents: torch.Tensor, picture: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -60,14 +58,12 @@ def seen(model: AutoencoderKLQwenImage, latents: torch.Tensor, picture: torch.Te
 def draw(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     torch.manual_seed(seed)
-    while True:
-        model = AutoencoderKLQwenImage(**config(dice)).eval()
-        randomise(model)
+    for attempt in count():
+        model = save_drawn(AutoencoderKLQwenImage(**config(dice)), folder / "vae", spread, seed + ATTEMPTS * attempt)
         latents, picture = shown(dice, model.config.z_dim, factor=2 ** len(model.config.temperal_downsample))
         reference = seen(model, latents, picture)
         if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
             break
-    model.save_pretrained(folder / "vae")
     store(folder, reference | {"latents": latents, "picture": picture})
 
 

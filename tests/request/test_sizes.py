@@ -1,7 +1,6 @@
 """How large a picture becomes: presets and shapes, what is refused, what is told."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.request.job import Job, resolve
+from tests.draw import drawn_data
 
 FULL = manifests()["hidream-o1"]
 PICTURE = Image.new("RGB", (100, 80))
@@ -54,7 +54,7 @@ def test_sizes_off_the_trained_ones_are_told_not_refused() -> None:
 
 def test_small_models_make_small_pictures() -> None:
     """A folder trained for tests says so in its config.json; 256 pixels are the published models' limit."""
-    small = recognize(Path(__file__).parents[1] / "data" / "hidream_o1")
+    small = recognize(drawn_data() / "hidream_o1")
     assert one(small, width=32, height=32).settings.width == 32
     assert one(width=256, height=256).settings.width == 256
     assert one(manifests()["hidream-demo"], width=64, height=32).settings.width == 64

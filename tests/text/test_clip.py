@@ -13,8 +13,9 @@ from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parent.parent / "data" / "flux_text"
+DATA = drawn_data() / "flux_text"
 TABLE = "embeddings.token_embedding.weight"
 TOLERANCE = 1e-5
 

@@ -15,8 +15,9 @@ from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import Weights
 from mlx_imagegen.text.qwen import LanguageModel, mrope, read_config, text_positions
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parent.parent / "data" / "qwen_text"
+DATA = drawn_data() / "qwen_text"
 KINDS = ("qwen2_5", "qwen3")
 TABLE = "embed_tokens.weight"
 TOLERANCE = 2e-5

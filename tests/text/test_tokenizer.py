@@ -9,8 +9,9 @@ import pytest
 from mlx_imagegen.errors import ConfigError, MissingFileError, RequestError
 from mlx_imagegen.text.tokenizer import Tokenizer, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from mlx_imagegen.text.vocabulary import special
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parent.parent / "data" / "flux_text"
+DATA = drawn_data() / "flux_text"
 KINDS = {"clip": clip_tokenizer, "t5": t5_tokenizer, "qwen": qwen_tokenizer}
 FILES = {
     "clip": ("vocab.json", "merges.txt"),

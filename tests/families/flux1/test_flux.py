@@ -22,8 +22,9 @@ from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.pipeline import Pipeline
+from tests.draw import drawn_data
 
-STORED = [Path(__file__).parents[2] / "data/flux" / kind for kind in ("dev", "schnell")]
+STORED = [drawn_data() / "flux" / kind for kind in ("dev", "schnell")]
 RELATIVE = 1e-5
 WAYS = ("noise", "seed", "cfg", "image")
 

@@ -28,8 +28,9 @@ from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.names import RowRange
 from mlx_imagegen.loading.weights import layers, own_parameters
+from tests.draw import drawn_data
 
-STORED = Path(__file__).parents[2] / "data/flux/dev"
+STORED = drawn_data() / "flux/dev"
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}
 Tensors = dict[str, np.ndarray]
 

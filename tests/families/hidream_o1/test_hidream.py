@@ -23,9 +23,10 @@ from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import timesteps_schedule
 from mlx_imagegen.vision.qwen3 import encode_patches
+from tests.draw import drawn_data
 from tests.families.hidream_o1.checks import check_forward, check_loop, opened, settings
 
-DATA = Path(__file__).parents[2] / "data" / "hidream_o1"
+DATA = drawn_data() / "hidream_o1"
 PROMPT, SIZE = "A red fox, reading.", (32, 24)
 LOOPS = {"unipc": 0, "flash": 0, "1ref_flow_match": 1}
 NO_SIGHT = """

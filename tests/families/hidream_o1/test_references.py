@@ -23,9 +23,10 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.request.options import layout_boxes
 from mlx_imagegen.request.sizes import fitted, kept_aspect, shape
+from tests.draw import drawn_data
 from tests.families.hidream_o1.checks import opened, settings
 
-STORED = Path(__file__).parents[2] / "data" / "hidream_o1"
+STORED = drawn_data() / "hidream_o1"
 RECORDED = Path(__file__).parents[2] / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())
 MANIFEST = manifests()["hidream-o1"]

@@ -29,6 +29,7 @@ from mlx_imagegen.loading.weights import Weights, WeightTransforms, layers, own_
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from mlx_imagegen.vision.qwen2_5 import VISION, VisionConfig, vision_shapes, vision_tower
+from tests.draw import drawn_data
 from tests.references.names import Shapes, expand
 
 NAMES = Path(__file__).parents[2] / "data/names"
@@ -185,7 +186,7 @@ def test_resident_memory_in_the_loop(recipe: str | None, expected: float) -> Non
 )
 def test_parts_of_different_models_are_refused(part: str, field: str, tmp_path: Path) -> None:
     """Each part fits its own config; only the width at which one hands on to the next is another."""
-    folder = shutil.copytree(Path(__file__).parents[2] / "data/qwen_image/image", tmp_path / "model")
+    folder = shutil.copytree(drawn_data() / "qwen_image/image", tmp_path / "model")
     path = folder / part / "config.json"
     config = json.loads(path.read_text()) | {"num_layers": 1}
     config[field] += 4

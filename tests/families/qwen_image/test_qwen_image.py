@@ -32,8 +32,9 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.text.tokenizer import qwen_tokenizer
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parents[2] / "data/qwen_image"
+DATA = drawn_data() / "qwen_image"
 KINDS = ("image", "edit", "zero")  # stored; the parity tests draw `plus` as well
 WAYS = {
     "image": ("noise", "seed", "cfg", "blank", "image", "lightning"),

@@ -14,8 +14,9 @@ from mlx_imagegen.cache import cache_folder
 from mlx_imagegen.families.qwen_image import family
 from mlx_imagegen.families.qwen_image.editing import Editing
 from mlx_imagegen.pipeline import Pipeline
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parents[2] / "data/qwen_image"
+DATA = drawn_data() / "qwen_image"
 PICTURE = {"seed": 3, "steps": 2, "width": 32, "height": 48}
 CACHE, WEIGHTS = "from cache", "from the weights, kept for the next run"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
