@@ -1,7 +1,7 @@
 """The folder of test data as tests and benchmarks use it: what tests/data stores, and the weights that it describes.
 
 Most of the tiny models' weights are random. tests/data has a description in place of each such file
-(tests/references/drawn_weights.py), and here they are drawn.
+(tests/references/weight_descriptions.py), and here they are drawn.
 """
 
 import functools
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.references.drawn_weights import SUFFIX, write
+from tests.references.weight_descriptions import SUFFIX, write
 
 STORED = Path(__file__).parent / "data"
 

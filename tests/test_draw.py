@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.draw import STORED, drawn_data
-from tests.references.drawn_weights import SUFFIX, Drawn, read, redraw, renamed, tensor, unit
+from tests.references.weight_descriptions import SUFFIX, Drawn, read, redraw, renamed, tensor, unit
 
 DESCRIPTIONS = sorted(STORED.rglob(f"*{SUFFIX}"))
 LIMIT_BYTES = 4 * 10**6

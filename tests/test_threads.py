@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.pipeline import Pipeline, StepEvent
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parent / "data"
+DATA = drawn_data()
 RED = Image.new("RGB", (48, 32), "red")
 # A tiny model of each family, and what a request to it may hold.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

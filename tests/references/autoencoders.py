@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn_weights import Rule, redraw
 from safetensors.torch import save_file
+from weight_descriptions import Rule, redraw
 
 ATTEMPTS = 10**6  # the seeds of a draw's later attempts lie so far apart
 

@@ -24,7 +24,6 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from drawn_weights import Rule
 from flux_text import save_drawn as save_text
 from flux_text import spread
 from PIL import Image
@@ -32,6 +31,7 @@ from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_clip_tokenizer, draw_t5_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from weight_descriptions import Rule
 
 PROMPT = "a red fox asleep on an old map, morning light"
 NEGATIVE = "blurry, low quality"

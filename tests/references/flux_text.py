@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn_weights import redraw, renamed
 from safetensors.torch import load_file, save_file
 from text_tokenizers import draw_tokenizers, write_json
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
+from weight_descriptions import redraw, renamed
 
 
 def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
-from drawn_weights import redraw
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from weight_descriptions import redraw
 
 PATCH, FIX_POINT, SHOWN_SIDE = 8, 4096, 32
 HIDDEN, BOTTLENECK, FREQUENCIES = 32, 12, 256

@@ -29,7 +29,6 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
-from drawn_weights import redraw
 from PIL import Image
 from qwen_vae import config as vae_config
 from qwen_vae import spread as vae_spread
@@ -38,6 +37,7 @@ from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from weight_descriptions import redraw
 
 PROMPT = "a red fox asleep on an old map, 晨光中的水墨画, reads HELLO"
 NEGATIVE = "blurry, 低质量"

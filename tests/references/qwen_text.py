@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn_weights import redraw
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
+from weight_descriptions import redraw
 
 VOCABULARY, IMAGE, VIDEO, START, END = 120, 110, 111, 112, 113
 DEEPSTACK = 2
