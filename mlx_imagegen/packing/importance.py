@@ -6,7 +6,7 @@ scales can spend its steps where they show. Nothing has to be drawn for it. It p
 whose last norm has made some channels loud; inside the decoders, T5's and Qwen's among them, it measured as no gain and
 no loss (benchmarks/LOG.md), so it is not done there.
 In: a layer's path and the tensors beside it. Out: [columns], or None where nothing is known.
-Must not know: bits, recipes, files.
+Must not know: bits, recipes.
 """
 
 import math
@@ -16,9 +16,16 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from ..loading.tensors import NamedTensors
+
 FLOOR = 0.01  # of the mean: a channel that the norm shuts out is still rounded to something near
 # A linear layer's path -> the norm that it reads, in the checkpoints' names.
 LINEAR, NORM = re.compile(r"(.*\.)?final_layer2\.linear"), r"\1language_model.norm.weight"
+
+
+def importance_in(named: NamedTensors, path: str) -> np.ndarray | None:
+    """For the linear layer at `path` of a checkpoint."""
+    return importance(path, lambda name: named.slices[name].read() if name in named.slices else None)
 
 
 def importance(path: str, tensor: Callable[[str], mx.array | None]) -> np.ndarray | None:

@@ -19,10 +19,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..layers.linear import Linear, Packing
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
-from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
     from ..pipeline import OnStep, Pipeline

@@ -19,13 +19,13 @@ from typing import IO, Any
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..errors import CheckpointError, MissingFileError, QuantizationError
 from ..hub.record import RECORD
 from ..loading.checkpoint import DTYPES
 from ..loading.weights import Progress
 from ..lora.merge import Merge
 from ..packing.affine import pack, pack_rows
-from ..packing.bfloat import to_bf16
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
 from .partial import Journal, Partial, write_json

@@ -30,6 +30,7 @@ from ..layers.linear import Packing
 from ..loading.weights import Progress, WeightTransforms
 from ..lora.match import Lora, match_loras, module_names
 from ..lora.merge import Merge, Wanted, open_loras, own_loras
+from ..packing.importance import importance_in
 from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..pipeline import OnStep, Pipeline, load
 from ..planning.plan import describe, plan
@@ -140,7 +141,7 @@ def plan_from_folder(
 def merged(made: Draft, loras: Sequence[Lora], partial: bool) -> Merge:
     """The LoRAs on the draft's modules; refuses what does not fit."""
     merge = Merge()
-    merge.choose(match_loras(loras, module_names(made.family), made.family.spec.title, partial))
+    merge.select(match_loras(loras, module_names(made.family), made.family.spec.title, partial))
     return merge
 
 
@@ -288,7 +289,7 @@ def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:
     """What the norms say, as arrays that any thread may read."""
     weights = made.family.weights
     packed = [(layout.component, path) for layout in made.layouts for path in layout.packings]
-    known = {(component, path): weights[component].importance(path) for component, path in packed}
+    known = {(component, path): importance_in(weights[component], path) for component, path in packed}
     return {layer: value for layer, value in known.items() if value is not None}
 
 

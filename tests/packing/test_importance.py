@@ -11,7 +11,7 @@ from mlx_imagegen.layers.linear import Packing
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.weights import own_parameters
 from mlx_imagegen.packing.affine import pack_rows, unpack_rows
-from mlx_imagegen.packing.importance import FLOOR, importance
+from mlx_imagegen.packing.importance import FLOOR, importance, importance_in
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.packing.test_affine import drawn
 
@@ -30,7 +30,7 @@ def test_the_norm_in_front() -> None:
 @pytest.mark.parametrize("model", ["hidream-demo", "flux-demo", "qwen-demo"])
 def test_it_is_found_in_a_model_that_has_it(model: str) -> None:
     weights = load(model).family.components["transformer"].weights
-    found = {path: weights.importance(path) for path in weights.linears}
+    found = {path: importance_in(weights, path) for path in weights.linears}
     known = {path: value.shape for path, value in found.items() if value is not None}
     assert known == ({LAST: (128,)} if model == "hidream-demo" else {})
 
@@ -55,6 +55,7 @@ def test_streamed_and_in_memory_use_the_same(tmp_path: Path) -> None:
             if value.dtype == mx.uint32:
                 assert (np.array(value) == streamed[f"{path}.{name}"].bytes()).all(), path
     source = load("hidream-demo").family.components["transformer"].weights
-    w, codes = np.array(source.whole(LAST).astype(mx.float32)), np.array(layers[LAST].weight)
-    weighted, plain = (pack_rows(w, Packing(4, 64), True, each)["weight"] for each in (source.importance(LAST), None))
+    w, codes = np.array(source.read_weight(LAST).astype(mx.float32)), np.array(layers[LAST].weight)
+    known = importance_in(source, LAST)
+    weighted, plain = (pack_rows(w, Packing(4, 64), True, each)["weight"] for each in (known, None))
     assert (codes == weighted).all() and (codes != plain).any()

@@ -207,7 +207,7 @@ def test_what_is_kept_may_be_a_glob(tmp_path: Path) -> None:
     path.write_text("bits = 4\nkeep = 'text_*'\n[[flux1]]\nmatch = '*'")
     recipe = read_recipe(str(path), "flux1")
     assert [bits(recipe, part, "x") for part in ("text_encoder", "text_encoder_2", "transformer")] == [16, 16, 4]
-    assert not recipe.halves("text_encoder_2") and recipe.halves("transformer")
+    assert not recipe.rounds_to_16_bits("text_encoder_2") and recipe.rounds_to_16_bits("transformer")
 
 
 def test_the_parts_that_can_be_kept_are_the_families_own() -> None:

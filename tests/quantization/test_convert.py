@@ -344,7 +344,9 @@ from mlx_imagegen.machine import process_peak_bytes
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.quantization.convert import Conversion, convert
 from mlx_imagegen.quantization.layout import layout
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
+from mlx_imagegen.layers.linear import Linear
+import mlx.nn as nn
 from mlx_imagegen.quantization.partial import Partial
 from mlx_imagegen.packing.recipes import read_recipe
 import json, os
@@ -357,8 +359,9 @@ with (folder / "model.safetensors").open("wb") as file:
     file.write(len(header).to_bytes(8, "little") + header.encode())
     for _ in range(64):
         file.write(np.random.default_rng(0).standard_normal((rows // 64, columns)).astype(np.float32).tobytes())
-weights = Weights.open("transformer", open_checkpoint(folder))
-weights.linears["big"] = (rows, columns)
+tree = nn.Module()
+tree.big = Linear(columns, rows, bias=False)
+weights = open_weights("transformer", open_checkpoint(folder), [tree])
 made = layout(weights, folder, read_recipe("q4", "flux1"))
 before = process_peak_bytes()  # ru_maxrss would begin with what pytest holds, and hide what is taken here
 convert(Conversion(folder, [made], True, {{}}), Partial(folder.with_name("made"), "x"), 2)
