@@ -191,9 +191,7 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
         )
 
 
-def _refuse_other_packing(
-    named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]
-) -> None:
+def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]) -> None:
     """Refuses codes and scales in the shapes of other bits or groups than config.json gives."""
     other = []
     for path, packing in named.stored.items():
