@@ -26,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_imagegen import load
-from mlx_imagegen.families import open_family
+from mlx_imagegen.families import family_spec, open_family
 from mlx_imagegen.hub.download import locate
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.layers.linear import Linear, Packing
@@ -119,7 +119,8 @@ def schemes(family: str) -> list[Scheme]:
 def opened(folder: Path, scheme: Scheme) -> Pipeline:
     model, files = locate(str(folder))
     digest = f"{scheme.name} {os.getpid()}"  # tables that are kept between runs must not be another scheme's
-    steps = (Packer(scheme.pack, scheme.recipe, digest),) if scheme.pack else ()
+    norms = family_spec(model.manifest.family).norms
+    steps = (Packer(scheme.pack, scheme.recipe, digest, norms),) if scheme.pack else ()
     family = open_family(model.manifest, files, WeightTransforms(steps))
     return Pipeline(model, files, family, True)
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError, MissingFileError
-from ..families import open_family
+from ..families import family_spec, open_family
 from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
@@ -46,7 +46,7 @@ class Source:
 
     def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
         """For loading: weights that LoRAs touch are packed again as they were."""
-        return transforms.then(Packer(self._pack, on_change=on_change))
+        return transforms.then(Packer(self._pack, norms=family_spec(self.manifest.family).norms, on_change=on_change))
 
     def __call__(self, component: str) -> Weights:
         return self._family.weights[component]

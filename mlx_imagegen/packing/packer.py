@@ -6,7 +6,7 @@ checkpoint. Must not know: recipes' rows, LoRAs, files.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from ..errors import QuantizationError
 from ..layers.linear import Linear, Packing
 from ..loading.tensors import NamedTensors, Shape
 from ..loading.transforms import LayerTensors, PackingOf, Transform
-from .importance import importance_in
+from .importance import Norms, importance_in
 
 # (component, path, weight before any change, weight with every LoRA, how weights are packed, packing)
 OnChange = Callable[[str, str, mx.array, mx.array, "Pack", Packing], None]
@@ -35,6 +35,7 @@ class Packer(Transform):
     pack: Pack
     recipe: PackingOf | None = None  # for layers that are dense on disk
     digest: str = ""  # of the recipe
+    norms: Norms = field(default_factory=dict)  # which of a family's layers read a norm's output
     on_change: OnChange | None = None  # called with weights that an earlier step changed
 
     def apply(self, tensors: LayerTensors) -> LayerTensors:
@@ -45,7 +46,7 @@ class Packer(Transform):
         if self.on_change and weight is not tensors.plain["weight"]:
             self.on_change(component, path, tensors.plain["weight"], weight, self.pack, packing)
         try:
-            parts = self.pack(weight, packing, importance=importance_in(tensors.named, path))
+            parts = self.pack(weight, packing, importance=importance_in(tensors.named, path, self.norms))
         except QuantizationError as error:
             tensor = tensors.named.slices[f"{path}.weight"].tensor
             raise QuantizationError(f"{tensor.path}, '{tensor.name}': {error}") from error

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QuantizationError
+from ..families import family_spec
 from ..hub.manifest import data_folder
 from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.tensors import NUMBER
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
 from .affine import pack
+from .importance import Norms
 from .packer import OnChange, Packer, RoundTo16Bits
 
 DENSE_BITS = 16
@@ -46,7 +48,8 @@ class Row:
 class Recipe:
     """One recipe's rows for one family."""
 
-    name: str  # a file's: where it lies
+    name: str  # a file's: where it is
+    family: str
     rows: tuple[Row, ...]
     search: bool  # look for each group's best scale: slower to make, closer to the original
     keep: tuple[str, ...]  # globs of components that stay exactly as they are stored
@@ -75,10 +78,15 @@ class Recipe:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""
         return not any(fnmatch.fnmatchcase(component, glob) for glob in self.keep)
 
+    @property
+    def norms(self) -> Norms:
+        """Which of the family's layers read a norm's output."""
+        return family_spec(self.family).norms
+
     def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
         """For loading: weights are packed as they stream in."""
         pack_one = functools.partial(pack, search=self.search)
-        packer = Packer(pack_one, self.packing, self.digest, on_change)
+        packer = Packer(pack_one, self.packing, self.digest, self.norms, on_change)
         return transforms.then(packer, RoundTo16Bits(self.rounds_to_16_bits))
 
     def idle(self, weights: Mapping[str, Weights]) -> list[str]:
@@ -148,6 +156,7 @@ def read_recipe(quant: str, family: str) -> Recipe:
     general = Row(("*",), _packing(path, rest))
     return Recipe(
         canonical_name(quant),
+        family,
         (*(_row(path, rest, row) for row in rows), general),
         search,
         _kept(path, rest),

@@ -289,7 +289,7 @@ def _importance(made: Draft) -> dict[tuple[str, str], np.ndarray]:
     """What the norms say, as arrays that any thread may read."""
     weights = made.family.weights
     packed = [(layout.component, path) for layout in made.layouts for path in layout.packings]
-    known = {(component, path): importance_in(weights[component], path) for component, path in packed}
+    known = {(component, path): importance_in(weights[component], path, made.recipe.norms) for component, path in packed}
     return {layer: value for layer, value in known.items() if value is not None}
 
 
