@@ -14,7 +14,6 @@ from PIL import Image
 from mlx_imagegen import pipeline
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import Manifest, Model, manifests
-from mlx_imagegen.quantization import quantizer
 from tests.lora.test_pipeline import draw_lora
 
 README = Path(__file__).parents[1] / "README.md"
@@ -48,7 +47,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
         return Model(small(manifest), flux_folder, model), flux_folder
 
-    for module in (pipeline, quantizer):
+    for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", locate)
     monkeypatch.setattr(pipeline, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)

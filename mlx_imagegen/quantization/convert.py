@@ -70,10 +70,10 @@ def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: obj
 
 def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> None:
     """Makes the folder, unless it is there already, made from the same."""
-    if partial.there:
+    if partial.is_complete:
         return
     partial.refuse_foreign_folder()
-    if partial.complete:
+    if partial.is_written:
         partial.rename()
         return
     copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))

@@ -28,7 +28,8 @@ from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
-from mlx_imagegen.quantization.quantizer import draft, quantize
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
 from tests.watch import Velocity, around_velocity
 
@@ -192,7 +193,7 @@ def test_killed_and_run_again_it_goes_on(source: Path, tmp_path: Path, pieces: i
         journal.write(b"transformer/transformer_blocks.0.ff.net.2.wei")  # torn in the middle of a line
     calls: list[int] = []
     quantize(source, target, quant="q4", on_progress=lambda _, done, total: calls.append(total - done))
-    total = sum(len(each.pieces) for each in draft(source, "q4").layouts)
+    total = sum(len(each.pieces) for each in plan_conversion(source, "q4").layouts)
     assert total - pieces - 2 <= len(calls) <= total - pieces
     whole = quantize(source, tmp_path / "whole", quant="q4")
     assert digest(target) == digest(whole)
@@ -218,7 +219,7 @@ def test_half_done_work_from_something_else_is_not_continued(source: Path, tmp_p
     quant = "q6" if change == "recipe" else "q4"
     calls: list[Any] = []
     quantize(source, target, quant=quant, on_progress=lambda *call: calls.append(call))
-    assert len(calls) == sum(len(each.pieces) for each in draft(source, quant).layouts)
+    assert len(calls) == sum(len(each.pieces) for each in plan_conversion(source, quant).layouts)
     assert digest(target) == digest(quantize(source, tmp_path / "whole", quant=quant))
 
 
