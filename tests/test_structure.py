@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("layers", "report"),
     ("image", "seams"),
     ("machine", "random"),
-    ("precision", "atomic", "blas", "errors"),
+    ("precision", "atomic", "bfloat", "blas", "errors"),
 ]
 SHARED = {"base", "folder", "schedule_tables"}
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import to_float32
 from ..errors import CheckpointError
-from ..packing.bfloat import to_float32
 from .checkpoint import Tensor
 
 # Files of fp8 numbers (ComfyUI's) keep a scale beside each weight, for the whole tensor or for each row; the others are

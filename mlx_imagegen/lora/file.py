@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraError, MissingFileError
+from ..families import family_specs
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
@@ -46,15 +47,15 @@ FORMATS = (
     ("DiffSynth", r"\.lora_[AB](\.default)?\.weight$"),
     ("bare names with down and up (lightx2v Lightning)", r"\.lora_(down|up)\.weight$"),
 )
-# What only one model has among its modules' names, so that a LoRA for another one can be named; the first that matches.
-FAMILIES = (
+# What only one other model has among its modules' names, so that a LoRA for it can be named; the first that matches. The
+# signs of this library's families are tried after the first table: parts of them are also in those models' names.
+OTHER_MODELS = (
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
     ("HiDream-I1", r"(double|single)_stream_blocks"),
     ("HunyuanVideo", r"(img|txt)_mlp[._]fc\d|\.(img|txt)_attn_qkv|individual_token_refiner"),
     ("Chroma", r"distilled_guidance_layer"),
-    ("FLUX.1", r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context"),
-    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
-    ("HiDream-O1-Image", r"language_model[._]layers|final_layer2|t_embedder1|x_embedder[._]proj[12]"),
+)
+MODELS_OF_COMMON_NAMES = (
     ("Stable Diffusion 3", r"joint_blocks"),
     ("Stable Diffusion or SDXL", r"(down|up|input|output)_blocks?[._]|mid(dle)?_block"),
     ("Wan", r"blocks[._]\d+[._](self|cross)_attn"),
@@ -149,7 +150,9 @@ class LoraFile:
     @property
     def family(self) -> str | None:
         """The model whose modules the keys name, as far as can be told."""
-        by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
+        ours = [(spec.title, spec.lora_sign) for spec in family_specs()]
+        signs = (*OTHER_MODELS, *ours, *MODELS_OF_COMMON_NAMES)
+        by_keys = next((name for name, sign in signs if self._any(sign)), None)
         if by_keys and " or " not in by_keys:
             return by_keys
         numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]

@@ -17,14 +17,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError, MissingFileError
-from ..families import open_family
+from ..families import family_spec, open_family
 from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
 from ..hub.record import record_of, remake
 from ..layers.linear import Packing
-from ..loading.weights import Weights, WeightTransforms
+from ..loading.transforms import WeightTransforms
+from ..loading.weights import Weights
 from ..packing.affine import pack
+from ..packing.packer import OnChange, Packer
 from ..packing.recipes import read_recipe, recipe_names
 from .file import open_lora
 from .match import Lora, Match
@@ -34,21 +36,22 @@ NEEDED = "has to be merged again into the weights that another one changes"
 
 
 class Source:
-    """What a quantized folder was made from, opened when a LoRA first needs it."""
+    """What a quantized folder was made from, opened when a LoRA first needs it. Called with a component's name, it gives
+    the full-precision weights."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
         self.record = record_of(folder)
 
-    def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
-        """For loading: touched weights are read from here and packed again."""
-        return replace(changes, pack=changes.pack or self._pack, source=self)
+    def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
+        """For loading: weights that LoRAs touch are packed again as they were."""
+        return transforms.then(Packer(self._pack, norms=family_spec(self.manifest.family).norms, on_change=on_change))
 
     def __call__(self, component: str) -> Weights:
         return self._family.weights[component]
 
-    def merged_before(self, matches: Sequence[Match], family: Family[Any], tell: Notify) -> list[Lora]:
+    def merged_before(self, matches: Sequence[Match], family: Family[Any], notify: Notify) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
         Refused here, before anything is loaded, if the source is not at hand.
@@ -66,7 +69,7 @@ class Source:
         if self._place is None:
             raise LoraError(self._refusal(matches, packed))
         if self.record.get("calibrated_with"):
-            tell(
+            notify(
                 f"note: for the LoRA, {len(set(packed))} layers are packed anew, without the calibration of "
                 f"{self.folder}; a folder that is made with the LoRA has both: " + self._command(matches)
             )

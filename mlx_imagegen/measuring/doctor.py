@@ -30,10 +30,10 @@ from ..hub.manifest import Model, manifests
 from ..hub.recognition import find
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..kernels import cache_file
-from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
+from ..layers.linear import DENSE, GROUP_SIZES, PACKED, Packing, packed_matmul, unpacked
 from ..loading.weights import WeightTransforms
 from ..machine import GB, USABLE_SHARE, machine, physical_bytes
-from ..packing.recipes import GROUP_SIZES, read_recipe, recipe_names
+from ..packing.recipes import read_recipe, recipe_names
 from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
 from ..request.job import usual_job

@@ -12,19 +12,22 @@ import functools
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import QuantizationError
+from ..families import family_spec
 from ..hub.manifest import data_folder
-from ..layers.linear import Packing
-from ..loading.weights import NUMBER, Weights, WeightTransforms
+from ..layers.linear import GROUP_SIZES, MODES, Packing
+from ..loading.tensors import NUMBER
+from ..loading.transforms import WeightTransforms
+from ..loading.weights import Weights
 from .affine import pack
+from .importance import Norms
+from .packer import OnChange, Packer, RoundTo16Bits
 
 DENSE_BITS = 16
-MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
-GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
 COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "vae")  # all that a family may have
 KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
 ROW_KEYS = frozenset({"match", "depth", "bits", "group_size", "mode"})
@@ -45,7 +48,8 @@ class Row:
 class Recipe:
     """One recipe's rows for one family."""
 
-    name: str  # a file's: where it lies
+    name: str  # a file's: where it is
+    family: str
     rows: tuple[Row, ...]
     search: bool  # look for each group's best scale: slower to make, closer to the original
     keep: tuple[str, ...]  # globs of components that stay exactly as they are stored
@@ -54,15 +58,15 @@ class Recipe:
 
     def packing(self, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
         """For a linear layer's weight [rows, columns], one of `depth` numbered siblings."""
-        return fitted(self.wanted(component, path, depth), shape)
+        return fitted(self.row_packing(component, path, depth), shape)
 
-    def wanted(self, component: str, path: str, depth: int) -> Packing | None:
+    def row_packing(self, component: str, path: str, depth: int) -> Packing | None:
         """What the rows say, before the shape is looked at."""
         asked = component, path, depth
         if asked not in self._answers:
             names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
-            self._answers[asked] = next(matching, None) if self.halves(component) else None
+            self._answers[asked] = next(matching, None) if self.rounds_to_16_bits(component) else None
         return self._answers[asked]
 
     @functools.cached_property
@@ -70,14 +74,20 @@ class Recipe:
         """What was asked before: plans ask for every layer again and again."""
         return {}
 
-    def halves(self, component: str) -> bool:
+    def rounds_to_16_bits(self, component: str) -> bool:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""
         return not any(fnmatch.fnmatchcase(component, glob) for glob in self.keep)
 
-    def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
+    @property
+    def norms(self) -> Norms:
+        """Which of the family's layers read a norm's output."""
+        return family_spec(self.family).norms
+
+    def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
         """For loading: weights are packed as they stream in."""
         pack_one = functools.partial(pack, search=self.search)
-        return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves, digest=self.digest)
+        packer = Packer(pack_one, self.packing, self.digest, self.norms, on_change)
+        return transforms.then(packer, RoundTo16Bits(self.rounds_to_16_bits))
 
     def idle(self, weights: Mapping[str, Weights]) -> list[str]:
         """For people: which of its rows' globs no layer of an open model has for a name."""
@@ -146,6 +156,7 @@ def read_recipe(quant: str, family: str) -> Recipe:
     general = Row(("*",), _packing(path, rest))
     return Recipe(
         canonical_name(quant),
+        family,
         (*(_row(path, rest, row) for row in rows), general),
         search,
         _kept(path, rest),

@@ -1,4 +1,4 @@
-"""What a model's layers really see, and packing that uses it.
+"""The inputs of a model's layers while it draws, and packing that uses them.
 
 In: an open full-precision pipeline, the pictures to draw, how the denoiser's layers will be packed. Out: `Statistics` a
 layer: the mean of its inputs, and their second moments where few bits make use of them. `pack_calibrated` then rounds
@@ -19,10 +19,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..layers.linear import Linear, Packing
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
-from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline

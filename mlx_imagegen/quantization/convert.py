@@ -19,13 +19,13 @@ from typing import IO, Any
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..errors import CheckpointError, MissingFileError, QuantizationError
 from ..hub.record import RECORD
 from ..loading.checkpoint import DTYPES
-from ..loading.weights import Progress
+from ..loading.transforms import Progress
 from ..lora.merge import Merge
 from ..packing.affine import pack, pack_rows
-from ..packing.bfloat import to_bf16
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
 from .partial import Journal, Partial, write_json
@@ -70,10 +70,10 @@ def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: obj
 
 def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> None:
     """Makes the folder, unless it is there already, made from the same."""
-    if partial.there:
+    if partial.is_complete:
         return
     partial.refuse_foreign_folder()
-    if partial.complete:
+    if partial.is_written:
         partial.rename()
         return
     copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))

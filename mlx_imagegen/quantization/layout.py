@@ -220,10 +220,10 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
             continue
         packing, note = None, ""
         if parameter == "weight" and path in weights.linears:
-            wanted = recipe.wanted(weights.component, path, weights.depth(path))
+            wanted = recipe.row_packing(weights.component, path, weights.depth(path))
             packing = fitted(wanted, part.shape)
             note = _fallback(part.shape, wanted, packing)
-        dtype = _dense_dtype(part, recipe.halves(weights.component))
+        dtype = _dense_dtype(part, recipe.rounds_to_16_bits(weights.component))
         yield Piece(weights.component, path, parameter, written, part, packing, dtype, note)
 
 

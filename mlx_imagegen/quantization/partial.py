@@ -51,12 +51,12 @@ class Partial:
         return partial_path(self.target)
 
     @property
-    def there(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the target is complete already, made from the same."""
         return recorded(self.target) == self.identity
 
     @property
-    def complete(self) -> bool:
+    def is_written(self) -> bool:
         """Whether only the renaming is left."""
         return recorded(self.folder) == self.identity
 
