@@ -84,8 +84,8 @@ def _nearest(folder: ModelFolder) -> str:
             f"{folder.path}: {'; '.join(described)}, which is not an architecture this library has ({supported})."
         )
     raise MissingFileError(
-        f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as a "
-        "model. Point to the folder that holds the whole repository, config files included."
+        f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as "
+        "a model. Point to the folder that holds the whole repository, config files included."
     )
 
 

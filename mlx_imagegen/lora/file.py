@@ -47,8 +47,8 @@ FORMATS = (
     ("DiffSynth", r"\.lora_[AB](\.default)?\.weight$"),
     ("bare names with down and up (lightx2v Lightning)", r"\.lora_(down|up)\.weight$"),
 )
-# What only one other model has among its modules' names, so that a LoRA for it can be named; the first that matches. The
-# signs of this library's families are tried after the first table: parts of them are also in those models' names.
+# What only one other model has among its modules' names, so that a LoRA for it can be named; the first that matches.
+# The signs of this library's families are tried after the first table: parts of them are also in those models' names.
 OTHER_MODELS = (
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
     ("HiDream-I1", r"(double|single)_stream_blocks"),

@@ -30,8 +30,8 @@ from ..packing.packer import Pack
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
-# What `lora=` takes: a file, or (file, scale); a file may be in a repository: "owner/name:file.safetensors". One that is
-# open already is taken as it is.
+# What `lora=` takes: a file, or (file, scale); a file may be in a repository: "owner/name:file.safetensors". One that
+# is open already is taken as it is.
 Wanted = str | Path | tuple[str | Path, float] | Lora
 SCALE_LIMIT = 100.0
 SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%

@@ -36,8 +36,8 @@ NEEDED = "has to be merged again into the weights that another one changes"
 
 
 class Source:
-    """What a quantized folder was made from, opened when a LoRA first needs it. Called with a component's name, it gives
-    the full-precision weights."""
+    """What a quantized folder was made from, opened when a LoRA first needs it. Called with a component's name, it
+    gives the full-precision weights."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder

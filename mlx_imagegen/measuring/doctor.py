@@ -217,7 +217,7 @@ def _folder(model: Model) -> Path | None:
 
 
 def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
-    """Of models with the same shapes; those that are not here are known by their published shapes, without the network."""
+    """Of models with the same shapes; of those that are not here, the published shapes are known."""
     manifest, folder = models[0].manifest, _folder(models[0])
     if folder is None and not has_tensor_shapes(manifest):
         yield from (Fit(model.requested_as, AS_STORED, "not here, and its shapes are not known") for model in models)

@@ -1,4 +1,4 @@
-"""Qwen3-VL's vision tower, for editing: pictures -> features for the prompt, and deepstack features for the first layers.
+"""Qwen3-VL's vision tower, for editing: pictures -> features for the prompt, and deepstack features for its decoder.
 
 The tower is mlx-vlm's, imported only when it is built (about a second, and it pulls transformers); the language
 model's own image pass is not used: it would make the pixels' attention causal.

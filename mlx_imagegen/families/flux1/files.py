@@ -1,4 +1,4 @@
-"""FLUX.1's files on disk, opened and checked: a diffusers folder, or the original single file with ae.safetensors next to it.
+"""FLUX.1's files on disk, opened and checked: a diffusers folder, or the original single file and ae.safetensors.
 
 In: a folder. Out: `FluxFiles`, the configs and weights of every component, each tensor accounted for by name and shape.
 """
