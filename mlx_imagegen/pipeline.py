@@ -71,7 +71,7 @@ def load(
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     transforms = WeightTransforms((merge,), progress=on_load)
     family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.idle(family.weights) if recipe else ():
+    for note in recipe.unused_rows(family.weights) if recipe else ():
         on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)

@@ -32,7 +32,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
     parser.add_argument(
         "--calibrate", type=Path, metavar="FILE",
-        help="prompts to be drawn first and learnt from, one a line; or jobs, one JSON object a line (references …)",
+        help="prompts to be drawn first for calibration, one a line; or jobs, one JSON object a line (references …)",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=size, metavar="N|WxH", help="of the pictures for --calibrate, where a line says nothing else"
@@ -101,7 +101,7 @@ def _print_plan(
         plan = plan_from_folder(found, folder, quant, args.fold, args.fold_size, calibrate)
         plan = plan.with_loras(opened, args.lora_partial)
         print(f"{manifest.name}, {quant}{note}")
-        print("\n".join([described(plan), *(f"note: {line}" for line in plan.merge.found())]))
+        print("\n".join([described(plan), *(f"note: {line}" for line in plan.merge.match_lines())]))
 
 
 def _announced(plan: "ConversionPlan") -> list[str]:

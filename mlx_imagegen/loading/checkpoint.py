@@ -1,4 +1,4 @@
-"""safetensors files as named tensors that are read when asked for, whole or by rows.
+"""safetensors files as named tensors that are read on request, in full or by rows.
 
 In: a file, or a folder with one file or an index over shards. Out: `Checkpoint`, a mapping of names to `Tensor`
 records (dtype, shape, place in the file), checked against the file's size before a byte of data is read.
@@ -40,7 +40,7 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "BOOL": (np.bool_, mx.bool_),
 }
 HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
-MEND = "The file is damaged or its download did not finish: delete it and download it again."
+REMEDY = "The file is damaged or its download did not finish: delete it and download it again."
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Tensor:
         return as_mlx(self.bytes(row, rows), self.dtype)
 
     def gather(self, indices: Sequence[int]) -> mx.array:
-        """Single rows, in the order of `indices`: for embedding tables, which are never loaded whole."""
+        """Single rows, in the order of `indices`: for embedding tables, which are never loaded in full."""
         outside = [index for index in indices if not 0 <= index < self.shape[0]]
         if outside:
             raise CheckpointError(
@@ -180,13 +180,17 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for name in names:
         shard = read_header(folder / name)[0]
-        twice = sorted(set(shard) & set(tensors))
-        if twice:
-            raise CheckpointError(f"{folder / name}: '{twice[0]}' also lies in {tensors[twice[0]].path.name}. {MEND}")
+        duplicates = sorted(set(shard) & set(tensors))
+        if duplicates:
+            raise CheckpointError(
+                f"{folder / name}: '{duplicates[0]}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
+            )
         tensors.update(shard)
-    lost = sorted(set(weight_map) - set(tensors))
-    if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that no shard holds ({', '.join(lost[:3])}). {MEND}")
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"{index} names {len(missing)} tensors that no shard holds ({', '.join(missing[:3])}). {REMEDY}"
+        )
     return Checkpoint(tensors, [folder / name for name in names], folder)
 
 
@@ -197,13 +201,13 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with path.open("rb") as file:
             if size < 8:
                 raise CheckpointError(
-                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {MEND}"
+                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}"
                 )
             length = struct.unpack("<Q", file.read(8))[0]
             if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                    f"{size} bytes. {MEND}"
+                    f"{size} bytes. {REMEDY}"
                 )
             header = json.loads(file.read(length))
     except FileNotFoundError as error:
@@ -213,12 +217,12 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {MEND}") from error
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {REMEDY}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object. {MEND}")
+        raise CheckpointError(f"{path}: the header is not a JSON object. {REMEDY}")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {MEND}")
+        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {REMEDY}")
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(path, tensors, 8 + length, size)
     return tensors, metadata
@@ -227,11 +231,11 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     try:
         dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {MEND}") from error
-    if not whole:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {MEND}")
+        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {REMEDY}") from error
+    if not valid:
+        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {REMEDY}")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
@@ -240,7 +244,8 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:
         raise CheckpointError(
-            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. {MEND}"
+            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. "
+            f"{REMEDY}"
         )
     return Tensor(path, name, dtype, shape, origin + start, origin + stop)
 
@@ -251,10 +256,10 @@ def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: in
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {MEND}")
+            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {REMEDY}")
         end = tensor.stop
     if end != size:
-        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {MEND}")
+        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {REMEDY}")
 
 
 def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
@@ -267,7 +272,7 @@ def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
                 count = file.readinto(target[done : done + 2**30])
                 if not count:
                     raise CheckpointError(
-                        f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}"
+                        f"{tensor.path} ended while '{tensor.name}' was read: it changed while it was read. {REMEDY}"
                     )
                 done += count
     except FileNotFoundError as error:

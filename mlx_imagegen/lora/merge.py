@@ -30,8 +30,8 @@ from ..packing.packer import Pack
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
-# What `lora=` takes: a file, or (file, scale); a file may be in a repository: "owner/name:file.safetensors". One that
-# is open already is taken as it is.
+# What `lora=` takes: a file, or (file, scale); a file may be in a repository: "owner/name:file.safetensors".
+# A LoRA that is open is taken as it is.
 Wanted = str | Path | tuple[str | Path, float] | Lora
 SCALE_LIMIT = 100.0
 SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%
@@ -97,24 +97,24 @@ class Merge(Transform):
         if not changes:
             return value
         self.applied.add((component, path, parameter))
-        return _added(value, changes)
+        return _merged(value, changes)
 
     def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
         """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
         key = (component, path, parameter)
         self.applied.add(key)
         changes = [*self._before.get(key, ()), *self._changes.get(key, ())]
-        return _added(value, changes) if changes else value
+        return _merged(value, changes) if changes else value
 
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
-        """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
+        """As a call, for a run of rows of a parameter that has `height` of them: for weights read in pieces."""
         key = (component, path, parameter)
         rows, found = rows.astype(mx.float32), []
         for change in self._changes.get(key, ()):
             if change.entry.by_columns and len(rows) != height:
                 raise LoraError(
-                    f"{change.lora.file.requested_as}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
-                    "weight at once, and weights pass in pieces here; give this LoRA to generate instead."
+                    f"{change.lora.file.requested_as}: '{change.entry.name}' is a DoRA over columns, which needs all "
+                    "of a weight at once, and weights pass in pieces here; give this LoRA to generate instead."
                 )
             self.applied.add(key)
             parts = runs(change.target, first, len(rows), height)
@@ -126,7 +126,7 @@ class Merge(Transform):
     def measure(
         self, component: str, path: str, before: mx.array, after: mx.array, pack: Pack, packing: Packing
     ) -> None:
-        """The part of the change that is found again in what packing makes of the weight without and with it."""
+        """Notes which share of the change is left: the difference of the packed weight with and without it."""
         before, after = (weight[:SAMPLE_ROWS].astype(mx.float32) for weight in (before, after))
         change = after - before
         found = unpacked(pack(after, packing), packing) - unpacked(pack(before, packing), packing)
@@ -143,13 +143,13 @@ class Merge(Transform):
 
     def notes(self) -> list[str]:
         """For the report."""
-        return self.found() + self.losses() + self._idle()
+        return self.match_lines() + self.loss_lines() + self._unused_line()
 
-    def found(self) -> list[str]:
-        """How much of each file found its place."""
+    def match_lines(self) -> list[str]:
+        """How many of each file's modules match."""
         return [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
 
-    def losses(self) -> list[str]:
+    def loss_lines(self) -> list[str]:
         """What quantization left of the changes, where it was measured."""
         if not self.survived:
             return []
@@ -158,7 +158,7 @@ class Merge(Transform):
         least = f"least in {worst}: {self.survived[worst]:.0%}"
         return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
 
-    def _idle(self) -> list[str]:
+    def _unused_line(self) -> list[str]:
         idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
         return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
 
@@ -192,7 +192,7 @@ def _opened(item: Any, notify: Notify) -> Lora:
 
 
 def _is_one(wanted: Any) -> bool:
-    """(file, scale) where a list of them is meant."""
+    """Whether it is one (file, scale), where a list is needed."""
     return len(wanted) == 2 and isinstance(wanted[1], Real)
 
 
@@ -206,7 +206,7 @@ def _source_and_scale(item: Any) -> tuple[str | Path, float]:
 
 
 def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
-    """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
+    """Replaces what was merged by `matches`; loaded modules are read again where that changes them."""
     former = merge.matches, merge.before
     differ = merge.select(matches, before)
     try:
@@ -251,7 +251,7 @@ def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
     return out
 
 
-def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
+def _merged(value: mx.array, changes: Sequence[Change]) -> mx.array:
     """Every change is computed from the plain value."""
     value = value.astype(mx.float32)
     return _summed(value, [change.of(value) for change in changes])

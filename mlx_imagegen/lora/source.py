@@ -2,7 +2,7 @@
 
 A LoRA that is added to codes is mostly rounded away: of a change of 1%, 3% is left at 4 bits and 23% at 6
 (benchmarks/lora_merge.py). So the weights it touches come in full precision from the source that the converter
-recorded, with the LoRAs that were merged then, and are packed as they were; the others stay as they are. Without the
+recorded, with the LoRAs that were merged then, and are packed as before; the others stay unchanged. Without the
 source the merge is refused, with the command that makes a new folder.
 In: a quantized folder. Out: `Source`. Must not know: arithmetic, how packing works.
 """
@@ -54,7 +54,7 @@ class Source:
     def merged_before(self, matches: Sequence[Match], family: Family[Any], notify: Notify) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
-        Refused here, before anything is loaded, if the source is not at hand.
+        Refused here, before anything is loaded, if the source is not on this machine.
         """
         held = family.weights
         changes = [key for match in matches if match.lora.scale != 0 for key in match.changes]
@@ -99,7 +99,7 @@ class Source:
 
     @property
     def _place(self) -> Path | None:
-        """The source's folder, if it is on this machine and whole."""
+        """The source's folder, if it is on this machine and complete."""
         named, revision = self.record.get("source"), self.record.get("revision")
         if not named:
             return None
@@ -118,12 +118,12 @@ class Source:
         return pack(weight, packing, search, importance)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
-        lost = f"{self._named}, which it was made from, is not on this machine"
+        missing = f"{self._named}, which it was made from, is not on this machine"
         return (
             f"{self.folder} is quantized, and merging into its codes or tables would lose most of a LoRA "
             f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
-            f"but {lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
-            f"{self._command(matches)}"
+            f"but {missing if self.record else 'it does not say from what it was made'}. Make a new folder with the "
+            f"LoRA: {self._command(matches)}"
         )
 
     def _command(self, matches: Sequence[Match]) -> str:

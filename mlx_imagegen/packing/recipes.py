@@ -1,7 +1,7 @@
 """quant/*.toml: how many bits each weight of a family gets.
 
-In: a recipe's name or file, and a family. Out: `Recipe`, which answers for one linear layer at a time: a `Packing`, or
-None for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
+In: a recipe's name or file, and a family. Out: `Recipe`, which gives one linear layer's `Packing` at a time, or None
+for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
 written from the end: `layers.-1.` is the last layer, whatever the model's depth. A row with `depth` counts only in
 stacks of at least so many layers: four layers kept high are a tenth of a large model and most of a small one.
 Must not know: tensors' values, files of checkpoints.
@@ -54,7 +54,7 @@ class Recipe:
     search: bool  # look for each group's best scale: slower to make, closer to the original
     keep: tuple[str, ...]  # globs of components that stay exactly as they are stored
     drop: tuple[str, ...]  # globs of tensors that no picture needs
-    digest: str  # of the rows, so that half-done work by another recipe is not continued
+    digest: str  # of the rows, so that unfinished work by another recipe is not continued
 
     def packing(self, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
         """For a linear layer's weight [rows, columns], one of `depth` numbered siblings."""
@@ -62,16 +62,16 @@ class Recipe:
 
     def row_packing(self, component: str, path: str, depth: int) -> Packing | None:
         """What the rows say, before the shape is looked at."""
-        asked = component, path, depth
-        if asked not in self._answers:
+        key = component, path, depth
+        if key not in self._packings:
             names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
-            self._answers[asked] = next(matching, None) if self.rounds_to_16_bits(component) else None
-        return self._answers[asked]
+            self._packings[key] = next(matching, None) if self.rounds_to_16_bits(component) else None
+        return self._packings[key]
 
     @functools.cached_property
-    def _answers(self) -> dict[tuple[str, str, int], Packing | None]:
-        """What was asked before: plans ask for every layer again and again."""
+    def _packings(self) -> dict[tuple[str, str, int], Packing | None]:
+        """By component, path and depth: plans need every layer's many times."""
         return {}
 
     def rounds_to_16_bits(self, component: str) -> bool:
@@ -89,8 +89,8 @@ class Recipe:
         packer = Packer(pack_one, self.packing, self.digest, self.norms, on_change)
         return transforms.then(packer, RoundTo16Bits(self.rounds_to_16_bits))
 
-    def idle(self, weights: Mapping[str, Weights]) -> list[str]:
-        """For people: which of its rows' globs no layer of an open model has for a name."""
+    def unused_rows(self, weights: Mapping[str, Weights]) -> list[str]:
+        """Lines for users: which of its rows' globs match no layer of an open model."""
         paths = [(component, path, held.depth(path)) for component, held in weights.items() for path in held.linears]
         names = [
             f"{component}/{name}" for component, path, depth in paths for name in (path, from_the_end(path, depth))
@@ -126,7 +126,7 @@ def canonical_name(quant: str) -> str:
 
 
 def read_recipe(quant: str, family: str) -> Recipe:
-    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read anew: it may have been edited."""
+    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
         raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
     path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"

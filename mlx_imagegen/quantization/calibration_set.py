@@ -16,7 +16,7 @@ from ..layers.linear import Packing
 from ..machine import GB, physical_bytes
 from ..planning.plan import plan
 from ..request.job import Job, resolve
-from .calibrate import blank
+from .calibrate import empty_statistics
 
 CalibrationItem = str | Mapping[str, Any]  # a prompt, or generate's parameters with a prompt among them
 SEED = 0  # where none is given: other prompts tell more than other seeds
@@ -64,7 +64,7 @@ class CalibrationCost:
 
 
 def calibration_cost(family: Family[Any], jobs: Sequence[Job], packings: Mapping[str, Packing]) -> CalibrationCost:
-    statistics_bytes = sum(each.nbytes for each in blank(family.transformer, packings).values())
+    statistics_bytes = sum(each.nbytes for each in empty_statistics(family.transformer, packings).values())
     sizes = {(job.settings.width, job.settings.height, _reference_sizes(job)): job for job in jobs}.values()
     plans = [plan(family, job.settings, prompt=job.prompt) for job in sizes]
     # All prompts are encoded before the first step.
@@ -100,9 +100,9 @@ def too_large(manifest: Manifest, cost: CalibrationCost) -> str | None:
     remedy = smaller if cost.least_bytes <= have else "Calibrate"
     return (
         f"calibrate: {manifest.name} in full precision takes {cost.peak_bytes / GB:.1f} GB while it draws, "
-        f"{cost.statistics_bytes / GB:.1f} GB of it for the layers' statistics, and this machine has {have / GB:.1f} GB. "
-        f"{remedy} on a machine with more memory, whose folder is as good here; or leave calibrate out: without it a copy of any "
-        "model is made in less than 1 GB."
+        f"{cost.statistics_bytes / GB:.1f} GB of it for the layers' statistics, and this machine has "
+        f"{have / GB:.1f} GB. {remedy} on a machine with more memory, whose folder is as good here; or leave calibrate "
+        "out: without it a copy of any model is made in less than 1 GB."
     )
 
 

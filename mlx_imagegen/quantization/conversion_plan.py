@@ -99,7 +99,7 @@ class ConversionPlan:
             f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
             for (component, note), paths in same_reason.items()
         ]
-        return folded + self.recipe.idle(self.family.weights) + unmet
+        return folded + self.recipe.unused_rows(self.family.weights) + unmet
 
 
 def plan_conversion(

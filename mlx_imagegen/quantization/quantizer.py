@@ -87,7 +87,7 @@ def write_conversion(
 ) -> Path:
     """Writes what was planned into the folder `target`; the other parameters are `quantize`'s."""
     merge = plan.merge
-    for line in merge.found():
+    for line in merge.match_lines():
         on_download(f"note: {line}")
     record, stamps = _record(plan), stamps_of(plan.layouts)
     partial = Partial(target, _identity(plan, record, stamps))
@@ -110,7 +110,7 @@ def write_conversion(
         stamps,
     )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
-    for line in merge.losses():
+    for line in merge.loss_lines():
         on_download(f"note: {line}")
     return target
 
@@ -131,9 +131,7 @@ def _identity(plan: ConversionPlan, record: dict[str, Any], stamps: dict[Path, S
     fold = plan.fold.folded.entry() if plan.fold else None
     recipe = plan.recipe
     calibrated_with = record.get("calibrated_with")
-    return identify(
-        stamps, plan.layouts, __version__, recipe.digest, recipe.search, loras, calibrated_with, fold
-    )
+    return identify(stamps, plan.layouts, __version__, recipe.digest, recipe.search, loras, calibrated_with, fold)
 
 
 def _record(plan: ConversionPlan) -> dict[str, Any]:
@@ -158,9 +156,7 @@ def _collect(plan: ConversionPlan, on_step: OnStep | None, on_download: Notify) 
     """What the full-precision model's layers are given while it draws the pictures, one stage at a time in memory."""
     loras = [lora for lora in plan.loras if not lora.own]  # the model's own comes with it
     partial = any(match.unmatched for match in plan.merge.matches)
-    pipeline = load(
-        plan.model.requested_as, lora=loras, lora_partial=partial, resident=False, on_download=on_download
-    )
+    pipeline = load(plan.model.requested_as, lora=loras, lora_partial=partial, resident=False, on_download=on_download)
     statistics = collect(pipeline, plan.calibration_jobs, plan.packings, on_step)
     return {(plan.denoiser, path): of_layer for path, of_layer in statistics.items()}
 
