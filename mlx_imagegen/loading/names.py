@@ -16,8 +16,8 @@ from ..bfloat import to_float32
 from ..errors import CheckpointError
 from .checkpoint import Tensor
 
-# Files of fp8 numbers (ComfyUI's) keep a scale beside each weight, for the whole tensor or for each row; the others are
-# notes for kernels that this library does not have.
+# Files of fp8 numbers (ComfyUI's) keep a scale next to each weight, for the whole tensor or for each row; the others
+# are notes for kernels that this library does not have.
 FP8_SCALES = (".scale_weight", ".weight_scale")
 FP8_NOTES = (".scale_input", ".input_scale", ".comfy_quant")
 FP8_MARK = "scaled_fp8"

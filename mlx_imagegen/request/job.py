@@ -231,8 +231,8 @@ def _sequence_length(manifest: Manifest, asked: int | None) -> int:
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
 ) -> dict[str, Any]:
-    """guidance and cfg: `guidance` is told to the transformer, or is the scale between two branches, as the model has
-    it."""
+    """guidance and cfg: as the model has it, `guidance` is a number that the transformer reads, or the scale between
+    two branches."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
         low, high = limits(name)
         if value is not None and not low <= value <= high:
@@ -250,17 +250,17 @@ def _guidance(
                 f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
             )
         cfg = manifest.defaults.guidance if guidance is None else guidance
-        told = 0.0
+        embedded = 0.0
         if 0 < cfg < 1:
             notes.append(f"guidance {cfg:g} is the same as 1: a second branch runs above 1 only")
     else:
         cfg = 1.0 if true_cfg is None else true_cfg
-        told = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance
+        embedded = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance
     if negative_prompt is not None and cfg <= 1:
         knob = "guidance" if manifest.guidance == "cfg" else "true_cfg"
-        mend = "leave it out" if manifest.guidance == "never" else f"set {knob} above 1 (say 4)"
-        notes.append(f"the negative prompt has no effect without a second branch; {mend}")
-    return {"guidance": float(told), "cfg": float(cfg)}
+        remedy = "leave it out" if manifest.guidance == "never" else f"set {knob} above 1 (say 4)"
+        notes.append(f"the negative prompt has no effect without a second branch; {remedy}")
+    return {"guidance": float(embedded), "cfg": float(cfg)}
 
 
 def _negative(
