@@ -29,7 +29,6 @@ from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.vision.qwen3 import open_tower
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
-from tests.families.z_image.stored import stored
 from tests.tiny import draw_flux
 from tests.watch import Velocity, around_velocity
 
@@ -39,7 +38,7 @@ STORED = {
     "flux1": DATA / "flux" / "dev",
     "qwen_image": DATA / "qwen_image" / "image",
     "hidream_o1": DATA / "hidream_o1",
-    "z_image": stored("base"),
+    "z_image": DATA / "z_image" / "base",
 }
 
 

@@ -1,15 +1,13 @@
 """Draws a tiny random Z-Image in its real folder layout, with what diffusers makes of it, step by step.
 
-    python tests/references/z_image.py FOLDER [--seed N] [--light]
+    python tests/references/z_image.py FOLDER [--seed N]
 
-FOLDER gets a diffusers repository (model_index.json … vae/), shapes.json (its weights follow from it: drawn_weights.py),
-options.json, picture.png (an input picture) and reference.safetensors: text states, blocks of each kind, the
-transformer, schedules, and pictures of the whole pipeline (from given noise, from a seed, with guidance, with its length
-bounded, from a picture). An even seed draws the base model, an odd one Turbo. `--light`: without the weights, to be
-stored. Needs torch, diffusers and transformers.
+FOLDER gets a whole diffusers repository (model_index.json … vae/), options.json, picture.png (an input picture) and
+reference.safetensors: text states, blocks of each kind, the transformer, schedules, and pictures of the whole pipeline
+(from given noise, from a seed, with guidance, with its length bounded, from a picture). An even seed draws the base
+model, an odd one Turbo. Needs torch, diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from autoencoders import save_drawn
+from command import run
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -24,8 +24,10 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from drawn_weights import SHAPES, draw_weights, write_weights
+from drawn_weights import redraw
+from flux import save_vae
 from PIL import Image
+from qwen import spread
 from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
@@ -46,7 +48,7 @@ TEMPLATE = (
 )
 
 
-def draw(folder: Path, seed: int, light: bool = False) -> None:
+def draw(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     dice, base = random.Random(seed), seed % 2 == 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +61,6 @@ def draw(folder: Path, seed: int, light: bool = False) -> None:
     with torch.no_grad():
         reference = states(pipeline) | parts(pipeline.transformer, dice) | pictures(folder, pipeline, options)
     save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
-    if not light:
-        write_weights(folder)
 
 
 def draw_pipeline(folder: Path, dice: random.Random, seed: int, base: bool) -> ZImagePipeline:
@@ -68,19 +68,12 @@ def draw_pipeline(folder: Path, dice: random.Random, seed: int, base: bool) -> Z
     path = folder / "tokenizer/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}, indent=1))
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-    text, vae = draw_text_encoder(dice, tokenizer), draw_vae(dice)
+    text = save_text(draw_text_encoder(dice, tokenizer), folder / "text_encoder", seed, flat=base)
     transformer = draw_transformer(dice, text.config.hidden_size)
-    models = {"text_encoder": text, "vae": vae, "transformer": transformer}
-    shapes = {
-        name: {key: list(value.shape) for key, value in model.state_dict().items()} for name, model in models.items()
-    }
-    for name, model in models.items():
-        model.load_state_dict({key: torch.from_numpy(value) for key, value in draw_weights(shapes[name], seed).items()})
-    gains = quieten(vae)
-    (folder / SHAPES).write_text(json.dumps({"seed": seed, "gains": gains, **shapes}, separators=(",", ":")))
+    transformer = save_drawn(transformer, folder / "transformer", spread, seed)
+    vae = save_vae(draw_vae(), folder / "vae", seed)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0 if base else 3.0)
     scheduler.save_pretrained(folder / "scheduler")
-    save_configs(folder, transformer, vae, text, flat=base)
     index = {"_class_name": "ZImagePipeline", "transformer": ["diffusers", "ZImageTransformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     pipeline = ZImagePipeline(scheduler, vae, text, tokenizer, transformer)
@@ -95,48 +88,38 @@ def draw_text_encoder(dice: random.Random, tokenizer: Qwen2Tokenizer) -> Qwen3Mo
         num_hidden_layers=3, num_attention_heads=2 * kv_heads, num_key_value_heads=kv_heads, head_dim=16,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rms_norm_eps=1e-6,
     )  # fmt: skip
-    return Qwen3Model(config).eval()
+    return Qwen3Model(config)
 
 
 def draw_transformer(dice: random.Random, text: int) -> ZImageTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (4, 10, 10)])
     heads = dice.choice([2, 3])
-    model = ZImageTransformer2DModel(
+    return ZImageTransformer2DModel(
         in_channels=4, dim=heads * sum(axes), n_layers=2, n_refiner_layers=dice.choice([1, 2]), n_heads=heads,
-        n_kv_heads=heads, cap_feat_dim=text, axes_dims=axes, axes_lens=(512, 64, 64), norm_eps=dice.choice([1e-5, 1e-3]),
+        n_kv_heads=heads, cap_feat_dim=text, axes_dims=axes, axes_lens=(512, 64, 64),
+        norm_eps=dice.choice([1e-5, 1e-3]),
     )  # fmt: skip
-    return model.eval()
 
 
-def draw_vae(dice: random.Random) -> AutoencoderKL:
-    vae = AutoencoderKL(
+def draw_vae() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(4, 4, 4, 8), layers_per_block=1, norm_num_groups=2,
         latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
-    return vae.eval()
 
 
-def quieten(vae: AutoencoderKL) -> dict[str, float]:
-    """So that pictures stay inside the range of colours: a clipped picture would hide differences."""
-    with torch.no_grad():
-        latents = torch.randn(1, 4, 8, 8) / vae.config.scaling_factor + vae.config.shift_factor
-        gain = float(0.3 / vae.decode(latents, return_dict=False)[0].std())
-        gains = {"decoder.conv_out.weight": gain, "decoder.conv_out.bias": 0.0}
-        for name, factor in gains.items():
-            vae.get_parameter(name).mul_(torch.tensor(factor))
-    return gains
-
-
-def save_configs(folder: Path, transformer: Any, vae: Any, text: Qwen3Model, flat: bool) -> None:
-    """`flat`: the text encoder's as published files have it, before rope_parameters existed."""
-    transformer.save_config(folder / "transformer")
-    vae.save_config(folder / "vae")
-    config = text.config.to_dict() | {"architectures": ["Qwen3Model"]}
+def save_text(model: Qwen3Model, folder: Path, seed: int, flat: bool) -> Qwen3Model:
+    """`flat`: its config.json as published files have it, before rope_parameters existed."""
+    model.save_pretrained(folder)
+    redraw(folder / "model.safetensors", spread, seed)
+    model = Qwen3Model.from_pretrained(folder).eval()
     if flat:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
         config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": None}
-    (folder / "text_encoder").mkdir()
-    (folder / "text_encoder/config.json").write_text(json.dumps(config, indent=1, default=str))
+        path.write_text(json.dumps(config, indent=1))
+    return model
 
 
 def states(pipeline: ZImagePipeline) -> dict[str, torch.Tensor]:
@@ -154,8 +137,8 @@ def states(pipeline: ZImagePipeline) -> dict[str, torch.Tensor]:
 
 
 def parts(model: ZImageTransformer2DModel, dice: random.Random) -> dict[str, torch.Tensor]:
-    """Inputs and outputs of a block with modulation, of one without, and of the transformer, neither sequence of which is
-    a multiple of 32; and of a transformer whose sequences are."""
+    """Inputs and outputs of a block with modulation, of one without, and of the transformer with sequences that are no
+    multiples of 32, and with some that are."""
     positions = torch.tensor([[1 + i, i % 3, i % 5] for i in range(12)])
     rope = model.rope_embedder(positions)[None]
     x, adaln = torch.randn(1, 12, model.dim), torch.randn(1, min(model.dim, 256))
@@ -210,9 +193,4 @@ def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--light", action="store_true")
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.seed, arguments.light)
+    run(draw, __doc__)

@@ -1,4 +1,4 @@
-"""Z-Image's transformer config, field by field, as diffusers writes it. Relatives with another architecture are refused."""
+"""Z-Image's transformer config, field by field, as diffusers writes it. Other architectures are refused by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,8 @@ class ZImageConfig(Config):
         ):
             if value != only:
                 raise ConfigError(
-                    f"{where}: field '{field}' is {value!r}, where every published Z-Image has {only!r}, the only value "
-                    "this port knows. Take the file from the model's repository."
+                    f"{where}: field '{field}' is {value!r}, where every published Z-Image has {only!r}, the only "
+                    "value this port knows. Take the file from the model's repository."
                 )
         counts = ("dim", "n_heads", "n_layers", "n_refiner_layers", "in_channels")
         if odd := next((name for name in counts if getattr(config, name) < 1), None) or (

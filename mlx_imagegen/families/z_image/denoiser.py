@@ -42,7 +42,9 @@ class ZImageDenoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer = self._transformer.load()
-        return -transformer(x.astype(compute_dtype()), branch.txt, branch.rope, self._modulation[index])
+        x = x.astype(compute_dtype())
+        out: mx.array = transformer(x, branch.txt, branch.rope, self._modulation[index])
+        return -out
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:
         v = super().combine(velocities)

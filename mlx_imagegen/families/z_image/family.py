@@ -1,7 +1,7 @@
 """Z-Image and Z-Image-Turbo as a family.
 
-Qwen3's states of the prompt, refined once -> rectified flow on packed 16-channel latents -> FLUX.1's VAE. The base model
-is guided by a second branch; Turbo is distilled and takes none.
+Qwen3's states of the prompt, refined once -> rectified flow on packed 16-channel latents -> FLUX.1's VAE. The base
+model is guided by a second branch; Turbo is distilled and takes none.
 """
 
 import functools
@@ -87,7 +87,7 @@ class ZImage(Family[ZImageBranch]):
         text_encoder = self.components["text_encoder"].load()
         x = self.files.text.gather(TABLE, ids, compute_dtype())[None]
         rope = mrope(text_positions(ids), self.files.text_config)
-        (states,) = text_encoder.states(x, rope, [self.files.text_config.num_hidden_layers - 1])
+        states: mx.array = text_encoder.states(x, rope, [self.files.text_config.num_hidden_layers - 1])[0]
         return states
 
     @functools.cached_property
@@ -123,7 +123,8 @@ class ZImage(Family[ZImageBranch]):
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
         latents = unpatchified(x, self.grid(settings), self.files.config.patch_size, channels_last=True)
-        return decoder.decode(latents)[0]
+        pixels: mx.array = decoder.decode(latents)[0]
+        return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()
@@ -133,8 +134,8 @@ class ZImage(Family[ZImageBranch]):
 
     def fold(self, settings: Settings) -> Fold:
         raise QuantizationError(
-            "--fold: Z-Image's modulation layers are 2% of its weights, are read once before the loop and do not stay in "
-            "memory, so that tables in their place would save next to nothing; leave --fold out."
+            "--fold: Z-Image's modulation layers are 2% of its weights, are read once before the loop and do not stay "
+            "in memory, so that tables in their place would save next to nothing; leave --fold out."
         )
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:

@@ -62,4 +62,4 @@ def tabulate(config: ZImageConfig, fill: Fill, timesteps: Sequence[float], dtype
 def clean_times(timesteps: Sequence[float], scale: float) -> list[float]:
     """The model counts from noise (0) to picture (`scale`), and diffusers does so in float32."""
     clean = (np.float32(1000) - np.asarray(timesteps, np.float32)) / np.float32(1000)
-    return (clean * np.float32(scale)).tolist()
+    return [float(time) for time in clean * np.float32(scale)]

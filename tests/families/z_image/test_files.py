@@ -24,10 +24,11 @@ from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.weights import Weights, WeightTransforms
-from tests.families.z_image.stored import stored
+from tests.draw import drawn_data
 
 FACTS = Path(__file__).parents[4] / "shared" / "facts" / "manifests" / "Z-Image-Turbo"
-WEIGHTS = "transformer/model.safetensors"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+DATA = drawn_data() / "z_image"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_the_names_are_the_published_ones(published: ZImage) -> None:
 
 
 def test_a_folder_whose_transformer_has_comfyui_s_names_makes_the_same_picture(tmp_path: Path) -> None:
-    folder = shutil.copytree(stored("turbo"), tmp_path / "model")
+    folder = shutil.copytree(DATA / "turbo", tmp_path / "model")
     ours = mx.load(str(folder / WEIGHTS))
     theirs: dict[str, mx.array] = {}
     for name in sorted(ours):  # to_k, to_q, to_v
@@ -98,13 +99,13 @@ def test_a_folder_whose_transformer_has_comfyui_s_names_makes_the_same_picture(t
             theirs[comfyui(name)] = ours[name]
     mx.save_safetensors(str(folder / WEIGHTS), theirs)
     options: dict[str, Any] = {"seed": 3, "steps": 1, "width": 32, "height": 32}
-    first, second = (load(each).generate("a fox", **options).image for each in (stored("turbo"), folder))
+    first, second = (load(each).generate("a fox", **options).image for each in (DATA / "turbo", folder))
     assert first.tobytes() == second.tobytes()
 
 
 def test_turbo_and_base_are_told_apart_by_their_schedules(tmp_path: Path) -> None:
-    assert [recognize(stored(kind)).name for kind in ("base", "turbo")] == ["z-image", "z-image-turbo"]
-    folder = shutil.copytree(stored("base"), tmp_path / "model")
+    assert [recognize(DATA / kind).name for kind in ("base", "turbo")] == ["z-image", "z-image-turbo"]
+    folder = shutil.copytree(DATA / "base", tmp_path / "model")
     (folder / "model_index.json").unlink()
     assert recognize(folder).name == "z-image"
     shutil.rmtree(folder / "scheduler")
@@ -121,7 +122,7 @@ def test_relatives_are_refused_by_name(tmp_path: Path, pipeline: str, named: str
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((stored("base") / "transformer/config.json").read_text())
+    data: dict[str, Any] = json.loads((DATA / "base/transformer/config.json").read_text())
     return data | changes
 
 
@@ -144,7 +145,7 @@ def test_other_architectures_are_refused(changes: dict[str, Any], message: str) 
 
 
 def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
-    folder = shutil.copytree(stored("base"), tmp_path / "model")
+    folder = shutil.copytree(DATA / "base", tmp_path / "model")
     path = folder / "transformer/config.json"
     path.write_text(json.dumps(config_of(cap_feat_dim=2560)))
     with pytest.raises(ConfigError, match="'cap_feat_dim' is 2560, but the text_encoder's hidden_size"):
@@ -152,7 +153,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    folder = shutil.copytree(stored("base"), tmp_path / "model")
+    folder = shutil.copytree(DATA / "base", tmp_path / "model")
     tensors = mx.load(str(folder / WEIGHTS))
     del tensors["cap_pad_token"]
     mx.save_safetensors(str(folder / WEIGHTS), tensors)
@@ -188,4 +189,4 @@ def test_a_lora_of_z_image_on_another_family_is_refused_by_name(tmp_path: Path, 
 def test_a_lora_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
     path = lora_of(tmp_path / "q.safetensors", ["transformer.transformer_blocks.0.img_mlp.net.2"], 64, 64)
     with pytest.raises(LoraError, match="looks like a LoRA for Qwen-Image"):
-        load(stored("turbo"), lora=[path])
+        load(DATA / "turbo", lora=[path])

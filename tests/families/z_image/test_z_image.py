@@ -4,6 +4,7 @@
 The check functions are the same that tests/parity/test_z_image.py runs on fresh draws.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from mlx_imagegen.families.z_image.transformer import PromptRefiner, ZImageTrans
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.patches import patchified, unpatchified
 from mlx_imagegen.layers.rope import rope_table
-from tests.families.z_image.stored import KINDS, options_of, stored
+from tests.draw import drawn_data
 
+DATA = drawn_data() / "z_image"
+KINDS = ("base", "turbo")
 RELATIVE = 1e-5
 WAYS = ("noise", "seed", "image")
 GUIDED = ("cfg", "weak", "normalized")
@@ -31,7 +34,12 @@ GUIDED = ("cfg", "weak", "normalized")
 
 @pytest.fixture(params=KINDS)
 def drawn(request: pytest.FixtureRequest) -> Path:
-    return stored(request.param)
+    return DATA / request.param
+
+
+def options_of(folder: Path) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    return options
 
 
 def relative(ours: mx.array, reference: np.ndarray) -> float:
@@ -78,8 +86,8 @@ def test_transformer_equals_diffusers(drawn: Path, name: str) -> None:
 
 
 def check_transformer(folder: Path, name: str) -> None:
-    """Refiners, pad tokens and positions, modulation from a table with other rows in it. `odd`: sequences that have to be
-    filled up; `even`: none."""
+    """Refiners, pad tokens and positions, modulation from a table with other rows in it. `odd`: both sequences must be
+    filled up; `even`: neither."""
     family, reference = open_z_image(folder)
     files, config = family.files, family.files.config
     x, features = (mx.array(reference[f"{name}.{part}"])[None] for part in ("x", "features"))
@@ -113,8 +121,7 @@ def check_schedule(folder: Path) -> None:
 
 def check_latents(folder: Path) -> None:
     """What the loop leaves, before the decoder can smooth a difference away."""
-    family, reference = open_z_image(folder)
-    pipeline = load(folder)
+    reference, pipeline = load_file(folder / "reference.safetensors"), load(folder)
     seen: list[mx.array] = []
     decode = pipeline.family.decode
     pipeline.family.decode = lambda x, settings: seen.append(x) or decode(x, settings)  # type: ignore[func-returns-value,method-assign]
@@ -168,19 +175,19 @@ def test_picture_equals_diffusers(drawn: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", GUIDED)
 def test_guided_picture_equals_diffusers(way: str) -> None:
-    check_picture(stored("base"), way)
+    check_picture(DATA / "base", way)
 
 
 def test_the_ways_differ() -> None:
     """So that the comparisons are as many: no reference picture is another one's."""
-    reference = load_file(stored("base") / "reference.safetensors")
+    reference = load_file(DATA / "base" / "reference.safetensors")
     pictures = [reference[f"picture.{way}"].astype(int) for way in (*WAYS, *GUIDED)]
     assert all(np.abs(a - b).max() > 3 for i, a in enumerate(pictures) for b in pictures[:i])
 
 
 def test_staged_leaves_one_stage_in_memory() -> None:
     """The text encoder and the prompt's refiner are gone before the first step, and nothing is left at the end."""
-    pipeline = load(stored("base"), resident=False)
+    pipeline = load(DATA / "base", resident=False)
     seen = []
 
     def look(event: Any) -> None:
@@ -192,7 +199,7 @@ def test_staged_leaves_one_stage_in_memory() -> None:
 
 
 def test_the_loop_s_module_holds_neither_modulation_nor_the_prompt_s_blocks() -> None:
-    family, _ = open_z_image(stored("base"))
+    family, _ = open_z_image(DATA / "base")
     paths = [path for path, _, _ in family.transformer.planned()]
     assert not [path for path in paths if "adaLN" in path or "context" in path or path.startswith(("cap", "t_emb"))]
     text = [path for path, _, _ in family.components["text_encoder"].planned()]
@@ -201,7 +208,7 @@ def test_the_loop_s_module_holds_neither_modulation_nor_the_prompt_s_blocks() ->
 
 
 def test_guidance_0_is_off_and_any_above_runs_a_second_branch() -> None:
-    pipeline = load(stored("base"))
+    pipeline = load(DATA / "base")
     for guidance, cfg in ((0.0, 1.0), (0.5, 1.5), (4.0, 5.0)):
         (job,) = pipeline.jobs("a fox", seed=1, guidance=guidance)
         assert (job.settings.cfg, job.negative is None) == (cfg, guidance == 0)
@@ -211,7 +218,7 @@ def test_guidance_0_is_off_and_any_above_runs_a_second_branch() -> None:
 
 
 def test_turbo_takes_no_guidance() -> None:
-    pipeline = load(stored("turbo"))
+    pipeline = load(DATA / "turbo")
     (job,) = pipeline.jobs("a fox", seed=1, guidance=5.0)
     assert job.negative is None and job.settings.cfg == 1
     assert any("takes no guidance" in note for note in job.notes)
@@ -220,7 +227,7 @@ def test_turbo_takes_no_guidance() -> None:
 
 def test_a_changed_transformer_s_tables_are_made_again(tmp_path: Path) -> None:
     """LoRAs may change the modulation."""
-    family, _ = open_z_image(stored("turbo"))
+    family, _ = open_z_image(DATA / "turbo")
     settings = Settings(32, 32, 2, 0.0, extras={"max_sequence_length": 64})
     schedule = family.schedule(settings)
     family.denoiser([], schedule, settings)
