@@ -133,7 +133,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     cfg_normalization: Annotated[
         bool | None,
-        Parameter(SWITCH, "Z-Image: guidance never makes a velocity longer than the prompt's own", "how", default=False),
+        Parameter(SWITCH, "Z-Image: guidance makes no velocity longer than the prompt's own", "how", default=False),
     ]
     max_sequence_length: Annotated[
         int | None,

@@ -2,10 +2,10 @@
 
     python tests/references/qwen_text.py FOLDER [--seed N]
 
-FOLDER gets qwen3_text/, the model without pictures (config.json, model.safetensors, and in reference.safetensors token
-ids and transformers' hidden_states), and qwen2_5/ and qwen3/, each with config.json, model.safetensors and reference.safetensors: token ids with two
+FOLDER gets qwen2_5/ and qwen3/, each with config.json, model.safetensors and reference.safetensors: token ids with two
 pictures among them, their grids and positions, rope tables, the hidden state after every layer, and the last one after
-the norm (float32; for Qwen3 with deepstack features). Needs torch and transformers.
+the norm (float32; for Qwen3 with deepstack features). qwen3_text/ is the model without pictures: token ids, and
+transformers' hidden_states with and without padding. Needs torch and transformers.
 """
 
 import argparse

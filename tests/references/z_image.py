@@ -24,7 +24,6 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from drawn_weights import redraw
 from flux import save_vae
 from PIL import Image
 from qwen import spread
@@ -32,6 +31,7 @@ from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+from weight_descriptions import redraw
 
 PROMPT = "a red fox asleep on an old map, 晨光中的水墨画, reads HELLO"
 NEGATIVE = "blurry, 低质量, " + "bad hands, extra fingers, " * 3  # longer than the prompt: another filled length

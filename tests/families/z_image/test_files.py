@@ -23,7 +23,7 @@ from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
-from mlx_imagegen.loading.weights import Weights, WeightTransforms
+from mlx_imagegen.loading.weights import WeightTransforms, open_weights
 from tests.draw import drawn_data
 
 FACTS = Path(__file__).parents[4] / "shared" / "facts" / "manifests" / "Z-Image-Turbo"
@@ -71,9 +71,9 @@ def test_comfyui_s_single_file_has_the_same_tensors(published: ZImage, prefix: s
         for name, shape in comfyui_shapes(published).items()
     }
     assert len(tensors) == 454  # 453 and the norm without use, which older files have
-    weights = Weights.open("transformer", Checkpoint(tensors, [], where), from_comfyui)
     config = published.files.config
-    weights.check([ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)])
+    trees = [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)]
+    weights = open_weights("transformer", Checkpoint(tensors, [], where), trees, rename=from_comfyui)
     q, k, v = (weights.slices[f"layers.7.attention.to_{part}.weight"] for part in "qkv")
     assert [part.row for part in (q, k, v)] == [0, 3840, 7680] and q.rows == 3840
     assert weights.slices["x_pad_token"].tensor.name == f"{prefix}x_pad_token"
