@@ -287,8 +287,8 @@ def malformed(server: Serving, count: int, seed: int) -> None:
             body = body[: dice.randrange(len(body))] if dice.random() < 0.15 else body
         status, _, answer = server.call("POST", path, body, kind)
         statuses[status] += 1
-        told = b'"message":"' in answer or status < 300
-        if status >= 500 or not told or b"Traceback" in answer:
+        explained = b'"message":"' in answer or status < 300
+        if status >= 500 or not explained or b"Traceback" in answer:
             wrong.append((path, body[:200], status, answer[:200]))
     for job in json.loads(server.call("GET", "/jobs")[2])["jobs"]:
         server.call("DELETE", f"/jobs/{job['id']}")

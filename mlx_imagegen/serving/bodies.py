@@ -27,8 +27,8 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> dict[str, Any]:
-    """A form with files, or JSON under whatever name: curl gives JSON another one if it is not told. A form's lists, as
-    in `image[]`, are lists."""
+    """A form with files; everything else is read as JSON, for curl sends JSON as a form unless a header is given. A
+    form's lists, as in `image[]`, are lists."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await read_json(request)
     fields: dict[str, Any] = {}

@@ -57,7 +57,7 @@ class Entry:
 @dataclass(frozen=True)
 class LoraEntry:
     path: Path
-    family: str | None  # the model that its keys name, as far as can be told
+    family: str | None  # the model that its keys name; None if they name none
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def edit_fields(fields: Mapping[str, Any], catalogue: Catalogue) -> dict[str, An
     if mask is None:
         return fields | ({"references": pictures} if edits else {"image": pictures[0]})
     check_masks()
-    # What a mask covers is drawn from scratch, if nothing else is asked for. A picture that is alone, the library shows
-    # to the model by itself.
+    # What a mask covers is drawn from scratch, if nothing else is asked for. The library shows a single
+    # picture to the model.
     drawn = {"strength": 1.0} | fields | {"image": pictures[0], "mask": mask_from_alpha(_read(mask, "mask"))}
     return drawn | ({"references": pictures} if edits and len(pictures) > 1 else {})
 

@@ -1,4 +1,4 @@
-"""Our own interface, which the page uses: jobs with their progress as events, pictures, models, the token's door.
+"""Our own interface, which the page uses: jobs with their progress as events, pictures, models, and the page's login.
 
 In: generate()'s parameters as a JSON object, pictures as data URLs, models and LoRAs by name.
 Must not know: how jobs run.

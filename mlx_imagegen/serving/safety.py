@@ -1,7 +1,7 @@
 """Who may ask: which hosts and pages, with which token, and how much they may send. Pure ASGI, before any route.
 
-A browser on this machine shows pages of strangers, and any of them may try to reach 127.0.0.1: by a request of its own
-(its Origin and Sec-Fetch-Site tell) or under a name of its own that it points here (its Host tells).
+A browser on this machine shows pages of other sites, and any of them may try to reach 127.0.0.1: by a cross-site
+request (which Origin and Sec-Fetch-Site show), or under a domain whose DNS it points here (which Host shows).
 Must not know: routes, models.
 """
 
@@ -31,7 +31,7 @@ COOKIE = "mlx_imagegen"
 SHORTEST_TOKEN = 16
 # Names of this machine that nobody else can give to an address; the second is this machine for programs in Docker.
 OWN_NAMES = ("localhost", "host.docker.internal")
-# Without the token: the page's own files, the door for the token, and pictures, whose addresses cannot be guessed.
+# Without the token: the page's own files, the page's login, and pictures, whose addresses cannot be guessed.
 OPEN_PATHS, OPEN_FOLDERS = ("/", "/session"), ("/page/", "/pictures/")
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -93,7 +93,7 @@ class Access:
         return self.token is not None and hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
 
     def session(self) -> str:
-        """What the page's cookie holds: whoever reads it cannot tell the token."""
+        """What the page's cookie holds: the token cannot be computed from it."""
         return hashlib.sha256(f"session of {self.token}".encode()).hexdigest()
 
     def _is_own(self, host: str) -> bool:
@@ -149,7 +149,7 @@ class SafetyMiddleware:
         await (refused or self.app)(scope, self._bounded(receive), _with_headers(send))
 
     def _bounded(self, receive: Receive) -> Receive:
-        """Counts what comes, for bodies that do not say how long they are, and does not wait for ever."""
+        """Counts what comes, for bodies that do not say how long they are, and stops waiting after a while."""
         left, ends_at, complete = self.access.body_bytes, time.monotonic() + BODY_SECONDS, False
 
         async def bounded() -> Message:

@@ -28,7 +28,7 @@ CLIENT = "mcp"
 WAIT_SECONDS, LONGEST_WAIT = 20.0, 50.0  # hosts give up after a minute
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FILE = {"type": "string", "description": "a file of the output folder or of an allowed one, by its path or name"}
-# How arguments are written where JSON has a word for it; of the others the parameter's help tells.
+# The JSON types of arguments; for other kinds the help of the parameter is all there is.
 SCHEMAS: dict[Kind, dict[str, Any]] = {
     kinds.TEXT: {"type": "string"},
     kinds.SHAPE: {"type": "string"},

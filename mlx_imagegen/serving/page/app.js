@@ -233,7 +233,7 @@ function moveWith(container, selector, chosen, keys = { ArrowLeft: -1, ArrowRigh
   });
 }
 
-// The door.
+// The token.
 
 function askForToken(message = "") {
   $("token-error").textContent = message;

@@ -10,10 +10,10 @@ const LARGEST = 2048; // larger photos are made smaller here, before they are se
 let pictures = []; // data URLs
 let mask = "";
 let edits = false;
-let tell = () => {};
+let report = () => {};
 
 export function open(onError) {
-  tell = onError;
+  report = onError;
   $("drop").onclick = () => $("file").click();
   $("file").onchange = () => {
     addFiles($("file").files);
@@ -65,11 +65,11 @@ export function fill(request) {
 }
 
 export async function add(blob) {
-  if (!TYPES.includes(blob.type)) return tell("Only PNG, JPEG and WebP pictures can be used.");
+  if (!TYPES.includes(blob.type)) return report("Only PNG, JPEG and WebP pictures can be used.");
   try {
     pictures.push(await shrunk(await dataUrl(blob)));
   } catch (error) {
-    return tell(error.message);
+    return report(error.message);
   }
   show();
 }
