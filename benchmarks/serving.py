@@ -7,6 +7,7 @@ all held.
 """
 
 import argparse
+import atexit
 import base64
 import http.client
 import io
@@ -52,6 +53,7 @@ class Serving:
         command = [sys.executable, "-m", "mlx_imagegen", "serve", "--model", MODEL, "--port", str(port), *words]
         self.log = open(os.devnull, "w")  # noqa: SIM115, PTH123
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        atexit.register(self.process.kill)  # whatever fails here
         assert self.process.stdout
         lines = [self.process.stdout.readline() for _ in range(4)]
         self.port = int(lines[1].rpartition(":")[2].strip().rstrip("/"))
