@@ -22,6 +22,7 @@ from .errors import MissingFileError, OutputError, RequestError
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ROUNDING = 0.002  # half a level: floats that were computed may be that far outside 0..1
+ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -31,13 +32,13 @@ Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a pictur
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, 3] in 0..1 -> PIL, rounded to the nearest of 256 levels."""
+    """[H, W, 3], or 4 with alpha, in 0..1 -> PIL, rounded to the nearest of 256 levels."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """PIL -> [H, W, 3] in 0..1, resized with Lanczos as diffusers does."""
-    image = image.convert("RGB")
+    """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
+    image = image if image.mode == ALPHA else image.convert("RGB")
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
@@ -68,10 +69,11 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
+def open_picture(picture: Picture, name: str = "image", alpha: bool = False) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors. `alpha`:
+    as RGBA where it has an alpha, or an array four channels."""
     if isinstance(picture, np.ndarray):
-        return _of_array(picture, name)
+        return _of_array(picture, name, (3, 4) if alpha else (3,))
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
@@ -86,12 +88,17 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise MissingFileError(f"{shown} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(f"{shown} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
-    return _as_rgb(upright, shown)
+    return upright.convert(ALPHA) if alpha and has_alpha(upright) and all(upright.size) else _as_rgb(upright, shown)
 
 
-def _of_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {array.shape}.")
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in (ALPHA, "LA", "PA") or "transparency" in image.info
+
+
+def _of_array(array: np.ndarray, name: str, channels: tuple[int, ...]) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] not in channels or not array.size:
+        allowed = " or ".join(map(str, channels))
+        raise RequestError(f"{name}: an array must have the shape [height, width, {allowed}], this one has {array.shape}.")
     if array.dtype == np.uint8:
         return Image.fromarray(array)
     if not np.issubdtype(array.dtype, np.floating):

@@ -109,7 +109,7 @@ def _jobs(
 ) -> list[Job]:
     image, noise, step_noise = given.get("image"), given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
-    opened = None if image is None else open_picture(image)
+    opened = None if image is None else open_picture(image, alpha=options.takes(manifest, "transparent"))
     pictures = open_references(manifest, () if references is None else references)
     notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
@@ -117,6 +117,7 @@ def _jobs(
     asked = Asked(given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, opened, pictures)
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
         steps=_steps(manifest, steps),

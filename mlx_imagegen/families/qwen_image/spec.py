@@ -28,5 +28,5 @@ SPEC = FamilySpec(
     classes=(*PIPELINES, TRANSFORMER),
     roles=TokenRoles(text=("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"), image=("proj_out",)),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
-    lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
+    lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp[._]net|mod)",
 )
