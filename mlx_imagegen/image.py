@@ -98,7 +98,9 @@ def has_alpha(image: Image.Image) -> bool:
 def _of_array(array: np.ndarray, name: str, channels: tuple[int, ...]) -> Image.Image:
     if array.ndim != 3 or array.shape[2] not in channels or not array.size:
         allowed = " or ".join(map(str, channels))
-        raise RequestError(f"{name}: an array must have the shape [height, width, {allowed}], this one has {array.shape}.")
+        raise RequestError(
+            f"{name}: an array must have the shape [height, width, {allowed}], this one has {array.shape}."
+        )
     if array.dtype == np.uint8:
         return Image.fromarray(array)
     if not np.issubdtype(array.dtype, np.floating):

@@ -127,7 +127,8 @@ class LatentEncoder(nn.Module):
         self.quant_conv = Linear(2 * channels, 2 * channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w] each."""
+        """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w]
+        each."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
         return posterior(self.quant_conv(x.joined()))
 

@@ -187,7 +187,12 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     transparent: Annotated[
         bool | None,
-        Parameter(SWITCH, "Qwen-Image-2.1: a picture with alpha; the prompt says what is transparent", "pictures", default=False),
+        Parameter(
+            SWITCH,
+            "Qwen-Image-2.1: a picture with alpha; the prompt says what is transparent",
+            "pictures",
+            default=False,
+        ),
     ]
     layout: Annotated[
         "Sequence[Any] | None",

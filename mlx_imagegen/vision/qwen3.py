@@ -104,7 +104,7 @@ def placed(txt: mx.array, features: Features | None, places: Sequence[int]) -> t
     each; evaluated."""
     deepstack = []
     if features is not None:
-        where = mx.array(places)
+        where = mx.array(list(places))
         txt[0, where] = features.embeds.astype(txt.dtype)
         for level in features.deepstack:
             deepstack.append(mx.zeros_like(txt))

@@ -15,16 +15,17 @@ from mlx_imagegen.autoencoders.qwen_image_21 import Decoder, Encoder, VaeConfig,
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
+from tests.draw import drawn_data
 
-STORED = Path(__file__).parent.parent / "data/qwen_image_21/model"
+STORED = drawn_data() / "qwen_image_21/model"
 
 
 def load(folder: Path) -> Parts:
     path = folder / "vae" / "config.json"
     config = VaeConfig.read(read_json(path), path)
-    weights = Weights.open("vae", open_checkpoint(folder / "vae"))
-    weights.check([Encoder(config), Decoder(config)], unused=unused_tensors(config))
+    checkpoint = open_checkpoint(folder / "vae")
+    weights = open_weights("vae", checkpoint, [Encoder(config), Decoder(config)], unused=unused_tensors(config))
     encoder, decoder = weights.fill(Encoder(config)), weights.fill(Decoder(config))
     return Parts(config, encoder, decoder, read_reference(folder / "autoencoder"))
 
@@ -50,10 +51,10 @@ def test_the_stored_draw(check: Check) -> None:
 
 def test_only_the_convolutions_over_time_go_unread() -> None:
     config = load(STORED).config
-    weights = Weights.open("vae", open_checkpoint(STORED / "vae"))
+    checkpoint = open_checkpoint(STORED / "vae")
     with pytest.raises(MismatchError, match="time_conv") as error:
-        weights.check([Encoder(config), Decoder(config)])
-    unused = [name for name in weights.slices if name.startswith(unused_tensors(config))]
+        open_weights("vae", checkpoint, [Encoder(config), Decoder(config)])
+    unused = [name for name in checkpoint if name.startswith(unused_tensors(config))]
     assert f"{len(unused)} unexpected" in str(error.value)
     assert unused and all(".time_conv." in name for name in unused)
 

@@ -26,7 +26,7 @@ from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
-from mlx_imagegen.vision.qwen3 import open_tower
+from mlx_imagegen.vision.qwen3 import open_tower, read_vision_config
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.tiny import draw_flux
@@ -129,7 +129,9 @@ def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
     """It comes and goes before the denoiser; where that stays in memory, beside it."""
     family = load(STORED["hidream_o1"]).family
     assert isinstance(family, HiDreamO1)
-    tower, _, _ = open_tower(family.files.config.vision, family.files.folder, family.files.weights)
+    folder = family.files.folder
+    vision, _ = read_vision_config(family.files.config.vision, folder / "config.json", folder)
+    tower = open_tower(vision, family.files.weights)
     loaded = sum(value.nbytes for _, value in tree_flatten(tower.load().parameters()))
     settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
     alone = plan(family, settings, gpu=False)

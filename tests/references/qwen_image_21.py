@@ -12,13 +12,15 @@ vae/ of other sizes, and autoencoder/. Needs torch, diffusers and transformers.
 import argparse
 import copy
 import json
+import math
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from autoencoders import slanted, steady, store
+from autoencoders import ATTEMPTS, save_drawn, slanted, steady, store
 from diffusers import (
     AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
@@ -26,13 +28,14 @@ from diffusers import (
     QwenImage21Transformer2DModel,
 )
 from PIL import Image
-from qwen_vae import randomise as randomise_vae
 from qwen_vae import seen
+from qwen_vae import spread as vae_spread
 from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from weight_descriptions import redraw
 
 PROMPT = "a red fox asleep on an old map, 晨光中的水墨画, reads HELLO"
 NEGATIVE = "blurry, 低质量"
@@ -51,7 +54,7 @@ def draw(folder: Path, seed: int, turbo: bool) -> None:
     torch.manual_seed(seed)
     dice = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = draw_pipeline(folder, dice, turbo)
+    pipeline = draw_pipeline(folder, dice, seed, turbo)
     sizes = [32 * dice.choice([1, 2, 3]), 32 * dice.choice([1, 2])]
     options = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "steps": STEPS, "cfg": CFG, "seed": seed, "side": SIDE}
     options |= dict(zip(("width", "height"), sizes, strict=True))
@@ -65,59 +68,39 @@ def draw(folder: Path, seed: int, turbo: bool) -> None:
     )
 
 
-def draw_pipeline(folder: Path, dice: random.Random, turbo: bool) -> QwenImage21Pipeline:
+def draw_pipeline(folder: Path, dice: random.Random, seed: int, turbo: bool) -> QwenImage21Pipeline:
     draw_qwen_tokenizer(folder / "processor", prompts(7)[60:] + [PROMPT, NEGATIVE] * 20)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "processor")
     (folder / "processor/preprocessor_config.json").write_text(json.dumps(PROCESSED, indent=1))
-    text = draw_text_encoder(dice, tokenizer)
-    vae, seen_by_vae = draw_vae(pipeline_vae(dice), (1, 2, 2))
-    (folder / "autoencoder").mkdir()
-    store(folder / "autoencoder", seen_by_vae)
+    text = draw_text_encoder(folder, dice, seed, tokenizer)
+    vae = draw_vae(folder, pipeline_vae(dice), (1, 2, 2), seed)
     transformer = draw_transformer(dice, text.config.text_config.hidden_size, vae.config.z_dim)
+    transformer = save_drawn(transformer, folder / "transformer", spread, seed)
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192, shift=1.0,
         shift_terminal=None if turbo else 0.02, use_dynamic_shifting=not turbo,
     )  # fmt: skip
     sigmas = SIGMAS if turbo else None
     pipeline = QwenImage21Pipeline(scheduler, vae, text, Processor(tokenizer), transformer, sigmas)
-    for name in ("transformer", "vae", "scheduler", "text_encoder"):
-        save_rounded(getattr(pipeline, name), folder / name)
+    scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": "QwenImage21Pipeline", "transformer": ["diffusers", "QwenImage21Transformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index | ({"sample_sigmas": sigmas} if turbo else {})))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def save_rounded(part: Any, folder: Path) -> None:
-    """Half the bytes: `round_weights` has made every number one of bfloat16."""
-    if isinstance(part, torch.nn.Module):
-        copy.deepcopy(part).to(torch.bfloat16).save_pretrained(folder)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-    else:
-        part.save_pretrained(folder)
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output."""
+    if "norm" in name and name.endswith("weight") and len(shape) == 1:
+        return float("text_norm" not in name), 0.2  # that one is stored less one
+    if name.endswith("bias"):
+        return 0.0, 0.2
+    return 0.0, (1 if "embed_tokens" in name or "pos_embed" in name else math.prod(shape[1:])) ** -0.5
 
 
-def round_weights(model: torch.nn.Module) -> None:
-    for weight in model.parameters():
-        weight.data = weight.data.to(torch.bfloat16).float()
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output."""
-    for name, weight in model.named_parameters():
-        if "text_norm" in name:  # stored less one
-            weight.data = 0.2 * torch.randn_like(weight)
-        elif "norm" in name and name.endswith("weight") and weight.ndim == 1:
-            weight.data = 1 + 0.2 * torch.randn_like(weight)
-        elif name.endswith("bias"):
-            weight.data = 0.2 * torch.randn_like(weight)
-        else:
-            fan = 1 if "embed_tokens" in name or "pos_embed" in name else weight[0].numel()
-            weight.data = torch.randn_like(weight) * fan**-0.5
-    round_weights(model)
-
-
-def draw_text_encoder(dice: random.Random, tokenizer: Qwen2Tokenizer) -> Qwen3VLForConditionalGeneration:
+def draw_text_encoder(
+    folder: Path, dice: random.Random, seed: int, tokenizer: Qwen2Tokenizer
+) -> Qwen3VLForConditionalGeneration:
     heads = dice.choice([2, 4])
     text = {
         "vocab_size": len(tokenizer), "hidden_size": dice.choice([24, 32]), "intermediate_size": dice.choice([32, 48]),
@@ -127,17 +110,17 @@ def draw_text_encoder(dice: random.Random, tokenizer: Qwen2Tokenizer) -> Qwen3VL
         },
     }  # fmt: skip
     vision = {
-        "depth": 2, "hidden_size": 4, "intermediate_size": 12, "num_heads": 1, "patch_size": 16,
+        "depth": 3, "hidden_size": 8, "intermediate_size": 24, "num_heads": 2, "patch_size": 16,
         "out_hidden_size": text["hidden_size"], "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     named = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     named |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
-    model = Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
-    )
-    randomise(model)
-    return model.eval()
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder / "text_encoder")
+    redraw(folder / "text_encoder/model.safetensors", spread, seed)
+    (folder / "text_encoder/generation_config.json").unlink(missing_ok=True)
+    return Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder").eval()
 
 
 class Processor:
@@ -168,18 +151,21 @@ class Processor:
         self.latest = ids["input_ids"][0].tolist()
         kinds = (ids["input_ids"] == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
         return type(ids)(
-            {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], "mm_token_type_ids": kinds, **shown}
+            {
+                "input_ids": ids["input_ids"],
+                "attention_mask": ids["attention_mask"],
+                "mm_token_type_ids": kinds,
+                **shown,
+            }
         )
 
 
 def draw_transformer(dice: random.Random, text: int, channels: int) -> QwenImage21Transformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (4, 10, 10)])
-    model = QwenImage21Transformer2DModel(
+    return QwenImage21Transformer2DModel(
         in_channels=channels, out_channels=channels, num_layers=dice.choice([2, 3]), attention_head_dim=sum(axes),
         num_attention_heads=dice.choice([1, 2]), context_in_dim=text, axes_dims_rope=axes, mlp_ratio=dice.choice([2, 3]),
     )  # fmt: skip
-    randomise(model)
-    return model.eval()
 
 
 def pipeline_vae(dice: random.Random) -> dict[str, Any]:
@@ -195,34 +181,38 @@ def any_vae(dice: random.Random) -> dict[str, Any]:
     factors = [1]
     for _ in range(levels - 2):
         factors.append(factors[-1] * dice.choice([1, 2]))
-    config = {"base_dim": dice.choice([4, 6]), "decoder_base_dim": dice.choice([4, 8, None]), "z_dim": dice.choice([3, 4])}
+    config = {
+        "base_dim": dice.choice([4, 6]),
+        "decoder_base_dim": dice.choice([4, 8, None]),
+        "z_dim": dice.choice([3, 4]),
+    }
     config |= {"dim_mult": [*factors, factors[-1]], "num_res_blocks": dice.choice([1, 2])}
     return config | {"temperal_downsample": [dice.random() < 0.6 for _ in range(levels - 1)]}
 
 
-def draw_vae(
-    config: dict[str, Any], size: tuple[int, int, int]
-) -> tuple[AutoencoderKLQwenImage21, dict[str, torch.Tensor]]:
-    """And what it makes of latents of `size` (batch, rows, columns) and of a picture."""
+def draw_vae(folder: Path, config: dict[str, Any], size: tuple[int, int, int], seed: int) -> AutoencoderKLQwenImage21:
+    """In vae/; and in autoencoder/ what it makes of latents of `size` (batch, rows, columns) and of a picture."""
     channels = config["z_dim"]
-    while True:
-        means, stds = torch.rand(channels) * 2 - 1, torch.rand(channels) + 0.5
-        config |= {"latents_mean": [round(float(mean), 4) for mean in means]}
-        config |= {"latents_std": [round(float(std), 4) for std in stds]}
-        model = AutoencoderKLQwenImage21(**config).eval()
-        randomise_vae(model)
-        round_weights(model)
+    means, stds = torch.rand(channels) * 2 - 1, torch.rand(channels) + 0.5
+    config |= {"latents_mean": [round(float(mean), 4) for mean in means]}
+    config |= {"latents_std": [round(float(std), 4) for std in stds]}
+    for attempt in count():
+        model = AutoencoderKLQwenImage21(**config)
+        model = save_drawn(model, folder / "vae", vae_spread, seed + ATTEMPTS * attempt)
         latents, factor = slanted(size[0], channels, *size[1:]), 2 ** len(config["temperal_downsample"])
         picture = slanted(1, 4, *(side * factor for side in size[1:])).clamp(-1, 1)
         reference = seen(model, latents, picture)
         if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
-            return model, reference | {"latents": latents, "picture": picture}
+            break
+    (folder / "autoencoder").mkdir()
+    store(folder / "autoencoder", reference | {"latents": latents, "picture": picture})
+    return model
 
 
 def write_ids(folder: Path, pipeline: QwenImage21Pipeline) -> None:
     """ids.json: the system message's length; strings with the ids of the pipeline's template, without pictures and
     with two, of 2x1 and 1x3 tokens."""
-    texts = ["", *(text for text in prompts(5)[-8:] if "<|image_pad|>" not in text)]
+    texts = ["", *(text for text in prompts(5)[-24:] if "<|image_pad|>" not in text)]
     shown = [Image.new("RGB", size) for size in ((32, 64), (96, 32))]
     rows = []
     for text in texts:
@@ -288,7 +278,7 @@ def one_block(model: QwenImage21Transformer2DModel, dice: random.Random) -> dict
     x = torch.randn(1, 20, dims)
     is_image = torch.tensor([False] * 5 + [True] * 4 + [False] * 3 + [True] * 8)
     shapes = [(1, 2, 2), (1, 2, 4)]
-    image_ids, target = model.build_token_metadata(is_image, shapes)
+    _, target = model.build_token_metadata(is_image, shapes)
     modulation = torch.randn(2, 4 * dims)
     rope = model.pos_embed(shapes, is_image, device=x.device)
     segments = [(0, 5, True), (5, 9, False), (9, 12, True)]
@@ -300,7 +290,12 @@ def states(folder: Path, pipeline: QwenImage21Pipeline) -> dict[str, torch.Tenso
     """What the pipeline hands to the transformer as text, with what it has seen of pictures among it."""
     shown = [resized(picture) for picture in open_pictures(folder)]
     out = {}
-    for name, words, pictures in (("prompt", PROMPT, None), ("blank", "", None), ("one", PROMPT, 1), ("three", PROMPT, 3)):
+    for name, words, pictures in (
+        ("prompt", PROMPT, None),
+        ("blank", "", None),
+        ("one", PROMPT, 1),
+        ("three", PROMPT, 3),
+    ):
         hidden, _, slots = pipeline.encode_prompt(words, shown[:pictures] if pictures else None)
         out[f"text.{name}"] = hidden[:, ~slots[0]]
     return out
@@ -339,10 +334,7 @@ def pictures(folder: Path, pipeline: QwenImage21Pipeline, options: dict[str, Any
 def draw_autoencoder(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     torch.manual_seed(seed)
-    model, reference = draw_vae(any_vae(dice), (dice.choice([1, 2]), dice.randint(3, 9), dice.randint(3, 8)))
-    model.save_pretrained(folder / "vae")
-    (folder / "autoencoder").mkdir()
-    store(folder / "autoencoder", reference)
+    draw_vae(folder, any_vae(dice), (dice.choice([1, 2]), dice.randint(3, 9), dice.randint(3, 8)), seed)
 
 
 if __name__ == "__main__":

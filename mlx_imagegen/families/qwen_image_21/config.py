@@ -38,7 +38,8 @@ class QwenImage21Config(Config):
         sound = {
             "patch_size": config.patch_size == 1,
             "causal_condition": config.causal_condition,
-            "axes_dims_rope": sum(config.axes_dims_rope) == config.attention_head_dim and len(config.axes_dims_rope) == 3,
+            "axes_dims_rope": sum(config.axes_dims_rope) == config.attention_head_dim
+            and len(config.axes_dims_rope) == 3,
             **{name: getattr(config, name) > 0 for name in counts},
         }
         if odd := next((name for name, fits in sound.items() if not fits), None):

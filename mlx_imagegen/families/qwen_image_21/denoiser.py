@@ -42,7 +42,8 @@ class QwenImage21Denoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         x = x.astype(compute_dtype())
-        return self._transformer.load()(x, branch.rope, branch.prefix, self._modulation[index])
+        velocity: mx.array = self._transformer.load()(x, branch.rope, branch.prefix, self._modulation[index])
+        return velocity
 
     def choices(self) -> dict[str, str]:
         return {"modulation": self._tables_source}

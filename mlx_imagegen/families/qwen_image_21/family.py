@@ -131,14 +131,14 @@ class QwenImage21(Family[QwenImage21Branch]):
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels = decoder.decode(unpatchified(x, self.grid(settings), side=1))[0]
+        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), side=1))[0]
         return pixels if settings.extras.get("transparent") else pixels[..., :COLOURS]
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         if picture.shape[-1] == COLOURS:
             picture = mx.concatenate([picture, mx.ones_like(picture[..., :1])], axis=-1)  # opaque
-        encoder = self.components["vae_encoder"].load()
-        sample, noise = sample_posterior(*encoder.encode(picture[None]), seed)
+        mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
+        sample, noise = sample_posterior(mean, logvar, seed)
         return normalised(sample, self.files.vae_config), noise
 
     @property

@@ -61,7 +61,9 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     trees = [Language(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
     text = check_tensors(name_component(folder, "text_encoder"), trees, UNUSED, transforms=transforms)
-    vision = read_vision_config(data["text_encoder"].get("vision_config", {}), paths["text_encoder"], folder / "processor")
+    vision = read_vision_config(
+        data["text_encoder"].get("vision_config", {}), paths["text_encoder"], folder / "processor"
+    )
     vae_config = VaeConfig.read(data["vae"], paths["vae"])
     trees = [Encoder(vae_config), Decoder(vae_config)]
     vae = check_tensors(name_component(folder, "vae"), trees, unused_tensors(vae_config), transforms=transforms)
@@ -86,7 +88,9 @@ def _open_transformer(folder: Path) -> tuple[QwenImage21Config, NamedTensors]:
         return QwenImage21Config.read(read_json(path), path), name_component(folder, "transformer")
     files = [file for file in sorted(folder.glob(SINGLE_FILE)) if "_vae" not in file.name]
     if not files:
-        raise MissingFileError(f"{path} is not there, and neither is a {SINGLE_FILE} in {folder}; the folder is incomplete.")
+        raise MissingFileError(
+            f"{path} is not there, and neither is a {SINGLE_FILE} in {folder}; the folder is incomplete."
+        )
     checkpoint = open_checkpoint(files[0])
     data = _config_of(checkpoint)
     return QwenImage21Config.read(data, files[0]), name_tensors("transformer", checkpoint, from_single_file, data)

@@ -29,9 +29,9 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.text.tokenizer import qwen_tokenizer
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parents[2] / "data/qwen_image_21"
-MODEL = DATA / "model"
+MODEL = drawn_data() / "qwen_image_21/model"
 WAYS = ("noise", "cfg", "edit", "three")
 RELATIVE = 1e-5
 
@@ -51,7 +51,7 @@ def open_pipeline(folder: Path, **parameters: Any) -> Pipeline:
     extras = {"references": manifest.extras["references"] | {"area": area}, "references_area": area}
     manifest = replace(manifest, extras=manifest.extras | extras)
     merge = Merge()
-    family = QwenImage21.open(folder, manifest, WeightTransforms(merge=merge))
+    family = QwenImage21.open(folder, manifest, WeightTransforms((merge,)))
     return Pipeline(Model(manifest, folder, str(folder)), folder, family, parameters.pop("resident", None), merge)
 
 
@@ -69,13 +69,15 @@ def check_ids(folder: Path) -> None:
     """Strings of every script in the template, without pictures and with two."""
     stored = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
     tokenizer = qwen_tokenizer(folder / "processor")
-    assert len(stored["rows"]) >= 10
+    assert len(stored["rows"]) >= 40
     for text, shown, ids in stored["rows"]:
         read = read_prompt(tokenizer, text, [(2, 1), (1, 3)] if shown else [])
         assert (read.ids, read.system) == (ids, stored["system"])
         words = len(ids) - read.system - read.ids.count(read.picture)
         assert sum(segment for segment in read.segments if isinstance(segment, int)) == words
-        assert [segment for segment in read.segments if isinstance(segment, tuple)] == ([(4, 2), (2, 6)] if shown else [])
+        assert [segment for segment in read.segments if isinstance(segment, tuple)] == (
+            [(4, 2), (2, 6)] if shown else []
+        )
 
 
 def check_states(folder: Path) -> None:
