@@ -131,7 +131,7 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    form = picture_format(path)
+    form = picture_format(path, image.mode == ALPHA)
     write_atomically(path, lambda file: save_picture(image, file, form, metadata))
 
 
@@ -146,10 +146,14 @@ def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[
     image.save(file, form, **options)
 
 
-def picture_format(path: Path) -> str:
+def picture_format(path: Path, alpha: bool = False) -> str:
+    """By the name's ending. `alpha`: whether the picture has one."""
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"'{path}': a picture's name must end in {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix.lower()]
+    form = FORMATS[path.suffix.lower()]
+    if alpha and form == "JPEG":
+        raise RequestError(f"'{path}': JPEG has no alpha; name a transparent picture .png or .webp.")
+    return form
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

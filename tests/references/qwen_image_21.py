@@ -2,8 +2,8 @@
 
     python tests/references/qwen_image_21.py FOLDER [--seed N] [--turbo] [--vae]
 
-FOLDER gets a whole diffusers repository (model_index.json … vae/), options.json, pictures to edit (one with alpha),
-ids.json, autoencoder/ (latents, the pixels decoded from them, a picture and the posterior it is encoded to), and
+FOLDER gets a whole diffusers repository (model_index.json … vae/), options.json, pictures to edit (one with alpha), a
+LoRA, ids.json, autoencoder/ (latents, the pixels decoded from them, a picture and the posterior it is encoded to), and
 reference.safetensors: one block, the transformer with 0, 1 and 3 references (two of them side by side),
 text states, and pictures of the whole pipeline with four colours. --turbo: with sigmas of its own. --vae: nothing but
 vae/ of other sizes, and autoencoder/. Needs torch, diffusers and transformers.
@@ -42,6 +42,7 @@ NEGATIVE = "blurry, 低质量"
 STEPS, CFG = 3, 3.0
 SIDE = 64  # of references, in place of 1024
 SIGMAS = [1.0, 0.85, 0.4]  # of --turbo
+RANK = 2
 PROCESSED = {  # as published, and as the pictures here need it
     "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3, "image_processor_type": "Qwen2VLImageProcessorFast", "merge_size": 2, "patch_size": 16,
@@ -319,16 +320,31 @@ def pictures(folder: Path, pipeline: QwenImage21Pipeline, options: dict[str, Any
         made = pipeline(PROMPT, num_inference_steps=STEPS, output_type="np", output_resolution=SIDE, **more).images[0]
         return torch.from_numpy((made * 255).round().astype(np.uint8))
 
-    given = {"latents": latents, **size}
+    given: dict[str, Any] = {"latents": latents, **size}
     cfg = {"negative_prompt": NEGATIVE, "true_cfg_scale": CFG}
     first, second, third = open_pictures(folder)
-    return {
+    out = {
         "noise": noise,
         "picture.noise": run(**given),
         "picture.cfg": run(**given, **cfg),
         "picture.edit": run(image=first, generator=torch.Generator().manual_seed(options["seed"])),
         "picture.three": run(image=[first, second, third], **given, **cfg),
     }
+    merge_lora(folder, pipeline)
+    return out | {"picture.lora": run(**given)}
+
+
+def merge_lora(folder: Path, pipeline: QwenImage21Pipeline) -> None:
+    """lora.safetensors on every linear layer of the blocks, as PEFT names them; from here on diffusers has it merged."""
+    lora: dict[str, torch.Tensor] = {}
+    for name, layer in pipeline.transformer.named_modules():
+        if name.startswith("transformer_blocks.") and isinstance(layer, torch.nn.Linear):
+            rows, columns = layer.weight.shape
+            lora[f"transformer.{name}.lora_A.weight"] = torch.randn(RANK, columns) * columns**-0.5
+            lora[f"transformer.{name}.lora_B.weight"] = torch.randn(rows, RANK) * 0.4
+    save_file(lora, folder / "lora.safetensors")
+    pipeline.load_lora_weights(dict(lora))
+    pipeline.fuse_lora()
 
 
 def draw_autoencoder(folder: Path, seed: int) -> None:

@@ -107,9 +107,10 @@ def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         dims, channels = shapes["img_in.weight"]
         head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+        side = 2 * round(head * 7 / 32)  # 56 of the published 128
         return {
             "attention_head_dim": head,
-            "axes_dims_rope": [head // 8, head * 7 // 16, head * 7 // 16],  # 16, 56, 56 of the published 128
+            "axes_dims_rope": [head - 2 * side, side, side],
             "context_in_dim": shapes["txt_in.text_norm.weight"][0],
             "in_channels": channels,
             "mlp_ratio": shapes["transformer_blocks.0.img_mlp.out.weight"][1] // dims,

@@ -32,7 +32,7 @@ from mlx_imagegen.text.tokenizer import qwen_tokenizer
 from tests.draw import drawn_data
 
 MODEL = drawn_data() / "qwen_image_21/model"
-WAYS = ("noise", "cfg", "edit", "three")
+WAYS = ("noise", "cfg", "edit", "three", "lora")
 RELATIVE = 1e-5
 
 
@@ -184,7 +184,10 @@ def picture(folder: Path, way: str, **more: Any) -> np.ndarray:
     count = {"edit": 1, "three": 3}.get(way, 0)
     if count:
         parameters["references"] = [folder / f"picture{index}.png" for index in range(1, count + 1)]
-    return np.asarray(open_pipeline(folder).generate(options["prompt"], **parameters | more).image).astype(int)
+    pipeline = open_pipeline(folder)
+    if way == "lora":
+        pipeline.set_lora([folder / "lora.safetensors"])
+    return np.asarray(pipeline.generate(options["prompt"], **parameters | more).image).astype(int)
 
 
 def check_picture(folder: Path, way: str) -> None:
