@@ -59,8 +59,8 @@ class VaeConfig(Config):
         }
         if odd := next((name for name, fits in sound.items() if not fits), None):
             raise ConfigError(
-                f"{where}: field '{odd}' does not fit Qwen-Image-2.1's autoencoder of {len(config.dim_mult)} levels and "
-                f"{config.z_dim} channels, or is not known to this port; take vae/ from the model's repository."
+                f"{where}: field '{odd}' does not fit Qwen-Image-2.1's autoencoder of {len(config.dim_mult)} levels "
+                f"and {config.z_dim} channels, or is not known to this port; take vae/ from the model's repository."
             )
         return config
 
@@ -189,8 +189,8 @@ class DownBlock(nn.Module):
 
 
 def average(x: mx.array, outputs: int, frames: int, scale: int) -> mx.array:
-    """[B, H, W, C] -> [B, H/scale, W/scale, outputs]: the mean of groups of neighbours in (channel, frame, row, column);
-    of two frames the first is all zeros."""
+    """[B, H, W, C] -> [B, H/scale, W/scale, outputs]: the mean of groups of neighbours in (channel, frame, row,
+    column); of two frames the first is all zeros."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // scale, scale, width // scale, scale, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4)[:, :, :, :, None]  # [B, h, w, C, 1, scale, scale]
