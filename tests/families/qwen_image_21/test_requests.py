@@ -1,25 +1,31 @@
 """What users ask of Qwen-Image-2.1: sizes, steps, a second branch, references, alpha; and what is read for it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import QuantizationError, RequestError
 from mlx_imagegen.families.base import Prompt, Settings
 from mlx_imagegen.families.qwen_image_21 import family as module
+from mlx_imagegen.families.qwen_image_21.config import QwenImage21Config
+from mlx_imagegen.families.qwen_image_21.modulation import QwenImage21Modulators
 from mlx_imagegen.families.qwen_image_21.references import on_white
 from mlx_imagegen.families.qwen_image_21.transformer import QwenImage21Transformer
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.image import open_picture, read_metadata
+from mlx_imagegen.loading.modules import layers, own_parameters
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import Job, resolve
 from mlx_imagegen.sampling import FlowMatchConfig, flow_match_schedule
@@ -293,3 +299,48 @@ def test_a_packed_folder_draws_with_references_and_can_not_be_folded(tmp_path: P
     assert made.image.size == (32, 32)
     with pytest.raises(QuantizationError, match="one hundredth of its weights"):
         quantize(MODEL, tmp_path / "folded", quant="q8", fold=4)
+
+
+def draw_wide(folder: Path) -> Path:
+    """The stored model with a transformer of 64 channels, whose layers have whole groups to pack."""
+    shutil.copytree(MODEL, folder)
+    path = folder / "transformer/config.json"
+    data = json.loads(path.read_text()) | {
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "axes_dims_rope": [4, 14, 14],
+    }
+    path.write_text(json.dumps(data))
+    config, dice, tensors = QwenImage21Config.read(data, path), np.random.default_rng(0), {}
+    for tree in (QwenImage21Transformer(config), QwenImage21Modulators(config)):
+        for place, layer in layers(tree):
+            for name, value in own_parameters(layer).items():
+                drawn = dice.standard_normal(value.shape) * (value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1)
+                plain = value.ndim > 1 or "text_norm" in place
+                tensors[f"{place}.{name}"] = mx.array((drawn + (not plain)).astype(np.float32))
+    mx.save_safetensors(str(folder / "transformer/diffusion_pytorch_model.safetensors"), tensors)
+    return folder
+
+
+def test_packed_weights_draw_nearly_the_same_picture(tmp_path: Path) -> None:
+    """Packed while loading and packed by the converter, with a LoRA on top: the same bits."""
+    wide, asked = draw_wide(tmp_path / "wide"), SMALL | {"steps": 2, "width": 64, "height": 64}
+    full = np.asarray(load(wide).generate("a fox", **asked).image).astype(float)
+    quantize(wide, tmp_path / "q8", quant="q8")
+    folder = load(tmp_path / "q8")
+    held = folder.family.components["transformer"].held_as
+    assert held.startswith("8-bit 14") and "float32" in held  # both ends stay as they are
+    packed = np.asarray(folder.generate("a fox", **asked).image).astype(float)
+    assert 0 < np.abs(packed - full).mean() < 4 < full.std()
+    assert np.array_equal(packed, np.asarray(load(wide, quant="q8").generate("a fox", **asked).image))
+    rows = {
+        f"transformer_blocks.0.img_mlp.out.lora_{part}.weight": shape
+        for part, shape in (("A", (2, 192)), ("B", (64, 2)))
+    }
+    save_file({name: np.full(shape, 0.05, np.float32) for name, shape in rows.items()}, tmp_path / "lora.safetensors")
+    merged = [
+        load(path, lora=[tmp_path / "lora.safetensors"], quant=quant)
+        for path, quant in ((wide, "q8"), (tmp_path / "q8", None))
+    ]
+    first, second = (np.asarray(pipeline.generate("a fox", **asked).image) for pipeline in merged)
+    assert np.array_equal(first, second) and not np.array_equal(first, packed)
