@@ -146,10 +146,10 @@ class UpBlock(nn.Module):
         self._outputs, self._frames = outputs, frames
 
     def __call__(self, x: Strips) -> Strips:
-        skip = x.held()
+        skip = x.held() if self._frames else None
         for block in self.resnets:
             x = block(x)
-        if self._frames is None:
+        if self._frames is None or skip is None:
             return x
         out, upsample = Strips(x.cut), self.upsampler.resample["1"]
         for start, stop in upsample.spans(x):

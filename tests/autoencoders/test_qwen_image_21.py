@@ -75,6 +75,25 @@ def test_channels_are_dealt_out_over_frames_rows_and_columns() -> None:
     assert repeat(x, 1, 1)[0, :, :, 0].tolist() == [[10, 10], [20, 20]]  # a channel a row
 
 
+def test_two_activations_of_the_picture_s_size_are_the_most_that_is_held() -> None:
+    """A level's input is kept for its second way only where there is one: at full size there is none."""
+    side, base = 256, 8
+    config = VaeConfig(
+        base_dim=base, z_dim=4, dim_mult=(1, 2, 4, 4), num_res_blocks=2, temperal_downsample=(False, True, True),
+        latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4,
+    )  # fmt: skip
+    decoder, encoder = Decoder(config), Encoder(config)
+    activation = side * side * base * 4
+    latents, picture = mx.zeros((1, 4, side // 8, side // 8)), mx.zeros((1, side, side, 4))
+    mx.eval(decoder.parameters(), encoder.parameters(), latents, picture)
+    for run in (lambda: decoder.decode(latents, 4), lambda: encoder.encode(picture, 4)):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(run())
+        assert mx.get_peak_memory() - before < 2.9 * activation
+
+
 def stored_config() -> dict[str, Any]:
     return json.loads((STORED / "vae" / "config.json").read_text())
 
