@@ -282,7 +282,7 @@ def _working_bytes(
         held = 0 if "vae_encoder" in family.stages[stage] else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most += family.vision_param_count * (GPU_SIZE if gpu else 4)
+        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
     return most
 
 
