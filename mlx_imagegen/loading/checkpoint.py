@@ -12,14 +12,18 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CheckpointError, MissingFileError
+from ..errors import CheckpointError, ImagegenError, MissingFileError
+from ..layers.linear import Packing
+from ..packing.bfloat import to_float32
 from .config import read_json
 
 # safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
@@ -40,7 +44,7 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "BOOL": (np.bool_, mx.bool_),
 }
 HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
-MEND = "The file is damaged or its download did not finish: delete it and download it again."
+DAMAGED = "The file is damaged or its download did not finish: delete it and download it again."
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Tensor:
         return self.stop - self.start
 
     @property
+    def stored_as(self) -> str:
+        """The file's format; another than `dtype` where the numbers are computed from what is stored."""
+        return self.dtype
+
+    @property
     def floating(self) -> bool:
         return self.dtype == "F8_E4M3" or mx.issubdtype(DTYPES[self.dtype][1], mx.floating)
 
@@ -69,12 +78,16 @@ class Tensor:
             shape = (shape[0] - row if rows is None else rows, *shape[1:])
         out = np.empty(shape, carrier)
         start = self.start + row * carrier.itemsize * math.prod(shape[1:])
-        _read_exactly(self, start, out.reshape(-1).data.cast("B"))
+        read_exactly(self, start, out.reshape(-1).data.cast("B"))
         return out
 
     def read(self, row: int = 0, rows: int | None = None) -> mx.array:
         """The same rows as an MLX array in the stored dtype (fp8 is decoded to bfloat16)."""
         return as_mlx(self.bytes(row, rows), self.dtype)
+
+    def floats(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        """The same rows in float32."""
+        return to_float32(self.bytes(row, rows), self.dtype)
 
     def gather(self, indices: Sequence[int]) -> mx.array:
         """Single rows, in the order of `indices`: for embedding tables, which are never loaded whole."""
@@ -98,10 +111,18 @@ def as_mlx(array: np.ndarray, dtype: str) -> mx.array:
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one component, whatever number of files they lie in."""
 
-    def __init__(self, tensors: dict[str, Tensor], paths: Sequence[Path], where: Path):
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        paths: Sequence[Path],
+        where: Path,
+        packings: Mapping[str, Packing] = MappingProxyType({}),
+    ):
+        """`packings`: by module's name, where the file itself says how its weights are packed."""
         self.tensors = tensors
         self.paths = list(paths)
         self.where = where
+        self.packings = packings
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -124,7 +145,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def open_checkpoint(where: Path) -> Checkpoint:
-    """Opens a .safetensors file, or a folder holding one file or an index over shards."""
+    """Opens a .safetensors or .gguf file, or a folder holding one .safetensors file or an index over shards."""
+    if where.is_file() and is_gguf(where):
+        from .gguf import read_gguf
+
+        gguf = read_gguf(where)
+        return Checkpoint(gguf.tensors, [where], where, gguf.packings)
     if where.is_file():
         return Checkpoint(read_header(where)[0], [where], where)
     if not where.is_dir():
@@ -139,6 +165,11 @@ def open_checkpoint(where: Path) -> Checkpoint:
         return _open_sharded(where, indexes[0])
     path = _only_file(where)
     return Checkpoint(read_header(path)[0], [path], where)
+
+
+def is_gguf(path: Path) -> bool:
+    with file_errors(path), path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _only_file(folder: Path) -> Path:
@@ -182,46 +213,59 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         shard = read_header(folder / name)[0]
         twice = sorted(set(shard) & set(tensors))
         if twice:
-            raise CheckpointError(f"{folder / name}: '{twice[0]}' also lies in {tensors[twice[0]].path.name}. {MEND}")
+            raise CheckpointError(
+                f"{folder / name}: '{twice[0]}' also lies in {tensors[twice[0]].path.name}. {DAMAGED}"
+            )
         tensors.update(shard)
     lost = sorted(set(weight_map) - set(tensors))
     if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that no shard holds ({', '.join(lost[:3])}). {MEND}")
+        raise CheckpointError(
+            f"{index} names {len(lost)} tensors that no shard holds ({', '.join(lost[:3])}). {DAMAGED}"
+        )
     return Checkpoint(tensors, [folder / name for name in names], folder)
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of one file and its `__metadata__`; every offset is checked, so that reading can trust them."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with file_errors(path), path.open("rb") as file:
+            size = path.stat().st_size
             if size < 8:
                 raise CheckpointError(
-                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {MEND}"
+                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {DAMAGED}"
                 )
             length = struct.unpack("<Q", file.read(8))[0]
             if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                    f"{size} bytes. {MEND}"
+                    f"{size} bytes. {DAMAGED}"
                 )
             header = json.loads(file.read(length))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is not there; download the model again.") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
-        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {MEND}") from error
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {DAMAGED}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object. {MEND}")
+        raise CheckpointError(f"{path}: the header is not a JSON object. {DAMAGED}")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {MEND}")
+        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {DAMAGED}")
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(path, tensors, 8 + length, size)
     return tensors, metadata
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with the file itself, in our words."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is not there; download the model again.") from error
+    except OSError as error:
+        if isinstance(error, ImagegenError):
+            raise
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
+        ) from error
 
 
 def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
@@ -229,9 +273,9 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
         dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {MEND}") from error
+        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {DAMAGED}") from error
     if not whole:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {MEND}")
+        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {DAMAGED}")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
@@ -240,7 +284,8 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:
         raise CheckpointError(
-            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. {MEND}"
+            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. "
+            + DAMAGED
         )
     return Tensor(path, name, dtype, shape, origin + start, origin + stop)
 
@@ -251,13 +296,13 @@ def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: in
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {MEND}")
+            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {DAMAGED}")
         end = tensor.stop
     if end != size:
-        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {MEND}")
+        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {DAMAGED}")
 
 
-def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
+def read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
     """Fills `target`; loops because one read call gives at most 2 GiB on Linux and macOS."""
     done = 0
     try:
@@ -267,7 +312,7 @@ def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
                 count = file.readinto(target[done : done + 2**30])
                 if not count:
                     raise CheckpointError(
-                        f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {MEND}"
+                        f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {DAMAGED}"
                     )
                 done += count
     except FileNotFoundError as error:

@@ -69,7 +69,7 @@ class Slice:
 
     def floats(self, row: int, rows: int) -> np.ndarray:
         """The same rows in float32: the numbers that `read` gives."""
-        values = to_float32(self.bytes(row, rows), self.tensor.dtype)
+        values = self.tensor.floats(self.row + self._unswapped(row), rows)
         return values if self.scale is None else values * self._scales(self._unswapped(row), rows)
 
     def _unswapped(self, row: int) -> int:
