@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..layers.linear import Packing
 from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
-from .checkpoint import DAMAGED, DTYPES, Tensor, file_errors, read_exactly
+from .tensor import DAMAGED, DTYPES, Tensor, file_errors, read_exactly
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -144,6 +144,11 @@ class _Cursor:
 
     def position(self) -> int:
         return self._file.tell()
+
+
+def is_gguf(path: Path) -> bool:
+    with file_errors(path), path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def read_gguf(path: Path) -> GgufFile:
