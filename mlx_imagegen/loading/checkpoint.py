@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from ..errors import CheckpointError, MissingFileError
 from ..layers.linear import Packing
+from .comfy_quant import unpack_layers
 from .config import read_json
 from .gguf import is_gguf, read_gguf
 from .safetensors import read_header
@@ -61,7 +62,7 @@ def open_checkpoint(where: Path) -> Checkpoint:
         gguf = read_gguf(where)
         return Checkpoint(gguf.tensors, [where], where, gguf.packings)
     if where.is_file():
-        return Checkpoint(read_header(where)[0], [where], where)
+        return Checkpoint(unpack_layers(*read_header(where), where), [where], where)
     if not where.is_dir():
         raise MissingFileError(f"{where} is not there; download the model again, or point to a complete folder.")
     indexes = sorted(where.glob("*.safetensors.index*.json"))  # a variant is called *.safetensors.index.fp16.json
@@ -73,7 +74,7 @@ def open_checkpoint(where: Path) -> Checkpoint:
     if indexes:
         return _open_sharded(where, indexes[0])
     path = _only_file(where)
-    return Checkpoint(read_header(path)[0], [path], where)
+    return Checkpoint(unpack_layers(*read_header(path), path), [path], where)
 
 
 def _only_file(folder: Path) -> Path:
@@ -113,8 +114,10 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
             " names them. The download did not finish: run it again."
         )
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     for name in names:
-        shard = read_header(folder / name)[0]
+        shard, said = read_header(folder / name)
+        metadata |= said
         twice = sorted(set(shard) & set(tensors))
         if twice:
             raise CheckpointError(
@@ -126,4 +129,4 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         raise CheckpointError(
             f"{index} names {len(lost)} tensors that no shard holds ({', '.join(lost[:3])}). {DAMAGED}"
         )
-    return Checkpoint(tensors, [folder / name for name in names], folder)
+    return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)

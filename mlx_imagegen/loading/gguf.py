@@ -52,6 +52,8 @@ class BlockTensor(Tensor):
 
     format: BlockFormat
 
+    unpacked = True
+
     @property
     def stored_as(self) -> str:
         return self.format.name

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +23,9 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "F32": (np.float32, mx.float32),
     "F16": (np.float16, mx.float16),
     "BF16": (np.uint16, mx.bfloat16),
-    "F8_E4M3": (np.uint8, mx.uint8),  # decoded by read(); MLX has no such array type
+    "F8_E4M3": (np.uint8, mx.uint8),  # decoded by read(), as the next one; MLX has no such array types
+    "F8_E5M2": (np.uint8, mx.uint8),
+    "F8_E8M0": (np.uint8, mx.uint8),  # a power of two: only scales are stored so
     "U8": (np.uint8, mx.uint8),
     "I8": (np.int8, mx.int8),
     "I16": (np.int16, mx.int16),
@@ -47,18 +50,20 @@ class Tensor:
     start: int
     stop: int
 
+    unpacked: ClassVar[bool] = False  # whether the numbers are computed from codes and scales in the file
+
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
 
     @property
     def stored_as(self) -> str:
-        """The file's format; another than `dtype` where the numbers are computed from what is stored."""
+        """The file's format; another name than `dtype` for what a subclass makes of it."""
         return self.dtype
 
     @property
     def floating(self) -> bool:
-        return self.dtype == "F8_E4M3" or mx.issubdtype(DTYPES[self.dtype][1], mx.floating)
+        return self.dtype.startswith("F8_") or mx.issubdtype(DTYPES[self.dtype][1], mx.floating)
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         """Rows [row, row + rows) of the first axis as a numpy array of the carrying type (bf16 as uint16)."""
@@ -93,6 +98,8 @@ def as_mlx(array: np.ndarray, dtype: str) -> mx.array:
     kind = DTYPES[dtype][1]
     if dtype == "F8_E4M3":
         return mx.from_fp8(mx.array(array), mx.bfloat16)
+    if dtype in ("F8_E5M2", "F8_E8M0"):
+        return mx.array(to_float32(array, dtype)).astype(mx.bfloat16)  # which holds every one of their numbers
     out = mx.array(array)
     return out if out.dtype == kind else out.view(kind)
 

@@ -22,6 +22,7 @@ from ..families.base import Family
 from ..folding import Fold
 from ..layers.linear import Packing
 from ..loading.checkpoint import DTYPES
+from ..loading.comfy_quant import FP8
 from ..loading.names import Slice
 from ..loading.weights import Weights
 from ..packing.recipes import Recipe, fitted
@@ -230,7 +231,7 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
 def _dense_dtype(part: Slice, halves: bool) -> str:
     """Matrices of 32 bits become 16, if the recipe has that; vectors, [C, 1, 1] too, stay: too small to matter."""
     stored, matrix = part.tensor.dtype, math.prod(part.shape) > max(part.shape, default=1)
-    if stored == "F8_E4M3" or (stored == "F32" and matrix and halves):
+    if part.tensor.unpacked or stored in FP8 or (stored == "F32" and matrix and halves):
         return "BF16"
     return stored
 
