@@ -7,13 +7,13 @@ Must not know: model families, names' meanings, how a format is laid out.
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from ..errors import CheckpointError, MissingFileError
 from ..layers.linear import Packing
 from .comfy_quant import unpack_layers
 from .config import read_json
 from .gguf import is_gguf, read_gguf
+from .parts import PARTS, open_parts
 from .safetensors import read_header
 from .tensor import DAMAGED, DTYPES, Tensor, as_mlx
 
@@ -23,18 +23,10 @@ __all__ = ["DTYPES", "Checkpoint", "Tensor", "as_mlx", "open_checkpoint", "read_
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one component, whatever number of files they lie in."""
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        paths: Sequence[Path],
-        where: Path,
-        packings: Mapping[str, Packing] = MappingProxyType({}),
-    ):
-        """`packings`: by module's name, where the file itself says how its weights are packed."""
+    def __init__(self, tensors: Mapping[str, Tensor], paths: Sequence[Path], where: Path):
         self.tensors = tensors
         self.paths = list(paths)
         self.where = where
-        self.packings = packings
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -50,6 +42,12 @@ class Checkpoint(Mapping[str, Tensor]):
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def packings(self) -> dict[str, Packing]:
+        """By module's name, where the file's own format says how its weights are packed."""
+        packed = ((name, tensor.packing) for name, tensor in self.tensors.items())
+        return {name.removesuffix(".weight"): packing for name, packing in packed if packing}
+
+    @property
     def stamp(self) -> str:
         """Changes when any file changes; for caches made from the weights."""
         parts = [f"{path.resolve()}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.paths]
@@ -58,11 +56,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
 def open_checkpoint(where: Path) -> Checkpoint:
     """Opens a .safetensors or .gguf file, or a folder holding one .safetensors file or an index over shards."""
-    if where.is_file() and is_gguf(where):
-        gguf = read_gguf(where)
-        return Checkpoint(gguf.tensors, [where], where, gguf.packings)
     if where.is_file():
-        return Checkpoint(unpack_layers(*read_header(where), where), [where], where)
+        return Checkpoint(_open_file(where), [where], where)
     if not where.is_dir():
         raise MissingFileError(f"{where} is not there; download the model again, or point to a complete folder.")
     indexes = sorted(where.glob("*.safetensors.index*.json"))  # a variant is called *.safetensors.index.fp16.json
@@ -74,7 +69,11 @@ def open_checkpoint(where: Path) -> Checkpoint:
     if indexes:
         return _open_sharded(where, indexes[0])
     path = _only_file(where)
-    return Checkpoint(unpack_layers(*read_header(path), path), [path], where)
+    return Checkpoint(_open_file(path), [path], where)
+
+
+def _open_file(path: Path) -> Mapping[str, Tensor]:
+    return read_gguf(path).tensors if is_gguf(path) else unpack_layers(*read_header(path), path)
 
 
 def _only_file(folder: Path) -> Path:
@@ -101,7 +100,10 @@ def _only_file(folder: Path) -> Path:
 
 
 def _open_sharded(folder: Path, index: Path) -> Checkpoint:
-    weight_map = read_json(index).get("weight_map")
+    data = read_json(index)
+    if PARTS in data:
+        return Checkpoint(*open_parts(data, index, _open_file), folder)
+    weight_map = data.get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no 'weight_map'; download it again.")
     if not all(isinstance(name, str) for name in weight_map.values()):

@@ -42,7 +42,9 @@ class ScaledTensor(Tensor):
     scale: Tensor
     rotation: int = 0
 
-    unpacked = True
+    @property
+    def unpacked(self) -> bool:
+        return True
 
     @property
     def stored_as(self) -> str:
@@ -68,7 +70,9 @@ class BlockScaledTensor(Tensor):
     factor: Tensor | None = None  # of all scales
     input_factors: Tensor | None = None  # of each column
 
-    unpacked = True
+    @property
+    def unpacked(self) -> bool:
+        return True
 
     @property
     def stored_as(self) -> str:

@@ -1,8 +1,8 @@
 """GGUF files: their headers, and their tensors with the interface of those of safetensors files.
 
-In: a file. Out: `GgufFile`, its tensors by name, its metadata, and how weights are packed that MLX holds code for code:
-these come as three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their
-blocks when a row is read. Every number of the header is checked before it is used, so that reading can trust them.
+In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come as
+three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
+row is read. Every number of the header is checked before it is used, so that reading can trust them.
 Must not know: model families, names' meanings.
 """
 
@@ -43,7 +43,6 @@ SPLIT = "split.count"  # a key: of how many files this is one
 class GgufFile:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
-    packings: Mapping[str, Packing]  # by module's name
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class BlockTensor(Tensor):
 
     format: BlockFormat
 
-    unpacked = True
+    @property
+    def unpacked(self) -> bool:
+        return True
 
     @property
     def stored_as(self) -> str:
@@ -78,6 +79,10 @@ class PackedTensor(Tensor):
 
     source: BlockTensor
     part: str
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.source.format.packing if self.part == "weight" else None
 
     @property
     def nbytes(self) -> int:
@@ -283,19 +288,17 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
 
 def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any]) -> GgufFile:
     tensors: dict[str, Tensor] = {}
-    packings: dict[str, Packing] = {}
     for tensor in stored:
         parts = [tensor]
         module, _, parameter = tensor.name.rpartition(".")
         packing = tensor.format.packing if isinstance(tensor, BlockTensor) else None
         if packing and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
-            packings[module] = packing
             parts = list(_packed_tensors(tensor, module, packing))
         for part in parts:
             if part.name in tensors:
                 raise cursor.fail(f"it has two tensors '{part.name}'")
             tensors[part.name] = part
-    return GgufFile(tensors, metadata, packings)
+    return GgufFile(tensors, metadata)
 
 
 def _packed_tensors(tensor: BlockTensor, module: str, packing: Packing) -> Iterator[Tensor]:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, ImagegenError, MissingFileError
+from ..layers.linear import Packing
 from ..packing.bfloat import to_float32
 
 # safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
@@ -50,7 +50,10 @@ class Tensor:
     start: int
     stop: int
 
-    unpacked: ClassVar[bool] = False  # whether the numbers are computed from codes and scales in the file
+    @property
+    def unpacked(self) -> bool:
+        """Whether the numbers are computed from codes and scales in the file."""
+        return False
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +63,11 @@ class Tensor:
     def stored_as(self) -> str:
         """The file's format; another name than `dtype` for what a subclass makes of it."""
         return self.dtype
+
+    @property
+    def packing(self) -> Packing | None:
+        """How a weight's codes are packed, where the file's format is one that MLX multiplies by."""
+        return None
 
     @property
     def floating(self) -> bool:

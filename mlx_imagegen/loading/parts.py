@@ -1,0 +1,110 @@
+"""A component put together from rows of tensors in other files: the index that says which, written and read.
+
+In: names, each with a stored tensor and a run of its rows. Out: `index`, JSON for a folder; `open_parts`, the tensors by
+those names. So a file of another layout, of which a component is a part, is opened as a component's folder is.
+Must not know: families, layouts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..layers.linear import Packing
+from .tensor import Tensor
+
+INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
+PARTS, FILES = "parts", "files"
+
+
+@dataclass(frozen=True)
+class RowsTensor(Tensor):
+    """A run of another tensor's rows, the second half of them first where `swap_halves` says so."""
+
+    source: Tensor
+    row: int
+    swap_halves: bool = False
+
+    @classmethod
+    def of(cls, name: str, source: Tensor, row: int, rows: int | None, swap_halves: bool) -> Self:
+        """`rows`: None for a tensor as it is, which may have no axis."""
+        shape = source.shape if rows is None else (rows, *source.shape[1:])
+        return cls(source.path, name, source.dtype, shape, source.start, source.stop, source, row, swap_halves)
+
+    @property
+    def unpacked(self) -> bool:
+        return self.source.unpacked
+
+    @property
+    def stored_as(self) -> str:
+        return self.source.stored_as
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.source.packing
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.nbytes * self.shape[0] // max(1, self.source.shape[0]) if self.shape else self.source.nbytes
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return self._joined(self.source.bytes, row, rows)
+
+    def floats(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return self._joined(self.source.floats, row, rows)
+
+    def _joined(self, read: Callable[[int, int | None], np.ndarray], row: int, rows: int | None) -> np.ndarray:
+        if not self.shape:
+            return read(0, None)
+        rows = self.shape[0] - row if rows is None else rows
+        if not self.swap_halves:
+            return read(self.row + row, rows)
+        half, stop = self.shape[0] // 2, row + rows
+        runs = ((row, min(stop, half), half), (max(row, half), stop, -half))
+        return np.concatenate([read(self.row + low + shift, high - low) for low, high, shift in runs if low < high])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the component, and where its rows are."""
+
+    name: str
+    file: Path
+    tensor: str  # in the file
+    row: int = 0
+    rows: int | None = None  # all, where there is none
+    swap_halves: bool = False
+
+
+def index(parts: Iterable[Part]) -> dict[str, Any]:
+    """As JSON."""
+    parts = list(parts)
+    files = sorted({str(part.file.absolute()) for part in parts})
+    numbers = {file: number for number, file in enumerate(files)}
+    rows = {
+        part.name: [numbers[str(part.file.absolute())], part.tensor, part.row, part.rows, part.swap_halves]
+        for part in parts
+    }
+    return {FILES: files, PARTS: rows}
+
+
+def open_parts(
+    data: Mapping[str, Any], where: Path, open_file: Callable[[Path], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of an index, and the files that they are in. `open_file`: a file's tensors by name."""
+    try:
+        paths = [Path(file) for file in data[FILES]]
+        opened = [open_file(path) for path in paths]
+        tensors: dict[str, Tensor] = {}
+        for name, (number, stored, row, rows, swap_halves) in data[PARTS].items():
+            if stored not in opened[number]:
+                raise CheckpointError(f"{paths[number]} has no tensor '{stored}' any more; open it again.")
+            tensors[name] = RowsTensor.of(name, opened[number][stored], row, rows, swap_halves)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} is not an index of parts ({error!r}); remove its folder.") from error
+    return tensors, paths
