@@ -1,7 +1,7 @@
 """GGUF files: their headers, and their tensors with the interface of those of safetensors files.
 
-In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come as
-three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
+In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come
+as three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
 row is read. Every number of the header is checked before it is used, so that reading can trust them.
 Must not know: model families, names' meanings.
 """
@@ -79,6 +79,10 @@ class PackedTensor(Tensor):
 
     source: BlockTensor
     part: str
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return self.source.shape
 
     @property
     def packing(self) -> Packing | None:

@@ -1,7 +1,7 @@
 """A component put together from rows of tensors in other files: the index that says which, written and read.
 
-In: names, each with a stored tensor and a run of its rows. Out: `index`, JSON for a folder; `open_parts`, the tensors by
-those names. So a file of another layout, of which a component is a part, is opened as a component's folder is.
+In: names, each with a stored tensor and a run of its rows. Out: `index`, JSON for a folder; `open_parts`, the tensors
+by those names. So a file of another layout, of which a component is a part, is opened as a component's folder is.
 Must not know: families, layouts.
 """
 

@@ -65,6 +65,11 @@ class Tensor:
         return self.dtype
 
     @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Of the weight's numbers; another one than that of packed codes."""
+        return self.shape
+
+    @property
     def packing(self) -> Packing | None:
         """How a weight's codes are packed, where the file's format is one that MLX multiplies by."""
         return None

@@ -235,7 +235,7 @@ def _record(made: Draft, merge: Merge) -> dict[str, Any]:
     weights = [layout for layout in made.layouts if layout.packings]
     return {
         "manifest": manifest.name,
-        "source": manifest.repo if made.model.folder is None else str(made.folder.resolve()),
+        "source": manifest.repo if made.model.folder is None else str((made.model.file or made.folder).resolve()),
         "revision": revision_of(made.folder),
         "recipe": made.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},

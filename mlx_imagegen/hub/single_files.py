@@ -1,0 +1,264 @@
+"""A model from single files: what a file is, what goes with it, and a folder in which families open all of it.
+
+In: a .safetensors or .gguf file of a diffusion model, alone or with its text encoders and autoencoder in it. Out: its
+manifest and a folder in the diffusers layout: config.json files, indexes of where each tensor's rows are, links to
+tokenizers. The folder is of this process alone; nothing of the weights is copied or read. What a file does not have is
+looked for in the ComfyUI folder that it is in or that is set, then in the hub's cache, then in this package.
+Must not know: any family's names (they are each family's `single_files`).
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError, MissingFileError
+from ..families import FamilySpec, family_specs
+from ..loading.checkpoint import open_checkpoint
+from ..loading.config import read_json
+from ..loading.parts import INDEX, index
+from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
+from ..loading.tensor import Tensor
+from .comfy import ENCODERS, MODELS, VAES, ComfyFolder, chosen_folder, folder_of
+from .manifest import Manifest, data_folder, manifests
+
+SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
+TOKENIZERS = "tokenizers"  # in weights/
+PREFERRED = ("F32", "BF16", "F16")  # of several files that fit, one in full precision goes first
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component of a family, found in a file."""
+
+    spec: FamilySpec
+    found: Found
+
+    @property
+    def is_denoiser(self) -> bool:
+        return self.found.layout.manifest is not None
+
+    def nearest_manifest(self) -> Manifest:
+        chooser = self.found.layout.manifest
+        assert chooser is not None  # only denoisers are asked
+        return manifests()[chooser(self.found.path.name.lower(), self.found.tensors)]
+
+
+def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
+    if spec.single_files is None:
+        return ()
+    module, _, name = spec.single_files.partition(":")
+    layouts: Sequence[SingleFile] = getattr(importlib.import_module(module), name)
+    return layouts
+
+
+def components_in(path: Path) -> list[Component]:
+    """All that a file is, of every family that can use it."""
+    tensors = open_checkpoint(path).tensors
+    specs = [spec for spec in family_specs() if spec.single_files]
+    found = ((spec, find_layout(path, tensors, layout)) for spec in specs for layout in layouts_of(spec))
+    return [Component(spec, each) for spec, each in found if each]
+
+
+@functools.lru_cache(maxsize=64)
+def _components_in(path: Path, stamp: tuple[int, int]) -> list[Component]:
+    return components_in(path)
+
+
+def known_components(path: Path) -> list[Component]:
+    """The same, read once for as long as the file does not change."""
+    status = path.stat()
+    return _components_in(path, (status.st_size, status.st_mtime_ns))
+
+
+def open_single_file(path: Path) -> tuple[Manifest, Path]:
+    """The manifest nearest to a diffusion model's file, and a folder with it and all that goes with it."""
+    path = path.expanduser().absolute()
+    components = known_components(path)
+    denoiser = next((each for each in components if each.is_denoiser), None)
+    if denoiser is None:
+        raise _not_a_model(path, components)
+    manifest = denoiser.nearest_manifest()
+    inside = {each.found.layout.component: each for each in components if each.spec == denoiser.spec}
+    _check_leftover(path, [each.found for each in inside.values()])
+    folder = Path(tempfile.mkdtemp(prefix="mlx-imagegen-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    published = published_files(manifest)
+    config = write_component(folder, inside[denoiser.found.layout.component].found, manifest, published)
+    for component in denoiser.spec.components:
+        if component == denoiser.found.layout.component:
+            continue
+        here = inside.get(component)
+        found = here.found if here else _companion(denoiser, component, config, path)
+        if found is not None:
+            write_component(folder, found, manifest, published)
+        elif (cached := _cached(denoiser.spec, manifest, component)) is not None:
+            (folder / component).symlink_to(cached)
+        else:
+            raise _missing(denoiser.spec, manifest, component, path)
+    for place, kind in denoiser.spec.tokenizers.items():
+        tokenizer = _cached(denoiser.spec, manifest, place) or _bundled(kind)
+        if tokenizer is None:
+            raise _missing(denoiser.spec, manifest, place, path)
+        (folder / place).symlink_to(tokenizer)
+    for name in SMALL_FILES:
+        if name in published and not (folder / name).exists():
+            _write_json(folder / name, published[name])
+    return manifest, folder
+
+
+def write_component(folder: Path, found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json and the index of a component's tensors; the config."""
+    place = folder / found.layout.folder
+    base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
+    config = {**base, **found.config, **found.layout.of_manifest.get(manifest.name, {}), **own_config(found.path)}
+    parts = list(found.parts())
+    packings = {
+        part.name.removesuffix(".weight"): found.tensors[part.tensor[len(found.prefix) :]].packing for part in parts
+    }
+    packed = {
+        name: {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}
+        for name, packing in packings.items()
+        if packing
+    }
+    _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
+    _write_json(place / INDEX, index(parts))
+    return config
+
+
+def own_config(path: Path) -> dict[str, Any]:
+    """What NAME.json next to NAME.safetensors says, for a component of unusual numbers."""
+    beside = path.with_suffix(".json")
+    return read_json(beside) if beside.is_file() else {}
+
+
+def published_files(manifest: Manifest) -> dict[str, Any]:
+    """The small files of the published model, as far as they are in the package."""
+    if manifest.tensor_shapes is None:
+        return {}
+    files: dict[str, Any] = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.tensor_shapes}.json")[
+        "files"
+    ]
+    return files
+
+
+def companions(path: Path, component: str) -> Iterator[tuple[Path, Component]]:
+    """The files in reach of a diffusion model's that hold a component."""
+    folders: dict[Path, ComfyFolder] = {}
+    for folder in filter(None, (folder_of(path), chosen_folder())):
+        folders.setdefault(folder.models.resolve(), folder)
+    for folder in folders.values():
+        for file in folder.files((*ENCODERS, *VAES)):
+            try:
+                known = known_components(file)
+            except (CheckpointError, MissingFileError):  # another model's, which need not be sound
+                continue
+            yield from ((file, each) for each in known if each.found.layout.component == component)
+
+
+def _companion(denoiser: Component, component: str, config: Mapping[str, Any], path: Path) -> Found | None:
+    """The best of the files that fit."""
+    fitting = []
+    for _, each in companions(path, component):
+        found = each.found
+        if each.spec == denoiser.spec and found.layout.fits({**found.config, **own_config(found.path)}, config):
+            fitting.append(found)
+    return min(fitting, key=_preference, default=None)
+
+
+def _preference(found: Found) -> tuple[int, str]:
+    """Full precision first, then by name."""
+    largest = max(found.tensors.values(), key=lambda tensor: tensor.nbytes)
+    return (0 if largest.stored_as in PREFERRED else 1), found.path.name
+
+
+def _cached(spec: FamilySpec, manifest: Manifest, place: str) -> Path | None:
+    """A folder of the model's repository, or of one that has the same, in the hub's cache."""
+    from .download import HuggingFace, cached
+
+    cache = HuggingFace().cache
+    same = [known for known in manifests().values() if known.family == spec.name and known.repo]
+    sources = [(known.repo, known.revision or "main") for known in (manifest, *same)]
+    for repo, revision in [*sources, *((repo, "main") for repo in spec.mirrors)]:
+        snapshot = cached(cache, repo, revision) if repo else None
+        if snapshot and _is_complete(snapshot / place):
+            return snapshot / place
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a component or a tokenizer is there as a whole."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    if (folder / "config.json").is_file():
+        try:
+            open_checkpoint(folder)
+        except (CheckpointError, MissingFileError):
+            return False
+    return True
+
+
+def _bundled(kind: str) -> Path | None:
+    folder = data_folder("weights") / TOKENIZERS / kind
+    return folder if folder.is_dir() else None
+
+
+def _check_leftover(path: Path, found: Sequence[Found]) -> None:
+    """Every tensor of the file belongs to a component of the one family, or is a known marker."""
+    taken = {name for each in found for name in each.names}
+    left = [
+        name for name in open_checkpoint(path).tensors if name not in taken and name.rpartition(".")[2] not in MARKERS
+    ]
+    if left:
+        raise CheckpointError(
+            f"{path}: {len(left)} tensors belong to no part of the model ({', '.join(sorted(left)[:3])} …): the file is "
+            "of another model or version, or holds more than one. Take another file."
+        )
+
+
+def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
+    if components:
+        titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
+        return ConfigError(
+            f"{path} is {components[0].found.layout.title}, a part of {titles}; give the diffusion model's file, and "
+            "this one is found next to it."
+        )
+    tensors: Mapping[str, Tensor] = open_checkpoint(path).tensors
+    families = ", ".join(spec.title for spec in family_specs() if spec.single_files)
+    return ConfigError(
+        f"{path} is not recognized: its tensors ({', '.join(list(tensors)[:3])} …) are those of no model that this "
+        f"library opens from a single file ({families})."
+    )
+
+
+def _missing(spec: FamilySpec, manifest: Manifest, place: str, path: Path) -> MissingFileError:
+    titles = dict.fromkeys(layout.title for layout in layouts_of(spec) if layout.component == place)
+    what = f"{place} ({next(iter(titles))})" if titles else place
+    free = next((known.repo for known in (manifest, *_free(spec)) if known.repo and not known.gated), None)
+    repo = free or next(iter(spec.mirrors), manifest.repo)
+    folder = folder_of(path) or chosen_folder()
+    kinds = VAES if place == "vae" else ENCODERS
+    put = f" put its file into {folder.models / kinds[0]}, or" if folder and titles else ""
+    return MissingFileError(
+        f"{path} needs {what}, which is neither in it, nor in ComfyUI's folder, nor in the hub's cache:{put} download "
+        f"it with `hf download {repo} --include '{place}/*'`, which asks for no access."
+    )
+
+
+def _free(spec: FamilySpec) -> list[Manifest]:
+    return [known for known in manifests().values() if known.family == spec.name and known.repo and not known.gated]
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def model_files(folder: ComfyFolder) -> list[Path]:
+    return folder.files(MODELS)
