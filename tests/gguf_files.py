@@ -44,6 +44,7 @@ def encode(array: np.ndarray, kind: Kind) -> Drawn:
 
 
 def write_gguf(path: Path, tensors: Mapping[str, Drawn], arch: str = "flux", **values: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_quantization_version(2)
     writer.add_array("tokenizer.ggml.tokens", [f"word {index}" for index in range(40)])

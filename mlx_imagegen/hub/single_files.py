@@ -117,7 +117,7 @@ def write_component(folder: Path, found: Found, manifest: Manifest, published: M
     """config.json and the index of a component's tensors; the config."""
     place = folder / found.layout.folder
     base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
-    config = {**base, **found.config, **found.layout.of_manifest.get(manifest.name, {}), **own_config(found.path)}
+    config = config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
     parts = list(found.parts())
     packings = {
         part.name.removesuffix(".weight"): found.tensors[part.tensor[len(found.prefix) :]].packing for part in parts
@@ -132,10 +132,13 @@ def write_component(folder: Path, found: Found, manifest: Manifest, published: M
     return config
 
 
-def own_config(path: Path) -> dict[str, Any]:
-    """What NAME.json next to NAME.safetensors says, for a component of unusual numbers."""
-    beside = path.with_suffix(".json")
-    return read_json(beside) if beside.is_file() else {}
+def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What a component's file says over what is published: by its shapes, and in NAME.json next to it, for models of
+    unusual numbers: a config.json, or several by component."""
+    path = found.path.with_suffix(".json")
+    own = read_json(path) if path.is_file() else {}
+    by_component = own.get(found.layout.component)
+    return {**base, **found.config, **(by_component if isinstance(by_component, dict) else own)}
 
 
 def published_files(manifest: Manifest) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def _companion(denoiser: Component, component: str, config: Mapping[str, Any], p
     fitting = []
     for _, each in companions(path, component):
         found = each.found
-        if each.spec == denoiser.spec and found.layout.fits({**found.config, **own_config(found.path)}, config):
+        if each.spec == denoiser.spec and found.layout.fits(config_of(found, {}), config):
             fitting.append(found)
     return min(fitting, key=_preference, default=None)
 
