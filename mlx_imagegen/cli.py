@@ -88,7 +88,10 @@ def _run(arguments: list[str]) -> None:
         module = _module(name)
         parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
         module.flags(parser)
-        module.run(parser.parse_args(rest))
+        args = parser.parse_args(rest)
+        if getattr(args, "comfy", None):  # for all that the command opens, in its processes too
+            os.environ["MLX_IMAGEGEN_COMFY"] = args.comfy
+        module.run(args)
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

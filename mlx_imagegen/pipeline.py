@@ -19,6 +19,7 @@ from . import machine as memory
 from .errors import CheckpointError
 from .families import family_spec, open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .hub.comfy import using_folder
 from .hub.download import Notify, identify, locate, notify_stderr, pending_download
 from .hub.manifest import Manifest, Model
 from .hub.record import revision_of
@@ -55,6 +56,7 @@ def load(
     lora: Sequence[Wanted] | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
+    comfy: str | Path | None = None,
     on_load: OnLoad | None = None,
     on_download: Notify | None = None,
 ) -> "Pipeline":
@@ -62,8 +64,9 @@ def load(
     model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     loras = open_loras(() if lora is None else lora, on_download)
-    refuse_before_download(str(model), quant, loras, lora_partial)
-    found, folder = locate(str(model), on_download)
+    with using_folder(comfy):
+        refuse_before_download(str(model), quant, loras, lora_partial)
+        found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
     merge = Merge()

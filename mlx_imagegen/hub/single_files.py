@@ -27,6 +27,7 @@ from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from .comfy import ENCODERS, MODELS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
+from .snapshots import cache_folder, cached
 
 SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZERS = "tokenizers"  # in weights/
@@ -98,8 +99,8 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
         found = here.found if here else _companion(denoiser, component, config, path)
         if found is not None:
             write_component(folder, found, manifest, published)
-        elif (cached := _cached(denoiser.spec, manifest, component)) is not None:
-            (folder / component).symlink_to(cached)
+        elif (snapshot := _cached(denoiser.spec, manifest, component)) is not None:
+            (folder / component).symlink_to(snapshot)
         else:
             raise _missing(denoiser.spec, manifest, component, path)
     for place, kind in denoiser.spec.tokenizers.items():
@@ -183,9 +184,7 @@ def _preference(found: Found) -> tuple[int, str]:
 
 def _cached(spec: FamilySpec, manifest: Manifest, place: str) -> Path | None:
     """A folder of the model's repository, or of one that has the same, in the hub's cache."""
-    from .download import HuggingFace, cached
-
-    cache = HuggingFace().cache
+    cache = cache_folder()
     same = [known for known in manifests().values() if known.family == spec.name and known.repo]
     sources = [(known.repo, known.revision or "main") for known in (manifest, *same)]
     for repo, revision in [*sources, *((repo, "main") for repo in spec.mirrors)]:

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, MissingFileError
 from mlx_imagegen.families.flux1.keys import from_original
-from mlx_imagegen.hub.comfy import using_folder
 from mlx_imagegen.hub.recognition import find
-from mlx_imagegen.hub.single_files import known_components
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
-from tests.comfy_files import Tensors, cache_tokenizers, comfy_flux, draw_flux, flux_files, save_with_config, to_folder
+from tests.comfy_files import Tensors, cache_tokenizers, comfy_flux, draw_flux, flux_files, to_folder
 from tests.gguf_files import HALVES, Drawn, dequantized, draw_blocks, encode, write_gguf
 
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}

@@ -1,0 +1,112 @@
+"""Published single files at full size, by their names and shapes alone: every tensor binds, and the shapes give back
+the published config.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from gguf import MODEL_ARCH
+
+from mlx_imagegen.families import open_family
+from mlx_imagegen.hub.recognition import find
+from mlx_imagegen.hub.single_files import known_components
+from mlx_imagegen.hub.tensor_shapes import each_name
+from mlx_imagegen.loading.single_file import renamed
+from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.text.layouts import GGUF_DECODER, GGUF_T5
+from tests.comfy_files import NAMES, cache_tokenizers
+from tests.draw import drawn_data
+
+FILES = {
+    "diffusion_models/flux1-dev": "FLUX.1-dev/bfl_single_file_flux1-dev",
+    "diffusion_models/flux1-schnell": "FLUX.1-schnell/bfl_single_file_flux1-schnell",
+    "vae/ae": "FLUX.1-dev/bfl_single_file_ae",
+    "text_encoders/clip_l": "FLUX.1-dev/text_encoder",
+    "text_encoders/t5xxl_fp16": "FLUX.1-dev/text_encoder_2",
+    "diffusion_models/qwen_image_bf16": "Qwen-Image/transformer",
+    "diffusion_models/qwen_image_edit_2511_bf16": "Qwen-Image-Edit-2511/transformer",
+    "text_encoders/qwen_2.5_vl_7b": "Qwen-Image/text_encoder",
+    "vae/qwen_image_vae": "Qwen-Image/vae",
+}
+
+
+def published(place: str) -> dict[str, Any]:
+    return dict(json.loads((NAMES / f"{place}.json").read_text()))
+
+
+def write_header(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    """A safetensors file whose numbers are holes."""
+    header, end = {}, 0
+    for names, shape in shapes.items():
+        for name in each_name(names):
+            size = 2
+            for axis in shape:
+                size *= axis
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ComfyUI") / "models"
+    for name, place in FILES.items():
+        write_header(folder / f"{name}.safetensors", published(place)["tensors"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest", "place", "family"),
+    [
+        ("flux1-dev", "flux-dev", "FLUX.1-dev", "flux"),
+        ("flux1-schnell", "flux-schnell", "FLUX.1-schnell", "flux"),
+        ("qwen_image_bf16", "qwen-image", "Qwen-Image", "qwen_image/image"),
+        ("qwen_image_edit_2511_bf16", "qwen-image-edit-2511", "Qwen-Image-Edit-2511", "qwen_image/image"),
+    ],
+)
+def test_every_tensor_binds(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, manifest: str, place: str, family: str
+) -> None:
+    stored = drawn_data() / ("flux/dev" if family == "flux" else family)
+    cache_tokenizers(tmp_path, stored, manifest, monkeypatch)
+    found = find(str(models / f"diffusion_models/{name}.safetensors"))
+    assert found.manifest.name == manifest and found.folder is not None
+    opened = open_family(found.manifest, found.folder, WeightTransforms())
+    assert {path.parents[1] for weights in opened.weights.values() for path in weights.checkpoint.paths} == {models}
+    config = json.loads((found.folder / "transformer/config.json").read_text())
+    assert {**published(f"{place}/transformer")["config"], **config} == config | {
+        key: value for key, value in published(f"{place}/transformer")["config"].items() if key not in config
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shapes_give_the_published_sizes(models: Path, name: str) -> None:
+    (found, *_) = (component.found for component in known_components(models / f"{name}.safetensors"))
+    place = FILES[name].replace("bfl_single_file_ae", "vae")
+    config = published(place.partition("bfl_single_file_")[0] + "transformer" if "bfl" in place else place)["config"]
+    told = {key: value for key, value in found.config.items() if key in config}
+    assert told == {key: config[key] for key in told} and len(told) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arch", "rules", "place", "layers"),
+    [
+        (MODEL_ARCH.T5ENCODER, GGUF_T5, "FLUX.1-dev/text_encoder_2", 24),
+        (MODEL_ARCH.QWEN2VL, GGUF_DECODER, "Qwen-Image/text_encoder", 28),
+    ],
+)
+def test_llama_cpps_names_lead_back(arch: MODEL_ARCH, rules: Any, place: str, layers: int) -> None:
+    """The `gguf` package's own table, from Hugging Face's names to llama.cpp's."""
+    table, rename = gguf.get_tensor_name_map(arch, layers), renamed(*rules)
+    names = [name for names in published(place)["tensors"] for name in each_name(names) if "visual" not in name]
+    for name in names:
+        theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, name
+        assert [target.name for target in rename(theirs)] == [name]
