@@ -92,6 +92,7 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     published = published_files(manifest)
     config = write_component(folder, inside[denoiser.found.layout.component].found, manifest, published)
+    missing = []
     for component in denoiser.spec.components:
         if component == denoiser.found.layout.component:
             continue
@@ -102,12 +103,15 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
         elif (snapshot := _cached(denoiser.spec, manifest, component)) is not None:
             (folder / component).symlink_to(snapshot)
         else:
-            raise _missing(denoiser.spec, manifest, component, path)
+            missing.append(component)
     for place, kind in denoiser.spec.tokenizers.items():
         tokenizer = _cached(denoiser.spec, manifest, place) or _bundled(kind)
         if tokenizer is None:
-            raise _missing(denoiser.spec, manifest, place, path)
-        (folder / place).symlink_to(tokenizer)
+            missing.append(place)
+        else:
+            (folder / place).symlink_to(tokenizer)
+    if missing:
+        raise _missing(denoiser.spec, manifest, missing, path)
     for name in SMALL_FILES:
         if name in published and not (folder / name).exists():
             _write_json(folder / name, published[name])
@@ -239,17 +243,18 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
     )
 
 
-def _missing(spec: FamilySpec, manifest: Manifest, place: str, path: Path) -> MissingFileError:
-    titles = dict.fromkeys(layout.title for layout in layouts_of(spec) if layout.component == place)
-    what = f"{place} ({next(iter(titles))})" if titles else place
+def _missing(spec: FamilySpec, manifest: Manifest, places: Sequence[str], path: Path) -> MissingFileError:
+    titles = {layout.component: layout.title for layout in reversed(layouts_of(spec))}
+    what = ", ".join(f"{place} ({titles[place]})" if place in titles else place for place in places)
     free = next((known.repo for known in (manifest, *_free(spec)) if known.repo and not known.gated), None)
     repo = free or next(iter(spec.mirrors), manifest.repo)
-    folder = folder_of(path) or chosen_folder()
-    kinds = VAES if place == "vae" else ENCODERS
-    put = f" put its file into {folder.models / kinds[0]}, or" if folder and titles else ""
+    folder, parts = folder_of(path) or chosen_folder(), [place for place in places if place in titles]
+    kinds = VAES if parts == ["vae"] else ENCODERS
+    put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
+    patterns = " ".join(f"'{place}/*'" for place in places)
     return MissingFileError(
-        f"{path} needs {what}, which is neither in it, nor in ComfyUI's folder, nor in the hub's cache:{put} download "
-        f"it with `hf download {repo} --include '{place}/*'`, which asks for no access."
+        f"{path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf download "
+        f"{repo} --include {patterns}`, which asks for no access."
     )
 
 
