@@ -21,12 +21,14 @@ import numpy as np
 from turns import in_turns, spread
 
 from mlx_imagegen.families.hidream_o1.config import HiDreamConfig, PixelConfig, open_config
+from mlx_imagegen.families.hidream_o1.files import check
 from mlx_imagegen.families.hidream_o1.tokens import positions
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.component import Component
-from mlx_imagegen.loading.weights import Weights, WeightTransforms, layers, own_parameters
+from mlx_imagegen.loading.tensors import name_tensors
+from mlx_imagegen.loading.weights import WeightTransforms, layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.text.qwen import QwenConfig, mrope
 
@@ -99,11 +101,11 @@ def prediction_table() -> dict[str, float]:
         "peak beside it)"
     )
     for recipe, published in PUBLISHED_GB.items():
-        changes = read_recipe(recipe, "hidream_o1").applied_to(WeightTransforms())
-        weights = Weights.open("transformer", Checkpoint(tensors, [], where), config=data["config"], changes=changes)
+        named = name_tensors("transformer", Checkpoint(tensors, [], where), config=data["config"])
         config = open_config(
-            data["config"], where / "config.json", weights, {"<|boi_token|>": 1, "<|tms_token|>": 2}.__getitem__
+            data["config"], where / "config.json", named, {"<|boi_token|>": 1, "<|tms_token|>": 2}.__getitem__
         )
+        weights = check(config, named, read_recipe(recipe, "hidream_o1").applied_to(WeightTransforms()))
         component = Component(weights, lambda config=config: HiDreamTransformer(config), mx.bfloat16, "model")
         held, more = component.nbytes / GB, _activations(config, 2 * 300) / GB
         print(f"    {recipe}: weights {held:.2f} + step {more:.2f} = {held + more:.2f}   ({published})")

@@ -27,7 +27,7 @@ from quant_convert import shapes
 
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.layers.linear import Packing, unpacked
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import Weights, open_weights
 from mlx_imagegen.lora.merge import Merge, open_loras
 from mlx_imagegen.lora.match import Match, ModuleNames, match_loras
 from mlx_imagegen.hub.tensor_shapes import write_shape_only
@@ -49,7 +49,8 @@ def main(blocks: int, rank: int, rounds: int = 5, hollow: bool = False) -> float
         folder = Path(name)
         (write_hollow_base if hollow else write_base)(folder, config)
         write_lora(folder / "lora.safetensors", blocks, rank)
-        weights = Weights.open("transformer", open_checkpoint(folder / "transformer"))
+        trees = [QwenImageTransformer(config), QwenImageModulators(config)]
+        weights = open_weights("transformer", open_checkpoint(folder / "transformer"), trees)
         ratio = compare(weights, folder / "lora.safetensors", rounds)
     survival()
     return ratio
@@ -62,10 +63,10 @@ def compare(weights: Weights, path: Path, rounds: int) -> float:
     def choose() -> None:
         matches = match(weights, path)
         assert len(matches[0].matched) == len(matches[0].changes)
-        merge.choose(matches)
+        merge.select(matches)
 
     for turn in range(rounds + 1):
-        merge.choose([])
+        merge.select([])
         if turn == 0:  # warms the files' cache
             stream(weights, merge)
             continue

@@ -19,11 +19,11 @@ from pathlib import Path
 import mlx.nn as nn
 import numpy as np
 
+from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.weights import layers, own_parameters
-from mlx_imagegen.packing.bfloat import to_bf16
 from tests.draw import drawn_data
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,12 +26,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_imagegen import load
-from mlx_imagegen.families import open_family
+from mlx_imagegen.families import family_spec, open_family
 from mlx_imagegen.hub.download import locate
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.layers.linear import Linear, Packing
-from mlx_imagegen.loading.weights import Pack, WeightTransforms, layers
+from mlx_imagegen.loading.weights import WeightTransforms, layers
 from mlx_imagegen.packing.affine import pack
+from mlx_imagegen.packing.packer import Pack, Packer
 from mlx_imagegen.packing.recipes import fitted, read_recipe
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization.quantizer import quantize
@@ -118,7 +119,9 @@ def schemes(family: str) -> list[Scheme]:
 def opened(folder: Path, scheme: Scheme) -> Pipeline:
     model, files = locate(str(folder))
     digest = f"{scheme.name} {os.getpid()}"  # tables that are kept between runs must not be another scheme's
-    family = open_family(model.manifest, files, WeightTransforms(recipe=scheme.recipe, pack=scheme.pack, digest=digest))
+    norms = family_spec(model.manifest.family).norms
+    steps = (Packer(scheme.pack, scheme.recipe, digest, norms),) if scheme.pack else ()
+    family = open_family(model.manifest, files, WeightTransforms(steps))
     return Pipeline(model, files, family, True)
 
 

@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 from quant_convert import CONFIG, ROOT
 
+from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer, Modulation
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
@@ -29,9 +30,8 @@ from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
-from mlx_imagegen.loading.weights import Weights, layers, own_parameters
+from mlx_imagegen.loading.weights import layers, open_weights, own_parameters
 from mlx_imagegen.machine import bound_cache, process_peak_bytes
-from mlx_imagegen.packing.bfloat import to_bf16
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype
@@ -99,7 +99,7 @@ def step(folder: Path, name: str, size: int) -> None:
     """In a process of its own: loads, runs one step, prints."""
     bound_cache()
     config = json.loads((folder / "config.json").read_text())
-    weights = Weights.open("transformer", open_checkpoint(folder), config=config)
+    weights = open_weights("transformer", open_checkpoint(folder), [build(name)], config=config)
     component = Component(weights, lambda: build(name), compute_dtype())
     tokens = (size // (16 if name == "flux" else 32)) ** 2
     planned = CPU_BASE_BYTES + held_bytes(component, gpu=False), block_bytes(component, tokens + TEXT_TOKENS, gpu=False)

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from quant_convert import shapes, timed, write
 
+from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
-from mlx_imagegen.packing.bfloat import to_bf16
 from tests.draw import drawn_data
 
 ROOT = Path(__file__).resolve().parents[1]

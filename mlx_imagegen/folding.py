@@ -40,6 +40,11 @@ class Folded:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{where}: 'mlx_imagegen' is damaged ({error!r}); make the folder again.") from error
 
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """For records."""
+        return {"steps": self.steps, "size": self.size}
+
     def entry(self) -> dict[str, Any]:
         return {"steps": self.steps, "size": self.size, "timesteps": list(self.timesteps)}
 

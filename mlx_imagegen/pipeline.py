@@ -69,14 +69,12 @@ def load(
         found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
-    merge = Merge()
-    changes = WeightTransforms(progress=on_load, merge=merge)
-    recipe = None if quant is None else read_recipe(quant, found.manifest.family)
-    if recipe:
-        changes = recipe.applied_to(changes)
     source = Source(folder, found.manifest)
-    family = open_family(found.manifest, folder, source.applied_to(changes))
-    for note in recipe.idle(family.weights) if recipe else ():
+    merge = Merge(source)
+    recipe = None if quant is None else read_recipe(quant, found.manifest.family)
+    transforms = WeightTransforms((merge,), progress=on_load)
+    family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
+    for note in recipe.unused_rows(family.weights) if recipe else ():
         on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)
@@ -90,8 +88,8 @@ def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] 
     manifest = pending_download(model)
     if manifest is None:
         return
-    changes = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    check_before_download(manifest, changes)
+    transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
+    check_before_download(manifest, transforms)
     if loras and has_tensor_shapes(manifest):
         with shape_only_folder(manifest) as folder:
             known = module_names(open_family(manifest, folder, WeightTransforms()))

@@ -1,8 +1,8 @@
 """Schedules and solvers, and the denoise loop.
 
-A `Schedule` says which sigmas the loop walks, what timestep the model reads at each, and by which solver. `denoise` is a
-generator of steps: progress bars, previews, timing and cancelling belong to whoever iterates. It evaluates once a step,
-inside the clock, so that a step's seconds are real.
+A `Schedule` says which sigmas the loop walks, what timestep the model reads at each, and by which solver. `denoise` is
+a generator of steps: progress bars, previews, timing and cancelling belong to whoever iterates. It evaluates once a
+step, inside the clock, so that a step's seconds are real.
 Must not know: families, guidance, what x looks like.
 """
 

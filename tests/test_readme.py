@@ -19,7 +19,7 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import USABLE_SHARE
 from mlx_imagegen.packing.recipes import read_recipe, recipe_names
 from mlx_imagegen.planning.plan import Plan, plan
-from mlx_imagegen.quantization import quantizer
+from mlx_imagegen.quantization import conversion_plan
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.request.kinds import Parameter
 from tests.lora.test_pipeline import draw_lora
@@ -71,7 +71,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         return identify_tiny(model), original(model)[1] if "/" in model else flux_folder
 
     monkeypatch.setattr(pipeline, "identify", identify_tiny)
-    for module in (pipeline, quantizer):
+    for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", locate)
     monkeypatch.setattr(pipeline, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "mlx_imagegen"
 PACKAGE = ROOT.name
-# From the face down. A module belongs to the longest name that it begins with; it may import from its own floor and from
-# those below. "families.*" are the families' folders.
+# From the face down. A module belongs to the longest name that it begins with; it may import from its own floor and
+# from those below. "families.*" are the families' folders.
 FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("layers", "report"),
     ("image", "seams"),
     ("machine", "random"),
-    ("precision", "atomic", "blas", "errors"),
+    ("precision", "atomic", "bfloat", "blas", "errors"),
 ]
 SHARED = {"base", "folder", "schedule_tables"}
 

@@ -5,7 +5,6 @@ The modulation of all steps is computed before the loop, and timed apart.
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from mlx_imagegen.layers.rope import rope_tables
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights, WeightTransforms
+from mlx_imagegen.loading.weights import WeightTransforms, open_weights
 from mlx_imagegen.packing.affine import pack
+from mlx_imagegen.packing.packer import Packer
 from mlx_imagegen.precision import compute_dtype
 
 
@@ -37,13 +37,18 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
     inputs = mx.load(str(folder / "inputs.safetensors"))
     path = folder / "transformer" / "config.json"
     data, dtype = read_json(path), compute_dtype()
-    changes = WeightTransforms()
+    transforms = WeightTransforms()
     if quant != "none":  # every linear layer, as mflux has it, and by plain rounding
         packing = Packing(int(quant.removeprefix("q")), 64)
-        changes = replace(changes, recipe=lambda *_: packing, pack=pack)
-    weights = Weights.open("transformer", open_checkpoint(path.parent), config=data, changes=changes)
+        transforms = WeightTransforms((Packer(pack, lambda *_: packing),))
     config, tree, modulators = _built(family, data, path)
-    weights.check([tree(config), modulators(config)])
+    weights = open_weights(
+        "transformer",
+        open_checkpoint(path.parent),
+        [tree(config), modulators(config)],
+        config=data,
+        transforms=transforms,
+    )
     started = time.perf_counter()
     transformer: Any = Component(weights, lambda: tree(config), dtype).load()
     loaded, processor = time.perf_counter(), time.process_time()

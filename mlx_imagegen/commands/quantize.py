@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from .plan import headers
 from .requests import read_jobs
 
 if TYPE_CHECKING:
-    from ..quantization.quantizer import Draft
+    from ..lora.merge import Wanted
+    from ..quantization.conversion_plan import ConversionPlan
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
     parser.add_argument(
         "--calibrate", type=Path, metavar="FILE",
-        help="prompts to be drawn first and learnt from, one a line; or jobs, one JSON object a line (references …)",
+        help="prompts to be drawn first for calibration, one a line; or jobs, one JSON object a line (references …)",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=size, metavar="N|WxH", help="of the pictures for --calibrate, where a line says nothing else"
@@ -50,11 +52,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..hub.manifest import Model
-    from ..lora.merge import open_loras, parse_lora
-    from ..planning.plan import gigabytes
+    from ..lora.merge import parse_lora
+    from ..quantization.conversion_plan import plan_conversion
     from ..quantization.partial import check_place, partial_path, place_of
-    from ..quantization.quantizer import draft, merged, plan_from_folder, quant_of_bits, quantize
+    from ..quantization.quantizer import quant_of_bits, write_conversion
     from .progress import Progress
 
     quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
@@ -62,33 +63,24 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"--workers {args.workers}: give a number from 1.")
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
-    lessons, loras = _lessons(args), [parse_lora(text) for text in args.lora]
+    calibrate, loras = _calibration_items(args), [parse_lora(text) for text in args.lora]
     if args.plan:
-        opened = open_loras(loras)
-        with headers(args.model) as (manifest, folder, note):
-            found = Model(manifest, folder, args.model)
-            made = plan_from_folder(found, folder, quant, args.fold, args.fold_size, lessons)
-            matches = [f"note: {line}" for line in merged(made, opened, args.lora_partial).found()]
-            print(f"{manifest.name}, {quant}{note}")
-            print("\n".join([described(made), *matches]))
+        _print_plan(args, quant, calibrate, loras)
         return
     target = place_of(args.output)
     check_place(target)
     with Progress(args.quiet) as progress:
-        opened = open_loras(loras, progress.say)
-        made = draft(args.model, quant, progress.say, args.fold, args.fold_size, lessons, opened, args.lora_partial)
-        for note in made.notes:
-            progress.say(f"note: {note}")
-        progress.say(f"{gigabytes(made.nbytes)} to write{_pace(made)}")
-        if made.learning:
-            progress.say(str(made.learning))
+        plan = plan_conversion(
+            args.model, quant, lora=loras, lora_partial=args.lora_partial, calibrate=calibrate,
+            fold=args.fold, fold_size=args.fold_size, on_download=progress.say,
+        )  # fmt: skip
+        for line in _announced(plan):
+            progress.say(line)
         started = time.perf_counter()
         try:
-            folder = quantize(
-                args.model, args.output, quant=quant, lora=loras, lora_partial=args.lora_partial, calibrate=lessons,
-                fold=args.fold, fold_size=args.fold_size, workers=args.workers,
-                on_progress=progress.converting, on_step=progress.step, on_download=progress.say,
-            )  # fmt: skip
+            folder = write_conversion(
+                plan, target, args.workers, progress.converting, progress.step, on_download=progress.say
+            )
         except KeyboardInterrupt:
             if partial_path(target).is_dir():
                 progress.say(f"what is finished stays in {partial_path(target)}; the same command goes on from there")
@@ -98,10 +90,34 @@ def run(args: argparse.Namespace) -> None:
         print(folder)
 
 
-def _lessons(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _print_plan(
+    args: argparse.Namespace, quant: str, calibrate: Sequence[Mapping[str, Any]], loras: "Sequence[Wanted]"
+) -> None:
+    from ..hub.manifest import Model
+    from ..lora.merge import open_loras
+    from ..quantization.conversion_plan import plan_from_folder
+
+    opened = open_loras(loras)
+    with headers(args.model) as (manifest, folder, note):
+        found = Model(manifest, folder, args.model)
+        plan = plan_from_folder(found, folder, quant, args.fold, args.fold_size, calibrate)
+        plan = plan.with_loras(opened, args.lora_partial)
+        print(f"{manifest.name}, {quant}{note}")
+        print("\n".join([described(plan), *(f"note: {line}" for line in plan.merge.match_lines())]))
+
+
+def _announced(plan: "ConversionPlan") -> list[str]:
+    """What the user is told before the work begins."""
+    from ..planning.plan import gigabytes
+
+    lines = [*(f"note: {note}" for note in plan.notes), f"{gigabytes(plan.nbytes)} to write{_pace(plan)}"]
+    return [*lines, str(plan.calibration_cost)] if plan.calibration_cost else lines
+
+
+def _calibration_items(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The pictures for --calibrate: flags for all of them, a line's own parameters over these."""
-    asked = {"steps": args.steps, **dict(zip(("width", "height"), args.size or (None, None), strict=True))}
-    shared = {name: value for name, value in asked.items() if value is not None}
+    flags = {"steps": args.steps, **dict(zip(("width", "height"), args.size or (None, None), strict=True))}
+    shared = {name: value for name, value in flags.items() if value is not None}
     if shared and args.calibrate is None:
         raise RequestError(
             "--size and --steps are of the pictures for --calibrate, and no prompts are given; add --calibrate FILE."
@@ -109,28 +125,28 @@ def _lessons(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [shared | job for job in read_jobs(args.calibrate, "--calibrate")] if args.calibrate else []
 
 
-def described(made: "Draft") -> str:
+def described(plan: "ConversionPlan") -> str:
     """What each kind of tensor gets, and what it comes to."""
     from ..planning.plan import gigabytes
     from ..quantization.calibration_set import too_large
-    from ..quantization.quantizer import expected, table
+    from ..quantization.conversion_plan import memory_lines, table
 
-    rows = [(name, form, f"{count}", gigabytes(size)) for name, form, count, size in table(made)]
+    rows = [(name, form, f"{count}", gigabytes(size)) for name, form, count, size in table(plan)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [f"{n:<{widths[0]}}  {f:<{widths[1]}}  {c:>{widths[2]}}  {s:>{widths[3]}}" for n, f, c, s in rows]
-    for layout in made.layouts:
+    for layout in plan.layouts:
         lines.append(
             f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {gigabytes(layout.nbytes)} on disk"
         )
-    lines.append(f"in all: {gigabytes(made.nbytes)} on disk")
-    takes = made.learning
-    learnt = [str(takes), *filter(None, [too_large(made.model.manifest, takes)])] if takes else []
-    return "\n".join([*lines, "", *expected(made), *learnt, *(f"note: {note}" for note in made.notes)])
+    lines.append(f"in all: {gigabytes(plan.nbytes)} on disk")
+    cost = plan.calibration_cost
+    calibration = [str(cost), *filter(None, [too_large(plan.model.manifest, cost)])] if cost else []
+    return "\n".join([*lines, "", *memory_lines(plan), *calibration, *(f"note: {note}" for note in plan.notes)])
 
 
-def _pace(made: "Draft") -> str:
+def _pace(plan: "ConversionPlan") -> str:
     from ..quantization.quantizer import SEARCH_COST
 
-    if not made.recipe.search:
+    if not plan.recipe.search:
         return ""
     return f"; this recipe looks for each group's best scale, which takes up to {SEARCH_COST} times as long as rounding"

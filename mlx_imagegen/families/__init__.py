@@ -1,7 +1,8 @@
 """The registry: which model families there are, by what each one's folders are recognized, and how one is opened.
 
-A family is a folder here with a `spec.py`, its manifests in weights/, its rows in quant/*.toml, and one line in `BUILT_IN`.
-A family of another package is made known with `register`. Specs are light: MLX is imported when a model is opened.
+A family is a folder here with a `spec.py`, its manifests in weights/, its rows in quant/*.toml, and one line in
+`BUILT_IN`. A family of another package is made known with `register`. Specs are light: MLX is imported when a model is
+opened.
 Must not know: any family's details.
 """
 

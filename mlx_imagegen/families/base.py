@@ -1,9 +1,10 @@
 """The contract: what a model family supplies.
 
 A `Family` is an open model: it encodes prompts, draws noise, knows its schedule, makes the denoiser of a picture, and
-decodes. It owns its components but never decides when they are in memory: the pipeline loads and releases them by stage.
-A `Denoiser` gives the velocity of one picture's loop, and owns what that picture needs: position and modulation tables,
-the prompt's keys and values, caches. What the registry must know before a model is open is the family's `FamilySpec`.
+decodes. It owns its components but never decides when they are in memory: the pipeline loads and releases them by
+stage. A `Denoiser` gives the velocity of one picture's loop, and owns what that picture needs: position and modulation
+tables, the prompt's keys and values, caches. What the registry must know before a model is open is the family's
+`FamilySpec`.
 Must not know: which families there are.
 """
 
@@ -98,8 +99,8 @@ def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
 class Denoiser(ABC, Generic[Branch]):
     """The velocity of a picture's loop, from one branch or several: the prompt's first, then the unwanted ones.
 
-    It is made from branches, schedule and settings, and kept for the next seed of the same prompt: `start_picture` drops
-    what belongs to one picture alone. All it keeps is evaluated: a lazy array belongs to the thread that made it.
+    It is made from branches, schedule and settings, and kept for the next seed of the same prompt: `start_picture`
+    drops what belongs to one picture alone. All it keeps is evaluated: a lazy array belongs to the thread that made it.
     """
 
     def __init__(self, branches: Sequence[Branch], cfg: float):

@@ -11,14 +11,14 @@ from ..hub.manifest import Manifest
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
 from ..loading.names import Rename, same_names
-from ..loading.weights import Weights, WeightTransforms
+from ..loading.tensors import NamedTensors, name_tensors
 from ..sampling import FlowMatchConfig
 
 
-def open_component(folder: Path, component: str, changes: WeightTransforms, rename: Rename = same_names) -> Weights:
+def name_component(folder: Path, component: str, rename: Rename = same_names) -> NamedTensors:
     """component/config.json and the tensors next to it, by our names."""
     config = read_json(folder / component / "config.json")
-    return Weights.open(component, open_checkpoint(folder / component), rename, config, changes)
+    return name_tensors(component, open_checkpoint(folder / component), rename, config)
 
 
 def read_scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:

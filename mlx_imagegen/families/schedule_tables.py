@@ -31,17 +31,16 @@ def find_tables(
 ) -> tuple[Arrays, str]:
     """`paths`: the layers that the tables are made from. `made_from`: what else decides them (config, timesteps,
     dtype). `unfold`: from a folded checkpoint, by the columns of the steps."""
-    from_source = bool(weights.folded) and weights.touched(paths)
+    from_source = bool(weights.folded) and weights.changed(paths)
     if folded is not None and not from_source:
         columns = folded.columns(timesteps)
         assert columns is not None  # the family's schedule is checked against the folder's
         return unfold(weights.fill, columns), f"from the checkpoint, folded for {folded}"
     folder, key = cache_folder() / "modulation", _key(weights, paths, made_from)
     if (kept := recall(folder, key)) is not None:
-        if weights.changes.merge:
-            weights.changes.merge.use(weights.component, paths)
+        weights.note_reuse(paths)
         return kept, "from cache"
-    tables = tabulate(weights.fill_from_source if from_source else weights.fill)
+    tables = tabulate(weights.fill)
     reason = keep(folder, key, tables)
     read = "from the source's weights" if from_source else "from the weights"
     return tables, f"{read}, {reason or 'kept for the next run'}"

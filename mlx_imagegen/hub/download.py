@@ -81,7 +81,8 @@ def locate(model: str, tell: Notify = notify_stderr, hub: Hub | None = None) -> 
 def identify(model: str, hub: Hub | None = None) -> Model:
     """What `model` means; no weights are downloaded for it.
 
-    A repository without a manifest of its own (a fine-tune, a mirror) is recognized by its config files, as a folder is.
+    A repository without a manifest of its own (a fine-tune, a mirror) is recognized by its config files, as a folder
+    is.
     """
     try:
         return find(model)

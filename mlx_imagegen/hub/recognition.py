@@ -40,7 +40,8 @@ def find(model: str) -> Model:
         chosen = chosen_folder()
         there = f", nor a file of a diffusion model in {chosen.models}" if chosen else ""
         raise MissingFileError(
-            f"{model} is not a folder here, nor a .safetensors or .gguf file{there}. Give a model folder, a repository id or one of: {', '.join(known)}."
+            f"{model} is not a folder here, nor a .safetensors or .gguf file{there}. Give a model folder, a repository "
+            f"id or one of: {', '.join(known)}."
         )
     if other := next((kind for kind in KINDS if model in manifests(kind)), None):
         families = ", ".join(family_spec(name).title for name in manifests(other)[model].families)
@@ -107,8 +108,8 @@ def _nearest(folder: ModelFolder) -> str:
             f"{folder.path}: {'; '.join(described)}, which is not an architecture this library has ({supported})."
         )
     raise MissingFileError(
-        f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as a "
-        "model. Point to the folder that holds the whole repository, config files included."
+        f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as "
+        "a model. Point to the folder that holds the whole repository, config files included."
     )
 
 

@@ -218,13 +218,12 @@ def _bundled(kind: str) -> Path | None:
 def _check_leftover(path: Path, found: Sequence[Found]) -> None:
     """Every tensor of the file belongs to a component of the one family, or is a known marker."""
     taken = {name for each in found for name in each.names}
-    left = [
-        name for name in open_checkpoint(path).tensors if name not in taken and name.rpartition(".")[2] not in MARKERS
-    ]
+    others = (name for name in open_checkpoint(path).tensors if name not in taken)
+    left = sorted(name for name in others if name.rpartition(".")[2] not in MARKERS)
     if left:
         raise CheckpointError(
-            f"{path}: {len(left)} tensors belong to no part of the model ({', '.join(sorted(left)[:3])} …): the file is "
-            "of another model or version, or holds more than one. Take another file."
+            f"{path}: {len(left)} tensors belong to no part of the model ({', '.join(left[:3])} …): the file is of "
+            "another model or version, or holds more than one. Take another file."
         )
 
 

@@ -1,7 +1,8 @@
 """The shapes of published checkpoints, so that a model can be planned before it is downloaded.
 
-In: a manifest whose `tensor_shapes` names a file of weights/tensor_shapes/. Out: a folder like the repository's, in which the
-small config files are real and the tensors' bytes are holes that take no room. Families open it as they open any other.
+In: a manifest whose `tensor_shapes` names a file of weights/tensor_shapes/. Out: a folder like the repository's, in
+which the small config files are real and the tensors' bytes are holes that take no room. Families open it as they open
+any other.
 Must not know: families, plans. Nothing may be read from such a folder but headers: every weight in it is zero.
 """
 

@@ -1,6 +1,6 @@
 """The one linear layer: y = x Wᵀ + b, with W dense or in MLX's packed affine format.
 
-A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated); files/loading.py fills it.
+A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated); loading/weights.py fills it.
 Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint.
 """
 
@@ -17,6 +17,8 @@ from ..precision import on_gpu
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
 # On the CPU, how much of a weight is unpacked at a time (numbers); smaller strips make the products slow.
 STRIP = 1 << 22
+MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
+GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Packing:
         shapes: dict[str, tuple[int, ...]] = {"weight": (rows, columns * self.bits // 32)}
         shapes["scales"] = (rows, columns // self.group_size)
         return shapes | {"biases": shapes["scales"]} if self.mode == "affine" else shapes
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tensors that a packed weight is stored as."""
+        return ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
 
     @property
     def bits_per_weight(self) -> float:

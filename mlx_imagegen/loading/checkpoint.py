@@ -1,4 +1,4 @@
-"""Files as named tensors that are read when asked for.
+"""Files as named tensors that are read on request, in full or by rows.
 
 In: a file, or a folder with one file or an index over shards. Out: `Checkpoint`, a mapping of names to `Tensor`s.
 Must not know: model families, names' meanings, how a format is laid out.
@@ -15,7 +15,7 @@ from .config import read_json
 from .gguf import is_gguf, read_gguf
 from .parts import PARTS, open_parts
 from .safetensors import read_header
-from .tensor import DAMAGED, DTYPES, Tensor, as_mlx
+from .tensor import DTYPES, REMEDY, Tensor, as_mlx
 
 __all__ = ["DTYPES", "Checkpoint", "Tensor", "as_mlx", "open_checkpoint", "read_header"]
 
@@ -120,15 +120,15 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     for name in names:
         shard, said = read_header(folder / name)
         metadata |= said
-        twice = sorted(set(shard) & set(tensors))
-        if twice:
+        duplicates = sorted(set(shard) & set(tensors))
+        if duplicates:
             raise CheckpointError(
-                f"{folder / name}: '{twice[0]}' also lies in {tensors[twice[0]].path.name}. {DAMAGED}"
+                f"{folder / name}: '{duplicates[0]}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
             )
         tensors.update(shard)
-    lost = sorted(set(weight_map) - set(tensors))
-    if lost:
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
         raise CheckpointError(
-            f"{index} names {len(lost)} tensors that no shard holds ({', '.join(lost[:3])}). {DAMAGED}"
+            f"{index} names {len(missing)} tensors that no shard holds ({', '.join(missing[:3])}). {REMEDY}"
         )
     return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)

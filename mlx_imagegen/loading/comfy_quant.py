@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..bfloat import to_float32
 from ..errors import CheckpointError
-from ..packing.bfloat import to_float32
-from .tensor import DAMAGED, Tensor
+from .tensor import REMEDY, Tensor
 
 METADATA = "_quantization_metadata"
 FORMAT = ".comfy_quant"
@@ -143,9 +143,9 @@ def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{what} is not valid JSON ({error}). {DAMAGED}") from error
+        raise CheckpointError(f"{what} is not valid JSON ({error}). {REMEDY}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{what} is not a JSON object. {DAMAGED}")
+        raise CheckpointError(f"{what} is not a JSON object. {REMEDY}")
     return data
 
 
@@ -207,7 +207,7 @@ def _rotation(said: Mapping[str, Any], weight: Tensor) -> int:
 
 def _unfit(weight: Tensor, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{weight.path}: '{weight.name}' ({weight.dtype} {list(weight.shape)}) {what}, which does not fit. {DAMAGED}"
+        f"{weight.path}: '{weight.name}' ({weight.dtype} {list(weight.shape)}) {what}, which does not fit. {REMEDY}"
     )
 
 

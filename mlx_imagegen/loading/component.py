@@ -13,7 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..layers.linear import Linear, Packing
-from .weights import PackingOf, Shape, Weights, join, layers, own_parameters
+from .modules import join, layers, own_parameters
+from .tensors import Shape
+from .transforms import PackingOf
+from .weights import Weights
 
 # A layer's path in the checkpoint, the layer without weights, and how it is packed or will be.
 Planned = tuple[str, nn.Module, Packing | None]
@@ -49,7 +52,7 @@ class Component:
     def load(self) -> nn.Module:
         if self._module is None:
             mx.clear_cache()  # what was freed before has other sizes than the weights to come: it would lie beside them
-            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.changes.progress)
+            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.transforms.progress)
         return self._module
 
     def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -64,7 +67,7 @@ class Component:
         """Reads layers again, by their paths in the checkpoint's tree, if the module is loaded."""
         if self._module is None:
             return
-        fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided anew
+        fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided again
         for inner, layer in layers(self._module):
             path = join(self.path, inner)
             if path in paths:
@@ -92,8 +95,8 @@ class Component:
             for _, layer, packing in self.planned()
             if isinstance(layer, Linear)
         )
-        told = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
-        return ", ".join(told) or dense
+        counted = [f"{kind} {count}" if len(kinds) > 1 else kind for kind, count in kinds.most_common()]
+        return ", ".join(counted) or dense
 
     def planned(self, recipe: PackingOf | None = None) -> Sequence[Planned]:
         """Every layer, empty and to be left so, by its path in the checkpoint, and how it is packed on disk or will be
@@ -102,9 +105,10 @@ class Component:
         `recipe`: as if it had been opened with this one.
         """
         if recipe not in self._planned:
-            stored, wanted = self.weights.stored, self.weights.wanted
+            stored, recipe_packing = self.weights.stored, self.weights.recipe_packing
             self._planned[recipe] = [
-                (path, layer, stored.get(path) or wanted(layer, path, recipe)) for path, layer in self._empty_layers
+                (path, layer, stored.get(path) or recipe_packing(layer, path, recipe))
+                for path, layer in self._empty_layers
             ]
         return self._planned[recipe]
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..layers.linear import Packing
 from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
-from .tensor import DAMAGED, DTYPES, Tensor, file_errors, read_exactly
+from .tensor import DTYPES, REMEDY, Tensor, file_errors, read_exactly
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -103,7 +103,7 @@ class PackedTensor(Tensor):
         if self.part != "weight" and not np.isfinite(values).all():
             raise CheckpointError(
                 f"{self.path}: '{self.source.name}' ({self.stored_as}) has a scale that is not finite, or too large for"
-                f" the 16 bits that it is held in. {DAMAGED}"
+                f" the 16 bits that it is held in. {REMEDY}"
             )
         return values
 
@@ -117,7 +117,7 @@ class _Cursor:
         self._left = min(size, HEADER_LIMIT_BYTES)
 
     def fail(self, reason: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is not a sound GGUF file: {reason}. {DAMAGED}")
+        return CheckpointError(f"{self.path} is not a sound GGUF file: {reason}. {REMEDY}")
 
     def take(self, count: int) -> bytes:
         self.claim(count)

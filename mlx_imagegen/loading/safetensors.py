@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .tensor import DAMAGED, DTYPES, Tensor, file_errors
+from .tensor import DTYPES, REMEDY, Tensor, file_errors
 
 HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
 
@@ -25,22 +25,22 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             size = path.stat().st_size
             if size < 8:
                 raise CheckpointError(
-                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {DAMAGED}"
+                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}"
                 )
             length = struct.unpack("<Q", file.read(8))[0]
             if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                    f"{size} bytes. {DAMAGED}"
+                    f"{size} bytes. {REMEDY}"
                 )
             header = json.loads(file.read(length))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {DAMAGED}") from error
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {REMEDY}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object. {DAMAGED}")
+        raise CheckpointError(f"{path}: the header is not a JSON object. {REMEDY}")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {DAMAGED}")
+        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {REMEDY}")
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(path, tensors, 8 + length, size)
     return tensors, metadata
@@ -49,11 +49,11 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     try:
         dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {DAMAGED}") from error
-    if not whole:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {DAMAGED}")
+        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {REMEDY}") from error
+    if not valid:
+        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {REMEDY}")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
@@ -63,7 +63,7 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
     if stop - start != expected:
         raise CheckpointError(
             f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. "
-            + DAMAGED
+            + REMEDY
         )
     return Tensor(path, name, dtype, shape, origin + start, origin + stop)
 
@@ -74,7 +74,7 @@ def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: in
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {DAMAGED}")
+            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {REMEDY}")
         end = tensor.stop
     if end != size:
-        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {DAMAGED}")
+        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {REMEDY}")

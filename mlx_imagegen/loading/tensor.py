@@ -13,9 +13,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import to_float32
 from ..errors import CheckpointError, ImagegenError, MissingFileError
 from ..layers.linear import Packing
-from ..packing.bfloat import to_float32
 
 # safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
 DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
@@ -36,7 +36,7 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "U64": (np.uint64, mx.uint64),
     "BOOL": (np.bool_, mx.bool_),
 }
-DAMAGED = "The file is damaged or its download did not finish: delete it and download it again."
+REMEDY = "The file is damaged or its download did not finish: delete it and download it again."
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Tensor:
         return to_float32(self.bytes(row, rows), self.dtype)
 
     def gather(self, indices: Sequence[int]) -> mx.array:
-        """Single rows, in the order of `indices`: for embedding tables, which are never loaded whole."""
+        """Single rows, in the order of `indices`: for embedding tables, which are never loaded in full."""
         outside = [index for index in indices if not 0 <= index < self.shape[0]]
         if outside:
             raise CheckpointError(
@@ -142,7 +142,7 @@ def read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
                 count = file.readinto(target[done : done + 2**30])
                 if not count:
                     raise CheckpointError(
-                        f"{tensor.path} ended while '{tensor.name}' was read: it changed under us. {DAMAGED}"
+                        f"{tensor.path} ended while '{tensor.name}' was read: it changed while it was read. {REMEDY}"
                     )
                 done += count
     except FileNotFoundError as error:

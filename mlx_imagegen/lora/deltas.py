@@ -1,7 +1,7 @@
 """What one module's LoRA entry adds to the module's weight, in float32: low rank, DoRA, LoKr, LoHa, full differences.
 
 In: the entry's tensors (still in the file) and the module's full-precision weight. Out: the difference to add, in the
-rows of one of our modules: a file may speak of a fused linear that holds several of ours.
+rows of one of our modules: a file may have a fused linear layer that holds several of ours.
 Must not know: names of modules, families, which LoRAs are chosen.
 """
 
@@ -16,7 +16,7 @@ from ..loading.checkpoint import Tensor
 from ..loading.names import RowRange, cut
 
 Shape = tuple[int, ...]
-# What a change of a weight is made of; exactly one of these, so that no tensor of a file is ever left out in silence.
+# What a change of a weight is made of; exactly one of these, so that no tensor of a file is left out silently.
 FORMS = {
     frozenset({"down", "up"}): "LoRA",
     frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}): "LoHa",
@@ -27,7 +27,7 @@ FORMS = {
     frozenset({"diff"}): "difference",
     frozenset(): "difference",  # of a bias alone
 }
-# What may stand beside each: DoRA's length of rows for what is made of factors; a bias is changed by its own tensor.
+# What else each may have: DoRA's length of rows for what is made of factors; a bias is changed by its own tensor.
 ALLOWED_EXTRAS = {
     "LoRA": {"alpha", "magnitude", "dora_scale", "diff_b", "up_bias"},
     "LoHa": {"alpha", "dora_scale", "diff_b"},
@@ -52,9 +52,9 @@ class Entry:
         """How the weight's change is computed; None if tensors are missing, or do not go together."""
         parts = set(self.parts)
         form = FORMS.get(frozenset(parts - ALLOWED_EXTRAS["LoRA"]))
-        beside = parts & ALLOWED_EXTRAS["LoRA"]
-        allowed = form is not None and beside <= ALLOWED_EXTRAS[form]
-        return form if allowed and not any(beside >= both for both in EXCLUSIVE) else None
+        extras = parts & ALLOWED_EXTRAS["LoRA"]
+        allowed = form is not None and extras <= ALLOWED_EXTRAS[form]
+        return form if allowed and not any(extras >= both for both in EXCLUSIVE) else None
 
     @property
     def dora(self) -> bool:
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def kind(self) -> str | None:
-        """For people."""
+        """For users."""
         if self.form is None or not self.dora:
             return self.form
         return "DoRA" if self.form == "LoRA" else f"{self.form} with DoRA"
@@ -171,13 +171,13 @@ def check_finite(tensor: Tensor) -> None:
     """Refuses NaN and infinity, on the host: a tensor of a LoRA is a few MB."""
     raw = tensor.bytes()
     if tensor.dtype == "BF16":
-        whole = int((raw & 0x7FFF).max(initial=0)) < 0x7F80  # all exponent bits set: infinity or NaN
+        finite = int((raw & 0x7FFF).max(initial=0)) < 0x7F80  # all exponent bits set: infinity or NaN
     elif tensor.dtype == "F8_E4M3":
-        whole = int((raw & 0x7F).max(initial=0)) < 0x7F  # it has no infinity, and one NaN of either sign
+        finite = int((raw & 0x7F).max(initial=0)) < 0x7F  # it has no infinity, and one NaN of either sign
     else:
         edges = (float(raw.min(initial=0)), float(raw.max(initial=0)))
-        whole = all(abs(edge) <= FLOAT32_MAX for edge in edges)  # NaN compares as false
-    if not whole:
+        finite = all(abs(edge) <= FLOAT32_MAX for edge in edges)  # NaN compares as false
+    if not finite:
         raise LoraError(
             f"{tensor.path}: '{tensor.name}' holds NaN or infinity; merged, it would turn every picture black. The "
             "training diverged or the file was converted wrongly: use an earlier save, or download it again."
@@ -189,7 +189,7 @@ def _array(tensor: Tensor) -> mx.array:
 
 
 def _rows(value: mx.array, target: RowRange) -> mx.array:
-    """As `keys.cut`, on an array."""
+    """As `names.cut`, on an array."""
     unit = value.shape[0] // target.of
     value = value[target.start * unit : (target.start + target.share) * unit]
     return mx.concatenate(list(mx.split(value, 2))[::-1]) if target.swap_halves else value

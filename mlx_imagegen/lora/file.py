@@ -1,4 +1,4 @@
-"""LoRA files: found, opened, their tensors gathered by module; which trainer's format, and for which model.
+"""LoRA files: located, opened, their tensors grouped by module; which trainer's format, and for which model.
 
 In: a path, or a repository and file. Out: a `LoraFile`. Data is read once to refuse NaN; all else is in the header.
 Must not know: the model that is open, arithmetic.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraError, MissingFileError
+from ..families import family_specs
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
@@ -28,10 +29,10 @@ ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' key in a file's own met
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # owner/name:file, or owner/name@revision:file
 REMOTE = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(@(?P<revision>[^:@]+))?:(?P<file>.+)")
-# PEFT's ways to begin that take the LoRA's first values out of the base, or pack it: the file alone does not tell how.
+# PEFT's ways to begin that take the LoRA's first values out of the base, or pack it: the file alone does not say how.
 OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
-# What a file's keys tell about who wrote it; the first that matches.
+# What a file's keys say about the program that wrote it; the first that matches.
 FORMATS = (
     ("XLabs", r"\.processor\.(qkv|proj)_lora"),
     ("LyCORIS", r"^lycoris_"),
@@ -46,15 +47,15 @@ FORMATS = (
     ("DiffSynth", r"\.lora_[AB](\.default)?\.weight$"),
     ("bare names with down and up (lightx2v Lightning)", r"\.lora_(down|up)\.weight$"),
 )
-# What only one model has among its modules' names, so that a LoRA for another one can be named; the first that matches.
-FAMILIES = (
+# What only one other model has among its modules' names, so that a LoRA for it can be named; the first that matches.
+# The signs of this library's families come after the first table: parts of them are also in those models' names.
+OTHER_MODELS = (
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
     ("HiDream-I1", r"(double|single)_stream_blocks"),
     ("HunyuanVideo", r"(img|txt)_mlp[._]fc\d|\.(img|txt)_attn_qkv|individual_token_refiner"),
     ("Chroma", r"distilled_guidance_layer"),
-    ("FLUX.1", r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context"),
-    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
-    ("HiDream-O1-Image", r"language_model[._]layers|final_layer2|t_embedder1|x_embedder[._]proj[12]"),
+)
+MODELS_OF_COMMON_NAMES = (
     ("Stable Diffusion 3", r"joint_blocks"),
     ("Stable Diffusion or SDXL", r"(down|up|input|output)_blocks?[._]|mid(dle)?_block"),
     ("Wan", r"blocks[._]\d+[._](self|cross)_attn"),
@@ -78,7 +79,7 @@ CONTROL_MODULE, CONTROL_SHAPE = r"(img_in|x_embedder)$", (3072, 128)
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """PEFT's own numbers: in the file's metadata (diffusers) or in an adapter_config.json beside it."""
+    """PEFT's own numbers: in the file's metadata (diffusers) or in an adapter_config.json next to it."""
 
     r: int
     alpha: float
@@ -113,16 +114,16 @@ class LoraFile:
     def of(
         cls, checkpoint: Checkpoint, metadata: Mapping[str, str], requested_as: str, published: str | None = None
     ) -> "LoraFile":
-        """A file's tensors by the modules they speak of; from the header alone."""
+        """A file's tensors by the modules they belong to; from the header alone."""
         path = checkpoint.where
-        groups, unknown_keys = _gather(checkpoint)
+        groups, unknown_keys = _group(checkpoint)
         configs = _configs(path, metadata)
         entries = {name: Entry(name, parts, _configured(configs, name)) for name, parts in groups.items()}
         return cls(path, requested_as, published, entries, tuple(unknown_keys), metadata, checkpoint, checkpoint.stamp)
 
     @property
     def canonical_name(self) -> str:
-        """What it is called in records: the same from everywhere, and tomorrow."""
+        """Its name in records: valid from every folder, and for good."""
         return self.published or str(Path(self.requested_as).expanduser().absolute())
 
     @property
@@ -131,15 +132,15 @@ class LoraFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check_unchanged(self) -> None:
-        """A file that a trainer writes anew would be read at its former places: other numbers, without a word."""
+        """Raises for a file that was rewritten: reading it at its former offsets would silently give other numbers."""
         try:
             unchanged = self.checkpoint.stamp == self.stamp
         except OSError:
             unchanged = False
         if not unchanged:
             raise LoraError(
-                f"{self.requested_as} was changed or removed since it was opened, and its weights are needed again. Put it "
-                "in place and choose it anew (set_lora), or choose others."
+                f"{self.requested_as} was changed or removed since it was opened, and its weights are needed again. "
+                "Put it in place and give it to set_lora again, or give others."
             )
 
     @property
@@ -148,16 +149,18 @@ class LoraFile:
 
     @property
     def family(self) -> str | None:
-        """The model whose modules the keys name, as far as can be told."""
-        by_keys = next((name for name, sign in FAMILIES if self._any(sign)), None)
+        """The model whose modules the keys name, as far as the file says."""
+        ours = [(spec.title, spec.lora_sign) for spec in family_specs()]
+        signs = (*OTHER_MODELS, *ours, *MODELS_OF_COMMON_NAMES)
+        by_keys = next((name for name, sign in signs if self._any(sign)), None)
         if by_keys and " or " not in by_keys:
             return by_keys
         numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
         if by_keys == "FLUX.1 or Qwen-Image" and max(numbers) >= FLUX_DOUBLE_BLOCKS:
             return "Qwen-Image"
         words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
-        told = " ".join(words).lower()
-        return next((name for name, sign in ARCHITECTURES if re.search(sign, told)), by_keys)
+        metadata = " ".join(words).lower()
+        return next((name for name, sign in ARCHITECTURES if re.search(sign, metadata)), by_keys)
 
     @property
     def keys(self) -> list[str]:
@@ -167,9 +170,9 @@ class LoraFile:
         return any(re.search(sign, key) for key in self.checkpoint)
 
 
-def open_lora(source: str | Path, tell: Notify = notify_stderr) -> LoraFile:
+def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
     """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
-    path, published = _locate(str(source), tell)
+    path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)
     _refuse_control(file)
@@ -178,7 +181,7 @@ def open_lora(source: str | Path, tell: Notify = notify_stderr) -> LoraFile:
     return file
 
 
-def _gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Tensors by module and part, and the keys that are neither."""
     groups: dict[str, dict[str, Tensor]] = {}
     unknown_keys = []
@@ -218,12 +221,12 @@ def _refuse_control(file: LoraFile) -> None:
     wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
     if file._any(CONTROL_KEY) or any(wide):
         raise LoraError(
-            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's input "
-            "from 64 to 128 channels for a control picture beside the latents, which this library does not have."
+            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's "
+            "input from 64 to 128 channels for a control picture next to the latents, which this library does not have."
         )
 
 
-def _locate(source: str, tell: Notify) -> tuple[Path, str | None]:
+def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
     """The file and, if it lies in a repository, its name with the commit."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -243,14 +246,14 @@ def _locate(source: str, tell: Notify) -> tuple[Path, str | None]:
             f"there is no LoRA file {source}. Give a .safetensors file, or a repository and its file as "
             "owner/name:file.safetensors."
         )
-    return _fetched(remote["repo"], remote["revision"] or "main", remote["file"], tell)
+    return _fetch(remote["repo"], remote["revision"] or "main", remote["file"], notify)
 
 
-def _fetched(repo: str, revision: str, file: str, tell: Notify) -> tuple[Path, str]:
+def _fetch(repo: str, revision: str, file: str, notify: Notify) -> tuple[Path, str]:
     patterns = [glob.escape(file)]
-    if Path(file).name.startswith(PEFT_FILE):  # its strength stands beside it
+    if Path(file).name.startswith(PEFT_FILE):  # its strength is in a file next to it
         patterns.append(glob.escape(Path(file).with_name(PEFT_CONFIG).as_posix()))
-    folder = fetch_files(Download(f"the LoRA {file}", repo, revision, patterns, f"see {repo}"), tell)
+    folder = fetch_files(Download(f"the LoRA {file}", repo, revision, patterns, f"see {repo}"), notify)
     return folder / file, f"{repo}@{revision_of(folder) or revision}:{file}"
 
 
@@ -276,27 +279,28 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
-    """Configurations by the prefix of the modules they speak of ("" for all)."""
-    beside = path.with_name(PEFT_CONFIG)
+    """Configurations by the prefix of the modules they are for ("" for all)."""
+    config_path = path.with_name(PEFT_CONFIG)
     tables: dict[str, dict[str, Any]] = {}
     try:
         flat = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
-        if not flat and beside.is_file():
-            flat = read_json(beside)
+        if not flat and config_path.is_file():
+            flat = read_json(config_path)
         for key, value in flat.items():
             prefix, _, name = key.rpartition(".")
             tables.setdefault(prefix, {})[name] = value
         configs = {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise LoraError(
-            f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It stands "
-            f"in the file's metadata '{ADAPTER_METADATA}' or in {beside.name}; take both from the LoRA's repository."
+            f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It is "
+            f"in the file's metadata '{ADAPTER_METADATA}' or in {config_path.name}; take both from the LoRA's "
+            "repository."
         ) from error
-    begun = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
-    if other := next(filter(OTHER_BASE.match, map(str, begun)), None):
+    initializers = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
+    if other := next(filter(OTHER_BASE.match, map(str, initializers)), None):
         raise LoraError(
-            f"{path} was begun with '{other}', which changes the weights beneath it, and those are not in the file; "
-            "merged into others it would spoil them. Save it once more as a plain LoRA: PEFT's save_pretrained with "
+            f"{path} was begun with '{other}', which changes the base weights, and those are not in the file; "
+            "merged into others it would damage them. Save it again as a plain LoRA: PEFT's save_pretrained with "
             "path_initial_model_for_weight_conversion does that."
         )
     return configs

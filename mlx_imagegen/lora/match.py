@@ -1,7 +1,7 @@
 """A LoRA file's entries on a family's modules: where each belongs, and what is refused.
 
 In: opened LoRA files and a family that is open. Out: a `Match` for each, with the changes of our parameters by name.
-A file that does not fit is refused, all that is wrong with it at once: nothing in it is ever dropped in silence.
+A file that does not fit is refused, all that is wrong with it at once: nothing in it is dropped silently.
 Must not know: arithmetic, when changes are merged.
 """
 
@@ -25,14 +25,14 @@ Key = tuple[str, str, str]  # component, module path, parameter
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and how strongly it is wanted."""
+    """A file and its scale."""
 
     file: LoraFile
     scale: float = 1.0
     own: bool = False  # the manifest's, not the user's
 
     def described(self) -> dict[str, Any]:
-        """Enough to open it again from anywhere."""
+        """For records: enough to open it again from every folder."""
         file = self.file
         own = {} if file.published else {"sha256": file.digest}
         return {"file": file.canonical_name, **own, "scale": self.scale}
@@ -43,12 +43,12 @@ class Lora:
 
 @dataclass(frozen=True)
 class ModuleNames:
-    """One component as LoRA files may speak of it."""
+    """One component's modules by every name that LoRA files use for them."""
 
     component: str
     shapes: Mapping[str, tuple[int, ...]]  # of our parameters, unpacked
     names: Mapping[str, tuple[RowRange, ...]]  # every name of a module
-    prefixes: tuple[str, ...]  # that say a key is for this component; () for the transformer, which needs none
+    prefixes: tuple[str, ...]  # of keys for this component; () for the transformer, which needs none
 
     @classmethod
     def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "ModuleNames":
@@ -77,7 +77,7 @@ class Change:
 
 @dataclass
 class Match:
-    """What became of a file."""
+    """Where the parts of one file belong."""
 
     lora: Lora
     matched: list[str] = field(default_factory=list)  # entries, by the file's names
@@ -98,7 +98,7 @@ def module_names(family: Family[Any]) -> list[ModuleNames]:
         prefixes = [prefix for prefix, component in family.spec.lora_prefixes.items() if component == name]
         if name == main or prefixes:
             out.append(ModuleNames.of(weights, family.lora_names, prefixes))
-    return sorted(out, key=lambda vocabulary: vocabulary.component == main)
+    return sorted(out, key=lambda names: names.component == main)
 
 
 def match_loras(loras: Iterable[Lora], known: Sequence[ModuleNames], title: str, partial: bool = False) -> list[Match]:
@@ -118,36 +118,36 @@ def match_entries(lora: Lora, known: Sequence[ModuleNames]) -> Match:
         if found is None:
             match.unmatched[name] = "no such module"
             continue
-        vocabulary, targets = found
-        first = seen.setdefault((vocabulary.component, targets), name)
+        names, targets = found
+        first = seen.setdefault((names.component, targets), name)
         if entry.form is None:
             match.unmatched[name] = f"it has {', '.join(sorted(entry.parts))}, which make no change together"
         elif first != name:
             match.unmatched[name] = f"'{first}' already speaks of this module"
         else:
-            _place(match, entry, vocabulary, targets)
+            _place(match, entry, names, targets)
     return match
 
 
 def _find(name: str, known: Sequence[ModuleNames]) -> tuple[ModuleNames, tuple[RowRange, ...]] | None:
-    for vocabulary in known:
-        if vocabulary.prefixes:
-            prefix = next((prefix for prefix in vocabulary.prefixes if name.startswith(prefix)), None)
-            module = None if prefix is None else find_module(name.removeprefix(prefix), vocabulary.names)
+    for names in known:
+        if names.prefixes:
+            prefix = next((prefix for prefix in names.prefixes if name.startswith(prefix)), None)
+            module = None if prefix is None else find_module(name.removeprefix(prefix), names.names)
         else:
-            module = find_module(name, vocabulary.names)
+            module = find_module(name, names.names)
         if module is not None:
-            return vocabulary, vocabulary.names[module]
+            return names, names.names[module]
     return None
 
 
-def _place(match: Match, entry: Entry, vocabulary: ModuleNames, targets: tuple[RowRange, ...]) -> None:
+def _place(match: Match, entry: Entry, names: ModuleNames, targets: tuple[RowRange, ...]) -> None:
     """Notes the entry's changes under our parameters, if all its shapes fit them."""
     placed: dict[Key, Change] = {}
     for parameter, found in (("weight", entry.shape), ("bias", entry.bias_shape)):
         if found is None and (parameter == "bias" or entry.form == "difference"):
             continue  # the file says nothing of it
-        expected = _whole_shape(vocabulary, targets, parameter)
+        expected = _fused_shape(names, targets, parameter)
         if expected is None:
             match.unmatched[entry.name] = f"the module has no {parameter}"
             return
@@ -156,51 +156,52 @@ def _place(match: Match, entry: Entry, vocabulary: ModuleNames, targets: tuple[R
             match.misshapen.append(f"'{entry.name}': expected {list(expected)}, found {shapes}")
             return
         for target in targets:
-            placed[vocabulary.component, target.name, parameter] = Change(match.lora, entry, target, parameter)
+            placed[names.component, target.name, parameter] = Change(match.lora, entry, target, parameter)
     for key, change in placed.items():
         match.changes.setdefault(key, []).append(change)
     match.matched.append(entry.name)
 
 
-def _whole_shape(vocabulary: ModuleNames, targets: Sequence[RowRange], parameter: str) -> tuple[int, ...] | None:
+def _fused_shape(known: ModuleNames, targets: Sequence[RowRange], parameter: str) -> tuple[int, ...] | None:
     """The shape of the file's module: our modules' rows, one below another."""
     names = [f"{target.name}.{parameter}" for target in targets]
-    if not vocabulary.shapes.keys() >= set(names):
+    if not known.shapes.keys() >= set(names):
         return None
-    shapes = [vocabulary.shapes[name] for name in names]
+    shapes = [known.shapes[name] for name in names]
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
-    """Raises with everything that is wrong, unless only leftovers are and `partial` allows them."""
+    """Raises with everything that is wrong, unless entries only lack a place and `partial` allows that."""
     file = match.lora.file
     other = file.family if file.family and title not in file.family else None
     looks = f" It looks like a LoRA for {other}." if other else ""
-    left = "; ".join(f"'{name}' ({why})" for name, why in list(match.unmatched.items())[:4])
-    left += f"; and {len(match.unmatched) - 4} more" if len(match.unmatched) > 4 else ""
+    unmatched = "; ".join(f"'{name}' ({why})" for name, why in list(match.unmatched.items())[:4])
+    unmatched += f"; and {len(match.unmatched) - 4} more" if len(match.unmatched) > 4 else ""
     if not match.total:
         raise LoraError(
             f"{file.requested_as} holds no tensors; download it again, or take another save of the training."
         )
     if not match.matched and not match.misshapen:
         raise LoraError(
-            f"{file.requested_as}: none of its {match.total} modules has a place in {title}: {left}.{looks}"
+            f"{file.requested_as}: none of its {match.total} modules has a place in {title}: {unmatched}.{looks}"
         )
     if match.misshapen:
         more = f" … and {len(match.misshapen) - 3} more" if len(match.misshapen) > 3 else ""
         raise LoraError(
-            f"{file.requested_as} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}.{looks} "
-            "A LoRA fits only the model it was trained on."
+            f"{file.requested_as} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}."
+            f"{looks} A LoRA fits only the model it was trained on."
         )
     if other and not match.unmatched:
         raise LoraError(
-            f"{file.requested_as} says that it is for {other}: {title} has modules of the same names, but not the same use."
+            f"{file.requested_as} says that it is for {other}: {title} has modules of the same names, but not the "
+            "same use."
         )
     if match.unmatched and (other or not partial):
-        mend = "" if other else " Allow it with --lora-partial (lora_partial=True) to merge the rest."
+        remedy = "" if other else " Allow it with --lora-partial (lora_partial=True) to merge the rest."
         raise LoraError(
-            f"{file.requested_as}: {len(match.matched)} of {match.total} modules match {title}, the others have no place: "
-            f"{left}.{looks}{mend}"
+            f"{file.requested_as}: {len(match.matched)} of {match.total} modules match {title}, the others have no "
+            f"place: {unmatched}.{looks}{remedy}"
         )
 
 

@@ -1,14 +1,15 @@
 """LoRAs merged into full-precision weights, in float32, module by module as these stream in.
 
-In: LoRA files matched with a family's modules. Out: `Merge`, which `loading.py` hands every tensor on its way to
-quantization and into the module. Each file's changes are computed from the weight as it is without any LoRA and added
-up, so that their order does not matter; a scale of 0 leaves every bit as it is.
+In: LoRA files matched with a family's modules. Out: `Merge`, a step of loading: it comes before packing. Each file's
+changes are computed from the weight without any LoRA and added up, so that their order does not matter; a scale of 0
+leaves every bit as it is.
 Must not know: sampling, how weights are packed.
 """
 
 import functools
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,27 @@ from ..hub.download import Notify, notify_stderr
 from ..hub.manifest import Manifest, data_folder
 from ..layers.linear import Packing, unpacked
 from ..loading.names import runs
-from ..loading.weights import Pack
+from ..loading.tensors import NamedTensors
+from ..loading.transforms import LayerTensors, Transform
+from ..loading.weights import Weights
+from ..packing.packer import Pack
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
-# What `lora=` takes: a file, or (file, scale); a file may stand in a repository: "owner/name:file.safetensors".
-Wanted = str | Path | tuple[str | Path, float]
+# What `lora=` takes: a file, or (file, scale); a file may be in a repository: "owner/name:file.safetensors".
+# A LoRA that is open is taken as it is.
+Wanted = str | Path | tuple[str | Path, float] | Lora
 SCALE_LIMIT = 100.0
 SAMPLE_ROWS = 128  # of each weight, to see what packing leaves of a change; the result is good to about 2%
 
 
-class Merge:
-    """The chosen LoRAs by parameter; called with every tensor that is read. What none of them touches comes back as it
-    is, the others in float32."""
+class Merge(Transform):
+    """The selected LoRAs by parameter. A tensor that none of them changes stays as it is, the others become float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Callable[[str], Weights] | None = None) -> None:
+        """`source`: a component's full-precision weights, where the model that is open was quantized or folded: LoRAs
+        merge into those."""
+        self.source = source
         self.matches: Sequence[Match] = ()
         self.before: Sequence[Match] = ()  # what was merged into a quantized checkpoint when it was made
         self.applied: set[Key] = set()
@@ -44,8 +51,9 @@ class Merge:
         self._changes: dict[Key, list[Change]] = {}
         self._before: dict[Key, list[Change]] = {}
 
-    def choose(self, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
-        """Takes the place of what was chosen; gives the parameters whose merged values become others."""
+    def select(self, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
+        """Replaces the selection; gives the parameters whose merged values change. `before`: what was merged into a
+        quantized checkpoint when it was made."""
         changes, former = _by_parameter(matches), self._changes
         keys = changes.keys() | former.keys()
         differ = {key for key in keys if _fingerprints(changes.get(key, ())) != _fingerprints(former.get(key, ()))}
@@ -56,29 +64,57 @@ class Merge:
             self.survived.pop(f"{component}/{path}", None)
         return differ
 
+    def apply(self, tensors: LayerTensors) -> LayerTensors:
+        component, path = tensors.component, tensors.path
+        if tensors.absent or (tensors.packing and self.touches(component, path)):
+            return self._read_from_source(tensors)
+        values = tensors.values.items()
+        return tensors.with_values({name: self(component, path, name, value) for name, value in values})
+
+    def _read_from_source(self, tensors: LayerTensors) -> LayerTensors:
+        """The layer as it was before it was packed or folded, with the LoRAs of then and now: codes take no change."""
+        component, path = tensors.component, tensors.path
+        assert self.source is not None  # a LoRA is refused where there is no source
+        full = self.source(component)
+        plain = {"weight": full.read_weight(path)}
+        if "bias" in tensors.layer:  # a calibrated folder's makes up for the error of its own codes
+            plain["bias"] = full.read(f"{path}.bias", tensors.layer["bias"].shape)
+        values = {name: self.from_source(component, path, name, value) for name, value in plain.items()}
+        return replace(tensors, values=values, plain=plain, packing=None)
+
+    def changes(self, component: str, paths: Collection[str]) -> bool:
+        return any(self.touches(component, path, name) for path in paths for name in ("weight", "bias"))
+
+    def identity(self, named: NamedTensors, paths: Collection[str]) -> str:
+        if not self.changes(named.component, paths):
+            return ""
+        from_source = self.source is not None and not all(map(named.in_full_precision, paths))
+        stamp = self.source(named.component).checkpoint.stamp if self.source and from_source else ""
+        return repr((self._merged_into(named.component, paths), stamp))
+
     def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
         changes = self._changes.get((component, path, parameter))
         if not changes:
             return value
         self.applied.add((component, path, parameter))
-        return _added(value, changes)
+        return _merged(value, changes)
 
     def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
         """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
         key = (component, path, parameter)
         self.applied.add(key)
         changes = [*self._before.get(key, ()), *self._changes.get(key, ())]
-        return _added(value, changes) if changes else value
+        return _merged(value, changes) if changes else value
 
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
-        """As a call, for a run of rows of a parameter that has `height` of them; for who reads weights in pieces."""
+        """As a call, for a run of rows of a parameter that has `height` of them: for weights read in pieces."""
         key = (component, path, parameter)
         rows, found = rows.astype(mx.float32), []
         for change in self._changes.get(key, ()):
             if change.entry.by_columns and len(rows) != height:
                 raise LoraError(
-                    f"{change.lora.file.requested_as}: '{change.entry.name}' is a DoRA over columns, which needs the whole "
-                    "weight at once, and weights pass in pieces here; give this LoRA to generate instead."
+                    f"{change.lora.file.requested_as}: '{change.entry.name}' is a DoRA over columns, which needs all "
+                    "of a weight at once, and weights pass in pieces here; give this LoRA to generate instead."
                 )
             self.applied.add(key)
             parts = runs(change.target, first, len(rows), height)
@@ -90,7 +126,7 @@ class Merge:
     def measure(
         self, component: str, path: str, before: mx.array, after: mx.array, pack: Pack, packing: Packing
     ) -> None:
-        """The part of the change that is found again in what packing makes of the weight without and with it."""
+        """Notes which share of the change is left: the difference of the packed weight with and without it."""
         before, after = (weight[:SAMPLE_ROWS].astype(mx.float32) for weight in (before, after))
         change = after - before
         found = unpacked(pack(after, packing), packing) - unpacked(pack(before, packing), packing)
@@ -107,13 +143,13 @@ class Merge:
 
     def notes(self) -> list[str]:
         """For the report."""
-        return self.found() + self.losses() + self._idle()
+        return self.match_lines() + self.loss_lines() + self._unused_line()
 
-    def found(self) -> list[str]:
-        """How much of each file found its place."""
+    def match_lines(self) -> list[str]:
+        """How many of each file's modules match."""
         return [f"LoRA {match.lora}: {len(match.matched)} of {match.total} modules match" for match in self.matches]
 
-    def losses(self) -> list[str]:
+    def loss_lines(self) -> list[str]:
         """What quantization left of the changes, where it was measured."""
         if not self.survived:
             return []
@@ -122,37 +158,41 @@ class Merge:
         least = f"least in {worst}: {self.survived[worst]:.0%}"
         return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
 
-    def _idle(self) -> list[str]:
+    def _unused_line(self) -> list[str]:
         idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
         return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes
 
-    def identity(self, component: str, paths: Collection[str]) -> list[str]:
-        """What is merged into these layers, for what is computed from them and kept."""
+    def _merged_into(self, component: str, paths: Collection[str]) -> list[str]:
+        """Every change of these layers."""
         return sorted(
-            repr((key, *mark))
+            repr((key, *fingerprint))
             for changes in (self._before, self._changes)
             for key, merged in changes.items()
             if key[0] == component and key[1] in paths
-            for mark in _fingerprints(merged)
+            for fingerprint in _fingerprints(merged)
         )
 
-    def use(self, component: str, paths: Collection[str]) -> None:
-        """A picture uses these layers' changes without their being merged again: the result was kept."""
+    def note_reuse(self, component: str, paths: Collection[str]) -> None:
         self.applied |= {key for key in self._changes if key[0] == component and key[1] in paths}
 
 
-def open_loras(wanted: Sequence[Wanted], tell: Notify = notify_stderr) -> list[Lora]:
+def open_loras(wanted: Sequence[Wanted], notify: Notify = notify_stderr) -> list[Lora]:
     """The files of `lora=`, opened and checked by themselves."""
     if not isinstance(wanted, list | tuple) or _is_one(wanted):
         raise LoraError(f"lora={wanted!r}: give a list, as in lora=['style.safetensors', ('other.safetensors', 0.7)].")
-    return [Lora(open_lora(source, tell), scale) for source, scale in map(_source_and_scale, wanted)]
+    return [item if isinstance(item, Lora) else _opened(item, notify) for item in wanted]
+
+
+def _opened(item: Any, notify: Notify) -> Lora:
+    source, scale = _source_and_scale(item)
+    return Lora(open_lora(source, notify), scale)
 
 
 def _is_one(wanted: Any) -> bool:
-    """(file, scale) where a list of them is meant."""
+    """Whether it is one (file, scale), where a list is needed."""
     return len(wanted) == 2 and isinstance(wanted[1], Real)
 
 
@@ -166,28 +206,28 @@ def _source_and_scale(item: Any) -> tuple[str | Path, float]:
 
 
 def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
-    """Puts `matches` in the place of what was merged; loaded modules are read again where that changes them."""
+    """Replaces what was merged by `matches`; loaded modules are read again where that changes them."""
     former = merge.matches, merge.before
-    differ = merge.choose(matches, before)
+    differ = merge.select(matches, before)
     try:
         for component in family.components.values():
             component.refill({path for name, path, _ in differ if name == component.weights.component})
     except BaseException:  # a half-changed module must not make a picture
-        merge.choose(*former)
+        merge.select(*former)
         for component in family.components.values():
             component.release()
         raise
     return differ
 
 
-def own_loras(manifest: Manifest, tell: Notify = notify_stderr) -> list[Lora]:
+def own_loras(manifest: Manifest, notify: Notify = notify_stderr) -> list[Lora]:
     """The LoRA that makes a manifest's model out of its base's files."""
     own = manifest.extras.get("lora")
     if not own:
         return []
     if "repo" not in own:  # bundled, like the model itself
         return [Lora(open_lora(data_folder("weights") / own["file"]), own=True)]
-    return [Lora(open_lora(f"{own['repo']}@{own['revision']}:{own['file']}", tell), own=True)]
+    return [Lora(open_lora(f"{own['repo']}@{own['revision']}:{own['file']}", notify), own=True)]
 
 
 def parse_lora(text: str) -> Wanted:
@@ -211,7 +251,7 @@ def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
     return out
 
 
-def _added(value: mx.array, changes: Sequence[Change]) -> mx.array:
+def _merged(value: mx.array, changes: Sequence[Change]) -> mx.array:
     """Every change is computed from the plain value."""
     value = value.astype(mx.float32)
     return _summed(value, [change.of(value) for change in changes])

@@ -2,7 +2,7 @@
 
 A LoRA that is added to codes is mostly rounded away: of a change of 1%, 3% is left at 4 bits and 23% at 6
 (benchmarks/lora_merge.py). So the weights it touches come in full precision from the source that the converter
-recorded, with the LoRAs that were merged then, and are packed as they were; the others stay as they are. Without the
+recorded, with the LoRAs that were merged then, and are packed as before; the others stay unchanged. Without the
 source the merge is refused, with the command that makes a new folder.
 In: a quantized folder. Out: `Source`. Must not know: arithmetic, how packing works.
 """
@@ -17,14 +17,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError, MissingFileError
-from ..families import open_family
+from ..families import family_spec, open_family
 from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
 from ..hub.record import record_of, remake
 from ..layers.linear import Packing
-from ..loading.weights import Weights, WeightTransforms
+from ..loading.transforms import WeightTransforms
+from ..loading.weights import Weights
 from ..packing.affine import pack
+from ..packing.packer import OnChange, Packer
 from ..packing.recipes import read_recipe, recipe_names
 from .file import open_lora
 from .match import Lora, Match
@@ -34,24 +36,25 @@ NEEDED = "has to be merged again into the weights that another one changes"
 
 
 class Source:
-    """What a quantized folder was made from, opened when a LoRA first needs it."""
+    """What a quantized folder was made from, opened when a LoRA first needs it. Called with a component's name, it
+    gives the full-precision weights."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
         self.record = record_of(folder)
 
-    def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
-        """For loading: touched weights are read from here and packed again."""
-        return replace(changes, pack=changes.pack or self._pack, source=self)
+    def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
+        """For loading: weights that LoRAs touch are packed again as they were."""
+        return transforms.then(Packer(self._pack, norms=family_spec(self.manifest.family).norms, on_change=on_change))
 
     def __call__(self, component: str) -> Weights:
         return self._family.weights[component]
 
-    def merged_before(self, matches: Sequence[Match], family: Family[Any], tell: Notify) -> list[Lora]:
+    def merged_before(self, matches: Sequence[Match], family: Family[Any], notify: Notify) -> list[Lora]:
         """The LoRAs that are in the folder's packed weights already, if any of `matches` touches one of those.
 
-        Refused here, before anything is loaded, if the source is not at hand.
+        Refused here, before anything is loaded, if the source is not on this machine.
         """
         held = family.weights
         changes = [key for match in matches if match.lora.scale != 0 for key in match.changes]
@@ -66,7 +69,7 @@ class Source:
         if self._place is None:
             raise LoraError(self._refusal(matches, packed))
         if self.record.get("calibrated_with"):
-            tell(
+            notify(
                 f"note: for the LoRA, {len(set(packed))} layers are packed anew, without the calibration of "
                 f"{self.folder}; a folder that is made with the LoRA has both: " + self._command(matches)
             )
@@ -96,7 +99,7 @@ class Source:
 
     @property
     def _place(self) -> Path | None:
-        """The source's folder, if it is on this machine and whole."""
+        """The source's folder, if it is on this machine and complete."""
         named, revision = self.record.get("source"), self.record.get("revision")
         if not named:
             return None
@@ -115,12 +118,12 @@ class Source:
         return pack(weight, packing, search, importance)
 
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
-        lost = f"{self._named}, which it was made from, is not on this machine"
+        missing = f"{self._named}, which it was made from, is not on this machine"
         return (
             f"{self.folder} is quantized, and merging into its codes or tables would lose most of a LoRA "
             f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
-            f"but {lost if self.record else 'it does not say from what it was made'}. Make a new folder with the LoRA: "
-            f"{self._command(matches)}"
+            f"but {missing if self.record else 'it does not say from what it was made'}. Make a new folder with the "
+            f"LoRA: {self._command(matches)}"
         )
 
     def _command(self, matches: Sequence[Match]) -> str:

@@ -30,10 +30,10 @@ from ..hub.manifest import Model, manifests
 from ..hub.recognition import find
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..kernels import cache_file
-from ..layers.linear import DENSE, PACKED, Packing, packed_matmul, unpacked
+from ..layers.linear import DENSE, GROUP_SIZES, PACKED, Packing, packed_matmul, unpacked
 from ..loading.weights import WeightTransforms
 from ..machine import GB, USABLE_SHARE, machine, physical_bytes
-from ..packing.recipes import GROUP_SIZES, read_recipe, recipe_names
+from ..packing.recipes import read_recipe, recipe_names
 from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
 from ..request.job import usual_job
@@ -217,7 +217,7 @@ def _folder(model: Model) -> Path | None:
 
 
 def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
-    """Of models with the same shapes; those that are not here are known by their published shapes, without the network."""
+    """Of models with the same shapes; of those that are not here, the published shapes are known."""
     manifest, folder = models[0].manifest, _folder(models[0])
     if folder is None and not has_tensor_shapes(manifest):
         yield from (Fit(model.requested_as, AS_STORED, "not here, and its shapes are not known") for model in models)

@@ -1,7 +1,7 @@
 """One opened model in a process of its own: pictures asked for line by line, each answered with what it took.
 
-In: a model, how to open it, and jobs. Out: `Rendered` or `Failed` with the reason; nothing that happens in there ends the
-caller. A fresh process is what makes peaks of memory comparable: none inherits the buffers of the one before.
+In: a model, how to open it, and jobs. Out: `Rendered` or `Failed` with the reason; nothing that happens in there ends
+the caller. A fresh process is what makes peaks of memory comparable: none inherits the buffers of the one before.
 `python -m mlx_imagegen.measuring.worker` is the other side. It ends with its standard input, and at the next step when
 its caller is gone: a large model's picture takes long, and whoever starts again would have two in memory.
 Must not know: tables, quality, sheets.

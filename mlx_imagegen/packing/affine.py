@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import from_bf16, round_bf16, to_bf16
 from ..errors import QuantizationError
 from ..layers.linear import Packing
-from .bfloat import from_bf16, round_bf16, to_bf16
 
 BLOCK = 1 << 18  # weights worked on at a time: their float32 copies stay in the processor's cache
 EXACT_BITS = 24  # of a whole number in float32

@@ -1,7 +1,7 @@
 """quant/*.toml: how many bits each weight of a family gets.
 
-In: a recipe's name or file, and a family. Out: `Recipe`, which answers for one linear layer at a time: a `Packing`, or
-None for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
+In: a recipe's name or file, and a family. Out: `Recipe`, which gives one linear layer's `Packing` at a time, or None
+for 16 bits. Rows are globs over "component/path", the first that matches counts. A layer's number may also be
 written from the end: `layers.-1.` is the last layer, whatever the model's depth. A row with `depth` counts only in
 stacks of at least so many layers: four layers kept high are a tenth of a large model and most of a small one.
 Must not know: tensors' values, files of checkpoints.
@@ -12,19 +12,22 @@ import functools
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import QuantizationError
+from ..families import family_spec
 from ..hub.manifest import data_folder
-from ..layers.linear import Packing
-from ..loading.weights import NUMBER, Weights, WeightTransforms
+from ..layers.linear import GROUP_SIZES, MODES, Packing
+from ..loading.tensors import NUMBER
+from ..loading.transforms import WeightTransforms
+from ..loading.weights import Weights
 from .affine import pack
+from .importance import Norms
+from .packer import OnChange, Packer, RoundTo16Bits
 
 DENSE_BITS = 16
-MODES = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}  # mode -> the bits MLX has for it
-GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
 COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "vae")  # all that a family may have
 KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
 ROW_KEYS = frozenset({"match", "depth", "bits", "group_size", "mode"})
@@ -45,42 +48,49 @@ class Row:
 class Recipe:
     """One recipe's rows for one family."""
 
-    name: str  # a file's: where it lies
+    name: str  # a file's: where it is
+    family: str
     rows: tuple[Row, ...]
     search: bool  # look for each group's best scale: slower to make, closer to the original
     keep: tuple[str, ...]  # globs of components that stay exactly as they are stored
     drop: tuple[str, ...]  # globs of tensors that no picture needs
-    digest: str  # of the rows, so that half-done work by another recipe is not continued
+    digest: str  # of the rows, so that unfinished work by another recipe is not continued
 
     def packing(self, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
         """For a linear layer's weight [rows, columns], one of `depth` numbered siblings."""
-        return fitted(self.wanted(component, path, depth), shape)
+        return fitted(self.row_packing(component, path, depth), shape)
 
-    def wanted(self, component: str, path: str, depth: int) -> Packing | None:
+    def row_packing(self, component: str, path: str, depth: int) -> Packing | None:
         """What the rows say, before the shape is looked at."""
-        asked = component, path, depth
-        if asked not in self._answers:
+        key = component, path, depth
+        if key not in self._packings:
             names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
-            self._answers[asked] = next(matching, None) if self.halves(component) else None
-        return self._answers[asked]
+            self._packings[key] = next(matching, None) if self.rounds_to_16_bits(component) else None
+        return self._packings[key]
 
     @functools.cached_property
-    def _answers(self) -> dict[tuple[str, str, int], Packing | None]:
-        """What was asked before: plans ask for every layer again and again."""
+    def _packings(self) -> dict[tuple[str, str, int], Packing | None]:
+        """By component, path and depth: plans need every layer's many times."""
         return {}
 
-    def halves(self, component: str) -> bool:
+    def rounds_to_16_bits(self, component: str) -> bool:
         """Whether the component's matrices that stay dense are rounded to 16 bits."""
         return not any(fnmatch.fnmatchcase(component, glob) for glob in self.keep)
 
-    def applied_to(self, changes: WeightTransforms) -> WeightTransforms:
+    @property
+    def norms(self) -> Norms:
+        """Which of the family's layers read a norm's output."""
+        return family_spec(self.family).norms
+
+    def applied_to(self, transforms: WeightTransforms, on_change: OnChange | None = None) -> WeightTransforms:
         """For loading: weights are packed as they stream in."""
         pack_one = functools.partial(pack, search=self.search)
-        return replace(changes, recipe=self.packing, pack=pack_one, halves=self.halves, digest=self.digest)
+        packer = Packer(pack_one, self.packing, self.digest, self.norms, on_change)
+        return transforms.then(packer, RoundTo16Bits(self.rounds_to_16_bits))
 
-    def idle(self, weights: Mapping[str, Weights]) -> list[str]:
-        """For people: which of its rows' globs no layer of an open model has for a name."""
+    def unused_rows(self, weights: Mapping[str, Weights]) -> list[str]:
+        """Lines for users: which of its rows' globs match no layer of an open model."""
         paths = [(component, path, held.depth(path)) for component, held in weights.items() for path in held.linears]
         names = [
             f"{component}/{name}" for component, path, depth in paths for name in (path, from_the_end(path, depth))
@@ -116,7 +126,7 @@ def canonical_name(quant: str) -> str:
 
 
 def read_recipe(quant: str, family: str) -> Recipe:
-    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read anew: it may have been edited."""
+    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
         raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
     path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
@@ -146,6 +156,7 @@ def read_recipe(quant: str, family: str) -> Recipe:
     general = Row(("*",), _packing(path, rest))
     return Recipe(
         canonical_name(quant),
+        family,
         (*(_row(path, rest, row) for row in rows), general),
         search,
         _kept(path, rest),

@@ -1,4 +1,4 @@
-"""What a model's layers really see, and packing that uses it.
+"""The inputs of a model's layers while it draws, and packing that uses them.
 
 In: an open full-precision pipeline, the pictures to draw, how the denoiser's layers will be packed. Out: `Statistics` a
 layer: the mean of its inputs, and their second moments where few bits make use of them. `pack_calibrated` then rounds
@@ -19,10 +19,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..layers.linear import Linear, Packing
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
-from ..packing.bfloat import to_bf16
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..result import OnStep
 
 BLOCK_COLUMNS = 512
-DAMPING = 0.01  # of the mean second moment: keeps directions that the prompts never took from being thrown away
+DAMPING = 0.01  # of the mean second moment: keeps directions that no prompt used
 MOST_BITS = 6  # above, rounding is fine enough as it is
 
 
@@ -44,7 +44,7 @@ class Statistics:
 
     @classmethod
     def of(cls, columns: int, moments: bool = True) -> "Statistics":
-        """Of nothing yet: it takes no memory before something is added."""
+        """Without inputs yet: it takes no memory before some are added."""
         edges = [*range(0, columns, BLOCK_COLUMNS), columns] if moments else []
         blocks = [mx.zeros((stop - start,) * 2) for start, stop in itertools.pairwise(edges)]
         return cls(0, mx.zeros((columns,)), blocks)
@@ -62,7 +62,7 @@ class Statistics:
             self.moments = [moment + part.T @ part for moment, part in zip(self.moments, parts, strict=True)]
         mx.eval(self.total, self.moments)  # now: the activations must not wait for the picture's end
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Ends the counting: from here on everything is numpy's, which any thread may read."""
         self.total, self.moments = np.array(self.total), [np.array(moment) for moment in self.moments]
 
@@ -89,7 +89,7 @@ class Statistics:
 
 
 class Watched(Linear):
-    """A linear layer that notes what it is given. Layers become Watched in place."""
+    """A linear layer that counts its inputs. Layers become Watched in place."""
 
     statistics: Statistics
 
@@ -99,7 +99,7 @@ class Watched(Linear):
 
 
 class WatchedComponent(Component):
-    """Stands in for a component; what it loads is watched. It keeps no layer alive when its module is released."""
+    """Replaces a component; what it loads is watched. It keeps no layer alive when its module is released."""
 
     def __init__(self, component: Component, found: Mapping[str, Statistics]):
         super().__init__(component.weights, component.empty, component.dtype, component.path)
@@ -126,12 +126,12 @@ def watching(components: dict[str, Component], name: str, found: Mapping[str, St
         components[name] = plain
 
 
-def blank(component: Component, packings: Mapping[str, Packing]) -> dict[str, Statistics]:
-    """Nothing noted yet, for each layer that will be packed and can gain by it."""
+def empty_statistics(component: Component, packings: Mapping[str, Packing]) -> dict[str, Statistics]:
+    """For each layer that will be packed and can gain by it."""
     return {
-        path: Statistics.of(layer.weight.shape[1], _fed_back(packings[path]))
+        path: Statistics.of(layer.weight.shape[1], _uses_feedback(packings[path]))
         for path, layer, _ in component.planned()
-        if isinstance(layer, Linear) and path in packings and (_fed_back(packings[path]) or "bias" in layer)
+        if isinstance(layer, Linear) and path in packings and (_uses_feedback(packings[path]) or "bias" in layer)
     }
 
 
@@ -140,22 +140,22 @@ def collect(
 ) -> dict[str, Statistics]:
     """Draws the pictures, and gives the denoiser's layers' statistics by path."""
     components, name = pipeline.family.components, pipeline.family.stages["denoise"][0]
-    found = blank(components[name], packings)
+    found = empty_statistics(components[name], packings)
     with watching(components, name, found):
         for _ in pipeline.stream(jobs, on_step):
             pass
     for statistics in found.values():
-        statistics.settle()
+        statistics.finish()
     return {path: statistics for path, statistics in found.items() if statistics.count}
 
 
-def _fed_back(packing: Packing) -> bool:
+def _uses_feedback(packing: Packing) -> bool:
     return packing.bits <= MOST_BITS and packing.mode == "affine"
 
 
 def pack_calibrated(rows: np.ndarray, packing: Packing, statistics: Statistics) -> tuple[Packed, np.ndarray]:
     """rows [R, K] in float32 -> what pack_rows gives, and what keeps the mean output if added to the bias, [R]."""
-    if _fed_back(packing):
+    if _uses_feedback(packing):
         packed = _stored(*_with_feedback(rows, packing, statistics), packing)
     else:
         packed = pack_rows(rows, packing)

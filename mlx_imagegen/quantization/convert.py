@@ -1,4 +1,4 @@
-"""Layouts -> files, in a stream: rows are read, changed and written at their final place; no tensor is ever held whole.
+"""Layouts -> files, in a stream: rows are read, changed and written at their final place; no tensor is held in full.
 
 In: the layouts of an open family, and a folder to be (`Partial`). Out: that folder. Runs of rows are worked on by
 several threads in any order: the headers say beforehand where every byte belongs.
@@ -19,13 +19,13 @@ from typing import IO, Any
 import mlx.core as mx
 import numpy as np
 
+from ..bfloat import to_bf16
 from ..errors import CheckpointError, MissingFileError, QuantizationError
 from ..hub.record import RECORD
 from ..loading.checkpoint import DTYPES
-from ..loading.weights import Progress
+from ..loading.transforms import Progress
 from ..lora.merge import Merge
 from ..packing.affine import pack, pack_rows
-from ..packing.bfloat import to_bf16
 from .calibrate import Statistics, pack_calibrated
 from .layout import Layout, Piece, Shard
 from .partial import Journal, Partial, write_json
@@ -36,9 +36,10 @@ COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
 COPIED_NAMES = ("LICENSE", "NOTICE")
 COPIED_BYTES = 100 * 10**6
 CHANGED = (
-    "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when it is still."
+    "{path} changed while it was read, so the output cannot be trusted and is not made; run it again when nothing "
+    "writes to it."
 )
-Stamp = tuple[str, int, int, int]  # place, inode, size and time: another one whenever a file changes
+Stamp = tuple[str, int, int, int]  # place, inode, size and time: differs whenever a file changes
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Conversion:
     search: bool
     record: Mapping[str, Any]
     merge: Merge | None = None
-    # What calibration noted, by (component, path): those weights are packed by it, and their layers' biases mended.
+    # What calibration measured, by (component, path): it decides those weights' codes and biases.
     statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
-    # What else is known of how much a layer's inputs count, by (component, path).
+    # How much a layer's inputs count, where the weights say it, by (component, path).
     importance: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    inputs: np.ndarray | None = None  # what folded layers are given, [columns, D] in float64
+    inputs: np.ndarray | None = None  # the input of folded layers, [columns, D] in float64
     # The sources as they were when the layouts were made; as they are when writing begins, if not given.
     stamps: Mapping[Path, Stamp] | None = None
 
@@ -70,16 +71,16 @@ def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: obj
 
 def convert(conversion: Conversion, partial: Partial, workers: int, progress: Progress | None = None) -> None:
     """Makes the folder, unless it is there already, made from the same."""
-    if partial.there:
+    if partial.is_complete:
         return
     partial.refuse_foreign_folder()
-    if partial.complete:
+    if partial.is_written:
         partial.rename()
         return
     copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
     tensors = sum(layout.nbytes for layout in conversion.layouts)
     partial.check_room(tensors + sum(path.stat().st_size for path in copies))
-    with partial.journal() as journal, partial.explained():
+    with partial.journal() as journal, partial.explain_full_disk():
         _write_tensors(conversion, partial.folder, journal, workers, progress)
         _write_small_files(conversion, partial.folder, copies)
         partial.seal(conversion.record)
@@ -91,29 +92,29 @@ def _write_tensors(
 ) -> None:
     before = conversion.stamps or stamps_of(conversion.layouts)
     with ExitStack() as stack:
-        jobs = []
+        tasks = []
         for layout in conversion.layouts:
             folder = target / layout.place
             folder.mkdir(parents=True, exist_ok=True)
             for shard in layout.shards:
                 file = stack.enter_context(_open_shard(folder / shard.name, shard))
-                turn = threading.Lock()
-                jobs += [Job(piece, file.fileno(), turn, shard) for piece in shard.pieces]
-        _join_biases(conversion, jobs)
-        todo = [job for job in jobs if job.piece.key not in journal.done and not job.joined]
+                write_lock = threading.Lock()
+                tasks += [Task(piece, file.fileno(), write_lock, shard) for piece in shard.pieces]
+        _join_biases(conversion, tasks)
+        todo = [task for task in tasks if task.piece.key not in journal.done and not task.written_with_weight]
         Work(conversion, todo, journal, before, progress).run(workers)
     if {path: _stamp(path) for path in before} != before:
         raise CheckpointError(CHANGED.format(path=conversion.source))
 
 
-def _join_biases(conversion: Conversion, jobs: Sequence["Job"]) -> None:
-    """A calibrated layer's bias is written with its weight, by whose error it is mended."""
-    biases = {(job.piece.component, job.piece.path): job for job in jobs if job.piece.parameter == "bias"}
-    for job in jobs:
-        place = job.piece.component, job.piece.path
-        if job.piece.packing and place in conversion.statistics and place in biases:
-            job.bias = biases[place]
-            job.bias.joined = True
+def _join_biases(conversion: Conversion, tasks: Sequence["Task"]) -> None:
+    """A calibrated layer's bias is written with its weight, by whose error it is corrected."""
+    biases = {(task.piece.component, task.piece.path): task for task in tasks if task.piece.parameter == "bias"}
+    for task in tasks:
+        place = task.piece.component, task.piece.path
+        if task.piece.packing and place in conversion.statistics and place in biases:
+            task.bias = biases[place]
+            task.bias.written_with_weight = True
 
 
 def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
@@ -124,22 +125,22 @@ def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
     return file
 
 
-class Job:
-    """One piece and where it goes. `left`: how many runs of its rows are still to be written."""
+class Task:
+    """One piece and where it goes."""
 
-    def __init__(self, piece: Piece, file: int, turn: threading.Lock, shard: Shard):
+    def __init__(self, piece: Piece, file: int, write_lock: threading.Lock, shard: Shard):
         self.piece = piece
         self.file = file
-        self.turn = turn  # the kernel lets one thread write to a file; one that waits there spins on its core
+        self.write_lock = write_lock  # one thread at a time may write to a file; in the kernel it would wait busily
         self.offsets = {part: shard.offsets[stored.name] for part, stored in piece.outputs.items()}
         self.runs = list(_runs(piece))
-        self.left = len(self.runs)
-        self.bias: Job | None = None  # written by this job
-        self.joined = False  # written by another job
+        self.remaining_runs = len(self.runs)
+        self.bias: Task | None = None  # written by this task
+        self.written_with_weight = False  # by another task
 
 
 class Work:
-    """The runs of all jobs, taken by several threads: numpy and reads let go of the interpreter's lock.
+    """The runs of all tasks, taken by several threads: numpy and reads let go of the interpreter's lock.
 
     MLX's arrays belong to the thread that made them, so the few runs that need it are done by the caller's own.
     """
@@ -147,19 +148,19 @@ class Work:
     def __init__(
         self,
         conversion: Conversion,
-        jobs: list[Job],
+        tasks: list[Task],
         journal: Journal,
         stamps: Mapping[Path, Stamp],
         progress: Progress | None,
     ):
         self._conversion, self._journal, self._stamps, self._progress = conversion, journal, stamps, progress
-        runs = [(job, run) for job in jobs for run in job.runs]
-        self._shared = iter([(job, run) for job, run in runs if not self._needs_mlx(job.piece)])
-        self._own = iter([(job, run) for job, run in runs if self._needs_mlx(job.piece)])
+        runs = [(task, run) for task in tasks for run in task.runs]
+        self._shared = iter([(task, run) for task, run in runs if not self._needs_mlx(task.piece)])
+        self._own = iter([(task, run) for task, run in runs if self._needs_mlx(task.piece)])
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._total = sum(piece.count for layout in conversion.layouts for piece in layout.pieces)
-        self._done = self._total - sum(job.piece.count for job in jobs)
+        self._done = self._total - sum(task.piece.count for task in tasks)
 
     def run(self, workers: int) -> None:
         threads = [threading.Thread(target=self._take, args=(self._shared,)) for _ in range(max(1, workers))]
@@ -188,36 +189,36 @@ class Work:
             for _ in self._own:
                 pass
 
-    def _take(self, runs: Iterator[tuple["Job", tuple[int, int]]]) -> None:
+    def _take(self, runs: Iterator[tuple["Task", tuple[int, int]]]) -> None:
         try:
             while (taken := self._next(runs)) is not None:
-                job, (row, rows) = taken
-                _convert_run(self._conversion, job, row, rows)
+                task, (row, rows) = taken
+                _convert_run(self._conversion, task, row, rows)
                 with self._lock:
-                    job.left -= 1
-                    last = job.left == 0
+                    task.remaining_runs -= 1
+                    last = task.remaining_runs == 0
                 if last:
-                    self._finish(job)
+                    self._finish(task)
         except Exception as error:  # carried to the caller's thread
             self._error = self._error or error
             self._stop()
 
-    def _next(self, runs: Iterator[tuple["Job", tuple[int, int]]]) -> tuple["Job", tuple[int, int]] | None:
+    def _next(self, runs: Iterator[tuple["Task", tuple[int, int]]]) -> tuple["Task", tuple[int, int]] | None:
         with self._lock:
             return next(runs, None)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, task: Task) -> None:
         """Into the journal, unless the source has changed since the run began: then nothing of it can be trusted."""
-        path = job.piece.part.tensor.path
+        path = task.piece.part.tensor.path
         if _stamp(path) != self._stamps[path]:
             raise CheckpointError(CHANGED.format(path=path))
-        for written in filter(None, (job, job.bias)):
+        for written in filter(None, (task, task.bias)):
             os.fsync(written.file)  # not even a power cut may leave the journal ahead of the weights
-        self._journal.finish(job.piece.key)
+        self._journal.finish(task.piece.key)
         with self._lock:
-            self._done += job.piece.count
+            self._done += task.piece.count
             if self._progress:
-                self._progress(job.piece.component, self._done, self._total)
+                self._progress(task.piece.component, self._done, self._total)
 
 
 def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
@@ -231,17 +232,17 @@ def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
         yield from ((row, min(step, stop - row)) for row in range(start, stop, step))
 
 
-def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
-    piece, part = job.piece, job.piece.part
+def _convert_run(conversion: Conversion, task: Task, row: int, rows: int) -> None:
+    piece, part = task.piece, task.piece.part
     if piece.columns:
-        _write_rows(job, "table", row, _table_rows(conversion, piece, row, rows))
+        _write_rows(task, "table", row, _table_rows(conversion, piece, row, rows))
         return
     if piece.packing is None and piece.dtype == part.tensor.dtype and not conversion.merges(piece):
-        _write_rows(job, piece.parameter, row, part.bytes(row, rows))
+        _write_rows(task, piece.parameter, row, part.bytes(row, rows))
         return
     values = _merged(conversion, piece, row, rows)
     if piece.packing is None:
-        _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
+        _write_rows(task, piece.parameter, row, _as_stored(values, piece.dtype))
         return
     layer = piece.component, piece.path
     statistics = conversion.statistics.get(layer)
@@ -252,10 +253,10 @@ def _convert_run(conversion: Conversion, job: Job, row: int, rows: int) -> None:
             parts, shift = pack_calibrated(values, piece.packing, statistics)
     except QuantizationError as error:
         raise QuantizationError(f"{part.tensor.path}, '{part.tensor.name}': {error}") from error
-    if job.bias is not None and shift is not None:
-        _write_bias(conversion, job.bias, row, shift)
+    if task.bias is not None and shift is not None:
+        _write_bias(conversion, task.bias, row, shift)
     for name, packed in parts.items():
-        _write_rows(job, name, row, packed)
+        _write_rows(task, name, row, packed)
 
 
 def _merged(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
@@ -282,22 +283,22 @@ def _table_rows(conversion: Conversion, piece: Piece, row: int, rows: int) -> np
     return table.astype(np.float32)
 
 
-def _write_bias(conversion: Conversion, job: Job, row: int, shift: np.ndarray) -> None:
-    piece = job.piece
+def _write_bias(conversion: Conversion, task: Task, row: int, shift: np.ndarray) -> None:
+    piece = task.piece
     values = _merged(conversion, piece, row, len(shift)) + shift
-    _write_rows(job, piece.parameter, row, _as_stored(values, piece.dtype))
+    _write_rows(task, piece.parameter, row, _as_stored(values, piece.dtype))
 
 
 def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return to_bf16(values) if dtype == "BF16" else values.astype(DTYPES[dtype][0])
 
 
-def _write_rows(job: Job, name: str, row: int, values: np.ndarray) -> None:
+def _write_rows(task: Task, name: str, row: int, values: np.ndarray) -> None:
     data = np.ascontiguousarray(values).reshape(-1).data.cast("B")
-    offset = job.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
-    with job.turn:
+    offset = task.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
+    with task.write_lock:
         while data:  # one write gives at most 2 GB to the file
-            written = os.pwrite(job.file, data, offset)
+            written = os.pwrite(task.file, data, offset)
             data, offset = data[written:], offset + written
 
 
@@ -313,8 +314,8 @@ def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
 
 def _belongs(path: Path) -> bool:
     kind = path.suffix in COPIED or path.name.startswith(COPIED_NAMES)
-    made_anew = path.name == RECORD or ".safetensors.index." in path.name or path.name[0] == "."  # variants' too
-    return kind and not made_anew and path.is_file() and path.stat().st_size <= COPIED_BYTES
+    written_by_us = path.name == RECORD or ".safetensors.index." in path.name or path.name[0] == "."  # variants' too
+    return kind and not written_by_us and path.is_file() and path.stat().st_size <= COPIED_BYTES
 
 
 def _write_small_files(conversion: Conversion, target: Path, copies: Sequence[Path]) -> None:

@@ -1,7 +1,7 @@
 """What a quantized checkpoint will hold: every tensor's form and place, worked out from headers alone.
 
 In: an open family's weights and a `Recipe`. Out: one `Layout` a component: its pieces in the order of the source files,
-cut into files of a sane size, each file's header, and the component's config.json. The converter fills these in; the
+cut into files of at most 5 GB, each file's header, and the component's config.json. The converter fills these in; the
 plan prints them.
 Must not know: tensors' values.
 """
@@ -221,25 +221,25 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
             continue
         packing, note = None, ""
         if parameter == "weight" and path in weights.linears:
-            wanted = recipe.wanted(weights.component, path, weights.depth(path))
-            packing = fitted(wanted, part.shape)
-            note = _fallback(part.shape, wanted, packing)
-        dtype = _dense_dtype(part, recipe.halves(weights.component))
+            row_packing = recipe.row_packing(weights.component, path, weights.depth(path))
+            packing = fitted(row_packing, part.shape)
+            note = _fallback(part.shape, row_packing, packing)
+        dtype = _dense_dtype(part, recipe.rounds_to_16_bits(weights.component))
         yield Piece(weights.component, path, parameter, written, part, packing, dtype, note)
 
 
-def _dense_dtype(part: Slice, halves: bool) -> str:
-    """Matrices of 32 bits become 16, if the recipe has that; vectors, [C, 1, 1] too, stay: too small to matter."""
+def _dense_dtype(part: Slice, round_to_16_bits: bool) -> str:
+    """Matrices of 32 bits become 16, if the recipe says so; vectors, [C, 1, 1] too, stay: they are small."""
     stored, matrix = part.tensor.dtype, math.prod(part.shape) > max(part.shape, default=1)
-    if part.tensor.unpacked or stored in FP8 or (stored == "F32" and matrix and halves):
+    if part.tensor.unpacked or stored in FP8 or (stored == "F32" and matrix and round_to_16_bits):
         return "BF16"
     return stored
 
 
-def _fallback(shape: Sequence[int], wanted: Packing | None, packing: Packing | None) -> str:
-    if wanted == packing or wanted is None:
+def _fallback(shape: Sequence[int], row_packing: Packing | None, packing: Packing | None) -> str:
+    if row_packing == packing or row_packing is None:
         return ""
-    columns = f"{shape[-1]} columns are not a multiple of {wanted.group_size}"
+    columns = f"{shape[-1]} columns are not a multiple of {row_packing.group_size}"
     return f"{columns}: kept at 16 bits" if packing is None else f"{columns}: groups of {packing.group_size}"
 
 

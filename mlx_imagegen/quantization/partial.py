@@ -1,9 +1,9 @@
-"""A folder that is complete or not there at all: it grows beside its place, under another name, and is renamed at the
-end.
+"""A folder that is complete or absent: it grows next to its place, under another name, and is renamed at the end.
+
 
 In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
 is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
-same, and else begins anew. A folder that we did not make is never touched.
+same, and else starts again. A folder that we did not make is never touched.
 Must not know: what the files hold.
 """
 
@@ -23,7 +23,7 @@ from ..errors import OutputError, QuantizationError
 from ..hub.record import RECORD
 
 JOURNAL = "journal.jsonl"
-PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is whole
+PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is complete
 SPARE_BYTES = 10**9  # left free on the disk
 
 
@@ -36,7 +36,7 @@ class Journal:
         self._lock = threading.Lock()
 
     def finish(self, key: str) -> None:
-        """One write a line, so that a kill leaves a whole line or a torn last one, which counts as none."""
+        """One write a line, so that a kill leaves complete lines or a torn last one, which counts as none."""
         with self._lock:
             self._file.write(f"{key}\n".encode())
 
@@ -51,17 +51,17 @@ class Partial:
         return partial_path(self.target)
 
     @property
-    def there(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the target is complete already, made from the same."""
         return recorded(self.target) == self.identity
 
     @property
-    def complete(self) -> bool:
+    def is_written(self) -> bool:
         """Whether only the renaming is left."""
         return recorded(self.folder) == self.identity
 
     def seal(self, record: Mapping[str, Any]) -> None:
-        """The record comes last, when all else is on the disk: with it the folder counts as whole."""
+        """The record comes last, when all else is on the disk: with it the folder counts as complete."""
         for path in self.folder.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -87,7 +87,7 @@ class Partial:
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
-        """Ours alone while we work. Whatever another identity left is removed."""
+        """Locked for this process. Whatever another identity left is removed."""
         with self._opened() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +103,7 @@ class Partial:
             file.seek(0)
             *lines, torn = file.read().decode(errors="replace").split("\n")
             if lines[:1] != [self.identity]:
-                # Record and journal go first: whoever left them must not find them beside what is cleared by half.
+                # Record and journal go first: whoever left them must not find them next to what is half cleared.
                 (self.folder / RECORD).unlink(missing_ok=True)
                 file.truncate(0)
                 _clear(self.folder)
@@ -133,7 +133,7 @@ class Partial:
             )
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explain_full_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -146,7 +146,7 @@ class Partial:
 
 
 def partial_path(target: Path) -> Path:
-    """Where a folder grows until it is whole."""
+    """Where a folder grows until it is complete."""
     return target.with_name(target.name + PARTIAL_SUFFIX)
 
 
@@ -157,7 +157,7 @@ def place_of(output: str | Path) -> Path:
 
 
 def check_place(target: Path) -> None:
-    """What can be refused before it is known what will be made there."""
+    """Refuses what does not depend on what will be made there."""
     if target.name.endswith(PARTIAL_SUFFIX):
         raise QuantizationError(
             f"{target}: a folder that is half done is called so, and the next run may clear it; give the name without "
@@ -173,7 +173,7 @@ def check_place(target: Path) -> None:
 
 
 def recorded(folder: Path) -> str | None:
-    """The identity of what a folder holds whole; None if it holds nothing of ours, or half of it."""
+    """The identity of a complete folder of ours; None for every other."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8")).get("identity")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
@@ -190,6 +190,6 @@ def _clear(partial: Path) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """All or nothing."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -230,8 +230,9 @@ class LoadParameters(TypedDict, total=False):
     model: Annotated[
         "str | Path | None",
         Parameter(
-            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, a local folder, or a file of "
-            "ComfyUI's or GGUF", "what", "MODEL", default_text=f"`{DEFAULT_MODEL}`", aliases=("checkpoint", "model_path", "pretrained_model"),
+            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, a local folder, or a file "
+            "of ComfyUI's or GGUF", "what", "MODEL", default_text=f"`{DEFAULT_MODEL}`",
+            aliases=("checkpoint", "model_path", "pretrained_model"),
         ),
     ]  # fmt: skip
     quant: Annotated[

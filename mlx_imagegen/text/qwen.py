@@ -3,8 +3,8 @@ Qwen-Image-2.1 (Qwen3-VL), and the whole body of HiDream-O1 (Qwen3-VL).
 
 In: embeddings [B, L, D], rope tables, perhaps keys and values of a prefix. Out: features [B, L, D] after the last norm,
 the states after chosen layers, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has
-biases on q, k and v; Qwen3 norms q and k head by head; the VL models have three position axes, interleaved in Qwen3-VL. Embedding rows are the caller's: they are gathered
-from the file, so that the table (up to 1.2 GB) is never loaded.
+biases on q, k and v; Qwen3 norms q and k head by head; the VL models have three position axes, interleaved in Qwen3-VL.
+Embedding rows are the caller's: they are gathered from the file, so that the table (up to 1.2 GB) is never loaded.
 Must not know: prompts, templates, pictures, what is generated.
 """
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision tower, for editing: pictures -> patches as the vision tower takes them -> features, one a merged patch.
+"""Qwen2.5-VL's vision tower, for editing: pictures -> patches as the tower takes them -> features, one a merged patch.
 
 The tower itself is mlx-vlm's, imported only when it is built (seconds, and it pulls transformers). To check a
 checkpoint and to plan a run its parameters' shapes are enough; they stand here.

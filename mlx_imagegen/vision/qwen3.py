@@ -1,4 +1,4 @@
-"""Qwen3-VL's vision tower, for editing: pictures -> features for the prompt, and deepstack features for the first layers.
+"""Qwen3-VL's vision tower, for editing: pictures -> features for the prompt, and deepstack features for its decoder.
 
 The tower is mlx-vlm's, imported only when it is built (about a second, and it pulls transformers); the language
 model's own image pass is not used: it would make the pixels' attention causal.
@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ..errors import ConfigError
 from ..loading.component import Component
 from ..loading.config import Config, read_json
-from ..loading.weights import Weights
+from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
 from .patches import PatchConfig, Patches
@@ -64,10 +64,9 @@ def open_tower(part: dict[str, Any], folder: Path, weights: Weights) -> tuple[Co
     root = nn.Module()
     root.model = nn.Module()
     root.model.visual = vision_tower(config)
-    weights.check(
-        [root], ("lm_head.", "model.language_model.", "model.t_embedder1.", "model.x_embedder.", "model.final_layer2.")
-    )
-    return Component(weights, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
+    unused = ("lm_head.", "model.language_model.", "model.t_embedder1.", "model.x_embedder.", "model.final_layer2.")
+    tower = check_tensors(weights, [root], unused, transforms=weights.transforms)
+    return Component(tower, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
 
 
 def read_vision_config(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchConfig]:

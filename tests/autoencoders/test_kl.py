@@ -15,7 +15,7 @@ from mlx_imagegen.layers import conv
 from mlx_imagegen.layers.strips import Strips
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
 from tests.draw import drawn_data
 
 STORED = drawn_data() / "flux_vae"
@@ -24,8 +24,7 @@ STORED = drawn_data() / "flux_vae"
 def load(folder: Path) -> Parts:
     path = folder / "vae" / "config.json"
     config = VaeConfig.read(read_json(path), path)
-    weights = Weights.open("vae", open_checkpoint(folder / "vae"))
-    weights.check([Autoencoder(config)])
+    weights = open_weights("vae", open_checkpoint(folder / "vae"), [Autoencoder(config)])
     encoder, decoder = weights.fill(Encoder(config), "encoder"), weights.fill(Decoder(config), "decoder")
     return Parts(config, encoder, decoder, read_reference(folder))
 
@@ -63,8 +62,9 @@ def test_scaling_and_shift_come_from_the_config() -> None:
     parts = load(STORED)
     config = stored_config()
     z = parts.reference["latents"]
-    other = Decoder(VaeConfig.read(config | {"scaling_factor": 2 * config["scaling_factor"], "shift_factor": 0}, "x"))
-    Weights.open("vae", open_checkpoint(STORED / "vae")).fill(other, "decoder")
+    scaled = VaeConfig.read(config | {"scaling_factor": 2 * config["scaling_factor"], "shift_factor": 0}, "x")
+    other = Decoder(scaled)
+    open_weights("vae", open_checkpoint(STORED / "vae"), [Autoencoder(scaled)]).fill(other, "decoder")
     moved = 2 * (z + config["shift_factor"] * config["scaling_factor"])
     assert difference(other.decode(moved), parts.reference["pixels"]) < TOLERANCE
 
@@ -98,4 +98,4 @@ def test_a_missing_quant_conv_field_is_not_taken_for_false() -> None:
 def test_widths_that_do_not_fit_the_files_are_named() -> None:
     config = VaeConfig.read(stored_config() | {"block_out_channels": [12, 16, 12]}, "x")
     with pytest.raises(MismatchError, match=r"encoder\.|decoder\."):
-        Weights.open("vae", open_checkpoint(STORED / "vae")).check([Autoencoder(config)])
+        open_weights("vae", open_checkpoint(STORED / "vae"), [Autoencoder(config)])

@@ -16,7 +16,7 @@ from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.layers.strips import Cut, Strips
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
 from tests.draw import drawn_data
 
 STORED = drawn_data() / "qwen_vae"
@@ -25,8 +25,8 @@ STORED = drawn_data() / "qwen_vae"
 def load(folder: Path) -> Parts:
     path = folder / "vae" / "config.json"
     config = VaeConfig.read(read_json(path), path)
-    weights = Weights.open("vae", open_checkpoint(folder / "vae"))
-    weights.check([Encoder(config), Decoder(config)], unused=unused_tensors(config))
+    trees = [Encoder(config), Decoder(config)]
+    weights = open_weights("vae", open_checkpoint(folder / "vae"), trees, unused=unused_tensors(config))
     encoder, decoder = weights.fill(Encoder(config)), weights.fill(Decoder(config))
     return Parts(config, encoder, decoder, read_reference(folder))
 
@@ -64,10 +64,10 @@ def test_weights_are_five_dimensional_on_disk_and_two_dimensional_here() -> None
 
 def test_only_the_convolutions_over_time_go_unread() -> None:
     parts = load(STORED)
-    weights = Weights.open("vae", open_checkpoint(STORED / "vae"))
+    checkpoint = open_checkpoint(STORED / "vae")
     with pytest.raises(MismatchError, match="time_conv") as error:
-        weights.check([Encoder(parts.config), Decoder(parts.config)])
-    unused = [name for name in weights.slices if name.startswith(unused_tensors(parts.config))]
+        open_weights("vae", checkpoint, [Encoder(parts.config), Decoder(parts.config)])
+    unused = [name for name in checkpoint if name.startswith(unused_tensors(parts.config))]
     assert f"{len(unused)} unexpected" in str(error.value)
     assert all(".time_conv." in name for name in unused)
 

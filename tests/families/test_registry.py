@@ -1,5 +1,4 @@
-"""A family from outside the package, which no file of the library names: registered, it draws, is planned, quantized and
-takes LoRAs. The families of the package are held to the same."""
+"""A family from outside the package, which no file of the library names: it draws, is planned, quantized, takes LoRAs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

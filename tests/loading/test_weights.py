@@ -8,18 +8,21 @@ import pytest
 
 from mlx_imagegen.errors import ConfigError
 from mlx_imagegen.families.flux1.config import FluxConfig
+from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights, WeightTransforms
+from mlx_imagegen.loading.tensors import name_tensors
+from mlx_imagegen.loading.weights import WeightTransforms, open_weights
 from mlx_imagegen.machine import bound_cache
 
 
-def transformer(folder: Path, changes: WeightTransforms | None = None) -> Component:
+def transformer(folder: Path, transforms: WeightTransforms | None = None) -> Component:
     path = folder / "transformer" / "config.json"
     config = FluxConfig.read(read_json(path), path)
-    weights = Weights.open("transformer", open_checkpoint(folder / "transformer"), changes=changes)
+    trees = [FluxTransformer(config), FluxModulators(config)]
+    weights = open_weights("transformer", open_checkpoint(folder / "transformer"), trees, transforms=transforms)
     return Component(weights, lambda: FluxTransformer(config), mx.float32)
 
 
@@ -45,8 +48,8 @@ def test_progress_counts_up_to_all_bytes(flux_folder: Path) -> None:
     assert calls[-1][1] == done[-1] and len(calls) == len(done), "it is loaded once"
 
 
-@pytest.mark.parametrize("stored", [{"group_size": 64, "bits": 4}, {"proj_out": True}, [4]])
+@pytest.mark.parametrize("stored", [{"proj_out": True}, {"proj_out": {"nbits": 4}}, [4]])
 def test_another_tool_s_packing_is_told_as_such(flux_folder: Path, stored: object) -> None:
-    """As mlx-lm writes it: one packing for all, or yes and no by path."""
+    """Yes by path without numbers for all; a number by another name; no table at all."""
     with pytest.raises(ConfigError, match="is another tool's work. Take the full-precision model"):
-        Weights.open("transformer", open_checkpoint(flux_folder / "transformer"), config={"quantization": stored})
+        name_tensors("transformer", open_checkpoint(flux_folder / "transformer"), config={"quantization": stored})

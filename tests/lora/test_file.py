@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_refused_before_a_download(
     with pytest.raises(LoraError, match=r"expected \[9216, 3072\]"):
         load("flux-dev", lora=[KOHYA])
     monkeypatch.setattr(
-        "mlx_imagegen.quantization.quantizer.locate", lambda *anything: pytest.fail("it would be downloaded now")
+        "mlx_imagegen.quantization.conversion_plan.locate", lambda *anything: pytest.fail("it would be downloaded now")
     )
     with pytest.raises(MissingFileError, match="there is no LoRA file"):
         quantize("flux-dev", tmp_path / "q6", lora=["stile.safetensors"])

@@ -16,7 +16,7 @@ from mlx_imagegen.families.flux1.family import Flux1
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.names import Rename, RowRange
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import Weights, open_weights
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Lora, ModuleNames, match_loras
 from mlx_imagegen.lora.merge import Merge, open_loras
@@ -44,7 +44,7 @@ def open_base(folder: Path, family: str) -> list[Weights]:
 
         return targets
 
-    return [Weights.open(component, whole, rename(component)) for component in sorted(names)]
+    return [open_weights(name, whole, [], rename=rename(name), unused=("",)) for name in sorted(names)]
 
 
 def known(weights: Sequence[Weights], family: str) -> list[ModuleNames]:
@@ -76,7 +76,7 @@ def check_format(folder: Path, name: str) -> None:
     merge = Merge()
     plain = merged(weights, merge)
     file = open_lora(folder / name / "lora.safetensors")
-    merge.choose(match_loras([Lora(file, SCALE)], known(weights, family), TITLES[family]))
+    merge.select(match_loras([Lora(file, SCALE)], known(weights, family), TITLES[family]))
     result = merged(weights, merge)
     expected = {
         tensor: np.array(part.read()) for tensor, part in open_checkpoint(folder / name / "merged.safetensors").items()
@@ -102,7 +102,7 @@ def test_merged_weights_equal_the_reference(name: str) -> None:
 
 def matched(file: Path, family: str = "flux1", partial: bool = False) -> Merge:
     merge = Merge()
-    merge.choose(match_loras(open_loras([file]), known(open_base(DATA, family), family), TITLES[family], partial))
+    merge.select(match_loras(open_loras([file]), known(open_base(DATA, family), family), TITLES[family], partial))
     return merge
 
 
@@ -357,7 +357,7 @@ def test_scale_0_touches_nothing(name: str) -> None:
     merge = Merge()
     plain = merged(weights, merge)
     file = open_lora(DATA / name / "lora.safetensors")
-    merge.choose(match_loras([Lora(file, 0.0)], known(weights, "flux1"), "FLUX.1"))
+    merge.select(match_loras([Lora(file, 0.0)], known(weights, "flux1"), "FLUX.1"))
     assert all(np.array_equal(value, plain[tensor]) for tensor, value in merged(weights, merge).items())
 
 

@@ -13,7 +13,7 @@ import pytest
 from mlx_imagegen.families import family_spec
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.names import runs
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
 from mlx_imagegen.lora.file import LoraFile
 from mlx_imagegen.lora.match import Lora, Match, ModuleNames, match_loras
 from tests.lora.test_merge import DATA, known
@@ -47,7 +47,7 @@ def full_size(family: str) -> ModuleNames:
         f"{name}.weight": Tensor(NOWHERE, f"{name}.weight", "BF16", tuple(shape), 0, 0)
         for name, shape in modules.items()
     }
-    weights = Weights.open("transformer", Checkpoint(tensors, [], NOWHERE))
+    weights = open_weights("transformer", Checkpoint(tensors, [], NOWHERE), [], unused=("",))
     return known([weights], family)[0]
 
 

@@ -228,7 +228,7 @@ def test_what_survives_is_measured(model: Path, lora: Callable[..., Path]) -> No
         whole = len(packed[path.partition("/")[2]]) <= SAMPLE_ROWS
         assert abs(share - shares[path]) < (5e-3 if whole else 0.05), path
     worst = min(within.merge.survived, key=lambda path: within.merge.survived[path])
-    (note,) = within.merge.losses()
+    (note,) = within.merge.loss_lines()
     assert f"least in {worst}: {within.merge.survived[worst]:.0%}" in note
 
 

@@ -1,4 +1,4 @@
-"""A model family of another package: ColourField, which draws one colour for each word. No file of the library knows it.
+"""A model family of another package: ColourField, which draws colours for words. No file of the library knows it.
 
 `SPEC` is all that the library needs; manifests/ holds the manifest, `draw` makes a checkpoint.
 """

@@ -19,7 +19,7 @@ from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.names import RowRange
-from mlx_imagegen.loading.weights import Weights, WeightTransforms
+from mlx_imagegen.loading.weights import Weights, WeightTransforms, open_weights
 from mlx_imagegen.sampling import Schedule, timesteps_schedule
 
 DIMS, HEADS, PATCH, VALUES = 128, 2, 8, 3 * 8 * 8
@@ -68,11 +68,9 @@ class ColourField(Family[mx.array]):
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "ColourField":
         place = folder / "transformer"
-        weights = Weights.open(
-            "transformer", open_checkpoint(place), config=read_json(place / "config.json"), changes=transforms
-        )
-        weights.check([Transformer()])
-        return cls(weights)
+        config = read_json(place / "config.json")
+        trees = [Transformer()]
+        return cls(open_weights("transformer", open_checkpoint(place), trees, config=config, transforms=transforms))
 
     @property
     def size_multiple(self) -> int:

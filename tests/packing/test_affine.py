@@ -4,10 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_imagegen.bfloat import from_bf16, round_bf16, to_bf16, to_float32
 from mlx_imagegen.errors import QuantizationError
 from mlx_imagegen.layers.linear import Packing
 from mlx_imagegen.packing.affine import as_mlx, fit, pack, pack_rows
-from mlx_imagegen.packing.bfloat import from_bf16, round_bf16, to_bf16, to_float32
 
 BITS = (2, 3, 4, 5, 6, 8)
 

@@ -17,7 +17,7 @@ from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import WeightTransforms, layers, own_parameters
 from mlx_imagegen.packing.recipes import COMPONENTS, Recipe, fitted, from_the_end, read_recipe, recipe_names
 from mlx_imagegen.pipeline import load
-from mlx_imagegen.quantization.quantizer import draft
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
 
 FLUX_DEV = FluxConfig(
     attention_head_dim=128, guidance_embeds=True, in_channels=64, joint_attention_dim=4096, num_attention_heads=24,
@@ -207,7 +207,7 @@ def test_what_is_kept_may_be_a_glob(tmp_path: Path) -> None:
     path.write_text("bits = 4\nkeep = 'text_*'\n[[flux1]]\nmatch = '*'")
     recipe = read_recipe(str(path), "flux1")
     assert [bits(recipe, part, "x") for part in ("text_encoder", "text_encoder_2", "transformer")] == [16, 16, 4]
-    assert not recipe.halves("text_encoder_2") and recipe.halves("transformer")
+    assert not recipe.rounds_to_16_bits("text_encoder_2") and recipe.rounds_to_16_bits("transformer")
 
 
 def test_the_parts_that_can_be_kept_are_the_families_own() -> None:
@@ -223,7 +223,7 @@ def test_a_row_that_fits_nothing_is_told(tmp_path: Path, flux_folder: Path) -> N
     """Misspelt, it would leave a layer at the general bits without a word."""
     path = tmp_path / "mine.toml"
     path.write_text("bits = 4\n[[flux1]]\nmatch = ['transfomer/*', '*.attn.to_v']\nbits = 8\n")
-    notes = [note for note in draft(flux_folder, str(path)).notes if "no layer" in note]
+    notes = [note for note in plan_conversion(flux_folder, str(path)).notes if "no layer" in note]
     assert notes == [f"the recipe {path}: 'transfomer/*' fits no layer of this model"]
     told: list[str] = []
     load(flux_folder, quant=str(path), on_download=told.append)
@@ -235,7 +235,8 @@ def test_a_row_that_fits_nothing_is_told(tmp_path: Path, flux_folder: Path) -> N
 def test_every_row_of_ours_fits_something(name: str, quant: str) -> None:
     manifest = manifests()[name]
     with nullcontext(manifest.bundled) if manifest.bundled else shape_only_folder(manifest) as folder:
-        assert read_recipe(quant, manifest.family).idle(open_family(manifest, folder, WeightTransforms()).weights) == []
+        weights = open_family(manifest, folder, WeightTransforms()).weights
+        assert read_recipe(quant, manifest.family).unused_rows(weights) == []
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:

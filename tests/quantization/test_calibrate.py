@@ -17,7 +17,7 @@ from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.packing.affine import as_mlx, pack_rows, unpack_rows
 from mlx_imagegen.quantization import calibrate
-from mlx_imagegen.quantization.calibrate import Statistics, blank, collect, pack_calibrated, watching
+from mlx_imagegen.quantization.calibrate import Statistics, collect, empty_statistics, pack_calibrated, watching
 from tests.packing.test_affine import drawn, unpacked
 from tests.tiny import draw_flux
 from tests.watch import Velocity, around_velocity
@@ -126,11 +126,11 @@ def test_nothing_is_noted_that_no_packing_uses() -> None:
         biased = "model.t_embedder1.mlp.0"
         shapes = {path: layer.weight.shape for path, layer, _ in component.planned() if isinstance(layer, Linear)}
         columns = {path: shapes[path][1] for path in (down, q, biased)}
-        found = blank(component, {down: four, q: eight, biased: eight})
+        found = empty_statistics(component, {down: four, q: eight, biased: eight})
         assert set(found) == {down, biased}
         assert found[down].nbytes == 4 * columns[down] * (calibrate.BLOCK_COLUMNS + 1)
         assert found[biased].nbytes == 4 * columns[biased]
-        assert set(blank(component, {down: other, biased: other})) == {biased}
+        assert set(empty_statistics(component, {down: other, biased: other})) == {biased}
 
 
 def test_a_run_is_noted_layer_by_layer(tmp_path: Path) -> None:

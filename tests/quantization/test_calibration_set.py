@@ -22,13 +22,12 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.lora.merge import Merge
-from mlx_imagegen.quantization import calibration_set as lessons
-from mlx_imagegen.quantization import partial, quantizer
+from mlx_imagegen.quantization import calibration_set, conversion_plan, partial, quantizer
 from mlx_imagegen.quantization.calibrate import Statistics
 from mlx_imagegen.quantization.calibration_set import calibration_jobs
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
 from mlx_imagegen.quantization.convert import Conversion
-from mlx_imagegen.quantization.quantizer import draft, quantize
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
 from tests.lora.test_pipeline import draw_lora
@@ -50,7 +49,7 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny editing model, which looks at pictures of a few thousand pixels."""
     found = open_pipeline(EDIT).model
     assert found.manifest.extras["references_least"] == 1
-    for module in (pipeline, quantizer):
+    for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", lambda *_: (found, EDIT))
     return EDIT
 
@@ -143,8 +142,8 @@ def test_an_editing_model_learns_from_its_references(editing: Path, tmp_path: Pa
 
 
 def draft_record(folder: Path, asked: list[Any]) -> dict[str, Any]:
-    made = draft(folder, "q4", calibrate=asked)
-    return json.loads(json.dumps(quantizer._record(made, Merge())))
+    made = plan_conversion(folder, "q4", calibrate=asked)
+    return json.loads(json.dumps(quantizer._record(made)))
 
 
 def test_hidream_learns_from_references(tmp_path: Path, seen: list[Conversion]) -> None:
@@ -196,23 +195,23 @@ def test_memory_is_reckoned_and_refused(
     source: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, seen: list[Conversion]
 ) -> None:
     asked = [{"prompt": "a cat", **SMALL}, {"prompt": "a cat", **SMALL, "width": 256, "height": 256}]
-    small, large = (draft(source, "q4", calibrate=[each]).learning for each in asked)
-    assert small and large and small.noted_bytes == large.noted_bytes and small.peak_bytes < large.peak_bytes
+    small, large = (plan_conversion(source, "q4", calibrate=[each]).calibration_cost for each in asked)
+    assert small and large and small.statistics_bytes == large.statistics_bytes and small.peak_bytes < large.peak_bytes
     assert small.least_bytes == large.least_bytes < small.peak_bytes
-    eight = draft(source, "q8", calibrate=asked[:1]).learning
-    assert eight and small.peak_bytes - eight.peak_bytes == small.noted_bytes - eight.noted_bytes > 0
+    eight = plan_conversion(source, "q8", calibrate=asked[:1]).calibration_cost
+    assert eight and small.peak_bytes - eight.peak_bytes == small.statistics_bytes - eight.statistics_bytes > 0
     quantize(source, tmp_path / "plain", quant="q4", calibrate=asked[:1])
-    assert small.noted_bytes == sum(each.nbytes for each in seen[0].statistics.values())
+    assert small.statistics_bytes == sum(each.nbytes for each in seen[0].statistics.values())
     Path("given.jsonl").write_text(json.dumps(asked[1]))
     plan = ("quantize", "--model", source, "--bits", 4, "--plan", "--calibrate", "given.jsonl")
     assert str(large) in cli(*plan).out and "calibrate: flux-dev" not in cli(*plan).out
-    monkeypatch.setattr(lessons, "physical_bytes", lambda: small.peak_bytes)
+    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: small.peak_bytes)
     assert "calibrate: flux-dev in full precision takes" in cli(*plan).out
     with pytest.raises(
         InsufficientMemoryError, match=r"Give the pictures a smaller width and height, or calibrate on .* without"
     ):
         quantize(source, tmp_path / "made", quant="q4", calibrate=asked, on_step=NO_STEP)
-    monkeypatch.setattr(lessons, "physical_bytes", lambda: small.least_bytes - 1)
+    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: small.least_bytes - 1)
     with pytest.raises(InsufficientMemoryError, match=r"GB\. Calibrate on a machine with more memory"):
         quantize(source, tmp_path / "made", quant="q4", calibrate=asked[:1], on_step=NO_STEP)
     assert not list(tmp_path.glob("made*"))
@@ -232,18 +231,18 @@ PUBLISHED = {
 def test_what_published_models_take(name: str) -> None:
     with shape_only_folder(manifests()[name]) as folder:
         model = Model(manifests()[name], None, name)
-        takes = quantizer.plan_from_folder(model, folder, "q4", None, None, ["a cat"]).learning
-    assert takes and takes.noted_bytes == PUBLISHED[name] * 4 * 513
+        takes = conversion_plan.plan_from_folder(model, folder, "q4", None, None, ["a cat"]).calibration_cost
+    assert takes and takes.statistics_bytes == PUBLISHED[name] * 4 * 513
 
 
 def test_nothing_is_downloaded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda _: None)
-    monkeypatch.setattr(lessons, "physical_bytes", lambda: 20 * 10**9)
+    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: 20 * 10**9)
     with pytest.raises(InsufficientMemoryError, match="calibrate: flux-dev"):
-        draft("flux-dev", "q4", calibrate=["a cat"])
+        plan_conversion("flux-dev", "q4", calibrate=["a cat"])
     with pytest.raises(RequestError, match="changes pictures, and none is given"):
-        draft("qwen-image-edit-2511", "q4", calibrate=["a cat"])
+        plan_conversion("qwen-image-edit-2511", "q4", calibrate=["a cat"])
 
 
 def test_loras_are_learnt_with(source: Path, tmp_path: Path, seen: list[Conversion]) -> None:
@@ -269,8 +268,8 @@ def test_loras_are_learnt_with(source: Path, tmp_path: Path, seen: list[Conversi
 
 def test_a_folded_copy_learns_from_its_own_schedule(tmp_path: Path, seen: list[Conversion]) -> None:
     source = DATA / "qwen_image/image"
-    plan_from_folder = draft(source, "q4", fold=3, fold_size=(80, 32), calibrate=["a cat"])
-    assert [job.settings.steps for job in plan_from_folder.lessons] == [3]
+    planned = plan_conversion(source, "q4", fold=3, fold_size=(80, 32), calibrate=["a cat"])
+    assert [job.settings.steps for job in planned.calibration_jobs] == [3]
     made = quantize(source, tmp_path / "made", quant="q4", fold=3, fold_size=(80, 32), calibrate=["a cat"])
     known = read_json(made / RECORD)
     assert [(each["steps"], each["width"], each["height"]) for each in known["calibrated_with"]] == [(3, 80, 32)]

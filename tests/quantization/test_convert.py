@@ -28,7 +28,8 @@ from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
-from mlx_imagegen.quantization.quantizer import draft, quantize
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.draw import drawn_data
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
 from tests.watch import Velocity, around_velocity
@@ -193,7 +194,7 @@ def test_killed_and_run_again_it_goes_on(source: Path, tmp_path: Path, pieces: i
         journal.write(b"transformer/transformer_blocks.0.ff.net.2.wei")  # torn in the middle of a line
     calls: list[int] = []
     quantize(source, target, quant="q4", on_progress=lambda _, done, total: calls.append(total - done))
-    total = sum(len(each.pieces) for each in draft(source, "q4").layouts)
+    total = sum(len(each.pieces) for each in plan_conversion(source, "q4").layouts)
     assert total - pieces - 2 <= len(calls) <= total - pieces
     whole = quantize(source, tmp_path / "whole", quant="q4")
     assert digest(target) == digest(whole)
@@ -219,7 +220,7 @@ def test_half_done_work_from_something_else_is_not_continued(source: Path, tmp_p
     quant = "q6" if change == "recipe" else "q4"
     calls: list[Any] = []
     quantize(source, target, quant=quant, on_progress=lambda *call: calls.append(call))
-    assert len(calls) == sum(len(each.pieces) for each in draft(source, quant).layouts)
+    assert len(calls) == sum(len(each.pieces) for each in plan_conversion(source, quant).layouts)
     assert digest(target) == digest(quantize(source, tmp_path / "whole", quant=quant))
 
 
@@ -345,7 +346,9 @@ from mlx_imagegen.machine import process_peak_bytes
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.quantization.convert import Conversion, convert
 from mlx_imagegen.quantization.layout import layout
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
+from mlx_imagegen.layers.linear import Linear
+import mlx.nn as nn
 from mlx_imagegen.quantization.partial import Partial
 from mlx_imagegen.packing.recipes import read_recipe
 import json, os
@@ -358,8 +361,9 @@ with (folder / "model.safetensors").open("wb") as file:
     file.write(len(header).to_bytes(8, "little") + header.encode())
     for _ in range(64):
         file.write(np.random.default_rng(0).standard_normal((rows // 64, columns)).astype(np.float32).tobytes())
-weights = Weights.open("transformer", open_checkpoint(folder))
-weights.linears["big"] = (rows, columns)
+tree = nn.Module()
+tree.big = Linear(columns, rows, bias=False)
+weights = open_weights("transformer", open_checkpoint(folder), [tree])
 made = layout(weights, folder, read_recipe("q4", "flux1"))
 before = process_peak_bytes()  # ru_maxrss would begin with what pytest holds, and hide what is taken here
 convert(Conversion(folder, [made], True, {{}}), Partial(folder.with_name("made"), "x"), 2)

@@ -24,7 +24,8 @@ from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization import convert
-from mlx_imagegen.quantization.quantizer import draft, quantize
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import DATA, check_picture, open_pipeline, options_of, picture
 from tests.quantization.test_convert import digest, run_and_kill
@@ -205,7 +206,7 @@ def test_cut_off_and_run_again_it_goes_on(source: Path, tmp_path: Path) -> None:
     assert not target.exists()
     calls: list[int] = []
     quantize(source, target, quant="q4", fold=4, on_progress=lambda *call: calls.append(call[1]))
-    total = sum(len(each.pieces) for each in draft(source, "q4", fold=4).layouts)
+    total = sum(len(each.pieces) for each in plan_conversion(source, "q4", fold=4).layouts)
     assert total - 42 <= len(calls) <= total - 40
     assert digest(target) == digest(quantize(source, tmp_path / "whole", quant="q4", fold=4))
     with pytest.raises(QuantizationError, match="other files or by another recipe"):
@@ -263,7 +264,7 @@ def test_the_plan_says_what_is_written(source: Path, tmp_path: Path, cli: Callab
     planned = cli("quantize", "--model", source, "--bits", 8, "--fold", STEPS, "--plan")
     assert planned.code == 0 and "a table of 4 columns, f32" in planned.out
     assert "note: transformer: folded for 4 steps at 1328x1328 or another size of as many pixels, and" in planned.out
-    made = draft(source, "q8", fold=STEPS)
+    made = plan_conversion(source, "q8", fold=STEPS)
     done = cli("quantize", "--model", source, "--bits", 8, "--fold", STEPS, "-o", tmp_path / "made")
     assert done.code == 0
     files = list((tmp_path / "made").rglob("*.safetensors"))

@@ -27,9 +27,10 @@ from mlx_imagegen.hub import download
 from mlx_imagegen.hub.record import RECORD
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.quantization import partial, quantizer
+from mlx_imagegen.quantization import conversion_plan, partial, quantizer
+from mlx_imagegen.quantization.conversion_plan import plan_conversion
 from mlx_imagegen.quantization.partial import Partial
-from mlx_imagegen.quantization.quantizer import draft, quantize
+from mlx_imagegen.quantization.quantizer import quantize
 from tests.conftest import DATA
 from tests.lora.test_pipeline import draw_lora
 from tests.quantization.test_convert import check_equal, digest, parameters
@@ -126,7 +127,7 @@ def test_a_weight_that_is_no_number_is_named(source: Path, tmp_path: Path) -> No
 
 
 def test_the_room_is_that_of_what_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = draft(source, "q4").nbytes
+    need = plan_conversion(source, "q4").nbytes
     for free, fits in ((need, False), (2 * need, True)):  # configs and tokenizers come on top
         usage = shutil._ntuple_diskusage(10**12, 0, partial.SPARE_BYTES + free)  # type: ignore[attr-defined]
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
@@ -148,7 +149,7 @@ def test_the_sources_revision_is_recorded(tmp_path: Path) -> None:
 def test_smaller_groups_and_unpacked_weights_are_said(source: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "wide.toml"
     recipe.write_text("bits = 4\ngroup_size = 128\n[[flux1]]\nmatch = '*'\n")
-    notes = draft(source, str(recipe)).notes
+    notes = plan_conversion(source, str(recipe)).notes
     assert any(note.startswith("transformer: 64 columns are not a multiple of 128: groups of 64 (") for note in notes)
     assert any(": kept at 16 bits (" in note and "more)" in note for note in notes)
 
@@ -177,7 +178,7 @@ def test_a_source_that_changes_while_the_pictures_for_calibration_are_drawn(
         shutil.copyfile(other / WEIGHTS, source / WEIGHTS)
         return {}
 
-    monkeypatch.setattr(quantizer, "_seen", drawing)
+    monkeypatch.setattr(quantizer, "_collect", drawing)
     asked = {"prompt": "a cat", "width": 64, "height": 48, "steps": 1}
     with pytest.raises(CheckpointError, match="changed while it was read"):
         quantize(source, tmp_path / "made", quant="q4", calibrate=[asked])
@@ -187,7 +188,7 @@ def test_a_source_that_changes_while_the_pictures_for_calibration_are_drawn(
 def test_another_lora_scale_or_calibration_is_another_folder(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantizer, "_seen", lambda *_: {})  # what was learnt does not matter here
+    monkeypatch.setattr(quantizer, "_collect", lambda *_: {})  # what was learnt does not matter here
     monkeypatch.setattr(quantizer, "load", lambda *_, **__: None)
     lora, module = tmp_path / "style.safetensors", "transformer.transformer_blocks.0.attn.to_q"
     mx.save_safetensors(
@@ -223,7 +224,7 @@ def test_nothing_is_downloaded_for_what_is_refused(
 ) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
-    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", model, *asked)
     assert done.code == 2 and message in done.err
@@ -241,7 +242,7 @@ def test_nothing_is_downloaded_for_what_is_refused(
 def test_a_lora_that_does_not_fit_is_refused_before_a_download_and_by_a_plan(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lora: str | Path, message: str, how: list[str]
 ) -> None:
-    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", "flux-dev", "--bits", 4, "--lora", f"{lora}.safetensors", *how)
     assert done.code == 2 and message in done.err and not done.out
@@ -292,7 +293,7 @@ def test_ctrl_c_says_that_it_can_go_on(
 
 def test_a_plan_needs_headers_alone(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(quantizer, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
     done = cli("quantize", "--model", "qwen-image-lightning", "--bits", 4, "--fold", 8, "--plan")
     assert done.code == 0 and "by its published shapes; its files are not here" in done.out
     assert "transformer/transformer_blocks.{0-59}.attn.to_v" in done.out and "a table of 8 columns, f32" in done.out

@@ -11,7 +11,7 @@ from mlx_imagegen.families.flux1.keys import from_clip
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import Weights, open_weights
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
 from tests.draw import drawn_data
 
@@ -31,9 +31,8 @@ def config_of(folder: Path) -> CLIPConfig:
 
 
 def weights_of(folder: Path, config: CLIPConfig) -> Weights:
-    weights = Weights.open("text_encoder", open_checkpoint(folder), from_clip)
-    weights.check([ClipTextModel(config), Table(TABLE, config.vocab_size, config.hidden_size)])
-    return weights
+    trees = [ClipTextModel(config), Table(TABLE, config.vocab_size, config.hidden_size)]
+    return open_weights("text_encoder", open_checkpoint(folder), trees, rename=from_clip)
 
 
 def check_clip(folder: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.layers.rope import Rope
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import open_weights
 from mlx_imagegen.text.qwen import LanguageModel, mrope, read_config, text_positions
 from tests.draw import drawn_data
 
@@ -31,8 +31,8 @@ def largest(a: mx.array, b: mx.array) -> float:
 def check_model(folder: Path) -> None:
     """Every layer, the last hidden state, and the prefix path, against the folder's reference.safetensors."""
     config = read_config(read_json(folder / "config.json"), folder / "config.json")
-    weights = Weights.open("text_encoder", open_checkpoint(folder / "model.safetensors"))
-    weights.check([LanguageModel(config), Table(TABLE, config.vocab_size, config.hidden_size)])
+    trees = [LanguageModel(config), Table(TABLE, config.vocab_size, config.hidden_size)]
+    weights = open_weights("text_encoder", open_checkpoint(folder / "model.safetensors"), trees)
     model = weights.fill(LanguageModel(config))
     want = mx.load(str(folder / "reference.safetensors"))
     ids = np.array(want["ids"]).tolist()

@@ -11,7 +11,7 @@ from mlx_imagegen.families.flux1.keys import from_t5
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.weights import Weights, open_weights
 from mlx_imagegen.text.t5 import T5Config, T5Encoder, distance_buckets
 from tests.text.test_clip import DATA, TOLERANCE, relative
 
@@ -20,8 +20,8 @@ TABLE = "shared.weight"
 
 def opened(folder: Path) -> tuple[T5Config, Weights]:
     config = T5Config.read(read_json(folder / "config.json"), folder / "config.json")
-    weights = Weights.open("text_encoder_2", open_checkpoint(folder), from_t5)
-    weights.check([T5Encoder(config), Table(TABLE, config.vocab_size, config.d_model)])
+    trees = [T5Encoder(config), Table(TABLE, config.vocab_size, config.d_model)]
+    weights = open_weights("text_encoder_2", open_checkpoint(folder), trees, rename=from_t5)
     return config, weights
 
 

@@ -1,4 +1,4 @@
-"""FLUX.1's files on disk, opened and checked: a diffusers folder, or the original single file with ae.safetensors next to it.
+"""FLUX.1's files on disk, opened and checked: a diffusers folder, or the original single file and ae.safetensors.
 
 In: a folder. Out: `FluxFiles`, the configs and weights of every component, each tensor accounted for by name and shape.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import mlx.nn as nn
+
 from ...autoencoders.kl import Autoencoder, VaeConfig
 from ...errors import MissingFileError
 from ...hub.manifest import Manifest
@@ -15,11 +17,12 @@ from ...layers.embed import Table
 from ...loading.checkpoint import Checkpoint, open_checkpoint
 from ...loading.config import Config, read_json
 from ...loading.names import Rename, same_names
-from ...loading.weights import Weights, WeightTransforms
+from ...loading.tensors import NamedTensors, name_tensors
+from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
-from ..folder import open_component, read_scheduler
+from ..folder import name_component, read_scheduler
 from .config import FluxConfig
 from .keys import from_clip, from_original, from_original_autoencoder, from_t5
 from .modulation import FluxModulators
@@ -54,36 +57,44 @@ class FluxFiles:
     tokenizer_2: Path
 
 
-def open_files(folder: Path, manifest: Manifest, changes: WeightTransforms) -> FluxFiles:
+def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> FluxFiles:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
     original = Original("flux1*.safetensors", transformer_config, from_original)
-    config, transformer = _open(FluxConfig, folder, "transformer", changes, original=original)
+    config, transformer = _named(FluxConfig, folder, "transformer", original=original)
     original = Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
-    vae_config, vae = _open(VaeConfig, folder, "vae", changes, original=original)
-    clip_config, clip = _open(CLIPConfig, folder, "text_encoder", changes, from_clip)
-    t5_config, t5 = _open(T5Config, folder, "text_encoder_2", changes, from_t5)
-    transformer.check([FluxTransformer(config), FluxModulators(config)])
-    vae.check([Autoencoder(vae_config)])
-    clip.check([ClipTextModel(clip_config), Table(CLIP_TABLE, clip_config.vocab_size, clip_config.hidden_size)])
-    t5.check([T5Encoder(t5_config), Table(T5_TABLE, t5_config.vocab_size, t5_config.d_model)])
+    vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
+    clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
+    t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)
+
+    def checked(tensors: NamedTensors, *trees: nn.Module) -> Weights:
+        return check_tensors(tensors, trees, transforms=transforms)
+
     return FluxFiles(
-        config, clip_config, t5_config, vae_config, read_scheduler(folder, manifest), transformer, clip, t5, vae,
-        folder / "tokenizer", folder / "tokenizer_2",
-    )  # fmt: skip
+        config,
+        clip_config,
+        t5_config,
+        vae_config,
+        read_scheduler(folder, manifest),
+        checked(transformer, FluxTransformer(config), FluxModulators(config)),
+        checked(clip, ClipTextModel(clip_config), Table(CLIP_TABLE, clip_config.vocab_size, clip_config.hidden_size)),
+        checked(t5, T5Encoder(t5_config), Table(T5_TABLE, t5_config.vocab_size, t5_config.d_model)),
+        checked(vae, Autoencoder(vae_config)),
+        folder / "tokenizer",
+        folder / "tokenizer_2",
+    )
 
 
-def _open(
+def _named(
     kind: type[Part],
     folder: Path,
     component: str,
-    changes: WeightTransforms,
     rename: Rename = same_names,
     original: Original | None = None,
-) -> tuple[Part, Weights]:
+) -> tuple[Part, NamedTensors]:
     """A component's own folder, or else the original's single file, if there ever was one."""
     path = folder / component / "config.json"
     if path.is_file() or original is None:
-        return kind.read(read_json(path), path), open_component(folder, component, changes, rename)
+        return kind.read(read_json(path), path), name_component(folder, component, rename)
     files = sorted(folder.glob(original.pattern))
     if not files:
         raise MissingFileError(
@@ -91,4 +102,4 @@ def _open(
         )
     checkpoint = open_checkpoint(files[0])
     data = original.config(checkpoint)
-    return kind.read(data, files[0]), Weights.open(component, checkpoint, original.rename, data, changes)
+    return kind.read(data, files[0]), name_tensors(component, checkpoint, original.rename, data)

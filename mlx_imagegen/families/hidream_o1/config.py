@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from ...errors import ConfigError
 from ...loading.config import Config
-from ...loading.weights import Weights
+from ...loading.tensors import NamedTensors
 from ...text.qwen import QwenConfig, read_config
 
 CHANNELS = 3
@@ -49,9 +49,9 @@ class HiDreamConfig:
     tms: int
 
 
-def open_config(data: dict[str, Any], where: Path, weights: Weights, id_of: Callable[[str], int]) -> HiDreamConfig:
+def open_config(data: dict[str, Any], where: Path, tensors: NamedTensors, id_of: Callable[[str], int]) -> HiDreamConfig:
     block = data.get("hidream_o1")
-    patch = _from_shapes(weights, where) if block is None else PixelConfig.read(block, f"{where}, block 'hidream_o1'")
+    patch = _from_shapes(tensors, where) if block is None else PixelConfig.read(block, f"{where}, block 'hidream_o1'")
     ids = patch.special_token_ids or {}
     if not isinstance(data.get("vision_config"), dict) or not isinstance(data.get("image_token_id"), int):
         raise ConfigError(
@@ -68,17 +68,17 @@ def open_config(data: dict[str, Any], where: Path, weights: Weights, id_of: Call
     )
 
 
-def _from_shapes(weights: Weights, where: Path) -> PixelConfig:
-    absent = [name for name in (PROJECTION, TIMESTEP) if name not in weights.slices]
+def _from_shapes(tensors: NamedTensors, where: Path) -> PixelConfig:
+    absent = [name for name in (PROJECTION, TIMESTEP) if name not in tensors.slices]
     if absent:
         raise ConfigError(
             f"{where.parent} is a Qwen3-VL checkpoint without '{absent[0]}': a language model that describes pictures, "
             "not HiDream-O1-Image, which has the same kind of config.json. Point to a HiDream-O1-Image folder."
         )
-    bottleneck, values = weights.shape(PROJECTION)
+    bottleneck, values = tensors.shape(PROJECTION)
     patch = round((values / CHANNELS) ** 0.5)
     if CHANNELS * patch**2 != values:
         raise ConfigError(
             f"{where.parent}: '{PROJECTION}' takes {values} values, which is no square patch of {CHANNELS} channels."
         )
-    return PixelConfig(patch_size=patch, bottleneck_dim=bottleneck, timestep_freq_dim=weights.shape(TIMESTEP)[1])
+    return PixelConfig(patch_size=patch, bottleneck_dim=bottleneck, timestep_freq_dim=tensors.shape(TIMESTEP)[1])

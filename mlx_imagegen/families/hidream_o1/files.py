@@ -12,7 +12,8 @@ import mlx.nn as nn
 from ...layers.embed import Table
 from ...loading.checkpoint import open_checkpoint
 from ...loading.config import read_json
-from ...loading.weights import Weights, WeightTransforms
+from ...loading.tensors import NamedTensors, name_tensors
+from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from .config import HiDreamConfig, open_config
 from .transformer import HiDreamTransformer
@@ -30,22 +31,21 @@ class HiDreamFiles:
     tokenizer: Tokenizer
 
 
-def open_files(folder: Path, changes: WeightTransforms) -> HiDreamFiles:
+def open_files(folder: Path, transforms: WeightTransforms) -> HiDreamFiles:
     """Reads config and headers, and checks every tensor's name and shape; no weights are read."""
     where = folder / "config.json"
     data = read_json(where)
-    single = folder / "model.safetensors"  # small models keep other tensors next to it
-    weights = Weights.open(
-        "transformer", open_checkpoint(single if single.is_file() else folder), config=data, changes=changes
-    )
+    single = folder / "model.safetensors"  # small models keep other tensors in the same folder
+    checkpoint = open_checkpoint(single if single.is_file() else folder)
+    tensors = name_tensors("transformer", checkpoint, config=data)
     tokenizer = qwen_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
-    config = open_config(data, where, weights, tokenizer.id_of)
-    check(config, weights)
-    return HiDreamFiles(folder, config, weights, tokenizer)
+    config = open_config(data, where, tensors, tokenizer.id_of)
+    return HiDreamFiles(folder, config, check(config, tensors, transforms), tokenizer)
 
 
-def check(config: HiDreamConfig, weights: Weights) -> None:
-    weights.check([Model(config), Table(TABLE, config.text.vocab_size, config.text.hidden_size)], UNUSED)
+def check(config: HiDreamConfig, tensors: NamedTensors, transforms: WeightTransforms | None = None) -> Weights:
+    table = Table(TABLE, config.text.vocab_size, config.text.hidden_size)
+    return check_tensors(tensors, [Model(config), table], UNUSED, transforms=transforms)
 
 
 class Model(nn.Module):

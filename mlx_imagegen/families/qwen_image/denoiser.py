@@ -1,7 +1,8 @@
 """Qwen-Image's velocity for one picture.
 
-In: what `QwenImage.denoiser` computed for each branch, and the reference pictures' latents. Out: dx/dsigma at each step.
-Guidance is the scale between two branches, with the length of every token's velocity kept at the prompt's branch's.
+In: what `QwenImage.denoiser` computed for each branch, and the reference pictures' latents. Out: dx/dsigma at each
+step. Guidance is the scale between two branches, with the length of every token's velocity kept at the prompt's
+branch's.
 Must not know: prompts, schedules, pictures.
 """
 

@@ -15,12 +15,12 @@ from ...folding import Folded
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
-from ...loading.weights import Weights, WeightTransforms
+from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, read_config
 from ...vision.patches import PatchConfig
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
-from ..folder import open_component, read_scheduler
+from ..folder import name_component, read_scheduler
 from .config import QwenImageConfig
 from .editing import Editing
 from .keys import HEAD, from_text_encoder
@@ -51,35 +51,41 @@ class QwenImageFiles:
         return columns(self.config, self.folded)
 
 
-def open_files(folder: Path, manifest: Manifest, changes: WeightTransforms) -> QwenImageFiles:
+def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> QwenImageFiles:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
     paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
     data = {part: read_json(path) for part, path in paths.items()}
     config = QwenImageConfig.read(data["transformer"], paths["transformer"])
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = VaeConfig.read(data["vae"], paths["vae"])
-    transformer = open_component(folder, "transformer", changes)
-    text = open_component(folder, "text_encoder", changes, from_text_encoder)
-    vae = open_component(folder, "vae", changes)
     folded = Folded.read(data["transformer"], paths["transformer"])
-    transformer.check(
+    transformer = check_tensors(
+        name_component(folder, "transformer"),
         [QwenImageTransformer(config), QwenImageModulators(config, columns(config, folded))],
         folded=QwenImageModulators(config) if folded else None,
+        transforms=transforms,
     )
+    text_tensors = name_component(folder, "text_encoder", from_text_encoder)
     _check_widths(config, text_config, vae_config, paths["transformer"])
-    vae.check([Encoder(vae_config), Decoder(vae_config)], unused_tensors(vae_config))
+    vae = check_tensors(
+        name_component(folder, "vae"),
+        [Encoder(vae_config), Decoder(vae_config)],
+        unused_tensors(vae_config),
+        transforms=transforms,
+    )
     trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
-    scheduler = read_scheduler(folder, manifest)
-    opened = (config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
+    opened = config, text_config, vae_config, read_scheduler(folder, manifest), transformer
     if not manifest.edits:
-        text.check(trees, (HEAD, VISION))
-        return QwenImageFiles(*opened, folded=folded)
+        text = check_tensors(text_tensors, trees, (HEAD, VISION), transforms=transforms)
+        return QwenImageFiles(*opened, text, vae, folder / "tokenizer", folded=folded)
     vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
-    text.check([*trees, vision_shapes(vision_config)], (HEAD,))
+    text = check_tensors(text_tensors, [*trees, vision_shapes(vision_config)], (HEAD,), transforms=transforms)
     preprocessor = folder / "processor" / "preprocessor_config.json"
     patches = PatchConfig.read_part(read_json(preprocessor), preprocessor)
     _check_eyes(patches, vision_config, preprocessor)
-    return QwenImageFiles(*opened, Editing.of(manifest), vision_config, patches, folded)
+    return QwenImageFiles(
+        *opened, text, vae, folder / "tokenizer", Editing.of(manifest), vision_config, patches, folded
+    )
 
 
 def columns(config: QwenImageConfig, folded: Folded | None) -> int:

@@ -15,7 +15,7 @@ from mlx_imagegen.families.hidream_o1.files import Model, check
 from mlx_imagegen.families.hidream_o1.tokens import positions
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.names import same_names
-from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.loading.tensors import NamedTensors, name_tensors
 from mlx_imagegen.vision.qwen3 import open_tower
 
 RECORDED = Path(__file__).parents[2] / "data" / "hidream_o1" / "recorded"
@@ -23,7 +23,7 @@ IDS = {"<|boi_token|>": 151669, "<|tms_token|>": 151673}
 NEVER_LOADED = ("lm_head.", "model.visual.", "model.language_model.embed_tokens.")
 
 
-def full_size() -> tuple[dict, Weights, HiDreamConfig]:
+def full_size() -> tuple[dict, NamedTensors, HiDreamConfig]:
     """The published index as a checkpoint: names and shapes in float32, no bytes behind them."""
     data = json.loads((RECORDED / "full_size.json").read_text())
     where = Path("HiDream-O1-Image")
@@ -31,7 +31,7 @@ def full_size() -> tuple[dict, Weights, HiDreamConfig]:
         name: Tensor(where / "model.safetensors", name, "F32", tuple(shape), 0, 4 * math.prod(shape))
         for name, shape in data["shapes"].items()
     }
-    weights = Weights.open("transformer", Checkpoint(tensors, [], where), same_names, data["config"])
+    weights = name_tensors("transformer", Checkpoint(tensors, [], where), same_names, data["config"])
     return data["config"], weights, open_config(data["config"], where / "config.json", weights, IDS.__getitem__)
 
 
@@ -40,11 +40,11 @@ def test_full_size_names_and_shapes_bind(tmp_path: Path) -> None:
     assert len(weights.slices) == 759
     assert (config.patch.patch_size, config.patch.bottleneck_dim, config.patch.timestep_freq_dim) == (32, 1024, 256)
     assert (config.boi, config.tms, config.image_token) == (151669, 151673, 151655)
-    check(config, weights)
+    checked = check(config, weights)
     preprocessor = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3,
                     "image_std": [0.5] * 3, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    open_tower(data["vision_config"], tmp_path, weights)  # the eyes' 351 tensors
+    open_tower(data["vision_config"], tmp_path, checked)  # the eyes' 351 tensors
 
 
 def test_what_stays_out_of_memory() -> None:
@@ -61,7 +61,7 @@ def test_a_misshapen_tensor_is_named() -> None:
     name = "model.language_model.layers.7.self_attn.q_norm.weight"
     tensors = dict(weights.checkpoint.tensors)
     tensors[name] = replace(tensors[name], shape=(64,))
-    short = Weights.open("transformer", Checkpoint(tensors, [], weights.checkpoint.where))
+    short = name_tensors("transformer", Checkpoint(tensors, [], weights.checkpoint.where))
     with pytest.raises(MismatchError, match=r"1 misshapen: .*layers\.7\.self_attn\.q_norm\.weight \[64\]"):
         check(config, short)
 

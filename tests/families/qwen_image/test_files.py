@@ -7,6 +7,7 @@ five are checked.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.names import Rename, same_names
-from mlx_imagegen.loading.weights import Weights, WeightTransforms, layers, own_parameters
+from mlx_imagegen.loading.tensors import NamedTensors, name_tensors
+from mlx_imagegen.loading.weights import WeightTransforms, check_tensors, layers, open_weights, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from mlx_imagegen.vision.qwen2_5 import VISION, VisionConfig, vision_shapes, vision_tower
@@ -53,10 +55,10 @@ def trees(component: str, config: dict[str, Any]) -> tuple[Rename, list[Any], tu
     return from_text_encoder, [*language, vision_tower(VisionConfig.read_part(config, WHERE))], (HEAD,)
 
 
-def opened(component: str, config: dict[str, Any], shapes: Shapes) -> tuple[Weights, list[Any], tuple[str, ...]]:
+def opened(component: str, config: dict[str, Any], shapes: Shapes) -> tuple[NamedTensors, list[Any], tuple[str, ...]]:
     tensors = {name: Tensor(Path(component), name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
     rename, modules, unused = trees(component, config)
-    return Weights.open(component, Checkpoint(tensors, [], Path(component)), rename), modules, unused
+    return name_tensors(component, Checkpoint(tensors, [], Path(component)), rename), modules, unused
 
 
 def stored(model: str, component: str) -> tuple[dict[str, Any], Shapes]:
@@ -68,7 +70,7 @@ def test_every_published_tensor_is_bound(component: str) -> None:
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     weights, modules, unused = opened(component, *stored("Qwen-Image", component))
-    weights.check(modules, unused)
+    check_tensors(weights, modules, unused)
     assert mx.get_peak_memory() - before < 10**6  # the shapes of billions of parameters, and none of them
 
 
@@ -94,7 +96,7 @@ def test_every_tensor_of_the_full_lists_is_bound(model: str, component: str) -> 
     shapes = {name: tuple(entry["shape"]) for name, entry in data["tensors"].items()}
     assert shapes == stored("Qwen-Image", component)[1]
     weights, modules, unused = opened(component, data["config"], shapes)
-    weights.check(modules, unused)
+    check_tensors(weights, modules, unused)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -107,7 +109,7 @@ def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: s
     broken = dict(weights.slices) | {"foreign.weight": odd, misshapen: odd}
     del broken[lost]
     with pytest.raises(MismatchError) as caught:
-        Weights(component, weights.checkpoint, broken, {}, weights.changes, {}).check(modules, unused)
+        check_tensors(replace(weights, slices=broken), modules, unused)
     message = str(caught.value)
     assert f"1 missing: {lost}" in message and "1 unexpected: foreign.weight" in message
     assert f"1 misshapen: {misshapen}" in message
@@ -173,9 +175,10 @@ def test_resident_memory_in_the_loop(recipe: str | None, expected: float) -> Non
     gives 0.8 to layers that show few bits."""
     config, shapes = stored("Qwen-Image", "transformer")
     tensors = {name: Tensor(Path("x"), name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
-    changes = read_recipe(recipe, "qwen_image").applied_to(WeightTransforms()) if recipe else WeightTransforms()
-    weights = Weights.open("transformer", Checkpoint(tensors, [], Path("x")), config=config, changes=changes)
+    transforms = read_recipe(recipe, "qwen_image").applied_to(WeightTransforms()) if recipe else WeightTransforms()
     read = QwenImageConfig.read(config, WHERE)
+    trees = [QwenImageTransformer(read), QwenImageModulators(read)]
+    weights = open_weights("transformer", Checkpoint(tensors, [], Path("x")), trees, transforms=transforms)
     loop = Component(weights, lambda: QwenImageTransformer(read), mx.bfloat16)
     assert round(loop.nbytes / 1e9, 1) == expected
 

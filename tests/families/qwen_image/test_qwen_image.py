@@ -69,7 +69,7 @@ def open_pipeline(folder: Path, like: str | None = None, **parameters: Any) -> P
         extras = {"references": manifest.extras["references"] | areas, "references_area": options["latent_area"]}
         manifest = replace(manifest, extras=manifest.extras | extras)
     merge = Merge()
-    family = QwenImage.open(folder, manifest, WeightTransforms(merge=merge))
+    family = QwenImage.open(folder, manifest, WeightTransforms((merge,)))
     return Pipeline(Model(manifest, folder, str(folder)), folder, family, parameters.pop("resident", None), merge)
 
 
