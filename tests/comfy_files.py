@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import save_file
 
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
@@ -23,6 +24,7 @@ from mlx_imagegen.hub.tensor_shapes import each_name
 from mlx_imagegen.loading.names import Rename
 from mlx_imagegen.loading.weights import layers, own_parameters
 from tests.draw import drawn_data
+from tests.gguf_files import HALVES, Drawn, dequantized, draw_blocks, encode, write_gguf
 
 NAMES = Path(__file__).parent / "data/names"
 Tensors = dict[str, np.ndarray]
@@ -127,6 +129,29 @@ def cache_tokenizers(cache: Path, folder: Path, manifest: str, monkeypatch: pyte
     for place in folder.glob("tokenizer*"):
         shutil.copytree(place, snapshot / place.name)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+def gguf_flux(models: Path, folder: Path, kind: Kind) -> tuple[Path, Path]:
+    """ComfyUI's folder with the transformer in a type of GGUF: the file, and a diffusers folder of the same numbers."""
+    files = quantized(flux_files(folder)["transformer"], kind)
+    numbers = {name: dequantized(drawn) for name, drawn in files.items()}
+    same = models.with_name(f"{models.name}_numbers")
+    shutil.copytree(folder, same)
+    save_file(to_folder(numbers, from_original), same / "transformer/diffusion_pytorch_model.safetensors")
+    return comfy_flux(models, folder, lambda path, *_: write_gguf(path.with_suffix(".gguf"), files)), same
+
+
+def quantized(tensors: Tensors, kind: Kind) -> dict[str, Drawn]:
+    """As converters do: matrices in blocks, vectors and what has no whole blocks plain."""
+    out = {}
+    for seed, (name, value) in enumerate(tensors.items()):
+        if value.ndim < 2 or value.shape[1] % 256:
+            out[name] = encode(value, Kind.F32)
+        elif kind in HALVES:
+            out[name] = draw_blocks(kind, *value.shape, seed, size=0.5 / np.sqrt(value.shape[1]))
+        else:
+            out[name] = encode(value, kind)
+    return out
 
 
 def to_folder(tensors: Tensors, rename: Rename) -> Tensors:

@@ -22,7 +22,7 @@ from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..families import FamilySpec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
-from ..loading.parts import INDEX, index
+from ..loading.parts import INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from .comfy import ENCODERS, MODELS, VAES, ComfyFolder, chosen_folder, folder_of
@@ -88,8 +88,7 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     manifest = denoiser.nearest_manifest()
     inside = {each.found.layout.component: each for each in components if each.spec == denoiser.spec}
     _check_leftover(path, [each.found for each in inside.values()])
-    folder = Path(tempfile.mkdtemp(prefix="mlx-imagegen-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _temporary_folder()
     published = published_files(manifest)
     config = write_component(folder, inside[denoiser.found.layout.component].found, manifest, published)
     missing = []
@@ -135,6 +134,30 @@ def write_component(folder: Path, found: Found, manifest: Manifest, published: M
     _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
     _write_json(place / INDEX, index(parts))
     return config
+
+
+@functools.lru_cache(maxsize=8)
+def unpacked_folder(folder: Path) -> Path | None:
+    """The same model with the numbers of all weights, for what changes them; None for a folder that was not put
+    together here, or has nothing packed."""
+    indexes = {path.parent.relative_to(folder): read_json(path) for path in folder.glob(f"**/{INDEX}")}
+    configs = {place: read_json(folder / place / "config.json") for place in indexes}
+    if not any("quantization" in config for config in configs.values()):
+        return None
+    twin = _temporary_folder()
+    shutil.copytree(folder, twin, symlinks=True, dirs_exist_ok=True)
+    for place, config in configs.items():
+        packed = config.pop("quantization", {})
+        _write_json(twin / place / "config.json", config)
+        _write_json(twin / place / INDEX, unpacked_index(indexes[place], packed))
+    return twin
+
+
+def _temporary_folder() -> Path:
+    """Removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="mlx-imagegen-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def open_checkpoint(where: Path) -> Checkpoint:
     return Checkpoint(_open_file(path), [path], where)
 
 
-def _open_file(path: Path) -> Mapping[str, Tensor]:
-    return read_gguf(path).tensors if is_gguf(path) else unpack_layers(*read_header(path), path)
+def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
+    return read_gguf(path, packed).tensors if is_gguf(path) else unpack_layers(*read_header(path), path)
 
 
 def _only_file(folder: Path) -> Path:

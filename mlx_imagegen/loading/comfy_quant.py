@@ -51,7 +51,7 @@ class ScaledTensor(Tensor):
         return self.format
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
-        values = self.codes.floats(row, rows)
+        values: np.ndarray = self.codes.floats(row, rows)
         scales = self.scale.floats().reshape(-1, *[1] * (values.ndim - 1))
         values = values * (scales if len(scales) == 1 else scales[row : row + len(values)])
         if self.rotation:  # the matrix is its own inverse
@@ -80,7 +80,7 @@ class BlockScaledTensor(Tensor):
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         raw = self.codes.bytes(row, rows)
-        values = to_float32(raw, self.codes.dtype) if self.format == "mxfp8" else _e2m1(raw)
+        values: np.ndarray = to_float32(raw, self.codes.dtype) if self.format == "mxfp8" else _e2m1(raw)
         scales = untiled(self.scale.floats(), self.shape[0], self.shape[1] // _block(self.format))
         scales = scales[row : row + len(values)]
         if self.factor is not None:

@@ -162,8 +162,8 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_gguf(path: Path) -> GgufFile:
-    """Reads the header; no data."""
+def read_gguf(path: Path, packed: bool = True) -> GgufFile:
+    """Reads the header; no data. `packed`: whether weights come packed where MLX's packing holds them."""
     with file_errors(path), path.open("rb") as file:
         size = path.stat().st_size
         cursor = _Cursor(path, file, size)
@@ -185,7 +185,7 @@ def read_gguf(path: Path) -> GgufFile:
         )
     stored = [_placed(path, entry, origin) for entry in entries]
     _check_extents(cursor, stored, (origin, size), alignment)
-    return _presented(cursor, stored, metadata)
+    return _presented(cursor, stored, metadata, packed)
 
 
 def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
@@ -290,12 +290,12 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
         raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
 
 
-def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any]) -> GgufFile:
+def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any], packed: bool) -> GgufFile:
     tensors: dict[str, Tensor] = {}
     for tensor in stored:
         parts = [tensor]
         module, _, parameter = tensor.name.rpartition(".")
-        packing = tensor.format.packing if isinstance(tensor, BlockTensor) else None
+        packing = tensor.format.packing if packed and isinstance(tensor, BlockTensor) else None
         if packing and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
             parts = list(_packed_tensors(tensor, module, packing))
         for part in parts:

@@ -5,7 +5,7 @@ by those names. So a file of another layout, of which a component is a part, is 
 Must not know: families, layouts.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,8 @@ from ..layers.linear import Packing
 from .tensor import Tensor
 
 INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
-PARTS, FILES = "parts", "files"
+PARTS, FILES, UNPACKED = "parts", "files", "unpacked"
+PACKED_PARTS = (".scales", ".biases")  # of a weight; an unpacked one has none
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class RowsTensor(Tensor):
     def of(cls, name: str, source: Tensor, row: int, rows: int | None, swap_halves: bool) -> Self:
         """`rows`: None for a tensor as it is, which may have no axis."""
         shape = source.shape if rows is None else (rows, *source.shape[1:])
-        return cls(source.path, name, source.dtype, shape, source.start, source.stop, source, row, swap_halves)
+        start = source.start + (source.stop - source.start) * row // max(1, source.shape[0]) if rows else source.start
+        return cls(source.path, name, source.dtype, shape, start, source.stop, source, row, swap_halves)
 
     @property
     def unpacked(self) -> bool:
@@ -41,6 +43,10 @@ class RowsTensor(Tensor):
     @property
     def stored_as(self) -> str:
         return self.source.stored_as
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:1], *self.source.full_shape[1:])
 
     @property
     def packing(self) -> Packing | None:
@@ -91,13 +97,21 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
     return {FILES: files, PARTS: rows}
 
 
+def unpacked_index(data: Mapping[str, Any], packed: Collection[str]) -> dict[str, Any]:
+    """An index of the same parts with the numbers of these modules' weights in the place of their codes."""
+    gone = {module + part for module in packed for part in PACKED_PARTS}
+    parts = {name: part for name, part in data[PARTS].items() if name not in gone}
+    return {**data, PARTS: parts, UNPACKED: True}
+
+
 def open_parts(
-    data: Mapping[str, Any], where: Path, open_file: Callable[[Path], Mapping[str, Tensor]]
+    data: Mapping[str, Any], where: Path, open_file: Callable[[Path, bool], Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[Path]]:
-    """The tensors of an index, and the files that they are in. `open_file`: a file's tensors by name."""
+    """The tensors of an index, and the files that they are in. `open_file`: a file's tensors by name, its weights
+    packed or not."""
     try:
         paths = [Path(file) for file in data[FILES]]
-        opened = [open_file(path) for path in paths]
+        opened = [open_file(path, not data.get(UNPACKED)) for path in paths]
         tensors: dict[str, Tensor] = {}
         for name, (number, stored, row, rows, swap_halves) in data[PARTS].items():
             if stored not in opened[number]:

@@ -241,8 +241,10 @@ def _pack_as_stored(layer: nn.Module, packing: Packing | None) -> Packing | None
 
 def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
     layer, values = tensors.layer, tensors.values
-    if isinstance(layer, Linear) and layer.packing is None and tensors.packing is not None:
-        layer.pack(tensors.packing)
+    if isinstance(layer, Linear) and tensors.packing is not None:
+        if layer.packing is None:
+            layer.pack(tensors.packing)
+        layer.packing = tensors.packing  # a changed weight may be packed in other bits than the file's
     if absent := sorted(tensors.absent):
         name = join(tensors.path, absent[0])
         raise CheckpointError(f"{tensors.named.checkpoint.where}: '{name}' is missing; download the model again.")

@@ -22,6 +22,7 @@ from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
 from ..hub.record import record_of, remake
+from ..hub.single_files import open_single_file, unpacked_folder
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
@@ -102,7 +103,10 @@ class Source:
         """The source's folder, if it is on this machine and complete."""
         named, revision = self.record.get("source"), self.record.get("revision")
         if not named:
-            return None
+            return unpacked_folder(self.folder)
+        if Path(named).is_file():
+            folder = open_single_file(Path(named))[1]
+            return unpacked_folder(folder) or folder
         if Path(named).is_absolute():
             return Path(named) if Path(named).is_dir() else None
         return local_folder(replace(self.manifest, repo=named, revision=revision or "main"))
