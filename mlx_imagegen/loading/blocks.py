@@ -64,8 +64,13 @@ def packed_part(decoded: Codes, part: str, form: BlockFormat) -> np.ndarray:
     if part != "weight":
         return decoded.scale if part == "scales" else decoded.bias
     assert form.bits is not None  # only such formats are asked
-    groups = decoded.codes.reshape(-1, GROUP).T.astype(np.float32)
-    return pack_codes(groups, form.bits).T.reshape(len(decoded.codes), -1)
+    codes = decoded.codes.reshape(len(decoded.codes), -1)
+    if form.bits == 4:
+        codes = codes[:, 0::2] | codes[:, 1::2] << 4
+    if form.bits in (4, 8):  # whole bytes, in the order of the words
+        return np.ascontiguousarray(codes).view(np.uint32)
+    groups = codes.reshape(-1, GROUP).T.astype(np.float32)
+    return pack_codes(groups, form.bits).T.reshape(len(codes), -1)
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
