@@ -26,7 +26,7 @@ COMMANDS = {
     "bench": "measure quants and sizes: seconds a stage, memory, difference",
     "compare": "pictures of several models side by side, on one sheet",
     "doctor": "check this machine, and say which models fit it",
-    "info": "print how a picture was made",
+    "info": "print how a picture was made, or what a file of weights is",
     "lora": "print what a LoRA is made of, and what of it fits",
 }
 USAGE = f"""\

@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..loading.config import read_json
 from ..loading.parts import INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
-from .comfy import ENCODERS, MODELS, VAES, ComfyFolder, chosen_folder, folder_of
+from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
 from .snapshots import cache_folder, cached
 
@@ -78,62 +78,71 @@ def known_components(path: Path) -> list[Component]:
     return _components_in(path, (status.st_size, status.st_mtime_ns))
 
 
-def open_single_file(path: Path) -> tuple[Manifest, Path]:
-    """The manifest nearest to a diffusion model's file, and a folder with it and all that goes with it."""
+@dataclass(frozen=True)
+class Assembly:
+    """A diffusion model's file with all that goes with it, as far as it is here."""
+
+    path: Path
+    manifest: Manifest
+    denoiser: Component
+    config: Mapping[str, Any]  # the denoiser's
+    parts: Mapping[str, Found]  # by component
+    folders: Mapping[str, Path]  # components and tokenizers that are folders: of the hub's cache, of this package
+    missing: Sequence[str]
+
+
+def assemble(path: Path) -> Assembly:
+    """What is there for a diffusion model's file; nothing is written."""
     path = path.expanduser().absolute()
     components = known_components(path)
     denoiser = next((each for each in components if each.is_denoiser), None)
     if denoiser is None:
         raise _not_a_model(path, components)
-    manifest = denoiser.nearest_manifest()
-    inside = {each.found.layout.component: each for each in components if each.spec == denoiser.spec}
-    _check_leftover(path, [each.found for each in inside.values()])
-    folder = _temporary_folder()
-    published = published_files(manifest)
-    config = write_component(folder, inside[denoiser.found.layout.component].found, manifest, published)
-    missing = []
-    for component in denoiser.spec.components:
-        if component == denoiser.found.layout.component:
-            continue
-        here = inside.get(component)
-        found = here.found if here else _companion(denoiser, component, config, path)
-        if found is not None:
-            write_component(folder, found, manifest, published)
-        elif (snapshot := _cached(denoiser.spec, manifest, component)) is not None:
-            (folder / component).symlink_to(snapshot)
-        else:
-            missing.append(component)
-    for place, kind in denoiser.spec.tokenizers.items():
-        tokenizer = _cached(denoiser.spec, manifest, place) or _bundled(kind)
-        if tokenizer is None:
-            missing.append(place)
-        else:
-            (folder / place).symlink_to(tokenizer)
-    if missing:
-        raise _missing(denoiser.spec, manifest, missing, path)
+    spec, manifest = denoiser.spec, denoiser.nearest_manifest()
+    parts = {each.found.layout.component: each.found for each in components if each.spec == spec}
+    _check_leftover(path, list(parts.values()))
+    config = component_config(denoiser.found, manifest, published_files(manifest))
+    for component in spec.components:
+        if component not in parts and (found := _companion(denoiser, component, config, path)):
+            parts[component] = found
+    wanted = [component for component in spec.components if component not in parts]
+    folders = {place: _cached(spec, manifest, place) for place in wanted}
+    folders |= {place: _cached(spec, manifest, place) or _bundled(kind) for place, kind in spec.tokenizers.items()}
+    there = {place: folder for place, folder in folders.items() if folder}
+    missing = [place for place in folders if place not in there]
+    return Assembly(path, manifest, denoiser, config, parts, there, missing)
+
+
+def open_single_file(path: Path) -> tuple[Manifest, Path]:
+    """The manifest nearest to a diffusion model's file, and a folder with it and all that goes with it."""
+    assembly = assemble(path)
+    if assembly.missing:
+        raise MissingFileError(missing_line(assembly))
+    folder, published = _temporary_folder(), published_files(assembly.manifest)
+    for found in assembly.parts.values():
+        write_component(folder, found, component_config(found, assembly.manifest, published))
+    for place, source in assembly.folders.items():
+        (folder / place).symlink_to(source)
     for name in SMALL_FILES:
         if name in published and not (folder / name).exists():
             _write_json(folder / name, published[name])
-    return manifest, folder
+    return assembly.manifest, folder
 
 
-def write_component(folder: Path, found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json and the index of a component's tensors; the config."""
-    place = folder / found.layout.folder
+def component_config(found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
     base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
-    config = config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
-    parts = list(found.parts())
+    return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
+
+
+def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> None:
+    """config.json and the index of a component's tensors."""
+    place, parts = folder / found.layout.folder, list(found.parts())
     packings = {
         part.name.removesuffix(".weight"): found.tensors[part.tensor[len(found.prefix) :]].packing for part in parts
     }
-    packed = {
-        name: {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}
-        for name, packing in packings.items()
-        if packing
-    }
+    packed = {name: asdict(packing) for name, packing in packings.items() if packing}
     _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
     _write_json(place / INDEX, index(parts))
-    return config
 
 
 @functools.lru_cache(maxsize=8)
@@ -265,29 +274,24 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
     )
 
 
-def _missing(spec: FamilySpec, manifest: Manifest, places: Sequence[str], path: Path) -> MissingFileError:
+def missing_line(assembly: Assembly) -> str:
+    """What is not there, and how to get it without asking for access."""
+    spec, places = assembly.denoiser.spec, assembly.missing
     titles = {layout.component: layout.title for layout in reversed(layouts_of(spec))}
     what = ", ".join(f"{place} ({titles[place]})" if place in titles else place for place in places)
-    free = next((known.repo for known in (manifest, *_free(spec)) if known.repo and not known.gated), None)
-    repo = free or next(iter(spec.mirrors), manifest.repo)
-    folder, parts = folder_of(path) or chosen_folder(), [place for place in places if place in titles]
+    known = (assembly.manifest, *(each for each in manifests().values() if each.family == spec.name))
+    free = next((each.repo for each in known if each.repo and not each.gated), None)
+    repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
+    folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
     kinds = VAES if parts == ["vae"] else ENCODERS
     put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
     patterns = " ".join(f"'{place}/*'" for place in places)
-    return MissingFileError(
-        f"{path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf download "
-        f"{repo} --include {patterns}`, which asks for no access."
+    return (
+        f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
+        f"download {repo} --include {patterns}`, which asks for no access."
     )
-
-
-def _free(spec: FamilySpec) -> list[Manifest]:
-    return [known for known in manifests().values() if known.family == spec.name and known.repo and not known.gated]
 
 
 def _write_json(path: Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
-
-
-def model_files(folder: ComfyFolder) -> list[Path]:
-    return folder.files(MODELS)
