@@ -31,7 +31,6 @@ from .snapshots import cache_folder, cached
 
 SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZERS = "tokenizers"  # in weights/
-PREFERRED = ("F32", "BF16", "F16")  # of several files that fit, one in full precision goes first
 
 
 @dataclass(frozen=True)
@@ -213,9 +212,8 @@ def _companion(denoiser: Component, component: str, config: Mapping[str, Any], p
 
 
 def _preference(found: Found) -> tuple[int, str]:
-    """Full precision first, then by name."""
-    largest = max(found.tensors.values(), key=lambda tensor: tensor.nbytes)
-    return (0 if largest.stored_as in PREFERRED else 1), found.path.name
+    """The one with the most bits goes first, then by name."""
+    return -sum(tensor.nbytes for tensor in found.tensors.values()), found.path.name
 
 
 def _cached(spec: FamilySpec, manifest: Manifest, place: str) -> Path | None:

@@ -1,17 +1,29 @@
 """Models from single files: recognized by tensors, put together with what goes with them, drawing the same picture."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, MismatchError, MissingFileError
+from mlx_imagegen.families.flux1.keys import from_original
 from mlx_imagegen.hub.recognition import find
+from mlx_imagegen.hub.single_files import assemble
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
-from tests.comfy_files import cache_tokenizers, comfy_flux, draw_flux, flux_files, gguf_flux
+from tests.comfy_files import (
+    cache_tokenizers,
+    comfy_flux,
+    draw_flux,
+    flux_files,
+    gguf_flux,
+    save_with_config,
+    to_folder,
+)
 
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}
 PROMPT = "a red fox"
@@ -73,3 +85,110 @@ def test_gguf_gives_the_picture_of_its_dequantized_weights(tmp_path: Path, flux:
     file, numbers = gguf_flux(tmp_path / "models", flux, kind)
     ours, theirs = picture(file), picture(numbers)
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
+
+
+def test_int8_with_a_scale_a_row_gives_the_picture_of_its_numbers(tmp_path: Path, flux: Path) -> None:
+    """ComfyUI's int8 files, described layer by layer."""
+    files, numbers = {}, {}
+    said = np.frombuffer(json.dumps({"format": "int8_tensorwise"}).encode(), np.uint8)
+    for name, value in flux_files(flux)["transformer"].items():
+        numbers[name] = files[name] = value
+        if value.ndim == 2:
+            scale = np.abs(value).max(axis=1, keepdims=True) / np.float32(127)
+            files[name] = np.rint(value / scale).astype(np.int8)
+            files |= {name + "_scale": scale, name.replace("weight", "comfy_quant"): said}
+            numbers[name] = files[name] * scale
+    folder = tmp_path / "numbers"
+    shutil.copytree(flux, folder)
+    save_file(to_folder(numbers, from_original), folder / "transformer/diffusion_pytorch_model.safetensors")
+    file = comfy_flux(tmp_path / "models", flux, lambda path, _, config: save_with_config(path, files, config))
+    np.testing.assert_array_equal(picture(file), picture(folder))
+
+
+def test_a_name_is_looked_up_in_the_folder_that_is_set(
+    tmp_path: Path, flux: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = comfy_flux(tmp_path / "ComfyUI/models", flux)
+    np.testing.assert_array_equal(picture("flux1-dev.safetensors", comfy=tmp_path / "ComfyUI"), expected)
+    with pytest.raises(ImagegenError):
+        find("flux1-dev.safetensors")  # the parameter was of that call alone
+    monkeypatch.setenv("MLX_IMAGEGEN_COMFY", str(tmp_path / "ComfyUI/models"))
+    assert find("flux1-dev").file == file and find("flux1-dev").requested_as == str(file)
+    moved = tmp_path / "elsewhere.safetensors"
+    shutil.copyfile(file, moved)
+    shutil.copyfile(file.with_suffix(".json"), moved.with_suffix(".json"))
+    np.testing.assert_array_equal(picture(moved), expected)  # what goes with it is in the folder that is set
+
+
+def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"is not a folder of ComfyUI's models: it has none of diffusion_models"):
+        load("flux1-dev", comfy=tmp_path)
+
+
+def test_of_several_files_that_fit_the_one_with_most_bits_is_taken(tmp_path: Path, flux: Path) -> None:
+    models = tmp_path / "models"
+    file = comfy_flux(models, flux)
+    encoder = models / "clip/t5xxl_fp16.safetensors"
+    tensors = load_file(encoder)
+    narrow = {name: value[..., :8] if value.shape[-1] == 40 else value for name, value in tensors.items()}
+    config = json.loads(encoder.with_suffix(".json").read_text())
+    save_with_config(models / "text_encoders/a_narrow_t5.safetensors", narrow, encoder.with_suffix(".json"))
+    (models / "text_encoders/a_narrow_t5.json").write_text(json.dumps(config | {"d_model": 8}))
+    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    save_with_config(models / "text_encoders/a_half_as_large.safetensors", half, encoder.with_suffix(".json"))
+    (models / "text_encoders/broken.safetensors").write_bytes(b"no header")
+    assert assemble(file).parts["text_encoder_2"].path == encoder
+
+
+def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path, flux: Path) -> None:
+    file = comfy_flux(tmp_path / "models", flux)
+    (tmp_path / "models/vae/ae.safetensors").unlink()
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(MissingFileError) as caught:
+        find(str(file))
+    assert "needs vae (AutoencoderKL in its original names), tokenizer, tokenizer_2" in str(caught.value)
+    assert "`hf download unsloth/FLUX.1-schnell --include 'vae/*' 'tokenizer/*' 'tokenizer_2/*'`" in str(caught.value)
+
+
+def test_a_part_is_not_taken_for_a_model(tmp_path: Path, flux: Path) -> None:
+    comfy_flux(tmp_path / "models", flux)
+    with pytest.raises(
+        ConfigError, match=r"clip_l.safetensors is CLIP-L, a part of FLUX.1; give the diffusion model's"
+    ):
+        find(str(tmp_path / "models/text_encoders/clip_l.safetensors"))
+
+
+def test_tensors_of_no_component_are_refused(tmp_path: Path, flux: Path) -> None:
+    tensors = {f"model.diffusion_model.{name}": value for name, value in flux_files(flux)["transformer"].items()}
+    path = save_with_config(
+        tmp_path / "a.safetensors", tensors | {"ema.decay": np.zeros(1, np.float32)}, flux / "vae/config.json"
+    )
+    with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the model \(ema.decay …\)"):
+        find(str(path))
+
+
+def test_a_tensor_too_much_in_a_component_is_refused(tmp_path: Path, flux: Path) -> None:
+    more = {"double_blocks.0.img_attn.more.weight": np.zeros((2, 2), np.float32)}
+    file = comfy_flux(
+        tmp_path / "models", flux, lambda path, tensors, config: save_with_config(path, tensors | more, config)
+    )
+    with pytest.raises(MismatchError, match=r"1 unexpected: double_blocks.0.img_attn.more.weight"):
+        load(file)
+
+
+def test_other_models_are_named(tmp_path: Path, flux: Path) -> None:
+    tensors = flux_files(flux)["transformer"]
+    config = flux / "transformer/config.json"
+    kontext = save_with_config(tmp_path / "flux1-dev-kontext.safetensors", tensors, config)
+    with pytest.raises(
+        ConfigError, match=r"flux1-dev-kontext.safetensors is FLUX.1-Kontext, which this library does not"
+    ):
+        find(str(kontext))
+    wide = tensors | {"img_in.weight": np.zeros((256, 384), np.float32)}
+    with pytest.raises(
+        ConfigError, match=r"flux1-fill-dev.safetensors is FLUX.1-Fill, which this library does not have"
+    ):
+        find(str(save_with_config(tmp_path / "flux1-fill-dev.safetensors", wide, config)))
+    save_file({"down.0.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"is not recognized: its tensors \(down.0.weight …\) are those of no model"):
+        find(str(tmp_path / "other.safetensors"))
