@@ -3,6 +3,7 @@
 Sizes are read off the shapes; what no shape tells is as published with the family. Must not know: families.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,14 @@ WAN = (
     *((rf"\.{module.replace('.', chr(92) + '.')}\.", f".{ours}.") for module, ours in WAN_RESIDUAL.items()),
     (r"\.shortcut\.", ".conv_shortcut."),
 )
+MFLUX_WAN = (
+    (r"\.conv3d\.", "."),
+    (r"\.up_block(\d)\.", r".up_blocks.\1."),
+    (r"\.skip_conv\.", ".conv_shortcut."),
+    (r"\.resample_conv\.", ".resample.1."),
+    (r"(\.norm\d?|\.norm_out)\.weight$", r"\1.gamma"),
+)
+MFLUX_LEVEL = 3  # modules of a level of the encoder: two residual blocks and a downsampler
 WAN_LEVEL = 4  # modules of a level of the decoder: three residual blocks, and an upsampler but in the last
 
 
@@ -75,6 +84,13 @@ def _kl_config(tensors: Tensors, widths: list[int], layers: int) -> dict[str, An
     }
 
 
+def mflux_kl_file(component: str) -> SingleFile:
+    """AutoencoderKL as mflux saves it, with MLX's order of a convolution's axes."""
+    rename = renamed((r"\.conv2d\.", "."), (r"\.conv_norm_out\.norm\.", ".conv_norm_out."))
+    matches = has("decoder.conv_in.conv2d.weight", "encoder.conv_in.conv2d.weight")
+    return SingleFile(component, "AutoencoderKL, saved by mflux", matches, rename, channels_last=True, dense="")
+
+
 def from_wan(name: str) -> Iterator[RowRange]:
     """Wan 2.1's autoencoder, which is Qwen-Image's: diffusers numbers the decoder's modules level by level."""
     name = substitute(name, WAN)
@@ -105,3 +121,18 @@ def wan_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
         SingleFile(component, f"{title} in its original names", sign, from_wan, config, VAE_PREFIXES, fits=fits),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
     )
+
+
+def from_mflux_wan(name: str) -> Iterator[RowRange]:
+    """mflux's names: the encoder's modules by level, where diffusers numbers them through."""
+    name = substitute(name, MFLUX_WAN)
+    if found := re.match(r"encoder\.down_blocks\.(\d+)\.(resnets|downsamplers)\.(\d+)\.", name):
+        place = int(found[3]) if found[2] == "resnets" else MFLUX_LEVEL - 1
+        name = f"encoder.down_blocks.{MFLUX_LEVEL * int(found[1]) + place}.{name[found.end() :]}"
+    yield RowRange(name)
+
+
+def mflux_wan_file(component: str) -> SingleFile:
+    matches = has("decoder.conv_in.conv3d.weight", "decoder.up_block0.resnets.0.norm1.weight")
+    title = "Wan 2.1's autoencoder, saved by mflux"
+    return SingleFile(component, title, matches, from_mflux_wan, channels_last=True, dense="")

@@ -14,6 +14,7 @@ from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
 from .comfy import SUFFIXES, chosen_folder, is_model_file
 from .manifest import KINDS, Manifest, Model, manifests
+from .mlx_folders import component_folders
 from .record import record_of
 from .single_files import open_single_file
 
@@ -24,6 +25,9 @@ def find(model: str) -> Model:
     if model in known:
         return Model(known[model], known[model].bundled, model)
     folder = Path(model).expanduser()
+    if folder.is_dir() and component_folders(folder):
+        manifest, assembled = open_single_file(folder)
+        return Model(manifest, assembled, requested_as(model), folder)
     if folder.is_dir():
         return Model(recognize(folder), folder, requested_as(model))
     if (file := _single_file(model)) is not None:

@@ -27,6 +27,7 @@ from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
+from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
 
 SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
@@ -93,20 +94,24 @@ class Assembly:
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
     path = path.expanduser().absolute()
-    components = known_components(path)
+    inner = component_folders(path) if path.is_dir() else [path]
+    components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)
     if denoiser is None:
         raise _not_a_model(path, components)
     spec, manifest = denoiser.spec, denoiser.nearest_manifest()
     parts = {each.found.layout.component: each.found for each in components if each.spec == spec}
-    _check_leftover(path, list(parts.values()))
+    for source in inner:
+        _check_leftover(source, [found for found in parts.values() if found.path == source])
     config = component_config(denoiser.found, manifest, published_files(manifest))
     for component in spec.components:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
     wanted = [component for component in spec.components if component not in parts]
     folders = {place: _cached(spec, manifest, place) for place in wanted}
-    folders |= {place: _cached(spec, manifest, place) or _bundled(kind) for place, kind in spec.tokenizers.items()}
+    for place, kind in spec.tokenizers.items():
+        own = path / place if (path / place).is_dir() else None
+        folders[place] = own or _cached(spec, manifest, place) or _bundled(kind)
     there = {place: folder for place, folder in folders.items() if folder}
     missing = [place for place in folders if place not in there]
     return Assembly(path, manifest, denoiser, config, parts, there, missing)
@@ -135,11 +140,19 @@ def component_config(found: Found, manifest: Manifest, published: Mapping[str, A
 
 def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> None:
     """config.json and the index of a component's tensors."""
-    place, parts = folder / found.layout.folder, list(found.parts())
-    packings = {
-        part.name.removesuffix(".weight"): found.tensors[part.tensor[len(found.prefix) :]].packing for part in parts
+    place = folder / found.layout.folder
+    formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
+    saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
+    dense = {name: packing for name, packing in saved.items() if found.layout.takes_no_codes(name)}
+    parts = list(found.parts(dense))
+    kept = {**saved, **formats}
+    packed = {
+        part.name.removesuffix(".weight"): asdict(kept[module])
+        for part in parts
+        if part.name.endswith(".weight")
+        and (module := part.tensor[len(found.prefix) :].removesuffix(".weight")) in kept
+        and module not in dense
     }
-    packed = {name: asdict(packing) for name, packing in packings.items() if packing}
     _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
     _write_json(place / INDEX, index(parts))
 
@@ -171,10 +184,11 @@ def _temporary_folder() -> Path:
 def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
     """What a component's file says over what is published: by its shapes, and in NAME.json next to it, for models of
     unusual numbers: a config.json, or several by component."""
-    path = found.path.with_suffix(".json")
+    path = found.path / "config.json" if found.path.is_dir() else found.path.with_suffix(".json")
     own = read_json(path) if path.is_file() else {}
     by_component = own.get(found.layout.component)
-    return {**base, **found.config, **(by_component if isinstance(by_component, dict) else own)}
+    shapes = {} if found.path.is_dir() else found.config  # a saved folder's weights may be packed, its sizes are usual
+    return {**base, **shapes, **(by_component if isinstance(by_component, dict) else own)}
 
 
 def published_files(manifest: Manifest) -> dict[str, Any]:

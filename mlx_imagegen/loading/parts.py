@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..layers.linear import Packing
+from ..packing.affine import unpack_rows
 from .tensor import Tensor
 
 INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
@@ -74,6 +75,49 @@ class RowsTensor(Tensor):
 
 
 @dataclass(frozen=True)
+class ChannelsLastTensor(Tensor):
+    """A convolution's weight as MLX keeps it, [out, …, in], in torch's order of axes."""
+
+    source: Tensor
+
+    @classmethod
+    def of(cls, source: Tensor) -> "Tensor":
+        if len(source.shape) < 4:
+            return source
+        shape = (source.shape[0], source.shape[-1], *source.shape[1:-1])
+        return cls(source.path, source.name, source.dtype, shape, source.start, source.stop, source)
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(self.source.bytes(row, rows), -1, 1))
+
+
+@dataclass(frozen=True)
+class NumbersTensor(Tensor):
+    """A weight in MLX's packing as float32, for modules that take no codes."""
+
+    codes: Tensor
+    scales: Tensor
+    biases: Tensor
+    bits: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], name: str, bits: int, group_size: int) -> Self:
+        module = name.removesuffix("weight")
+        codes, scales, biases = (tensors[module + part] for part in ("weight", "scales", "biases"))
+        shape = (codes.shape[0], scales.shape[1] * group_size)
+        return cls(codes.path, name, "F32", shape, codes.start, codes.stop, codes, scales, biases, bits)
+
+    @property
+    def unpacked(self) -> bool:
+        return True
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        grids = {"scales": self.scales.floats(row, rows), "biases": self.biases.floats(row, rows)}
+        packing = Packing(self.bits, self.shape[1] // self.scales.shape[1])
+        return unpack_rows({"weight": self.codes.bytes(row, rows), **grids}, packing)
+
+
+@dataclass(frozen=True)
 class Part:
     """One tensor of the component, and where its rows are."""
 
@@ -83,6 +127,8 @@ class Part:
     row: int = 0
     rows: int | None = None  # all, where there is none
     swap_halves: bool = False
+    channels_last: bool = False  # of a convolution
+    numbers_of: tuple[int, int] | None = None  # bits and group size of codes that are read as numbers
 
 
 def index(parts: Iterable[Part]) -> dict[str, Any]:
@@ -91,7 +137,15 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
     files = sorted({str(part.file.absolute()) for part in parts})
     numbers = {file: number for number, file in enumerate(files)}
     rows = {
-        part.name: [numbers[str(part.file.absolute())], part.tensor, part.row, part.rows, part.swap_halves]
+        part.name: [
+            numbers[str(part.file.absolute())],
+            part.tensor,
+            part.row,
+            part.rows,
+            part.swap_halves,
+            part.channels_last,
+            part.numbers_of,
+        ]
         for part in parts
     }
     return {FILES: files, PARTS: rows}
@@ -113,10 +167,13 @@ def open_parts(
         paths = [Path(file) for file in data[FILES]]
         opened = [open_file(path, not data.get(UNPACKED)) for path in paths]
         tensors: dict[str, Tensor] = {}
-        for name, (number, stored, row, rows, swap_halves) in data[PARTS].items():
+        for name, (number, stored, row, rows, swap_halves, channels_last, numbers_of) in data[PARTS].items():
             if stored not in opened[number]:
                 raise CheckpointError(f"{paths[number]} has no tensor '{stored}' any more; open it again.")
-            tensors[name] = RowsTensor.of(name, opened[number][stored], row, rows, swap_halves)
+            source = opened[number][stored]
+            source = NumbersTensor.of(opened[number], stored, *numbers_of) if numbers_of else source
+            source = ChannelsLastTensor.of(source) if channels_last else source
+            tensors[name] = RowsTensor.of(name, source, row, rows, swap_halves)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

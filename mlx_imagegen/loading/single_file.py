@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from ..layers.linear import Packing
 from .names import Rename, RowRange, cut, same_names
 from .parts import Part
 from .tensor import Tensor
@@ -40,7 +42,12 @@ class SingleFile:
     of_manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # more of config.json, by its name
     # Of what goes with a diffusion model: whether its config.json fits the diffusion model's.
     fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda config, denoiser: True
+    channels_last: bool = False  # whether convolutions are in MLX's order of axes
+    dense: str = r"(?!)"  # a regular expression for modules that take no codes, where a file has them packed
     place: str = ""  # its folder in the model's; named like the component, if not given
+
+    def takes_no_codes(self, module: str) -> bool:
+        return re.search(self.dense, module) is not None
 
     @property
     def folder(self) -> str:
@@ -65,14 +72,19 @@ class Found:
         """In the file."""
         return {self.prefix + name for name in self.tensors}
 
-    def parts(self) -> Iterator[Part]:
-        """The tensors of the component's folder."""
+    def parts(self, packings: Mapping[str, Packing] = MappingProxyType({})) -> Iterator[Part]:
+        """The tensors of the component's folder. `packings`: of weights that are to be read as numbers, by the layout's
+        names of their modules."""
         for name, tensor in self.tensors.items():
-            if name in MARKERS:
+            module, _, parameter = name.rpartition(".")
+            if name in MARKERS or (module in packings and parameter in ("scales", "biases")):
                 continue
+            packing = packings.get(module) if parameter == "weight" else None
+            numbers_of = (packing.bits, packing.group_size) if packing else None
             for target in self.layout.rename(name):
                 rows = cut(tensor, target)
-                yield Part(target.name, tensor.path, tensor.name, rows.row, rows.rows, rows.swap_halves)
+                place = rows.row, rows.rows, rows.swap_halves
+                yield Part(target.name, tensor.path, tensor.name, *place, self.layout.channels_last, numbers_of)
 
 
 def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | None:

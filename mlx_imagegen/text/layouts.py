@@ -4,11 +4,11 @@ Each function gives the layouts of one encoder for the component that it is of a
 what no shape tells is as published with the family. Must not know: families.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..loading.names import Rename
-from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape
+from ..loading.names import Rename, RowRange
+from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute
 
 Config = Mapping[str, Any]
 Fits = Callable[[Config, Config], bool]  # (the encoder's config.json, the diffusion model's)
@@ -37,6 +37,17 @@ GGUF_T5 = (
     (r"\.ffn_up\.", ".layer.1.DenseReluDense.wi_1."),
     (r"\.ffn_down\.", ".layer.1.DenseReluDense.wo."),
 )
+MFLUX_T5 = (
+    (r"^final_layer_norm\.", "encoder.final_layer_norm."),
+    (r"^t5_blocks\.(\d+)\.attention\.", r"encoder.block.\1.layer.0."),
+    (r"^t5_blocks\.(\d+)\.ff\.", r"encoder.block.\1.layer.1."),
+)
+MFLUX_QWEN_2_5 = (
+    (r"^encoder\.visual\.", "visual."),
+    (r"^encoder\.", "model."),
+    (r"\.merger\.mlp_0\.", ".merger.mlp.0."),
+    (r"\.merger\.mlp_1\.", ".merger.mlp.2."),
+)
 QWEN_2_5_HEAD = 128  # numbers of an attention head, of every size of the model; no shape tells
 
 
@@ -60,7 +71,9 @@ def clip_l_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 
     rename = renamed(drop=("text_projection.weight", "position_ids"))
     prefixes = ("", "text_encoders.clip_l.transformer.")
-    return (SingleFile(component, "CLIP-L", matches, rename, config, prefixes, fits=fits),)
+    return (
+        SingleFile(component, "CLIP-L", matches, rename, config, prefixes, fits=fits, dense=r"\.position_embedding$"),
+    )
 
 
 def t5_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -89,6 +102,18 @@ def t5_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     )
 
 
+def mflux_t5_file(component: str) -> SingleFile:
+    """T5's encoder as mflux saves it: the first block's table of distances stands in every block."""
+
+    def rename(name: str) -> Iterator[RowRange]:
+        if "relative_attention_bias" in name and not name.startswith("t5_blocks.0."):
+            return
+        yield RowRange(substitute(name, MFLUX_T5))
+
+    matches = has("t5_blocks.0.attention.SelfAttention.q.weight")
+    return SingleFile(component, "T5 v1.1, saved by mflux", matches, rename, dense=r"\.relative_attention_bias$")
+
+
 def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Qwen2.5-VL, with its vision tower or (GGUF) without."""
 
@@ -105,6 +130,13 @@ def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
         SingleFile(component, "Qwen2.5-VL", plain, config=config, prefixes=prefixes, fits=fits),
         _in_gguf(component, "Qwen2.5-VL", has("blk.0.attn_k.bias", "output_norm.weight"), GGUF_DECODER, config, fits),
     )
+
+
+def mflux_qwen2_5_vl_file(component: str) -> SingleFile:
+    """Qwen2.5-VL as mflux saves it, without the head, which no picture needs."""
+    matches = has("encoder.layers.0.self_attn.k_proj.bias", "encoder.norm.weight")
+    title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5)
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=r"^encoder\.visual\.")
 
 
 def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:

@@ -6,11 +6,11 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 import re
 from collections.abc import Iterable, Mapping
 
-from ...autoencoders.layouts import LDM, kl_files
+from ...autoencoders.layouts import LDM, kl_files, mflux_kl_file
 from ...errors import ConfigError
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
-from ...text.layouts import Fits, clip_l_files, t5_files
+from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
 from .original import transformer_config
 
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
@@ -127,10 +127,19 @@ def nearest_manifest(name: str, tensors: Tensors) -> str:
     return "flux-dev" if "guidance_in.in_layer.weight" in tensors else "flux-schnell"
 
 
+def mflux_manifest(name: str, tensors: Tensors) -> str:
+    guided = any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
+    return "flux-dev" if guided else "flux-schnell"
+
+
 def _fits(of_encoder: str, of_transformer: str) -> Fits:
     return lambda config, transformer: config.get(of_encoder) == transformer.get(of_transformer)
 
 
+MFLUX = (
+    (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."),
+    (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2."),
+)
 SINGLE_FILES = (
     SingleFile(
         "transformer",
@@ -144,4 +153,15 @@ SINGLE_FILES = (
     *clip_l_files("text_encoder", _fits("hidden_size", "pooled_projection_dim")),
     *t5_files("text_encoder_2", _fits("d_model", "joint_attention_dim")),
     *kl_files("vae", lambda config, transformer: 4 * config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "FLUX.1's transformer, saved by mflux",
+        has("transformer_blocks.0.ff.linear1.weight", "single_transformer_blocks.0.proj_mlp.weight"),
+        renamed(
+            (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."), (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2.")
+        ),
+        manifest=mflux_manifest,
+    ),
+    mflux_t5_file("text_encoder_2"),
+    mflux_kl_file("vae"),
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from ...autoencoders.layouts import wan_files
+from ...autoencoders.layouts import mflux_wan_file, wan_files
 from ...errors import ConfigError
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import qwen2_5_vl_files
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...text.layouts import mflux_qwen2_5_vl_file, qwen2_5_vl_files
 
 HEAD = "lm_head."
 
@@ -43,6 +43,12 @@ def _config(tensors: Tensors) -> dict[str, object]:
     }
 
 
+MFLUX = (
+    (r"\.attn\.attn_to_out\.0\.", ".attn.to_out.0."),
+    (r"\.(img|txt)_mod_linear\.", r".\1_mod.1."),
+    (r"\.(img|txt)_ff\.mlp_in\.", r".\1_mlp.net.0.proj."),
+    (r"\.(img|txt)_ff\.mlp_out\.", r".\1_mlp.net.2."),
+)
 SINGLE_FILES = (
     SingleFile(
         "transformer",
@@ -57,4 +63,14 @@ SINGLE_FILES = (
         "text_encoder", lambda config, transformer: config["hidden_size"] == transformer["joint_attention_dim"]
     ),
     *wan_files("vae", lambda config, transformer: 4 * config["z_dim"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "Qwen-Image's transformer, saved by mflux",
+        has("transformer_blocks.0.txt_mod_linear.weight", "txt_norm.weight"),
+        renamed(*MFLUX),
+        manifest=nearest_manifest,
+        of_manifest={"qwen-image-edit-2511": {"zero_cond_t": True}},
+    ),
+    mflux_qwen2_5_vl_file("text_encoder"),
+    mflux_wan_file("vae"),
 )
