@@ -22,7 +22,8 @@ from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..families import FamilySpec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
-from ..loading.parts import INDEX, index, unpacked_index
+from ..loading.gguf import is_gguf
+from ..loading.parts import FILES, INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
@@ -160,8 +161,9 @@ def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> No
 @functools.lru_cache(maxsize=8)
 def unpacked_folder(folder: Path) -> Path | None:
     """The same model with the numbers of all weights, for what changes them; None for a folder that was not put
-    together here, or has nothing packed."""
+    together here, or has nothing packed as GGUF is."""
     indexes = {path.parent.relative_to(folder): read_json(path) for path in folder.glob(f"**/{INDEX}")}
+    indexes = {place: data for place, data in indexes.items() if all(is_gguf(Path(file)) for file in data[FILES])}
     configs = {place: read_json(folder / place / "config.json") for place in indexes}
     if not any("quantization" in config for config in configs.values()):
         return None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError
+from mlx_imagegen.errors import CheckpointError, LoraError
 from mlx_imagegen.families import family_spec, open_family
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import layouts_of
@@ -185,3 +185,20 @@ def write_hollow(folder: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> 
     with (folder / "0.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+def test_a_lora_on_packed_layers_is_refused_as_on_any_packed_folder(tmp_path: Path) -> None:
+    saved, _ = save_as_mflux(tmp_path / "saved", draw_flux(tmp_path / "diffusers"), 4)
+    names = [f"transformer.transformer_blocks.0.attn.to_q.lora_{part}.weight" for part in "AB"]
+    pair = {names[0]: mx.ones((4, 256)), names[1]: mx.ones((256, 4))}
+    mx.save_safetensors(str(tmp_path / "lora.safetensors"), pair)
+    with pytest.raises(
+        LoraError, match=r"is quantized, and merging into its codes or tables would lose most of a LoRA"
+    ):
+        load(saved, lora=[tmp_path / "lora.safetensors"])
+    plain, numbers = save_as_mflux(tmp_path / "plain/saved", draw_flux(tmp_path / "plain/diffusers"), None)
+    options = {"lora": [tmp_path / "lora.safetensors"]}
+    ours, theirs = (
+        np.array(load(each, **options).generate("a", **OPTIONS).image, np.int16) for each in (plain, numbers)
+    )
+    assert np.abs(ours - theirs).max() <= 1
