@@ -74,12 +74,22 @@ def load(
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     transforms = WeightTransforms((merge,), progress=on_load)
     family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.unused_rows(family.weights) if recipe else ():
+    for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
         on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
+
+
+def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
+    for component, weights in family.weights.items():
+        if formats := weights.unpacked_formats:
+            listed = ", ".join(f"{count} in {name}" for name, count in formats.items())
+            yield (
+                f"{component}: weights are unpacked, for MLX has no packing for their format ({listed}); a recipe "
+                "(quant, --quant q6) packs them while they are loaded"
+            )
 
 
 def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:

@@ -79,6 +79,14 @@ def known_components(path: Path) -> list[Component]:
     return _components_in(path, (status.st_size, status.st_mtime_ns))
 
 
+_sources: dict[Path, Path] = {}  # folders put together here -> what they were made from
+
+
+def source_of(folder: Path) -> Path:
+    """What the user named, where a folder was put together here."""
+    return _sources.get(folder, folder)
+
+
 @dataclass(frozen=True)
 class Assembly:
     """A diffusion model's file with all that goes with it, as far as it is here."""
@@ -124,6 +132,7 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     if assembly.missing:
         raise MissingFileError(missing_line(assembly))
     folder, published = _temporary_folder(), published_files(assembly.manifest)
+    _sources[folder] = assembly.path
     for found in assembly.parts.values():
         write_component(folder, found, component_config(found, assembly.manifest, published))
     for place, source in assembly.folders.items():

@@ -5,6 +5,7 @@ Must not know: model families, names' meanings, how a format is laid out.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,13 @@ class Checkpoint(Mapping[str, Tensor]):
         """By module's name, where the file's own format says how its weights are packed."""
         packed = ((name, tensor.packing) for name, tensor in self.tensors.items())
         return {name.removesuffix(".weight"): packing for name, packing in packed if packing}
+
+    @property
+    def shown(self) -> Path:
+        """What messages call it: its files, where these are not in its folder."""
+        if all(path.is_relative_to(self.where) for path in self.paths):
+            return self.where
+        return Path(os.path.commonpath(self.paths))
 
     @property
     def stamp(self) -> str:

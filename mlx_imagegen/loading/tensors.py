@@ -50,7 +50,7 @@ class NamedTensors:
     def read(self, name: str, shape: Shape) -> mx.array:
         """One tensor in our layout, in the stored dtype."""
         if name not in self.slices:
-            raise CheckpointError(f"{self.checkpoint.where}: '{name}' is missing; download the model again.")
+            raise CheckpointError(f"{self.checkpoint.shown}: '{name}' is missing; download the model again.")
         return _as_ours(self.slices[name].read(), shape)
 
     def depth(self, path: str) -> int:
@@ -86,7 +86,7 @@ def name_tensors(
 ) -> NamedTensors:
     """The checkpoint under our names; nothing is read but its header."""
     named, config = slices(checkpoint, rename), config or {}
-    stored = stored_packings(config.get("quantization") or {}, named, rename, checkpoint.where)
+    stored = stored_packings(config.get("quantization") or {}, named, rename, checkpoint.shown)
     return NamedTensors(
         component, checkpoint, MappingProxyType(named), MappingProxyType(stored), MappingProxyType(dict(config))
     )

@@ -72,7 +72,7 @@ class Packer(Transform):
     def check(self, named: NamedTensors) -> None:
         if named.stored and self.recipe and not named.packed_by_format:
             raise QuantizationError(
-                f"{named.checkpoint.where} is quantized already, and quantizing it again would add the errors of both."
+                f"{named.checkpoint.shown} is quantized already, and quantizing it again would add the errors of both."
                 " Leave quant out, or begin with the full-precision model."
             )
 

@@ -20,7 +20,7 @@ from ..folding import Fold
 from ..hub.download import Notify, locate, notify_stderr, pending_download
 from ..hub.manifest import Manifest, Model
 from ..hub.recognition import as_folded
-from ..hub.single_files import unpacked_folder
+from ..hub.single_files import source_of, unpacked_folder
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms
@@ -143,7 +143,7 @@ def plan_from_folder(
     packed = (weights for weights in family.weights.values() if weights.folded or not weights.packed_by_format)
     stored = next(packed, None)
     if stored:
-        source = f"{folder} is quantized already ({stored.component})"
+        source = f"{source_of(folder)} is quantized already ({stored.component})"
         raise QuantizationError(
             f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
         )

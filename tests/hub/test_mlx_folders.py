@@ -192,9 +192,7 @@ def test_a_lora_on_packed_layers_is_refused_as_on_any_packed_folder(tmp_path: Pa
     names = [f"transformer.transformer_blocks.0.attn.to_q.lora_{part}.weight" for part in "AB"]
     pair = {names[0]: mx.ones((4, 256)), names[1]: mx.ones((256, 4))}
     mx.save_safetensors(str(tmp_path / "lora.safetensors"), pair)
-    with pytest.raises(
-        LoraError, match=r"is quantized, and merging into its codes or tables would lose most of a LoRA"
-    ):
+    with pytest.raises(LoraError, match=rf"^{saved} is quantized, and merging into its codes or tables"):
         load(saved, lora=[tmp_path / "lora.safetensors"])
     plain, numbers = save_as_mflux(tmp_path / "plain/saved", draw_flux(tmp_path / "plain/diffusers"), None)
     options = {"lora": [tmp_path / "lora.safetensors"]}

@@ -172,7 +172,7 @@ def test_a_tensor_too_much_in_a_component_is_refused(tmp_path: Path, flux: Path)
     file = comfy_flux(
         tmp_path / "models", flux, lambda path, tensors, config: save_with_config(path, tensors | more, config)
     )
-    with pytest.raises(MismatchError, match=r"1 unexpected: double_blocks.0.img_attn.more.weight"):
+    with pytest.raises(MismatchError, match=rf"^{file}: .* 1 unexpected: double_blocks.0.img_attn.more.weight"):
         load(file)
 
 

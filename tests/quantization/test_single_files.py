@@ -80,6 +80,16 @@ def test_split_files_are_quantized_as_their_folder_is(tmp_path: Path, flux: Path
     np.testing.assert_array_equal(picture(out), picture(quantize(flux, tmp_path / "b", quant="q8")))
 
 
+def test_loading_says_what_is_unpacked(tmp_path: Path, flux: Path) -> None:
+    notes: list[str] = []
+    load(gguf_flux(tmp_path / "models", flux, Kind.Q6_K)[0], on_download=notes.append)
+    (note,) = notes
+    assert note.startswith("note: transformer: weights are unpacked, for MLX has no packing for their format (")
+    assert note.endswith("in Q6_K); a recipe (quant, --quant q6) packs them while they are loaded")
+    load(gguf_flux(tmp_path / "more", flux, Kind.Q4_0)[0], on_download=notes.append)
+    assert len(notes) == 1  # nothing is unpacked there
+
+
 def test_a_recipe_while_loading_packs_what_the_file_has_not(tmp_path: Path, flux: Path) -> None:
     file, numbers = gguf_flux(tmp_path / "models", flux, Kind.Q2_K)
     np.testing.assert_array_equal(picture(file, quant="q8"), picture(numbers, quant="q8"))
