@@ -15,7 +15,7 @@ INSTALL = $(if $(wildcard $(BIN)/pip),$(BIN)/python -m pip install -q,uv pip ins
 # All cores; a file's tests stay in one process, so that what they share is made once.
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 # What `ruff format` has gone through.
-FORMATTED = tests benchmarks examples README.md CONTRIBUTING.md CHANGELOG.md
+FORMATTED = .
 
 demo: $(STAMPS)/run $(STAMPS)/blas
 	$(BIN)/mlx-imagegen generate "a small red circle left of a large blue square on a white background" --seed 1 -o demo.png

@@ -17,13 +17,12 @@ from PIL import Image
 
 from . import machine as memory
 from .errors import CheckpointError
-from .families import family_spec, open_family
+from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .hub.comfy import using_folder
-from .hub.download import Notify, identify, locate, notify_stderr, pending_download
-from .hub.manifest import Manifest, Model
+from .hub.download import Notify, locate, notify_stderr
+from .hub.manifest import Model
 from .hub.record import revision_of
-from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from .image import to_image, to_pixels
 from .kernels import choose
 from .loading.weights import WeightTransforms
@@ -31,9 +30,10 @@ from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
 from .packing.recipes import canonical_name, read_recipe
-from .planning.fitting import Residency, check_before_download, check_fits, residency
+from .planning.fitting import Residency, check_fits, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
+from .preflight import refuse_before_download
 from .report import Report
 from .request.inputs import check_noise
 from .request.job import Job, is_single, resolve
@@ -90,27 +90,6 @@ def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
                 f"{component}: weights are unpacked, for MLX has no packing for their format ({listed}); a recipe "
                 "(quant, --quant q6) packs them while they are loaded"
             )
-
-
-def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
-    """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
-    downloaded for them."""
-    manifest = pending_download(model)
-    if manifest is None:
-        return
-    transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    check_before_download(manifest, transforms)
-    if loras and has_tensor_shapes(manifest):
-        with shape_only_folder(manifest) as folder:
-            known = module_names(open_family(manifest, folder, WeightTransforms()))
-        match_loras(loras, known, family_spec(manifest.family).title, partial)
-
-
-def manifest_before_opening(model: str | Path) -> Manifest | None:
-    """The manifest of a model that may have to be downloaded first: it alone decides what a request may hold. None for
-    a folder, whose own files decide."""
-    found = identify(str(model))
-    return None if found.folder and not found.manifest.bundled else found.manifest
 
 
 class Start(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
-from mlx_imagegen import pipeline
+from mlx_imagegen import pipeline, preflight
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import Manifest, Model, manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
@@ -57,7 +57,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def small(manifest: Manifest) -> Manifest:
         return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
 
-    identify, original = pipeline.identify, pipeline.locate
+    identify, original = preflight.identify, pipeline.locate
 
     def identify_tiny(model: str) -> Model:
         if "/" in model:  # what a command before has written
@@ -70,10 +70,10 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def locate(model: str, *_: object) -> tuple[Model, Path]:
         return identify_tiny(model), original(model)[1] if "/" in model else flux_folder
 
-    monkeypatch.setattr(pipeline, "identify", identify_tiny)
+    monkeypatch.setattr(preflight, "identify", identify_tiny)
     for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", locate)
-    monkeypatch.setattr(pipeline, "pending_download", lambda model: None)  # nothing has to be downloaded
+    monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")

@@ -1,4 +1,4 @@
-"""FLUX.1's autoencoder: latents -> pixels, and pixels -> the posterior of latents.
+"""FLUX.1's autoencoder, Z-Image's as well: latents -> pixels, and pixels -> the posterior of latents.
 
 In: latents [B, C, h, w] as the loop leaves them, scaled, or pixels [B, H, W, 3] in -1..1. Out: pixels, which may go
 a little beyond -1..1, or (mean, logvar) of the unscaled posterior, [B, C, h, w] each. The picture is worked through in
@@ -75,6 +75,11 @@ class VaeConfig(Config):
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
+def normalized(latents: mx.array, config: VaeConfig) -> mx.array:
+    """Unscaled latents -> the loop's."""
+    return (latents - config.shift_factor) * config.scaling_factor
+
+
 def _require(config: VaeConfig, where: str | Path, field: str, only: object) -> None:
     value = getattr(config, field)
     if value != only:
@@ -131,7 +136,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by (z - shift) * scaling."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalized`."""
         return posterior(self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined())
 
     def __call__(self, x: Strips) -> Strips:

@@ -70,11 +70,12 @@ def run(args: argparse.Namespace) -> None:
     opening, requests = read_requests(args)
 
     from .. import pipeline
+    from ..preflight import manifest_before_opening
     from ..request.job import resolve
     from ..request.sizes import multiple_of
     from .progress import Progress
 
-    manifest = pipeline.manifest_before_opening(opening.get("model", DEFAULT_MODEL))
+    manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
     resolved = [resolve(manifest, multiple_of(manifest), **request) for request in requests] if manifest else []
     paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
     with Progress(args.quiet) as progress:
@@ -103,7 +104,7 @@ def _make(
 def _with_previews(
     show: "Callable[[StepEvent], None]", paths: Sequence[Path], every: int | None
 ) -> "Callable[[StepEvent], None]":
-    """Shows each step, and writes every n-th step's picture beside the finished one's place."""
+    """Shows each step, and writes every n-th step's picture next to the finished one's path."""
     from ..image import write_picture
 
     def on_step(event: "StepEvent") -> None:

@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> None:
     from ..lora.file import open_lora
 
     file = open_lora(args.file)
-    told = described(file) | fit(file, args.model)
+    description = described(file) | fit(file, args.model)
     if args.json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(description, indent=2, ensure_ascii=False))
         return
-    width = max(map(len, told))
-    for name, value in told.items():
+    width = max(map(len, description))
+    for name, value in description.items():
         for index, line in enumerate(value if isinstance(value, list) else [value]):
             print(f"{name if index == 0 else '':<{width}}  {line}")
 

@@ -1,4 +1,4 @@
-"""`plan`: what a run will take, before anything is read, begun or downloaded."""
+"""`plan`: what a run will take, before anything is read, started or downloaded."""
 
 import argparse
 from collections.abc import Iterator
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
         settings, count = job.settings, len(job.prompt.references)
-        beside = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
-        print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{beside}{note}")
+        references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
+        print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
         print("\n".join(describe(made, args.chip)))
         if recipe:
             print(_copy(family, folder, args.quant))

@@ -107,7 +107,7 @@ def _print_plan(
 
 
 def _announced(plan: "ConversionPlan") -> list[str]:
-    """What the user is told before the work begins."""
+    """The notes before the work starts."""
     from ..planning.plan import gigabytes
 
     lines = [*(f"note: {note}" for note in plan.notes), f"{gigabytes(plan.nbytes)} to write{_pace(plan)}"]

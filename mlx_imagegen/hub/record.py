@@ -50,7 +50,7 @@ def remake(
 
 
 def _model(record: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
-    """What to call the source, and the LoRAs to name beside it. A manifest's name brings its own LoRA, which comes
+    """What to call the source, and the LoRAs to name with it. A manifest's name brings its own LoRA, which comes
     first in the record, and its own schedule."""
     source, loras = record.get("source"), list(record.get("lora", []))
     manifest = manifests().get(str(record.get("manifest")))

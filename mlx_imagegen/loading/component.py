@@ -51,7 +51,7 @@ class Component:
 
     def load(self) -> nn.Module:
         if self._module is None:
-            mx.clear_cache()  # what was freed before has other sizes than the weights to come: it would lie beside them
+            mx.clear_cache()  # freed buffers have other sizes than the weights to come
             self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.transforms.progress)
         return self._module
 

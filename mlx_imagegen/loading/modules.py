@@ -13,7 +13,8 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every layer that has parameters of its own, in the checkpoint's order."""
     if own_parameters(module):
         yield "", module
-    for path, layer in reversed(module.named_modules()):
+    named: list[tuple[str, nn.Module]] = module.named_modules()  # type: ignore[no-untyped-call]
+    for path, layer in reversed(named):
         if path and own_parameters(layer):
             yield path, layer
 

@@ -29,7 +29,7 @@ def stored_packings(
     shared = {key: value for key, value in quantization.items() if key in GLOBAL_KEYS}
     default = _packing("every layer", shared, where) if shared else None
     scaled = [name.removesuffix(SCALES) for name in names if name.endswith(SCALES)]
-    out = dict.fromkeys(scaled, default) if default else {}
+    out: dict[str, Packing | None] = dict.fromkeys(scaled, default) if default else {}
     for written, entry in quantization.items():
         if written in GLOBAL_KEYS:
             continue

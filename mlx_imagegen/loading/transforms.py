@@ -74,7 +74,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class WeightTransforms:
-    """The steps in their order, and who is told how much is loaded. The defaults change nothing."""
+    """The steps in their order, and the callback for progress. The defaults change nothing."""
 
     steps: tuple[Transform, ...] = ()
     progress: Progress | None = None

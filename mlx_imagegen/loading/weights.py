@@ -29,6 +29,9 @@ __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "op
 Module = TypeVar("Module", bound=nn.Module)
 
 
+NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
+
+
 @dataclass(frozen=True)
 class Weights(NamedTensors):
     """Tensors that fit the modules they are for, and what is done to them on their way in."""
@@ -73,7 +76,7 @@ class Weights(NamedTensors):
         """Rows of a table that is too large to load: [len(rows), columns]."""
         path, _, parameter = name.rpartition(".")
         values = {parameter: self.gather_rows(name, rows)}
-        changed = self.transforms.apply(LayerTensors(self, path, nn.Module(), values, values, None))
+        changed = self.transforms.apply(LayerTensors(self, path, NO_LAYER, values, values, None))
         return changed.values[parameter].astype(dtype)
 
     def recipe_packing(self, layer: nn.Module, path: str, recipe: PackingOf | None = None) -> Packing | None:

@@ -85,7 +85,7 @@ class Entry:
         """alpha / rank. An alpha in the file wins over a configuration; neither means 1."""
         rank, alpha = self.rank, self.alpha
         if alpha is not None:
-            return alpha / rank if rank else 1.0  # LyCORIS leaves any number beside a LoKr of full matrices
+            return alpha / rank if rank else 1.0  # LyCORIS writes any number next to a LoKr of full matrices
         return 1.0 if self.configured is None or self.form == "difference" else self.configured(rank)
 
     @property

@@ -96,7 +96,8 @@ class AdapterConfig:
 
     def scale(self, module: str, rank: int | None) -> float:
         rank = rank or _of_pattern(self.rank_pattern, module, self.r)
-        return _of_pattern(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        alpha: float = _of_pattern(self.alpha_pattern, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
     initializers = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
     if other := next(filter(OTHER_BASE.match, map(str, initializers)), None):
         raise LoraError(
-            f"{path} was begun with '{other}', which changes the base weights, and those are not in the file; "
+            f"{path} was started with '{other}', which changes the base weights, and those are not in the file; "
             "merged into others it would damage them. Save it again as a plain LoRA: PEFT's save_pretrained with "
             "path_initial_model_for_weight_conversion does that."
         )

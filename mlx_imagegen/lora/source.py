@@ -72,7 +72,7 @@ class Source:
             raise LoraError(self._refusal(matches, packed))
         if self.record.get("calibrated_with"):
             notify(
-                f"note: for the LoRA, {len(set(packed))} layers are packed anew, without the calibration of "
+                f"note: for the LoRA, {len(set(packed))} layers are packed again, without the calibration of "
                 f"{self.folder}; a folder that is made with the LoRA has both: " + self._command(matches)
             )
         return [self._opened_before(each) for each in self.record.get("lora", [])]

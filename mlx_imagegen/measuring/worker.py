@@ -117,7 +117,8 @@ def main() -> None:
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
     from ..hub.download import locate
-    from ..pipeline import load, manifest_before_opening, refuse_before_download
+    from ..pipeline import load
+    from ..preflight import manifest_before_opening, refuse_before_download
     from ..request.job import resolve
     from ..request.sizes import multiple_of
 

@@ -208,8 +208,9 @@ class Tokens:
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
-    more = family.reference_tokens(prompt, settings)
-    return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image)
+    more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
+    text, image = words + more.prompt, math.prod(family.grid(settings))
+    return Tokens(text + -text % multiple, image + -image % multiple, more.image)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -241,7 +242,8 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
         if _any(path, roles.queries):
-            flops += 4.0 * count * (tokens.loop + tokens.text) * rows
+            seen = count if _any(path, roles.apart) else tokens.loop + tokens.text
+            flops += 4.0 * count * seen * rows
     return flops, traffic
 
 

@@ -51,7 +51,7 @@ class Statistics:
 
     @property
     def nbytes(self) -> int:
-        return self.total.nbytes + sum(moment.nbytes for moment in self.moments)
+        return sum(int(array.nbytes) for array in (self.total, *self.moments))
 
     def add(self, x: mx.array) -> None:
         x = x.reshape(-1, x.shape[-1]).astype(mx.float32)
@@ -73,8 +73,9 @@ class Statistics:
     @functools.cached_property
     def importance(self) -> np.ndarray:
         """[columns]: the mean square of each input."""
-        squares = np.concatenate([np.diagonal(np.array(moment)) for moment in self.moments]) / self.count
-        return squares + DAMPING * squares.mean() + 1e-20
+        squares: np.ndarray = np.concatenate([np.diagonal(np.array(moment)) for moment in self.moments]) / self.count
+        damped: np.ndarray = squares + DAMPING * squares.mean() + 1e-20
+        return damped
 
     @functools.cached_property
     def feedback(self) -> list[np.ndarray]:

@@ -277,11 +277,12 @@ def _table_rows(conversion: Conversion, piece: Piece, row: int, rows: int) -> np
     """A folded layer's outputs for every input, [rows, columns]: summed in float64, so that the order of the sum, which
     is the machine's, does not show."""
     assert conversion.inputs is not None
-    table = _merged(conversion, piece, row, rows).astype(np.float64) @ conversion.inputs.T
+    table: np.ndarray = _merged(conversion, piece, row, rows).astype(np.float64) @ conversion.inputs.T
     if piece.bias is not None:
         bias = replace(piece, parameter="bias", part=piece.bias)
         table += _merged(conversion, bias, row, rows)[:, None]
-    return table.astype(np.float32)
+    stored: np.ndarray = table.astype(np.float32)
+    return stored
 
 
 def _write_bias(conversion: Conversion, task: Task, row: int, shift: np.ndarray) -> None:

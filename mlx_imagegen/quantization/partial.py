@@ -175,7 +175,8 @@ def check_place(target: Path) -> None:
 def recorded(folder: Path) -> str | None:
     """The identity of a complete folder of ours; None for every other."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8")).get("identity")
+        identity: str | None = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("identity")
+        return identity
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return None
 

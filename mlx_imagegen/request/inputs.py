@@ -32,7 +32,7 @@ def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[
     for width, height in (picture.size for picture in pictures):
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise RequestError(
-                f"references: a picture of {width}x{height} is too narrow for {manifest.name}'s eyes: the sides may "
+                f"references: a picture of {width}x{height} is too narrow for {manifest.name}: the sides may "
                 f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
             )
     return pictures

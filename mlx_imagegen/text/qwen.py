@@ -18,11 +18,12 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from ..layers.activation import silu
+from ..layers.activation import swiglu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..loading.config import Config
+from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
@@ -82,6 +83,15 @@ class QwenConfig(Config):
     def input_biases(self) -> bool:
         """Qwen2.5's code gives q, k and v biases whatever the config says."""
         return self.attention_bias or not self.third_generation
+
+
+HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
+
+
+def from_published(name: str) -> Iterable[RowRange]:
+    """A tensor's name in a published file (`model.`), or as newer transformers has it in memory
+    (`model.language_model.`), or the bare model's own."""
+    yield RowRange(name.removeprefix("model.").removeprefix("language_model."))
 
 
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
@@ -279,4 +289,4 @@ class MLP(nn.Module):
         self.down_proj = Linear(inner, dims, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

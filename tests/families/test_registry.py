@@ -1,4 +1,4 @@
-"""A family from outside the package, which no file of the library names: it draws, is planned, quantized, takes LoRAs."""
+"""A family from outside the package, which no file of the library names, draws, is planned, quantized, takes LoRAs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

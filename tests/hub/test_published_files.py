@@ -11,10 +11,11 @@ import pytest
 from gguf import MODEL_ARCH
 
 from mlx_imagegen.families import open_family
+from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import known_components
 from mlx_imagegen.hub.tensor_shapes import each_name
-from mlx_imagegen.loading.single_file import renamed
+from mlx_imagegen.loading.single_file import renamed, substitute
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.text.layouts import GGUF_DECODER, GGUF_T5
 from tests.comfy_files import NAMES, cache_tokenizers
@@ -30,11 +31,38 @@ FILES = {
     "diffusion_models/qwen_image_edit_2511_bf16": "Qwen-Image-Edit-2511/transformer",
     "text_encoders/qwen_2.5_vl_7b": "Qwen-Image/text_encoder",
     "vae/qwen_image_vae": "Qwen-Image/vae",
+    "diffusion_models/z_image_turbo_bf16": "z-image-turbo/transformer",
+    "text_encoders/qwen_3_4b": "z-image-turbo/text_encoder",
 }
 
 
+Z_IMAGE = (
+    (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."),
+    (r"\.attention\.to_q\.", ".attention.qkv."),
+    (r"\.attention\.to_out\.0\.", ".attention.out."),
+    (r"\.attention\.norm_([qk])\.", r".attention.\1_norm."),
+)
+
+
 def published(place: str) -> dict[str, Any]:
-    return dict(json.loads((NAMES / f"{place}.json").read_text()))
+    """Config and shapes: of tests/data/names, or of the shapes that come with a manifest."""
+    if (path := NAMES / f"{place}.json").is_file():
+        return dict(json.loads(path.read_text()))
+    manifest, component = place.split("/")
+    data = json.loads((data_folder("weights") / f"tensor_shapes/{manifest}.json").read_text())
+    tensors = {name: shape for kinds in data["tensors"][component].values() for name, shape in kinds.items()}
+    config = data["files"][f"{component}/config.json"]
+    return {"config": config, "tensors": as_comfyui(tensors) if component == "transformer" else tensors}
+
+
+def as_comfyui(tensors: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Z-Image's names of diffusers in those of ComfyUI, with q, k and v in one."""
+    out = {"norm_final.weight": [8]}  # whatever it is: no module reads it
+    for name, shape in tensors.items():
+        if ".attention.to_k." not in name and ".attention.to_v." not in name:
+            rows = 3 * shape[0] if ".attention.to_q." in name else shape[0]
+            out[substitute(name, Z_IMAGE)] = [rows, *shape[1:]]
+    return out
 
 
 def write_header(path: Path, shapes: Mapping[str, list[int]]) -> None:
@@ -69,6 +97,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("flux1-schnell", "flux-schnell", "FLUX.1-schnell", "flux"),
         ("qwen_image_bf16", "qwen-image", "Qwen-Image", "qwen_image/image"),
         ("qwen_image_edit_2511_bf16", "qwen-image-edit-2511", "Qwen-Image-Edit-2511", "qwen_image/image"),
+        ("z_image_turbo_bf16", "z-image-turbo", "z-image-turbo", "qwen_image/image"),
     ],
 )
 def test_every_tensor_binds(
@@ -100,6 +129,7 @@ def test_shapes_give_the_published_sizes(models: Path, name: str) -> None:
     [
         (MODEL_ARCH.T5ENCODER, GGUF_T5, "FLUX.1-dev/text_encoder_2", 24),
         (MODEL_ARCH.QWEN2VL, GGUF_DECODER, "Qwen-Image/text_encoder", 28),
+        (MODEL_ARCH.QWEN3, GGUF_DECODER, "z-image-turbo/text_encoder", 36),
     ],
 )
 def test_llama_cpps_names_lead_back(arch: MODEL_ARCH, rules: Any, place: str, layers: int) -> None:

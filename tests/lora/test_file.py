@@ -278,7 +278,7 @@ def test_a_lora_on_top_of_another_base(tmp_path: Path, start: str) -> None:
         if not refuse:
             open_lora(path)
             continue
-        with pytest.raises(LoraError, match=rf"safetensors was begun with '{start}'.*conversion does that.$"):
+        with pytest.raises(LoraError, match=rf"safetensors was started with '{start}'.*conversion does that.$"):
             open_lora(path)
 
 
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused_before_a_download(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody should fetch tens of GB to learn that a file's name was misspelt."""
-    monkeypatch.setattr("mlx_imagegen.pipeline.check_before_download", lambda *anything: None)
+    monkeypatch.setattr("mlx_imagegen.preflight.check_before_download", lambda *anything: None)
     monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *anything: pytest.fail("it would be downloaded now"))
     with pytest.raises(MissingFileError, match="there is no LoRA file"):
         load("flux-dev", lora=["stile.safetensors"])

@@ -14,6 +14,7 @@ from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
 from mlx_imagegen.families import family_spec
 from mlx_imagegen.families.flux1.family import Flux1
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
+from mlx_imagegen.families.z_image.family import ZImage
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.names import Rename, RowRange
 from mlx_imagegen.loading.weights import Weights, open_weights
@@ -23,12 +24,12 @@ from mlx_imagegen.lora.merge import Merge, open_loras
 
 DATA = Path(__file__).parents[1] / "data" / "lora"
 SCALE = 0.7  # tests/references/lora.py merges at this one
-TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image"}
+TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image", "z_image": "Z-Image"}
 FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DATA.glob("*/*/lora.safetensors"))
 
 
 def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-    known = {"flux1": Flux1, "hidream_o1": HiDreamO1}.get(family)
+    known = {"flux1": Flux1, "hidream_o1": HiDreamO1, "z_image": ZImage}.get(family)
     return known.lora_names(known.__new__(known), component, modules) if known else {}
 
 

@@ -288,7 +288,7 @@ def test_calibration_that_a_lora_undoes_is_said(model: Path, lora: Callable[...,
     folder = quantize(model, tmp_path / "calibrated", quant="q4", calibrate=[picture])
     told: list[str] = []
     warm = load(folder, lora=[lora(part="attn.to_q")], on_download=told.append)
-    assert [line for line in told if "5 layers are packed anew, without the calibration of" in line]
+    assert [line for line in told if "5 layers are packed again, without the calibration of" in line]
     told.clear()
     warm.set_lora(on_download=told.append)
     plain = quantize(model, tmp_path / "plain", quant="q4")

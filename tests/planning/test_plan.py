@@ -38,6 +38,7 @@ STORED = {
     "flux1": DATA / "flux" / "dev",
     "qwen_image": DATA / "qwen_image" / "image",
     "hidream_o1": DATA / "hidream_o1",
+    "z_image": DATA / "z_image" / "base",
 }
 
 

@@ -1,20 +1,9 @@
-"""Tensor names of Qwen-Image's components on disk -> our modules' names."""
-
-from collections.abc import Iterable
+"""Qwen-Image as single files: ComfyUI's and GGUF's, which carry diffusers' names, and what mflux saves."""
 
 from ...autoencoders.layouts import mflux_wan_file, wan_files
 from ...errors import ConfigError
-from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen2_5_vl_file, qwen2_5_vl_files
-
-HEAD = "lm_head."
-
-
-def from_text_encoder(name: str) -> Iterable[RowRange]:
-    """Qwen2.5-VL, as published (`model.`, `visual.`, `lm_head.`) or as newer transformers has it in memory
-    (`model.language_model.`, `model.visual.`)."""
-    yield RowRange(name.removeprefix("model.").removeprefix("language_model."))
 
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:

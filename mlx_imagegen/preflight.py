@@ -1,0 +1,37 @@
+"""What can be refused before a model is downloaded or opened: by its manifest and its published shapes.
+
+In: a model's name and how it is to be opened. Out: errors. Must not know: pipelines, files of a model that is here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .families import family_spec, open_family
+from .hub.download import identify, pending_download
+from .hub.manifest import Manifest
+from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
+from .loading.transforms import WeightTransforms
+from .lora.match import Lora, match_loras, module_names
+from .packing.recipes import read_recipe
+from .planning.fitting import check_before_download
+
+
+def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
+    """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
+    downloaded for them."""
+    manifest = pending_download(model)
+    if manifest is None:
+        return
+    transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
+    check_before_download(manifest, transforms)
+    if loras and has_tensor_shapes(manifest):
+        with shape_only_folder(manifest) as folder:
+            known = module_names(open_family(manifest, folder, WeightTransforms()))
+        match_loras(loras, known, family_spec(manifest.family).title, partial)
+
+
+def manifest_before_opening(model: str | Path) -> Manifest | None:
+    """The manifest of a model that may have to be downloaded first: it alone decides what a request may hold. None for
+    a folder, whose own files decide."""
+    found = identify(str(model))
+    return None if found.folder and not found.manifest.bundled else found.manifest
