@@ -71,7 +71,7 @@ class FamilySpec:
     manifests: Path | None = None  # a folder with manifests of a family outside this package
     # "package.module:NAME", the layouts (loading/single_file.py) in which its components are published as single files.
     single_files: str | None = None
-    tokenizers: Mapping[str, str] = field(default_factory=dict)  # folder -> which of weights/tokenizers/ it may be
+    tokenizers: Mapping[str, str] = field(default_factory=dict)  # a model's folder -> the repository's that it is
     mirrors: tuple[str, ...] = ()  # repositories that have the same small files, and ask for no access
 
 

@@ -13,7 +13,7 @@ import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
 
 SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
-TOKENIZERS = "tokenizers"  # in weights/
+TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def assemble(path: Path) -> Assembly:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
     wanted = [component for component in spec.components if component not in parts]
-    folders = {place: _cached(spec, manifest, place) for place in wanted}
-    for place, kind in spec.tokenizers.items():
-        own = path / place if (path / place).is_dir() else None
-        folders[place] = own or _cached(spec, manifest, place) or _bundled(kind)
+    folders = {place: _cached(spec, manifest, place, _is_complete) for place in wanted}
+    for place, published in spec.tokenizers.items():
+        own = path / place if _has_tokenizer(path / place) else None
+        folders[place] = own or _cached(spec, manifest, published, _has_tokenizer)
     there = {place: folder for place, folder in folders.items() if folder}
     missing = [place for place in folders if place not in there]
     return Assembly(path, manifest, denoiser, config, parts, there, missing)
@@ -241,33 +241,29 @@ def _preference(found: Found) -> tuple[int, str]:
     return -sum(tensor.nbytes for tensor in found.tensors.values()), found.path.name
 
 
-def _cached(spec: FamilySpec, manifest: Manifest, place: str) -> Path | None:
+def _cached(spec: FamilySpec, manifest: Manifest, place: str, is_there: Callable[[Path], bool]) -> Path | None:
     """A folder of the model's repository, or of one that has the same, in the hub's cache."""
     cache = cache_folder()
     same = [known for known in manifests().values() if known.family == spec.name and known.repo]
     sources = [(known.repo, known.revision or "main") for known in (manifest, *same)]
     for repo, revision in [*sources, *((repo, "main") for repo in spec.mirrors)]:
         snapshot = cached(cache, repo, revision) if repo else None
-        if snapshot and _is_complete(snapshot / place):
+        if snapshot and is_there(snapshot / place):
             return snapshot / place
     return None
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a component or a tokenizer is there as a whole."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    """Whether a component is there, with all of its files."""
+    try:
+        return (folder / "config.json").is_file() and bool(open_checkpoint(folder))
+    except (CheckpointError, MissingFileError):
         return False
-    if (folder / "config.json").is_file():
-        try:
-            open_checkpoint(folder)
-        except (CheckpointError, MissingFileError):
-            return False
-    return True
 
 
-def _bundled(kind: str) -> Path | None:
-    folder = data_folder("weights") / TOKENIZERS / kind
-    return folder if folder.is_dir() else None
+def _has_tokenizer(folder: Path) -> bool:
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return pair or any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
 
 
 def _check_leftover(path: Path, found: Sequence[Found]) -> None:
@@ -308,7 +304,9 @@ def missing_line(assembly: Assembly) -> str:
     folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
     kinds = VAES if parts == ["vae"] else ENCODERS
     put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
-    patterns = " ".join(f"'{place}/*'" for place in places)
+    published = [spec.tokenizers.get(place, place) for place in places]
+    names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
+    patterns = " ".join(f"'{name}'" for name in names)
     return (
         f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
         f"download {repo} --include {patterns}`, which asks for no access."

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, MismatchError, MissingFileError
 from mlx_imagegen.families.flux1.keys import from_original
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import assemble
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
@@ -192,3 +194,31 @@ def test_other_models_are_named(tmp_path: Path, flux: Path) -> None:
     save_file({"down.0.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"is not recognized: its tensors \(down.0.weight …\) are those of no model"):
         find(str(tmp_path / "other.safetensors"))
+
+
+def test_a_model_of_one_component_is_its_file_and_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiDream-O1: nothing goes with it, and its repository has the tokenizer at its root."""
+    bundled = find("hidream-demo").folder
+    assert bundled is not None
+    file = tmp_path / "checkpoints/hidream_o1_image_dev.safetensors"
+    file.parent.mkdir()
+    shutil.copyfile(bundled / "model.safetensors", file)
+    shutil.copyfile(bundled / "config.json", file.with_suffix(".json"))
+    hub = tmp_path / "hub_of_hidream"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    with pytest.raises(
+        MissingFileError, match=r"needs tokenizer: .* --include 'tokenizer\*' 'vocab.json' 'merges.txt'"
+    ):
+        find(str(file))
+    manifest = manifests()["hidream-o1-dev"]
+    snapshot = hub / f"models--{str(manifest.repo).replace('/', '--')}/snapshots/{manifest.revision}"
+    snapshot.mkdir(parents=True)
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (bundled / name).is_file():
+            shutil.copyfile(bundled / name, snapshot / name)
+    assert find(str(file)).manifest.name == "hidream-o1-dev"
+    shutil.copytree(bundled, tmp_path / "hidream-o1-dev")  # recognized as the same variant, by its name
+    options: dict[str, Any] = {"seed": 1, "steps": 2, "width": 64, "height": 64}
+    models = (file, tmp_path / "hidream-o1-dev")
+    ours, theirs = (np.array(load(each).generate("a red circle", **options).image) for each in models)
+    np.testing.assert_array_equal(ours, theirs)

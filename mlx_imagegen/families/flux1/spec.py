@@ -51,7 +51,7 @@ SPEC = FamilySpec(
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
-    tokenizers={"tokenizer": "clip", "tokenizer_2": "t5"},
+    tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
     mirrors=("unsloth/FLUX.1-schnell",),
     lora_sign=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context",
     lora_prefixes={

@@ -29,6 +29,6 @@ SPEC = FamilySpec(
     roles=TokenRoles(text=("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"), image=("proj_out",)),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
     single_files="mlx_imagegen.families.qwen_image.keys:SINGLE_FILES",
-    tokenizers={"tokenizer": "qwen2"},
+    tokenizers={"tokenizer": "tokenizer"},
     lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
 )

@@ -40,6 +40,6 @@ SPEC = FamilySpec(
     classes=(PIPELINE, TRANSFORMER),
     roles=TokenRoles(joint=("layers.*",), apart=("noise_refiner.*",), multiple=32),
     single_files="mlx_imagegen.families.z_image.keys:SINGLE_FILES",
-    tokenizers={"tokenizer": "qwen2"},
+    tokenizers={"tokenizer": "tokenizer"},
     lora_sign=r"(noise|context)_refiner[._]\d|layers[._]\d+[._](attention[._](to_|qkv|out)|feed_forward[._]w\d)",
 )
