@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -23,9 +24,12 @@ from tests.comfy_files import (
     draw_flux,
     flux_files,
     gguf_flux,
+    read_tensors,
     save_with_config,
     to_folder,
 )
+from tests.draw import drawn_data
+from tests.gguf_files import dequantized, encode, write_gguf
 
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}
 PROMPT = "a red fox"
@@ -222,3 +226,33 @@ def test_a_model_of_one_component_is_its_file_and_a_tokenizer(tmp_path: Path, mo
     models = (file, tmp_path / "hidream-o1-dev")
     ours, theirs = (np.array(load(each).generate("a red circle", **options).image) for each in models)
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_qwen_image_with_a_text_encoder_in_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's names and no vision tower; the table of words is read by rows from its blocks."""
+    stored = drawn_data() / "qwen_image/image"
+    cache_tokenizers(tmp_path / "qwen_hub", stored, "qwen-image", monkeypatch)
+    models, numbers = tmp_path / "models", tmp_path / "numbers"
+    shutil.copytree(stored, numbers)
+    for component, place in {"transformer": "diffusion_models/qwen_image_bf16", "vae": "vae/qwen_image_vae"}.items():
+        path = models / f"{place}.safetensors"
+        save_with_config(path, read_tensors(stored / component), stored / component / "config.json")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
+    packed, plain = {}, {}
+    for name, value in read_tensors(stored / "text_encoder").items():
+        plain[name] = value
+        if "visual." not in name:
+            theirs = table.get_name(name.replace("model.language_model.", "model."), try_suffixes=(".weight", ".bias"))
+            drawn = encode(value, Kind.Q8_0 if value.ndim == 2 and value.shape[1] % 32 == 0 else Kind.F32)
+            packed[str(theirs)], plain[name] = drawn, dequantized(drawn)
+    assert {kind for _, kind in packed.values()} == {Kind.Q8_0, Kind.F32} and packed["token_embd.weight"][
+        1
+    ] is Kind.Q8_0
+    encoder = write_gguf(models / "text_encoders/qwen_2.5_vl.gguf", packed, arch="qwen2vl")
+    shutil.copyfile(stored / "text_encoder/config.json", encoder.with_suffix(".json"))
+    (path,) = (numbers / "text_encoder").glob("*.safetensors")
+    save_file(plain, path)
+    options: dict[str, Any] = {"seed": 1, "steps": 2, "width": 32, "height": 32, "guidance": 2.0}
+    both = (models / "diffusion_models/qwen_image_bf16.safetensors", numbers)
+    ours, theirs_ = (np.array(load(each).generate("a red fox", **options).image, np.int16) for each in both)
+    assert np.abs(ours - theirs_).max() <= 1 and theirs_.std() > 5
