@@ -63,8 +63,8 @@ def load(
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    loras = open_loras(() if lora is None else lora, on_download)
     with using_folder(comfy):
+        loras = open_loras(() if lora is None else lora, on_download)
         refuse_before_download(str(model), quant, loras, lora_partial)
         found, folder = locate(str(model), on_download)
     started = time.perf_counter()

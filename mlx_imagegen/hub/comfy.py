@@ -15,7 +15,8 @@ from ..errors import MissingFileError
 
 SETTING = "MLX_IMAGEGEN_COMFY"
 MODELS, ENCODERS, VAES = ("diffusion_models", "unet", "checkpoints"), ("text_encoders", "clip"), ("vae",)
-FOLDERS = (*MODELS, *ENCODERS, *VAES, "loras", "controlnet")
+LORAS = ("loras",)
+FOLDERS = (*MODELS, *ENCODERS, *VAES, *LORAS, "controlnet")
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 _chosen: ContextVar[Path | None] = ContextVar("comfy folder", default=None)
 
@@ -30,10 +31,10 @@ class ComfyFolder:
         found = (path for root in roots if root.is_dir() for path in sorted(root.rglob("*")))
         return [path for path in found if is_model_file(path) and not path.name.startswith(".")]
 
-    def named(self, name: str) -> Path | None:
-        """A diffusion model by its file's name, or by its path from its folder, with or without the ending."""
-        for path in self.files(MODELS):
-            root = next(self.models / kind for kind in MODELS if path.is_relative_to(self.models / kind))
+    def named(self, name: str, kinds: tuple[str, ...] = MODELS) -> Path | None:
+        """A file of these folders by its name or its path from there, with or without the ending."""
+        for path in self.files(kinds):
+            root = next(self.models / kind for kind in kinds if path.is_relative_to(self.models / kind))
             inner = path.relative_to(root)
             if name in (path.name, path.stem, inner.as_posix(), inner.with_suffix("").as_posix()):
                 return path

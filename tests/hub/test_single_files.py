@@ -126,6 +126,15 @@ def test_a_name_is_looked_up_in_the_folder_that_is_set(
     np.testing.assert_array_equal(picture(moved), expected)  # what goes with it is in the folder that is set
 
 
+def test_a_lora_is_looked_up_there_too(tmp_path: Path, flux: Path) -> None:
+    comfy_flux(tmp_path / "ComfyUI/models", flux)
+    names = [f"transformer.transformer_blocks.0.attn.to_q.lora_{part}.weight" for part in "AB"]
+    pair = {names[0]: np.ones((4, 256), np.float32), names[1]: np.ones((256, 4), np.float32)}
+    lora = save_with_config(tmp_path / "ComfyUI/models/loras/styles/ink.safetensors", pair, flux / "vae/config.json")
+    result = load("flux1-dev", comfy=tmp_path / "ComfyUI", lora=["ink"]).generate(PROMPT, **OPTIONS)
+    assert str(lora) in str(result.record["lora"])
+
+
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"is not a folder of ComfyUI's models: it has none of diffusion_models"):
         load("flux1-dev", comfy=tmp_path)
