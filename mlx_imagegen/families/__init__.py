@@ -72,6 +72,7 @@ class FamilySpec:
     # "package.module:NAME", the layouts (loading/single_file.py) in which its components are published as single files.
     single_files: str | None = None
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # a model's folder -> the repository's that it is
+    packaged_tokenizers: Mapping[str, str] = field(default_factory=dict)  # folder -> a name in weights/tokenizers/
     mirrors: tuple[str, ...] = ()  # repositories that have the same small files, and ask for no access
 
 

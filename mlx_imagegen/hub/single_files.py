@@ -30,6 +30,7 @@ from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
 from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
+from .tokenizer_data import write_tokenizer
 
 SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
@@ -96,7 +97,8 @@ class Assembly:
     denoiser: Component
     config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
-    folders: Mapping[str, Path]  # components and tokenizers that are folders: of the hub's cache, of this package
+    folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
+    packaged: Mapping[str, str]  # tokenizers that come with this package, by name
     missing: Sequence[str]
 
 
@@ -122,8 +124,9 @@ def assemble(path: Path) -> Assembly:
         own = path / place if _has_tokenizer(path / place) else None
         folders[place] = own or _cached(spec, manifest, published, _has_tokenizer)
     there = {place: folder for place, folder in folders.items() if folder}
-    missing = [place for place in folders if place not in there]
-    return Assembly(path, manifest, denoiser, config, parts, there, missing)
+    packaged = {place: name for place, name in spec.packaged_tokenizers.items() if place not in there}
+    missing = [place for place in folders if place not in there and place not in packaged]
+    return Assembly(path, manifest, denoiser, config, parts, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -137,6 +140,8 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
         write_component(folder, found, component_config(found, assembly.manifest, published))
     for place, source in assembly.folders.items():
         (folder / place).symlink_to(source)
+    for place, name in assembly.packaged.items():
+        write_tokenizer(folder / place, name)
     for name in SMALL_FILES:
         if name in published and not (folder / name).exists():
             _write_json(folder / name, published[name])

@@ -30,5 +30,6 @@ SPEC = FamilySpec(
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
     single_files="mlx_imagegen.families.qwen_image.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer"},
+    packaged_tokenizers={"tokenizer": "qwen2"},
     lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
 )
