@@ -145,10 +145,10 @@ def test_of_several_files_that_fit_the_one_with_most_bits_is_taken(tmp_path: Pat
     file = comfy_flux(models, flux)
     encoder = models / "clip/t5xxl_fp16.safetensors"
     tensors = load_file(encoder)
-    narrow = {name: value[..., :8] if value.shape[-1] == 40 else value for name, value in tensors.items()}
+    wide = {name: np.tile(value, 2) if value.shape[-1] == 40 else value for name, value in tensors.items()}
     config = json.loads(encoder.with_suffix(".json").read_text())
-    save_with_config(models / "text_encoders/a_narrow_t5.safetensors", narrow, encoder.with_suffix(".json"))
-    (models / "text_encoders/a_narrow_t5.json").write_text(json.dumps(config | {"d_model": 8}))
+    save_with_config(models / "text_encoders/a_wide_t5.safetensors", wide, encoder.with_suffix(".json"))
+    (models / "text_encoders/a_wide_t5.json").write_text(json.dumps(config | {"d_model": 80}))
     half = {name: value.astype(np.float16) for name, value in tensors.items()}
     save_with_config(models / "text_encoders/a_half_as_large.safetensors", half, encoder.with_suffix(".json"))
     (models / "text_encoders/broken.safetensors").write_bytes(b"no header")
