@@ -125,7 +125,7 @@ def plan(
     recipe: Recipe | None = None,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
-    freed buffers that MLX keeps (memory.py bounds them) come on top; it gives them back when memory is short.
+    freed buffers that MLX keeps (machine.py bounds them) come on top; it gives them back when memory is short.
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
     files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu

@@ -106,8 +106,8 @@ class PictureParameters(TypedDict, total=False):
     height: Annotated[
         int | None,
         Parameter(
-            WHOLE_NUMBER, "a multiple as the width", "how", "PIXELS", default_text=MODELS_OWN, portable=True,
-            aliases=("h",),
+            WHOLE_NUMBER, "a multiple of the same number as `width`", "how", "PIXELS", default_text=MODELS_OWN,
+            portable=True, aliases=("h",),
         ),
     ]  # fmt: skip
     aspect: Annotated[
@@ -133,7 +133,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     cfg_normalization: Annotated[
         bool | None,
-        Parameter(SWITCH, "Z-Image: guidance makes no velocity longer than the prompt's own", "how", default=False),
+        Parameter(SWITCH, "Z-Image: the guided velocity is at most as long as the unguided", "how", default=False),
     ]
     max_sequence_length: Annotated[
         int | None,
@@ -194,7 +194,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     keep_original_aspect: Annotated[
         bool | None,
-        Parameter(SWITCH, "HiDream-O1: the shape of the one reference", "pictures", default=False),
+        Parameter(SWITCH, "HiDream-O1: take the only reference's aspect ratio", "pictures", default=False),
     ]
     sampler: Annotated[
         str | None,
@@ -205,7 +205,14 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     shift: Annotated[
         float | None,
-        Parameter(NUMBER, "of the schedule", "sampling", "X", default_text=MODELS_OWN, limits=(0.1, 100)),
+        Parameter(
+            NUMBER,
+            "of the schedule; larger spends more steps at high noise",
+            "sampling",
+            "X",
+            default_text=MODELS_OWN,
+            limits=(0.1, 100),
+        ),
     ]
     timesteps: Annotated[
         "Sequence[float] | None",
@@ -216,7 +223,7 @@ class PictureParameters(TypedDict, total=False):
     noise_scale: Annotated[
         "float | Sequence[float] | None",
         Parameter(
-            ONE_OR_TWO_NUMBERS, "of the starting noise: one, or the first and the last step's", "sampling", "X",
+            ONE_OR_TWO_NUMBERS, "factor on the noise, or two: for the first and the last step", "sampling", "X",
             default_text=MODELS_OWN, limits=(0, 100),
         ),
     ]  # fmt: skip

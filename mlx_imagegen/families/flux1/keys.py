@@ -112,7 +112,6 @@ def from_t5(name: str) -> Iterable[RowRange]:
 
 
 # ae.safetensors
-AUTOENCODER = LDM
 from_original_autoencoder = renamed(*LDM)
 
 INPUTS = {384: "FLUX.1-Fill", 128: "FLUX.1-Depth or -Canny"}  # columns of the first layer, of relatives
@@ -157,9 +156,7 @@ SINGLE_FILES = (
         "transformer",
         "FLUX.1's transformer, saved by mflux",
         has("transformer_blocks.0.ff.linear1.weight", "single_transformer_blocks.0.proj_mlp.weight"),
-        renamed(
-            (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."), (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2.")
-        ),
+        renamed(*MFLUX),
         manifest=mflux_manifest,
     ),
     mflux_t5_file("text_encoder_2"),
