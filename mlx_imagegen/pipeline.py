@@ -208,7 +208,9 @@ class Pipeline:
         with reports[0].stage("load"):
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
-            self.residency = residency([made for made, _ in plans], self.resident)
+            family_bytes = self.family.prompt_weight_bytes
+            self.residency = residency([made for made, _ in plans], self.resident, family_bytes)
+            self.family.keep_prompt_weights(self.residency.keep_prompt_weights)
         self._release(self.family.components, reports[0])  # what a smaller request left
         largest, job = max(plans, key=lambda pair: pair[0].peak_bytes)
         try:
@@ -224,6 +226,7 @@ class Pipeline:
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         branches = self._encode(jobs, reports[0])
+        self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"

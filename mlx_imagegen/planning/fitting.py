@@ -30,10 +30,12 @@ class Residency:
     resident: bool
     decode_at_once: bool
     reason: str
+    keep_prompt_weights: bool = False  # those that are read for every new prompt
 
 
-def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
-    """For pictures with these plans, by the one that takes the most."""
+def residency(plans: Sequence[Plan], asked: bool | None, prompt_weight_bytes: int = 0) -> Residency:
+    """For pictures with these plans, by the one that takes the most. What is read for every new prompt stays too, if
+    all else does and there is room."""
     need, limit = max(made.resident_peak_bytes for made in plans), memory_limit()
     if asked and need > limit.most_bytes:
         raise InsufficientMemoryError(
@@ -43,10 +45,11 @@ def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
     usable = limit.usable_bytes if asked is None else 0
     # Where another stage needs as much anyway, the decoder costs nothing.
     decode_at_once = all(made.decode_at_once_peak_bytes <= max(usable, made.peak_bytes) for made in plans)
+    keep = need + prompt_weight_bytes <= limit.usable_bytes and asked is not False
     if asked is not None:
-        return Residency(asked, asked or decode_at_once, "as asked")
+        return Residency(asked, asked or decode_at_once, "as asked", keep)
     reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB are usable: {limit}"
-    return Residency(need <= usable, decode_at_once, reason)
+    return Residency(need <= usable, decode_at_once, reason, keep)
 
 
 def check_fits(family: Family[Any], job: Job, manifest: Manifest) -> Plan:
