@@ -25,12 +25,17 @@ class Condition:
 
 
 class Flux1Denoiser(Denoiser[Condition]):
-    def __init__(self, transformer: Component, conditions: Sequence[Condition], cfg: float):
+    def __init__(self, transformer: Component, conditions: Sequence[Condition], cfg: float, modulation: str):
+        """`modulation`: where it came from."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
+        self._modulation = modulation
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer = self._transformer.load()
         x = x.astype(compute_dtype())
         velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index])
         return velocity
+
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._modulation}

@@ -7,7 +7,6 @@ dev transformer reads; a second branch for a negative prompt (true CFG) is possi
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,18 +31,13 @@ from ..base import Family, Prompt, Settings
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .keys import lora_names
-from .modulation import tabulate
+from .modulation import PromptTables
+from .prompts import FluxBranch
 from .transformer import FluxTransformer
 
 # Both are fixed in diffusers' code: a token's side in latents, and rope's base.
 SIDE = 2
 THETA = 10000.0
-
-
-@dataclass(frozen=True)
-class FluxBranch:
-    txt: mx.array  # [1, T, D]
-    pooled: mx.array  # [1, P]
 
 
 class Flux1(Family[FluxBranch]):
@@ -57,6 +51,7 @@ class Flux1(Family[FluxBranch]):
 
     def __init__(self, files: FluxFiles):
         self.files = files
+        self._modulation = PromptTables(files.config, files.transformer)
         dtype = compute_dtype()
         self.components = {
             "text_encoder": Component(
@@ -117,20 +112,26 @@ class Flux1(Family[FluxBranch]):
     def schedule(self, settings: Settings) -> Schedule:
         return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
 
+    def expect(self, branches: Sequence[FluxBranch]) -> None:
+        self._modulation.expected = list(dict.fromkeys(branches))
+
+    @property
+    def prompt_weight_bytes(self) -> int:
+        return self._modulation.weight_bytes
+
+    def keep_prompt_weights(self, keep: bool) -> None:
+        self._modulation.layers.keep = keep
+
+    def forget(self) -> None:
+        self._modulation.forget()
+
     def denoiser(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> "Flux1Denoiser":
-        tables = tabulate(
-            self.files.config,
-            self.files.transformer.fill,
-            schedule.timesteps,
-            settings.guidance,
-            [branch.pooled for branch in branches],
-            compute_dtype(),
-        )
+        tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
         conditions = [
             Condition(branch.txt, self._rope(branch.txt.shape[1], settings), table)
             for branch, table in zip(branches, tables, strict=True)
         ]
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg)
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
