@@ -7,6 +7,7 @@ Must not know: files of arrays, how a picture is encoded.
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from PIL import Image
 
@@ -14,6 +15,7 @@ from ..errors import RequestError
 from ..families.base import Settings
 from ..hub.manifest import Manifest
 from ..image import Picture, open_picture
+from ..masks import sampled
 from ..vision.patches import MAX_ASPECT
 
 
@@ -84,3 +86,12 @@ def check_noise(noise: np.ndarray | None, step_noise: Sequence[np.ndarray] | Non
             )
         if not np.isfinite(array).all():
             raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
+
+
+def check_mask(mask: mx.array | None, shape: tuple[int, ...]) -> None:
+    """Raises for a mask that none of the places is in at which the model draws."""
+    if mask is not None and not sampled(mask, (shape[2], shape[3])).any():
+        raise RequestError(
+            f"the mask is so small that it lies between the {shape[3]}x{shape[2]} places at which the model draws; "
+            "make it larger, or give padding, which draws the part around it at full size."
+        )
