@@ -38,7 +38,8 @@ class QwenImageDenoiser(Denoiser[Condition]):
         one_batch: bool,
         tables_source: str,
     ):
-        """`references`: packed latents, [1, R, C], of every picture. `one_batch`: whether two branches run as one batch."""
+        """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
+        batch."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
         self._encoded = references
