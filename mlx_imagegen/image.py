@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,13 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
     ratio = size[0] / size[1]
     width = math.sqrt(area * ratio)
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
+
+
+def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of `sizes` the one whose proportions are nearest to those of `size`."""
+    ratio = size[0] / size[1]
+    _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)
+    return width, height
 
 
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:

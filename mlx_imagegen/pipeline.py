@@ -208,7 +208,9 @@ class Pipeline:
             check_multiple(self.model.manifest, self.family.size_multiple, job.settings.width, job.settings.height)
             self.family.schedule(job.settings)  # a folded checkpoint has only one
             check_noise(job.noise, job.step_noise, self.family.shape(job.settings))
-            check_mask(job.inputs().mask, self.family.shape(job.settings))
+            inputs = job.inputs()
+            check_mask(inputs.mask, self.family.shape(job.settings))
+            self.family.check_inputs(inputs)
         return jobs
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
@@ -300,19 +302,21 @@ class Pipeline:
         """Noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
         inputs = job.inputs()
-        if inputs.image is not None:
+        given = inputs.image is not None or inputs.controls
+        if given:
             self._load("encode_image", report)
-        with report.stage("other" if inputs.image is None else "encode"):
+        with report.stage("encode" if given else "other"):
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
-            if made.clean is None:
-                return Start(noise, noise, condition=made.condition)
-            clean, sigma = family.pack(made.clean), schedule.sigmas[0]
-            mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-            start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
-            mx.eval(start.x, noise, clean, [] if mask is None else mask)
-        self._release(family.stages["encode_image"], report)
+            start = Start(noise, noise, condition=made.condition)
+            if made.clean is not None:
+                clean, sigma = family.pack(made.clean), schedule.sigmas[0]
+                mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
+                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mx.eval(start.x, noise, clean, [] if mask is None else mask)
+        if given:
+            self._release(family.stages["encode_image"], report)
         return start
 
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:

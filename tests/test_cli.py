@@ -320,6 +320,7 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
         "SIZE",
         "DOWNLOAD",
         "HERE",
+        "TAKES",
         "LICENCE",
     ]
     assert any(

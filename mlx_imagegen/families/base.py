@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import mlx.core as mx
 from PIL import Image
 
-from ..errors import QuantizationError
+from ..errors import QuantizationError, RequestError
 from ..folding import Fold
 from ..hub.manifest import Manifest
 from ..image import fingerprint
@@ -70,6 +70,7 @@ class Inputs:
     image: mx.array | None = None  # [H, W, 3] in -1..1
     mask: mx.array | None = None  # [H, W], 1 where it is drawn and 0 where the image is kept; None: all is drawn
     is_reference: bool = False  # the image also is the prompt's one reference
+    controls: tuple[mx.array, ...] = ()  # pictures that the model follows, [H, W, 3] in -1..1
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,11 @@ class Family(ABC, Generic[Branch]):
     ) -> Solver:
         """`step_noise`: unit normals as `shape` has it, one a step, for samplers that draw them."""
         return euler(schedule)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raises for pictures that this model cannot be given, and for those that it cannot do without."""
+        if inputs.controls:
+            raise RequestError(f"control: {self.spec.title} takes no control pictures; leave it out.")
 
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""

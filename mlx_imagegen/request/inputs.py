@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..families.base import Settings
+from ..hub.abilities import able
 from ..hub.manifest import Manifest
 from ..image import Picture, open_picture
 from ..masks import sampled
@@ -22,7 +23,10 @@ from ..vision.patches import MAX_ASPECT
 def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
     given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     if given and not manifest.edits:
-        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
+        raise RequestError(
+            f"references: {manifest.name} takes none; to start from a picture, give it as image. Models that take "
+            f"them: {able('references', manifest)}."
+        )
     if len(given) < manifest.extras.get("references_least", 0):
         raise RequestError(
             f"{manifest.name} changes pictures, and none is given; add references (--references on the command line)."
@@ -38,6 +42,17 @@ def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[
                 f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
             )
     return pictures
+
+
+def check_needs(manifest: Manifest, masked: bool, controls: int) -> None:
+    """Raises where the model is made for pictures that are not given."""
+    needs = manifest.extras.get("needs", ())
+    if "mask" in needs and not masked:
+        raise RequestError(
+            f"{manifest.name} draws a part of a picture; give image with mask, mask_box, expand or place."
+        )
+    if "control" in needs and not controls:
+        raise RequestError(f"{manifest.name} follows a picture, and none is given; add control.")
 
 
 def step_noise_arrays(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:

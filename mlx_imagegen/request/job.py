@@ -20,7 +20,8 @@ from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
 from ..random import SEED_LIMIT
 from . import options
-from .inputs import noise_array, noise_notes, open_references, step_noise_arrays
+from .controls import Control, open_controls
+from .inputs import check_needs, noise_array, noise_notes, open_references, step_noise_arrays
 from .parameters import (
     DEFAULT_STRENGTH,
     LARGEST_SEED,
@@ -46,6 +47,7 @@ class Job:
     image: Image.Image | None = None  # as given, with its transparency
     canvas: Canvas | None = None  # the image as it is drawn on
     strength: float = 1.0
+    controls: tuple[Control, ...] = ()
     noise: np.ndarray | None = None
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
@@ -59,13 +61,14 @@ class Job:
 
     def inputs(self) -> Inputs:
         """The pictures that it starts from, at its size."""
-        if self.canvas is None:
-            return Inputs()
         size = self.settings.width, self.settings.height
+        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        if self.canvas is None:
+            return Inputs(controls=controls)
         if (region := self.region) is None:
-            return Inputs(_centred_pixels(self.canvas.picture, size))
+            return Inputs(_centred_pixels(self.canvas.picture, size), controls=controls)
         picture, mask = region.drawn_at(size)
-        return Inputs(_centred_pixels(picture, size), drawn_pixels(mask), self.image_is_reference)
+        return Inputs(_centred_pixels(picture, size), drawn_pixels(mask), self.image_is_reference, controls)
 
     def guidance(self, kind: str) -> float:
         """As it is given to generate(); `kind` is the manifest's: where the model has no other, the scale between two
@@ -93,6 +96,7 @@ class Job:
             "image": self.image,
             "strength": None if self.image is None else self.strength,
             **(self.canvas.values if self.canvas else {}),
+            "control": self.controls or None,
             "references": None if self.image_is_reference else self.prompt.references or None,
             "noise": self.noise,
             "step_noise": self.step_noise,
@@ -107,8 +111,10 @@ def _centred_pixels(picture: Image.Image, size: tuple[int, int]) -> mx.array:
     return mx.array(to_pixels(picture, size) * 2 - 1)
 
 
-def _hashed(value: Any) -> str | list[str]:
-    return [fingerprint(each) for each in value] if isinstance(value, tuple) else fingerprint(value)
+def _hashed(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_hashed(each) for each in value]
+    return value.described() if isinstance(value, Control) else fingerprint(value)
 
 
 def resolve(
@@ -138,8 +144,10 @@ def _jobs(
     image, canvas = open_canvas(given, (given.get("width"), given.get("height"))) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
-    is_reference &= canvas is not None and canvas.mask is not None and manifest.extras.get("references_least", 0) > 0
+    is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
     pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
+    controls = open_controls(given.get("control"))
+    check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
     notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
@@ -164,7 +172,8 @@ def _jobs(
         "image": image,
         "canvas": canvas,
         "image_is_reference": is_reference,
-        "strength": _strength(given.get("strength"), canvas),
+        "strength": _strength(manifest, given.get("strength"), canvas),
+        "controls": controls,
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
@@ -202,10 +211,13 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model changes pictures, and none is given, a blank
-    square is one."""
-    pictures = [Image.new("RGB", (SQUARE, SQUARE))] * manifest.extras.get("references_least", 0)
-    return resolve(manifest, size_multiple, "a prompt", seed=0, **({"references": pictures} | parameters))[0]
+    """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
+    blank squares."""
+    blank, needs = Image.new("RGB", (SQUARE, SQUARE)), manifest.extras.get("needs", ())
+    given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
+    given |= {"image": blank, "mask_box": (0, 0, SQUARE, SQUARE)} if "mask" in needs else {}
+    given |= {"control": blank} if "control" in needs else {}
+    return resolve(manifest, size_multiple, "a prompt", seed=0, **(given | parameters))[0]
 
 
 def _plain(value: Any) -> Any:
@@ -238,14 +250,14 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     return steps
 
 
-def _strength(strength: float | None, canvas: Canvas | None) -> float:
+def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None) -> float:
     if canvas is None and strength is not None:
         raise RequestError(
             "strength says how much of a picture to change, and no image is given; add image, or drop strength."
         )
     if canvas is None:
         return 1.0
-    usual = 1.0 if canvas.hidden else DEFAULT_STRENGTH
+    usual = 1.0 if canvas.hidden or "mask" in manifest.extras.get("needs", ()) else DEFAULT_STRENGTH
     strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:

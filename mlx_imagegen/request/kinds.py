@@ -41,6 +41,7 @@ PICTURE = Kind()
 PICTURES = Kind()
 ARRAY = Kind()
 ARRAYS = Kind("a list", (list, tuple), arrays=True)
+CONTROLS = Kind()
 CALLBACK = Kind()
 
 

@@ -17,6 +17,7 @@ from .kinds import (
     BOXES,
     CALLBACK,
     CHOICE,
+    CONTROLS,
     CORNERS,
     EXPANSION,
     LORAS,
@@ -214,6 +215,14 @@ class PictureParameters(TypedDict, total=False):
         Parameter(
             PLACE, "where the image lies in a picture of this width and height: x,y, or words such as top-left",
             "pictures", "X,Y", replaces=("expand",),
+        ),
+    ]  # fmt: skip
+    control: Annotated[
+        "Picture | Sequence[Any] | None",
+        Parameter(
+            CONTROLS, "pictures to follow: (picture, control network, strength, kind, start, end)", "pictures",
+            "FILE[,MODEL[,STRENGTH[,…]]]", hashed=True,
+            aliases=("control_image", "controlnet", "controlnet_conditioning_scale"),
         ),
     ]  # fmt: skip
     references: Annotated[

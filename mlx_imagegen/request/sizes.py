@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest
-from ..image import fitted, proportioned
+from ..image import fitted, nearest_shape, proportioned
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
@@ -63,6 +63,13 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         raise RequestError(
             f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
         )
+    if (
+        not sizes
+        and given
+        and sides == (None, None)
+        and (trained := manifest.extras.get("references", {}).get("sizes"))
+    ):
+        return nearest_shape(given[0], trained)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
     if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
         near = proportioned(given[-1], area, 2 * multiple)
