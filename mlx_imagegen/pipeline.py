@@ -15,22 +15,23 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from . import machine as memory
-from .errors import CheckpointError
+from .errors import CheckpointError, InsufficientMemoryError
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
 from .hub.record import revision_of
 from .image import to_image
 from .kernels import choose
+from .limits import bound_cache, is_out_of_memory, run_limits
 from .loading.weights import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
 from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe
-from .planning.fitting import Residency, check_fits, residency
+from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .preflight import refuse_before_download
@@ -56,28 +57,40 @@ def load(
     lora: Sequence[Wanted] | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
+    comfy: str | Path | None = None,
     on_load: OnLoad | None = None,
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    loras = open_loras(() if lora is None else lora, on_download)
-    refuse_before_download(str(model), quant, loras, lora_partial)
-    found, folder = locate(str(model), on_download)
+    with using_folder(comfy):
+        loras = open_loras(() if lora is None else lora, on_download)
+        refuse_before_download(str(model), quant, loras, lora_partial)
+        found, folder = locate(str(model), on_download)
     started = time.perf_counter()
-    memory.bound_cache()
+    bound_cache()
     source = Source(folder, found.manifest)
     merge = Merge(source)
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     transforms = WeightTransforms((merge,), progress=on_load)
     family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.unused_rows(family.weights) if recipe else ():
+    for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
         on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
+
+
+def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
+    for component, weights in family.weights.items():
+        if formats := weights.unpacked_formats:
+            listed = ", ".join(f"{count} in {name}" for name, count in formats.items())
+            yield (
+                f"{component}: weights are unpacked, for MLX has no packing for their format ({listed}); a recipe "
+                "(quant, --quant q6) packs them while they are loaded"
+            )
 
 
 class Start(NamedTuple):
@@ -186,9 +199,7 @@ class Pipeline:
         for note in self.family.lora_notes(self.model.manifest, names):
             on_download(f"note: {note}")
         if apply_loras(self.family, self.merge, matches, before):
-            self._branches = {}  # made with the former weights
-            self._denoisers.forget()
-            self.family.forget()
+            self._forget()
 
     @documented(*PICTURE_ROWS)
     def jobs(
@@ -220,16 +231,26 @@ class Pipeline:
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             sizes = {_sizes(job): job for job in jobs}.values()
-            plans = [check_fits(self.family, job, self.model.manifest) for job in sizes]
-            self.residency = residency(plans, self.resident)
+            plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
+            family_bytes = self.family.prompt_weight_bytes
+            self.residency = residency([made for made, _ in plans], self.resident, family_bytes)
+            self.family.keep_prompt_weights(self.residency.keep_prompt_weights)
         self._release(self.family.components, reports[0])  # what a smaller request left
+        largest, job = max(plans, key=lambda pair: pair[0].peak_bytes)
         try:
-            yield from self._stream(jobs, reports, on_step)
+            with run_limits(largest.working_bytes):
+                yield from self._stream(jobs, reports, on_step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._drop_all()
+            raise InsufficientMemoryError(ran_out(largest, self.family, job, self.model.manifest)) from error
         finally:
             self._release(self.family.components, reports[-1])
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         branches = self._encode(jobs, reports[0])
+        self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
@@ -352,6 +373,18 @@ class Pipeline:
             **self.merge.record(),
             **job.record(manifest.guidance),
         }
+
+    def _forget(self) -> None:
+        """What was made with weights that have changed, or that may not be right."""
+        self._branches = {}
+        self._denoisers.forget()
+        self.family.forget()
+
+    def _drop_all(self) -> None:
+        """After memory ran out: what was computed last may be wrong without MLX's saying so."""
+        self._forget()
+        for component in self.family.components.values():
+            component.release()
 
     def _load(self, stage: str, report: Report) -> None:
         with report.stage("load"):

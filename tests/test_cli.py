@@ -529,7 +529,7 @@ def test_models_that_cannot_be_had(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     # What cannot fit is refused before.
-    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**12)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**12)
     refused(cli("generate", "a fox", "--model", model), *words)
 
 
@@ -557,7 +557,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_download(
     from mlx_imagegen.hub import download
 
     monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
-    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**12)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**12)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     config = tmp_path / "hub/models--someone--finetune/snapshots/main/model_index.json"
     config.parent.mkdir(parents=True)

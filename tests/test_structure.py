@@ -26,8 +26,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("loading", "cache", "packing"),
     ("layers", "report"),
     ("image", "masks", "seams"),
+    ("limits",),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "blas", "errors"),
+    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),
 ]
 SHARED = {"base", "folder", "schedule_tables"}
 

@@ -231,6 +231,17 @@ class Family(ABC, Generic[Branch]):
         if inputs.controls:
             raise RequestError(f"control: {self.spec.title} takes no control pictures; leave it out.")
 
+    def expect(self, branches: Sequence[Branch]) -> None:
+        """The prompts of the request that begins, in order: what reads weights for one may do so for several."""
+
+    @property
+    def prompt_weight_bytes(self) -> int:
+        """Of the weights that `denoiser` reads for every new prompt, and may keep."""
+        return 0
+
+    def keep_prompt_weights(self, keep: bool) -> None:
+        """Whether those stay in memory from now on."""
+
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""
 

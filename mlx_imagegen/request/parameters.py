@@ -110,8 +110,8 @@ class PictureParameters(TypedDict, total=False):
     height: Annotated[
         int | None,
         Parameter(
-            WHOLE_NUMBER, "a multiple as the width", "how", "PIXELS", default_text=MODELS_OWN, portable=True,
-            aliases=("h",),
+            WHOLE_NUMBER, "a multiple of the same number as `width`", "how", "PIXELS", default_text=MODELS_OWN,
+            portable=True, aliases=("h",),
         ),
     ]  # fmt: skip
     aspect: Annotated[
@@ -137,7 +137,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     cfg_normalization: Annotated[
         bool | None,
-        Parameter(SWITCH, "Z-Image: guidance makes no velocity longer than the prompt's own", "how", default=False),
+        Parameter(SWITCH, "Z-Image: the guided velocity is at most as long as the unguided", "how", default=False),
     ]
     max_sequence_length: Annotated[
         int | None,
@@ -241,7 +241,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     keep_original_aspect: Annotated[
         bool | None,
-        Parameter(SWITCH, "HiDream-O1: the shape of the one reference", "pictures", default=False),
+        Parameter(SWITCH, "HiDream-O1: take the only reference's aspect ratio", "pictures", default=False),
     ]
     sampler: Annotated[
         str | None,
@@ -252,7 +252,14 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     shift: Annotated[
         float | None,
-        Parameter(NUMBER, "of the schedule", "sampling", "X", default_text=MODELS_OWN, limits=(0.1, 100)),
+        Parameter(
+            NUMBER,
+            "of the schedule; larger spends more steps at high noise",
+            "sampling",
+            "X",
+            default_text=MODELS_OWN,
+            limits=(0.1, 100),
+        ),
     ]
     timesteps: Annotated[
         "Sequence[float] | None",
@@ -263,7 +270,7 @@ class PictureParameters(TypedDict, total=False):
     noise_scale: Annotated[
         "float | Sequence[float] | None",
         Parameter(
-            ONE_OR_TWO_NUMBERS, "of the starting noise: one, or the first and the last step's", "sampling", "X",
+            ONE_OR_TWO_NUMBERS, "factor on the noise, or two: for the first and the last step", "sampling", "X",
             default_text=MODELS_OWN, limits=(0, 100),
         ),
     ]  # fmt: skip
@@ -281,8 +288,9 @@ class LoadParameters(TypedDict, total=False):
     model: Annotated[
         "str | Path | None",
         Parameter(
-            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, or a local folder", "what",
-            "MODEL", default_text=f"`{DEFAULT_MODEL}`", aliases=("checkpoint", "model_path", "pretrained_model"),
+            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, a local folder, or a file "
+            "of ComfyUI's or GGUF", "what", "MODEL", default_text=f"`{DEFAULT_MODEL}`",
+            aliases=("checkpoint", "model_path", "pretrained_model"),
         ),
     ]  # fmt: skip
     quant: Annotated[
@@ -308,6 +316,13 @@ class LoadParameters(TypedDict, total=False):
         Parameter(
             CHOICE, "keep all parts of the model in memory, or one after the other", "weights",
             default_text="as fits the machine", recorded=False, aliases=("low_ram",),
+        ),
+    ]  # fmt: skip
+    comfy: Annotated[
+        "str | Path | None",
+        Parameter(
+            TEXT, "ComfyUI's folder: `model` may be the name of a file in it, and what goes with a file is found there",
+            "weights", "DIR", default_text="the setting MLX_IMAGEGEN_COMFY", recorded=False,
         ),
     ]  # fmt: skip
     on_load: Annotated[

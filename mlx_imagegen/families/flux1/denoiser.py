@@ -26,11 +26,17 @@ class Condition:
 
 class Flux1Denoiser(Denoiser[Condition]):
     def __init__(
-        self, transformer: Component, conditions: Sequence[Condition], cfg: float, references: mx.array | None = None
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        modulation: str,
+        references: mx.array | None = None,
     ):
-        """`references`: packed latents, [1, R, C]."""
+        """`modulation`: where it came from. `references`: packed latents, [1, R, C]."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
+        self._modulation = modulation
         self._references = references
         self._channels: mx.array | None = None
 
@@ -47,3 +53,6 @@ class Flux1Denoiser(Denoiser[Condition]):
             x = mx.concatenate([x, self._references.astype(x.dtype)], axis=1)
         velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index], references)
         return velocity
+
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._modulation}

@@ -8,7 +8,6 @@ what they are shown in further channels of every token, Kontext in further token
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -37,18 +36,12 @@ from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
 from .keys import lora_names
-from .modulation import tabulate
+from .modulation import PromptTables
+from .prompts import FluxBranch
 from .references import EncodedReferences, reference_positions, reference_size
 from .transformer import FluxTransformer
 
 THETA = 10000.0  # rope's base; fixed in diffusers' code
-
-
-@dataclass(frozen=True)
-class FluxBranch:
-    txt: mx.array  # [1, T, D]
-    pooled: mx.array  # [1, P]
-    references: EncodedReferences | None = None
 
 
 class Flux1(Family[FluxBranch]):
@@ -62,6 +55,7 @@ class Flux1(Family[FluxBranch]):
 
     def __init__(self, files: FluxFiles):
         self.files = files
+        self._modulation = PromptTables(files.config, files.transformer)
         dtype = compute_dtype()
         self.components = {
             "text_encoder": Component(
@@ -126,22 +120,25 @@ class Flux1(Family[FluxBranch]):
     def schedule(self, settings: Settings) -> Schedule:
         return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
 
+    def expect(self, branches: Sequence[FluxBranch]) -> None:
+        self._modulation.expected = list(dict.fromkeys(branches))
+
+    @property
+    def prompt_weight_bytes(self) -> int:
+        return self._modulation.weight_bytes
+
+    def keep_prompt_weights(self, keep: bool) -> None:
+        self._modulation.layers.keep = keep
+
     def denoiser(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> "Flux1Denoiser":
-        tables = tabulate(
-            self.files.config,
-            self.files.transformer.fill,
-            schedule.timesteps,
-            settings.guidance,
-            [branch.pooled for branch in branches],
-            compute_dtype(),
-        )
+        tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
         references = branches[0].references  # all branches show the same pictures
         conditions = [
             Condition(branch.txt, self._rope(branch.txt.shape[1], settings, references), table)
             for branch, table in zip(branches, tables, strict=True)
         ]
         latents = references.latents if references else None
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, latents)
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
@@ -227,6 +224,7 @@ class Flux1(Family[FluxBranch]):
         return lora_names(component, modules)
 
     def forget(self) -> None:
+        self._modulation.forget()
         self._references.forget()
 
     def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
