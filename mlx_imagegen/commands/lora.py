@@ -102,7 +102,9 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
             folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
-        for manifest in [manifest for manifest in ours if has_tensor_shapes(manifest)][:1]:
+        published = [manifest for manifest in ours if has_tensor_shapes(manifest)]
+        published.sort(key=lambda manifest: "needs" in manifest.extras)  # the plain model first
+        for manifest in published[:1]:
             yield manifest.name, manifest, shape_only_folder(manifest)
 
 
