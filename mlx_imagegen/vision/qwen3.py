@@ -82,8 +82,8 @@ def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tup
     ):
         if found != expected:
             raise ConfigError(
-                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has {expected}: "
-                "the files are of different models. Take them from one repository."
+                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has "
+                f"{expected}: the files are of different models. Take them from one repository."
             )
     return config, patches
 

@@ -203,6 +203,6 @@ class QwenImage21(Family[QwenImage21Branch]):
         if not settings.extras.get("transparent") or "transparen" in prompt.text.lower():
             return []
         return [
-            "transparent: the model leaves the background out where the prompt says so; write for example 'This is an RGBA "
-            "image with transparency. … The image has alpha channel and the background is transparent.'"
+            "transparent: the model leaves the background out where the prompt says so; write for example 'This is an "
+            "RGBA image with transparency. … The image has alpha channel and the background is transparent.'"
         ]

@@ -33,7 +33,6 @@ LANGUAGE = "model.language_model"
 TABLE = f"{LANGUAGE}.embed_tokens.weight"
 UNUSED = ("lm_head.", f"{VISUAL}.")
 SINGLE_FILE = "qwen_image_2.1*.safetensors"  # ComfyUI's names; its autoencoder's begins alike
-ROTATED = ".comfy_quant"  # what its int8 files say of each weight
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,8 @@ def _open_transformer(folder: Path) -> tuple[QwenImage21Config, NamedTensors]:
 
 
 def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the single file does not bring, read off its tensors' shapes."""
-    if any(name.endswith(ROTATED) for name in checkpoint):
-        raise CheckpointError(
-            f"{checkpoint.where} holds ComfyUI's quantized weights (int8_convrot), whose rotation this library does not "
-            "undo. Take the bf16 file and let quant=q8 pack it."
-        )
-    shapes = {name.removeprefix(PREFIX): tensor.shape for name, tensor in checkpoint.items()}
+    """What the single file does not bring, by its tensors' shapes."""
+    shapes = {name.removeprefix(PREFIX): tensor.full_shape for name, tensor in checkpoint.items()}
     try:
         dims, channels = shapes["img_in.weight"]
         head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]

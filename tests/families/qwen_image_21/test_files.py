@@ -180,14 +180,6 @@ def test_comfyui_s_single_file_draws_the_same_picture(prefix: str, copy: Path) -
     assert load(copy).generate("a fox", **SMALL).image.tobytes() == expected.tobytes()
 
 
-def test_comfyui_s_int8_is_refused_by_name(copy: Path) -> None:
-    path = to_single_file(copy)
-    tensors = mx.load(str(path)) | {"img_in.comfy_quant": mx.zeros(8, mx.uint8)}
-    mx.save_safetensors(str(path), tensors)
-    with pytest.raises(CheckpointError, match=r"qwen_image_2.1_bf16.safetensors holds.*int8_convrot.*bf16 file"):
-        load(copy)
-
-
 def test_another_single_file_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "transformer")
     with pytest.raises(MissingFileError, match=r"transformer/config.json is not there, and neither is a qwen_image_2"):

@@ -187,7 +187,7 @@ def test_a_picture_s_alpha_is_kept_only_where_the_model_takes_it() -> None:
     other = resolve(manifests()["qwen-image-edit-2511"], 16, "a fox", seed=1, references=[clear])[0]
     assert other.prompt.references[0].mode == "RGB"
     with pytest.raises(RequestError, match=r"\[height, width, 3\], this one has \(64, 64, 4\)"):
-        resolve(manifests()["flux-dev"], 16, "a fox", seed=1, image=np.zeros((64, 64, 4), np.uint8))
+        resolve(manifests()["qwen-image-edit-2511"], 16, "a fox", seed=1, references=[np.zeros((64, 64, 4), np.uint8)])
 
 
 @pytest.mark.parametrize("name", ["qwen-image", "flux-dev", "hidream-o1"])
