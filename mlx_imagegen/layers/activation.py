@@ -12,15 +12,15 @@ import mlx.core as mx
 
 from ..precision import on_gpu
 
-Elementwise = Callable[[mx.array], mx.array]
+Elementwise = Callable[..., mx.array]
 
 
 def _fused(function: Elementwise) -> Elementwise:
     compiled = mx.compile(function, shapeless=True)
 
     @functools.wraps(function)
-    def call(x: mx.array) -> mx.array:
-        return compiled(x) if on_gpu() else function(x)
+    def call(*arrays: mx.array) -> mx.array:
+        return compiled(*arrays) if on_gpu() else function(*arrays)
 
     return call
 
@@ -37,6 +37,13 @@ def gelu_tanh(x: mx.array) -> mx.array:
 def silu(x: mx.array) -> mx.array:
     y = x.astype(mx.float32)
     return (y / (1 + mx.exp(-y))).astype(x.dtype)
+
+
+@_fused
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x"""
+    y = gate.astype(mx.float32)
+    return (y / (1 + mx.exp(-y))).astype(gate.dtype) * x
 
 
 @_fused

@@ -1,4 +1,5 @@
-"""Two streams, text and image, that attend together and think apart: the parts of FLUX.1's and Qwen-Image's blocks.
+"""Attention and feed-forward of the image transformers: one stream, or text and image that attend together and go
+through weights of their own (FLUX.1, Qwen-Image).
 
 In and out: [B, L, D] of each stream. Parameters carry diffusers' names. Must not know: modulation, block order, files.
 """
@@ -18,9 +19,9 @@ from .rope import Rope, rotate
 class Projections(nn.Module):
     """One stream's q, k and v."""
 
-    def __init__(self, dims: int, heads: int, eps: float):
+    def __init__(self, dims: int, heads: int, eps: float, bias: bool = True):
         super().__init__()
-        self.to_q, self.to_k, self.to_v = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
+        self.to_q, self.to_k, self.to_v = (Linear(dims, dims, bias) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(dims // heads, eps), RMSNorm(dims // heads, eps)
         self._heads = heads
 
@@ -36,6 +37,17 @@ class Attention(Projections):
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
         q, k, v = self.project(x)
         return attend(rotate(q, rope), rotate(k, rope), v)
+
+
+class ProjectedAttention(Attention):
+    """Self-attention over one stream, with an output projection."""
+
+    def __init__(self, dims: int, heads: int, eps: float, bias: bool = True):
+        super().__init__(dims, heads, eps, bias)
+        self.to_out = [Linear(dims, dims, bias)]
+
+    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
+        return self.to_out[0](super().__call__(x, rope))
 
 
 class JointAttention(Projections):

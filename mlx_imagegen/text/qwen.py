@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from ..layers.activation import silu
+from ..layers.activation import swiglu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
@@ -279,4 +279,4 @@ class MLP(nn.Module):
         self.down_proj = Linear(inner, dims, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -43,3 +43,16 @@ def test_equals_its_definition(name: str, fused: bool, monkeypatch: pytest.Monke
         expected = [DEFINITIONS[name](float(value)) for value in x.tolist()]  # type: ignore[union-attr,arg-type]
         assert function(x).dtype == dtype
         np.testing.assert_allclose(np.array(function(x).astype(mx.float32)), expected, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_swiglu_is_silu_times_the_other_half(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fused and shutil.which("g++") is None:
+        pytest.skip("fusing on the CPU needs a C++ compiler")
+    monkeypatch.setattr(activation, "on_gpu", lambda: fused)
+    for dtype, tolerance in ((mx.float32, 1e-6), (mx.bfloat16, 2**-7)):
+        gate, x = mx.array(VALUES, dtype), mx.array(np.linspace(-2, 3, len(VALUES)), dtype)
+        expected = [DEFINITIONS["silu"](a) * b for a, b in zip(gate.tolist(), x.tolist(), strict=True)]  # type: ignore[arg-type,operator]
+        out = activation.swiglu(gate, x)
+        assert out.dtype == dtype
+        np.testing.assert_allclose(np.array(out.astype(mx.float32)), expected, rtol=tolerance, atol=1e-6)
