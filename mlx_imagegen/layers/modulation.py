@@ -29,10 +29,10 @@ class FoldedLinear(nn.Module):
         self.table = mx.zeros((rows, columns))
 
 
-def adaln_table(fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype) -> mx.array:
+def adaln_table(fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, bias: bool = True) -> mx.array:
     """The linear layer at `path` on x [rows, D] -> [rows, chunks, D], evaluated; the layer's weight is dropped."""
     dims = x.shape[-1]
-    return _chunked(fill(Linear(dims, chunks * dims), path)(x), chunks, dtype)
+    return _chunked(fill(Linear(dims, chunks * dims, bias), path)(x), chunks, dtype)
 
 
 def folded_adaln_table(

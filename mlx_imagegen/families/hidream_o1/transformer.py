@@ -14,10 +14,11 @@ import mlx.nn as nn
 import numpy as np
 
 from ...layers.activation import silu
+from ...layers.attention import KeyValues
 from ...layers.embed import sinusoids
 from ...layers.linear import Linear
 from ...precision import RESIDUAL_DTYPE
-from ...text.qwen import KeyValues, LanguageModel, Rope
+from ...text.qwen import LanguageModel, Rope
 from .config import HiDreamConfig
 
 
