@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.families.flux1.keys import from_original, from_original_autoencoder
+from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
+from mlx_imagegen.families.flux1.keys import from_original
 from tests.families.flux1.test_original import check_split
 from tests.references.names import expand
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.nn as nn
 
 from ...autoencoders.kl import Autoencoder, VaeConfig
+from ...autoencoders.original import from_original as from_original_autoencoder
 from ...errors import MissingFileError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
@@ -24,7 +25,7 @@ from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
 from ..folder import name_component, read_scheduler
 from .config import FluxConfig
-from .keys import from_clip, from_original, from_original_autoencoder, from_t5
+from .keys import from_clip, from_original, from_t5
 from .modulation import FluxModulators
 from .original import autoencoder_config, transformer_config
 from .transformer import FluxTransformer

@@ -1,4 +1,4 @@
-"""FLUX.1's layouts by name: the original single file (and ae.safetensors), and what transformers re-saves.
+"""FLUX.1's layouts by name: the original single file, and what transformers re-saves.
 
 Modules carry diffusers' names, so its layout needs no table. The same tables serve LoRAs in the original names.
 """
@@ -55,20 +55,6 @@ XLABS: dict[str, tuple[tuple[str, int], ...]] = {
     "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
 }
 
-AUTOENCODER = (
-    (r"^(en|de)coder\.mid\.block_(\d)\.", lambda m: f"{m[1]}coder.mid_block.resnets.{int(m[2]) - 1}."),
-    (r"\.mid\.attn_1\.norm\.", lambda m: ".mid_block.attentions.0.group_norm."),
-    (r"\.mid\.attn_1\.proj_out\.", lambda m: ".mid_block.attentions.0.to_out.0."),
-    (r"\.mid\.attn_1\.([qkv])\.", lambda m: f".mid_block.attentions.0.to_{m[1]}."),
-    (r"\.down\.(\d)\.block\.", lambda m: f".down_blocks.{m[1]}.resnets."),
-    (r"\.down\.(\d)\.downsample\.", lambda m: f".down_blocks.{m[1]}.downsamplers.0."),
-    # The original counts the decoder's levels from the finest, diffusers from the coarsest; both have four.
-    (r"\.up\.(\d)\.block\.", lambda m: f".up_blocks.{3 - int(m[1])}.resnets."),
-    (r"\.up\.(\d)\.upsample\.", lambda m: f".up_blocks.{3 - int(m[1])}.upsamplers.0."),
-    (r"\.nin_shortcut\.", lambda m: ".conv_shortcut."),
-    (r"coder\.norm_out\.", lambda m: "coder.conv_norm_out."),
-)
-
 
 def original_module(module: str) -> list[RowRange]:
     """An original module's name -> our modules, as runs of its rows; empty if it is not one."""
@@ -107,13 +93,6 @@ def from_original(name: str) -> Iterable[RowRange]:
     kind = "weight" if kind == "scale" else kind
     for target in original_module(module) or [RowRange(module)]:
         yield RowRange(f"{target.name}.{kind}", target.start, target.share, target.of, target.swap_halves)
-
-
-def from_original_autoencoder(name: str) -> Iterable[RowRange]:
-    """ae.safetensors"""
-    for pattern, replacement in AUTOENCODER:
-        name = re.sub(pattern, replacement, name)
-    yield RowRange(name)
 
 
 def from_clip(name: str) -> Iterable[RowRange]:

@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
+from mlx_imagegen.autoencoders.original import PATTERNS as AUTOENCODER
+from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
 from mlx_imagegen.errors import CheckpointError, MissingFileError
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.keys import (
-    AUTOENCODER,
     ORIGINAL,
     from_original,
-    from_original_autoencoder,
     original_module,
 )
 from mlx_imagegen.families.flux1.modulation import FluxModulators
