@@ -19,11 +19,7 @@ from mlx_imagegen.autoencoders.original import PATTERNS as AUTOENCODER
 from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
 from mlx_imagegen.errors import CheckpointError, MissingFileError
 from mlx_imagegen.families.flux1.config import FluxConfig
-from mlx_imagegen.families.flux1.keys import (
-    ORIGINAL,
-    from_original,
-    original_module,
-)
+from mlx_imagegen.families.flux1.keys import LAYOUT, ORIGINAL, from_original, original_module
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.names import RowRange
@@ -114,7 +110,7 @@ def test_both_layouts_give_one_picture(folders: tuple[Path, Path]) -> None:
 
 def test_the_picture_depends_on_the_swapped_halves(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     diffusers, original = folders
-    monkeypatch.setattr("mlx_imagegen.families.flux1.keys.SWAPPED_HALVES", "nothing")
+    monkeypatch.setitem(vars(LAYOUT), "swapped", ())
     pictures = [np.asarray(load(folder).generate("a fox", **OPTIONS).image) for folder in (diffusers, original)]
     assert not np.array_equal(*pictures)
 
