@@ -50,6 +50,14 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
 
 
+def within_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """The size itself, or one of at most `area` pixels in its proportions; as diffusers does for FLUX.2."""
+    if size[0] * size[1] <= area:
+        return size
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return int(size[0] * scale), int(size[1] * scale)
+
+
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
     larger than that is halved first, as its pixels will be."""

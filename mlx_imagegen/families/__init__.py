@@ -25,6 +25,7 @@ BUILT_IN = {
     "flux1": "mlx_imagegen.families.flux1.spec",
     "qwen_image": "mlx_imagegen.families.qwen_image.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
+    "flux2": "mlx_imagegen.families.flux2.spec",
 }
 _registered: dict[str, "FamilySpec"] = {}
 
@@ -39,6 +40,8 @@ class TokenRoles:
     image: tuple[str, ...] = ()  # the picture's own, without references
     single: tuple[str, ...] = ()  # one token, whatever the picture
     queries: tuple[str, ...] = ("*.to_q", "*.add_q_proj", "*.q_proj")  # the layers that attention's queries come from
+    # Layers whose rows hold queries and more -> how many times as many rows as queries.
+    fused_queries: Mapping[str, int] = field(default_factory=dict)
     pads_prompt: bool = False  # prompts always have max_sequence_length tokens
 
 

@@ -60,6 +60,8 @@ class ReferenceTokens:
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
+    kept: int = 0  # whose keys and values are computed once, before the loop
+    kept_values: int = 0  # numbers that each of those takes
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class Denoiser(ABC, Generic[Branch]):
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]  # the registry's
-    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "prepare" (the making of a
-    # denoiser) only where it needs whole components.
+    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (beside encode,
+    # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
 
@@ -235,6 +237,11 @@ class Family(ABC, Generic[Branch]):
         return []
 
     # What follows from the above.
+
+    def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
+        """The stages whose components these prompts need."""
+        shown = "references" in self.stages and any(prompt.references for prompt in prompts)
+        return ("encode", "references") if shown else ("encode",)
 
     @property
     def spec(self) -> FamilySpec:

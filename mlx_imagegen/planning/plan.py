@@ -9,7 +9,7 @@ Must not know: how stages run, what this machine has (fitting.py).
 import fnmatch
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,17 +132,19 @@ def plan(
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
     flops, traffic = _arithmetic(family, tokens, gpu, recipe)
+    parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
+    parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
         Stage(
             name,
-            family.stages[name],
-            _disk_bytes((family.components[each] for each in family.stages[name]), disk),
-            sum(held_bytes(family.components[each], gpu, recipe) for each in family.stages[name]),
-            _working_bytes(family, name, tokens, settings, gpu, prompt, recipe),
+            names,
+            _disk_bytes((family.components[each] for each in names), disk),
+            sum(held_bytes(family.components[each], gpu, recipe) for each in names),
+            _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe),
             GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
         )
-        for name in ("encode", "denoise", "decode")
-        if family.stages[name] or name == "denoise" or (name == "encode" and prompt.references)
+        for name, names in parts.items()
+        if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
@@ -199,6 +201,8 @@ class Tokens:
     text: int
     image: int  # the picture's own
     references: int
+    kept: int = 0  # references whose keys and values are computed before the loop
+    kept_values: int = 0  # numbers that those take together
 
     @property
     def loop(self) -> int:
@@ -209,7 +213,8 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more = family.reference_tokens(prompt, settings)
-    return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image)
+    kept = more.kept, more.kept * more.kept_values
+    return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image, *kept)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -240,14 +245,14 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         count = _tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
-        if _any(path, roles.queries):
-            flops += 4.0 * count * (tokens.loop + tokens.text) * rows
+        flops += 4.0 * count * (tokens.loop + tokens.text + tokens.kept) * _query_rows(path, rows, roles)
     return flops, traffic
 
 
 def _working_bytes(
     family: Family[Any],
     stage: str,
+    names: Sequence[str],
     tokens: Tokens,
     settings: Settings,
     gpu: bool,
@@ -256,16 +261,17 @@ def _working_bytes(
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder = family.components[family.stages[stage][0]]
+        decoder = family.components[names[0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
     count = tokens.text + (tokens.loop if stage == "denoise" else 0)
     queries = family.spec.roles.queries
-    most = max(
-        (block_bytes(family.components[name], count, gpu, queries, recipe) for name in family.stages[stage]), default=0
-    )
-    if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
+    most = max((block_bytes(family.components[name], count, gpu, queries, recipe) for name in names), default=0)
+    if stage == "denoise":
+        most += tokens.kept_values * _size(family.transformer, gpu)
+    if prompt.references and "vae_encoder" in names:  # one picture after the other
         alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
-        pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
+        added = [family.reference_tokens(each, settings) for each in alone]
+        pixels = max(each.image + each.kept for each in added) * family.size_multiple**2
         most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
         most += family.vision_param_count * (GPU_SIZE if gpu else 4)
@@ -292,6 +298,13 @@ def block_bytes(
         if packing
     )
     return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
+
+
+def _query_rows(path: str, rows: int, roles: TokenRoles) -> int:
+    """How many of a linear layer's rows are attention's queries."""
+    if _any(path, roles.queries):
+        return rows
+    return next((rows // times for glob, times in roles.fused_queries.items() if _any(path, (glob,))), 0)
 
 
 def _slack(share: float, working: int) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest
-from ..image import fitted, proportioned
+from ..image import fitted, proportioned, within_area
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
@@ -62,11 +62,17 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         raise RequestError(
             f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
         )
-    area = manifest.extras.get("references_area")
-    if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
-        near = proportioned(given[-1], area, 2 * multiple)
+    area, first = manifest.extras.get("references_area"), manifest.extras.get("references_size") == "first"
+    if not sizes and given and area:  # a side that is not given follows from the first or last picture
+        near = _first_cut(given[0], area, multiple) if first else proportioned(given[-1], area, 2 * multiple)
         return near[0] if asked.width is None else asked.width, near[1] if asked.height is None else asked.height
     return next(iter(sizes.values()), sides)
+
+
+def _first_cut(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
+    """A picture's own size, brought down to an area, cut to the multiple."""
+    width, height = within_area(size, area)
+    return width // multiple * multiple, height // multiple * multiple
 
 
 def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ loaded.
 Must not know: prompts, templates, pictures, what is generated.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..layers.attention import KeyValues, attend, prefixed, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..loading.config import Config
+from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
@@ -47,6 +49,7 @@ MULTIMODAL = frozenset(
     "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id".split()
 )
 
+PREFIX = re.compile(r"^((model|language_model)\.)*")
 TEXT_ONLY = ("qwen3", "mistral")  # model types without a vision tower's positions
 
 
@@ -174,6 +177,12 @@ def text_positions(
         start = int(columns[-1].max()) + 1
         index += columns[-1].shape[1]
     return np.concatenate(columns, axis=1)
+
+
+def from_published(name: str) -> Iterable[RowRange]:
+    """A language model's tensor as any version of transformers saves it: `model.`, `model.language_model.` or
+    `language_model.model.` before the name."""
+    yield RowRange(PREFIX.sub("", name))
 
 
 def padded_mask(length: int, total: int) -> mx.array:

@@ -1,4 +1,4 @@
-"""Text -> token ids for CLIP, T5 and Qwen2.
+"""Text -> token ids for CLIP, T5, Qwen2 and Mistral.
 
 In: a tokenizer's folder. Out: `Tokenizer`, which gives ids and the end of the text that did not fit.
 Must not know: file kinds (`vocabulary.py`), prompt templates, models, downloads.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, MissingFileError, RequestError
 from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -136,6 +136,20 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
         ]
     )
     add_tokens(engine, files)
+    return Tokenizer(engine)
+
+
+def tekken_tokenizer(folder: Path) -> Tokenizer:
+    """Mistral's: tokenizer.json has all its rules, and the templates have the tokens that begin and end a text."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
+    try:
+        engine = Engine.from_file(str(path))
+    except Exception as error:  # the package raises nothing more precise
+        raise ConfigError(f"{path} cannot be read ({error}); download the tokenizer again.") from error
+    engine.no_padding()
+    engine.no_truncation()
     return Tokenizer(engine)
 
 

@@ -1,0 +1,86 @@
+"""FLUX.2's files on disk, opened and checked: a diffusers folder, with Qwen3 (klein) or Mistral (dev) for the text.
+
+In: a folder. Out: `Flux2Files`, the configs and weights of every component, each tensor accounted for by name and
+shape.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...autoencoders.flux2 import UNUSED, Decoder, Encoder, Flux2VaeConfig
+from ...autoencoders.original import from_original as from_original_autoencoder
+from ...errors import ConfigError
+from ...hub.manifest import Manifest
+from ...layers.embed import Table
+from ...loading.config import read_json
+from ...loading.weights import Weights, WeightTransforms
+from ...sampling import FlowMatchConfig
+from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config, unread_tensors
+from ..folder import open_component, read_scheduler
+from .config import Flux2Config
+from .editing import Editing
+from .keys import LAYOUT, UNREAD
+from .modulation import Flux2Modulators
+from .transformer import Flux2Transformer
+
+TABLE = "embed_tokens.weight"
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Flux2Files:
+    config: Flux2Config
+    text_config: QwenConfig
+    vae_config: Flux2VaeConfig
+    scheduler: FlowMatchConfig
+    transformer: Weights
+    text: Weights
+    vae: Weights
+    tokenizer: Path
+    editing: Editing
+    keeps_references: bool  # their keys and values are computed once, at time 0
+
+    @property
+    def text_layers(self) -> tuple[int, ...]:
+        return text_layers(self.text_config)
+
+
+def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> Flux2Files:
+    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
+    paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
+    data = {part: read_json(path) for part, path in paths.items()}
+    config = Flux2Config.read(data["transformer"], paths["transformer"])
+    text_config = read_config(data["text_encoder"], paths["text_encoder"])
+    vae_config = Flux2VaeConfig.read(data["vae"], paths["vae"])
+    _check_widths(config, text_config, vae_config, paths["transformer"])
+    transformer = open_component(folder, "transformer", transforms, LAYOUT.rename)
+    text = open_component(folder, "text_encoder", transforms, from_published)
+    vae = open_component(folder, "vae", transforms, from_original_autoencoder)
+    transformer.check([Flux2Transformer(config), Flux2Modulators(config)])
+    layers = max(text_layers(text_config))
+    table = Table(TABLE, text_config.vocab_size, text_config.hidden_size)
+    text.check([LanguageModel(text_config, layers), table], (*unread_tensors(text_config, layers), *UNREAD))
+    vae.check([Encoder(vae_config), Decoder(vae_config)], UNUSED)
+    return Flux2Files(
+        config, text_config, vae_config, read_scheduler(folder, manifest), transformer, text, vae, folder / "tokenizer",
+        Editing.of(manifest), bool(manifest.extras.get("keeps_references")),
+    )  # fmt: skip
+
+
+def text_layers(config: QwenConfig) -> tuple[int, ...]:
+    """After which layers the text's states are taken: a quarter, half and three quarters of them (9, 18 and 27 of
+    Qwen3's 36, 10, 20 and 30 of Mistral's 40)."""
+    return tuple(config.num_hidden_layers * quarter // QUARTERS for quarter in range(1, QUARTERS))
+
+
+def _check_widths(config: Flux2Config, text: QwenConfig, vae: Flux2VaeConfig, where: Path) -> None:
+    """The parts must hand on what the next one takes: a folder may be put together from several."""
+    for field, found, expected, other in (
+        ("joint_attention_dim", config.joint_attention_dim, (QUARTERS - 1) * text.hidden_size, "text_encoder's states"),
+        ("in_channels", config.in_channels, vae.latent_channels * vae.patch_size[0] ** 2, "vae's latents in cells"),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but the {other} come to {expected}: the parts of this folder "
+                "are of different models. Take them from one repository."
+            )
