@@ -16,8 +16,8 @@ from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
-STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
-PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1"}
+STORED = ("flux/dev", "qwen_image/image", "hidream_o1", "flux2/klein")
+PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -43,7 +43,16 @@ def test_every_shapes_file_is_some_manifests() -> None:
 
 # Parameters of the published transformers, as their owners count them, in billions.
 @pytest.mark.parametrize(
-    ("name", "billions"), [("flux-dev", 11.9), ("flux-schnell", 11.9), ("qwen-image", 20.4), ("hidream-o1", 8.8)]
+    ("name", "billions"),
+    [
+        ("flux-dev", 11.9),
+        ("flux-schnell", 11.9),
+        ("qwen-image", 20.4),
+        ("hidream-o1", 8.8),
+        ("flux2-klein-4b", 3.9),
+        ("flux2-klein-9b", 9.1),
+        ("flux2-dev", 32.2),
+    ],
 )
 def test_the_published_models_open(name: str, billions: float) -> None:
     manifest = manifests()[name]
