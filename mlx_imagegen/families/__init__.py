@@ -40,8 +40,7 @@ class TokenRoles:
     image: tuple[str, ...] = ()  # the picture's own, without references
     single: tuple[str, ...] = ()  # one token, whatever the picture
     queries: tuple[str, ...] = ("*.to_q", "*.add_q_proj", "*.q_proj")  # the layers that attention's queries come from
-    # Layers whose rows hold queries and more -> how many times as many rows as queries.
-    fused_queries: Mapping[str, int] = field(default_factory=dict)
+    fused_queries: tuple[str, ...] = ()  # layers that give more than queries: of these as many as they have inputs
     pads_prompt: bool = False  # prompts always have max_sequence_length tokens
 
 

@@ -138,7 +138,7 @@ class Denoiser(ABC, Generic[Branch]):
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]  # the registry's
-    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (beside encode,
+    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (with encode,
     # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]

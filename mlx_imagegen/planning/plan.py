@@ -245,7 +245,8 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         count = _tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
-        flops += 4.0 * count * (tokens.loop + tokens.text + tokens.kept) * _query_rows(path, rows, roles)
+        queries = rows if _any(path, roles.queries) else columns if _any(path, roles.fused_queries) else 0
+        flops += 4.0 * count * (tokens.loop + tokens.text + tokens.kept) * queries
     return flops, traffic
 
 
@@ -298,13 +299,6 @@ def block_bytes(
         if packing
     )
     return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
-
-
-def _query_rows(path: str, rows: int, roles: TokenRoles) -> int:
-    """How many of a linear layer's rows are attention's queries."""
-    if _any(path, roles.queries):
-        return rows
-    return next((rows // times for glob, times in roles.fused_queries.items() if _any(path, (glob,))), 0)
 
 
 def _slack(share: float, working: int) -> int:

@@ -12,12 +12,14 @@ values. Needs torch, diffusers and transformers.
 import argparse
 import copy
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from autoencoders import save_drawn
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinKVPipeline,
@@ -29,8 +31,7 @@ from diffusers.models.transformers import transformer_flux2 as module
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-from flux2_vae import draw_model as draw_autoencoder
-from flux2_vae import save
+from flux2_vae import build as build_autoencoder
 from PIL import Image
 from safetensors.torch import save_file
 from text_prompts import prompts
@@ -44,6 +45,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from weight_descriptions import redraw
 
 PROMPT = "a red fox asleep on an old map, 晨光中的水墨画, reads HELLO"
 STEPS, CFG, GUIDANCE, STRENGTH = 3, 3.0, 2.5, 0.6
@@ -80,7 +82,7 @@ def draw(folder: Path, kind: str, seed: int, length: int = LENGTH) -> None:
     }
     (folder / "options.json").write_text(json.dumps(options, indent=1))
     draw_picture_files(folder, dice)
-    pipeline = draw_pipeline(folder, kind, dice)
+    pipeline = draw_pipeline(folder, kind, dice, seed)
     write_ids(folder, pipeline, kind, length)
     with torch.no_grad():
         reference = parts(pipeline.transformer, dice, kind) | text_states(pipeline, kind, length)
@@ -91,64 +93,62 @@ def draw(folder: Path, kind: str, seed: int, length: int = LENGTH) -> None:
     save_file(tensors, folder / "reference.safetensors")
 
 
-def draw_pipeline(folder: Path, kind: str, dice: random.Random) -> Any:
-    tokenizer, text = (draw_qwen3 if kind == "klein" else draw_mistral)(folder, dice)
-    hidden = text.config.get_text_config().hidden_size
-    groups, levels = 2, 4
-    vae = draw_autoencoder({
+def draw_pipeline(folder: Path, kind: str, dice: random.Random, seed: int) -> Any:
+    tokenizer, text = (draw_qwen3 if kind == "klein" else draw_mistral)(folder, dice, seed)
+    hidden, groups, levels = text.config.get_text_config().hidden_size, 2, 4
+    vae = build_autoencoder({
         "block_out_channels": [groups * dice.choice([1, 2, 3]) for _ in range(levels)], "latent_channels": 4,
         "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": 1, "norm_num_groups": groups, "use_quant_conv": True, "use_post_quant_conv": True,
-    }, randomise)  # fmt: skip
+    })  # fmt: skip
+    vae = save_drawn(vae, folder / "vae", spread, seed)
     transformer = draw_transformer(dice, hidden, vae.config.latent_channels, kind == "dev")
+    transformer = save_drawn(transformer, folder / "transformer", spread, seed)
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096, shift=3.0,
         use_dynamic_shifting=True,
     )  # fmt: skip
+    scheduler.save_pretrained(folder / "scheduler")
     made = Flux2KleinPipeline if kind == "klein" else Flux2Pipeline
     pipeline = made(scheduler, vae, text, tokenizer, transformer)
-    save(transformer, folder / "transformer")
-    save(vae, folder / "vae")
-    scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": made.__name__, "transformer": ["diffusers", "Flux2Transformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of a size at which every part of the model shows in its output."""
-    for name, weight in model.named_parameters():
-        if "norm" in name and name.endswith("weight") and weight.ndim == 1:
-            weight.data = 1 + 0.2 * torch.randn_like(weight)
-        elif name.endswith("bias"):
-            weight.data = 0.2 * torch.randn_like(weight)
-        else:
-            fan = 1 if "embed_tokens" in name else weight[0].numel()
-            weight.data = torch.randn_like(weight) * fan**-0.5
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights of a size at which every part of the model shows in its output."""
+    if name.startswith("bn."):
+        return (1.5, 0.3) if name.endswith("var") else (0.0, 0.3)
+    if "norm" in name and name.endswith("weight") and len(shape) == 1:
+        return 1.0, 0.2
+    if name.endswith("bias"):
+        return 0.0, 0.2
+    return 0.0, (1 if "embed_tokens" in name else math.prod(shape[1:])) ** -0.5
 
 
 def sized(dice: random.Random) -> dict[str, Any]:
     """A language model's numbers, in the config."""
     kv_heads = dice.choice([1, 2])
     return {
-        "hidden_size": dice.choice([8, 16, 24]), "intermediate_size": dice.choice([16, 40]), "num_hidden_layers": 4,
+        "hidden_size": dice.choice([16, 32]), "intermediate_size": dice.choice([32, 40]), "num_hidden_layers": 4,
         "num_attention_heads": 2 * kv_heads, "num_key_value_heads": kv_heads, "head_dim": 8, "bos_token_id": 1,
         "eos_token_id": 2,
     }  # fmt: skip
 
 
-def draw_qwen3(folder: Path, dice: random.Random) -> tuple[Any, Any]:
+def draw_qwen3(folder: Path, dice: random.Random, seed: int) -> tuple[Any, Any]:
     draw_qwen_tokenizer(folder / "tokenizer", prompts(7)[60:] + [PROMPT] * 20, QWEN3_ADDED)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     tokenizer.chat_template = QWEN3_TEMPLATE
     config = Qwen3Config(
         vocab_size=len(tokenizer), rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True, **sized(dice)
     )  # fmt: skip
-    return tokenizer, draw_text_encoder(folder, Qwen3ForCausalLM(config))
+    return tokenizer, draw_text_encoder(folder, Qwen3ForCausalLM(config), seed)
 
 
-def draw_mistral(folder: Path, dice: random.Random) -> tuple[Any, Any]:
+def draw_mistral(folder: Path, dice: random.Random, seed: int) -> tuple[Any, Any]:
     tokenizer = draw_tekken(folder / "tokenizer")
     text = sized(dice) | {
         "vocab_size": len(tokenizer),
@@ -164,22 +164,21 @@ def draw_mistral(folder: Path, dice: random.Random) -> tuple[Any, Any]:
     config = Mistral3Config(
         text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]")
     )
-    return Processor(tokenizer), draw_text_encoder(folder, Mistral3ForConditionalGeneration(config))
+    return Processor(tokenizer), draw_text_encoder(folder, Mistral3ForConditionalGeneration(config), seed)
 
 
-def draw_text_encoder(folder: Path, model: Any) -> Any:
-    randomise(model)
-    for weight in model.parameters():  # and not the buffers: rope's frequencies are float32 in every file's model
-        weight.data = weight.data.bfloat16().float()
-    save(model.eval(), folder / "text_encoder")
+def draw_text_encoder(folder: Path, model: Any, seed: int) -> Any:
+    model.save_pretrained(folder / "text_encoder")
+    redraw(folder / "text_encoder/model.safetensors", spread, seed)
     (folder / "text_encoder/generation_config.json").unlink(missing_ok=True)
-    return model
+    return type(model).from_pretrained(folder / "text_encoder").eval()
 
 
 def draw_tekken(folder: Path) -> PreTrainedTokenizerFast:
     """tokenizer.json alone, with its rules in it."""
     words = pre_tokenizers.Split(Regex(MISTRAL_WORDS), behavior="isolated")
-    merges = list(dict.fromkeys(QWEN_MERGES + train_bpe([*prompts(7)[60:], *[SYSTEM_MESSAGE, PROMPT] * 20], words, 200)))
+    texts = [*prompts(7)[60:], *[SYSTEM_MESSAGE, PROMPT] * 20]
+    merges = list(dict.fromkeys(QWEN_MERGES + train_bpe(texts, words, 200)))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = dict.fromkeys([*MISTRAL_ADDED, *letters, *("".join(pair) for pair in merges)])
     engine = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(vocab)}, merges=merges))
@@ -207,14 +206,12 @@ class Processor:
 
 
 def draw_transformer(dice: random.Random, hidden: int, channels: int, guided: bool) -> Flux2Transformer2DModel:
-    axes = dice.choice([(2, 2, 2, 2), (2, 4, 4, 2), (2, 2, 2, 4)])
-    model = Flux2Transformer2DModel(
-        in_channels=4 * channels, num_layers=1, num_single_layers=2, attention_head_dim=sum(axes), axes_dims_rope=axes,
-        num_attention_heads=dice.choice([1, 2, 3]), joint_attention_dim=3 * hidden, mlp_ratio=dice.choice([2.0, 3.0]),
+    axes = dice.choice([(4, 4, 4, 4), (2, 4, 4, 6), (4, 6, 2, 4)])
+    return Flux2Transformer2DModel(
+        in_channels=4 * channels, num_layers=2, num_single_layers=2, attention_head_dim=sum(axes), axes_dims_rope=axes,
+        num_attention_heads=dice.choice([2, 3]), joint_attention_dim=3 * hidden, mlp_ratio=dice.choice([2.0, 3.0]),
         timestep_guidance_channels=16, rope_theta=2000, guidance_embeds=guided,
     )  # fmt: skip
-    randomise(model)
-    return model.bfloat16().float().eval()
 
 
 def write_ids(folder: Path, pipeline: Any, kind: str, length: int) -> None:

@@ -2,19 +2,20 @@
 
     python tests/references/flux2_vae.py FOLDER [--seed N]
 
-FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors in bfloat16, as published) and
-reference.safetensors: latents as a loop leaves them and the pixels decoded from them; a picture and the posterior it is
-encoded to. Half of the draws have a decoder of other widths. Needs torch and diffusers.
+FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published) and reference.safetensors: latents
+as a loop leaves them and the pixels decoded from them; a picture, the posterior it is encoded to, and its mode as the
+loop has it. Half of the draws have a decoder of other widths. Needs torch and diffusers. tests/data/flux2_vae is seed 8.
 """
 
 import copy
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import flux_vae
 import torch
-from autoencoders import shown, steady, store
+from autoencoders import ATTEMPTS, save_drawn, shown, steady, store
 from command import run
 from diffusers import AutoencoderKLFlux2
 
@@ -29,17 +30,18 @@ def config(dice: random.Random) -> dict[str, Any]:
     return drawn | {"decoder_block_out_channels": thin if dice.random() < 0.5 else None}
 
 
-def draw_model(settings: dict[str, Any], randomise: Any = flux_vae.randomise) -> AutoencoderKLFlux2:
-    """With weights that bfloat16 holds exactly, in float32."""
-    model = AutoencoderKLFlux2(**settings).eval()
-    randomise(model)
-    model.bn.running_mean = torch.randn_like(model.bn.running_mean) * 0.3
-    model.bn.running_var = 0.5 + 3 * torch.rand_like(model.bn.running_var)
-    return model.bfloat16().float()
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and spread of weights; a batch norm's running variance stays well above 0."""
+    if name.startswith("bn."):
+        return (1.5, 0.3) if name.endswith("var") else (0.0, 0.3)
+    return flux_vae.spread(name, shape)
 
 
-def save(model: Any, folder: Path) -> None:
-    copy.deepcopy(model).bfloat16().save_pretrained(folder)
+def build(settings: dict[str, Any]) -> AutoencoderKLFlux2:
+    """Without the batch norm's counter of the training, which is no number to draw."""
+    model = AutoencoderKLFlux2(**settings)
+    model.bn.num_batches_tracked = None
+    return model
 
 
 def seen(model: AutoencoderKLFlux2, latents: torch.Tensor, picture: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -59,15 +61,14 @@ def seen(model: AutoencoderKLFlux2, latents: torch.Tensor, picture: torch.Tensor
 def draw(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     torch.manual_seed(seed)
-    while True:
-        model = draw_model(config(dice))
+    for attempt in count():
+        model = save_drawn(build(config(dice)), folder / "vae", spread, seed + ATTEMPTS * attempt)
         factor = 2 ** (len(model.config.block_out_channels) - 1)
         latents, picture = shown(dice, model.config.latent_channels, factor)
         latents, picture = even(latents, 2), even(picture, 2 * factor)
         reference = seen(model, latents, picture)
         if steady(reference, seen(copy.deepcopy(model).double(), latents.double(), picture.double())):
             break
-    save(model, folder / "vae")
     store(folder, reference | {"latents": latents, "picture": picture})
 
 

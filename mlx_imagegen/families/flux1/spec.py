@@ -50,7 +50,8 @@ SPEC = FamilySpec(
         pads_prompt=True,
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
-    lora_sign=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context",
+    lora_sign=r"_blocks[._]\d+[._]((img|txt)_mod|modulation)[._]lin|norm1_context|ff_context[._]net|processor\.(qkv|proj)_lora"
+    r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear|attn[._]to_[qkv](?![a-z]))",
     lora_prefixes={
         "lora_te1_": "text_encoder",
         "lora_te_": "text_encoder",

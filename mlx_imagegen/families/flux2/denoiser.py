@@ -47,8 +47,9 @@ class Flux2Denoiser(Denoiser[Condition]):
         x, count = x.astype(compute_dtype()), 0
         if self._references is not None:
             x, count = mx.concatenate([x, self._references.astype(x.dtype)], axis=1), self._references.shape[1]
-        modulation = branch.modulation[index]
-        return self._transformer.load()(x, branch.txt, branch.rope, modulation, count, self._kept)
+        transformer, modulation = self._transformer.load(), branch.modulation[index]
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept)
+        return velocity
 
     def choices(self) -> dict[str, str]:
         return {"modulation": self._tables_source}

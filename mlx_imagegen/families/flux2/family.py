@@ -24,8 +24,9 @@ from ...layers.attention import KeyValues
 from ...layers.patches import Grid, patchified, unpatchified
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
+from ...loading.modules import layers
 from ...loading.names import RowRange
-from ...loading.weights import WeightTransforms, layers
+from ...loading.weights import WeightTransforms
 from ...precision import VAE_DTYPE, compute_dtype
 from ...random import TorchGenerator
 from ...sampling import Schedule, empirical_mu, flow_match_schedule
@@ -226,7 +227,8 @@ class Flux2(Family[Flux2Branch]):
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        return decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         clean = unpatchified(self._latents(picture), self.grid(settings), 1)

@@ -13,10 +13,10 @@ from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
-from ...loading.weights import Weights, WeightTransforms
+from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config, unread_tensors
-from ..folder import open_component, read_scheduler
+from ..folder import name_component, read_scheduler
 from .config import Flux2Config
 from .editing import Editing
 from .keys import LAYOUT, UNREAD
@@ -53,18 +53,34 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = Flux2VaeConfig.read(data["vae"], paths["vae"])
     _check_widths(config, text_config, vae_config, paths["transformer"])
-    transformer = open_component(folder, "transformer", transforms, LAYOUT.rename)
-    text = open_component(folder, "text_encoder", transforms, from_published)
-    vae = open_component(folder, "vae", transforms, from_original_autoencoder)
-    transformer.check([Flux2Transformer(config), Flux2Modulators(config)])
     layers = max(text_layers(text_config))
     table = Table(TABLE, text_config.vocab_size, text_config.hidden_size)
-    text.check([LanguageModel(text_config, layers), table], (*unread_tensors(text_config, layers), *UNREAD))
-    vae.check([Encoder(vae_config), Decoder(vae_config)], UNUSED)
     return Flux2Files(
-        config, text_config, vae_config, read_scheduler(folder, manifest), transformer, text, vae, folder / "tokenizer",
-        Editing.of(manifest), bool(manifest.extras.get("keeps_references")),
-    )  # fmt: skip
+        config,
+        text_config,
+        vae_config,
+        read_scheduler(folder, manifest),
+        check_tensors(
+            name_component(folder, "transformer", LAYOUT.rename),
+            [Flux2Transformer(config), Flux2Modulators(config)],
+            transforms=transforms,
+        ),
+        check_tensors(
+            name_component(folder, "text_encoder", from_published),
+            [LanguageModel(text_config, layers), table],
+            (*unread_tensors(text_config, layers), *UNREAD),
+            transforms=transforms,
+        ),
+        check_tensors(
+            name_component(folder, "vae", from_original_autoencoder),
+            [Encoder(vae_config), Decoder(vae_config)],
+            UNUSED,
+            transforms=transforms,
+        ),
+        folder / "tokenizer",
+        Editing.of(manifest),
+        bool(manifest.extras.get("keeps_references")),
+    )
 
 
 def text_layers(config: QwenConfig) -> tuple[int, ...]:

@@ -71,7 +71,8 @@ def _conditioning(config: Flux2Config, fill: Fill, timesteps: Sequence[float], g
 
     def embedded(name: str, numbers: Sequence[float]) -> mx.array:
         embedder = fill(EmbeddingMLP(channels, config.inner_dim, bias=False), f"time_guidance_embed.{name}")
-        return embedder(sinusoids(numbers, channels))
+        out: mx.array = embedder(sinusoids(numbers, channels))
+        return out
 
     # diffusers divides by 1000, and multiplies again: float32 numbers that were rounded twice.
     times = np.array(timesteps, np.float32) / np.float32(1000) * np.float32(1000)

@@ -34,9 +34,9 @@ SPEC = FamilySpec(
         text=("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
         joint=("single_transformer_blocks.*",),
         image=("proj_out",),
-        fused_queries={"*.to_qkv_mlp_proj": 9},
+        fused_queries=("*.to_qkv_mlp_proj",),
         pads_prompt=True,
     ),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
-    lora_sign=r"(double|single)_stream_modulation[._]|double_stream_modulation|to_qkv_mlp_proj|ff(_context)?[._]linear_(in|out)",
+    lora_sign=r"(double|single)_stream_modulation[._]|double_stream_modulation|to_qkv_mlp_proj|ff_context[._]linear_",
 )

@@ -7,7 +7,8 @@ All blocks of a kind share their adaLN vectors; the layers that give them stand 
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -56,7 +57,7 @@ class Flux2Transformer(nn.Module):
         gave for reference tokens that are not among x's."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        prefixes = iter(kept or [None] * len(self.blocks))
+        prefixes: Iterator[KeyValues | None] = iter(kept or itertools.repeat(None))
         for double in self.transformer_blocks:
             img, txt = double(img, txt, rope, modulation.img, modulation.txt, next(prefixes))
         length = txt.shape[1]
@@ -78,10 +79,6 @@ class Flux2Transformer(nn.Module):
             pairs.append(pair)
         mx.eval(pairs)  # the last block's own output is never asked for, so it is not computed
         return pairs
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return [*self.transformer_blocks, *self.single_transformer_blocks]
 
 
 class DoubleBlock(nn.Module):

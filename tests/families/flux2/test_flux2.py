@@ -26,8 +26,9 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.text.tokenizer import qwen_tokenizer, tekken_tokenizer
+from tests.draw import drawn_data
 
-DATA = Path(__file__).parents[2] / "data/flux2"
+DATA = drawn_data() / "flux2"
 KINDS = ("klein", "dev")
 WAYS = {"klein": ("cfg", "seed", "one", "two", "kept", "image"), "dev": ("seed", "two")}
 RELATIVE = 1e-5
@@ -52,7 +53,7 @@ def open_pipeline(folder: Path, like: str | None = None) -> Pipeline:
     manifest = manifests()[like] if like else recognize(folder)
     defaults = replace(manifest.defaults, max_sequence_length=options_of(folder)["length"])
     manifest, merge = replace(manifest, defaults=defaults), Merge()
-    family = Flux2.open(folder, manifest, WeightTransforms(merge=merge))
+    family = Flux2.open(folder, manifest, WeightTransforms((merge,)))
     return Pipeline(Model(manifest, folder, str(folder)), folder, family, None, merge)
 
 
