@@ -324,7 +324,7 @@ class Pipeline:
             pixels = self._pixels(x, job.settings)
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
-            image = to_image(pixels)
+            image = to_image(pixels).crop(job.crop) if job.crop else to_image(pixels)
         report.note(*self.merge.notes())
         with report.stage("other"):
             record = self._record(job)

@@ -54,7 +54,7 @@ OTHER_MODELS = (
     ("HunyuanVideo", r"(img|txt)_mlp[._]fc\d|\.(img|txt)_attn_qkv|individual_token_refiner"),
     ("Chroma", r"distilled_guidance_layer"),
 )
-FLUXES = "FLUX.1 or FLUX.2"
+FLUXES = "FLUX.1, FLUX.2 or FLUX.3"
 ATTENTION_NAMES = "FLUX.1, FLUX.2 or Qwen-Image"  # the same names and, at full size, shapes
 MODELS_OF_COMMON_NAMES = (
     (FLUXES, r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d"),

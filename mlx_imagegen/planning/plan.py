@@ -225,6 +225,8 @@ def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
         return tokens.text
     if _any(path, roles.image):
         return tokens.image
+    if _any(path, roles.references):
+        return tokens.references
     return tokens.loop + (tokens.text if _any(path, roles.joint) else 0)
 
 
@@ -246,7 +248,8 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
         queries = rows if _any(path, roles.queries) else columns if _any(path, roles.fused_queries) else 0
-        flops += 4.0 * count * (tokens.loop + tokens.text + tokens.kept) * queries
+        seen = count if _any(path, roles.apart) else tokens.loop + tokens.text + tokens.kept
+        flops += 4.0 * count * seen * queries
     return flops, traffic
 
 

@@ -28,7 +28,7 @@ from .parameters import (
     check_names,
     limits,
 )
-from .sizes import Asked, size_of
+from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 
@@ -44,6 +44,7 @@ class Job:
     noise: np.ndarray | None = None
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
+    crop: Box | None = None  # what is kept of the picture made
     notes: tuple[str, ...] = ()
 
     def guidance(self, kind: str) -> float:
@@ -64,8 +65,8 @@ class Job:
             "prompt": self.prompt.text,
             "seed": self.seed,
             "steps": settings.steps,
-            "width": settings.width,
-            "height": settings.height,
+            "width": None if self.crop else settings.width,  # it follows from the reference
+            "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind != "cfg" and settings.cfg != 1 else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
@@ -131,6 +132,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "crop": kept_box(manifest, size_multiple, asked),
         "notes": tuple(notes),
     }
     return [

@@ -16,8 +16,9 @@ from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
-STORED = ("flux/dev", "qwen_image/image", "hidream_o1", "flux2/klein")
+STORED = ("flux/dev", "qwen_image/image", "hidream_o1", "flux2/klein", "flux3/klein")
 PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev"}
+PUBLISHED |= {"flux3-klein", "flux3-klein-base"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -52,6 +53,8 @@ def test_every_shapes_file_is_some_manifests() -> None:
         ("flux2-klein-4b", 3.9),
         ("flux2-klein-9b", 9.1),
         ("flux2-dev", 32.2),
+        ("flux3-klein", 5.5),
+        ("flux3-klein-base", 5.5),
     ],
 )
 def test_the_published_models_open(name: str, billions: float) -> None:

@@ -39,6 +39,7 @@ STORED = {
     "qwen_image": DATA / "qwen_image" / "image",
     "hidream_o1": DATA / "hidream_o1",
     "flux2": DATA / "flux2" / "klein",
+    "flux3": DATA / "flux3" / "klein",
 }
 
 

@@ -15,8 +15,14 @@ from pathlib import Path
 
 import torch
 from command import run
-from diffusers import Flux2Transformer2DModel, FluxPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
-from diffusers.loaders import Flux2LoraLoaderMixin, QwenImageLoraLoaderMixin
+from diffusers import (
+    Flux2Transformer2DModel,
+    Flux3Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+)
+from diffusers.loaders import Flux2LoraLoaderMixin, Flux3LoraLoaderMixin, QwenImageLoraLoaderMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,6 +39,7 @@ def draw(folder: Path, seed: int) -> None:
     draw_qwen(folder / "qwen_image")
     draw_hidream(folder / "hidream_o1")
     draw_flux2(folder / "flux2")
+    draw_flux3(folder / "flux3")
 
 
 # ---- families -------------------------------------------------------------------------------------------------------
@@ -149,6 +156,43 @@ def draw_flux2(folder: Path) -> None:
     pairs.draw("fal", blocks, lambda m: f"base_model.model.{m}", a_b, alpha=False)
     draw_lokr(folder / "lokr_original", base, blocks, "lora_unet_")
     draw_lokr(folder / "lokr_lycoris", base, attention, "lycoris_")
+
+
+def draw_flux3(folder: Path) -> None:
+    model = Flux3Transformer2DModel(
+        in_channels=4, cond_in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=6, axes_dims_rope=(2, 2, 0, 0), timestep_channels=4, flow_map=True,
+    )  # fmt: skip
+    base = randomised(model)
+    save(folder / "base.safetensors", base)
+    ours = own_rows(base)
+    blocks = {name: rows for name, rows in ours.items() if "blocks" in name}
+    original = {original_flux3(name): rows for name, rows in blocks.items()}
+    draw_loaded(folder / "peft", model, blocks, lambda m: f"transformer.{m}", a_b, alpha=False)
+    draw_loaded(folder / "aitoolkit", model, original, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
+    pairs = Pairs(folder, base)
+    half = len(base["norm_out.linear.weight"]) // 2  # (shift, scale) there, (scale, shift) in diffusers
+    rest = {original_flux3(name): rows for name, rows in ours.items() if name not in blocks}
+    rest["final_layer.image.adaLN_modulation.1"] = [("norm_out.linear", half, half), ("norm_out.linear", 0, half)]
+    few = {name: rows for name, rows in original.items() if "single_blocks" in name}
+    pairs.draw("comfyui", rest | few, lambda m: f"diffusion_model.{m}", down_up, alpha=True)
+    pairs.draw("kohya", original, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
+
+
+def original_flux3(module: str) -> str:
+    """Black Forest Labs' name of a module of diffusers'."""
+    whole = {"context_embedder": "txt_in", "proj_out": "final_layer.image.linear"}
+    whole |= {"norm_out.linear": "final_layer.image.adaLN_modulation.1"}
+    parts = {"x_embedders.": "emb_in.", ".linear": ".lin", "single_transformer_blocks.": "single_blocks."}
+    parts |= {"attn.to_out.0": "attn_out", "ff.lin_in": "mlp_in", "ff.lin_out": "mlp_out"}
+    parts |= {f"attn.to_{part}": f"{part}_proj" for part in "qkv"}
+    parts |= {"target_timestep_embedder.lin_": "ref_time_in.", "timestep_embedder.lin_": "time_in."}
+    name = whole.get(module, module)
+    for ours, theirs in parts.items() if name == module else ():
+        name = name.replace(ours, theirs)
+    if name.startswith("mode_blocks."):
+        name = f"content_{name}"
+    return name.replace("time_in.1", "time_in.in_layer").replace("time_in.2", "time_in.out_layer")
 
 
 def randomised(model: nn.Module) -> State:
@@ -487,6 +531,7 @@ def draw_loaded(
     lora = {name: tensor.float() for name, tensor in lora.items()}
     save(folder / "lora.safetensors", lora)
     loaders = {QwenImageTransformer2DModel: QwenImageLoraLoaderMixin, Flux2Transformer2DModel: Flux2LoraLoaderMixin}
+    loaders |= {Flux3Transformer2DModel: Flux3LoraLoaderMixin}
     state = loaders.get(type(model), FluxPipeline).lora_state_dict(dict(lora))
     model.load_lora_adapter(state, prefix="transformer")
     save_fused(folder, model, base)

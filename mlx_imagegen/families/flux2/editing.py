@@ -3,6 +3,7 @@
 In: a manifest's [references], and pictures. Out: pictures brought down, and cut to whole tokens around their middle.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,8 +11,10 @@ from PIL import Image
 
 from ...errors import RequestError
 from ...hub.manifest import Manifest
-from ...image import within_area
+from ...image import cropped, cut_size, within_area
 from ...loading.config import Config
+
+Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,16 @@ class Editing(Config):
     def of(cls, manifest: Manifest) -> Self:
         return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
 
-    def size(self, size: tuple[int, int], multiple: int) -> tuple[int, int]:
-        """What is encoded of a picture of this size."""
-        self._check(size)
-        width, height = within_area(size, self.area)
-        return width // multiple * multiple, height // multiple * multiple
+    def sizes(self, sizes: Sequence[Size], multiple: int) -> list[Size]:
+        """What is encoded of pictures of these sizes."""
+        for size in sizes:
+            self._check(size)
+        return [cut_size(within_area(size, self.area), multiple) for size in sizes]
 
-    def prepared(self, picture: Image.Image, multiple: int) -> Image.Image:
-        width, height = self.size(picture.size, multiple)
-        picture = picture.resize(within_area(picture.size, self.area), Image.Resampling.LANCZOS)
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        return picture.crop((left, top, left + width, top + height))
+    def prepared(self, pictures: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
+        return [cropped(picture, self.area, multiple) for picture in pictures]
 
-    def _check(self, size: tuple[int, int]) -> None:
+    def _check(self, size: Size) -> None:
         width, height = size
         if min(size) < self.least_side:
             raise RequestError(

@@ -13,26 +13,23 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 
-from ...autoencoders.flux2 import SIDE, Decoder, Encoder
 from ...errors import QuantizationError
 from ...folding import Fold
 from ...hub.manifest import Manifest
-from ...image import to_pixels
 from ...layers.attention import KeyValues
-from ...layers.patches import Grid, patchified, unpatchified
+from ...layers.patches import Grid
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
 from ...loading.modules import layers
 from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
-from ...precision import VAE_DTYPE, compute_dtype
-from ...random import TorchGenerator
+from ...precision import compute_dtype
 from ...sampling import Schedule, empirical_mu, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, padded_mask
 from ...text.tokenizer import Tokenizer, qwen_tokenizer, tekken_tokenizer
-from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..base import LastValueCache, Prompt, ReferenceTokens, Settings
+from ..cells import CellFamily, EncodedReferences
 from ..schedule_tables import find_tables
 from .denoiser import Condition, Flux2Denoiser
 from .files import TABLE, Flux2Files, open_files
@@ -44,33 +41,19 @@ from .transformer import Flux2Transformer, Modulation
 
 
 @dataclass(frozen=True)
-class EncodedReferences:
-    """Reference pictures as the transformer takes them, one after another."""
-
-    tokens: mx.array | None = None  # [1, R, C]
-    grids: tuple[Grid, ...] = ()
-
-
-@dataclass(frozen=True)
 class Flux2Branch:
     txt: mx.array  # [1, T, F]
     references: EncodedReferences
 
 
-class Flux2(Family[Flux2Branch]):
+class Flux2(CellFamily[Flux2Branch]):
     name = "flux2"
-    stages = {
-        "encode": ("text_encoder",),
-        "references": ("vae_encoder",),
-        "denoise": ("transformer",),
-        "decode": ("vae_decoder",),
-        "encode_image": ("vae_encoder",),
-    }
 
     def __init__(self, files: Flux2Files):
+        super().__init__(files.vae, files.vae_config, files.editing)
         self.files = files
         dtype = compute_dtype()
-        self.components = {
+        self.components |= {
             "text_encoder": Component(
                 files.text,
                 lambda: LanguageModel(files.text_config, max(files.text_layers)),
@@ -80,24 +63,17 @@ class Flux2(Family[Flux2Branch]):
             "transformer": Component(
                 files.transformer, lambda: Flux2Transformer(files.config), dtype, heads=files.config.num_attention_heads
             ),
-            "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE),
-            "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE),
         }
         if files.keeps_references:  # their keys and values are computed when a denoiser is made
-            self.stages = Flux2.stages | {"prepare": ("transformer",)}
-        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
+            self.stages = CellFamily.stages | {"prepare": ("transformer",)}
         self._tables = LastValueCache[tuple[tuple[Modulation, ...], str]]()  # the same for every prompt
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux2":
         return cls(open_files(folder, manifest, transforms))
 
-    @property
-    def size_multiple(self) -> int:
-        return SIDE * self.files.vae_config.scale_factor
-
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[Flux2Branch, list[str]]:
-        references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt.references))
+        references = self.encoded_references(prompt)
         length, mistral = settings.extras["max_sequence_length"], self._mistral
         read = (read_dev if mistral else read_klein)(self._tokenizer, prompt.text, length)
         states = (self._states_after_pads if mistral else self._states_before_pads)(read.ids, read.pad, length)
@@ -141,39 +117,13 @@ class Flux2(Family[Flux2Branch]):
         """Its 150,000 words take half a second to read."""
         return (tekken_tokenizer if self._mistral else qwen_tokenizer)(self.files.tokenizer)
 
-    def _encode_references(self, pictures: Sequence[Image.Image]) -> EncodedReferences:
-        if not pictures:
-            return EncodedReferences()
-        prepared = [self.files.editing.prepared(picture, self.size_multiple) for picture in pictures]
-        packed = [self._latents(mx.array(to_pixels(picture) * 2 - 1)) for picture in prepared]
-        tokens = mx.concatenate(packed, axis=1)
-        mx.eval(tokens)
-        return EncodedReferences(tokens, tuple(self._grid(picture.size) for picture in prepared))
-
-    def _latents(self, pixels: mx.array) -> mx.array:
-        """[H, W, 3] -> tokens [1, L, C] in the loop's scale; the posterior's mode, not a sample."""
-        encoder = self.components["vae_encoder"].load()
-        mean, _ = encoder.encode(pixels[None])
-        return patchified(encoder.bn.normalise(mean), SIDE)
-
-    def _grid(self, size: tuple[int, int]) -> Grid:
-        return size[1] // self.size_multiple, size[0] // self.size_multiple
-
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
-        sizes = [self.files.editing.size(picture.size, self.size_multiple) for picture in prompt.references]
-        count = sum(math.prod(self._grid(size)) for size in sizes)
+        count = self.reference_count(prompt)
         if not self.files.keeps_references:
             return ReferenceTokens(image=count)
         config = self.files.config
         blocks = config.num_layers + config.num_single_layers
         return ReferenceTokens(kept=count, kept_values=2 * blocks * config.inner_dim)
-
-    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        rows, columns = self.grid(settings)
-        return 1, self.files.config.in_channels, rows, columns
-
-    def pack(self, x: mx.array) -> mx.array:
-        return patchified(x, 1)
 
     def schedule(self, settings: Settings) -> Schedule:
         tokens = math.prod(self.grid(settings))
@@ -225,15 +175,6 @@ class Flux2(Family[Flux2Branch]):
         )
         return Tables(**arrays).steps(), source
 
-    def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
-        return pixels
-
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        clean = unpatchified(self._latents(picture), self.grid(settings), 1)
-        return clean, TorchGenerator(seed).randn(self.shape(settings))
-
     def fold(self, settings: Settings) -> Fold:
         raise QuantizationError(
             "--fold: all blocks of FLUX.2 share their modulation, 4% of the weights, which is read once before the "
@@ -244,5 +185,5 @@ class Flux2(Family[Flux2Branch]):
         return lora_names(component, modules)
 
     def forget(self) -> None:
-        self._references.forget()
+        super().forget()
         self._tables.forget()
