@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from ..loading.weights import WeightTransforms
     from .base import Family
 
-# Family -> the module that holds its SPEC.
+# Family -> the module that holds its SPEC. A LoRA's family is the first whose sign it has: FLUX.3 and FLUX.2 have names
+# of their own next to FLUX.1's.
 BUILT_IN = {
+    "flux3": "mlx_imagegen.families.flux3.spec",
+    "flux2": "mlx_imagegen.families.flux2.spec",
     "flux1": "mlx_imagegen.families.flux1.spec",
     "qwen_image": "mlx_imagegen.families.qwen_image.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
-    "flux2": "mlx_imagegen.families.flux2.spec",
-    "flux3": "mlx_imagegen.families.flux3.spec",
 }
 _registered: dict[str, "FamilySpec"] = {}
 

@@ -4,7 +4,8 @@
 
 FOLDER gets vae/ (config.json and diffusion_pytorch_model.safetensors, as published) and reference.safetensors: latents
 as a loop leaves them and the pixels decoded from them; a picture, the posterior it is encoded to, and its mode as the
-loop has it. Half of the draws have a decoder of other widths. Needs torch and diffusers. tests/data/flux2_vae is seed 8.
+loop has it. Half of the draws have a decoder of other widths. Needs torch and diffusers. tests/data/flux2_vae is
+seed 8.
 """
 
 import copy

@@ -51,7 +51,7 @@ SPEC = FamilySpec(
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
     lora_sign=r"_blocks[._]\d+[._]((img|txt)_mod|modulation)[._]lin|norm1_context|ff_context[._]net|processor\.(qkv|proj)_lora"
-    r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear)",
+    r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear|attn[._]to_[qkv](?![a-z]))",
     lora_prefixes={
         "lora_te1_": "text_encoder",
         "lora_te_": "text_encoder",

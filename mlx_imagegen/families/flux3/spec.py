@@ -29,5 +29,5 @@ SPEC = FamilySpec(
     ),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
     lora_sign=r"mode_blocks[._]|early_stream_modulations|single_stream_modulations|single_blocks[._]\d+[._](q_proj|mlp_in)"
-    r"|single_transformer_blocks[._]\d+[._]ff[._]",
+    r"|single_transformer_blocks[._]\d+[._](ff[._]|attn[._]to_out[._]0)",
 )
