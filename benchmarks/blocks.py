@@ -2,7 +2,7 @@
 
 What the ratio tells: how much norms, rope, softmax, modulation and copies cost on top of the arithmetic nobody can
 avoid. FLUX.1: two double and four single blocks. Qwen-Image: two blocks, alone and with reference tokens that have a
-modulation of their own (2511).
+modulation of their own (2511). Z-Image: one refiner and three blocks.
 """
 
 import statistics
@@ -23,12 +23,16 @@ from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.transformer import Modulation as QwenModulation
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.families.z_image.config import ZImageConfig
+from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
+from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
+from mlx_imagegen.families.z_image.transformer import ZImageTransformer
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.loading.weights import layers, own_parameters
 
 IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 256, 64, 24, 128
 DIMS = HEADS * HEAD_DIM
-DOUBLE, SINGLE = 2, 4
+DOUBLE, SINGLE, Z_LAYERS = 2, 4, 3
 Shape = tuple[int, int, int]  # rows, inputs, outputs
 
 
@@ -36,12 +40,11 @@ class Case(NamedTuple):
     title: str
     forward: Callable[[], mx.array]
     shapes: list[Shape]  # every linear's product
-    tokens: int  # that attend together
-    attentions: int
+    attentions: list[tuple[int, int]]  # of each, the tokens that attend together, and the heads
 
 
 def main(rounds: int = 7) -> dict[str, float]:
-    makers = (flux, qwen, lambda: qwen(IMAGE_TOKENS))  # one at a time: each takes 4 GB with its bare products
+    makers = (flux, qwen, lambda: qwen(IMAGE_TOKENS), z_image)  # one at a time: each takes 4 GB with its bare products
     return dict(_ratio(make(), rounds) for make in makers)
 
 
@@ -64,7 +67,7 @@ def flux() -> Case:
     shapes += [(IMAGE_TOKENS, 64, DIMS), (TEXT_TOKENS, 4096, DIMS), (IMAGE_TOKENS, DIMS, 64)]
     shapes += [*[(both, DIMS, DIMS)] * 3, (both, DIMS, 4 * DIMS), (both, 5 * DIMS, DIMS)] * SINGLE
     title = f"FLUX.1, {DOUBLE} double + {SINGLE} single blocks"
-    return Case(title, lambda: transformer(x, txt, rope, mod), shapes, both, DOUBLE + SINGLE)
+    return Case(title, lambda: transformer(x, txt, rope, mod), shapes, [(both, HEADS)] * (DOUBLE + SINGLE))
 
 
 def qwen_config(zero_cond_t: bool = False) -> QwenImageConfig:
@@ -87,7 +90,31 @@ def qwen(references: int = 0) -> Case:
     mx.eval(x, txt, rope, made)
     shapes = [*double_shapes(image), (image, 64, DIMS), (TEXT_TOKENS, 3584, DIMS), (image, DIMS, 64)]
     title = f"Qwen-Image, {DOUBLE} blocks" + (f", {references} reference tokens" if references else "")
-    return Case(title, lambda: transformer(x, txt, rope, mod, references), shapes, image + TEXT_TOKENS, DOUBLE)
+    return Case(
+        title, lambda: transformer(x, txt, rope, mod, references), shapes, [(image + TEXT_TOKENS, HEADS)] * DOUBLE
+    )
+
+
+def z_image() -> Case:
+    config = ZImageConfig(
+        all_f_patch_size=(1,), all_patch_size=(2,), axes_dims=(32, 48, 48), cap_feat_dim=2560, dim=3840, in_channels=16,
+        n_heads=30, n_kv_heads=30, n_layers=Z_LAYERS, n_refiner_layers=1, norm_eps=1e-5, qk_norm=True, rope_theta=256.0,
+        t_scale=1000.0,
+    )  # fmt: skip
+    transformer, dims, inner = ZImageTransformer(config), config.dim, config.ffn_dim
+    draw(transformer)
+    positions = np.concatenate([picture_positions((16, 16), TEXT_TOKENS), prompt_positions(TEXT_TOKENS)])
+    rope = rope_table(positions, config.axes_dims, config.rope_theta, np.float32)
+    mod = ZImageModulation(*(mx.random.normal((*shape, dims)) for shape in ((1, 4), (Z_LAYERS, 4), ())))
+    x, txt = mx.random.normal((1, IMAGE_TOKENS, 64)), mx.random.normal((1, TEXT_TOKENS, dims))
+    mx.eval(x, txt, rope, mod)
+    both = IMAGE_TOKENS + TEXT_TOKENS
+    shapes = [(IMAGE_TOKENS, 64, dims), (IMAGE_TOKENS, dims, 64)]
+    for tokens in (IMAGE_TOKENS, *[both] * Z_LAYERS):
+        shapes += [*[(tokens, dims, dims)] * 4, *[(tokens, dims, inner)] * 2, (tokens, inner, dims)]
+    attentions = [(IMAGE_TOKENS, config.n_heads), *[(both, config.n_heads)] * Z_LAYERS]
+    title = f"Z-Image, 1 refiner + {Z_LAYERS} blocks"
+    return Case(title, lambda: transformer(x, txt, rope, mod), shapes, attentions)
 
 
 def double_shapes(image: int) -> list[Shape]:
@@ -108,13 +135,14 @@ def draw(module: nn.Module) -> None:
 def products(case: Case) -> Callable[[], list[mx.array]]:
     """Every matrix product of the blocks, attention's two included, on matrices of the same shapes."""
     pairs = [(mx.random.normal((1, m, k)), mx.random.normal((n, k))) for m, k, n in case.shapes]
-    heads = [mx.random.normal((1, HEADS, case.tokens, HEAD_DIM)) for _ in range(case.attentions)]
-    scores = mx.random.normal((1, HEADS, case.tokens, case.tokens))
+    sizes = case.attentions
+    heads = [mx.random.normal((1, count, tokens, HEAD_DIM)) for tokens, count in sizes]
+    scores = {size: mx.random.normal((1, size[1], size[0], size[0])) for size in set(sizes)}
     mx.eval(pairs, heads, scores)
     return lambda: [
         *(x @ w.T for x, w in pairs),
         *(q @ q.swapaxes(-1, -2) for q in heads),
-        *(scores @ v for v in heads),
+        *(scores[size] @ v for size, v in zip(sizes, heads, strict=True)),
     ]
 
 
@@ -124,7 +152,8 @@ def _ratio(case: Case, rounds: int) -> tuple[str, float]:
     in_turns(ways, 1)  # warm up
     seconds = in_turns(ways, rounds)
     ratio = statistics.median(seconds["blocks"]) / statistics.median(seconds["products"])
-    print(f"{case.title}, width {DIMS}, {case.tokens} tokens ({TEXT_TOKENS} of text), float32")
+    tokens, heads = case.attentions[-1]
+    print(f"{case.title}, width {heads * HEAD_DIM}, {tokens} tokens ({TEXT_TOKENS} of text), float32")
     for name, values in seconds.items():
         print(f"  {name:9s} {spread(values)}")
     print(f"  ratio     {ratio:.3f}", flush=True)

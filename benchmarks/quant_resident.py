@@ -1,6 +1,6 @@
 """Runs one step of a denoiser of the published size, packed, with random weights, and says what memory it took.
 
-    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6] [--size 256]
+    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6 z_image:q4] [--size 256]
 
 FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied again. Each model runs in a process of
 its own; its peak RSS stands beside what plan.py says from the headers.
@@ -26,11 +26,15 @@ from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer, Modulation
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
+from mlx_imagegen.families.z_image.config import ZImageConfig
+from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
+from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
+from mlx_imagegen.families.z_image.transformer import ZImageTransformer
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
-from mlx_imagegen.loading.weights import layers, open_weights, own_parameters
+from mlx_imagegen.loading.weights import join, layers, open_weights, own_parameters
 from mlx_imagegen.machine import bound_cache, process_peak_bytes
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
@@ -43,6 +47,15 @@ QWEN3 = QwenConfig(
     num_key_value_heads=8, rms_norm_eps=1e-6, rope_theta=5e6, mrope_section=(24, 20, 20), vocab_size=151936,
     head_dim=128,
 )  # fmt: skip
+
+
+Z_IMAGE = ZImageConfig(
+    all_f_patch_size=(1,), all_patch_size=(2,), axes_dims=(32, 48, 48), cap_feat_dim=2560, dim=3840, in_channels=16,
+    n_heads=30, n_kv_heads=30, n_layers=30, n_refiner_layers=2, norm_eps=1e-5, qk_norm=True, rope_theta=256.0,
+    t_scale=1000.0,
+)  # fmt: skip
+FAMILIES = {"flux": "flux1"}  # where a model is called otherwise
+HEADS = {"flux": 24, "hidream_o1": 32, "z_image": 30}
 
 
 class Patches:
@@ -58,18 +71,20 @@ class HiDream:
 def build(name: str) -> nn.Module:
     if name == "flux":
         return FluxTransformer(FluxConfig.read(CONFIG, "benchmark"))
+    if name == "z_image":
+        return ZImageTransformer(Z_IMAGE)
     return HiDreamTransformer(HiDream())  # type: ignore[arg-type]
 
 
 def write(folder: Path, name: str, quant: str) -> None:
     """One file with random codes and scales of the recipe's packing, and its config.json."""
-    tree, recipe = build(name), read_recipe(quant, name)
-    depths = {"transformer_blocks": 19, "single_transformer_blocks": 38, "language_model": 36}
+    tree, recipe = build(name), read_recipe(quant, FAMILIES.get(name, name))
+    depths = {"transformer_blocks": 19, "single_transformer_blocks": 38, "language_model": 36, "layers": 30}
     header: dict[str, Any] = {}
     packings, plan, end = {}, [], 0
     for path, layer in layers(tree):
         if isinstance(layer, Linear):
-            requested_as = path if name == "flux" else f"model.{path}"  # as the checkpoint calls it
+            requested_as = f"model.{path}" if name == "hidream_o1" else path  # as the checkpoint calls it
             packing = recipe.packing("transformer", requested_as, layer.weight.shape, depths.get(path.split(".")[0], 0))
             if packing:
                 layer.pack(packing)
@@ -77,7 +92,7 @@ def write(folder: Path, name: str, quant: str) -> None:
         for part, value in own_parameters(layer).items():
             kind = "U32" if value.dtype == mx.uint32 else "BF16"
             size = value.size * (4 if kind == "U32" else 2)
-            header[f"{path}.{part}"] = {"dtype": kind, "shape": value.shape, "data_offsets": [end, end + size]}
+            header[join(path, part)] = {"dtype": kind, "shape": value.shape, "data_offsets": [end, end + size]}
             plan.append((part, kind, value.size))
             end += size
     dice = np.random.default_rng(0)
@@ -100,14 +115,14 @@ def step(folder: Path, name: str, size: int) -> None:
     bound_cache()
     config = json.loads((folder / "config.json").read_text())
     weights = open_weights("transformer", open_checkpoint(folder), [build(name)], config=config)
-    component = Component(weights, lambda: build(name), compute_dtype())
-    tokens = (size // (16 if name == "flux" else 32)) ** 2
+    component = Component(weights, lambda: build(name), compute_dtype(), heads=HEADS[name])
+    tokens = (size // (32 if name == "hidream_o1" else 16)) ** 2
     planned = CPU_BASE_BYTES + held_bytes(component, gpu=False), block_bytes(component, tokens + TEXT_TOKENS, gpu=False)
     started = time.perf_counter()
     model = component.load()
     loaded, filled = process_peak_bytes(), time.perf_counter() - started
     started = time.perf_counter()
-    out = flux_step(model, tokens) if name == "flux" else hidream_step(model, tokens)
+    out = {"flux": flux_step, "hidream_o1": hidream_step, "z_image": z_image_step}[name](model, tokens)
     mx.eval(out)
     seconds = time.perf_counter() - started
     assert bool(mx.isfinite(out).all()), "the step gave no numbers"
@@ -127,6 +142,14 @@ def flux_step(model: nn.Module, tokens: int) -> mx.array:
     rope = rope_table(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), (16, 56, 56), 1e4)
     mod = Modulation(*(0.1 * mx.random.normal((*shape, 3072)) for shape in ((19, 6), (19, 6), (38, 3), (2,))))
     return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, 4096)), rope, mod)
+
+
+def z_image_step(model: nn.Module, tokens: int) -> mx.array:
+    side = round(tokens**0.5)
+    positions = np.concatenate([picture_positions((side, side), TEXT_TOKENS), prompt_positions(TEXT_TOKENS)])
+    rope = rope_table(positions, Z_IMAGE.axes_dims, Z_IMAGE.rope_theta, np.float32)
+    mod = ZImageModulation(*(0.1 * mx.random.normal((*shape, Z_IMAGE.dim)) for shape in ((2, 4), (30, 4), ())))
+    return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, Z_IMAGE.dim)), rope, mod)
 
 
 def hidream_step(model: nn.Module, tokens: int) -> mx.array:

@@ -28,6 +28,8 @@ COMMANDS = {
     "doctor": "check this machine, and say which models fit it",
     "info": "print how a picture was made",
     "lora": "print what a LoRA is made of, and what of it fits",
+    "serve": "keep a model warm behind HTTP: OpenAI's and A1111's APIs, and a page",
+    "mcp": "let an agent make pictures, over MCP on standard input and output",
 }
 USAGE = f"""\
 usage: mlx-imagegen COMMAND [options]

@@ -40,7 +40,7 @@ def test_all_that_runs_is_in_it(wheel: zipfile.ZipFile) -> None:
         ("weights", "mlx_imagegen/weights"),
         ("quant", "mlx_imagegen/quant"),
     ):
-        for kind in ("py", "toml", "typed"):
+        for kind in ("py", "toml", "typed", "html", "css", "js", "svg"):
             for path in (ROOT / folder).rglob(f"*.{kind}"):
                 assert f"{target}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "examples", "weights", "quant")]

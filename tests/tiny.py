@@ -5,16 +5,18 @@ The stored draws under tests/data are narrower than the smallest group of a pack
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.keys import ORIGINAL, SWAPPED_HALVES
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
-from mlx_imagegen.loading.weights import layers, own_parameters
+from mlx_imagegen.loading.weights import join, layers, own_parameters
 from tests.draw import drawn_data
 
 STORED = drawn_data() / "flux" / "dev"
@@ -33,14 +35,19 @@ def draw_flux(folder: Path, seed: int = 0, dtype: mx.Dtype = mx.bfloat16) -> Pat
 
 
 def draw_transformer(config: FluxConfig, seed: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+    return draw_tensors((FluxTransformer(config), FluxModulators(config)), seed, dtype)
+
+
+def draw_tensors(trees: Iterable[nn.Module], seed: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Heavy-tailed numbers for every parameter, by its name in a checkpoint."""
     dice = np.random.default_rng(seed)
     tensors = {}
-    for tree in (FluxTransformer(config), FluxModulators(config)):
+    for tree in trees:
         for path, layer in layers(tree):
             for name, value in own_parameters(layer).items():
                 spread = 0.8 / np.sqrt(value.shape[-1]) if value.ndim > 1 else 0.1
                 drawn = dice.standard_t(4, value.shape) * spread + (name == "weight" and value.ndim == 1)
-                tensors[f"{path}.{name}"] = mx.array(drawn.astype(np.float32)).astype(dtype)
+                tensors[join(path, name)] = mx.array(drawn.astype(np.float32)).astype(dtype)
     return tensors
 
 

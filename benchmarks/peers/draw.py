@@ -18,7 +18,10 @@ from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
-from mlx_imagegen.loading.weights import layers, own_parameters
+from mlx_imagegen.families.z_image.config import ZImageConfig
+from mlx_imagegen.families.z_image.modulation import ZImageModulators
+from mlx_imagegen.families.z_image.transformer import PromptRefiner, ZImageTransformer
+from mlx_imagegen.loading.weights import join, layers, own_parameters
 
 SHARED = {"attention_head_dim": 128, "num_attention_heads": 24, "in_channels": 64, "guidance_embeds": False}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -31,6 +34,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {
         "_class_name": "QwenImageTransformer2DModel", "joint_attention_dim": 3584, "num_layers": 1, "out_channels": 16,
         "patch_size": 2, "axes_dims_rope": [16, 56, 56],
+    },
+    "z_image": {
+        "_class_name": "ZImageTransformer2DModel", "all_f_patch_size": [1], "all_patch_size": [2],
+        "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "cap_feat_dim": 2560, "dim": 3840, "in_channels": 16,
+        "n_heads": 30, "n_kv_heads": 30, "n_layers": 1, "n_refiner_layers": 1, "norm_eps": 1e-5, "qk_norm": True,
+        "rope_theta": 256.0, "t_scale": 1000.0,
     },
 }  # fmt: skip
 SIDE, TEXT_TOKENS = 128, 32  # pixels a side: 64 tokens
@@ -48,11 +57,12 @@ def draw(family: str, folder: Path, seed: int = 0) -> Path:
             for name, value in own_parameters(layer).items():
                 spread = 0.02 if value.ndim > 1 else 0.1
                 drawn = dice.standard_normal(value.shape, np.float32) * spread + (name == "weight" and value.ndim == 1)
-                tensors[f"{path}.{name}"] = mx.array(drawn).astype(mx.bfloat16)
+                tensors[join(path, name)] = mx.array(drawn).astype(mx.bfloat16)
     mx.save_safetensors(str(transformer / "diffusion_pytorch_model.safetensors"), tensors)
+    config, latents = CONFIGS[family], SIDE // 8
     shapes = {
-        "x": (1, (SIDE // 16) ** 2, 64),
-        "txt": (1, TEXT_TOKENS, CONFIGS[family]["joint_attention_dim"]),
+        "x": (1, 16, latents, latents) if family == "z_image" else (1, (SIDE // 16) ** 2, 64),
+        "txt": (1, TEXT_TOKENS, config.get("joint_attention_dim") or config["cap_feat_dim"]),
         "pooled": (1, 768),
     }
     inputs = {name: mx.array(dice.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
@@ -65,5 +75,8 @@ def _trees(family: str) -> list[nn.Module]:
     if family == "flux":
         flux = FluxConfig.read(data, where)
         return [FluxTransformer(flux), FluxModulators(flux)]
+    if family == "z_image":
+        z = ZImageConfig.read(data, where)
+        return [ZImageTransformer(z), PromptRefiner(z), ZImageModulators(z)]
     qwen = QwenImageConfig.read(data, where)
     return [QwenImageTransformer(qwen), QwenImageModulators(qwen)]

@@ -1,4 +1,4 @@
-"""Runs all three libraries on the same random weights and prints ratio tables: run.py [flux qwen_image] [--quants …].
+"""Runs all three libraries on the same random weights and prints ratio tables: run.py [z_image …] [--quants …].
 
 Every cell is a process of its own, libraries in turns. Ratios are the peer's number over ours: above 1, ours is less.
 """
@@ -70,7 +70,7 @@ print(json.dumps([sum(seen.values()), sorted(absent)]))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", default=list(CONFIGS), help="flux, qwen_image")
+    parser.add_argument("families", nargs="*", default=list(CONFIGS), help="flux, qwen_image, z_image")
     parser.add_argument("--quants", nargs="+", default=["none", "q8", "q6", "q4"])
     parser.add_argument("--mflux", type=Path, default=python_of("mflux"), help="an environment's python")
     parser.add_argument("--diffusers", type=Path, default=python_of("diffusers"), help="an environment's python")

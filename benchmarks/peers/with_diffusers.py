@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from clock import measured, say
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
 from safetensors.torch import load_file
+
+KINDS = {
+    "flux": FluxTransformer2DModel,
+    "qwen_image": QwenImageTransformer2DModel,
+    "z_image": ZImageTransformer2DModel,
+}
 
 
 def main(family: str, folder: Path, output: Path, rounds: int) -> None:
     inputs = load_file(folder / "inputs.safetensors")
-    kind: Any = FluxTransformer2DModel if family == "flux" else QwenImageTransformer2DModel
+    kind: Any = KINDS[family]
     started = time.perf_counter()
     model = kind.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
     loaded = time.perf_counter()
@@ -29,6 +35,9 @@ def main(family: str, folder: Path, output: Path, rounds: int) -> None:
 
     @torch.no_grad()
     def step(index: int) -> torch.Tensor:
+        if family == "z_image":
+            clean = 1 - inputs["timesteps"][index : index + 1] / 1000
+            return -model([inputs["x"][0][:, None]], clean, [inputs["txt"][0]], return_dict=False)[0][0][None, :, 0]
         return model(**given, timestep=inputs["timesteps"][index : index + 1] / 1000)[0]
 
     steps, last = measured(step, len(inputs["timesteps"]), rounds)

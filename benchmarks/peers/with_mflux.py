@@ -20,6 +20,8 @@ from mflux.models.flux.model.flux_transformer.transformer import Transformer
 from mflux.models.flux.weights.flux_weight_mapping import FluxWeightMapping
 from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransformer
 from mflux.models.qwen.weights.qwen_weight_mapping import QwenWeightMapping
+from mflux.models.z_image.model.z_image_transformer.transformer import ZImageTransformer
+from mflux.models.z_image.weights.z_image_weight_mapping import ZImageWeightMapping
 
 
 def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> None:
@@ -28,7 +30,7 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
     started = time.perf_counter()
     model = _loaded(family, folder, quant)
     loaded = time.perf_counter()
-    side = 16 * int(inputs["x"].shape[1] ** 0.5)
+    side = 8 * inputs["x"].shape[2] if family == "z_image" else 16 * int(inputs["x"].shape[1] ** 0.5)
     sigmas = inputs["timesteps"] / 1000
     config: Any = SimpleNamespace(
         scheduler=SimpleNamespace(sigmas=sigmas, timesteps=inputs["timesteps"]), num_train_steps=1000,
@@ -37,7 +39,10 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
     mx.reset_peak_memory()
 
     def step(index: int) -> mx.array:
-        if family == "flux":
+        if family == "z_image":  # in its sign; the prompt is given without a batch
+            clean = 1 - sigmas[index : index + 1]
+            out = model(inputs["x"][0][:, None], clean, sigmas, inputs["txt"][0])[:, 0][None]
+        elif family == "flux":
             out = model(index, config, inputs["x"], inputs["txt"], inputs["pooled"])
         else:
             out = model(index, config, inputs["x"], inputs["txt"], mx.ones(inputs["txt"].shape[:2], mx.int32))
@@ -55,6 +60,9 @@ def _loaded(family: str, folder: Path, quant: str) -> Any:
     if family == "flux":
         model: Any = Transformer(ModelConfig.schnell(), num_transformer_blocks=1, num_single_transformer_blocks=1)
         mapping = FluxWeightMapping.get_transformer_mapping()
+    elif family == "z_image":
+        model = ZImageTransformer(n_layers=1, n_refiner_layers=1)
+        mapping = ZImageWeightMapping.get_transformer_mapping()
     else:
         model = QwenTransformer(num_layers=1)
         mapping = QwenWeightMapping.get_transformer_mapping()

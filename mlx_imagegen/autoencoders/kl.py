@@ -1,4 +1,5 @@
-"""FLUX.1's autoencoder, and what FLUX.2's shares with it: latents -> pixels, and pixels -> the posterior of latents.
+"""FLUX.1's autoencoder, Z-Image's as well, and what FLUX.2's shares with it: latents -> pixels, and pixels -> the
+posterior of latents.
 
 In: latents [B, C, h, w] as the loop leaves them, scaled, or pixels [B, H, W, 3] in -1..1. Out: pixels, which may go
 a little beyond -1..1, or (mean, logvar) of the unscaled posterior, [B, C, h, w] each. The picture is worked through in
@@ -110,6 +111,11 @@ class VaeConfig(KLConfig):
         return self.scaling_factor, self.shift_factor
 
 
+def normalized(latents: mx.array, config: VaeConfig) -> mx.array:
+    """Unscaled latents -> the loop's."""
+    return (latents - config.shift_factor) * config.scaling_factor
+
+
 class Autoencoder(nn.Module):
     def __init__(self, config: VaeConfig):
         super().__init__()
@@ -157,7 +163,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by (z - shift) * scaling."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalized`."""
         return posterior(self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined())
 
     def __call__(self, x: Strips) -> Strips:

@@ -42,8 +42,9 @@ class Manifest:
     download: tuple[str, ...] = ()  # file patterns of the repository that the library reads
     download_bytes: int = 0  # what those files come to, for lists; a download asks the hub
     folder: str | None = None  # bundled: a folder next to the manifests
-    # "embedded": a number the transformer reads; "cfg": the scale between two branches; "none": distilled, takes
-    # none; "never": distilled so that a second branch spoils the picture
+    # "embedded": a number the transformer reads; "cfg": the scale between two branches, which is off at 1;
+    # "cfg_from_0": the same, off at 0; "none": distilled, takes none; "never": distilled so that a second branch spoils
+    # the picture
     guidance: str = "cfg"
     edits: bool = False  # takes reference pictures
     kind: str = "model"

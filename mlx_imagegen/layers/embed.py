@@ -40,6 +40,20 @@ class EmbeddingMLP(nn.Module):
         return self.linear_2(silu(self.linear_1(x)))
 
 
+class TimestepEmbedder(nn.Module):
+    """The same by the names of Lumina's line (Z-Image, HiDream-O1), from the timesteps themselves."""
+
+    def __init__(self, dims: int, frequencies: int = FREQUENCIES, hidden: int | None = None):
+        super().__init__()
+        # The checkpoint numbers the layers mlp.0 and mlp.2; 1 is the SiLU.
+        self.mlp = {"0": Linear(frequencies, hidden or dims), "2": Linear(hidden or dims, dims)}
+        self._frequencies = frequencies
+
+    def __call__(self, t: Sequence[float]) -> mx.array:
+        """Timesteps, 0..1000 -> [T, D] in float32"""
+        return self.mlp["2"](silu(self.mlp["0"](sinusoids(t, self._frequencies))))
+
+
 class Table(nn.Module):
     """An embedding table's place in a module tree. It is never filled: rows are gathered from the file."""
 

@@ -17,9 +17,9 @@ from .linear import Linear
 Fill = Callable[[nn.Module, str], nn.Module]
 
 
-def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
+def modulate(x: mx.array, shift: mx.array | None, scale: mx.array, eps: float) -> mx.array:
     """LayerNorm(x) * (1 + scale) + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's
-    own weights do."""
+    own weights do. Some models have no shift."""
     return mx.fast.layer_norm(x, 1 + scale, shift, eps)
 
 
@@ -48,10 +48,13 @@ class FoldedLinear(nn.Module):
         self.table = mx.zeros((rows, columns))
 
 
-def adaln_table(fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, bias: bool = True) -> mx.array:
-    """The linear layer at `path` on x [rows, D] -> [rows, chunks, D], evaluated; the layer's weight is dropped."""
-    dims = x.shape[-1]
-    return _chunked(fill(Linear(dims, chunks * dims, bias), path)(x), chunks, dtype)
+def adaln_table(
+    fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, dims: int | None = None, bias: bool = True
+) -> mx.array:
+    """The linear layer at `path` on x [rows, D] -> [rows, chunks, dims], evaluated; the layer's weight is dropped.
+    `dims`: the model's width, where x is narrower."""
+    inputs = x.shape[-1]
+    return _chunked(fill(Linear(inputs, chunks * (dims or inputs), bias), path)(x), chunks, dtype)
 
 
 def folded_adaln_table(

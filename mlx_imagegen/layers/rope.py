@@ -1,4 +1,4 @@
-"""Rotary positions over several axes, for image tokens (FLUX.1, Qwen-Image).
+"""Rotary positions over several axes, for image tokens (FLUX.1, Qwen-Image, Z-Image).
 
 Neighbouring pairs (x0, x1) of a head's channels turn by position x frequency; each axis owns a run of channels. A pair
 is one complex number, so that a turn is one product: nothing is taken apart and put together again.
@@ -15,13 +15,15 @@ from ..precision import ROPE_DTYPE
 Rope = mx.array  # [L, D/2], complex64: cos + i sin
 
 
-def rope_table(positions: np.ndarray, axes_dims: Sequence[int], theta: float) -> Rope:
-    """positions [L, axes] -> [L, sum(axes_dims) / 2]"""
+def rope_table(
+    positions: np.ndarray, axes_dims: Sequence[int], theta: float, angle_dtype: type[np.floating] = np.float64
+) -> Rope:
+    """positions [L, axes] -> [L, sum(axes_dims) / 2]. `angle_dtype`: what the reference rounds an angle to."""
     angles = [
         np.outer(positions[:, axis], theta ** (-np.arange(0, dims, 2, dtype=np.float64) / dims))
         for axis, dims in enumerate(axes_dims)
     ]
-    angle = np.concatenate(angles, axis=1)
+    angle = np.concatenate(angles, axis=1).astype(angle_dtype).astype(np.float64)
     return mx.array((np.cos(angle) + 1j * np.sin(angle)).astype(np.complex64))
 
 

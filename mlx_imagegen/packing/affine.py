@@ -39,15 +39,14 @@ Packed = dict[str, np.ndarray]
 def pack(
     weight: mx.array, packing: Packing, search: bool = False, importance: np.ndarray | None = None
 ) -> dict[str, mx.array]:
-    """A whole weight [rows, columns] in memory, on all cores. `importance`: how much each column counts, [columns]."""
+    """A weight [rows, columns] in memory, on all cores. `importance`: how much each column counts, [columns]."""
     if packing.mode != "affine":
         return _pack_mode(weight, packing)
     rows = np.array(weight.astype(mx.float32))
     parts = [rows[start:stop] for start, stop in _blocks(*rows.shape)]
     with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter's lock inside its loops
         packed = list(pool.map(lambda part: pack_rows(part, packing, search, importance), parts))
-    whole = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
-    return {name: as_mlx(value) for name, value in whole.items()}
+    return {name: as_mlx(np.concatenate([part[name] for part in packed])) for name in packed[0]}
 
 
 def as_mlx(packed: np.ndarray) -> mx.array:
@@ -186,13 +185,13 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     while 2 * bits <= EXACT_BITS:  # neighbours become one number: fewer and wider steps below
         codes, bits = codes[0::2] + codes[1::2] * np.float32(2**bits), 2 * bits
     period = 32 // math.gcd(bits, 32)  # so many of them fill a whole number of words
-    whole = codes.astype(np.uint32).reshape(-1, period, codes.shape[1])
-    words = np.zeros((len(whole), period * bits // 32, whole.shape[2]), np.uint32)
+    numbers = codes.astype(np.uint32).reshape(-1, period, codes.shape[1])
+    words = np.zeros((len(numbers), period * bits // 32, numbers.shape[2]), np.uint32)
     for index in range(period):
         word, shift = divmod(index * bits, 32)
-        words[:, word] |= whole[:, index] << np.uint32(shift)
+        words[:, word] |= numbers[:, index] << np.uint32(shift)
         if shift + bits > 32:
-            words[:, word + 1] |= whole[:, index] >> np.uint32(32 - shift)
+            words[:, word + 1] |= numbers[:, index] >> np.uint32(32 - shift)
     return words.reshape(-1, words.shape[2])
 
 

@@ -212,9 +212,10 @@ class Tokens:
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
-    more = family.reference_tokens(prompt, settings)
+    more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
+    text, image = words + more.prompt, math.prod(family.grid(settings))
     kept = more.kept, more.kept * more.kept_values
-    return Tokens(words + more.prompt, math.prod(family.grid(settings)), more.image, *kept)
+    return Tokens(text + -text % multiple, image + -image % multiple, more.image, *kept)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:

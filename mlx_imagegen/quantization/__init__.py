@@ -1,2 +1,3 @@
-"""The streaming conversion of a checkpoint: what is written where (layout), from what was seen (calibrate), row by row
-(convert), into a folder that is whole or not there (partial), at the user's word (quantizer)."""
+"""The streaming conversion of a checkpoint: what is planned (conversion_plan) and written where (layout), by which
+measured inputs (calibration_set, calibrate), row by row (convert), into a folder that is complete or absent (partial),
+as the user asks (quantizer)."""

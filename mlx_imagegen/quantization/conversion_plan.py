@@ -198,6 +198,6 @@ def _range(name: str, pieces: Sequence[Piece]) -> str:
     numbers = sorted({int(found[0]) for piece in pieces if (found := re.findall(r"(?<=\.)\d+(?=\.)", piece.path))})
     if "#" not in name or not numbers:
         return name
-    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
-    text = f"{numbers[0]}-{numbers[-1]}" if whole and len(numbers) > 1 else ",".join(map(str, numbers))
+    consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
+    text = f"{numbers[0]}-{numbers[-1]}" if consecutive and len(numbers) > 1 else ",".join(map(str, numbers))
     return name.replace("#", f"{{{text}}}", 1).replace("#", "*")

@@ -31,6 +31,7 @@ from .parameters import (
 from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
+BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Job:
             "width": None if self.crop else settings.width,  # it follows from the reference
             "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
-            "true_cfg": settings.cfg if kind != "cfg" and settings.cfg != 1 else None,
+            "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
             "strength": None if self.image is None else self.strength,
@@ -116,6 +117,7 @@ def _jobs(
     keep_aspect = bool(given.get("keep_original_aspect"))
     asked = Asked(given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, opened, pictures)
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
+    extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
         steps=_steps(manifest, steps),
@@ -246,21 +248,22 @@ def _guidance(
         )
     if manifest.guidance == "none" and guidance:
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
-    if manifest.guidance == "cfg":
+    if manifest.guidance in BETWEEN_BRANCHES:
         if true_cfg is not None:
             raise RequestError(
                 f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
             )
-        cfg = manifest.defaults.guidance if guidance is None else guidance
-        embedded = 0.0
+        scale = manifest.defaults.guidance if guidance is None else guidance
+        embedded, cfg = (0.0, scale) if manifest.guidance == "cfg" else (scale, 1 + scale)
         if 0 < cfg < 1:
             notes.append(f"guidance {cfg:g} is the same as 1: a second branch runs above 1 only")
     else:
         cfg = 1.0 if true_cfg is None else true_cfg
         embedded = manifest.defaults.guidance if guidance is None or manifest.guidance == "none" else guidance
     if negative_prompt is not None and cfg <= 1:
-        knob = "guidance" if manifest.guidance == "cfg" else "true_cfg"
-        remedy = "leave it out" if manifest.guidance == "never" else f"set {knob} above 1 (say 4)"
+        knob = "guidance" if manifest.guidance in BETWEEN_BRANCHES else "true_cfg"
+        least = 0 if manifest.guidance == "cfg_from_0" else 1
+        remedy = "leave it out" if manifest.guidance == "never" else f"set {knob} above {least} (say 4)"
         notes.append(f"the negative prompt has no effect without a second branch; {remedy}")
     return {"guidance": float(embedded), "cfg": float(cfg)}
 

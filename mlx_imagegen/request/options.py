@@ -145,6 +145,13 @@ def _box(box: Any) -> Box:
     return x1, x2, y1, y2
 
 
+def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
+    """Whether guidance keeps the velocity no longer than the prompt's own."""
+    if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
+        raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
+    return {"cfg_normalization": True} if wanted else {}
+
+
 def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:
     """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
     if blend in (None, 0, False):

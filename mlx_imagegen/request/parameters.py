@@ -131,6 +131,10 @@ class PictureParameters(TypedDict, total=False):
             default_text="off", limits=(0, 100), aliases=("true_cfg_scale",),
         ),
     ]  # fmt: skip
+    cfg_normalization: Annotated[
+        bool | None,
+        Parameter(SWITCH, "Z-Image: guidance makes no velocity longer than the prompt's own", "how", default=False),
+    ]
     max_sequence_length: Annotated[
         int | None,
         Parameter(

@@ -89,6 +89,9 @@ class QwenConfig(Config):
         return self.attention_bias or self.model_type.startswith("qwen2")
 
 
+HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
+
+
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
     """From a config.json of Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral, old (all at the top) or new (text_config,
     rope_parameters)."""
@@ -193,7 +196,7 @@ def padded_mask(length: int, total: int) -> mx.array:
 
 def unread_tensors(config: QwenConfig, layers: int) -> tuple[str, ...]:
     """How the names of tensors begin that the states after `layers` layers do not need."""
-    return (*(f"layers.{index}." for index in range(layers, config.num_hidden_layers)), "norm.", "lm_head.")
+    return (*(f"layers.{index}." for index in range(layers, config.num_hidden_layers)), "norm.", HEAD)
 
 
 class LanguageModel(nn.Module):

@@ -21,12 +21,12 @@ def by_name(manifest: Manifest) -> str:
 
 @pytest.mark.parametrize("manifest", PUBLISHED, ids=by_name)
 def test_every_manifest_is_complete(manifest: Manifest) -> None:
-    assert manifest.family in ("flux1", "flux2", "flux3", "qwen_image", "hidream_o1")
+    assert manifest.family in ("flux1", "flux2", "flux3", "qwen_image", "hidream_o1", "z_image")
     assert manifest.repo and re.fullmatch(r"[\w.-]+/[\w.-]+", manifest.repo)
     assert manifest.revision and COMMIT.fullmatch(manifest.revision), "a branch can change under a user's feet"
     assert manifest.licence != "unknown"
     assert manifest.download and manifest.download_bytes > 10**9
-    assert manifest.guidance in ("embedded", "cfg", "none", "never")
+    assert manifest.guidance in ("embedded", "cfg", "cfg_from_0", "none", "never")
     defaults = manifest.defaults
     assert defaults.steps > 0 and defaults.width % 16 == 0 and defaults.height % 16 == 0
     assert (manifest.guidance == "none") == (defaults.guidance == 0)

@@ -19,6 +19,7 @@ DATA = drawn_data()
 STORED = ("flux/dev", "qwen_image/image", "hidream_o1", "flux2/klein", "flux3/klein")
 PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev"}
 PUBLISHED |= {"flux3-klein", "flux3-klein-base"}
+PUBLISHED |= {"z-image", "z-image-turbo"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -55,6 +56,8 @@ def test_every_shapes_file_is_some_manifests() -> None:
         ("flux2-dev", 32.2),
         ("flux3-klein", 5.5),
         ("flux3-klein-base", 5.5),
+        ("z-image", 6.15),
+        ("z-image-turbo", 6.15),
     ],
 )
 def test_the_published_models_open(name: str, billions: float) -> None:

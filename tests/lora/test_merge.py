@@ -16,6 +16,7 @@ from mlx_imagegen.families.flux1.family import Flux1
 from mlx_imagegen.families.flux2.family import Flux2
 from mlx_imagegen.families.flux3.family import Flux3
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
+from mlx_imagegen.families.z_image.family import ZImage
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.names import Rename, RowRange
 from mlx_imagegen.loading.weights import Weights, open_weights
@@ -31,12 +32,13 @@ TITLES = {
     "flux3": "FLUX.3",
     "qwen_image": "Qwen-Image",
     "hidream_o1": "HiDream-O1-Image",
+    "z_image": "Z-Image",
 }
 FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DATA.glob("*/*/lora.safetensors"))
 
 
 def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-    known = {"flux1": Flux1, "flux2": Flux2, "flux3": Flux3, "hidream_o1": HiDreamO1}.get(family)
+    known = {"flux1": Flux1, "flux2": Flux2, "flux3": Flux3, "hidream_o1": HiDreamO1, "z_image": ZImage}.get(family)
     return known.lora_names(known.__new__(known), component, modules) if known else {}
 
 

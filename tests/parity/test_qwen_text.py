@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.text.test_qwen import KINDS, check_model
+from tests.text.test_qwen import KINDS, check_model, check_text_only
 
 SCRIPT = Path(__file__).parent.parent / "references" / "qwen_text.py"
 
@@ -17,3 +17,4 @@ def test_fresh_draws(seed: int, tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPT, tmp_path, "--seed", str(seed)], check=True, capture_output=True)
     for kind in KINDS:
         check_model(tmp_path / kind)
+    check_text_only(tmp_path / "qwen3_text")

@@ -148,6 +148,8 @@ def test_where_no_recipe_helps_another_model_is_named(
 ) -> None:
     assert peak("hidream-o1", "q4") < 5.5 * GB < min(peak("flux-dev", "q4"), peak("hidream-o1", "q6"))
     memory_of(monkeypatch, int(5.5 * GB))
+    three = {name: manifests()[name] for name in ("flux-dev", "hidream-o1", "qwen-image")}
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.manifests", lambda: three)
     done = cli("plan", "--model", "qwen-image")
     assert done.code == 0 and "the largest that fits is hidream-o1 with quant=q4" in done.out
     memory_of(monkeypatch, 30 * GB)

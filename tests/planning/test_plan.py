@@ -40,6 +40,7 @@ STORED = {
     "hidream_o1": DATA / "hidream_o1",
     "flux2": DATA / "flux2" / "klein",
     "flux3": DATA / "flux3" / "klein",
+    "z_image": DATA / "z_image" / "base",
 }
 
 

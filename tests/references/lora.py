@@ -21,8 +21,14 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
 )
-from diffusers.loaders import Flux2LoraLoaderMixin, Flux3LoraLoaderMixin, QwenImageLoraLoaderMixin
+from diffusers.loaders import (
+    Flux2LoraLoaderMixin,
+    Flux3LoraLoaderMixin,
+    QwenImageLoraLoaderMixin,
+    ZImageLoraLoaderMixin,
+)
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -40,6 +46,7 @@ def draw(folder: Path, seed: int) -> None:
     draw_hidream(folder / "hidream_o1")
     draw_flux2(folder / "flux2")
     draw_flux3(folder / "flux3")
+    draw_z_image(folder / "z_image")
 
 
 # ---- families -------------------------------------------------------------------------------------------------------
@@ -193,6 +200,40 @@ def original_flux3(module: str) -> str:
     if name.startswith("mode_blocks."):
         name = f"content_{name}"
     return name.replace("time_in.1", "time_in.in_layer").replace("time_in.2", "time_in.out_layer")
+
+
+def draw_z_image(folder: Path) -> None:
+    model = ZImageTransformer2DModel(
+        in_channels=1, dim=8, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=6,
+        axes_dims=(2, 2, 0), axes_lens=(8, 8, 8),
+    )  # fmt: skip
+    base = randomised(model)
+    # The timestep's layers have the published width whatever the config says: they are left out.
+    base = {name: tensor for name, tensor in base.items() if "t_embedder" not in name}
+    save(folder / "base.safetensors", base)
+    ours = {name: rows for name, rows in own_rows(base).items() if "pad_token" not in name}
+    blocks = {name: rows for name, rows in ours.items() if name.startswith("layers") and "adaLN" not in name}
+    draw_loaded(folder / "peft", model, ours, lambda m: f"transformer.{m}", a_b, alpha=False)
+    draw_loaded(folder / "aitoolkit", model, blocks, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
+    draw_loaded(folder / "diffsynth", model, blocks, str, a_b_default, alpha=False)
+    draw_loaded(folder / "kohya", model, blocks, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
+    pairs = Pairs(folder, base)
+    pairs.draw("distill", blocks, lambda m: f"lora_unet__{flat(m)}", down_up, alpha=True)  # diffusers knows no `__`
+    pairs.draw("comfyui", dict(comfyui_z_image(ours)), lambda m: f"diffusion_model.{m}", a_b, alpha=True)
+    pairs.draw("comfyui_kohya", dict(comfyui_z_image(blocks)), lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
+
+
+def comfyui_z_image(ours: dict[str, Rows]) -> Iterator[tuple[str, Rows]]:
+    """ComfyUI's module names -> rows of diffusers' modules."""
+    for name, rows in ours.items():
+        if name.endswith(".to_q"):
+            block = name.removesuffix(".to_q")
+            yield f"{block}.qkv", [*rows, *ours[f"{block}.to_k"], *ours[f"{block}.to_v"]]
+        elif name.endswith(".to_out.0"):
+            yield name.replace(".to_out.0", ".out"), rows
+        elif not name.endswith((".to_k", ".to_v")):
+            theirs = name.replace("all_x_embedder.2-1", "x_embedder")
+            yield theirs.replace("all_final_layer.2-1", "final_layer"), rows
 
 
 def randomised(model: nn.Module) -> State:
@@ -531,7 +572,7 @@ def draw_loaded(
     lora = {name: tensor.float() for name, tensor in lora.items()}
     save(folder / "lora.safetensors", lora)
     loaders = {QwenImageTransformer2DModel: QwenImageLoraLoaderMixin, Flux2Transformer2DModel: Flux2LoraLoaderMixin}
-    loaders |= {Flux3Transformer2DModel: Flux3LoraLoaderMixin}
+    loaders |= {Flux3Transformer2DModel: Flux3LoraLoaderMixin, ZImageTransformer2DModel: ZImageLoraLoaderMixin}
     state = loaders.get(type(model), FluxPipeline).lora_state_dict(dict(lora))
     model.load_lora_adapter(state, prefix="transformer")
     save_fused(folder, model, base)

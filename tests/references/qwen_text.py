@@ -4,7 +4,8 @@
 
 FOLDER gets qwen2_5/ and qwen3/, each with config.json, model.safetensors and reference.safetensors: token ids with two
 pictures among them, their grids and positions, rope tables, the hidden state after every layer, and the last one after
-the norm (float32; for Qwen3 with deepstack features). Needs torch and transformers.
+the norm (float32; for Qwen3 with deepstack features). qwen3_text/ is the model without pictures: token ids, and
+transformers' hidden_states with and without padding. Needs torch and transformers.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLModel
 from weight_descriptions import redraw
 
 VOCABULARY, IMAGE, VIDEO, START, END = 120, 110, 111, 112, 113
@@ -74,6 +75,32 @@ def draw_qwen3(draw: torch.Generator) -> Qwen3VLModel:
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START
     )
     return Qwen3VLModel(config)
+
+
+def draw_qwen3_text(draw: torch.Generator) -> Qwen3Model:
+    text = language(draw, 16, [])
+    del text["rope_parameters"]["mrope_section"]
+    text |= {"head_dim": 16, "hidden_size": 24, "vocab_size": 60, "num_hidden_layers": 4}
+    return Qwen3Model(Qwen3Config(**text))
+
+
+@torch.no_grad()
+def write_text_only(folder: Path, model: Qwen3Model, draw: torch.Generator, seed: int) -> None:
+    """Every hidden state, of ids alone and of the same ids with padding after them."""
+    model, file = model.eval().float(), folder / "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(contiguous(model.state_dict()), file)
+    redraw(file, spread, seed)
+    model.load_state_dict(load_file(file))
+    ids = torch.randint(0, 60, (1, 11), generator=draw)
+    padded, mask = torch.nn.functional.pad(ids, (0, 5)), torch.nn.functional.pad(torch.ones_like(ids), (0, 5))
+    states = model(ids, output_hidden_states=True).hidden_states
+    with_padding = model(padded, attention_mask=mask, output_hidden_states=True).hidden_states
+    out = {"ids": ids[0].int()} | {f"state{index}": state[0] for index, state in enumerate(states)}
+    out |= {f"padded{index}": state[0, : ids.shape[1]] for index, state in enumerate(with_padding)}
+    config = model.config.to_dict() | {"architectures": ["Qwen3Model"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8")
+    save_file(contiguous(out), folder / "reference.safetensors")
 
 
 def sequence(draw: torch.Generator, grids: list[tuple[int, int]]) -> list[int]:
@@ -146,6 +173,7 @@ def main() -> None:
     draw = torch.Generator().manual_seed(options.seed)
     write(options.folder / "qwen2_5", draw_qwen2_5(draw), draw, options.seed)
     write(options.folder / "qwen3", draw_qwen3(draw), draw, options.seed)
+    write_text_only(options.folder / "qwen3_text", draw_qwen3_text(draw), draw, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 (tests/references/qwen_text.py)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from mlx_imagegen.layers.rope import Rope
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.weights import open_weights
-from mlx_imagegen.text.qwen import LanguageModel, mrope, read_config, text_positions
+from mlx_imagegen.text.qwen import LanguageModel, from_published, mrope, read_config, text_positions
 from tests.draw import drawn_data
 
 DATA = drawn_data() / "qwen_text"
@@ -72,6 +73,34 @@ def check_prefix(model: LanguageModel, x: mx.array, rope: Rope, deepstack: list[
     prefix = model.keys_values(x[:, :cut], (cos[:cut], sin[:cut]), [part[:, :cut] for part in deepstack])
     tail = model(x[:, cut:], (cos[cut:], sin[cut:]), prefix=prefix)
     assert largest(tail, whole[:, cut:]) < TOLERANCE
+
+
+def check_text_only(folder: Path) -> None:
+    """Every state, asked for together and one alone; padding after the ids changes none of theirs."""
+    data = read_json(folder / "config.json")
+    config = read_config(data, folder / "config.json")
+    trees = [LanguageModel(config), Table(TABLE, config.vocab_size, config.hidden_size)]
+    checkpoint = open_checkpoint(folder / "model.safetensors")
+    weights = open_weights("text_encoder", checkpoint, trees, rename=from_published)
+    model = weights.fill(LanguageModel(config))
+    want = mx.load(str(folder / "reference.safetensors"))
+    ids = np.array(want["ids"]).tolist()
+    x, rope = weights.gather(TABLE, ids, mx.float32)[None], mrope(text_positions(ids), config)
+    before_norm = range(config.num_hidden_layers)  # the last of transformers' states is normed
+    for count, state in zip(before_norm, model.states(x, rope, before_norm), strict=True):
+        assert largest(state[0], want[f"state{count}"]) < TOLERANCE, f"after {count} layers"
+        assert largest(state[0], want[f"padded{count}"]) < TOLERANCE, f"after {count} layers, with padding"
+    assert largest(model(x, rope)[0], want[f"state{config.num_hidden_layers}"]) < TOLERANCE
+    few = weights.fill(LanguageModel(replace(config, num_hidden_layers=2)))
+    (alone,) = few.states(x, rope, [2])
+    assert largest(alone[0], want["state2"]) < TOLERANCE
+    rest = {key: value for key, value in data.items() if key != "rope_parameters"}
+    published = rest | {"rope_theta": data["rope_parameters"]["rope_theta"], "rope_scaling": None}
+    assert read_config(published, folder / "config.json") == config
+
+
+def test_the_text_only_model_equals_transformers() -> None:
+    check_text_only(DATA / "qwen3_text")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ...autoencoders.kl import Decoder, Encoder
+from ...autoencoders.kl import Decoder, Encoder, normalized
 from ...errors import QuantizationError
 from ...folding import Fold
 from ...hub.manifest import Manifest
@@ -141,8 +141,7 @@ class Flux1(Family[FluxBranch]):
         encoder = self.components["vae_encoder"].load()
         mean, logvar = encoder.encode(picture[None])
         sample, noise = sample_posterior(mean, logvar, seed)
-        config = self.files.vae_config
-        return (sample - config.shift_factor) * config.scaling_factor, noise
+        return normalized(sample, self.files.vae_config), noise
 
     def fold(self, settings: Settings) -> Fold:
         """SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their

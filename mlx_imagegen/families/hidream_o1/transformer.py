@@ -13,9 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...layers.activation import silu
 from ...layers.attention import KeyValues
-from ...layers.embed import sinusoids
+from ...layers.embed import TimestepEmbedder
 from ...layers.linear import Linear
 from ...precision import RESIDUAL_DTYPE
 from ...text.qwen import LanguageModel, Rope
@@ -28,7 +27,7 @@ class HiDreamTransformer(nn.Module):
         dims, patch = config.text.hidden_size, config.patch
         values = patch.in_channels * patch.patch_size**2
         self.language_model = LanguageModel(config.text)
-        self.t_embedder1 = TimestepEmbedder(patch.timestep_freq_dim, dims)
+        self.t_embedder1 = TimestepEmbedder(dims, patch.timestep_freq_dim)
         self.x_embedder = PatchEmbedder(values, patch.bottleneck_dim, dims)
         self.final_layer2 = {"linear": Linear(dims, values)}
 
@@ -61,19 +60,7 @@ class HiDreamTransformer(nn.Module):
         """The embedding that stands in the timestep token's place, [1, 1, D]."""
         # The model counts from noise (0) to picture (1), and upstream does so in float32.
         clean = np.float32(1) - np.float32(timestep) / np.float32(1000)
-        return self.t_embedder1(float(clean * np.float32(1000)))[None]
-
-
-class TimestepEmbedder(nn.Module):
-    def __init__(self, frequencies: int, dims: int):
-        super().__init__()
-        # The checkpoint numbers the layers mlp.0 and mlp.2; 1 is the SiLU.
-        self.mlp = {"0": Linear(frequencies, dims), "2": Linear(dims, dims)}
-        self._frequencies = frequencies
-
-    def __call__(self, t: float) -> mx.array:
-        """[1, D] in float32"""
-        return self.mlp["2"](silu(self.mlp["0"](sinusoids([t], self._frequencies))))
+        return self.t_embedder1([float(clean * np.float32(1000))])[None]
 
 
 class PatchEmbedder(nn.Module):

@@ -17,13 +17,12 @@ from ...layers.embed import Table
 from ...loading.config import read_json
 from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
-from ...text.qwen import LanguageModel, QwenConfig, read_config
+from ...text.qwen import HEAD, LanguageModel, QwenConfig, from_published, read_config
 from ...vision.patches import PatchConfig
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
 from ..folder import name_component, read_scheduler
 from .config import QwenImageConfig
 from .editing import Editing
-from .keys import HEAD, from_text_encoder
 from .modulation import QwenImageModulators
 from .transformer import QwenImageTransformer
 
@@ -65,7 +64,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
         folded=QwenImageModulators(config) if folded else None,
         transforms=transforms,
     )
-    text_tensors = name_component(folder, "text_encoder", from_text_encoder)
+    text_tensors = name_component(folder, "text_encoder", from_published)
     _check_widths(config, text_config, vae_config, paths["transformer"])
     vae = check_tensors(
         name_component(folder, "vae"),

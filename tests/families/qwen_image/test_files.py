@@ -19,7 +19,6 @@ from mlx_imagegen.autoencoders.qwen_image import Decoder, Encoder, VaeConfig, un
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.files import TABLE
-from mlx_imagegen.families.qwen_image.keys import HEAD, from_text_encoder
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.layers.embed import Table
@@ -29,7 +28,7 @@ from mlx_imagegen.loading.names import Rename, same_names
 from mlx_imagegen.loading.tensors import NamedTensors, name_tensors
 from mlx_imagegen.loading.weights import WeightTransforms, check_tensors, layers, open_weights, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
-from mlx_imagegen.text.qwen import LanguageModel, read_config
+from mlx_imagegen.text.qwen import HEAD, LanguageModel, from_published, read_config
 from mlx_imagegen.vision.qwen2_5 import VISION, VisionConfig, vision_shapes, vision_tower
 from tests.draw import drawn_data
 from tests.references.names import Shapes, expand
@@ -51,8 +50,8 @@ def trees(component: str, config: dict[str, Any]) -> tuple[Rename, list[Any], tu
     text = read_config(config, WHERE)
     language = [LanguageModel(text), Table(TABLE, text.vocab_size, text.hidden_size)]
     if component == "text_encoder":
-        return from_text_encoder, language, (HEAD, VISION)
-    return from_text_encoder, [*language, vision_tower(VisionConfig.read_part(config, WHERE))], (HEAD,)
+        return from_published, language, (HEAD, VISION)
+    return from_published, [*language, vision_tower(VisionConfig.read_part(config, WHERE))], (HEAD,)
 
 
 def opened(component: str, config: dict[str, Any], shapes: Shapes) -> tuple[NamedTensors, list[Any], tuple[str, ...]]:
@@ -119,7 +118,7 @@ def test_text_encoders_of_either_spelling_are_read() -> None:
     """As published, and as a newer transformers saves what it has in memory."""
     names = ["model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"]
     names += ["visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight", "lm_head.weight"]
-    found = [target.name for name in names for target in from_text_encoder(name)]
+    found = [target.name for name in names for target in from_published(name)]
     layer, eyes = "layers.0.mlp.up_proj.weight", "visual.merger.ln_q.weight"
     assert found == [layer, layer, eyes, eyes, "lm_head.weight"]
 

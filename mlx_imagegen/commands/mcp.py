@@ -1,0 +1,46 @@
+"""`mcp`: an agent's tools for pictures, over MCP on standard input and output."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import ImagegenError, MissingFileError
+from ..request.parameters import DEFAULT_MODEL
+
+FOLDER = Path("~/Pictures/mlx-imagegen")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of calls that name none ({DEFAULT_MODEL})")
+    parser.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
+    parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="its folders can be asked for by name")
+    parser.add_argument("--loras-dir", type=Path, metavar="FOLDER", help="its LoRAs can be asked for by name")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="FOLDER", help=f"for pictures ({FOLDER})")
+    parser.add_argument(
+        "--images", type=Path, action="append", default=[], metavar="FOLDER",
+        help="pictures in it may be edited, next to those in the output folder; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--idle-unload", type=float, default=15, metavar="MINUTES", help="then the model leaves memory; 0 is never (15)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        import mcp  # noqa: F401
+    except ImportError as error:
+        raise ImagegenError("mcp needs the package mcp; install it: pip install 'mlx-imagegen[mcp]'.") from error
+
+    from ..serving.catalogue import Catalogue, check_quant, is_here
+    from ..serving.mcp_server import run as serve
+    from ..serving.service import Options, Service
+    from ..serving.tools import Tools
+
+    catalogue = Catalogue(args.model, args.models_dir, args.loras_dir)
+    if not catalogue.default.is_folder and not is_here(catalogue.default.manifest):
+        raise MissingFileError(
+            f"{args.model} is not on this machine, and hosts do not wait for a download; make one picture with "
+            f"mlx-imagegen generate --model {args.model} first."
+        )
+    service = Service(catalogue, Options(check_quant(args.quant), idle_seconds=args.idle_unload * 60 or None))
+    service.start(open_model=False)
+    serve(Tools(service, args.output.expanduser(), tuple(args.images)))

@@ -1,0 +1,86 @@
+"""Z-Image's transformer config, field by field, as diffusers writes it. Other architectures are refused by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from ...errors import ConfigError
+from ...loading.config import Config
+
+ADALN_DIM = 256  # at most, of the vector that all modulation reads; diffusers fixes it in code
+
+
+@dataclass(frozen=True)
+class ZImageConfig(Config):
+    """transformer/config.json"""
+
+    # How long diffusers' rope tables are; here they are made for the positions that a picture has.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"axes_lens"})
+
+    all_f_patch_size: tuple[int, ...]
+    all_patch_size: tuple[int, ...]
+    axes_dims: tuple[int, ...]
+    cap_feat_dim: int
+    dim: int
+    in_channels: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    n_refiner_layers: int
+    norm_eps: float
+    qk_norm: bool
+    rope_theta: float
+    t_scale: float
+    siglip_feat_dim: int | None = None
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        if config.siglip_feat_dim is not None:
+            raise ConfigError(
+                f"{where}: field 'siglip_feat_dim' is set: this is Z-Image-Omni or -Edit, which this library does not "
+                "have. Take Z-Image or Z-Image-Turbo."
+            )
+        for field, value, only in (
+            ("all_f_patch_size", config.all_f_patch_size, (1,)),
+            ("qk_norm", config.qk_norm, True),
+            ("n_kv_heads", config.n_kv_heads, config.n_heads),
+        ):
+            if value != only:
+                raise ConfigError(
+                    f"{where}: field '{field}' is {value!r}, where every published Z-Image has {only!r}, the only "
+                    "value this port knows. Take the file from the model's repository."
+                )
+        counts = ("dim", "n_heads", "n_layers", "n_refiner_layers", "in_channels")
+        if odd := next((name for name in counts if getattr(config, name) < 1), None) or (
+            None if len(config.all_patch_size) == 1 else "all_patch_size"
+        ):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)!r}, where a count from 1 (one patch size) is needed; "
+                "take the file from the model's repository."
+            )
+        axes = config.axes_dims
+        if config.dim % config.n_heads or sum(axes) != config.dim // config.n_heads or len(axes) != 3:
+            raise ConfigError(
+                f"{where}: 'axes_dims' {list(axes)} must be three numbers that add up to 'dim' / 'n_heads', "
+                f"{config.dim} / {config.n_heads}; take the file from the model's repository."
+            )
+        return config
+
+    @property
+    def patch_size(self) -> int:
+        """A token's side, in latents."""
+        return self.all_patch_size[0]
+
+    @property
+    def patch_key(self) -> str:
+        """By which the checkpoint calls the layers at both ends."""
+        return f"{self.patch_size}-{self.all_f_patch_size[0]}"
+
+    @property
+    def adaln_dim(self) -> int:
+        return min(self.dim, ADALN_DIM)
+
+    @property
+    def ffn_dim(self) -> int:
+        return int(self.dim / 3 * 8)

@@ -1,0 +1,43 @@
+"""Z-Image, as the registry knows it."""
+
+from ...errors import ConfigError
+from ...loading.config import read_json
+from ...loading.folder import ModelFolder
+from .. import FamilySpec, TokenRoles
+
+PIPELINE, TRANSFORMER = "ZImagePipeline", "ZImageTransformer2DModel"
+# Relatives with more inputs: their folders would open, and draw nonsense.
+RELATIVES = {
+    "ZImageOmniPipeline": "Z-Image-Omni or -Edit",
+    "ZImageControlNetPipeline": "Z-Image with a ControlNet",
+    "ZImageControlNetInpaintPipeline": "Z-Image with a ControlNet",
+}
+SCHEDULER = "scheduler/scheduler_config.json"
+# The base model's schedule is shifted by 6, Turbo's by 3; nothing else in their folders tells them apart.
+LARGEST_TURBO_SHIFT = 4.0
+
+
+def recognize(folder: ModelFolder) -> str | None:
+    if folder.pipeline in RELATIVES:
+        raise ConfigError(
+            f"{folder.path}: model_index.json says {folder.pipeline}: this is {RELATIVES[folder.pipeline]}, which this "
+            "library does not have. Take Z-Image or Z-Image-Turbo."
+        )
+    if folder.pipeline not in (None, PIPELINE) or folder.transformer not in (None, TRANSFORMER):
+        return None
+    if not (folder.pipeline or folder.transformer):
+        return None
+    path = folder.path / SCHEDULER
+    shift = read_json(path).get("shift", 1.0) if path.is_file() else 1.0
+    return "z-image" if shift > LARGEST_TURBO_SHIFT else "z-image-turbo"
+
+
+SPEC = FamilySpec(
+    name="z_image",
+    title="Z-Image",
+    opens="mlx_imagegen.families.z_image.family:ZImage",
+    recognize=recognize,
+    classes=(PIPELINE, TRANSFORMER),
+    roles=TokenRoles(joint=("layers.*",), apart=("noise_refiner.*",), multiple=32),
+    lora_sign=r"(noise|context)_refiner[._]\d|layers[._]\d+[._](attention[._](to_|qkv|out)|feed_forward[._]w\d)",
+)

@@ -1,0 +1,112 @@
+"""Z-Image's transformer: one stream of picture and prompt, each refined by blocks of its own before they meet.
+
+In: packed latents [B, L, C], the refined prompt [B, T, D], rope tables and one step's `Modulation`. Out: the model's
+output for the picture's tokens, minus the velocity.
+Both sequences are filled up to a multiple of 32 with a learned token, which attends and is attended to. What depends on
+the prompt alone is a module of its own, `PromptRefiner`, and the adaLN linears stand in `modulation.py`: neither is in
+memory during the loop.
+Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...layers.activation import swiglu
+from ...layers.joint import ProjectedAttention
+from ...layers.linear import Linear
+from ...layers.modulation import modulate
+from ...layers.norm import RMSNorm
+from ...layers.rope import Rope
+from .config import ZImageConfig
+
+# All three are fixed in diffusers' code.
+MULTIPLE = 32  # of tokens in a sequence
+HEAD_NORM_EPS, LAST_NORM_EPS = 1e-5, 1e-6
+
+
+class Modulation(NamedTuple):
+    """One step's adaLN vectors: refiner and layers [blocks, 4, D] (scale and gate of attention, then of the
+    feed-forward; scales with their 1, gates after their tanh), out [D] (a scale without its 1)."""
+
+    refiner: mx.array
+    layers: mx.array
+    out: mx.array
+
+
+def filled_length(tokens: int) -> int:
+    return tokens + -tokens % MULTIPLE
+
+
+def filled(x: mx.array, pad_token: mx.array) -> mx.array:
+    """[B, L, D] -> [B, filled_length(L), D]; pad_token [1, D]"""
+    batch, length, dims = x.shape
+    pads = mx.broadcast_to(pad_token.astype(x.dtype), (batch, filled_length(length) - length, dims))
+    return mx.concatenate([x, pads], axis=1)
+
+
+class ZImageTransformer(nn.Module):
+    def __init__(self, config: ZImageConfig):
+        super().__init__()
+        values = config.in_channels * config.patch_size**2
+        self.all_x_embedder = {config.patch_key: Linear(values, config.dim)}
+        self.x_pad_token = mx.zeros((1, config.dim))
+        self.noise_refiner = [Block(config) for _ in range(config.n_refiner_layers)]
+        self.layers = [Block(config) for _ in range(config.n_layers)]
+        self.all_final_layer = {config.patch_key: {"linear": Linear(config.dim, values)}}
+        self._key = config.patch_key
+
+    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
+        """`rope`: of the picture's tokens, filled up, then of the prompt's."""
+        img = filled(self.all_x_embedder[self._key](x), self.x_pad_token)
+        for index, block in enumerate(self.noise_refiner):
+            img = block(img, rope[: img.shape[1]], modulation.refiner[index])
+        both = mx.concatenate([img, txt], axis=1)
+        for index, block in enumerate(self.layers):
+            both = block(both, rope, modulation.layers[index])
+        last = modulate(both[:, : x.shape[1]], None, modulation.out, LAST_NORM_EPS)
+        return self.all_final_layer[self._key]["linear"](last)
+
+
+class PromptRefiner(nn.Module):
+    """Text states [B, T, C] -> what the transformer reads of the prompt, [B, filled_length(T), D]."""
+
+    def __init__(self, config: ZImageConfig):
+        super().__init__()
+        self.cap_embedder = [RMSNorm(config.cap_feat_dim, config.norm_eps), Linear(config.cap_feat_dim, config.dim)]
+        self.cap_pad_token = mx.zeros((1, config.dim))
+        self.context_refiner = [Block(config) for _ in range(config.n_refiner_layers)]
+
+    def __call__(self, states: mx.array, rope: Rope) -> mx.array:
+        norm, linear = self.cap_embedder
+        txt = filled(linear(norm(states)), self.cap_pad_token)
+        for block in self.context_refiner:
+            txt = block(txt, rope)
+        return txt
+
+
+class Block(nn.Module):
+    """Each branch is normed before and after; modulation scales both norms, and the prompt's blocks have none."""
+
+    def __init__(self, config: ZImageConfig):
+        super().__init__()
+        dims, eps = config.dim, config.norm_eps
+        self.attention = ProjectedAttention(dims, config.n_heads, HEAD_NORM_EPS, bias=False)
+        self.feed_forward = FeedForward(dims, config.ffn_dim)
+        self.attention_norm1, self.attention_norm2 = RMSNorm(dims, eps), RMSNorm(dims, eps)
+        self.ffn_norm1, self.ffn_norm2 = RMSNorm(dims, eps), RMSNorm(dims, eps)
+
+    def __call__(self, x: mx.array, rope: Rope, mod: mx.array | None = None) -> mx.array:
+        scale, gate, ffn_scale, ffn_gate = (None,) * 4 if mod is None else mod
+        x = x + self.attention_norm2(self.attention(self.attention_norm1(x, scale), rope), gate)
+        return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x, ffn_scale)), ffn_gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dims: int, inner: int):
+        super().__init__()
+        self.w1, self.w2, self.w3 = Linear(dims, inner, False), Linear(inner, dims, False), Linear(dims, inner, False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.w2(swiglu(self.w1(x), self.w3(x)))

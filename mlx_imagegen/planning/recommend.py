@@ -1,0 +1,107 @@
+"""Which model to begin with on a Mac of so much memory: the best that fits, and the fastest.
+
+In: bytes of memory, and a chip to reckon seconds with. Out: a model and a recipe for each, from the published tensor
+shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured here: the best is
+the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so. Models that ask for
+access first, or for pictures to change, are no start.
+Must not know: which models there are, what this machine has.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..families import open_family
+from ..hub.manifest import Manifest, manifests
+from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
+from ..loading.weights import WeightTransforms
+from ..machine import GB, USABLE_SHARE
+from ..packing.recipes import read_recipe, recipe_names
+from ..request.job import usual_job
+from .plan import CHIPS, Chip, plan
+
+MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
+CHIP = CHIPS["m4"]  # another one's seconds differ, and hardly the order
+FEW_BITS = 6.0  # a weight; below, losses are known to show in some pictures
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model by a recipe (None: as it is stored), at the model's usual picture."""
+
+    model: str
+    quant: str | None
+    peak_bytes: int  # one stage at a time
+    parameters: int  # of the linear layers in the loop
+    bits: float  # of each, as it is held
+    steps: int
+    seconds: float  # of the loop, at the least
+    download_bytes: int
+
+    def __str__(self) -> str:
+        how = f" --quant {self.quant}" if self.quant else ""
+        sizes = f"{self.peak_bytes / GB:.1f} GB at the peak, {self.download_bytes / GB:.1f} GB to download"
+        return f"{self.model}{how} ({sizes}, {self.steps} steps in {self.seconds:.0f} s at least)"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    best: Start
+    fastest: Start
+
+
+def recommend(memory_bytes: float, chip: Chip = CHIP) -> Recommendation | None:
+    """None where nothing fits. A machine shares its memory with the system: the peak may take `USABLE_SHARE` of it."""
+    fitting = [start for start in starts(chip) if start.peak_bytes <= memory_bytes * USABLE_SHARE]
+    if not fitting:
+        return None
+    dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
+    # Of models with one size: the one that is not distilled, and of editions the last by name, which is the newest.
+    best = max(dependable, key=lambda start: (start.parameters, start.bits, start.steps, start.model))
+    return Recommendation(best, min(dependable, key=lambda start: (start.seconds, -start.bits, start.model)))
+
+
+def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> list[str]:
+    """For people, a line for each size of memory."""
+    lines = []
+    for size in memories_gb:
+        found = recommend(size * GB, chip)
+        what = "nothing here fits" if found is None else f"best {found.best}; fastest {found.fastest}"
+        lines.append(f"{size} GB: {what}")
+    return lines
+
+
+@functools.cache
+def starts(chip: Chip = CHIP) -> tuple[Start, ...]:
+    """Every published model by every recipe."""
+    groups: dict[str, list[Manifest]] = {}
+    for manifest in filter(_is_start, manifests().values()):
+        groups.setdefault(f"{manifest.family} {manifest.tensor_shapes}", []).append(manifest)
+    return tuple(start for group in groups.values() for start in _starts(group, chip))
+
+
+def _is_start(manifest: Manifest) -> bool:
+    needs_pictures = manifest.extras.get("references_least", 0) > 0
+    return has_tensor_shapes(manifest) and not (manifest.gated or manifest.bundled or needs_pictures)
+
+
+def _starts(models: Sequence[Manifest], chip: Chip) -> Iterator[Start]:
+    """Of models with the same tensor shapes."""
+    with shape_only_folder(models[0]) as folder:
+        family = open_family(models[0], folder, WeightTransforms())
+        loop = family.transformer
+        parameters = sum(math.prod(shape) for _, shape, _ in loop.linears())
+        for quant in (None, *recipe_names()):
+            recipe = read_recipe(quant, family.name) if quant else None
+            held = sum(
+                math.prod(shape) * (packing.bits_per_weight if packing else 16)
+                for _, shape, packing in loop.linears(recipe.packing if recipe else None)
+            )
+            for manifest in models:
+                job = usual_job(manifest, family.size_multiple)
+                made = plan(family, job.settings, gpu=True, prompt=job.prompt, recipe=recipe)
+                yield Start(
+                    manifest.name, quant, made.peak_bytes, parameters, held / parameters, made.steps,
+                    made.seconds(chip), manifest.download_bytes,
+                )  # fmt: skip

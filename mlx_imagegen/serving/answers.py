@@ -1,0 +1,122 @@
+"""Answers over HTTP: JSON, errors in one shape, streams of events, and waiting for a job.
+
+The shape of an error serves OpenAI's clients, which read `error`, and A1111's, which read `detail`.
+Must not know: routes.
+"""
+
+import asyncio
+import functools
+import json
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from ..errors import ImagegenError
+from .jobs import Failure, Job
+from .service import BusyError, Service, StoppingError, log
+from .worker import INTERNAL, failure_of
+
+Handler = Callable[[Request], Awaitable[Response]]
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found", 429: "rate_limit_error"}
+CLIENT_GONE = 499  # nobody reads it
+HEARTBEAT_SECONDS = 10.0
+LONGEST_MESSAGE = 1000
+
+
+class JSON(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+            "utf-8", "replace"
+        )
+
+
+def refusal(status: int, message: str, kind: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…"
+    kind = kind or KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return JSON({"error": error, "detail": message}, status, dict(headers or {}))
+
+
+def refusal_of(failure: Failure) -> Response:
+    return refusal(failure.status, failure.message, failure.kind)
+
+
+def answered(handler: Handler) -> Handler:
+    """Turns what goes wrong into an answer; a traceback stays in the log."""
+
+    @functools.wraps(handler)
+    async def wrapped(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except BusyError as error:
+            return refusal(429, str(error), headers={"Retry-After": str(error.seconds)})
+        except StoppingError as error:
+            return refusal(503, str(error))
+        except ImagegenError as error:
+            return refusal_of(failure_of(error))
+        except HTTPException as error:
+            return refusal(error.status_code, error.detail)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except Exception as error:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log(f"{request.method} {request.url.path}: {type(error).__name__}\n{frames}")
+            return refusal(500, INTERNAL)
+
+    return wrapped
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def client_of(request: Request, named: Any = None) -> str:
+    """Whose turn a job counts for: who the caller says it asks for, else its address."""
+    headers = request.headers
+    name = headers.get("x-client-id") or named or headers.get("x-openwebui-user-id")
+    address = request.client.host if request.client else "?"
+    return f"{address} {ascii(name)[1:-1][:32]}" if isinstance(name, str) and name else address
+
+
+async def until_finished(request: Request, job: Job) -> None:
+    """Waits for the job; a client that goes away cancels it. The request's body must have been read."""
+    finished = asyncio.create_task(job.wait())
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({finished, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.finished:
+            raise ClientDisconnect
+    finally:
+        finished.cancel()
+        gone.cancel()
+        if not job.finished:
+            service_of(request).cancel(job)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(name: str, data: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+def comment(text: str) -> bytes:
+    """Clients of event streams pass over it."""
+    return f": {text}\n\n".encode()
+
+
+def events(stream: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> Response:
+    return StreamingResponse(
+        stream,
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | dict(headers or {}),
+    )

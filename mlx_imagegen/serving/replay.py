@@ -1,0 +1,59 @@
+"""A picture's record -> the command line and the Python that make the picture again.
+
+In: a record with this server's names, and where the model's files are. Out: text for people to copy.
+Must not know: jobs, HTTP.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..request import kinds
+from ..request.kinds import Parameter
+from ..request.parameters import PARAMETERS
+
+FILE = "FILE"  # stands for a picture that the record has only a fingerprint of
+
+
+def command_line(record: Mapping[str, Any]) -> str:
+    words = ["mlx-imagegen", "generate"]
+    for row, value in _given(record):
+        words += [value] if row.name == "prompt" and not value.startswith("-") else _words(row, value)
+    return shlex.join(words)
+
+
+def python_code(record: Mapping[str, Any]) -> str:
+    values = [f"    {row.name}={_as_python(row, value)!r}," for row, value in _given(record) if row.name != "prompt"]
+    lines = ["from mlx_imagegen import generate", "", "generate(", f"    {record.get('prompt', '')!r},", *values, ")"]
+    return "\n".join(lines)
+
+
+def _given(record: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
+    for row in PARAMETERS:
+        value = record.get(row.record_key) if row.recorded else None
+        if value is not None and value is not False and value != []:
+            yield row, _files(value) if row.hashed else value
+
+
+def _files(fingerprints: Any) -> Any:
+    if isinstance(fingerprints, list):
+        return [f"{FILE}{index}" for index, _ in enumerate(fingerprints, 1)]
+    return FILE
+
+
+def _words(row: Parameter, value: Any) -> list[str]:
+    assert row.flag is not None
+    if row.kind is kinds.SWITCH:
+        return [row.flag]
+    if row.kind is kinds.LORAS:
+        return [word for file, scale in value for word in (row.flag, f"{file}:{scale:g}")]
+    if row.kind is kinds.BOXES:
+        return [row.flag, json.dumps(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [row.flag, *map(str, value)]
+    return [f"{row.flag}={value}"] if str(value).startswith("-") else [row.flag, str(value)]
+
+
+def _as_python(row: Parameter, value: Any) -> Any:
+    return [tuple(item) for item in value] if row.kind is kinds.LORAS else value
