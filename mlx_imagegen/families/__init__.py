@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from ..loading.weights import WeightTransforms
     from .base import Family
 
-# Family -> the module that holds its SPEC. A LoRA's family is the first whose sign it has: FLUX.3 and FLUX.2 have names
-# of their own next to FLUX.1's.
+# Family -> the module that holds its SPEC.
 BUILT_IN = {
-    "flux3": "mlx_imagegen.families.flux3.spec",
-    "flux2": "mlx_imagegen.families.flux2.spec",
     "flux1": "mlx_imagegen.families.flux1.spec",
     "qwen_image": "mlx_imagegen.families.qwen_image.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
     "z_image": "mlx_imagegen.families.z_image.spec",
+    "flux2": "mlx_imagegen.families.flux2.spec",
+    "flux3": "mlx_imagegen.families.flux3.spec",
 }
 _registered: dict[str, "FamilySpec"] = {}
 
@@ -74,6 +73,11 @@ class FamilySpec:
     # What the published files of the family say of sizes and noise in a block of their own: config -> manifest keys.
     own_numbers: Callable[["Manifest", ModelFolder], "Manifest"] | None = None
     manifests: Path | None = None  # a folder with manifests of a family outside this package
+    # "package.module:NAME", the layouts (loading/single_file.py) in which its components are published as single files.
+    single_files: str | None = None
+    tokenizers: Mapping[str, str] = field(default_factory=dict)  # a model's folder -> the repository's that it is
+    packaged_tokenizers: Mapping[str, str] = field(default_factory=dict)  # folder -> a name in weights/tokenizers/
+    mirrors: tuple[str, ...] = ()  # repositories that have the same small files, and ask for no access
 
 
 def register(spec: FamilySpec) -> None:

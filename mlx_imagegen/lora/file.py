@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import LoraError, MissingFileError
 from ..families import family_specs
+from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
@@ -157,7 +158,8 @@ class LoraFile:
     @property
     def family(self) -> str | None:
         """The model whose modules the keys name, as far as the file says."""
-        ours = [(spec.title, spec.lora_sign) for spec in family_specs()]
+        # The latest first: FLUX.3 has FLUX.1's names next to its own.
+        ours = [(spec.title, spec.lora_sign) for spec in reversed(family_specs())]
         signs = (*OTHER_MODELS, *ours, *MODELS_OF_COMMON_NAMES)
         by_keys = next((name for name, sign in signs if self._any(sign)), None)
         if by_keys and " or " not in by_keys:
@@ -189,7 +191,11 @@ class LoraFile:
 
 
 def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
-    """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
+    """`source`: a file, a folder that holds one, the name of one in the ComfyUI folder that is set,
+    `owner/repository:file` or `owner/repository@revision:file`."""
+    chosen = chosen_folder()
+    if chosen and not Path(source).expanduser().exists():
+        source = chosen.named(str(source), LORAS) or source
     path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)

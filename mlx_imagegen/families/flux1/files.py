@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.nn as nn
 
 from ...autoencoders.kl import Autoencoder, VaeConfig
-from ...autoencoders.original import from_original as from_original_autoencoder
+from ...autoencoders.layouts import from_ldm
 from ...errors import MissingFileError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
@@ -62,7 +62,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
     original = Original("flux1*.safetensors", transformer_config, from_original)
     config, transformer = _named(FluxConfig, folder, "transformer", original=original)
-    original = Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
+    original = Original("ae*.safetensors", autoencoder_config, from_ldm)
     vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
     clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
     t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)

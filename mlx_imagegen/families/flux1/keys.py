@@ -5,8 +5,13 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 
 from collections.abc import Iterable, Mapping
 
+from ...autoencoders.layouts import kl_files, mflux_kl_file
+from ...errors import ConfigError
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
+from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
+from .original import transformer_config
 
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
 
@@ -78,3 +83,53 @@ def from_clip(name: str) -> Iterable[RowRange]:
 def from_t5(name: str) -> Iterable[RowRange]:
     """T5, with the table as `shared.weight`, as `encoder.embed_tokens.weight`, or (tied, equal) both."""
     yield RowRange("shared.weight" if name == "encoder.embed_tokens.weight" else name)
+
+
+INPUTS = {384: "FLUX.1-Fill", 128: "FLUX.1-Depth or -Canny"}  # columns of the first layer, of relatives
+
+
+def nearest_manifest(name: str, tensors: Tensors) -> str:
+    """Kontext's tensors are dev's: only the file's name tells."""
+    inputs = shape(tensors, "img_in.weight")[1]
+    relative = INPUTS.get(inputs) or ("FLUX.1-Kontext" if "kontext" in name else None)
+    if relative:
+        raise ConfigError(f"{name} is {relative}, which this library does not have. Take FLUX.1-dev or -schnell.")
+    return "flux-dev" if "guidance_in.in_layer.weight" in tensors else "flux-schnell"
+
+
+def mflux_manifest(name: str, tensors: Tensors) -> str:
+    guided = any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
+    return "flux-dev" if guided else "flux-schnell"
+
+
+def _fits(of_encoder: str, of_transformer: str) -> Fits:
+    return lambda config, transformer: config.get(of_encoder) == transformer.get(of_transformer)
+
+
+MFLUX = (
+    (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."),
+    (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2."),
+)
+SINGLE_FILES = (
+    SingleFile(
+        "transformer",
+        "FLUX.1's transformer",
+        has("double_blocks.0.img_attn.qkv.weight", "vector_in.in_layer.weight", "img_in.weight"),
+        from_original,
+        transformer_config,
+        DIFFUSION_PREFIXES,
+        nearest_manifest,
+    ),
+    *clip_l_files("text_encoder", _fits("hidden_size", "pooled_projection_dim")),
+    *t5_files("text_encoder_2", _fits("d_model", "joint_attention_dim")),
+    *kl_files("vae", lambda config, transformer: 4 * config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "FLUX.1's transformer, saved by mflux",
+        has("transformer_blocks.0.ff.linear1.weight", "single_transformer_blocks.0.proj_mlp.weight"),
+        renamed(*MFLUX),
+        manifest=mflux_manifest,
+    ),
+    mflux_t5_file("text_encoder_2"),
+    mflux_kl_file("vae"),
+)

@@ -50,6 +50,9 @@ SPEC = FamilySpec(
         pads_prompt=True,
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
+    single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
+    mirrors=("unsloth/FLUX.1-schnell",),
     lora_sign=r"_blocks[._]\d+[._]((img|txt)_mod|modulation)[._]lin|norm1_context|ff_context[._]net|processor\.(qkv|proj)_lora"
     r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear|attn[._]to_[qkv](?![a-z]))",
     lora_prefixes={

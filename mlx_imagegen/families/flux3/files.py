@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...autoencoders.flux2 import UNUSED, Decoder, Encoder, Flux2VaeConfig
-from ...autoencoders.original import from_original as from_original_autoencoder
+from ...autoencoders.layouts import from_ldm
 from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
@@ -73,7 +73,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
             transforms=transforms,
         ),
         check_tensors(
-            name_component(folder, "vae", from_original_autoencoder),
+            name_component(folder, "vae", from_ldm),
             [Encoder(vae_config), Decoder(vae_config)],
             UNUSED,
             transforms=transforms,

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
-from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.errors import MismatchError
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.files import CLIP_TABLE, T5_TABLE
@@ -68,7 +68,7 @@ COMPONENTS: dict[str, tuple[Rename, Trees]] = {
     "transformer": (same_names, transformer_trees),
     "vae": (same_names, vae_trees),
     "bfl_single_file_flux1": (from_original, original_transformer_trees),
-    "bfl_single_file_ae": (from_original_autoencoder, original_vae_trees),
+    "bfl_single_file_ae": (from_ldm, original_vae_trees),
 }
 
 

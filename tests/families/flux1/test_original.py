@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
-from mlx_imagegen.autoencoders.original import PATTERNS as AUTOENCODER
-from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
+from mlx_imagegen.autoencoders.layouts import LDM, from_ldm
 from mlx_imagegen.errors import CheckpointError, MissingFileError
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.keys import LAYOUT, ORIGINAL, from_original, original_module
@@ -72,7 +71,7 @@ def _write_original(diffusers: Path, original: Path, tensors: Tensors, vae: Tens
     names = [f"{module}.{kind}" for module in sorted(modules) for kind in ("weight", "bias", "scale")]
     save_file(_fused(tensors, names, from_original), original / "flux1-dev.safetensors")
     names = [_original_vae_name(name) for name in vae]
-    out = _fused(vae, names, from_original_autoencoder)
+    out = _fused(vae, names, from_ldm)
     out = {
         name: value[:, :, None, None] if "attn_1" in name and value.ndim == 2 else value for name, value in out.items()
     }
@@ -134,7 +133,7 @@ def test_rows_of_fused_modules() -> None:
     assert [(t.name.rpartition(".")[2], t.start, t.share, t.of) for t in targets] == [
         ("to_q", 0, 1, 7), ("to_k", 1, 1, 7), ("to_v", 2, 1, 7), ("proj_mlp", 3, 4, 7),
     ]  # fmt: skip
-    assert original_module("double_blocks.3.elsewhere") == [] and AUTOENCODER
+    assert original_module("double_blocks.3.elsewhere") == [] and LDM
 
 
 def check_split(tensors: Mapping[str, np.ndarray], renamed: Mapping[str, np.ndarray], rename: object) -> None:

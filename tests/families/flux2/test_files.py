@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.autoencoders.flux2 import UNUSED, Decoder, Encoder, Flux2VaeConfig
-from mlx_imagegen.autoencoders.original import from_original as from_original_autoencoder
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.flux2.config import Flux2Config
@@ -77,10 +77,10 @@ def test_both_layouts_of_the_autoencoder_are_bound() -> None:
     full = Flux2VaeConfig.read({**config, "decoder_block_out_channels": None}, WHERE)
     small = Flux2VaeConfig.read(config, WHERE)
     assert small.decoder_widths == (96, 192, 384, 384)
-    bind(original, [Encoder(full), Decoder(full)], from_original_autoencoder, UNUSED)
-    bind(thin, [Encoder(small), Decoder(small)], from_original_autoencoder, UNUSED)
+    bind(original, [Encoder(full), Decoder(full)], from_ldm, UNUSED)
+    bind(thin, [Encoder(small), Decoder(small)], from_ldm, UNUSED)
     with pytest.raises(MismatchError, match="misshapen"):
-        bind(thin, [Encoder(full), Decoder(full)], from_original_autoencoder, UNUSED)
+        bind(thin, [Encoder(full), Decoder(full)], from_ldm, UNUSED)
 
 
 @pytest.mark.parametrize(
