@@ -4,9 +4,9 @@
 
 The kinds are klein (Qwen3 for the text, and guidance between two branches as klein Base has it) and dev (Mistral, and
 guidance as a number). FOLDER gets a whole diffusers repository (model_index.json … vae/), options.json, two pictures,
-ids.json and reference.safetensors: one block of each kind, the transformer with and without references, text states,
-and pictures of the whole pipelines; klein's too as the KV edition makes them, which keeps the references' keys and
-values. Needs torch, diffusers and transformers.
+ids.json, inputs.safetensors and reference.safetensors: one block of each kind, the transformer with and without
+references, text states, and pictures of the whole pipelines; klein's too as the KV edition makes them, which keeps the
+references' keys and values. Needs torch, diffusers and transformers.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from flux2_vae import build as build_autoencoder
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from text_prompts import prompts
 from text_tokenizers import QWEN3_ADDED, QWEN_MERGES, draw_qwen_tokenizer, train_bpe
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
@@ -85,7 +85,7 @@ def draw(folder: Path, kind: str, seed: int, length: int = LENGTH) -> None:
     pipeline = draw_pipeline(folder, kind, dice, seed)
     write_ids(folder, pipeline, kind, length)
     with torch.no_grad():
-        reference = parts(pipeline.transformer, dice, kind) | text_states(pipeline, kind, length)
+        reference = parts(folder, pipeline.transformer, dice, kind, seed) | text_states(pipeline, length)
         reference |= (
             klein_pictures(folder, pipeline, options) if kind == "klein" else dev_pictures(folder, pipeline, options)
         )
@@ -186,7 +186,7 @@ def draw_tekken(folder: Path) -> PreTrainedTokenizerFast:
     engine.pre_tokenizer = pre_tokenizers.Sequence([words, level])
     engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in MISTRAL_ADDED])
     folder.mkdir(parents=True)
-    engine.save(str(folder / "tokenizer.json"))
+    engine.save(str(folder / "tokenizer.json"), pretty=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=engine, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
         padding_side="left", chat_template=MISTRAL_TEMPLATE,
@@ -216,7 +216,7 @@ def draw_transformer(dice: random.Random, hidden: int, channels: int, guided: bo
 
 def write_ids(folder: Path, pipeline: Any, kind: str, length: int) -> None:
     """ids.json: strings and the pipeline's ids of them without padding, the last one too long for it."""
-    texts = [*prompts(5)[-30:], "fox, 狐狸 " * 100]
+    texts = [*prompts(5)[-24:], "fox, 狐狸 " * 100]
     if kind == "klein":
         templated = [
             pipeline.tokenizer.apply_chat_template(
@@ -235,25 +235,39 @@ def write_ids(folder: Path, pipeline: Any, kind: str, length: int) -> None:
 
 
 def draw_picture_files(folder: Path, dice: random.Random) -> None:
-    """Two pictures whose sides are no multiples of a token's."""
+    """Two mosaics whose sides are no multiples of a token's."""
     for index, size in enumerate([(66, 65), (70, 66)]):
         noise = np.random.default_rng(dice.randrange(10**6)).integers(0, 255, (5, 7, 3), np.uint8)
-        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / f"picture{index + 1}.png")
+        Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(folder / f"picture{index + 1}.png")
 
 
 def open_pictures(folder: Path) -> list[Image.Image]:
     return [Image.open(folder / f"picture{index}.png").convert("RGB") for index in (1, 2)]
 
 
-def parts(model: Flux2Transformer2DModel, dice: random.Random, kind: str) -> dict[str, torch.Tensor]:
-    """Inputs and outputs of one block of each kind, and of the transformer with 0, 1 and 2 references; odd sides among
+def draw_inputs(folder: Path, seed: int, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """inputs.safetensors: standard normal, as good as; only its description need be stored."""
+    path = folder / "inputs.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    redraw(path, lambda name, shape: (0.0, 1.0), seed)
+    return load_file(path)
+
+
+def parts(
+    folder: Path, model: Flux2Transformer2DModel, dice: random.Random, kind: str, seed: int
+) -> dict[str, torch.Tensor]:
+    """Outputs of one block of each kind, and of the transformer with 0, 1 and 2 references; odd sides among
     the grids. And with one whose keys and values are kept."""
     grids, length = [(3, 5), (4, 2), (5, 3)], dice.choice([5, 9])
     dims, config = model.inner_dim, model.config
     tokens = [rows * columns for rows, columns in grids]
-    txt, features = torch.randn(1, length, dims), torch.randn(1, length, config.joint_attention_dim)
-    img, x = torch.randn(1, sum(tokens), dims), torch.randn(1, sum(tokens), config.in_channels)
-    mods = torch.randn(1, 6 * dims), torch.randn(1, 6 * dims), torch.randn(1, 3 * dims)
+    given = draw_inputs(
+        folder, seed, txt=(1, length, dims), features=(1, length, config.joint_attention_dim),
+        img=(1, sum(tokens), dims), x=(1, sum(tokens), config.in_channels), mod_img=(1, 6 * dims),
+        mod_txt=(1, 6 * dims), mod_single=(1, 3 * dims),
+    )  # fmt: skip
+    txt, features, img, x = (given[name] for name in ("txt", "features", "img", "x"))
+    mods = [given[f"mod_{name}"] for name in ("img", "txt", "single")]
     txt_ids = Flux2KleinPipeline._prepare_text_ids(features)
     places = [Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 1, *grids[0]))]
     places.append(Flux2KleinPipeline._prepare_image_ids([torch.zeros(1, 1, *grid) for grid in grids[1:]]))
@@ -262,17 +276,15 @@ def parts(model: Flux2Transformer2DModel, dice: random.Random, kind: str) -> dic
     txt_out, img_out = model.transformer_blocks[0](img, txt, mods[0], mods[1], rope)
     both = torch.cat([txt, img], dim=1)
     single_out = model.single_transformer_blocks[0](both, None, mods[2], rope)
-    out = {"grids": torch.tensor(grids), "img": img, "txt": txt, "x": x, "features": features}
-    out |= {f"mod.{name}": mod for name, mod in zip(("img", "txt", "single"), mods, strict=True)}
-    out |= {"double.img": img_out, "double.txt": txt_out, "single": single_out}
-    given: dict[str, Any] = {"timestep": torch.tensor([0.6181]), "txt_ids": txt_ids, "return_dict": False}
-    given |= {"encoder_hidden_states": features, "guidance": torch.tensor([GUIDANCE]) if kind == "dev" else None}
+    out = {"grids": torch.tensor(grids), "double.img": img_out, "double.txt": txt_out, "single": single_out}
+    options: dict[str, Any] = {"timestep": torch.tensor([0.6181]), "txt_ids": txt_ids, "return_dict": False}
+    options |= {"encoder_hidden_states": features, "guidance": torch.tensor([GUIDANCE]) if kind == "dev" else None}
     for count in (0, 1, 2):
         stop = sum(tokens[: count + 1])
-        out[f"v{count}"] = model(x[:, :stop], img_ids=img_ids[:, :stop], **given)[0][:, : tokens[0]]
+        out[f"v{count}"] = model(x[:, :stop], img_ids=img_ids[:, :stop], **options)[0][:, : tokens[0]]
     if kind == "klein":
-        out |= kept_parts(model, x, img_ids, tokens, given)
-    return out | {"t": given["timestep"]}
+        out |= kept_parts(model, x, img_ids, tokens, options)
+    return out | {"t": options["timestep"]}
 
 
 def kept_parts(
@@ -301,10 +313,10 @@ def keeping(model: Flux2Transformer2DModel) -> Flux2Transformer2DModel:
     return model
 
 
-def text_states(pipeline: Any, kind: str, length: int) -> dict[str, torch.Tensor]:
+def text_states(pipeline: Any, length: int) -> dict[str, torch.Tensor]:
     """What the pipeline hands to the transformer as text."""
     options = {"max_sequence_length": length, "text_encoder_out_layers": TEXT_LAYERS}
-    texts = {"prompt": PROMPT, "blank": "", "long": "fox, 狐狸 " * 100}
+    texts = {"prompt": PROMPT, "blank": ""}
     return {f"text.{name}": pipeline.encode_prompt(text, **options)[0] for name, text in texts.items()}
 
 

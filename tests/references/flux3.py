@@ -3,9 +3,9 @@
     python tests/references/flux3.py FOLDER [--kind klein] [--seed N]
 
 The kinds are klein (distilled: a flow map) and base (guidance between two branches). FOLDER gets transformer/, vae/ and
-text_encoder/ (with the tokenizer's files in it), options.json, three pictures, ids.json and reference.safetensors: one
-block of each kind, the transformer with and without references, text states, and pictures of diffusers' modular
-pipeline. Needs torch, diffusers and transformers.
+text_encoder/ (with the tokenizer's files in it), options.json, three pictures, ids.json, inputs.safetensors and
+reference.safetensors: one block of each kind, the transformer with and without references, text states, and pictures of
+diffusers' modular pipeline. Needs torch, diffusers and transformers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from diffusers.modular_pipelines.flux3.before_denoise import Flux3TextRoPEInputs
 from diffusers.modular_pipelines.flux3.encoders import Flux3TextEncoderStep
 from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3AutoBlocks
 from diffusers.modular_pipelines.flux3.modular_blocks_flux3_distilled import Flux3DistilledAutoBlocks
-from flux2 import PROMPT, levels, spread
+from flux2 import PROMPT, draw_inputs, levels, spread
 from flux2_vae import build as build_autoencoder
 from PIL import Image
 from safetensors.torch import save_file
@@ -53,7 +53,7 @@ def draw(folder: Path, kind: str, seed: int) -> None:
     pipeline = draw_pipeline(folder, kind, dice, seed)
     write_ids(folder, pipeline.tokenizer)
     with torch.no_grad():
-        reference = parts(pipeline.transformer, dice) | (text_states(pipeline) if kind == "klein" else {})
+        reference = parts(folder, pipeline.transformer, dice, seed) | (text_states(pipeline) if kind == "klein" else {})
         reference |= pictures(folder, pipeline, kind, options)
     tensors = {name: tensor.clone().contiguous() for name, tensor in reference.items()}
     save_file(tensors, folder / "reference.safetensors")
@@ -99,13 +99,13 @@ def draw_text_encoder(folder: Path, dice: random.Random, seed: int) -> tuple[Any
     tokenizer.chat_template = TEMPLATE
     kv_heads = dice.choice([1, 2])
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": dice.choice([24, 40]),
+        "vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": dice.choice([24, 40]),
         "num_hidden_layers": 9, "num_attention_heads": 2 * kv_heads, "num_key_value_heads": kv_heads, "head_dim": 8,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 5e6},
         "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     vision = {
-        "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": 16,
+        "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": 8,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
     }  # fmt: skip
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
@@ -130,7 +130,7 @@ def draw_transformer(dice: random.Random, hidden: int, flow_map: bool) -> Flux3T
 
 def write_ids(folder: Path, processor: Processor) -> None:
     """ids.json: strings and the pipeline's ids of them, padding included, the last one too long for it."""
-    texts = [*prompts(5)[-20:], "fox, 狐狸 " * 100]
+    texts = [*prompts(5)[-12:], "fox, 狐狸 " * 100]
     rows = []
     for text in texts:
         recorder = IdRecorder()
@@ -156,24 +156,28 @@ class IdRecorder:
 
 
 def draw_picture_files(folder: Path, dice: random.Random) -> None:
-    """No multiples of a token's side; the last one is smaller than a token one way."""
-    for index, size in enumerate([(64, 75), (70, 66), (41, 13)]):
+    """Mosaics, no multiples of a token's side; the last one is smaller than a token one way."""
+    for index, size in enumerate([(32, 43), (38, 34), (41, 13)]):
         noise = np.random.default_rng(dice.randrange(10**6)).integers(0, 255, (5, 7, 3), np.uint8)
-        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / f"picture{index + 1}.png")
+        Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(folder / f"picture{index + 1}.png")
 
 
 def open_pictures(folder: Path) -> list[Image.Image]:
     return [Image.open(folder / f"picture{index}.png").convert("RGB") for index in (1, 2, 3)]
 
 
-def parts(model: Flux3Transformer2DModel, dice: random.Random) -> dict[str, torch.Tensor]:
-    """Inputs and outputs of one block of each kind, and of the transformer with and without references; odd sides
+def parts(folder: Path, model: Flux3Transformer2DModel, dice: random.Random, seed: int) -> dict[str, torch.Tensor]:
+    """Outputs of one block of each kind, and of the transformer with and without references; odd sides
     among the grids."""
     grids, length, dims, config = [(3, 5), (4, 2), (5, 3)], dice.choice([5, 9]), model.inner_dim, model.config
     counts = [rows * columns for rows, columns in grids]
-    features, txt = torch.randn(1, length, config.joint_attention_dim), torch.randn(1, length, dims)
-    x, references = torch.randn(1, counts[0], 16), torch.randn(1, sum(counts[1:]), 16)
-    img, mods = torch.randn(1, counts[0], dims), torch.randn(2, 3 * dims)
+    drawn = draw_inputs(
+        folder, seed, features=(1, length, config.joint_attention_dim), txt=(1, length, dims), x=(1, counts[0], 16),
+        references=(1, sum(counts[1:]), 16), img=(1, counts[0], dims), mods=(2, 3 * dims),
+    )  # fmt: skip
+    features, txt, x, references, img, mods = (
+        drawn[name] for name in ("features", "txt", "x", "references", "img", "mods")
+    )
     ids = {
         "txt_ids": Flux3TextRoPEInputsStep._prepare_text_ids(features),
         "img_ids": _prepare_image_ids(*grids[0], 0.5),
@@ -190,9 +194,8 @@ def parts(model: Flux3Transformer2DModel, dice: random.Random) -> dict[str, torc
     given |= {"target_timestep": torch.tensor([0.4])} if config.flow_map else {}
     shown = {"image_cond_hidden_states": references, "image_cond_ids": ids["image_cond_ids"]}
     return {
-        "grids": torch.tensor(grids), "features": features, "txt": txt, "img": img, "x": x, "references": references,
-        "mods": mods, "own": own, "joint": torch.cat([txt_out, img_out], dim=1), "v0": model(x, **given)[0],
-        "v2": model(x, **given, **shown)[0],
+        "grids": torch.tensor(grids), "own": own, "joint": torch.cat([txt_out, img_out], dim=1),
+        "v0": model(x, **given)[0], "v2": model(x, **given, **shown)[0],
     }  # fmt: skip
 
 

@@ -33,8 +33,8 @@ from mlx_imagegen.request.job import usual_job
 from tests.families.flux2.test_flux2 import DATA
 from tests.references.names import Shapes, expand
 
-NAMES = Path(__file__).parents[2] / "data/names/FLUX.2-klein-4B"
-PUBLISHED = Path(__file__).parents[4] / "shared/facts/manifests"
+NAMES = Path(__file__).parents[2] / "data/names"
+KLEIN = NAMES / "FLUX.2-klein-4B"
 MODELS = sorted(name for name, manifest in manifests().items() if manifest.family == "flux2")
 BILLIONS = {"flux2-klein-4b": 3.8755, "flux2-klein-9b": 9.0786, "flux2-dev": 32.2233}
 WHERE = Path("config.json")
@@ -64,16 +64,20 @@ def klein(heads: int = 24, double: int = 5, single: int = 20, text: int = 7680, 
     return Flux2Config(128, guided, 128, text, heads, double, single, (32, 32, 32, 32), 2000.0)
 
 
-def test_the_original_file_is_bound() -> None:
-    _, shapes = expand(NAMES / "bfl_single_file.json")
-    bind(shapes, [Flux2Transformer(klein()), Flux2Modulators(klein())], LAYOUT.rename)
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [("FLUX.2-klein-4B", klein()), ("FLUX.2-dev", klein(48, 8, 48, 15360, guided=True))],
+)
+def test_the_original_file_is_bound(model: str, config: Flux2Config) -> None:
+    _, shapes = expand(NAMES / model / "bfl_single_file.json")
+    bind(shapes, [Flux2Transformer(config), Flux2Modulators(config)], LAYOUT.rename)
     used = {LAYOUT.targets(name.rpartition(".")[0])[0].name for name in shapes}
-    assert len(used) == len(shapes) and not any("guidance_embedder" in name for name in used)
+    assert len(used) == len(shapes) and any("guidance_embedder" in name for name in used) == config.guidance_embeds
 
 
 def test_both_layouts_of_the_autoencoder_are_bound() -> None:
-    config, thin = expand(NAMES / "small_decoder.json")
-    _, original = expand(NAMES / "bfl_single_file_ae.json")
+    config, thin = expand(KLEIN / "small_decoder.json")
+    _, original = expand(KLEIN / "bfl_single_file_ae.json")
     full = Flux2VaeConfig.read({**config, "decoder_block_out_channels": None}, WHERE)
     small = Flux2VaeConfig.read(config, WHERE)
     assert small.decoder_widths == (96, 192, 384, 384)
@@ -81,22 +85,6 @@ def test_both_layouts_of_the_autoencoder_are_bound() -> None:
     bind(thin, [Encoder(small), Decoder(small)], from_ldm, UNUSED)
     with pytest.raises(MismatchError, match="misshapen"):
         bind(thin, [Encoder(full), Decoder(full)], from_ldm, UNUSED)
-
-
-@pytest.mark.parametrize(
-    ("model", "config"),
-    [
-        ("FLUX.2-klein-4B/bfl_flux-2-klein-4b", klein()),
-        ("FLUX.2-klein-9B/bfl_flux-2-klein-9b", klein(32, 8, 24, 12288)),
-        ("FLUX.2-dev/bfl_flux2-dev", klein(48, 8, 48, 15360, guided=True)),
-    ],
-)
-def test_the_full_lists_of_the_original_files(model: str, config: Flux2Config) -> None:
-    path = PUBLISHED / f"{model}.json"
-    if not path.is_file():
-        pytest.skip("the published lists do not lie next to this checkout")
-    shapes = {name: tuple(entry["shape"]) for name, entry in json.loads(path.read_text())["tensors"].items()}
-    bind(shapes, [Flux2Transformer(config), Flux2Modulators(config)], LAYOUT.rename)
 
 
 def test_states_are_taken_after_three_quarters_of_the_layers() -> None:

@@ -20,45 +20,28 @@ from mlx_imagegen.request.job import Job, resolve
 from mlx_imagegen.sampling import FlowMatchConfig, empirical_mu, flow_match_schedule
 from tests.families.flux2.test_flux2 import DATA, open_pipeline
 
-SHARED = Path(__file__).parents[4] / "shared/facts/schedules2.json"
+STORED = Path(__file__).parents[2] / "data/schedules/flux2.json"  # "tokens steps" -> diffusers' sigmas
 PICTURE = Image.new("RGB", (300, 200), "red")
 SMALL: dict[str, Any] = {"seed": 1, "steps": 1, "width": 32, "height": 32}
-# diffusers' sigmas before the closing 0: (steps, side in pixels) -> first, second, last
-SCHEDULES = {
-    (4, 1024): (1.0, 0.96738, 0.76720),
-    (4, 512): (1.0, 0.95809, 0.71750),
-}
 
 
 def ask(model: str, **parameters: Any) -> Job:
     return resolve(manifests()[model], 16, "a fox", 1, **parameters)[0]
 
 
-@pytest.mark.parametrize(("steps", "side"), SCHEDULES)
-def test_schedules_are_diffusers(steps: int, side: int) -> None:
-    """The shift follows from the picture's size and the number of steps, not from the config's two points."""
-    config = FlowMatchConfig.read(manifests()["flux2-klein-4b"].extras["scheduler"], "x")
-    tokens = (side // 16) ** 2
-    sigmas = flow_match_schedule(config, steps, tokens, empirical_mu(tokens, steps)).sigmas
-    assert np.allclose([*sigmas[:2], sigmas[-2]], SCHEDULES[steps, side], atol=1e-5) and sigmas[-1] == 0
-
-
 def test_mu_falls_beyond_its_measurements() -> None:
     assert [round(empirical_mu(tokens, 4), 3) for tokens in (4096, 4300, 4356, 16384)] == [2.291, 2.308, 1.194, 3.23]
 
 
-def test_every_published_schedule() -> None:
-    if not SHARED.is_file():
-        pytest.skip("the published schedules do not lie next to this checkout")
+def test_schedules_are_diffusers() -> None:
+    """The shift follows from the picture's size and the number of steps, not from the config's two points."""
     config = FlowMatchConfig.read(manifests()["flux2-klein-4b"].extras["scheduler"], "x")
-    found = {
-        name: entry for name, entry in json.loads(SHARED.read_text()).items() if name.startswith(("flux2", "klein"))
-    }
-    assert len(found) >= 5
-    for name, entry in found.items():
-        tokens, steps = entry["image_seq_len"], entry["steps"]
+    stored = json.loads(STORED.read_text())
+    assert len(stored) >= 5
+    for name, sigmas in stored.items():
+        tokens, steps = map(int, name.split())
         schedule = flow_match_schedule(config, steps, tokens, empirical_mu(tokens, steps))
-        assert np.abs(np.array(schedule.sigmas) - entry["sigmas"]).max() < 1e-6, name
+        assert np.abs(np.array(schedule.sigmas) - sigmas).max() < 1e-6, name
 
 
 def test_the_manifests_defaults() -> None:

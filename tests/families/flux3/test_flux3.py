@@ -65,7 +65,7 @@ def open_pipeline(folder: Path) -> Pipeline:
 def opened(folder: Path) -> tuple[Flux3, dict[str, np.ndarray]]:
     family = open_pipeline(folder).family
     assert isinstance(family, Flux3)
-    return family, load_file(folder / "reference.safetensors")
+    return family, load_file(folder / "inputs.safetensors") | load_file(folder / "reference.safetensors")
 
 
 def check_blocks(folder: Path) -> None:
