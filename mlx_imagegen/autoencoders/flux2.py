@@ -43,6 +43,10 @@ class Flux2VaeConfig(KLConfig):
         return config
 
     @property
+    def cell_channels(self) -> int:
+        return SIDE**2 * self.latent_channels
+
+    @property
     def decoder_widths(self) -> tuple[int, ...]:
         return self.decoder_block_out_channels or self.block_out_channels
 
@@ -52,7 +56,7 @@ class CellNorm(nn.Module):
 
     def __init__(self, config: Flux2VaeConfig):
         super().__init__()
-        count = SIDE**2 * config.latent_channels
+        count = config.cell_channels
         self.running_mean, self.running_var = mx.zeros((count,)), mx.zeros((count,))
         self._eps = config.batch_norm_eps
 

@@ -65,7 +65,7 @@ class CellFamily(Family[Branch]):
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         rows, columns = self.grid(settings)
-        return 1, SIDE**2 * self._vae_config.latent_channels, rows, columns
+        return 1, self._vae_config.cell_channels, rows, columns
 
     def pack(self, x: mx.array) -> mx.array:
         return patchified(x, 1)

@@ -74,6 +74,14 @@ class Tokenizer:
             ids += [self._pad] * (length - len(ids))
         return Tokens(ids, cut)
 
+    def encode_between(self, before: str, text: str, after: str, length: int) -> Tokens:
+        """A text in a template, whose own words count towards the length: one that is too long loses its end, and the
+        template's after it, as in diffusers. What was cut is of the text alone."""
+        ids, cut = self.encode(before + text + after, length)
+        end = after.strip()
+        lost = cut.removesuffix(end) if cut.endswith(end) else ""
+        return Tokens(ids, lost[max(0, len(lost) - len(text)) :].strip())
+
     def id_of(self, token: str) -> int:
         found = self._engine.token_to_id(token)
         if found is None:

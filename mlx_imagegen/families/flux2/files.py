@@ -9,14 +9,13 @@ from pathlib import Path
 
 from ...autoencoders.flux2 import UNUSED, Decoder, Encoder, Flux2VaeConfig
 from ...autoencoders.layouts import from_ldm
-from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
 from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config, unread_tensors
-from ..folder import name_component, read_scheduler
+from ..folder import check_widths, name_component, read_scheduler
 from .config import Flux2Config
 from .editing import Editing
 from .keys import LAYOUT, UNREAD
@@ -24,7 +23,7 @@ from .modulation import Flux2Modulators
 from .transformer import Flux2Transformer
 
 TABLE = "embed_tokens.weight"
-QUARTERS = 4
+QUARTERS, STATES = 4, 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,14 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     config = Flux2Config.read(data["transformer"], paths["transformer"])
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = Flux2VaeConfig.read(data["vae"], paths["vae"])
-    _check_widths(config, text_config, vae_config, paths["transformer"])
+    features = STATES * text_config.hidden_size
+    check_widths(
+        paths["transformer"],
+        (
+            ("joint_attention_dim", config.joint_attention_dim, features, "width of text_encoder's states"),
+            ("in_channels", config.in_channels, vae_config.cell_channels, "vae's width of a cell"),
+        ),
+    )
     layers = max(text_layers(text_config))
     table = Table(TABLE, text_config.vocab_size, text_config.hidden_size)
     return Flux2Files(
@@ -86,17 +92,4 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
 def text_layers(config: QwenConfig) -> tuple[int, ...]:
     """After which layers the text's states are taken: a quarter, half and three quarters of them (9, 18 and 27 of
     Qwen3's 36, 10, 20 and 30 of Mistral's 40)."""
-    return tuple(config.num_hidden_layers * quarter // QUARTERS for quarter in range(1, QUARTERS))
-
-
-def _check_widths(config: Flux2Config, text: QwenConfig, vae: Flux2VaeConfig, where: Path) -> None:
-    """The parts must hand on what the next one takes: a folder may be put together from several."""
-    for field, found, expected, other in (
-        ("joint_attention_dim", config.joint_attention_dim, (QUARTERS - 1) * text.hidden_size, "text_encoder's states"),
-        ("in_channels", config.in_channels, vae.latent_channels * vae.patch_size[0] ** 2, "vae's latents in cells"),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{where}: field '{field}' is {found}, but the {other} come to {expected}: the parts of this folder "
-                "are of different models. Take them from one repository."
-            )
+    return tuple(config.num_hidden_layers * quarter // QUARTERS for quarter in range(1, STATES + 1))

@@ -37,9 +37,5 @@ def read_dev(tokenizer: Tokenizer, text: str, length: int) -> Read:
 
 
 def _read(tokenizer: Tokenizer, text: str, template: tuple[str, str], pad: str, length: int) -> Read:
-    """A prompt that is too long loses its end, and the template's after it, as in diffusers."""
-    before, after = template
-    ids, cut = tokenizer.encode(before + text + after, length)
-    end = after.strip()
-    lost = cut.removesuffix(end)[-len(text) :].strip() if cut.endswith(end) else ""
-    return Read(ids, tokenizer.id_of(pad), lost)
+    ids, cut = tokenizer.encode_between(template[0], text, template[1], length)
+    return Read(ids, tokenizer.id_of(pad), cut)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from ...autoencoders.flux2 import UNUSED, Decoder, Encoder, Flux2VaeConfig
 from ...autoencoders.layouts import from_ldm
-from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
 from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config, unread_tensors
-from ..folder import name_component, read_scheduler
+from ..folder import check_widths, name_component, read_scheduler
 from .config import Flux3Config
 from .editing import Editing
 from .keys import LAYOUT, TRAINING, VISION
@@ -51,7 +50,15 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     config = Flux3Config.read(data["transformer"], paths["transformer"])
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = Flux2VaeConfig.read(data["vae"], paths["vae"])
-    _check_widths(config, text_config, vae_config, paths["transformer"])
+    features = STATES * text_config.hidden_size
+    check_widths(
+        paths["transformer"],
+        (
+            ("joint_attention_dim", config.joint_attention_dim, features, "width of text_encoder's states"),
+            ("in_channels", config.in_channels, vae_config.cell_channels, "vae's width of a cell"),
+            ("cond_in_channels", config.cond_in_channels, vae_config.cell_channels, "vae's width of a cell"),
+        ),
+    )
     layers = max(text_layers(text_config))
     table = Table(TABLE, text_config.vocab_size, text_config.hidden_size)
     tokenizer = folder / "tokenizer"
@@ -86,18 +93,3 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
 def text_layers(config: QwenConfig) -> tuple[int, ...]:
     """After which layers the text's states are taken: eight, a ninth of them apart (4, 8, … 32 of Qwen3-VL's 36)."""
     return tuple(config.num_hidden_layers * ninth // NINTHS for ninth in range(1, STATES + 1))
-
-
-def _check_widths(config: Flux3Config, text: QwenConfig, vae: Flux2VaeConfig, where: Path) -> None:
-    """The parts must hand on what the next one takes: a folder may be put together from several."""
-    cell = vae.latent_channels * vae.patch_size[0] ** 2
-    for field, found, expected, other in (
-        ("joint_attention_dim", config.joint_attention_dim, STATES * text.hidden_size, "text_encoder's states"),
-        ("in_channels", config.in_channels, cell, "vae's latents in cells"),
-        ("cond_in_channels", config.cond_in_channels, cell, "vae's latents in cells"),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{where}: field '{field}' is {found}, but the {other} come to {expected}: the parts of this folder "
-                "are of different models. Take them from one repository."
-            )

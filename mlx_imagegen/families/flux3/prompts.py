@@ -20,8 +20,6 @@ class Read(NamedTuple):
 
 
 def read_prompt(tokenizer: Tokenizer, text: str, length: int) -> Read:
-    ids, cut = tokenizer.encode(BEFORE + text + AFTER, length)
-    end = AFTER.strip()
-    lost = cut.removesuffix(end)[-len(text) :].strip() if cut.endswith(end) else ""
+    ids, cut = tokenizer.encode_between(BEFORE, text, AFTER, length)
     window = min(len(ids) + -len(ids) % WINDOW, length)
-    return Read(ids + [tokenizer.id_of(PAD)] * (window - len(ids)), len(ids), lost)
+    return Read(ids + [tokenizer.id_of(PAD)] * (window - len(ids)), len(ids), cut)
