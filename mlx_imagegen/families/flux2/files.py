@@ -18,12 +18,12 @@ from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config,
 from ..folder import check_widths, name_component, read_scheduler
 from .config import Flux2Config
 from .editing import Editing
-from .keys import LAYOUT, UNREAD
+from .keys import LAYOUT, STATES, UNREAD
 from .modulation import Flux2Modulators
 from .transformer import Flux2Transformer
 
 TABLE = "embed_tokens.weight"
-QUARTERS, STATES = 4, 3
+QUARTERS = 4
 
 
 @dataclass(frozen=True)

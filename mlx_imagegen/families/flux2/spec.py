@@ -37,6 +37,9 @@ SPEC = FamilySpec(
         fused_queries=("*.to_qkv_mlp_proj",),
         pads_prompt=True,
     ),
+    single_files="mlx_imagegen.families.flux2.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "tokenizer"},
+    packaged_tokenizers={"tokenizer": "qwen3"},
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
     lora_sign=r"(double|single)_stream_modulation[._]|double_stream_modulation|to_qkv_mlp_proj|ff_context[._]linear_",
 )

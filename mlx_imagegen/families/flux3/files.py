@@ -18,12 +18,12 @@ from ...text.qwen import LanguageModel, QwenConfig, from_published, read_config,
 from ..folder import check_widths, name_component, read_scheduler
 from .config import Flux3Config
 from .editing import Editing
-from .keys import LAYOUT, TRAINING, VISION
+from .keys import LAYOUT, STATES, TRAINING, VISION
 from .modulation import Flux3Modulators
 from .transformer import Flux3Transformer
 
 TABLE = "embed_tokens.weight"
-NINTHS, STATES = 9, 8
+NINTHS = 9
 
 
 @dataclass(frozen=True)

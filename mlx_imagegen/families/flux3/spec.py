@@ -27,6 +27,9 @@ SPEC = FamilySpec(
         references=("x_embedders.image_cond", "mode_blocks.image_cond.*"),
         apart=("mode_blocks.*", "txt_mode_blocks.*"),
     ),
+    single_files="mlx_imagegen.families.flux3.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "text_encoder"},
+    packaged_tokenizers={"tokenizer": "qwen3"},
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
     lora_sign=r"mode_blocks[._]|early_stream_modulations|single_stream_modulations|single_blocks[._]\d+[._](q_proj|mlp_in)"
     r"|single_transformer_blocks[._]\d+[._](ff[._]|attn[._]to_out[._]0)",
