@@ -25,6 +25,7 @@ ROUNDING = 0.002  # half a level: floats that were computed may be that far outs
 ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
+CANVAS_SIDES = 64, 4096  # pixels, at least and at most
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -56,6 +57,40 @@ def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tu
     ratio = size[0] / size[1]
     _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)
     return width, height
+
+
+def within_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """The size itself, or one of at most `area` pixels in its proportions; as diffusers does for FLUX.2."""
+    if size[0] * size[1] <= area:
+        return size
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return int(size[0] * scale), int(size[1] * scale)
+
+
+def cut_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The largest size of whole multiples in it."""
+    return size[0] // multiple * multiple, size[1] // multiple * multiple
+
+
+def cropped(picture: Image.Image, area: int, multiple: int) -> Image.Image:
+    """A picture brought down to at most `area` pixels, its edges cut off up to whole multiples."""
+    picture = picture.resize(within_area(picture.size, area), Image.Resampling.LANCZOS)
+    width, height = cut_size(picture.size, multiple)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def canvas(size: tuple[int, int], area: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that a picture is brought down to, and that of the whole multiples around it, of at most `area` pixels
+    and sides of CANVAS_SIDES; as FLUX.3's code has it."""
+    least, most = CANVAS_SIDES
+    scale = min(1.0, math.sqrt(area / (size[0] * size[1])), most / max(size))
+    while True:
+        inner = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        width, height = (min(most, max(least, -(-side // multiple) * multiple)) for side in inner)
+        if width * height <= area:
+            return inner, (width, height)
+        scale *= 0.995
 
 
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:

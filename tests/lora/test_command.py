@@ -147,7 +147,7 @@ def test_names_that_two_models_share(cli: Cli, tmp_path: Path, monkeypatch: pyte
     for width, model in ((3072, "flux-dev"), (demo_width("flux"), "flux-demo")):
         pair = {f"{module}.lora_A.weight": ("BF16", [1, width]), f"{module}.lora_B.weight": ("BF16", [width, 1])}
         told = json.loads(cli("lora", write(tmp_path / "style.safetensors", pair), "--json").out)
-        assert told["base"] == "FLUX.1 or Qwen-Image"
+        assert told["base"] == "FLUX.1, FLUX.2 or Qwen-Image"
         assert told["matches"] == f"1 of 1 modules of {model}"
 
 
