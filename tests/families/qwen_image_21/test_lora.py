@@ -104,7 +104,7 @@ def test_the_two_qwen_images_loras_are_told_apart() -> None:
     ("width", "block", "base", "model"),
     [
         (4096, 8, "Qwen-Image-2.1", "qwen-image-2.1"),
-        (4096, 0, "FLUX.2 or Qwen-Image-2.1", "flux2-klein-9b"),
+        (4096, 0, "FLUX.2 or Qwen-Image-2.1", "qwen-image-2.1"),
         (3072, 0, "FLUX.1, FLUX.2 or Qwen-Image", "flux-dev"),
     ],
 )
