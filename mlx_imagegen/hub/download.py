@@ -30,6 +30,7 @@ GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without free space fails in unexpected places
 LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
+REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 Notify = Callable[[str], None]
@@ -132,9 +133,11 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
         _check_complete(wanted, files)
         sizes = [file.nbytes for file in files if not file.here]
         _check_room(hub.cache, sum(sizes), wanted.title)
+        present = len(files) - len(sizes)
+        here = f" ({present} of {len(files)} files are here already)" if present else ""
         tell(
             f"Downloading {wanted.title}: {sum(sizes) / GB:.1f} GB in {len(sizes)} files from {wanted.repo} into"
-            f" {hub.cache}. Licence: {wanted.licence}."
+            f" {hub.cache}{here}. Licence: {wanted.licence}."
         )
         return hub.download(wanted)
 
@@ -247,6 +250,7 @@ class HuggingFace:
 
     def __init__(self) -> None:
         self.cache = cache_folder()
+        self._is_reached = False
 
     def is_whole(self, wanted: Download) -> bool:
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -258,11 +262,22 @@ class HuggingFace:
         return True
 
     def plan(self, wanted: Download) -> list[RemoteFile]:
+        self._reach()
         found = self._snapshot(wanted, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def download(self, wanted: Download) -> Path:
+        self._reach()
         return Path(self._snapshot(wanted))
+
+    def _reach(self) -> None:
+        """One request without a second try: the client would retry for half a minute where there is no network."""
+        if not self._is_reached:
+            from huggingface_hub import constants
+            from huggingface_hub.utils import get_session
+
+            get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+            self._is_reached = True
 
     def _snapshot(self, wanted: Download, **how: Any) -> Any:
         from huggingface_hub import snapshot_download
