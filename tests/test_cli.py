@@ -335,6 +335,17 @@ def test_help_and_version(cli: Cli) -> None:
         assert stopped.value.code == 0
 
 
+def test_help_and_version_are_commands_too(cli: Cli) -> None:
+    from mlx_imagegen import __version__
+
+    assert cli("help") == Ran(0, USAGE + "\n", "")
+    assert cli("version") == Ran(0, f"{__version__}\n", "")
+    with pytest.raises(SystemExit):
+        cli("models", "--help")
+    assert "--cached" in cli("help", "models").out
+    refused(cli("help", "me"), "'me' is no command", "generate, models", "mlx-imagegen generate help")
+
+
 def test_flags_are_named_like_the_parameters() -> None:
     from mlx_imagegen.commands import generate
 
@@ -781,6 +792,16 @@ def test_a_real_ctrl_c_stops_between_steps(flux_folder: Path, tmp_path: Path) ->
 
 def test_a_command_misspelt_is_no_prompt(cli: Cli) -> None:
     refused(cli("modles"), "'modles' is no command; did you mean models")
+
+
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [("list", "models"), ("ls", "models"), ("pull", "download"), ("convert", "quantize"), ("hlep", "help"),
+     ("Models", "models"), ("downlaod", "download"), ("completion", "completions"), ("verison", "version")],
+)  # fmt: skip
+def test_what_is_nearly_a_command_draws_nothing(word: str, command: str, cli: Cli) -> None:
+    refused(cli(word), f"'{word}' is no command; did you mean {command}?", f"mlx-imagegen generate {word}")
+    refused(cli(word, "--model", "flux-demo"), f"did you mean {command}?")
 
 
 def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
