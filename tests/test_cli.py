@@ -151,7 +151,7 @@ def test_json_is_on_stdout_and_nothing_else(make: Cli) -> None:
 def test_notes_go_to_stderr_unless_quiet(cli: Cli, flux_folder: Path) -> None:
     arguments = ("generate", "a fox", "--model", flux_folder, *QUICK[:-1], "--guidance", 3, "--seed", 1)
     assert cli(*arguments).err.startswith("note: flux-schnell is distilled")
-    assert cli(*arguments, "--quiet").err == ""
+    assert cli(*arguments, "--quiet", "--overwrite").err == ""
 
 
 def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,8 @@ def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatc
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
-    assert cli("a fox", *QUICK[:-1], "--seed", 1).err == "note: Made for four steps.\n"
+    said, made = cli("a fox", *QUICK[:-1], "--seed", 1).err.splitlines()
+    assert said == "note: Made for four steps." and made.startswith("seed 1, ")
 
 
 @pytest.mark.parametrize("resident", ["--resident", "--no-resident"])
@@ -293,6 +294,48 @@ def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
     assert ran.out == "out/flux-schnell-48x32-2-0.0-001.webp\n"
     assert len(Path(make("word " * 60, "--seed", 1).out.strip()).name) < 60
     assert make("?!", "--seed", 1).out == "picture-1.png\n"
+
+
+def test_seed_and_seconds_are_said_of_each_picture(cli: Cli, flux_folder: Path) -> None:
+    ran = cli("a fox", "--model", flux_folder, *QUICK[:-1], "--count", 2, "-o", "{index}.png")
+    records = [read_metadata(Path(name)) for name in ran.out.split()]
+    seconds = [record["report"]["seconds"]["total"] for record in records]
+    assert ran.err.splitlines() == [
+        f"seed {record['seed']}, {total:.1f} s" for record, total in zip(records, seconds, strict=True)
+    ]
+
+
+def test_a_picture_that_is_there_is_replaced_only_if_asked(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen.pipeline import Pipeline
+
+    for name in ("1.png", "2.png"):
+        Path(name).write_bytes(b"mine")
+        Path(name).chmod(0o640)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
+        ran = make("a fox", "--seed", "1-3", "-o", "{seed}.png")
+    assert (ran.code, ran.out) == (2, "") and "1.png is there already (and 1 more); add --overwrite" in ran.err
+    assert Path("1.png").read_bytes() == b"mine"
+    assert make("a fox", "--seed", 1, "-o", "{seed}.png", "--overwrite").out == "1.png\n"
+    assert pixels("1.png").shape == (32, 48, 3) and Path("1.png").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_batch_goes_on_where_it_stopped(
+    make: Cli, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1.png", "3.png"):
+        Path(name).write_bytes(b"mine")
+    ran = cli("a fox", "--model", flux_folder, *QUICK[:-1], "--seed", "1-4", "-o", "{seed}.png", "--skip-existing")
+    assert ran.out.split() == ["2.png", "4.png"] and "skipped: 2 pictures are there already" in ran.err
+    assert Path("1.png").read_bytes() == b"mine" and read_metadata(Path("4.png"))["seed"] == 4
+    make("a fox", "--seed", 4, "-o", "alone.png")
+    assert np.array_equal(pixels("alone.png"), pixels("4.png"))
+    from mlx_imagegen.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
+    assert make("a fox", "--seed", "1-4", "-o", "{seed}.png", "--skip-existing") == Ran(0, "", "")
+    refused = make("a fox", "--overwrite", "--skip-existing")
+    assert refused.code == 2 and "--skip-existing: not allowed with argument --overwrite" in refused.err
 
 
 # The other commands
@@ -744,7 +787,7 @@ def test_no_space_left(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", save)
-    ran = make("a fox", "--seed", 1, "-o", "a.png")
+    ran = make("a fox", "--seed", 1, "-o", "a.png", "--overwrite")
     assert (ran.code, ran.out) == (2, "") and "a.png could not be written: No space left on device" in ran.err
     assert Path("a.png").read_bytes() == b"an older picture" and len(list(Path().iterdir())) == 1
 

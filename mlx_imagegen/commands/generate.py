@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags
-from .output_paths import DEFAULT_PATTERN, FIELDS, output_paths
+from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
 from .requests import read_requests
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ def _output(group: Group) -> None:
         "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
         help=f"a file's name or a folder; {fields} are filled in ({DEFAULT_PATTERN})",
     )  # fmt: skip
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
+    existing.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="draw only the pictures that are not there yet: goes on with a batch",
+    )
     group.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
     group.add_argument("--json", action="store_true", help="print each picture's record and report as a line of JSON")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
@@ -78,20 +85,34 @@ def run(args: argparse.Namespace) -> None:
     manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
     resolved = [resolve(manifest, multiple_of(manifest), **request) for request in requests] if manifest else []
     paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
+    present = existing(paths, args.overwrite, args.skip_existing)
     with Progress(args.quiet) as progress:
+        if paths and len(present) == len(paths):
+            progress.say(_skipped(present))
+            return
         opened = pipeline.load(**opening, on_load=progress.loading, on_download=progress.say)
         if resolved:
             jobs = [job for each in resolved for job in opened.check(each)]
         else:
             jobs = [job for request in requests for job in opened.jobs(**request)]
             paths = output_paths(args.output, jobs, opened.model.manifest)
-        _make(opened, jobs, paths, args, progress)
+            present = existing(paths, args.overwrite, args.skip_existing)
+        if present:
+            progress.say(_skipped(present))
+        wanted = [(job, path) for job, path in zip(jobs, paths, strict=True) if path not in present]
+        if wanted:
+            _make(opened, wanted, args, progress)
+
+
+def _skipped(present: Collection[Path]) -> str:
+    return f"skipped: {len(present)} {'picture is' if len(present) == 1 else 'pictures are'} there already"
 
 
 def _make(
-    opened: "Pipeline", jobs: "Sequence[Job]", paths: Sequence[Path], args: argparse.Namespace, progress: "Progress"
+    opened: "Pipeline", wanted: "Sequence[tuple[Job, Path]]", args: argparse.Namespace, progress: "Progress"
 ) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
+    jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
     on_step = _with_previews(progress.step, paths, args.preview_every)
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
@@ -99,6 +120,7 @@ def _make(
         result.save(path)
         progress.note(*result.report.notes)
         print(_json_line(result, path) if args.json else path, flush=True)
+        progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
 
 
 def _with_previews(
