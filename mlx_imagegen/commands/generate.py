@@ -11,6 +11,7 @@ from ..errors import RequestError
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags
 from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
+from .recorded_model import opening_of_record, read_record, revision_notes
 from .requests import read_requests
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def _requests(group: Group) -> None:
     group.add_argument(
         "--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override"
     )
+    group.add_argument(
+        "--yes", action="store_true", help="with --from: download what the picture's record names without a question"
+    )
 
 
 def _output(group: Group) -> None:
@@ -67,6 +71,13 @@ def _output(group: Group) -> None:
         help="draw only the pictures that are not there yet: goes on with a batch",
     )
     group.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
+    group.add_argument("--no-metadata", action="store_true", help="write the pixels alone, without how they were made")
+    group.add_argument(
+        "--no-report", action="store_true", help="record no seconds and no machine: a seed gives the same bytes again"
+    )
+    group.add_argument(
+        "--record-paths", action="store_true", help="record where local models and LoRAs are, not only their names"
+    )
     group.add_argument("--json", action="store_true", help="print each picture's record and report as a line of JSON")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
@@ -75,8 +86,12 @@ def run(args: argparse.Namespace) -> None:
     if args.preview_every is not None and args.preview_every < 1:
         raise RequestError(f"--preview-every {args.preview_every}: give a number of steps from 1.")
     opening, requests = read_requests(args)
+    record = read_record(args)
+    if record:
+        opening = opening_of_record(args, record, opening)
 
     from .. import pipeline
+    from ..hub.record import revision_of
     from ..preflight import manifest_before_opening
     from ..request.job import resolve
     from ..request.sizes import multiple_of
@@ -97,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
             jobs = [job for request in requests for job in opened.jobs(**request)]
             paths = output_paths(args.output, jobs, opened.model.manifest)
             present = existing(paths, args.overwrite, args.skip_existing)
+        progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
         if present:
             progress.say(_skipped(present))
         wanted = [(job, path) for job, path in zip(jobs, paths, strict=True) if path not in present]
@@ -117,7 +133,7 @@ def _make(
     on_step = _with_previews(progress.step, paths, args.preview_every)
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
         progress.clear()
-        result.save(path)
+        result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
         progress.note(*result.report.notes)
         print(_json_line(result, path) if args.json else path, flush=True)
         progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")

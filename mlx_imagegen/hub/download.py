@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import DownloadError, UnknownModelError
+from ..errors import DownloadError, ImagegenError, UnknownModelError
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
-from .record import revision_of
+from .record import COMMIT, revision_of
 from .snapshots import cache_folder, cached
 
 GB = 1e9
@@ -83,14 +83,41 @@ def identify(model: str, hub: Hub | None = None) -> Model:
     """What `model` means; no weights are downloaded for it.
 
     A repository without a manifest of its own (a fine-tune, a mirror) is recognized by its config files, as a folder
-    is.
+    is. `NAME@COMMIT` is a model of the hub as it was at that commit.
     """
+    name, commit = _split_commit(model)
     try:
-        return find(model)
+        found = find(name)
     except UnknownModelError:
-        if not REPOSITORY.fullmatch(model):
+        if not REPOSITORY.fullmatch(name):
             raise
-        return _adopt(model, hub or HuggingFace())
+        found = _adopt(name, hub or HuggingFace(), commit or "main")
+    return replace(found, manifest=replace(found.manifest, revision=commit)) if commit else found
+
+
+def is_local(model: str) -> bool:
+    """Whether `model` can be opened without a download; asks nobody. What no name can mean counts as local: it is
+    refused when it is opened."""
+    name, commit = _split_commit(model)
+    try:
+        find(name)
+    except UnknownModelError:
+        if not REPOSITORY.fullmatch(name):
+            return True
+        folder = cached(cache_folder(), name, commit or "main")
+        if not folder or not any((folder / each).is_file() for each in RECOGNIZED_BY):
+            return False
+    except ImagegenError:
+        return True
+    found = identify(model)  # its configs are here
+    return bool(found.folder or local_folder(found.manifest))
+
+
+def _split_commit(model: str) -> tuple[str, str | None]:
+    name, at, commit = model.rpartition("@")
+    if at and COMMIT.fullmatch(commit) and (name in manifests() or REPOSITORY.fullmatch(name)):
+        return name, commit
+    return model, None
 
 
 def pending_download(model: str) -> Manifest | None:
@@ -98,7 +125,8 @@ def pending_download(model: str) -> Manifest | None:
     for what is here, and for a fine-tune, whose shapes may be its own."""
     found = identify(model)
     manifest = found.manifest
-    own = found.folder or manifest != manifests()[manifest.name]
+    published = manifests()[manifest.name]
+    own = found.folder or replace(manifest, revision=published.revision) != published
     return None if own or local_folder(manifest) else manifest
 
 
@@ -155,15 +183,15 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     return lacking
 
 
-def _adopt(repo: str, hub: Hub) -> Model:
+def _adopt(repo: str, hub: Hub, revision: str) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
-    wanted = Download(repo, repo, "main", RECOGNIZED_BY, f"see {SITE}/{repo}")
+    wanted = Download(repo, repo, revision, RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
     if not folder or not any((folder / name).is_file() for name in RECOGNIZED_BY):
         with _explained(wanted, folder):
             folder = hub.download(wanted)
-    revision = revision_of(folder) or wanted.revision
-    manifest = replace(recognize(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
+    commit = revision_of(folder) or wanted.revision
+    manifest = replace(recognize(folder), repo=repo, revision=commit, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
 
 
