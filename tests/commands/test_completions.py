@@ -11,8 +11,8 @@ Cli = Callable[..., Ran]
 CASES = [
     (("do",), {"download", "doctor"}),
     (("models", "--c"), {"--cached", "--comfy"}),
-    (("generate", "--model", "flux-d"), {"flux-demo", "flux-dev"}),
-    (("download", "flux-d"), {"flux-demo", "flux-dev"}),
+    (("generate", "--model", "flux-sc"), {"flux-schnell"}),
+    (("download", "flux-sc"), {"flux-schnell"}),
     (("--preview-e",), {"--preview-every"}),
 ]
 
