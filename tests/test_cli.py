@@ -187,6 +187,21 @@ def test_a_picture_to_start_from(make: Cli, flux_folder: Path) -> None:
     assert len(read_metadata(Path("0.5.png"))["report"]["seconds"]["steps"]) == 1
 
 
+def test_a_transparent_picture_is_no_black_one(make: Cli) -> None:
+    """Its transparency is the mask; where a mask is given, it counts as white."""
+    given = Image.new("RGBA", (48, 32), (0, 0, 0, 0))
+    given.paste((200, 30, 30, 255), (0, 0, 16, 32))
+    given.save("in.png")
+    asked = ("a fox", "--image", "in.png", "--seed", 1, "--json")
+    alone, masked = (json.loads(make(*asked, "-o", name, *more).out) for name, more in (
+        ("a.png", ()), ("b.png", ("--mask-box", "0,0,16,32")),
+    ))  # fmt: skip
+    assert "image: what is transparent is drawn" in alone["report"]["notes"]
+    assert np.array_equal(pixels("a.png")[:, :16], np.asarray(given.convert("RGB"))[:, :16])
+    assert "image: what is transparent counts as white: a mask is given" in masked["report"]["notes"]
+    assert (pixels("b.png")[:, 16:] == 255).all()
+
+
 def test_given_noise_goes_before_the_seed(make: Cli) -> None:
     from mlx_imagegen.random import TorchGenerator
 
