@@ -111,16 +111,34 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image", alpha: bool = False) -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors. `alpha`:
-    as RGBA where it has an alpha, or an array four channels."""
-    opened = _opened(picture, name, alpha)
-    return opened.convert(ALPHA if alpha and opened.has_transparency_data else "RGB")
+def open_picture(
+    picture: Picture, name: str = "image", alpha: bool = False, notes: list[str] | None = None
+) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB, on white; `name` is the parameter, for errors.
+    `alpha`: as RGBA where it has an alpha, or an array four channels. `notes` gets what is not used of the picture."""
+    opened = _opened(picture, name, alpha, notes)
+    if alpha and opened.has_transparency_data:
+        return opened.convert(ALPHA)
+    opened, opaque = _split(opened)
+    if opaque is None:
+        return opened
+    if notes is not None:
+        notes.append(f"{name}: what is transparent counts as white")
+    return on_white(opened, opaque)
 
 
-def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
+def open_with_alpha(
+    picture: Picture, name: str = "image", notes: list[str] | None = None
+) -> tuple[Image.Image, Image.Image | None]:
     """The same, and how opaque each pixel is: None where all are wholly so. An array may have four channels."""
-    opened = _opened(picture, name, alpha=True)
+    return _split(_opened(picture, name, True, notes))
+
+
+def on_white(picture: Image.Image, opaque: Image.Image) -> Image.Image:
+    return Image.composite(picture, Image.new("RGB", picture.size, "white"), opaque)
+
+
+def _split(opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if not opened.has_transparency_data:
         return opened.convert("RGB"), None
     opened = opened.convert("RGBA")
@@ -128,7 +146,7 @@ def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image,
     return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
 
 
-def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
+def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] | None = None) -> Image.Image:
     """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
         return _of_array(picture, name, (3, 4) if alpha else (3,))
@@ -141,6 +159,8 @@ def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
             with Image.open(Path(picture).expanduser()) as image:
+                if notes is not None and (frames := getattr(image, "n_frames", 1)) > 1:
+                    notes.append(f"{name}: of {frames} frames, the first is used")
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{shown} is not there.") from error

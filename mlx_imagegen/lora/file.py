@@ -21,6 +21,7 @@ from ..families import family_specs
 from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
+from ..hub.snapshots import cache_folder, cached
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
 from ..loading.config import read_json
 from .deltas import Entry, check_finite
@@ -284,6 +285,15 @@ def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
             "owner/name:file.safetensors."
         )
     return _fetch(remote["repo"], remote["revision"] or "main", remote["file"], notify)
+
+
+def is_local(source: str) -> bool:
+    """Whether a LoRA can be opened without a download; asks nobody."""
+    remote = REMOTE.fullmatch(source)
+    if remote is None or Path(source).expanduser().exists():
+        return True
+    folder = cached(cache_folder(), remote["repo"], remote["revision"] or "main")
+    return folder is not None and (folder / remote["file"]).is_file()
 
 
 def _fetch(repo: str, revision: str, file: str, notify: Notify) -> tuple[Path, str]:

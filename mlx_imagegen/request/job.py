@@ -143,14 +143,14 @@ def _jobs(
     noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
     size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
-    image, canvas = open_canvas(given, size, keep_alpha) or (None, None)
+    notes: list[str] = []
+    image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
-    controls = open_controls(given.get("control"))
+    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
-    notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture

@@ -71,11 +71,11 @@ def test_a_picture_with_loras(cli: Cli, model: Path, tmp_path: Path) -> None:
     style = draw_lora(tmp_path / "style.safetensors", model, 1, size=0.3)
     asked = ("generate", "a red fox", "--model", model, "--seed", 1, "--steps", 1, "--size", "64x48", "--quiet")
     assert cli(*asked, "-o", "plain.png").code == 0
-    assert cli(*asked, "-o", "styled.png", "--lora", f"{style}:0.5").code == 0
+    assert cli(*asked, "-o", "styled.png", "--lora", f"{style}:0.5", "--record-paths").code == 0
     plain, styled = Path("plain.png").read_bytes(), Path("styled.png").read_bytes()
     assert plain != styled
     assert json.loads(cli("info", "styled.png", "--json").out)["lora"] == [[str(style), 0.5]]
-    assert cli("generate", "--from", "styled.png", "--quiet", "-o", "again.png").code == 0
+    assert cli("generate", "--from", "styled.png", "--quiet", "-o", "again.png", "--record-paths").code == 0
     pictures = [json.loads(cli("info", name, "--json").out) for name in ("styled.png", "again.png")]
     assert pictures[0]["lora"] == pictures[1]["lora"]
 

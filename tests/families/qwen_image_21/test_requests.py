@@ -209,7 +209,7 @@ def test_a_transparent_picture_is_a_png_with_four_channels_that_is_made_again(
     cli: Callable[..., Ran], tmp_path: Path
 ) -> None:
     draw = ("a transparent fox", "--model", MODEL, "--size", "32x32", "--steps", 1, "--seed", 3, "--quiet")
-    assert cli(*draw, "--transparent", "-o", "a.png").code == 0
+    assert cli(*draw, "--transparent", "-o", "a.png", "--record-paths").code == 0
     first = Image.open("a.png")
     record = read_metadata(Path("a.png"))
     assert first.mode == "RGBA" and record["transparent"] is True
