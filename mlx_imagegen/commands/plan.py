@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from ..families import open_family
     from ..loading.weights import WeightTransforms
     from ..packing.recipes import read_recipe
-    from ..planning.plan import chip_named, describe, plan
+    from ..planning.chips import chip_named
+    from ..planning.plan import describe, plan
     from ..request.job import usual_job
 
     if args.chip:

@@ -19,7 +19,8 @@ from ..loading.weights import WeightTransforms
 from ..machine import GB, GIB, working_set_of
 from ..packing.recipes import read_recipe, recipe_names
 from ..request.job import usual_job
-from .plan import CHIPS, Chip, plan
+from .chips import CHIPS, Chip
+from .plan import plan
 
 MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
 CHIP = CHIPS["m4"]  # another one's seconds differ, and hardly the order
@@ -50,10 +51,17 @@ class Recommendation:
     best: Start
     fastest: Start
 
+    def lines(self) -> list[str]:
+        return [f"best quality that fits: {self.best}", f"fastest that fits: {self.fastest}"]
 
-def recommend(usable_bytes: float, chip: Chip = CHIP) -> Recommendation | None:
-    """None where nothing fits."""
-    fitting = [start for start in starts(chip) if start.peak_bytes <= usable_bytes]
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys((self.best.model, self.fastest.model)))
+
+
+def recommend(usable_bytes: float, chip: Chip = CHIP, gpu: bool = True) -> Recommendation | None:
+    """None where nothing fits. `gpu`: as on a Mac, or as on the CPU (plan.py)."""
+    fitting = [start for start in starts(chip, gpu) if start.peak_bytes <= usable_bytes]
     if not fitting:
         return None
     dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
@@ -73,12 +81,12 @@ def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> lis
 
 
 @functools.cache
-def starts(chip: Chip = CHIP) -> tuple[Start, ...]:
+def starts(chip: Chip = CHIP, gpu: bool = True) -> tuple[Start, ...]:
     """Every published model by every recipe."""
     groups: dict[str, list[Manifest]] = {}
     for manifest in filter(_is_start, manifests().values()):
         groups.setdefault(f"{manifest.family} {manifest.tensor_shapes}", []).append(manifest)
-    return tuple(start for group in groups.values() for start in _starts(group, chip))
+    return tuple(start for group in groups.values() for start in _starts(group, chip, gpu))
 
 
 def _is_start(manifest: Manifest) -> bool:
@@ -86,7 +94,7 @@ def _is_start(manifest: Manifest) -> bool:
     return has_tensor_shapes(manifest) and not (manifest.gated or manifest.bundled or needs_pictures)
 
 
-def _starts(models: Sequence[Manifest], chip: Chip) -> Iterator[Start]:
+def _starts(models: Sequence[Manifest], chip: Chip, gpu: bool) -> Iterator[Start]:
     """Of models with the same tensor shapes."""
     with shape_only_folder(models[0]) as folder:
         family = open_family(models[0], folder, WeightTransforms())
@@ -100,7 +108,7 @@ def _starts(models: Sequence[Manifest], chip: Chip) -> Iterator[Start]:
             )
             for manifest in models:
                 job = usual_job(manifest, family.size_multiple)
-                made = plan(family, job.settings, gpu=True, prompt=job.prompt, recipe=recipe)
+                made = plan(family, job.settings, gpu, job.prompt, recipe=recipe)
                 yield Start(
                     manifest.name, quant, made.peak_bytes, parameters, held / parameters, made.steps,
                     made.seconds(chip), manifest.download_bytes,
