@@ -1,4 +1,4 @@
-"""The demo models' pictures against those that diffusers and transformers draw in float32 (weights/demo/pictures/)."""
+"""The demo models' pictures against those that diffusers and transformers draw in float32 (weights/demo_pictures/)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def picture_checks() -> Iterator[Check]:
 
 
 def stored_pictures() -> list[Path]:
-    return sorted((data_folder("weights") / "demo" / "pictures").glob("*.png"))
+    return sorted((data_folder("weights") / "demo_pictures").glob("*.png"))
 
 
 def picture_check(path: Path) -> Check:

@@ -1,6 +1,6 @@
 """Draws one picture with each demo model by diffusers and transformers in float32: what `doctor` compares with.
 
-    python tests/references/demo_pictures.py weights/demo/pictures
+    python tests/references/demo_pictures.py weights/demo_pictures
 
 FLUX.1's and Qwen-Image's are diffusers' pipelines. HiDream-O1's are transformers' decoder in the loops of hidream.py;
 the distilled one's noise between the steps is this library's own. Needs torch, diffusers, transformers and peft.
