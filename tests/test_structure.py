@@ -11,7 +11,7 @@ PACKAGE = ROOT.name
 FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
-    ("measuring",),
+    ("measuring", "selftest"),
     ("quantization",),
     ("pipeline", "preflight"),
     ("planning",),

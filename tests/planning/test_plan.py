@@ -23,7 +23,8 @@ from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.pipeline import Pipeline
-from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
+from mlx_imagegen.planning.chips import CHIPS
+from mlx_imagegen.planning.plan import describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.vision.qwen3 import open_tower, read_vision_config
