@@ -269,12 +269,15 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
-        self._load("encode", report)
+        stages = self.family.encode_stages(prompt for prompt, _ in new.values())
+        for stage in stages:
+            self._load(stage, report)
         with report.stage("encode"):
             for key, (prompt, settings) in new.items():
                 branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
-        self._release(self.family.stages["encode"], report)
+        for stage in stages:
+            self._release(self.family.stages[stage], report)
         return branches
 
     def _denoise(
@@ -355,6 +358,8 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+            if job.crop is not None:
+                image = image.crop(job.crop)
             if (region := job.region) is not None:
                 image = region.paste(image)
         report.note(*self.merge.notes())

@@ -252,8 +252,8 @@ def parts(model: QwenImage21Transformer2DModel, dice: random.Random) -> dict[str
     states = torch.randn(1, sum(text) + 6, config.context_in_dim)  # some are left over where there are fewer pictures
     latents = torch.randn(1, sum(rows * columns for rows, columns in grids), config.in_channels)
     out |= {"states": states, "latents": latents}
-    for pictures in (0, 1, 3):
-        used = [*grids[:pictures], grids[3]]
+    for number in (0, 1, 3):
+        used = [*grids[:number], grids[3]]
         slots: list[bool] = [False] * text[0]
         for index, (rows, columns) in enumerate(used):
             if index == len(used) - 1:
@@ -270,7 +270,7 @@ def parts(model: QwenImage21Transformer2DModel, dice: random.Random) -> dict[str
             torch.cat([references, target], dim=1), words, t / 1000, img_shapes=[[(1, *grid) for grid in used]],
             img_mask=torch.tensor([slots]), return_dict=False,
         )[0]  # fmt: skip
-        out[f"v{pictures}"] = v[:, -16:]
+        out[f"v{number}"] = v[:, -16:]
     return out | one_block(model, dice)
 
 
@@ -336,7 +336,7 @@ def pictures(folder: Path, pipeline: QwenImage21Pipeline, options: dict[str, Any
 
 
 def merge_lora(folder: Path, pipeline: QwenImage21Pipeline) -> None:
-    """lora.safetensors on every linear layer of the blocks, in PEFT's names; diffusers has it merged from here on."""
+    """lora.safetensors on every linear layer of the blocks, as PEFT names them; diffusers has it merged afterwards."""
     lora: dict[str, torch.Tensor] = {}
     for name, layer in pipeline.transformer.named_modules():
         if name.startswith("transformer_blocks.") and isinstance(layer, torch.nn.Linear):
