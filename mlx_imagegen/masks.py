@@ -61,7 +61,6 @@ class Region:
         size."""
         if self.crop is None:
             picture, mask = self.drawn_at(drawn.size)
-            picture = picture.convert(drawn.mode)
         else:
             picture, mask = self.picture, self.mask
             canvas = picture.convert(drawn.mode)

@@ -28,7 +28,6 @@ from .transformer import QwenImage21Transformer
 LANGUAGE = "model.language_model"
 TABLE = f"{LANGUAGE}.embed_tokens.weight"
 UNUSED = ("lm_head.", f"{VISUAL}.")
-SINGLE_FILE = "qwen_image_2.1*.safetensors"  # ComfyUI's names; its autoencoder's begins alike
 
 
 @dataclass(frozen=True)
@@ -75,43 +74,6 @@ class Language(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.model = {"language_model": LanguageModel(config)}
-
-
-def _open_transformer(folder: Path) -> tuple[QwenImage21Config, NamedTensors]:
-    path = folder / "transformer" / "config.json"
-    if path.is_file():
-        return QwenImage21Config.read(read_json(path), path), name_component(folder, "transformer")
-    files = [file for file in sorted(folder.glob(SINGLE_FILE)) if "_vae" not in file.name]
-    if not files:
-        raise MissingFileError(
-            f"{path} is not there, and neither is a {SINGLE_FILE} in {folder}; the folder is incomplete."
-        )
-    checkpoint = open_checkpoint(files[0])
-    data = _config_of(checkpoint)
-    return QwenImage21Config.read(data, files[0]), name_tensors("transformer", checkpoint, from_single_file, data)
-
-
-def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the single file does not bring, by its tensors' shapes."""
-    shapes = {name.removeprefix(PREFIX): tensor.full_shape for name, tensor in checkpoint.items()}
-    try:
-        dims, channels = shapes["img_in.weight"]
-        head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-        side = 2 * round(head * 7 / 32)  # 56 of the published 128
-        return {
-            "attention_head_dim": head,
-            "axes_dims_rope": [head - 2 * side, side, side],
-            "context_in_dim": shapes["txt_in.text_norm.weight"][0],
-            "in_channels": channels,
-            "mlp_ratio": shapes["transformer_blocks.0.img_mlp.out.weight"][1] // dims,
-            "num_attention_heads": dims // head,
-            "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}),
-            "out_channels": shapes["proj_out.weight"][0],
-        }
-    except KeyError as error:
-        raise CheckpointError(
-            f"{checkpoint.where} is not Qwen-Image-2.1's transformer: it has no {error}. Take qwen_image_2.1_bf16."
-        ) from error
 
 
 def _own_sigmas(folder: Path, manifest: Manifest) -> tuple[float, ...]:

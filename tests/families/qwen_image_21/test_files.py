@@ -215,16 +215,70 @@ def comfyui(models: Path, folder: Path, language: str = "ComfyUI", name: str = "
     return models / f"{places['transformer']}.safetensors"
 
 
-def test_another_single_file_is_refused(copy: Path) -> None:
-    shutil.rmtree(copy / "transformer")
-    with pytest.raises(MissingFileError, match=r"transformer/config.json is not there, and neither is a qwen_image_2"):
-        load(copy)
-    mx.save_safetensors(str(copy / "qwen_image_2.1_vae_bf16.safetensors"), {"x": mx.zeros(3)})
-    with pytest.raises(MissingFileError):
-        load(copy)
-    mx.save_safetensors(str(copy / "qwen_image_2.1_bf16.safetensors"), {"x": mx.zeros(3)})
-    with pytest.raises(CheckpointError, match="it has no 'img_in.weight'"):
-        load(copy)
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's cache with the small model's tokenizer and image processor."""
+    manifest = manifests()["qwen-image-2.1"]
+    snapshots = tmp_path / "hub" / f"models--{str(manifest.repo).replace('/', '--')}" / "snapshots"
+    shutil.copytree(MODEL / "processor", snapshots / str(manifest.revision) / "processor")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("language", ENCODER_NAMES)
+def test_single_files_draw_the_folder_s_picture(language: str, tmp_path: Path) -> None:
+    asked = SMALL | {"references": [MODEL / "picture1.png"]}
+    expected = load(MODEL).generate("a fox", **asked).image
+    file = comfyui(tmp_path / "ComfyUI/models", MODEL, language)
+    pipeline = load(file)
+    assert pipeline.model.manifest.name == "qwen-image-2.1"
+    assert pipeline.generate("a fox", **asked).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("cached")
+def test_the_file_s_name_tells_turbo_whose_sigmas_are_not_shifted(tmp_path: Path) -> None:
+    file = comfyui(tmp_path / "models", MODEL, name="qwen_image_2.1_turbo_bf16")
+    pipeline = load(file)
+    assert pipeline.model.manifest.name == "qwen-image-2.1-turbo"
+    (job,) = pipeline.jobs("a fox", seed=1, width=64, height=32)
+    sigmas = pipeline.family.schedule(job.settings).sigmas
+    assert sigmas == pytest.approx([1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568, 0])
+
+
+@pytest.mark.usefixtures("cached")
+def test_int8_with_a_scale_a_row_draws_the_picture_of_its_numbers(tmp_path: Path) -> None:
+    """A row's scale goes with it where the two inputs of the MLP are taken apart."""
+    file, folder = comfyui(tmp_path / "models", MODEL), shutil.copytree(MODEL, tmp_path / "numbers")
+    files, numbers = {}, {}
+    said = np.frombuffer(json.dumps({"format": "int8_tensorwise"}).encode(), np.uint8)
+    for name, value in load_file(file).items():
+        numbers[name] = files[name] = value
+        if value.ndim == 2:
+            scale = np.abs(value).max(axis=1, keepdims=True) / np.float32(127)
+            files[name] = np.rint(value / scale).astype(np.int8)
+            files |= {f"{name}_scale": scale, name.replace("weight", "comfy_quant"): said}
+            numbers[name] = files[name] * scale
+    save_with_config(file, files, MODEL / "transformer/config.json")
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    save_file(to_folder(numbers, from_single_file), path)
+    expected = load(folder).generate("a fox", **SMALL).image
+    assert load(file).generate("a fox", **SMALL).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("cached")
+def test_what_goes_with_the_file_is_named_where_it_is_not_there(tmp_path: Path) -> None:
+    file = comfyui(tmp_path / "models", MODEL)
+    (tmp_path / "models/vae/qwen_image_2.1_vae_bf16.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"vae \(Qwen-Image-2.1's autoencoder\).*Qwen/Qwen-Image-2.1"):
+        load(file)
+
+
+def test_a_language_model_without_its_tower_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Its names and sizes are those of Qwen3-8B, which draws other pictures."""
+    tensors = to_comfyui("text_encoder", read_tensors(MODEL / "text_encoder"))
+    alone = {name: value for name, value in tensors.items() if "visual" not in name}
+    path = save_with_config(tmp_path / "qwen3.safetensors", alone, MODEL / "text_encoder/config.json")
+    assert not [each for each in components_in(path) if each.spec.name == "qwen_image_21"]
 
 
 def test_rows_of_the_fused_weight_are_the_gate_s_first() -> None:
