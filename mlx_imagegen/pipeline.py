@@ -38,6 +38,7 @@ from .preflight import refuse_before_download
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
+from .request.known_words import unknown_words_note
 from .request.options import check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
@@ -254,13 +255,19 @@ class Pipeline:
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*filter(None, [self.model.manifest.note]), *job.notes)
+            report.note(*self._model_notes(job.prompt.text), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _model_notes(self, prompt: str) -> list[str]:
+        """A LoRA brings its own words."""
+        manifest = self.model.manifest
+        unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
+        return [*filter(None, [manifest.note]), *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""

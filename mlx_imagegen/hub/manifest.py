@@ -51,6 +51,8 @@ class Manifest:
     families: tuple[str, ...] = ()  # that a checkpoint of another kind goes with
     tensor_shapes: str | None = None  # a file of weights/tensor_shapes/: the published names and shapes
     note: str | None = None  # one line shown when the model is chosen
+    words: tuple[str, ...] = ()  # lists of all words that it knows, files next to the manifests; none: any word
+    example: str | None = None  # a prompt that it draws well
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
     @property
@@ -105,5 +107,5 @@ def _read(path: Path) -> Manifest:
     known = {item.name for item in fields(Manifest)} - {"extras", "name"}
     defaults = Defaults(**data.pop("defaults"))
     values = {key: data.pop(key) for key in list(data) if key in known}
-    values |= {key: tuple(values.get(key, ())) for key in ("download", "families")}
+    values |= {key: tuple(values.get(key, ())) for key in ("download", "families", "words")}
     return Manifest(name=path.stem, defaults=defaults, extras=data, **values)
