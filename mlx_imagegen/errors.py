@@ -2,16 +2,16 @@
 
     ImagegenError
     ├── RequestError          (ValueError)          a parameter, a flag, a prompt or a picture is wrong
-    ├── UnknownModel          (ValueError)          no manifest, repository or folder of that name
+    ├── UnknownModelError     (ValueError)          no manifest, repository or folder of that name
     ├── ConfigError           (ValueError)          a config.json is missing a field or names another architecture
     ├── CheckpointError       (ValueError)          a tensor file is truncated, corrupt, incomplete or does not fit
     │   └── MismatchError                           missing, unexpected and misshapen tensors, gathered
     ├── LoraError             (ValueError)          a LoRA does not match, or cannot be merged
     ├── QuantizationError     (ValueError)          a recipe, bit width or output that cannot be used
-    ├── MissingFile           (FileNotFoundError)   a file or folder that should be there is not
+    ├── MissingFileError      (FileNotFoundError)   a file or folder that should be there is not
     ├── DownloadError         (OSError)             gated, offline, no room, or an incomplete download
     ├── OutputError           (OSError)             a picture or folder cannot be written
-    └── MemoryShort           (MemoryError)         the run cannot fit in this machine
+    └── InsufficientMemoryError (MemoryError)        the run cannot fit in this machine
 
 A message is one paragraph: what happened, why, and how to fix it. The CLI prints it on one line and exits 2.
 """

@@ -1,8 +1,8 @@
 """Schedules and solvers, and the denoise loop.
 
-A `Schedule` says which sigmas the loop walks, what timestep the model reads at each, and by which solver. `denoise` is
-a generator of steps: progress bars, previews, timing and cancelling belong to whoever iterates. It evaluates once a
-step, inside the clock, so that a step's seconds are real.
+A `Schedule` says which sigmas the loop goes through and what timestep the model reads at each; a solver, how x moves
+from one to the next. `denoise` is a generator of steps: progress bars, previews and cancelling belong to whoever
+iterates. It times each step and evaluates once per step, inside the clock, so that a step's seconds are real.
 Must not know: families, guidance, what x looks like.
 """
 

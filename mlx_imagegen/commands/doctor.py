@@ -22,10 +22,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..measuring.doctor import facts, fits, self_test, warnings
+    from ..planning.recommend import describe
 
     known, found = facts(), fits(args.model)
     if not args.json:
         print(table(known, warnings(known), found))
+        if not args.model:
+            print("\n".join(["", "to begin with, by a Mac's memory:", *describe()]))
     started = time.perf_counter()
     checks = [] if args.no_self_test else list(self_test())
     seconds = time.perf_counter() - started
@@ -34,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
         said = [asdict(check) | {"error": _number(check.error), "right": check.right} for check in checks]
         fitting = [asdict(fit) | {"verdict": fit.verdict} for fit in found]
         data = {"machine": known, "warnings": warnings(known), "models": fitting, "self_test": said}
+        data |= {} if args.model else {"to_begin_with": describe()}
         print(json.dumps(data, indent=1))
     elif checks:
         print(f"\nself-test: {len(checks) - len(wrong)} of {len(checks)} packed products are right ({seconds:.1f} s)")

@@ -43,10 +43,11 @@ class Weights(NamedTensors):
     folded: Mapping[str, Shape]  # what tables stand for in a folded checkpoint
 
     def fill(
-        self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32, progress: Progress | None = None
+        self, module: Module, path: str = "", dtype: mx.Dtype | None = mx.float32, progress: Progress | None = None
     ) -> Module:
-        """Binds every tensor below `path` into `module`, evaluated, layer by layer; `progress` counts them dense."""
-        steps = [(inner, layer, _count(layer) * dtype.size) for inner, layer in layers(module)]
+        """Binds every tensor below `path` into `module`, evaluated, layer by layer; `progress` counts them dense.
+        `dtype`: of floating-point numbers; None leaves them as they are stored."""
+        steps = [(inner, layer, _count(layer) * (dtype or mx.float32).size) for inner, layer in layers(module)]
         done, total = 0, sum(size for _, _, size in steps)
         for inner, layer, size in steps:
             self.fill_layer(layer, join(path, inner), dtype)
@@ -55,7 +56,7 @@ class Weights(NamedTensors):
                 progress(self.component, done, total)
         return module
 
-    def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
+    def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype | None) -> None:
         _bind(self.transforms.apply(self.read_layer(layer, path)), dtype)
 
     def read_layer(self, layer: nn.Module, path: str) -> LayerTensors:
@@ -249,7 +250,7 @@ def _pack_as_stored(layer: nn.Module, packing: Packing | None) -> Packing | None
     return layer.packing
 
 
-def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
+def _bind(tensors: LayerTensors, dtype: mx.Dtype | None) -> None:
     layer, values = tensors.layer, tensors.values
     if isinstance(layer, Linear) and tensors.packing is not None:
         if layer.packing is None:
@@ -259,7 +260,7 @@ def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
         name = join(tensors.path, absent[0])
         raise CheckpointError(f"{tensors.named.checkpoint.shown}: '{name}' is missing; download the model again.")
     for name, value in values.items():
-        layer[name] = value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+        layer[name] = value.astype(dtype) if dtype and mx.issubdtype(value.dtype, mx.floating) else value
     mx.eval([layer[name] for name in values])
 
 

@@ -19,8 +19,9 @@ from ..families.base import Family, Prompt, Settings
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
+from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
-from ..machine import CPU_CACHE_LIMIT_BYTES, GB
+from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
 
@@ -54,6 +55,10 @@ PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
 QUERIES = TokenRoles().queries
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
 STREAMS = 8
+# On a GPU, what the command buffers in flight hold on top: MLX submits ten before it waits, and their outputs are freed
+# when they are done. A buffer takes operations until its arrays reach some 50 MB: about two at 1024x1024, then one. An
+# estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
+BUFFERS_IN_FLIGHT, OUTPUT_STREAMS, SMALL_OUTPUT_BYTES = 10, 2.5, 75 * 10**6
 SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
 DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
 # The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
@@ -88,6 +93,11 @@ class Plan:
     steps: int
     step_flops: float
     step_bytes: float  # weights read, activations written and read
+
+    @property
+    def working_bytes(self) -> int:
+        """The most that comes and goes within a stage."""
+        return max(stage.working_bytes for stage in self.stages)
 
     @property
     def peak_bytes(self) -> int:
@@ -125,7 +135,7 @@ def plan(
     recipe: Recipe | None = None,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
-    freed buffers that MLX keeps (memory.py bounds them) come on top; it gives them back when memory is short.
+    freed buffers that MLX keeps (limits.py bounds them) come on top; it gives them back when memory is short.
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
     files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu
@@ -295,7 +305,7 @@ def block_bytes(
     widest = max(max(shape) for _, shape, _ in linears)
     total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
     if gpu:
-        return total
+        return total + _in_flight_bytes(tokens * width * _size(component, gpu))
     total += SCORES * component.heads * tokens**2 * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
@@ -303,6 +313,11 @@ def block_bytes(
         if packing
     )
     return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
+
+
+def _in_flight_bytes(stream_bytes: int) -> int:
+    output = int(OUTPUT_STREAMS * stream_bytes)
+    return BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
 
 
 def _slack(share: float, working: int) -> int:

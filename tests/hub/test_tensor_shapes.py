@@ -17,8 +17,8 @@ from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
 STORED = ("flux/dev", "qwen_image/image", "hidream_o1", "flux2/klein", "flux3/klein")
-PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev"}
-PUBLISHED |= {"flux3-klein", "flux3-klein-base"}
+PUBLISHED = {"flux-dev", "flux-schnell", "flux-fill-dev", "flux-depth-dev", "qwen-image", "hidream-o1"}
+PUBLISHED |= {"flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "flux3-klein", "flux3-klein-base"}
 PUBLISHED |= {"z-image", "z-image-turbo"}
 
 
@@ -49,6 +49,9 @@ def test_every_shapes_file_is_some_manifests() -> None:
     [
         ("flux-dev", 11.9),
         ("flux-schnell", 11.9),
+        ("flux-fill-dev", 11.9),
+        ("flux-depth-dev", 11.9),
+        ("flux-kontext-dev", 11.9),
         ("qwen-image", 20.4),
         ("hidream-o1", 8.8),
         ("flux2-klein-4b", 3.9),

@@ -169,10 +169,11 @@ def test_modulation_is_not_in_the_loop() -> None:
 @pytest.mark.parametrize(
     ("model", "quant", "gigabytes"),
     [
-        ("flux2-klein-4b", "q4", 3.3),
-        ("flux2-klein-4b", "q8", 4.9),
-        ("flux2-klein-9b", "q4", 6.6),
-        ("flux2-dev", "q4", 20.9),
+        ("flux2-klein-4b", "q4", 4.7),
+        ("flux2-klein-4b", "q6", 5.4),
+        ("flux2-klein-4b", "q8", 6.4),
+        ("flux2-klein-9b", "q4", 8.3),
+        ("flux2-dev", "q4", 23.0),
     ],
 )
 def test_peaks_on_a_mac(model: str, quant: str, gigabytes: float) -> None:
