@@ -180,7 +180,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
-        "crop": kept_box(manifest, size_multiple, asked),
+        "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }
     return [
