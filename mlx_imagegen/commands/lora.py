@@ -102,7 +102,8 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
             folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
-        for manifest in [manifest for manifest in ours if has_tensor_shapes(manifest)][:1]:
+        plain = [manifest for manifest in ours if has_tensor_shapes(manifest) and "needs" not in manifest.extras]
+        for manifest in plain[:1]:
             yield manifest.name, manifest, shape_only_folder(manifest)
 
 

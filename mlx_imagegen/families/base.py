@@ -275,6 +275,16 @@ class Family(ABC, Generic[Branch]):
         """What LoRAs call a component's modules in other words than ours -> our modules."""
         return {}
 
+    @property
+    def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
+        """By linear layer of the denoiser: other widths of its input that LoRAs are made for. A wider one than the
+        layer's is made room for with `widen`."""
+        return {}
+
+    def widen(self, columns: Mapping[str, int]) -> None:
+        """Gives these layers of the denoiser an input of so many columns, the new ones zero; all others have theirs
+        from the files."""
+
     def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
         """What the names of LoRA files say that their tensors do not."""
         return []

@@ -8,6 +8,7 @@ what they are shown in further channels of every token, Kontext in further token
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,6 +43,7 @@ from .references import EncodedReferences, reference_positions, reference_size
 from .transformer import FluxTransformer
 
 THETA = 10000.0  # rope's base; fixed in diffusers' code
+INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
 
 
 class Flux1(Family[FluxBranch]):
@@ -64,15 +66,23 @@ class Flux1(Family[FluxBranch]):
             "text_encoder_2": Component(
                 files.t5, lambda: T5Encoder(files.t5_config), dtype, heads=files.t5_config.num_heads
             ),
-            "transformer": Component(
-                files.transformer, lambda: FluxTransformer(files.config), dtype, heads=files.config.num_attention_heads
-            ),
+            "transformer": self._transformer(),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
         }
         if files.reference_sizes:
             self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
+        self.inputs_on_disk = files.inputs  # whatever a LoRA makes of them
         self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
+
+    def _transformer(self) -> Component:
+        files = self.files
+        return Component(
+            files.transformer,
+            lambda: FluxTransformer(files.config),
+            compute_dtype(),
+            heads=files.config.num_attention_heads,
+        )
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux1":
@@ -222,6 +232,23 @@ class Flux1(Family[FluxBranch]):
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         return lora_names(component, modules)
+
+    @property
+    def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Those for the plain models, and for a control picture next to the latents: it widens a plain model."""
+        latents = SIDE**2 * self.files.vae_config.latent_channels
+        return {INPUT: (latents, 2 * latents) if self.inputs_on_disk is not InputKind.FILL else (latents,)}
+
+    def widen(self, columns: Mapping[str, int]) -> None:
+        width = columns.get(INPUT, self.files.transformer.linears[INPUT][1])
+        if width == self.files.config.in_channels:
+            return
+        config = self.files.config
+        config = replace(config, in_channels=width, out_channels=config.out_channels or config.in_channels)
+        inputs = self.inputs_on_disk if INPUT not in columns else InputKind.CONTROL
+        self.files = replace(self.files, config=config, inputs=inputs)
+        self.components["transformer"].release()
+        self.components["transformer"] = self._transformer()
 
     def forget(self) -> None:
         self._modulation.forget()
