@@ -12,7 +12,9 @@ from .generate import size
 
 if TYPE_CHECKING:
     from ..families.base import Family
+    from ..families.controls import ControlNetwork
     from ..hub.manifest import Manifest
+    from ..packing.recipes import Recipe
     from ..planning.plan import Plan
     from ..request.job import Job
 
@@ -27,6 +29,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument(
         "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
+    )
+    parser.add_argument(
+        "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
     )
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the least seconds the steps can take")
 
@@ -46,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
+        family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
         settings, count = job.settings, len(job.prompt.references)
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
@@ -55,6 +61,16 @@ def run(args: argparse.Namespace) -> None:
             print(_copy(family, folder, args.quant))
         if not args.chip:
             print(_here(made, family, job, manifest))
+
+
+def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
+    """By its files or its published shapes."""
+    from ..hub.networks import network_headers
+    from ..loading.weights import WeightTransforms
+
+    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+    with network_headers(name, manifest) as folder:
+        return family.open_control(name, folder, transforms)
 
 
 @contextmanager

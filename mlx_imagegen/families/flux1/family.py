@@ -33,6 +33,8 @@ from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from .control import ControlPass, FluxControlNetwork
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
@@ -148,7 +150,22 @@ class Flux1(Family[FluxBranch]):
             for branch, table in zip(branches, tables, strict=True)
         ]
         latents = references.latents if references else None
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents)
+        passes = {name: self._control_pass(name, branches[0], schedule, settings) for name in self.controls}
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents, passes)
+
+    def _control_pass(self, name: str, branch: FluxBranch, schedule: Schedule, settings: Settings) -> ControlPass:
+        network, config = self._network(name), self.files.config
+        (table,), _ = network.tables.tables([branch], schedule.timesteps, settings.guidance)
+        rope = self._rope(branch.txt.shape[1] + bool(network.kinds), settings, None)
+        return ControlPass(network, branch.txt, rope, table, (config.num_layers, config.num_single_layers))
+
+    def _network(self, name: str) -> FluxControlNetwork:
+        network = self.controls[name]
+        assert isinstance(network, FluxControlNetwork)
+        return network
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        return FluxControlNetwork(name, folder, self.files.config, transforms)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
@@ -166,7 +183,7 @@ class Flux1(Family[FluxBranch]):
         stream = TorchGenerator(seed)
         if self.files.inputs is InputKind.CONTROL and inputs.mask is not None:
             stream.randn(self.shape(settings))  # of a picture with a hole, which diffusers samples first and never uses
-        controls = [self.latents(picture, stream) for picture in inputs.controls]
+        controls = [self._control_condition(control, stream) for control in inputs.controls]
         clean = None if inputs.image is None else self.latents(inputs.image, stream)
         noise, condition, mask = stream.randn(self.shape(settings)), None, None
         if self.files.inputs is InputKind.FILL:
@@ -176,12 +193,23 @@ class Flux1(Family[FluxBranch]):
         elif inputs.mask is not None:  # a model that is not shown the hole
             mask = sampled(inputs.mask, self.shape(settings)[2:])
         if self.files.inputs is InputKind.CONTROL:
-            condition = self.pack(controls[0])
-        if condition is not None:
-            mx.eval(condition)
-        return EncodedInputs(noise, clean, mask, condition)
+            condition = controls.pop().condition
+        mx.eval([each.condition for each in controls], [] if condition is None else condition)
+        return EncodedInputs(noise, clean, mask, condition, tuple(controls))
+
+    def _control_condition(self, control: ControlPicture, stream: TorchGenerator) -> EncodedControl:
+        """Latents as tokens, or pixels for networks that read those."""
+        if control.network is not None and self._network(control.network).reads_pixels:
+            return EncodedControl(control, control.pixels[None])
+        return EncodedControl(control, self.pack(self.latents(control.pixels, stream)))
 
     def check_inputs(self, inputs: Inputs) -> None:
+        networks = [control.network for control in inputs.controls if control.network]
+        if networks and (self.files.inputs is not InputKind.NONE or self.files.reference_sizes):
+            raise RequestError(
+                f"control: {networks[0]} goes with FLUX.1 dev and schnell, not with their relatives that are shown "
+                "pictures themselves; choose flux-dev."
+            )
         if self.files.inputs is InputKind.FILL and inputs.mask is None:
             raise RequestError(
                 "FLUX.1 Fill draws a part of a picture; give image with mask, mask_box, expand or place."
@@ -253,6 +281,8 @@ class Flux1(Family[FluxBranch]):
     def forget(self) -> None:
         self._modulation.forget()
         self._references.forget()
+        for network in self.controls.values():
+            network.forget()
 
     def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
         """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""

@@ -16,6 +16,7 @@ from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import SOLVER_DTYPE, compute_dtype
 from ..base import Denoiser, apply_cfg
+from ..controls import EncodedControl
 from .transformer import Modulation
 
 
@@ -47,7 +48,7 @@ class QwenImageDenoiser(Denoiser[Condition]):
         self._one_batch = one_batch
         self._tables_source = tables_source
 
-    def start_picture(self, condition: mx.array | None = None) -> None:
+    def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
         fits = condition is not None and self._encoded is not None and condition.shape == self._encoded.shape
         self._references = condition if fits else self._encoded
