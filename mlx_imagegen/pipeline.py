@@ -229,7 +229,7 @@ class Pipeline:
             for name, network in self._networks_of(jobs).items():
                 for control in inputs.controls:
                     if control.network == name:
-                        network.check(control)
+                        network.check(control, inputs.mask is not None, job.strength)
         return jobs
 
     def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:

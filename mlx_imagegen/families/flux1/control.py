@@ -25,7 +25,7 @@ from ...loading.config import read_json
 from ...loading.tensors import name_tensors
 from ...loading.weights import WeightTransforms, check_tensors
 from ...precision import compute_dtype
-from ..controls import ControlNetwork, EncodedControl, component_name, spread
+from ..controls import ControlNetwork, EncodedControl, check_widths, component_name, spread
 from .config import FluxConfig, FluxControlConfig
 from .modulation import FluxModulators, PromptTables
 from .transformer import FluxBlocks, Modulation, Residuals
@@ -106,7 +106,8 @@ class FluxControlNetwork(ControlNetwork):
         _check_class(data.get("_class_name"), path)
         self.name = name
         self.config = FluxControlConfig.read(data, path)
-        _check_widths(self.config, model, path)
+        widths = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "inner_dim")
+        check_widths(self.config, model, widths, path)
         named = name_tensors(component_name(name), open_checkpoint(folder), config=data)
         weights = check_tensors(
             named, [FluxControlNet(self.config), FluxModulators(self.config)], transforms=transforms
@@ -152,13 +153,3 @@ class ControlPass:
 def _check_class(name: object, path: Path) -> None:
     if name != CLASS:
         raise ConfigError(f"{path}: this is {name or 'no named class'}, not a control network of FLUX.1 ({CLASS}).")
-
-
-def _check_widths(config: FluxControlConfig, model: FluxConfig, path: Path) -> None:
-    for field in ("in_channels", "joint_attention_dim", "pooled_projection_dim", "inner_dim"):
-        found, expected = getattr(config, field), getattr(model, field)
-        if found != expected:
-            raise ConfigError(
-                f"{path}: '{field}' is {found}, and this model's is {expected}: the control network is of another "
-                "model. Choose one that is made for it."
-            )

@@ -13,7 +13,7 @@ from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser
-from ..controls import ControlPicture, EncodedControl
+from ..controls import Controls, EncodedControl
 from .control import ControlPass
 from .transformer import Modulation, Residuals
 
@@ -43,29 +43,20 @@ class Flux1Denoiser(Denoiser[Condition]):
         self._modulation = modulation
         self._references = references
         self._channels: mx.array | None = None
-        self._passes = passes
-        self._controls: list[tuple[ControlPicture, mx.array]] = []  # with what their networks read of them
+        self._controls = Controls(passes, len(conditions[0].modulation))
         self._residuals: list[Residuals] = []
 
     def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: the further channels of every token, [1, L, C]."""
         self._channels = condition
-        self._controls = [(each.picture, self._passes[str(each.picture.network)].embed(each)) for each in controls]
+        self._controls.start(controls)
 
     def velocity(self, x: mx.array, index: int) -> mx.array:
         """Control networks read the prompt alone; what they make of it counts for the unwanted branches too."""
-        self._residuals = self._control(x.astype(compute_dtype()), index)
+        self._residuals = self._controls.residuals(x.astype(compute_dtype()), index)
         velocity = super().velocity(x, index)
         self._residuals = []
         return velocity
-
-    def _control(self, x: mx.array, index: int) -> list[Residuals]:
-        steps, found = len(self.branches[0].modulation), []
-        for picture, embedded in self._controls:
-            if strength := picture.strength_at(index, steps):
-                run = self._passes[str(picture.network)]
-                found.append(run.residuals(x, index, embedded, picture.kind, strength))
-        return found
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer, x, references = self._transformer.load(), x.astype(compute_dtype()), 0
