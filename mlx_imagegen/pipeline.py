@@ -18,10 +18,12 @@ from PIL import Image
 from .errors import CheckpointError, InsufficientMemoryError
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
-from .hub.record import revision_of
+from .hub.networks import locate_network
+from .hub.record import record_of, revision_of
 from .image import to_image
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
@@ -102,6 +104,7 @@ class Start(NamedTuple):
     clean: mx.array | None = None  # the picture it starts from
     mask: mx.array | None = None  # where it draws; None: everywhere
     condition: Any = None  # what the denoiser is shown
+    controls: tuple[EncodedControl, ...] = ()  # what its control networks are shown
 
     def masked(self, velocity: Velocity, schedule: Schedule) -> Velocity:
         if self.mask is None or self.clean is None:
@@ -132,6 +135,7 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
+        self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
@@ -223,7 +227,24 @@ class Pipeline:
             inputs = job.inputs()
             check_mask(inputs.mask, self.family.shape(job.settings))
             self.family.check_inputs(inputs)
+            for name, network in self._networks_of(jobs).items():
+                for control in inputs.controls:
+                    if control.network == name:
+                        network.check(control, inputs.mask is not None, job.strength)
         return jobs
+
+    def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
+        """The control networks that these pictures name, opened once and packed as the model is."""
+        names = dict.fromkeys(control.model for job in jobs for control in job.controls if control.model)
+        for name in names:
+            if name not in self._networks:
+                folder = locate_network(name, self.model.manifest)
+                self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
+        return {name: self._networks[name] for name in names}
+
+    def _control_transforms(self) -> WeightTransforms:
+        quant = self.quant or record_of(self.folder).get("recipe")
+        return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
@@ -231,6 +252,7 @@ class Pipeline:
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
+            self.family.select_controls(self._networks_of(jobs))
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
             family_bytes = self.family.prompt_weight_bytes
@@ -299,7 +321,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
-            denoiser.start_picture(start.condition)
+            denoiser.start_picture(start.condition, start.controls)
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -340,11 +362,12 @@ class Pipeline:
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
-            start = Start(noise, noise, condition=made.condition)
+            start = Start(noise, noise, condition=made.condition, controls=made.controls)
             if made.clean is not None:
                 clean, sigma = family.pack(made.clean), schedule.sigmas[0]
                 mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mixed = sigma * noise + (1 - sigma) * clean
+                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
         if given:
             self._release(family.stages["encode_image"], report)
@@ -355,7 +378,8 @@ class Pipeline:
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
         return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
+            (*keys, schedule, job.settings.cfg, *self.family.controls),
+            lambda: self.family.denoiser(own, schedule, job.settings),
         )
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:

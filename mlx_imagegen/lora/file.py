@@ -36,6 +36,7 @@ OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
 # What a file's keys say about the program that wrote it; the first that matches.
 FORMATS = (
+    ("Black Forest Labs' control LoRA", r"\.(query|key)_norm\.scale$"),
     ("XLabs", r"\.processor\.(qkv|proj)_lora"),
     ("LyCORIS", r"^lycoris_"),
     ("flattened diffusers names (OneTrainer)", r"^lora_transformer_"),
@@ -82,9 +83,6 @@ ARCHITECTURES = (
     ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
     ("Stable Diffusion 3", r"stable-diffusion-3|sd3"), ("Stable Diffusion or SDXL", r"stable-diffusion|sdxl|sd_v\d"),
 )  # fmt: skip
-# A control LoRA's signs: whole norms in the original's names; or, as diffusers writes it, FLUX.1's first layer widened.
-CONTROL_KEY = r"\.(query|key)_norm\.scale$"
-CONTROL_MODULE, CONTROL_SHAPE = r"(img_in|x_embedder)$", (3072, 128)
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,6 @@ def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
     path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)
-    _refuse_control(file)
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
     return file
@@ -252,15 +249,6 @@ def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
         raise LoraError(
             f"{path}: '{key}' holds whole numbers ({tensor.dtype}): a file that was quantized. Take its bf16 or fp16 "
             "version."
-        )
-
-
-def _refuse_control(file: LoraFile) -> None:
-    wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
-    if file._any(CONTROL_KEY) or any(wide):
-        raise LoraError(
-            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's "
-            "input from 64 to 128 channels for a control picture next to the latents, which this library does not have."
         )
 
 

@@ -9,6 +9,7 @@ Must not know: how stages run, what this machine has (fitting.py).
 import fnmatch
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,9 @@ def plan(
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
-    flops, traffic = _arithmetic(family, tokens, gpu, recipe)
+    passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
+    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
+    flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
     parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
@@ -136,7 +139,7 @@ def plan(
         if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
-    return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
+    return Plan(whole, stages, branches, settings.steps, flops, traffic)
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
@@ -226,9 +229,11 @@ def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> I
                 yield layer, _tokens_through(path, family.spec.roles, tokens)
 
 
-def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe | None) -> tuple[float, float]:
+def _arithmetic(
+    family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool, recipe: Recipe | None
+) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small next to them."""
-    denoiser, roles = family.transformer, family.spec.roles
+    roles = family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
         count = _tokens_through(path, roles, tokens)
@@ -259,6 +264,8 @@ def _working_bytes(
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
     most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
+    if stage == "denoise":
+        most += sum(_control_bytes(network.component, tokens.image, gpu) for network in family.controls.values())
     if stage == "denoise" and family.prefix_values:
         branches = 2 if settings.cfg > 1 else 1
         kept = tokens.before if family.prefix_has_text else tokens.prefix
@@ -270,6 +277,12 @@ def _working_bytes(
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
         most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
     return most
+
+
+def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
+    """What a control network hands to the denoiser's blocks: all of it is there before the first."""
+    outputs = [shape[0] for path, shape, _ in network.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
+    return tokens * sum(outputs) * _size(network, gpu)
 
 
 def block_bytes(

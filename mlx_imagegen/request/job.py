@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..families.base import Inputs, Prompt, Settings
+from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
@@ -63,7 +64,17 @@ class Job:
     def inputs(self) -> Inputs:
         """The pictures that it starts from, at its size."""
         size = self.settings.width, self.settings.height
-        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        controls = tuple(
+            ControlPicture(
+                _centred_pixels(control.picture, size),
+                control.model,
+                control.strength,
+                control.kind,
+                control.start,
+                control.end,
+            )
+            for control in self.controls
+        )
         if self.canvas is None:
             return Inputs(controls=controls)
         if (region := self.region) is None:

@@ -281,11 +281,16 @@ def test_pickles(tmp_path: Path, ending: str) -> None:
 
 
 def test_control_loras(tmp_path: Path) -> None:
+    """Their norms come whole; tests/lora/test_control.py merges one."""
     tensors = {f"img_in.lora_{end}.weight": mx.ones((128, 128)) for end in "AB"}
     tensors |= {"img_in.lora_B.bias": mx.ones(128), "double_blocks.0.img_attn.norm.query_norm.scale": mx.ones(128)}
     mx.save_safetensors(str(tmp_path / "depth.safetensors"), tensors)
-    with pytest.raises(LoraError, match="control LoRA.*64 to 128 channels"):
-        open_lora(tmp_path / "depth.safetensors")
+    entries = open_lora(tmp_path / "depth.safetensors").entries
+    kinds = {name: (entry.form, entry.shape, entry.bias_shape) for name, entry in entries.items()}
+    assert kinds == {
+        "img_in": ("LoRA", (128, 128), (128,)),
+        "double_blocks.0.img_attn.norm.query_norm": ("replacement", (128,), None),
+    }
 
 
 def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ class Modulation(NamedTuple):
         return [Part(lengths[0], self.img[block]), Part(lengths[1], self.clean[block])]
 
 
-class QwenImageTransformer(nn.Module):
+class QwenImageBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: QwenImageConfig):
         super().__init__()
         dims = config.inner_dim
@@ -51,7 +53,12 @@ class QwenImageTransformer(nn.Module):
         self.img_in = Linear(config.in_channels, dims)
         self.txt_in = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [Block(config) for _ in range(config.num_layers)]
-        self.proj_out = Linear(dims, config.patch_size**2 * config.out_channels)
+
+
+class QwenImageTransformer(QwenImageBlocks):
+    def __init__(self, config: QwenImageConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.patch_size**2 * config.out_channels)
 
     def __call__(
         self,
@@ -61,15 +68,18 @@ class QwenImageTransformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         mask: mx.array | None = None,
+        residuals: Sequence[Sequence[mx.array]] = (),
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `mask`: [B, 1, 1, T + L], False
-        at padding."""
+        at padding. `residuals`: what control networks add after each block, [B, L, D]."""
         img = self.img_in(x)  # [B, L, D]
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         lengths = (img.shape[1] - references, references)
         for index, block in enumerate(self.transformer_blocks):
             img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
             img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+            for each in residuals:
+                img = img + each[index]
         scale, shift = modulation.out
         return self.proj_out(modulate(img[:, : lengths[0]], shift, scale, NORM_EPS))
 
