@@ -248,7 +248,14 @@ class Pipeline:
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
-        and nothing is left of them where memory is short, even if the caller stops half-way."""
+        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
+        it has ended or is closed."""
+        if jobs:
+            with self._turn:
+                yield from self._stream_checked(jobs, on_step)
+
+    def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
+        """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
@@ -378,7 +385,7 @@ class Pipeline:
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
         return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg, *self.family.controls),
+            (*keys, schedule, job.settings.guidance, job.settings.cfg, *self.family.controls),
             lambda: self.family.denoiser(own, schedule, job.settings),
         )
 
@@ -448,4 +455,4 @@ def _prompts(job: Job) -> list[Prompt]:
 
 def _key(prompt: Prompt, settings: Settings) -> Hashable:
     """Prompts with the same key have the same branch."""
-    return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
+    return prompt.key, settings.width, settings.height, repr(settings.extras)

@@ -12,6 +12,7 @@ from mlx_imagegen.errors import InsufficientMemoryError
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.request.parameters import PICTURE_FIELDS
 from mlx_imagegen.result import Result, StepEvent
+from tests.draw import drawn_data
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
 
@@ -44,12 +45,19 @@ def test_two_streams_side_by_side(pipeline: Pipeline) -> None:
     assert pixels(got[1]) not in alone
 
 
-def test_threads_take_turns(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("streams", [False, True])
+def test_threads_take_turns(streams: bool, pipeline: Pipeline) -> None:
     """Whatever the memory was counted for is there for one request alone."""
     steps: list[str] = []
 
     def draw(prompt: str) -> None:
-        pipeline.generate(prompt, seed=[1, 2], on_step=lambda event: steps.append(prompt), **SIZE)
+        def note(event: StepEvent) -> None:
+            steps.append(prompt)
+
+        if streams:
+            list(pipeline.stream(pipeline.jobs(prompt, seed=[1, 2], **SIZE), note))
+        else:
+            pipeline.generate(prompt, seed=[1, 2], on_step=note, **SIZE)
 
     prompts = [f"{count} foxes" for count in range(4)]
     threads = [threading.Thread(target=draw, args=(prompt,)) for prompt in prompts]
@@ -59,6 +67,14 @@ def test_threads_take_turns(pipeline: Pipeline) -> None:
         thread.join()
     blocks = [steps[start : start + 6] for start in range(0, len(steps), 6)]
     assert sorted(blocks) == [[prompt] * 6 for prompt in prompts]
+
+
+def test_another_guidance_encodes_no_text_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(drawn_data() / "flux/dev")
+    encoded, encode = [], pipeline.family.encode
+    monkeypatch.setattr(pipeline.family, "encode", lambda *given: encoded.append(given) or encode(*given))
+    pictures = [pipeline.generate("a fox", seed=1, guidance=value, **SIZE) for value in (1.5, 3.0)]
+    assert len(encoded) == 1 and pixels(pictures[0]) != pixels(pictures[1])
 
 
 def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> None:
