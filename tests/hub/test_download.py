@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -276,6 +275,7 @@ def fetched(tmp_path: Path) -> Callable[..., str]:
         environment.pop("HF_HUB_CACHE", None)
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
+        assert "Retrying" not in ran.stderr
         return ran.stdout.strip()
 
     return run
@@ -308,13 +308,11 @@ def test_the_real_client_s_refusals_are_explained(hub_address: str, fetched: Cal
 
 
 def test_without_a_network_the_answer_comes_at_once(fetched: Callable[..., str]) -> None:
-    """The client alone would retry for 24 seconds."""
+    """The client alone would retry for 24 seconds, with a line for each try, which `fetched` refuses."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    started = time.monotonic()
     for changes in ({}, {"revision": "main"}):
         assert "refused: Tiny cannot be downloaded (ConnectError" in fetched(address, **changes)
-    assert time.monotonic() - started < 15
 
 
 def test_a_cut_file_in_the_cache_is_never_read(tmp_path: Path) -> None:
