@@ -25,6 +25,7 @@ class Defaults:
     sampler: str | None = None
 
 
+NO_PICTURE: dict[str, Any] = {"steps": 0, "width": 0, "height": 0, "guidance": 0.0}  # of what draws none by itself
 # What a checkpoint is; all but models stand next to one, of the families that they name.
 KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder")
 
@@ -51,6 +52,8 @@ class Manifest:
     families: tuple[str, ...] = ()  # that a checkpoint of another kind goes with
     tensor_shapes: str | None = None  # a file of weights/tensor_shapes/: the published names and shapes
     note: str | None = None  # one line shown when the model is chosen
+    words: tuple[str, ...] = ()  # lists of all words that it knows, files next to the manifests; none: any word
+    example: str | None = None  # a prompt that it draws well
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
     @property
@@ -103,7 +106,7 @@ def _table(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> Manifest:
     data = _table(path)
     known = {item.name for item in fields(Manifest)} - {"extras", "name"}
-    defaults = Defaults(**data.pop("defaults"))
+    defaults = Defaults(**data.pop("defaults", NO_PICTURE))
     values = {key: data.pop(key) for key in list(data) if key in known}
-    values |= {key: tuple(values.get(key, ())) for key in ("download", "families")}
+    values |= {key: tuple(values.get(key, ())) for key in ("download", "families", "words")}
     return Manifest(name=path.stem, defaults=defaults, extras=data, **values)

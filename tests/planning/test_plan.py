@@ -41,6 +41,8 @@ STORED = {
     "qwen_image": DATA / "qwen_image" / "image",
     "qwen_image_21": DATA / "qwen_image_21" / "model",
     "hidream_o1": DATA / "hidream_o1",
+    "flux2": DATA / "flux2" / "klein",
+    "flux3": DATA / "flux3" / "klein",
     "z_image": DATA / "z_image" / "base",
 }
 
@@ -90,11 +92,12 @@ def counted(pipeline: Pipeline, counter: Counter, **parameters: Any) -> tuple[fl
 def test_the_steps_arithmetic_is_what_a_run_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = load(STORED[name])
     side = 16 * pipeline.family.size_multiple
-    extra = {"max_sequence_length": 32} if name == "flux1" else {}
+    pads = name in ("flux1", "flux2")
+    extra = {"max_sequence_length": 32} if pads else {}
     flops, settings = counted(pipeline, Counter(monkeypatch), width=side, height=side, steps=2, **extra)
     lengths = [branch.txt.shape[1] for branch in pipeline._branches.values()]
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", sum(lengths) / len(lengths))  # elsewhere a guess
-    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if name == "flux1" else 0.01)
+    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=1e-9 if pads else 0.01)
 
 
 def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ...errors import ConfigError
 from ...loading.config import Config
@@ -11,6 +11,8 @@ from ...loading.config import Config
 @dataclass(frozen=True)
 class FluxConfig(Config):
     """transformer/config.json"""
+
+    has_head: ClassVar[bool] = True  # a last norm and layer, which give the velocity
 
     attention_head_dim: int
     guidance_embeds: bool
@@ -38,3 +40,13 @@ class FluxConfig(Config):
     @property
     def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True)
+class FluxControlConfig(FluxConfig):
+    """A control network's config.json"""
+
+    has_head: ClassVar[bool] = False
+
+    num_mode: int | None = None  # kinds of pictures that it is told apart
+    conditioning_embedding_channels: int | None = None  # XLabs': convolutions look at the picture's pixels
