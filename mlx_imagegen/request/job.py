@@ -125,6 +125,8 @@ def _jobs(
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, opened)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
+    if boxes and keep_aspect:
+        notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
     common: dict[str, Any] = {
