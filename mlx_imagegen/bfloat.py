@@ -29,6 +29,10 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
     """A stored array, as `Tensor.bytes` gives it, by its dtype's name in safetensors."""
     if dtype == "BF16":
         return from_bf16(raw)
+    if dtype == "F8_E5M2":  # the upper byte of a float16
+        return (raw.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    if dtype == "F8_E8M0":
+        return np.ldexp(np.where(raw == 255, np.float32(np.nan), np.float32(1)), raw.astype(np.int32) - 127)
     return _fp8_values()[raw] if dtype == "F8_E4M3" else raw.astype(np.float32)
 
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "bench": "measure quants and sizes: seconds a stage, memory, difference",
     "compare": "pictures of several models side by side, on one sheet",
     "doctor": "check this machine, and say which models fit it",
-    "info": "print how a picture was made",
+    "info": "print how a picture was made, or what a file of weights is",
     "lora": "print what a LoRA is made of, and what of it fits",
     "serve": "keep a model warm behind HTTP: OpenAI's and A1111's APIs, and a page",
     "mcp": "let an agent make pictures, over MCP on standard input and output",
@@ -90,7 +90,10 @@ def _run(arguments: list[str]) -> None:
         module = _module(name)
         parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
         module.flags(parser)
-        module.run(parser.parse_args(rest))
+        args = parser.parse_args(rest)
+        if getattr(args, "comfy", None):  # for all that the command opens, in its processes too
+            os.environ["MLX_IMAGEGEN_COMFY"] = args.comfy
+        module.run(args)
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from . import machine as memory
 from .errors import CheckpointError
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
 from .hub.record import revision_of
@@ -55,15 +56,17 @@ def load(
     lora: Sequence[Wanted] | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
+    comfy: str | Path | None = None,
     on_load: OnLoad | None = None,
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    loras = open_loras(() if lora is None else lora, on_download)
-    refuse_before_download(str(model), quant, loras, lora_partial)
-    found, folder = locate(str(model), on_download)
+    with using_folder(comfy):
+        loras = open_loras(() if lora is None else lora, on_download)
+        refuse_before_download(str(model), quant, loras, lora_partial)
+        found, folder = locate(str(model), on_download)
     started = time.perf_counter()
     memory.bound_cache()
     source = Source(folder, found.manifest)
@@ -71,12 +74,22 @@ def load(
     recipe = None if quant is None else read_recipe(quant, found.manifest.family)
     transforms = WeightTransforms((merge,), progress=on_load)
     family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.unused_rows(family.weights) if recipe else ():
+    for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
         on_download(f"note: {note}")
     pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
     pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = time.perf_counter() - started
     return pipeline
+
+
+def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
+    for component, weights in family.weights.items():
+        if formats := weights.unpacked_formats:
+            listed = ", ".join(f"{count} in {name}" for name, count in formats.items())
+            yield (
+                f"{component}: weights are unpacked, for MLX has no packing for their format ({listed}); a recipe "
+                "(quant, --quant q6) packs them while they are loaded"
+            )
 
 
 class Start(NamedTuple):

@@ -27,6 +27,12 @@ def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
             group.add_argument(row.flag, help=flag_help(row), default=None, **form)
 
 
+def add_flag(parser: argparse.ArgumentParser, name: str) -> None:
+    """One parameter's, for commands that take few."""
+    row = BY_NAME[name]
+    parser.add_argument(str(row.flag), help=flag_help(row), default=None, metavar=row.metavar, **FORMS[row.kind])
+
+
 def flag_help(row: Parameter) -> str:
     """The row's help, with flags in the place of parameters."""
     shown = re.sub(

@@ -1,4 +1,4 @@
-"""`info FILE`: how a picture was made, from the record inside the PNG."""
+"""`info FILE`: how a picture was made, from the record inside the PNG; or what a .safetensors or .gguf file is."""
 
 import argparse
 import json
@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .flags import add_flag
+
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a PNG made by mlx-imagegen")
+    parser.add_argument("file", type=Path, help="a PNG made by mlx-imagegen, or a .safetensors or .gguf file")
+    add_flag(parser, "comfy")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..image import read_metadata
-
-    record = read_metadata(args.file.expanduser())
+    record = _record(args.file.expanduser())
     if args.json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -23,6 +24,18 @@ def run(args: argparse.Namespace) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    from ..hub.comfy import is_model_file
+
+    if is_model_file(path):
+        from ..hub.file_info import file_info
+
+        return file_info(path)
+    from ..image import read_metadata
+
+    return read_metadata(path)
 
 
 def _lines(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
 from ..hub.manifest import Manifest, manifests
+from .flags import add_flag
 
 GB = 1e9
 
@@ -13,6 +15,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--names", action="store_true", help="print the names alone")
     style.add_argument("--json", action="store_true", help="print everything the manifests say, as JSON")
+    add_flag(parser, "comfy")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,6 +29,35 @@ def run(args: argparse.Namespace) -> None:
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _print_files()
+
+
+def _print_files() -> None:
+    """The diffusion models of the ComfyUI folder that is set."""
+    from ..hub.comfy import MODELS, chosen_folder
+
+    folder = chosen_folder()
+    if folder is None:
+        return
+    print(f"\nin {folder.models}:")
+    rows = [(path.relative_to(folder.models).as_posix(), *_file_cells(path)) for path in folder.files(MODELS)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
+    for row in rows:
+        print("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]]).rstrip())
+
+
+def _file_cells(path: Path) -> tuple[str, str, str]:
+    """Size, nearest manifest, and what is missing."""
+    from ..errors import ImagegenError
+    from ..hub.single_files import assemble
+
+    size = f"{path.stat().st_size / GB:.1f} GB"
+    try:
+        assembly = assemble(path)
+    except ImagegenError as error:
+        return size, "-", str(error)
+    lacking = f"needs {', '.join(assembly.missing)}" if assembly.missing else "ready"
+    return size, assembly.manifest.name, lacking
 
 
 def _row(manifest: Manifest) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingFileError, UnknownModelError
+from .flags import add_flag
 from .generate import size
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
+        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id, a folder or a file"
     )
+    add_flag(parser, "comfy")
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
@@ -58,14 +60,15 @@ def run(args: argparse.Namespace) -> None:
 @contextmanager
 def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
-    from ..hub.download import HuggingFace, cached, local_folder
+    from ..hub.download import local_folder
     from ..hub.recognition import find, recognize
+    from ..hub.snapshots import cache_folder, cached
     from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 
     try:
         found = find(model)
     except UnknownModelError:
-        folder = cached(HuggingFace().cache, model, "main")
+        folder = cached(cache_folder(), model, "main")
         if folder is None:
             raise
         yield recognize(folder), folder, ""

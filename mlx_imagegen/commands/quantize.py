@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .flags import add_flag
 from .generate import size
 from .plan import headers
 from .requests import read_jobs
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id or a folder"
+        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id, a folder or a file"
     )
+    add_flag(parser, "comfy")
     recipe = parser.add_mutually_exclusive_group()
     recipe.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
     recipe.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")

@@ -69,6 +69,11 @@ class FamilySpec:
     # What the published files of the family say of sizes and noise in a block of their own: config -> manifest keys.
     own_numbers: Callable[["Manifest", ModelFolder], "Manifest"] | None = None
     manifests: Path | None = None  # a folder with manifests of a family outside this package
+    # "package.module:NAME", the layouts (loading/single_file.py) in which its components are published as single files.
+    single_files: str | None = None
+    tokenizers: Mapping[str, str] = field(default_factory=dict)  # a model's folder -> the repository's that it is
+    packaged_tokenizers: Mapping[str, str] = field(default_factory=dict)  # folder -> a name in weights/tokenizers/
+    mirrors: tuple[str, ...] = ()  # repositories that have the same small files, and ask for no access
 
 
 def register(spec: FamilySpec) -> None:

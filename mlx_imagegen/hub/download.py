@@ -24,6 +24,7 @@ from ..loading.folder import RECOGNIZED_BY
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import revision_of
+from .snapshots import cache_folder, cached
 
 GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without free space fails in unexpected places
@@ -104,7 +105,7 @@ def local_folder(manifest: Manifest) -> Path | None:
     """The manifest's files, if they are here and whole; asks nobody."""
     if manifest.bundled or not manifest.repo or not manifest.revision:
         return manifest.bundled
-    folder = cached(HuggingFace().cache, manifest.repo, manifest.revision)
+    folder = cached(cache_folder(), manifest.repo, manifest.revision)
     return folder if folder and not absent(folder, manifest.download) else None
 
 
@@ -136,15 +137,6 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
             f" {hub.cache}. Licence: {wanted.licence}."
         )
         return hub.download(wanted)
-
-
-def cached(cache: Path, repo: str, revision: str) -> Path | None:
-    """The snapshot of `repo` in the cache, whole or not."""
-    storage = cache / f"models--{repo.replace('/', '--')}"
-    reference = storage / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    folder = storage / "snapshots" / commit
-    return folder if folder.is_dir() else None
 
 
 def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
@@ -254,9 +246,7 @@ class HuggingFace:
     """The real hub. Its client is imported only when something has to be looked up."""
 
     def __init__(self) -> None:
-        from huggingface_hub import constants
-
-        self.cache = Path(constants.HF_HUB_CACHE).expanduser()
+        self.cache = cache_folder()
 
     def is_whole(self, wanted: Download) -> bool:
         from huggingface_hub.errors import LocalEntryNotFoundError

@@ -64,7 +64,8 @@ class Model:
 
     manifest: Manifest
     folder: Path | None
-    requested_as: str  # what the user called it, folders as absolute paths
+    requested_as: str  # what the user called it, files and folders as absolute paths
+    file: Path | None = None  # where the model is a single file: `folder` is then put together for this process alone
 
 
 def data_folder(name: str) -> Path:

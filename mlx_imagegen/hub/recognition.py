@@ -12,18 +12,27 @@ from typing import Any
 from ..errors import ConfigError, MissingFileError, UnknownModelError
 from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
+from .comfy import SUFFIXES, chosen_folder, is_model_file
 from .manifest import KINDS, Manifest, Model, manifests
+from .mlx_folders import component_folders
 from .record import record_of
+from .single_files import open_single_file
 
 
 def find(model: str) -> Model:
-    """A manifest's name, a repository id, or a folder (with config files in it)."""
+    """A manifest's name, a repository id, a folder (with config files in it), or a diffusion model's file."""
     known = manifests()
     if model in known:
         return Model(known[model], known[model].bundled, model)
     folder = Path(model).expanduser()
+    if folder.is_dir() and component_folders(folder):
+        manifest, assembled = open_single_file(folder)
+        return Model(manifest, assembled, requested_as(model), folder)
     if folder.is_dir():
         return Model(recognize(folder), folder, requested_as(model))
+    if (file := _single_file(model)) is not None:
+        manifest, folder = open_single_file(file)
+        return Model(_with_own_numbers(manifest, ModelFolder(folder)), folder, requested_as(model), file)
     by_repo = {
         manifest.repo.lower(): manifest
         for manifest in known.values()
@@ -31,9 +40,12 @@ def find(model: str) -> Model:
     }
     if model.lower() in by_repo:
         return Model(by_repo[model.lower()], None, model)
-    if folder.exists() or model.startswith(("/", "./", "../", "~")):
+    if folder.exists() or model.startswith(("/", "./", "../", "~")) or folder.suffix.lower() in SUFFIXES:
+        chosen = chosen_folder()
+        there = f", nor a file of a diffusion model in {chosen.models}" if chosen else ""
         raise MissingFileError(
-            f"{model} is not a folder here. Give a model folder, a repository id or one of: {', '.join(known)}."
+            f"{model} is not a folder here, nor a .safetensors or .gguf file{there}. Give a model folder, a repository "
+            f"id or one of: {', '.join(known)}."
         )
     if other := next((kind for kind in KINDS if model in manifests(kind)), None):
         families = ", ".join(family_spec(name).title for name in manifests(other)[model].families)
@@ -47,8 +59,20 @@ def find(model: str) -> Model:
 
 def requested_as(model: str) -> str:
     """A model's name for records: as the user said it, but a folder in a way that means the same from everywhere."""
+    if model in manifests():
+        return model
     folder = Path(model).expanduser()
-    return str(folder.absolute()) if model not in manifests() and folder.is_dir() else model
+    place = folder if folder.is_dir() else _single_file(model)
+    return str(place.absolute()) if place else model
+
+
+def _single_file(model: str) -> Path | None:
+    """A path, or a name in the ComfyUI folder that is set."""
+    path = Path(model).expanduser()
+    if is_model_file(path):
+        return path
+    chosen = chosen_folder()
+    return chosen.named(model) if chosen else None
 
 
 def recognize(folder: Path) -> Manifest:
@@ -61,8 +85,12 @@ def recognize(folder: Path) -> Manifest:
         manifest = replace(manifest, folder=None, extras=manifest.extras | merged)
     else:
         manifest = manifests()[_nearest(files)]
+    return _with_own_numbers(manifest, files)
+
+
+def _with_own_numbers(manifest: Manifest, folder: ModelFolder) -> Manifest:
     own_numbers = family_spec(manifest.family).own_numbers
-    return own_numbers(manifest, files) if own_numbers else manifest
+    return own_numbers(manifest, folder) if own_numbers else manifest
 
 
 def as_folded(manifest: Manifest, folded: dict[str, Any] | None) -> Manifest:

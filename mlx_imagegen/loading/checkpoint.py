@@ -1,104 +1,30 @@
-"""safetensors files as named tensors that are read on request, in full or by rows.
+"""Files as named tensors that are read on request, in full or by rows.
 
-In: a file, or a folder with one file or an index over shards. Out: `Checkpoint`, a mapping of names to `Tensor`
-records (dtype, shape, place in the file), checked against the file's size before a byte of data is read.
-We parse headers and pread the data ourselves: MLX's own loader reads a whole tensor to give one row, follows a file
-that is overwritten under it, and cannot say what is wrong with a damaged one.
-Must not know: model families, names' meanings, quantization.
+In: a file, or a folder with one file or an index over shards. Out: `Checkpoint`, a mapping of names to `Tensor`s.
+Must not know: model families, names' meanings, how a format is laid out.
 """
 
 import functools
-import json
-import math
-import struct
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
-import numpy as np
 
 from ..errors import CheckpointError, MissingFileError
+from ..layers.linear import Packing
+from .comfy_quant import unpack_layers
 from .config import read_json
+from .gguf import is_gguf, read_gguf
+from .parts import PARTS, open_parts
+from .safetensors import read_header
+from .tensor import DTYPES, REMEDY, Tensor, as_mlx
 
-# safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
-DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
-    "F64": (np.float64, mx.float32),  # a LoRA's alpha may be one; MLX narrows it
-    "F32": (np.float32, mx.float32),
-    "F16": (np.float16, mx.float16),
-    "BF16": (np.uint16, mx.bfloat16),
-    "F8_E4M3": (np.uint8, mx.uint8),  # decoded by read(); MLX has no such array type
-    "U8": (np.uint8, mx.uint8),
-    "I8": (np.int8, mx.int8),
-    "I16": (np.int16, mx.int16),
-    "U16": (np.uint16, mx.uint16),
-    "I32": (np.int32, mx.int32),
-    "U32": (np.uint32, mx.uint32),
-    "I64": (np.int64, mx.int64),
-    "U64": (np.uint64, mx.uint64),
-    "BOOL": (np.bool_, mx.bool_),
-}
-HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
-REMEDY = "The file is damaged or its download did not finish: delete it and download it again."
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies. `start` and `stop` are offsets from the beginning of the file."""
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def floating(self) -> bool:
-        return self.dtype == "F8_E4M3" or mx.issubdtype(DTYPES[self.dtype][1], mx.floating)
-
-    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
-        """Rows [row, row + rows) of the first axis as a numpy array of the carrying type (bf16 as uint16)."""
-        carrier, shape = np.dtype(DTYPES[self.dtype][0]), self.shape
-        if shape:
-            shape = (shape[0] - row if rows is None else rows, *shape[1:])
-        out = np.empty(shape, carrier)
-        start = self.start + row * carrier.itemsize * math.prod(shape[1:])
-        _read_exactly(self, start, out.reshape(-1).data.cast("B"))
-        return out
-
-    def read(self, row: int = 0, rows: int | None = None) -> mx.array:
-        """The same rows as an MLX array in the stored dtype (fp8 is decoded to bfloat16)."""
-        return as_mlx(self.bytes(row, rows), self.dtype)
-
-    def gather(self, indices: Sequence[int]) -> mx.array:
-        """Single rows, in the order of `indices`: for embedding tables, which are never loaded in full."""
-        outside = [index for index in indices if not 0 <= index < self.shape[0]]
-        if outside:
-            raise CheckpointError(
-                f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {outside[0]} was asked for."
-            )
-        rows = {index: self.bytes(index, 1) for index in sorted(set(indices))}
-        return as_mlx(np.concatenate([rows[index] for index in indices]), self.dtype)
-
-
-def as_mlx(array: np.ndarray, dtype: str) -> mx.array:
-    kind = DTYPES[dtype][1]
-    if dtype == "F8_E4M3":
-        return mx.from_fp8(mx.array(array), mx.bfloat16)
-    out = mx.array(array)
-    return out if out.dtype == kind else out.view(kind)
+__all__ = ["DTYPES", "Checkpoint", "Tensor", "as_mlx", "open_checkpoint", "read_header"]
 
 
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one component, whatever number of files they lie in."""
 
-    def __init__(self, tensors: dict[str, Tensor], paths: Sequence[Path], where: Path):
+    def __init__(self, tensors: Mapping[str, Tensor], paths: Sequence[Path], where: Path):
         self.tensors = tensors
         self.paths = list(paths)
         self.where = where
@@ -117,6 +43,19 @@ class Checkpoint(Mapping[str, Tensor]):
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def packings(self) -> dict[str, Packing]:
+        """By module's name, where the file's own format says how its weights are packed."""
+        packed = ((name, tensor.packing) for name, tensor in self.tensors.items())
+        return {name.removesuffix(".weight"): packing for name, packing in packed if packing}
+
+    @property
+    def shown(self) -> Path:
+        """What messages call it: its files, where these are not in its folder."""
+        if all(path.is_relative_to(self.where) for path in self.paths):
+            return self.where
+        return Path(os.path.commonpath(self.paths))
+
+    @property
     def stamp(self) -> str:
         """Changes when any file changes; for caches made from the weights."""
         parts = [f"{path.resolve()}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.paths]
@@ -124,9 +63,9 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def open_checkpoint(where: Path) -> Checkpoint:
-    """Opens a .safetensors file, or a folder holding one file or an index over shards."""
+    """Opens a .safetensors or .gguf file, or a folder holding one .safetensors file or an index over shards."""
     if where.is_file():
-        return Checkpoint(read_header(where)[0], [where], where)
+        return Checkpoint(_open_file(where), [where], where)
     if not where.is_dir():
         raise MissingFileError(f"{where} is not there; download the model again, or point to a complete folder.")
     indexes = sorted(where.glob("*.safetensors.index*.json"))  # a variant is called *.safetensors.index.fp16.json
@@ -138,7 +77,11 @@ def open_checkpoint(where: Path) -> Checkpoint:
     if indexes:
         return _open_sharded(where, indexes[0])
     path = _only_file(where)
-    return Checkpoint(read_header(path)[0], [path], where)
+    return Checkpoint(_open_file(path), [path], where)
+
+
+def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
+    return read_gguf(path, packed).tensors if is_gguf(path) else unpack_layers(*read_header(path), path)
 
 
 def _only_file(folder: Path) -> Path:
@@ -165,7 +108,10 @@ def _only_file(folder: Path) -> Path:
 
 
 def _open_sharded(folder: Path, index: Path) -> Checkpoint:
-    weight_map = read_json(index).get("weight_map")
+    data = read_json(index)
+    if PARTS in data:
+        return Checkpoint(*open_parts(data, index, _open_file), folder)
+    weight_map = data.get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no 'weight_map'; download it again.")
     if not all(isinstance(name, str) for name in weight_map.values()):
@@ -178,8 +124,10 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
             " names them. The download did not finish: run it again."
         )
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     for name in names:
-        shard = read_header(folder / name)[0]
+        shard, said = read_header(folder / name)
+        metadata |= said
         duplicates = sorted(set(shard) & set(tensors))
         if duplicates:
             raise CheckpointError(
@@ -191,93 +139,4 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         raise CheckpointError(
             f"{index} names {len(missing)} tensors that no shard holds ({', '.join(missing[:3])}). {REMEDY}"
         )
-    return Checkpoint(tensors, [folder / name for name in names], folder)
-
-
-def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of one file and its `__metadata__`; every offset is checked, so that reading can trust them."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            if size < 8:
-                raise CheckpointError(
-                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}"
-                )
-            length = struct.unpack("<Q", file.read(8))[0]
-            if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
-                raise CheckpointError(
-                    f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                    f"{size} bytes. {REMEDY}"
-                )
-            header = json.loads(file.read(length))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is not there; download the model again.") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {REMEDY}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object. {REMEDY}")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {REMEDY}")
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    _check_extents(path, tensors, 8 + length, size)
-    return tensors, metadata
-
-
-def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
-    try:
-        dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {REMEDY}") from error
-    if not valid:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {REMEDY}")
-    if dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
-            "fp16 version."
-        )
-    expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
-    if stop - start != expected:
-        raise CheckpointError(
-            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. "
-            f"{REMEDY}"
-        )
-    return Tensor(path, name, dtype, shape, origin + start, origin + stop)
-
-
-def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: int) -> None:
-    """Tensors must follow each other without overlap or gap and end where the file ends."""
-    end = origin
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
-        if tensor.start != end:
-            word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {REMEDY}")
-        end = tensor.stop
-    if end != size:
-        raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {REMEDY}")
-
-
-def _read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
-    """Fills `target`; loops because one read call gives at most 2 GiB on Linux and macOS."""
-    done = 0
-    try:
-        with tensor.path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while done < len(target):
-                count = file.readinto(target[done : done + 2**30])
-                if not count:
-                    raise CheckpointError(
-                        f"{tensor.path} ended while '{tensor.name}' was read: it changed while it was read. {REMEDY}"
-                    )
-                done += count
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{tensor.path} went away before '{tensor.name}' was read; put it back.") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{tensor.path}: '{tensor.name}' cannot be read ({error.strerror}); see to its permissions and its disk."
-        ) from error
+    return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)

@@ -5,22 +5,13 @@ it round, so that loading can ask for one of our tensors and read just those row
 Must not know: which layouts exist (families' keys.py).
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from ..bfloat import to_float32
-from ..errors import CheckpointError
 from .checkpoint import Tensor
-
-# Files of fp8 numbers (ComfyUI's) keep a scale next to each weight, for the whole tensor or for each row; the others
-# are notes for kernels that this library does not have.
-FP8_SCALES = (".scale_weight", ".weight_scale")
-FP8_NOTES = (".scale_input", ".input_scale", ".comfy_quant")
-FP8_MARK = "scaled_fp8"
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,6 @@ class Slice:
     row: int = 0
     rows: int | None = None
     swap_halves: bool = False
-    scale: Tensor | None = None  # of fp8 numbers: one, or one a row of the whole stored tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,17 +41,11 @@ class Slice:
 
     def read(self) -> mx.array:
         value = self.tensor.read(self.row, self.rows)
-        if self.scale is not None:
-            value = value.astype(mx.float32) * mx.array(self._scales(0, value.shape[0]))
         return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
 
     def gather(self, rows: Sequence[int]) -> mx.array:
         """Single rows of a table."""
-        value = self.tensor.gather(rows)
-        if self.scale is None:
-            return value
-        scales = self._scales(0, self.tensor.shape[0])
-        return value.astype(mx.float32) * mx.array(scales if len(scales) == 1 else scales[list(rows)])
+        return self.tensor.gather(rows)
 
     def bytes(self, row: int, rows: int) -> np.ndarray:
         """Rows of ours as they are stored; they must not cross the middle of swapped halves."""
@@ -69,17 +53,10 @@ class Slice:
 
     def floats(self, row: int, rows: int) -> np.ndarray:
         """The same rows in float32: the numbers that `read` gives."""
-        values = to_float32(self.bytes(row, rows), self.tensor.dtype)
-        return values if self.scale is None else values * self._scales(self._unswapped(row), rows)
+        return self.tensor.floats(self.row + self._unswapped(row), rows)
 
     def _unswapped(self, row: int) -> int:
         return (row + self.shape[0] // 2) % self.shape[0] if self.swap_halves else row
-
-    def _scales(self, row: int, rows: int) -> np.ndarray:
-        """What rows [row, row + rows) of this slice, before any swap, are to be multiplied by: [1, 1] or [rows, 1]."""
-        assert self.scale is not None
-        values = to_float32(self.scale.bytes(), self.scale.dtype).reshape(-1, 1)
-        return values if len(values) == 1 else values[self.row + row : self.row + row + rows]
 
 
 Rename = Callable[[str], Iterable[RowRange]]
@@ -110,19 +87,4 @@ def runs(target: RowRange, first: int, count: int, height: int) -> list[RowRange
 
 def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
     """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
-    scales = {
-        name.removesuffix(end): tensor for name, tensor in tensors.items() for end in FP8_SCALES if name.endswith(end)
-    }
-    out: dict[str, Slice] = {}
-    for name, tensor in tensors.items():
-        if name.endswith((*FP8_SCALES, *FP8_NOTES)) or name == FP8_MARK:
-            continue
-        scale = scales.get(name.removesuffix(".weight")) if tensor.dtype == "F8_E4M3" else None
-        if scale and (not scale.floating or math.prod(scale.shape) not in (1, tensor.shape[0])):
-            raise CheckpointError(
-                f"{scale.path}: '{scale.name}' ({scale.dtype} {list(scale.shape)}) is neither one scale for '{name}'"
-                " nor one for each of its rows: a format with a scale for each block, such as mxfp8. Take the bf16"
-                " version."
-            )
-        out |= {target.name: replace(cut(tensor, target), scale=scale) for target in rename(name)}
-    return out
+    return {target.name: cut(tensor, target) for name, tensor in tensors.items() for target in rename(name)}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from ..layers.linear import Packing
+from ..layers.linear import Packing, unpacked
 from .checkpoint import Checkpoint
 from .names import Rename, Slice, same_names, slices
 from .packings import stored_packings
@@ -41,10 +41,16 @@ class NamedTensors:
         """Whether the file has the layer's weight itself: not its codes, and not a table in its place."""
         return f"{path}.weight" in self.slices and path not in self.stored
 
+    @property
+    def packed_by_format(self) -> bool:
+        """Whether all that is packed is so because the file's own format is (GGUF's): there is no full-precision model
+        to begin with, and what is not packed can be."""
+        return all(self.slices[f"{path}.weight"].tensor.packing is not None for path in self.stored)
+
     def read(self, name: str, shape: Shape) -> mx.array:
         """One tensor in our layout, in the stored dtype."""
         if name not in self.slices:
-            raise CheckpointError(f"{self.checkpoint.where}: '{name}' is missing; download the model again.")
+            raise CheckpointError(f"{self.checkpoint.shown}: '{name}' is missing; download the model again.")
         return _as_ours(self.slices[name].read(), shape)
 
     def depth(self, path: str) -> int:
@@ -68,9 +74,8 @@ class NamedTensors:
         if packing is None:
             return self.slices[name].gather(rows)
         parts = {part: self.slices[f"{path}.{part}"].gather(rows) for part in packing.parts}
-        return mx.dequantize(
-            parts["weight"], parts["scales"], parts.get("biases"), packing.group_size, packing.bits, packing.mode
-        )
+        grids = {part: value.astype(mx.float32) for part, value in parts.items() if _is_floating(value)}
+        return unpacked(parts | grids, packing)
 
 
 def name_tensors(
@@ -81,7 +86,7 @@ def name_tensors(
 ) -> NamedTensors:
     """The checkpoint under our names; nothing is read but its header."""
     named, config = slices(checkpoint, rename), config or {}
-    stored = stored_packings(config.get("quantization") or {}, named, rename, checkpoint.where)
+    stored = stored_packings(config.get("quantization") or {}, named, rename, checkpoint.shown)
     return NamedTensors(
         component, checkpoint, MappingProxyType(named), MappingProxyType(stored), MappingProxyType(dict(config))
     )
@@ -96,6 +101,10 @@ def fits(stored: Shape, expected: Shape) -> bool:
     if len(stored) == 4:  # torch keeps convolutions as [out, in, h, w], MLX as [out, h, w, in]
         stored = (stored[0], *stored[2:], stored[1])
     return [size for size in stored if size != 1] == [size for size in expected if size != 1]
+
+
+def _is_floating(value: mx.array) -> bool:
+    return bool(mx.issubdtype(value.dtype, mx.floating))
 
 
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:

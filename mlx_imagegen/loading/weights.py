@@ -6,6 +6,7 @@ so that the most that is ever held twice is one layer.
 Must not know: families' names, LoRAs, recipes, sampling, how long a module stays.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -84,6 +85,12 @@ class Weights(NamedTensors):
             return None
         stored = self.shape(f"{path}.weight")  # of a 1x1 convolution, which the converter does not pack either
         return (recipe or self.transforms.packing)(self.component, path, stored, self.depth(path))
+
+    @property
+    def unpacked_formats(self) -> Counter[str]:
+        """How many linear layers' weights are numbers only because MLX's packing does not hold their file's format."""
+        tensors = (self.slices[name].tensor for path in self.linears if (name := f"{path}.weight") in self.slices)
+        return Counter(tensor.stored_as for tensor in tensors if tensor.unpacked)
 
     def changed(self, paths: Collection[str]) -> bool:
         """Whether a LoRA changes any of these layers."""
@@ -183,7 +190,7 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
     }
     if any(faults.values()):
         raise MismatchError(
-            f"{named.checkpoint.where}: the tensors do not fit the {named.component}'s config.json: "
+            f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
             + "; ".join(
                 f"{len(names)} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
                 for what, names in faults.items()
@@ -207,7 +214,7 @@ def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array],
     if other:
         more = f" … and {len(other) - 3} more" if len(other) > 3 else ""
         raise MismatchError(
-            f"{named.checkpoint.where}: config.json's 'quantization' does not describe the {named.component}'s packed "
+            f"{named.checkpoint.shown}: config.json's 'quantization' does not describe the {named.component}'s packed "
             f"weights: {'; '.join(other[:3])}{more}. The files are of another packing: take config.json and the "
             ".safetensors files from the same repository, or correct 'quantization'."
         )
@@ -244,11 +251,13 @@ def _pack_as_stored(layer: nn.Module, packing: Packing | None) -> Packing | None
 
 def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
     layer, values = tensors.layer, tensors.values
-    if isinstance(layer, Linear) and layer.packing is None and tensors.packing is not None:
-        layer.pack(tensors.packing)
+    if isinstance(layer, Linear) and tensors.packing is not None:
+        if layer.packing is None:
+            layer.pack(tensors.packing)
+        layer.packing = tensors.packing  # a changed weight may be packed in other bits than the file's
     if absent := sorted(tensors.absent):
         name = join(tensors.path, absent[0])
-        raise CheckpointError(f"{tensors.named.checkpoint.where}: '{name}' is missing; download the model again.")
+        raise CheckpointError(f"{tensors.named.checkpoint.shown}: '{name}' is missing; download the model again.")
     for name, value in values.items():
         layer[name] = value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
     mx.eval([layer[name] for name in values])

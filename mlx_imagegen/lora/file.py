@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import LoraError, MissingFileError
 from ..families import family_specs
+from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
@@ -172,7 +173,11 @@ class LoraFile:
 
 
 def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
-    """`source`: a file, a folder that holds one, `owner/repository:file` or `owner/repository@revision:file`."""
+    """`source`: a file, a folder that holds one, the name of one in the ComfyUI folder that is set,
+    `owner/repository:file` or `owner/repository@revision:file`."""
+    chosen = chosen_folder()
+    if chosen and not Path(source).expanduser().exists():
+        source = chosen.named(str(source), LORAS) or source
     path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)

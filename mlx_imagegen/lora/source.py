@@ -21,7 +21,9 @@ from ..families import family_spec, open_family
 from ..families.base import Family
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
+from ..hub.mlx_folders import component_folders
 from ..hub.record import record_of, remake
+from ..hub.single_files import open_single_file, source_of, unpacked_folder
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
@@ -102,10 +104,19 @@ class Source:
         """The source's folder, if it is on this machine and complete."""
         named, revision = self.record.get("source"), self.record.get("revision")
         if not named:
-            return None
+            return unpacked_folder(self.folder)
+        place = Path(named)
+        if place.is_file() or (place.is_dir() and component_folders(place)):
+            folder = open_single_file(place)[1]
+            return unpacked_folder(folder) or folder
         if Path(named).is_absolute():
             return Path(named) if Path(named).is_dir() else None
         return local_folder(replace(self.manifest, repo=named, revision=revision or "main"))
+
+    @property
+    def _shown(self) -> Path:
+        """The folder, or the files that it was put together from."""
+        return source_of(self.folder)
 
     @property
     def _named(self) -> str:
@@ -120,7 +131,7 @@ class Source:
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
         missing = f"{self._named}, which it was made from, is not on this machine"
         return (
-            f"{self.folder} is quantized, and merging into its codes or tables would lose most of a LoRA "
+            f"{self._shown} is quantized, and merging into its codes or tables would lose most of a LoRA "
             f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
             f"but {missing if self.record else 'it does not say from what it was made'}. Make a new folder with the "
             f"LoRA: {self._command(matches)}"

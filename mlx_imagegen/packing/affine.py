@@ -207,7 +207,8 @@ def unpack_rows(packed: Packed, packing: Packing) -> np.ndarray:
         if shift + bits > 32:
             code = code | (words[..., word + 1] << np.uint64(32 - shift))
         codes[..., index] = code & np.uint64(2**bits - 1)
-    scales, biases = (from_bf16(packed[name])[..., None] for name in ("scales", "biases"))
+    grids = (packed[name] for name in ("scales", "biases"))
+    scales, biases = ((from_bf16(grid) if grid.dtype == np.uint16 else grid)[..., None] for grid in grids)
     values: np.ndarray = codes.reshape(rows, -1, packing.group_size) * scales + biases
     return values.reshape(rows, -1)
 

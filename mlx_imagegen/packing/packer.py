@@ -56,8 +56,11 @@ class Packer(Transform):
         named, path = tensors.named, tensors.path
         if tensors.packing is not None or not isinstance(tensors.layer, Linear):
             return None
-        if path in named.stored or f"{path}.weight" not in named.slices:
-            return named.stored.get(path)
+        stored = named.stored.get(path)
+        if stored and named.packed_by_format:  # changed, and a change would be lost between the codes that it had
+            return replace(stored, bits=8)
+        if stored or f"{path}.weight" not in named.slices:
+            return stored
         return self.packing(named.component, path, named.shape(f"{path}.weight"), named.depth(path))
 
     def packing(self, component: str, path: str, shape: Shape, depth: int) -> Packing | None:
@@ -67,9 +70,9 @@ class Packer(Transform):
         return self.digest
 
     def check(self, named: NamedTensors) -> None:
-        if named.stored and self.recipe:
+        if named.stored and self.recipe and not named.packed_by_format:
             raise QuantizationError(
-                f"{named.checkpoint.where} is quantized already, and quantizing it again would add the errors of both."
+                f"{named.checkpoint.shown} is quantized already, and quantizing it again would add the errors of both."
                 " Leave quant out, or begin with the full-precision model."
             )
 

@@ -20,6 +20,7 @@ from ..folding import Fold
 from ..hub.download import Notify, locate, notify_stderr, pending_download
 from ..hub.manifest import Manifest, Model
 from ..hub.recognition import as_folded
+from ..hub.single_files import source_of, unpacked_folder
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms
@@ -99,7 +100,8 @@ class ConversionPlan:
             f"{component}: {note} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
             for (component, note), paths in same_reason.items()
         ]
-        return folded + self.recipe.unused_rows(self.family.weights) + unmet
+        kept = [f"{layout.component}: {line}" for layout in self.layouts for line in layout.kept_lines]
+        return folded + self.recipe.unused_rows(self.family.weights) + unmet + kept
 
 
 def plan_conversion(
@@ -121,7 +123,10 @@ def plan_conversion(
             early = plan_from_folder(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
             early.check_cost()
             early.with_loras(loras, lora_partial)
-    planned = plan_from_folder(*locate(str(model), on_download), quant, fold, fold_size, calibrate)
+    found, folder = locate(str(model), on_download)
+    if loras and found.file:  # they change numbers, not codes
+        folder = unpacked_folder(folder) or folder
+    planned = plan_from_folder(found, folder, quant, fold, fold_size, calibrate)
     return planned.with_loras([*own_loras(planned.model.manifest, on_download), *loras], lora_partial)
 
 
@@ -135,9 +140,10 @@ def plan_from_folder(
 ) -> ConversionPlan:
     recipe = read_recipe(quant, found.manifest.family)
     family = open_family(found.manifest, folder, WeightTransforms())
-    stored = next((weights for weights in family.weights.values() if weights.stored or weights.folded), None)
+    packed = (weights for weights in family.weights.values() if weights.folded or not weights.packed_by_format)
+    stored = next(packed, None)
     if stored:
-        source = f"{folder} is quantized already ({stored.component})"
+        source = f"{source_of(folder)} is quantized already ({stored.component})"
         raise QuantizationError(
             f"{source}; quantizing again would add the errors of both. Begin with the full-precision model."
         )

@@ -7,6 +7,7 @@ Must not know: recipes' rows, families, how to print.
 
 import functools
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -227,7 +228,7 @@ def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
         yield 0, 1
         return
     rows = piece.part.shape[0]
-    step = max(1, CHUNK * rows // max(1, piece.count))
+    step = max(1, CHUNK // max(1, math.prod(piece.part.tensor.full_shape[1:])))  # numbers, where codes are packed too
     for start, stop in ((0, rows // 2), (rows // 2, rows)) if piece.part.swap_halves else ((0, rows),):
         yield from ((row, min(step, stop - row)) for row in range(start, stop, step))
 

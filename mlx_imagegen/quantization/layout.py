@@ -10,8 +10,9 @@ import functools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..families.base import Family
 from ..folding import Fold
 from ..layers.linear import Packing
 from ..loading.checkpoint import DTYPES
+from ..loading.comfy_quant import FP8
 from ..loading.names import Slice
 from ..loading.weights import Weights
 from ..packing.recipes import Recipe, fitted
@@ -71,6 +73,14 @@ class Piece:
     def count(self) -> int:
         """How many numbers the source holds."""
         return math.prod(self.part.shape)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the model has in it: none in the scales of a packed weight."""
+        tensor = self.part.tensor
+        if self.parameter in ("scales", "biases"):
+            return 0
+        return self.part.shape[0] * math.prod(tensor.full_shape[1:]) if tensor.packing else self.count
 
     @functools.cached_property
     def outputs(self) -> dict[str, Stored]:
@@ -140,6 +150,7 @@ class Layout:
     config: Mapping[str, object]
     in_place: bool  # False: the source keeps it in one file of another layout, without a config.json
     fold: Fold | None = None
+    stored: Mapping[str, Packing] = field(default_factory=dict)  # weights that stay packed as the source has them
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +164,20 @@ class Layout:
     def bits_per_weight(self) -> float:
         """Of the weights that are left."""
         pieces = [piece for piece in self.pieces if not piece.columns]
-        return 8 * sum(piece.nbytes for piece in pieces) / max(1, sum(piece.count for piece in pieces))
+        return 8 * sum(piece.nbytes for piece in pieces) / max(1, sum(piece.weights for piece in pieces))
+
+    @property
+    def kept_lines(self) -> list[str]:
+        """Which weights the source's own format has packed, and which it makes us unpack."""
+        kept, unpacked = Counter[str](), Counter[str]()
+        for piece in self.pieces:
+            tensor = piece.part.tensor
+            if piece.parameter == "weight" and (tensor.packing or tensor.unpacked):
+                (kept if tensor.packing else unpacked)[tensor.stored_as] += 1
+        listed = ", ".join(f"{count} in {name}" for name, count in kept.items())
+        lines = [f"weights stay packed as the file has them, without rounding again: {listed}"] if kept else []
+        listed = ", ".join(f"{count} in {name}" for name, count in unpacked.items())
+        return lines + ([f"weights are unpacked, and packed as the recipe says: {listed}"] if unpacked else [])
 
     def index(self) -> dict[str, Any] | None:
         """The index file's content, where there are several files."""
@@ -171,7 +195,7 @@ class Layout:
         """config.json as it will be; None where it does not change."""
         if not self.packings and self.fold is None:
             return None if self.in_place else dict(self.config)
-        entries = {path: asdict(packing) for path, packing in self.packings.items()}
+        entries = {path: asdict(packing) for path, packing in {**self.stored, **self.packings}.items()}
         packed = {"quantization": entries} if entries else {}
         folded = {"mlx_imagegen": {"folded": self.fold.folded.entry()}} if self.fold else {}
         return {**self.config, **packed, **folded}
@@ -193,7 +217,8 @@ def layout(weights: Weights, folder: Path, recipe: Recipe, fold: Fold | None = N
     root = where if where.is_dir() else where.parent
     place = root.relative_to(folder).as_posix() if in_place else weights.component
     stem = SHARD_SUFFIX.sub("", weights.checkpoint.paths[0].stem) if in_place else "diffusion_pytorch_model"
-    return Layout(weights.component, place, pieces, tuple(_shards(pieces, stem)), weights.config, in_place, fold)
+    shards = tuple(_shards(pieces, stem))
+    return Layout(weights.component, place, pieces, shards, weights.config, in_place, fold, weights.stored)
 
 
 def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | None) -> Iterator[Piece]:
@@ -219,18 +244,21 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
                 )
             continue
         packing, note = None, ""
-        if parameter == "weight" and path in weights.linears:
+        if parameter == "weight" and path in weights.linears and path not in weights.stored:
             row_packing = recipe.row_packing(weights.component, path, weights.depth(path))
             packing = fitted(row_packing, part.shape)
             note = _fallback(part.shape, row_packing, packing)
-        dtype = _dense_dtype(part, recipe.rounds_to_16_bits(weights.component))
+        if path in weights.stored and parameter in weights.stored[path].parts:
+            dtype = "F16" if part.tensor.dtype == "F32" else part.tensor.dtype
+        else:
+            dtype = _dense_dtype(part, recipe.rounds_to_16_bits(weights.component))
         yield Piece(weights.component, path, parameter, written, part, packing, dtype, note)
 
 
 def _dense_dtype(part: Slice, round_to_16_bits: bool) -> str:
     """Matrices of 32 bits become 16, if the recipe says so; vectors, [C, 1, 1] too, stay: they are small."""
     stored, matrix = part.tensor.dtype, math.prod(part.shape) > max(part.shape, default=1)
-    if stored == "F8_E4M3" or (stored == "F32" and matrix and round_to_16_bits):
+    if part.tensor.unpacked or stored in FP8 or (stored == "F32" and matrix and round_to_16_bits):
         return "BF16"
     return stored
 

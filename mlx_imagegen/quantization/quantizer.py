@@ -140,7 +140,7 @@ def _record(plan: ConversionPlan) -> dict[str, Any]:
     pictures = [job.record(manifest.guidance) for job in plan.calibration_jobs]
     return {
         "manifest": manifest.name,
-        "source": manifest.repo if plan.model.folder is None else str(plan.folder.resolve()),
+        "source": manifest.repo if plan.model.folder is None else str((plan.model.file or plan.folder).resolve()),
         "revision": revision_of(plan.folder),
         "recipe": plan.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},

@@ -234,8 +234,9 @@ class LoadParameters(TypedDict, total=False):
     model: Annotated[
         "str | Path | None",
         Parameter(
-            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, or a local folder", "what",
-            "MODEL", default_text=f"`{DEFAULT_MODEL}`", aliases=("checkpoint", "model_path", "pretrained_model"),
+            TEXT, "a name (`mlx-imagegen models` lists them), a Hugging Face repository id, a local folder, or a file "
+            "of ComfyUI's or GGUF", "what", "MODEL", default_text=f"`{DEFAULT_MODEL}`",
+            aliases=("checkpoint", "model_path", "pretrained_model"),
         ),
     ]  # fmt: skip
     quant: Annotated[
@@ -261,6 +262,13 @@ class LoadParameters(TypedDict, total=False):
         Parameter(
             CHOICE, "keep all parts of the model in memory, or one after the other", "weights",
             default_text="as fits the machine", recorded=False, aliases=("low_ram",),
+        ),
+    ]  # fmt: skip
+    comfy: Annotated[
+        "str | Path | None",
+        Parameter(
+            TEXT, "ComfyUI's folder: `model` may be the name of a file in it, and what goes with a file is found there",
+            "weights", "DIR", default_text="the setting MLX_IMAGEGEN_COMFY", recorded=False,
         ),
     ]  # fmt: skip
     on_load: Annotated[

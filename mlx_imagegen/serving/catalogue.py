@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar
 from ..errors import ImagegenError, LoraError, MissingFileError, QuantizationError, UnknownModelError
 from ..families import family_spec, open_family
 from ..families.base import Family
-from ..hub.download import HuggingFace, cached, identify, local_folder
+from ..hub.download import HuggingFace, identify, local_folder
 from ..hub.manifest import Manifest, Model, data_folder, manifests
 from ..hub.recognition import find
 from ..hub.record import record_of
+from ..hub.snapshots import cached
 from ..loading.weights import WeightTransforms
 from ..lora.file import open_lora
 from ..machine import physical_bytes

@@ -19,8 +19,9 @@ import pytest
 
 from mlx_imagegen.errors import DownloadError, MissingFileError, RequestError, UnknownModelError
 from mlx_imagegen.hub import download
-from mlx_imagegen.hub.download import Download, RemoteFile, absent, cached, fetch, locate
+from mlx_imagegen.hub.download import Download, RemoteFile, absent, fetch, locate
 from mlx_imagegen.hub.manifest import Defaults, Manifest, manifests
+from mlx_imagegen.hub.snapshots import cached
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

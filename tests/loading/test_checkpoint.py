@@ -244,7 +244,7 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     assert open_checkpoint(path).stamp != before
 
 
-@pytest.mark.parametrize("dtype", sorted(set(DTYPES) - {"BOOL", "F8_E4M3"}))
+@pytest.mark.parametrize("dtype", sorted(set(DTYPES) - {"BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"}))
 def test_every_dtype_is_read_at_its_width(dtype: str, tmp_path: Path) -> None:
     carrier, kind = DTYPES[dtype]
     width = np.dtype(carrier).itemsize

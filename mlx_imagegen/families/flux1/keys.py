@@ -6,7 +6,12 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 import re
 from collections.abc import Iterable, Mapping
 
+from ...autoencoders.layouts import LDM, kl_files, mflux_kl_file
+from ...errors import ConfigError
 from ...loading.names import RowRange
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
+from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
+from .original import transformer_config
 
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
 
@@ -55,20 +60,6 @@ XLABS: dict[str, tuple[tuple[str, int], ...]] = {
     "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
 }
 
-AUTOENCODER = (
-    (r"^(en|de)coder\.mid\.block_(\d)\.", lambda m: f"{m[1]}coder.mid_block.resnets.{int(m[2]) - 1}."),
-    (r"\.mid\.attn_1\.norm\.", lambda m: ".mid_block.attentions.0.group_norm."),
-    (r"\.mid\.attn_1\.proj_out\.", lambda m: ".mid_block.attentions.0.to_out.0."),
-    (r"\.mid\.attn_1\.([qkv])\.", lambda m: f".mid_block.attentions.0.to_{m[1]}."),
-    (r"\.down\.(\d)\.block\.", lambda m: f".down_blocks.{m[1]}.resnets."),
-    (r"\.down\.(\d)\.downsample\.", lambda m: f".down_blocks.{m[1]}.downsamplers.0."),
-    # The original counts the decoder's levels from the finest, diffusers from the coarsest; both have four.
-    (r"\.up\.(\d)\.block\.", lambda m: f".up_blocks.{3 - int(m[1])}.resnets."),
-    (r"\.up\.(\d)\.upsample\.", lambda m: f".up_blocks.{3 - int(m[1])}.upsamplers.0."),
-    (r"\.nin_shortcut\.", lambda m: ".conv_shortcut."),
-    (r"coder\.norm_out\.", lambda m: "coder.conv_norm_out."),
-)
-
 
 def original_module(module: str) -> list[RowRange]:
     """An original module's name -> our modules, as runs of its rows; empty if it is not one."""
@@ -109,13 +100,6 @@ def from_original(name: str) -> Iterable[RowRange]:
         yield RowRange(f"{target.name}.{kind}", target.start, target.share, target.of, target.swap_halves)
 
 
-def from_original_autoencoder(name: str) -> Iterable[RowRange]:
-    """ae.safetensors"""
-    for pattern, replacement in AUTOENCODER:
-        name = re.sub(pattern, replacement, name)
-    yield RowRange(name)
-
-
 def from_clip(name: str) -> Iterable[RowRange]:
     """CLIP, as published (`text_model.` before every name) or as newer transformers saves it (without)."""
     if not name.endswith("position_ids"):  # older files store a constant counter
@@ -125,3 +109,59 @@ def from_clip(name: str) -> Iterable[RowRange]:
 def from_t5(name: str) -> Iterable[RowRange]:
     """T5, with the table as `shared.weight`, as `encoder.embed_tokens.weight`, or (tied, equal) both."""
     yield RowRange("shared.weight" if name == "encoder.embed_tokens.weight" else name)
+
+
+# ae.safetensors
+AUTOENCODER = LDM
+from_original_autoencoder = renamed(*LDM)
+
+INPUTS = {384: "FLUX.1-Fill", 128: "FLUX.1-Depth or -Canny"}  # columns of the first layer, of relatives
+
+
+def nearest_manifest(name: str, tensors: Tensors) -> str:
+    """Kontext's tensors are dev's: only the file's name tells."""
+    inputs = shape(tensors, "img_in.weight")[1]
+    relative = INPUTS.get(inputs) or ("FLUX.1-Kontext" if "kontext" in name else None)
+    if relative:
+        raise ConfigError(f"{name} is {relative}, which this library does not have. Take FLUX.1-dev or -schnell.")
+    return "flux-dev" if "guidance_in.in_layer.weight" in tensors else "flux-schnell"
+
+
+def mflux_manifest(name: str, tensors: Tensors) -> str:
+    guided = any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
+    return "flux-dev" if guided else "flux-schnell"
+
+
+def _fits(of_encoder: str, of_transformer: str) -> Fits:
+    return lambda config, transformer: config.get(of_encoder) == transformer.get(of_transformer)
+
+
+MFLUX = (
+    (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."),
+    (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2."),
+)
+SINGLE_FILES = (
+    SingleFile(
+        "transformer",
+        "FLUX.1's transformer",
+        has("double_blocks.0.img_attn.qkv.weight", "vector_in.in_layer.weight", "img_in.weight"),
+        from_original,
+        transformer_config,
+        DIFFUSION_PREFIXES,
+        nearest_manifest,
+    ),
+    *clip_l_files("text_encoder", _fits("hidden_size", "pooled_projection_dim")),
+    *t5_files("text_encoder_2", _fits("d_model", "joint_attention_dim")),
+    *kl_files("vae", lambda config, transformer: 4 * config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "FLUX.1's transformer, saved by mflux",
+        has("transformer_blocks.0.ff.linear1.weight", "single_transformer_blocks.0.proj_mlp.weight"),
+        renamed(
+            (r"\.(ff|ff_context)\.linear1\.", r".\1.net.0.proj."), (r"\.(ff|ff_context)\.linear2\.", r".\1.net.2.")
+        ),
+        manifest=mflux_manifest,
+    ),
+    mflux_t5_file("text_encoder_2"),
+    mflux_kl_file("vae"),
+)

@@ -14,18 +14,18 @@ from ...loading.checkpoint import Tensor
 
 def transformer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
-        inner, channels = tensors["img_in.weight"].shape
+        inner, channels = tensors["img_in.weight"].full_shape
         head = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape[0]
         return {
             "_class_name": "FluxTransformer2DModel",
             "attention_head_dim": head,
             "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
             "in_channels": channels,
-            "joint_attention_dim": tensors["txt_in.weight"].shape[1],
+            "joint_attention_dim": tensors["txt_in.weight"].full_shape[1],
             "num_attention_heads": inner // head,
             "num_layers": _count(tensors, r"double_blocks\.(\d+)\."),
             "num_single_layers": _count(tensors, r"single_blocks\.(\d+)\."),
-            "pooled_projection_dim": tensors["vector_in.in_layer.weight"].shape[1],
+            "pooled_projection_dim": tensors["vector_in.in_layer.weight"].full_shape[1],
             "axes_dims_rope": [head // 8, head * 7 // 16, head * 7 // 16],  # 16, 56, 56 of the published 128
         }
     except KeyError as error:

@@ -50,6 +50,9 @@ SPEC = FamilySpec(
         pads_prompt=True,
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
+    single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
+    mirrors=("unsloth/FLUX.1-schnell",),
     lora_sign=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context",
     lora_prefixes={
         "lora_te1_": "text_encoder",

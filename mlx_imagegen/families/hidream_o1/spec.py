@@ -43,6 +43,8 @@ SPEC = FamilySpec(
     roles=TokenRoles(image=("*x_embedder.*", "*final_layer2.*"), single=("*t_embedder1.*",)),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "layout"}),
     components=("transformer",),
+    single_files="mlx_imagegen.families.hidream_o1.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "."},
     lora_sign=r"language_model[._]layers|final_layer2|t_embedder1|x_embedder[._]proj[12]",
     # The last norm has made some channels loud: an error in the layer that pixels come out of counts by its weight.
     norms={r"(.*\.)?final_layer2\.linear": r"\1language_model.norm.weight"},

@@ -28,5 +28,8 @@ SPEC = FamilySpec(
     classes=(*PIPELINES, TRANSFORMER),
     roles=TokenRoles(text=("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"), image=("proj_out",)),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
+    single_files="mlx_imagegen.families.qwen_image.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "tokenizer"},
+    packaged_tokenizers={"tokenizer": "qwen2"},
     lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
 )

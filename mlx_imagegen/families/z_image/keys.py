@@ -6,7 +6,10 @@ Modules carry diffusers' names, so its layout needs no table, and the two share 
 import re
 from collections.abc import Iterable, Mapping
 
+from ...autoencoders.layouts import kl_files
 from ...loading.names import RowRange
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
+from ...text.layouts import qwen3_files
 
 PREFIX = "model.diffusion_model."  # in files that hold several models
 # ComfyUI's module -> ours: the ends of the model, and what stands in a block's attention.
@@ -46,3 +49,36 @@ def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowR
     blocks = {found[1] for module in modules if (found := re.match(r"(.*\.attention)\.to_q$", module))}
     theirs = [*ENDS, *(f"{block}.{part}" for block in sorted(blocks) for part in ATTENTION)]
     return {name: comfyui_module(name) for name in theirs}
+
+
+def nearest_manifest(name: str, tensors: Tensors) -> str:
+    """Turbo's tensors are the base model's: only the file's name tells."""
+    return "z-image-turbo" if "turbo" in name else "z-image"
+
+
+def _config(tensors: Tensors) -> dict[str, object]:
+    dim = shape(tensors, "cap_embedder.1.weight")[0]
+    heads = dim // shape(tensors, "noise_refiner.0.attention.k_norm.weight")[0]
+    return {
+        "dim": dim,
+        "n_heads": heads,
+        "n_kv_heads": heads,
+        "cap_feat_dim": shape(tensors, "cap_embedder.1.weight")[1],
+        "n_layers": count(tensors, r"layers\.(\d+)\."),
+        "n_refiner_layers": count(tensors, r"noise_refiner\.(\d+)\."),
+    }
+
+
+SINGLE_FILES = (
+    SingleFile(
+        "transformer",
+        "Z-Image's transformer",
+        has("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight"),
+        from_comfyui,
+        _config,
+        DIFFUSION_PREFIXES,
+        nearest_manifest,
+    ),
+    *qwen3_files("text_encoder", lambda config, transformer: config["hidden_size"] == transformer["cap_feat_dim"]),
+    *kl_files("vae", lambda config, transformer: config["latent_channels"] == transformer["in_channels"]),
+)

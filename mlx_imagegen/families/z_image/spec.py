@@ -39,5 +39,8 @@ SPEC = FamilySpec(
     recognize=recognize,
     classes=(PIPELINE, TRANSFORMER),
     roles=TokenRoles(joint=("layers.*",), apart=("noise_refiner.*",), multiple=32),
+    single_files="mlx_imagegen.families.z_image.keys:SINGLE_FILES",
+    tokenizers={"tokenizer": "tokenizer"},
+    packaged_tokenizers={"tokenizer": "qwen3"},
     lora_sign=r"(noise|context)_refiner[._]\d|layers[._]\d+[._](attention[._](to_|qkv|out)|feed_forward[._]w\d)",
 )

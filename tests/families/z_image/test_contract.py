@@ -27,6 +27,7 @@ from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.text.qwen import LanguageModel, read_config
 from tests.draw import drawn_data
+from tests.planning.test_plan import Counter, counted
 from tests.tiny import draw_tensors
 
 STORED = drawn_data() / "z_image" / "base"
@@ -98,6 +99,16 @@ def test_a_packed_folder_is_planned_as_the_recipe_was(wide: Path, packed: Path) 
         for each in (made, asked)
     ]
     assert stages[0] == stages[1] and plan(made.family, settings).disk_bytes < plan(asked.family, settings).disk_bytes
+
+
+def test_sequences_that_are_filled_up_are_planned_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 tokens of a picture are 32 in every block, and so are a short prompt's."""
+    pipeline = load(STORED)
+    flops, settings = counted(pipeline, Counter(monkeypatch), width=48, height=48, steps=1)
+    lengths = {branch.txt.shape[1] for branch in pipeline._branches.values()}
+    assert lengths == {32}
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", 20)
+    assert plan(pipeline.family, settings).step_flops == pytest.approx(flops, rel=0.03)  # both ends see 9 tokens
 
 
 PLACES = (

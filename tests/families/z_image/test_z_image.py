@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from mlx_imagegen import load
 from mlx_imagegen.families.base import Prompt, Settings
+from mlx_imagegen.families.z_image.denoiser import ZImageDenoiser
 from mlx_imagegen.families.z_image.family import ZImage
 from mlx_imagegen.families.z_image.modulation import tabulate
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
@@ -215,6 +216,15 @@ def test_guidance_0_is_off_and_any_above_runs_a_second_branch() -> None:
         record = job.record(pipeline.model.manifest.guidance)
         assert record["guidance"] == guidance and "true_cfg" not in record
         assert job.negative is None or job.negative == Prompt("")
+
+
+def test_normalization_shortens_what_guidance_made_longer_and_nothing_else() -> None:
+    """As long as the prompt's own velocity at most, over the whole picture; the reference leaves shorter ones alone."""
+    wanted = mx.array([[[3.0, 4.0]]])
+    for unwanted, length in (([[[-3.0, -4.0]]], 5.0), ([[[3.6, 4.8]]], 4.0)):
+        denoiser = ZImageDenoiser(load(DATA / "base").family.transformer, [], 2.0, [], normalization=True)
+        v = denoiser.combine([wanted, mx.array(unwanted)])
+        assert float(mx.linalg.norm(v)) == pytest.approx(length)
 
 
 def test_turbo_takes_no_guidance() -> None:

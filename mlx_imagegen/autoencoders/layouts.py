@@ -1,0 +1,138 @@
+"""Autoencoders as single files: the names of their first publishers, in ComfyUI's `vae` folder.
+
+Sizes are read off the shapes; what no shape tells is as published with the family. Must not know: families.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..loading.names import RowRange
+from ..loading.single_file import VAE_PREFIXES, SingleFile, Tensors, count, has, renamed, shape, substitute
+
+Fits = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+LEVELS = 4  # of the decoder, which the original counts from the finest and diffusers from the coarsest
+LDM = (
+    (r"^(en|de)coder\.mid\.block_1\.", r"\1coder.mid_block.resnets.0."),
+    (r"^(en|de)coder\.mid\.block_2\.", r"\1coder.mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.down\.(\d)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    *((rf"\.up\.{i}\.block\.", rf".up_blocks.{LEVELS - 1 - i}.resnets.") for i in range(LEVELS)),
+    *((rf"\.up\.{i}\.upsample\.", rf".up_blocks.{LEVELS - 1 - i}.upsamplers.0.") for i in range(LEVELS)),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"coder\.norm_out\.", "coder.conv_norm_out."),
+)
+WAN_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"}
+WAN = (
+    (r"^conv1\.", "quant_conv."),
+    (r"^conv2\.", "post_quant_conv."),
+    (r"coder\.conv1\.", "coder.conv_in."),
+    (r"coder\.head\.0\.", "coder.norm_out."),
+    (r"coder\.head\.2\.", "coder.conv_out."),
+    (r"coder\.middle\.0\.", "coder.mid_block.resnets.0."),
+    (r"coder\.middle\.1\.", "coder.mid_block.attentions.0."),
+    (r"coder\.middle\.2\.", "coder.mid_block.resnets.1."),
+    (r"^encoder\.downsamples\.", "encoder.down_blocks."),
+    *((rf"\.{module.replace('.', chr(92) + '.')}\.", f".{ours}.") for module, ours in WAN_RESIDUAL.items()),
+    (r"\.shortcut\.", ".conv_shortcut."),
+)
+MFLUX_WAN = (
+    (r"\.conv3d\.", "."),
+    (r"\.up_block(\d)\.", r".up_blocks.\1."),
+    (r"\.skip_conv\.", ".conv_shortcut."),
+    (r"\.resample_conv\.", ".resample.1."),
+    (r"(\.norm\d?|\.norm_out)\.weight$", r"\1.gamma"),
+)
+MFLUX_LEVEL = 3  # modules of a level of the encoder: two residual blocks and a downsampler
+WAN_LEVEL = 4  # modules of a level of the decoder: three residual blocks, and an upsampler but in the last
+
+
+def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """AutoencoderKL in its original names, and in diffusers'."""
+
+    def original(tensors: Tensors) -> dict[str, Any]:
+        levels = count(tensors, r"encoder\.down\.(\d+)\.")
+        widths = [shape(tensors, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+        return _kl_config(tensors, widths, count(tensors, r"encoder\.down\.0\.block\.(\d+)\."))
+
+    def diffusers(tensors: Tensors) -> dict[str, Any]:
+        levels = count(tensors, r"encoder\.down_blocks\.(\d+)\.")
+        widths = [shape(tensors, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)]
+        return _kl_config(tensors, widths, count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."))
+
+    title, video = "AutoencoderKL", ("encoder.downsamples.0.residual.0.gamma",)
+    sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
+    ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
+    return (
+        SingleFile(component, f"{title} in its original names", sign, renamed(*LDM), original, VAE_PREFIXES, fits=fits),
+        SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
+    )
+
+
+def _kl_config(tensors: Tensors, widths: list[int], layers: int) -> dict[str, Any]:
+    return {
+        "in_channels": shape(tensors, "encoder.conv_in.weight")[1],
+        "out_channels": shape(tensors, "decoder.conv_out.weight")[0],
+        "latent_channels": shape(tensors, "decoder.conv_in.weight")[1],
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+    }
+
+
+def mflux_kl_file(component: str) -> SingleFile:
+    """AutoencoderKL as mflux saves it, with MLX's order of a convolution's axes."""
+    rename = renamed((r"\.conv2d\.", "."), (r"\.conv_norm_out\.norm\.", ".conv_norm_out."))
+    matches = has("decoder.conv_in.conv2d.weight", "encoder.conv_in.conv2d.weight")
+    return SingleFile(component, "AutoencoderKL, saved by mflux", matches, rename, channels_last=True, dense="")
+
+
+def from_wan(name: str) -> Iterator[RowRange]:
+    """Wan 2.1's autoencoder, which is Qwen-Image's: diffusers numbers the decoder's modules level by level."""
+    name = substitute(name, WAN)
+    head, _, rest = name.partition("decoder.upsamples.")
+    if rest and not head:
+        number, _, inner = rest.partition(".")
+        level, place = divmod(int(number), WAN_LEVEL)
+        module = f"resnets.{place}" if place < WAN_LEVEL - 1 else "upsamplers.0"
+        name = f"decoder.up_blocks.{level}.{module}.{inner}"
+    yield RowRange(name)
+
+
+def wan_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Wan 2.1's autoencoder in its original names, and in those of diffusers' AutoencoderKLQwenImage."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        width, inputs = shape(tensors, "encoder.conv1.weight")[:2]
+        return {"base_dim": width, "z_dim": shape(tensors, "conv2.weight")[0], "input_channels": inputs}
+
+    def diffusers(tensors: Tensors) -> dict[str, Any]:
+        width, inputs = shape(tensors, "encoder.conv_in.weight")[:2]
+        return {"base_dim": width, "z_dim": shape(tensors, "post_quant_conv.weight")[0], "input_channels": inputs}
+
+    title = "Wan 2.1's autoencoder"
+    sign = has("encoder.downsamples.0.residual.0.gamma", "decoder.upsamples.0.residual.0.gamma", "conv2.weight")
+    ours = has("encoder.down_blocks.0.norm1.gamma", "decoder.up_blocks.0.resnets.0.norm1.gamma")
+    return (
+        SingleFile(component, f"{title} in its original names", sign, from_wan, config, VAE_PREFIXES, fits=fits),
+        SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
+    )
+
+
+def from_mflux_wan(name: str) -> Iterator[RowRange]:
+    """mflux's names: the encoder's modules by level, where diffusers numbers them through."""
+    name = substitute(name, MFLUX_WAN)
+    if found := re.match(r"encoder\.down_blocks\.(\d+)\.(resnets|downsamplers)\.(\d+)\.", name):
+        place = int(found[3]) if found[2] == "resnets" else MFLUX_LEVEL - 1
+        name = f"encoder.down_blocks.{MFLUX_LEVEL * int(found[1]) + place}.{name[found.end() :]}"
+    yield RowRange(name)
+
+
+def mflux_wan_file(component: str) -> SingleFile:
+    matches = has("decoder.conv_in.conv3d.weight", "decoder.up_block0.resnets.0.norm1.weight")
+    title = "Wan 2.1's autoencoder, saved by mflux"
+    return SingleFile(component, title, matches, from_mflux_wan, channels_last=True, dense="")

@@ -1,0 +1,78 @@
+"""What a .safetensors or .gguf file is, from its header alone: family, component, formats, size, what it needs to run.
+
+In: a file. Out: a dictionary for people and JSON. Must not know: how it is printed, any family's names.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ImagegenError
+from ..loading.gguf import is_gguf, read_gguf
+from ..loading.safetensors import read_header
+from ..loading.tensor import Tensor
+from .single_files import Component, assemble, known_components, missing_line
+
+GB = 1e9
+LORA_WORDS = ("lora_", ".lokr_", ".hada_")
+KEPT_METADATA = ("general.architecture", "general.name", "modelspec.title", "modelspec.architecture", "format")
+
+
+def file_info(path: Path) -> dict[str, Any]:
+    tensors, metadata = _header(path)
+    info: dict[str, Any] = {
+        "file": str(path.absolute()),
+        "format": "GGUF" if is_gguf(path) else "safetensors",
+        "size": f"{path.stat().st_size / GB:.2f} GB",
+        "tensors": len(tensors),
+        "dtypes": _formats(tensors),
+        **{key: metadata[key] for key in KEPT_METADATA if metadata.get(key)},
+    }
+    try:
+        components = known_components(path)
+    except ImagegenError as error:  # of a format that is not read
+        return info | {"refused": str(error)}
+    if not components:
+        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if _is_lora(tensors) else "not recognized"}
+    info["is"] = list(dict.fromkeys(each.found.layout.title for each in components))
+    info["family"] = list(dict.fromkeys(each.spec.title for each in components))
+    info["component"] = list(dict.fromkeys(each.found.layout.component for each in components))
+    if prefixes := [each.found.prefix for each in components if each.found.prefix]:
+        info["prefixes"] = list(dict.fromkeys(prefixes))
+    return info | (_needs(path) if any(each.is_denoiser for each in components) else _used_by(components))
+
+
+def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    if is_gguf(path):
+        file = read_gguf(path, packed=False)
+        return file.tensors, file.metadata
+    return read_header(path)
+
+
+def _formats(tensors: Mapping[str, Tensor]) -> list[str]:
+    counts, sizes = Counter[str](), Counter[str]()
+    for tensor in tensors.values():
+        counts[tensor.stored_as] += 1
+        sizes[tensor.stored_as] += tensor.nbytes
+    return [f"{name} {counts[name]} ({size / GB:.2f} GB)" for name, size in sizes.most_common()]
+
+
+def _is_lora(tensors: Mapping[str, Tensor]) -> bool:
+    return any(word in name for name in tensors for word in LORA_WORDS)
+
+
+def _needs(path: Path) -> dict[str, Any]:
+    """Of a diffusion model: what goes with it, and where that is."""
+    try:
+        assembly = assemble(path)
+    except ImagegenError as error:
+        return {"refused": str(error)}
+    found = {name: str(part.path) for name, part in assembly.parts.items() if part.path != assembly.path}
+    places = found | {name: str(folder) for name, folder in assembly.folders.items()}
+    out = {"manifest": assembly.manifest.name, "goes_with": places}
+    return out | ({"missing": missing_line(assembly)} if assembly.missing else {"runs": "yes"})
+
+
+def _used_by(components: list[Component]) -> dict[str, Any]:
+    return {"used_by": ", ".join(dict.fromkeys(each.spec.title for each in components))}

@@ -1,0 +1,323 @@
+"""A model from single files: what a file is, what goes with it, and a folder in which families open all of it.
+
+In: a .safetensors or .gguf file of a diffusion model, alone or with its text encoders and autoencoder in it. Out: its
+manifest and a folder in the diffusers layout: config.json files, indexes of where each tensor's rows are, links to
+tokenizers. The folder is of this process alone; nothing of the weights is copied or read. What a file does not have is
+looked for in the ComfyUI folder that it is in or that is set, then in the hub's cache, then in this package.
+Must not know: any family's names (they are each family's `single_files`).
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError, MissingFileError
+from ..families import FamilySpec, family_specs
+from ..loading.checkpoint import open_checkpoint
+from ..loading.config import read_json
+from ..loading.gguf import is_gguf
+from ..loading.parts import FILES, INDEX, index, unpacked_index
+from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
+from ..loading.tensor import Tensor
+from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
+from .manifest import Manifest, data_folder, manifests
+from .mlx_folders import component_folders, saved_packings
+from .snapshots import cache_folder, cached
+from .tokenizer_data import write_tokenizer
+
+SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component of a family, found in a file."""
+
+    spec: FamilySpec
+    found: Found
+
+    @property
+    def is_denoiser(self) -> bool:
+        return self.found.layout.manifest is not None
+
+    def nearest_manifest(self) -> Manifest:
+        chooser = self.found.layout.manifest
+        assert chooser is not None  # only denoisers are asked
+        return manifests()[chooser(self.found.path.name.lower(), self.found.tensors)]
+
+
+def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
+    if spec.single_files is None:
+        return ()
+    module, _, name = spec.single_files.partition(":")
+    layouts: Sequence[SingleFile] = getattr(importlib.import_module(module), name)
+    return layouts
+
+
+def components_in(path: Path) -> list[Component]:
+    """All that a file is, of every family that can use it."""
+    tensors = open_checkpoint(path).tensors
+    specs = [spec for spec in family_specs() if spec.single_files]
+    found = ((spec, find_layout(path, tensors, layout)) for spec in specs for layout in layouts_of(spec))
+    return [Component(spec, each) for spec, each in found if each]
+
+
+@functools.lru_cache(maxsize=64)
+def _components_in(path: Path, stamp: tuple[int, int]) -> list[Component]:
+    return components_in(path)
+
+
+def known_components(path: Path) -> list[Component]:
+    """The same, read once for as long as the file does not change."""
+    status = path.stat()
+    return _components_in(path, (status.st_size, status.st_mtime_ns))
+
+
+_sources: dict[Path, Path] = {}  # folders put together here -> what they were made from
+
+
+def source_of(folder: Path) -> Path:
+    """What the user named, where a folder was put together here."""
+    return _sources.get(folder, folder)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A diffusion model's file with all that goes with it, as far as it is here."""
+
+    path: Path
+    manifest: Manifest
+    denoiser: Component
+    config: Mapping[str, Any]  # the denoiser's
+    parts: Mapping[str, Found]  # by component
+    folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
+    packaged: Mapping[str, str]  # tokenizers that come with this package, by name
+    missing: Sequence[str]
+
+
+def assemble(path: Path) -> Assembly:
+    """What is there for a diffusion model's file; nothing is written."""
+    path = path.expanduser().absolute()
+    inner = component_folders(path) if path.is_dir() else [path]
+    components = [component for place in inner for component in known_components(place)]
+    denoiser = next((each for each in components if each.is_denoiser), None)
+    if denoiser is None:
+        raise _not_a_model(path, components)
+    spec, manifest = denoiser.spec, denoiser.nearest_manifest()
+    parts = {each.found.layout.component: each.found for each in components if each.spec == spec}
+    for source in inner:
+        _check_leftover(source, [found for found in parts.values() if found.path == source])
+    config = component_config(denoiser.found, manifest, published_files(manifest))
+    for component in spec.components:
+        if component not in parts and (found := _companion(denoiser, component, config, path)):
+            parts[component] = found
+    wanted = [component for component in spec.components if component not in parts]
+    folders = {place: _cached(spec, manifest, place, _is_complete) for place in wanted}
+    for place, published in spec.tokenizers.items():
+        own = path / place if _has_tokenizer(path / place) else None
+        folders[place] = own or _cached(spec, manifest, published, _has_tokenizer)
+    there = {place: folder for place, folder in folders.items() if folder}
+    packaged = {place: name for place, name in spec.packaged_tokenizers.items() if place not in there}
+    missing = [place for place in folders if place not in there and place not in packaged]
+    return Assembly(path, manifest, denoiser, config, parts, there, packaged, missing)
+
+
+def open_single_file(path: Path) -> tuple[Manifest, Path]:
+    """The manifest nearest to a diffusion model's file, and a folder with it and all that goes with it."""
+    assembly = assemble(path)
+    if assembly.missing:
+        raise MissingFileError(missing_line(assembly))
+    folder, published = _temporary_folder(), published_files(assembly.manifest)
+    _sources[folder] = assembly.path
+    for found in assembly.parts.values():
+        write_component(folder, found, component_config(found, assembly.manifest, published))
+    for place, source in assembly.folders.items():
+        (folder / place).symlink_to(source)
+    for place, name in assembly.packaged.items():
+        write_tokenizer(folder / place, name)
+    for name in SMALL_FILES:
+        if name in published and not (folder / name).exists():
+            _write_json(folder / name, published[name])
+    return assembly.manifest, folder
+
+
+def component_config(found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
+    base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
+    return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
+
+
+def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> None:
+    """config.json and the index of a component's tensors."""
+    place = folder / found.layout.folder
+    formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
+    saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
+    dense = {name: packing for name, packing in saved.items() if found.layout.takes_no_codes(name)}
+    parts = list(found.parts(dense))
+    kept = {**saved, **formats}
+    packed = {
+        part.name.removesuffix(".weight"): asdict(kept[module])
+        for part in parts
+        if part.name.endswith(".weight")
+        and (module := part.tensor[len(found.prefix) :].removesuffix(".weight")) in kept
+        and module not in dense
+    }
+    _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
+    _write_json(place / INDEX, index(parts))
+
+
+@functools.lru_cache(maxsize=8)
+def unpacked_folder(folder: Path) -> Path | None:
+    """The same model with the numbers of all weights, for what changes them; None for a folder that was not put
+    together here, or has nothing packed as GGUF is."""
+    indexes = {path.parent.relative_to(folder): read_json(path) for path in folder.glob(f"**/{INDEX}")}
+    indexes = {place: data for place, data in indexes.items() if all(is_gguf(Path(file)) for file in data[FILES])}
+    configs = {place: read_json(folder / place / "config.json") for place in indexes}
+    if not any("quantization" in config for config in configs.values()):
+        return None
+    twin = _temporary_folder()
+    shutil.copytree(folder, twin, symlinks=True, dirs_exist_ok=True)
+    for place, config in configs.items():
+        packed = config.pop("quantization", {})
+        _write_json(twin / place / "config.json", config)
+        _write_json(twin / place / INDEX, unpacked_index(indexes[place], packed))
+    return twin
+
+
+def _temporary_folder() -> Path:
+    """Removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="mlx-imagegen-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What a component's file says over what is published: by its shapes, and in NAME.json next to it, for models of
+    unusual numbers: a config.json, or several by component."""
+    path = found.path / "config.json" if found.path.is_dir() else found.path.with_suffix(".json")
+    own = read_json(path) if path.is_file() else {}
+    by_component = own.get(found.layout.component)
+    shapes = {} if found.path.is_dir() else found.config  # a saved folder's weights may be packed, its sizes are usual
+    return {**base, **shapes, **(by_component if isinstance(by_component, dict) else own)}
+
+
+def published_files(manifest: Manifest) -> dict[str, Any]:
+    """The small files of the published model, as far as they are in the package."""
+    if manifest.tensor_shapes is None:
+        return {}
+    files: dict[str, Any] = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.tensor_shapes}.json")[
+        "files"
+    ]
+    return files
+
+
+def companions(path: Path, component: str) -> Iterator[tuple[Path, Component]]:
+    """The files in reach of a diffusion model's that hold a component."""
+    folders: dict[Path, ComfyFolder] = {}
+    for folder in filter(None, (folder_of(path), chosen_folder())):
+        folders.setdefault(folder.models.resolve(), folder)
+    for folder in folders.values():
+        for file in folder.files((*ENCODERS, *VAES)):
+            try:
+                known = known_components(file)
+            except (CheckpointError, MissingFileError):  # another model's, which need not be sound
+                continue
+            yield from ((file, each) for each in known if each.found.layout.component == component)
+
+
+def _companion(denoiser: Component, component: str, config: Mapping[str, Any], path: Path) -> Found | None:
+    """The best of the files that fit."""
+    fitting = []
+    for _, each in companions(path, component):
+        found = each.found
+        if each.spec == denoiser.spec and found.layout.fits(config_of(found, {}), config):
+            fitting.append(found)
+    return min(fitting, key=_preference, default=None)
+
+
+def _preference(found: Found) -> tuple[int, str]:
+    """The one with the most bits goes first, then by name."""
+    return -sum(tensor.nbytes for tensor in found.tensors.values()), found.path.name
+
+
+def _cached(spec: FamilySpec, manifest: Manifest, place: str, is_there: Callable[[Path], bool]) -> Path | None:
+    """A folder of the model's repository, or of one that has the same, in the hub's cache."""
+    cache = cache_folder()
+    same = [known for known in manifests().values() if known.family == spec.name and known.repo]
+    sources = [(known.repo, known.revision or "main") for known in (manifest, *same)]
+    for repo, revision in [*sources, *((repo, "main") for repo in spec.mirrors)]:
+        snapshot = cached(cache, repo, revision) if repo else None
+        if snapshot and is_there(snapshot / place):
+            return snapshot / place
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a component is there, with all of its files."""
+    try:
+        return (folder / "config.json").is_file() and bool(open_checkpoint(folder))
+    except (CheckpointError, MissingFileError):
+        return False
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return pair or any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+
+
+def _check_leftover(path: Path, found: Sequence[Found]) -> None:
+    """Every tensor of the file belongs to a component of the one family, or is a known marker."""
+    taken = {name for each in found for name in each.names}
+    others = (name for name in open_checkpoint(path).tensors if name not in taken)
+    left = sorted(name for name in others if name.rpartition(".")[2] not in MARKERS)
+    if left:
+        raise CheckpointError(
+            f"{path}: {len(left)} tensors belong to no part of the model ({', '.join(left[:3])} …): the file is of "
+            "another model or version, or holds more than one. Take another file."
+        )
+
+
+def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
+    if components:
+        titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
+        return ConfigError(
+            f"{path} is {components[0].found.layout.title}, a part of {titles}; give the diffusion model's file, and "
+            "this one is found next to it."
+        )
+    tensors: Mapping[str, Tensor] = open_checkpoint(path).tensors
+    families = ", ".join(spec.title for spec in family_specs() if spec.single_files)
+    return ConfigError(
+        f"{path} is not recognized: its tensors ({', '.join(list(tensors)[:3])} …) are those of no model that this "
+        f"library opens from a single file ({families})."
+    )
+
+
+def missing_line(assembly: Assembly) -> str:
+    """What is not there, and how to get it without asking for access."""
+    spec, places = assembly.denoiser.spec, assembly.missing
+    titles = {layout.component: layout.title for layout in reversed(layouts_of(spec))}
+    what = ", ".join(f"{place} ({titles[place]})" if place in titles else place for place in places)
+    known = (assembly.manifest, *(each for each in manifests().values() if each.family == spec.name))
+    free = next((each.repo for each in known if each.repo and not each.gated), None)
+    repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
+    folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
+    kinds = VAES if parts == ["vae"] else ENCODERS
+    put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
+    published = [spec.tokenizers.get(place, place) for place in places]
+    names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
+    patterns = " ".join(f"'{name}'" for name in names)
+    return (
+        f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
+        f"download {repo} --include {patterns}`, which asks for no access."
+    )
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")

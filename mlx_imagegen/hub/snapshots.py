@@ -1,0 +1,18 @@
+"""Where the Hugging Face cache keeps a repository's files. Must not know: what is in them, the network."""
+
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    from huggingface_hub import constants  # slow, and few calls need it
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def cached(cache: Path, repo: str, revision: str) -> Path | None:
+    """The snapshot of `repo` in the cache, whole or not."""
+    storage = cache / f"models--{repo.replace('/', '--')}"
+    reference = storage / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = storage / "snapshots" / commit
+    return folder if folder.is_dir() else None

@@ -1,0 +1,313 @@
+"""GGUF files: their headers, and their tensors with the interface of those of safetensors files.
+
+In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come
+as three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
+row is read. Every number of the header is checked before it is used, so that reading can trust them.
+Must not know: model families, names' meanings.
+"""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..layers.linear import Packing
+from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
+from .tensor import DTYPES, REMEDY, Tensor, file_errors, read_exactly
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+# GGUF's number of a type -> safetensors' name.
+PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
+# Formats whose codes stand for numbers of large tables, or that nobody publishes image models in.
+REFUSED = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 29: "IQ1_M"}
+REFUSED |= {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+# Far above what is published: a vocabulary of 300,000 words takes 10 MB.
+HEADER_LIMIT_BYTES = 2**26
+MAX_DEPTH = 2  # of arrays in arrays
+MAX_DIMS = 4  # the format's own limit
+MAX_ALIGNMENT = 2**20
+KEPT_NUMBERS = 16  # arrays up to this length are kept, for shapes; vocabularies are not
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # a key, before the name of a tensor that is stored with other rows
+SPLIT = "split.count"  # a key: of how many files this is one
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BlockTensor(Tensor):
+    """A matrix in blocks: float32, computed row by row."""
+
+    format: BlockFormat
+
+    @property
+    def unpacked(self) -> bool:
+        return True
+
+    @property
+    def stored_as(self) -> str:
+        return self.format.name
+
+    def codes(self, row: int = 0, rows: int | None = None) -> Codes:
+        """Of whole rows: [rows * blocks in a row, …]"""
+        in_row = math.prod(self.shape[1:]) // self.format.elements
+        count = self.shape[0] - row if rows is None else rows
+        raw = np.empty((count * in_row, self.format.nbytes), np.uint8)
+        read_exactly(self, self.start + row * in_row * self.format.nbytes, raw.reshape(-1).data)
+        with np.errstate(all="ignore"):  # a damaged file may hold infinities; they are found where they matter
+            return self.format.decode(raw)
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return self.codes(row, rows).floats().reshape(-1, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class PackedTensor(Tensor):
+    """`weight`, `scales` or `biases` of a matrix in blocks, in MLX's packing."""
+
+    source: BlockTensor
+    part: str
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.source.format.packing if self.part == "weight" else None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype][0]).itemsize
+
+    @property
+    def stored_as(self) -> str:
+        return self.source.stored_as
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            values = packed_part(self.source.codes(row, rows), self.part, self.source.format)
+            values = values.astype(DTYPES[self.dtype][0]).reshape(-1, self.shape[1])
+        if self.part != "weight" and not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{self.path}: '{self.source.name}' ({self.stored_as}) has a scale that is not finite, or too large for"
+                f" the 16 bits that it is held in. {REMEDY}"
+            )
+        return values
+
+
+class _Cursor:
+    """Reads a header piece by piece, never beyond the file's end nor beyond HEADER_LIMIT_BYTES."""
+
+    def __init__(self, path: Path, file: IO[bytes], size: int):
+        self.path = path
+        self._file = file
+        self._left = min(size, HEADER_LIMIT_BYTES)
+
+    def fail(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is not a sound GGUF file: {reason}. {REMEDY}")
+
+    def take(self, count: int) -> bytes:
+        self.claim(count)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise self.fail("it ended while its header was read")
+        return data
+
+    def claim(self, count: int) -> None:
+        """Raises for more bytes than there are."""
+        if count > self._left:
+            raise self.fail(f"its header asks for {count} bytes where {self._left} are left")
+        self._left -= count
+
+    def skip(self, count: int) -> None:
+        self.claim(count)
+        self._file.seek(count, 1)
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
+
+    def count(self, what: str, nbytes: int) -> int:
+        """How many things follow, of at least so many bytes each."""
+        count: int = self.number("Q")
+        if count * nbytes > self._left:
+            raise self.fail(f"its header counts {count} {what}, for which it is too short")
+        return count
+
+    def text(self) -> str:
+        raw = self.take(self.count("characters", 1))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fail("a name in its header is not UTF-8") from error
+
+    def position(self) -> int:
+        return self._file.tell()
+
+
+def is_gguf(path: Path) -> bool:
+    with file_errors(path), path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def read_gguf(path: Path, packed: bool = True) -> GgufFile:
+    """Reads the header; no data. `packed`: whether weights come packed where MLX's packing holds them."""
+    with file_errors(path), path.open("rb") as file:
+        size = path.stat().st_size
+        cursor = _Cursor(path, file, size)
+        if cursor.take(4) != MAGIC:
+            raise cursor.fail("it does not begin with GGUF")
+        version = cursor.number("I")
+        if version not in VERSIONS:
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+            what = "its numbers are big-endian" if swapped else f"its version is {version}"
+            raise CheckpointError(f"{path}: {what}; this library reads versions 2 and 3, little-endian. Convert it.")
+        count = cursor.count("tensors", 24)
+        metadata = dict(_metadata(cursor, cursor.count("keys", 13)))
+        entries = [_entry(cursor, metadata) for _ in range(count)]
+        alignment = _alignment(cursor, metadata)
+        origin = _aligned(cursor.position(), alignment)
+    if metadata.get(SPLIT, 0) not in (0, 1):
+        raise CheckpointError(
+            f"{path} is one of {metadata[SPLIT]} files of a split GGUF; join them with llama.cpp's gguf-split --merge."
+        )
+    stored = [_placed(path, entry, origin) for entry in entries]
+    _check_extents(cursor, stored, (origin, size), alignment)
+    return _presented(cursor, stored, metadata, packed)
+
+
+def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
+    for _ in range(count):
+        key = cursor.text()
+        yield key, _value(cursor, key, cursor.number("I"))
+
+
+def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
+    """A scalar, a text or a short list of numbers; None for what is skipped."""
+    if kind in SCALARS:
+        return cursor.number(SCALARS[kind])
+    if kind == STRING:
+        return cursor.text()
+    if kind != ARRAY:
+        raise cursor.fail(f"'{key}' has a value of type {kind}, which the format does not have")
+    if depth == MAX_DEPTH:
+        raise cursor.fail(f"'{key}' holds arrays in arrays, more than {MAX_DEPTH} deep")
+    inner = cursor.number("I")
+    if inner in SCALARS:
+        width = struct.calcsize(SCALARS[inner])
+        count = cursor.count("numbers", width)
+        if count <= KEPT_NUMBERS:
+            return [cursor.number(SCALARS[inner]) for _ in range(count)]
+        cursor.skip(count * width)
+        return None
+    for _ in range(cursor.count("values", 8)):
+        if inner == STRING:
+            cursor.skip(cursor.count("characters", 1))
+        else:
+            _value(cursor, key, inner, depth + 1)
+    return None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor as the header has it."""
+
+    name: str
+    shape: tuple[int, ...]  # slowest axis first
+    kind: int
+    offset: int  # from where the data begins
+
+
+def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
+    name, dims = cursor.text(), cursor.number("I")
+    if dims > MAX_DIMS:
+        raise cursor.fail(f"'{name}' has {dims} axes, and the format has {MAX_DIMS} at most")
+    shape = tuple(reversed([cursor.number("Q") for _ in range(dims)]))
+    kind, offset = cursor.number("I"), cursor.number("Q")
+    if kind in REFUSED:
+        raise CheckpointError(
+            f"{cursor.path}: '{name}' is in {REFUSED[kind]}, which this library does not unpack; take a file of another"
+            f" type ({', '.join(form.name for form in BLOCK_FORMATS.values())}, F16, BF16)."
+        )
+    if kind not in PLAIN and kind not in BLOCK_FORMATS:
+        raise cursor.fail(f"'{name}' has type {kind}, which this library does not know")
+    original = metadata.get(f"{ORIGINAL_SHAPE}{name}")
+    if isinstance(original, list) and all(type(axis) is int and axis > 0 for axis in original):
+        if math.prod(original) != math.prod(shape):
+            raise cursor.fail(f"'{name}' has the shape {list(shape)}, and its original shape {original} is another")
+        shape = tuple(original)
+    return _Entry(name, shape, kind, offset)
+
+
+def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+        raise cursor.fail(f"its alignment is {alignment!r}")
+    return alignment
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+def _placed(path: Path, entry: _Entry, origin: int) -> Tensor:
+    start, form = origin + entry.offset, BLOCK_FORMATS.get(entry.kind)
+    if form is None:
+        dtype = PLAIN[entry.kind]
+        nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
+        return Tensor(path, entry.name, dtype, entry.shape, start, start + nbytes)
+    columns = math.prod(entry.shape[1:])
+    if not entry.shape or columns % form.elements:
+        raise CheckpointError(
+            f"{path}: '{entry.name}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
+            f" {form.elements}; take a file whose rows are, or the F16 version."
+        )
+    nbytes = math.prod(entry.shape) // form.elements * form.nbytes
+    return BlockTensor(path, entry.name, "F32", entry.shape, start, start + nbytes, form)
+
+
+def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:
+    """Tensors must follow each other, each from the next multiple of the alignment, to the file's end."""
+    end, size = data
+    for tensor in tensors:
+        if tensor.start != _aligned(end, alignment):
+            word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
+            raise cursor.fail(f"'{tensor.name}' {word}")
+        end = tensor.stop
+    if not end <= size <= _aligned(end, alignment):
+        raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
+
+
+def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any], packed: bool) -> GgufFile:
+    tensors: dict[str, Tensor] = {}
+    for tensor in stored:
+        parts = [tensor]
+        module, _, parameter = tensor.name.rpartition(".")
+        packing = tensor.format.packing if packed and isinstance(tensor, BlockTensor) else None
+        if packing and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
+            parts = list(_packed_tensors(tensor, module, packing))
+        for part in parts:
+            if part.name in tensors:
+                raise cursor.fail(f"it has two tensors '{part.name}'")
+            tensors[part.name] = part
+    return GgufFile(tensors, metadata)
+
+
+def _packed_tensors(tensor: BlockTensor, module: str, packing: Packing) -> Iterator[Tensor]:
+    rows, columns = tensor.shape
+    place = tensor.start, tensor.stop
+    for part, shape in packing.packed_shapes(rows, columns).items():
+        dtype = "U32" if part == "weight" else tensor.format.scale_dtype
+        yield PackedTensor(tensor.path, f"{module}.{part}", dtype, shape, *place, tensor, part)

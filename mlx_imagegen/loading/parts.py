@@ -1,0 +1,181 @@
+"""A component put together from rows of tensors in other files: the index that says which, written and read.
+
+In: names, each with a stored tensor and a run of its rows. Out: `index`, JSON for a folder; `open_parts`, the tensors
+by those names. So a file of another layout, of which a component is a part, is opened as a component's folder is.
+Must not know: families, layouts.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..layers.linear import Packing
+from ..packing.affine import unpack_rows
+from .tensor import Tensor
+
+INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
+PARTS, FILES, UNPACKED = "parts", "files", "unpacked"
+PACKED_PARTS = (".scales", ".biases")  # of a weight; an unpacked one has none
+
+
+@dataclass(frozen=True)
+class RowsTensor(Tensor):
+    """A run of another tensor's rows, the second half of them first where `swap_halves` says so."""
+
+    source: Tensor
+    row: int
+    swap_halves: bool = False
+
+    @classmethod
+    def of(cls, name: str, source: Tensor, row: int, rows: int | None, swap_halves: bool) -> Self:
+        """`rows`: None for a tensor as it is, which may have no axis."""
+        shape = source.shape if rows is None else (rows, *source.shape[1:])
+        start = source.start + (source.stop - source.start) * row // max(1, source.shape[0]) if rows else source.start
+        return cls(source.path, name, source.dtype, shape, start, source.stop, source, row, swap_halves)
+
+    @property
+    def unpacked(self) -> bool:
+        return self.source.unpacked
+
+    @property
+    def stored_as(self) -> str:
+        return self.source.stored_as
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:1], *self.source.full_shape[1:])
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.source.packing
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.nbytes * self.shape[0] // max(1, self.source.shape[0]) if self.shape else self.source.nbytes
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return self._joined(self.source.bytes, row, rows)
+
+    def floats(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return self._joined(self.source.floats, row, rows)
+
+    def _joined(self, read: Callable[[int, int | None], np.ndarray], row: int, rows: int | None) -> np.ndarray:
+        if not self.shape:
+            return read(0, None)
+        rows = self.shape[0] - row if rows is None else rows
+        if not self.swap_halves:
+            return read(self.row + row, rows)
+        half, stop = self.shape[0] // 2, row + rows
+        runs = ((row, min(stop, half), half), (max(row, half), stop, -half))
+        return np.concatenate([read(self.row + low + shift, high - low) for low, high, shift in runs if low < high])
+
+
+@dataclass(frozen=True)
+class ChannelsLastTensor(Tensor):
+    """A convolution's weight as MLX keeps it, [out, …, in], in torch's order of axes."""
+
+    source: Tensor
+
+    @classmethod
+    def of(cls, source: Tensor) -> "Tensor":
+        if len(source.shape) < 4:
+            return source
+        shape = (source.shape[0], source.shape[-1], *source.shape[1:-1])
+        return cls(source.path, source.name, source.dtype, shape, source.start, source.stop, source)
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(self.source.bytes(row, rows), -1, 1))
+
+
+@dataclass(frozen=True)
+class NumbersTensor(Tensor):
+    """A weight in MLX's packing as float32, for modules that take no codes."""
+
+    codes: Tensor
+    scales: Tensor
+    biases: Tensor
+    bits: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], name: str, bits: int, group_size: int) -> Self:
+        module = name.removesuffix("weight")
+        codes, scales, biases = (tensors[module + part] for part in ("weight", "scales", "biases"))
+        shape = (codes.shape[0], scales.shape[1] * group_size)
+        return cls(codes.path, name, "F32", shape, codes.start, codes.stop, codes, scales, biases, bits)
+
+    @property
+    def unpacked(self) -> bool:
+        return True
+
+    def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
+        grids = {"scales": self.scales.floats(row, rows), "biases": self.biases.floats(row, rows)}
+        packing = Packing(self.bits, self.shape[1] // self.scales.shape[1])
+        return unpack_rows({"weight": self.codes.bytes(row, rows), **grids}, packing)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the component, and where its rows are."""
+
+    name: str
+    file: Path
+    tensor: str  # in the file
+    row: int = 0
+    rows: int | None = None  # all, where there is none
+    swap_halves: bool = False
+    channels_last: bool = False  # of a convolution
+    numbers_of: tuple[int, int] | None = None  # bits and group size of codes that are read as numbers
+
+
+def index(parts: Iterable[Part]) -> dict[str, Any]:
+    """As JSON."""
+    parts = list(parts)
+    files = sorted({str(part.file.absolute()) for part in parts})
+    numbers = {file: number for number, file in enumerate(files)}
+    rows = {
+        part.name: [
+            numbers[str(part.file.absolute())],
+            part.tensor,
+            part.row,
+            part.rows,
+            part.swap_halves,
+            part.channels_last,
+            part.numbers_of,
+        ]
+        for part in parts
+    }
+    return {FILES: files, PARTS: rows}
+
+
+def unpacked_index(data: Mapping[str, Any], packed: Collection[str]) -> dict[str, Any]:
+    """An index of the same parts with the numbers of these modules' weights in the place of their codes."""
+    gone = {module + part for module in packed for part in PACKED_PARTS}
+    parts = {name: part for name, part in data[PARTS].items() if name not in gone}
+    return {**data, PARTS: parts, UNPACKED: True}
+
+
+def open_parts(
+    data: Mapping[str, Any], where: Path, open_file: Callable[[Path, bool], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of an index, and the files that they are in. `open_file`: a file's tensors by name, its weights
+    packed or not."""
+    try:
+        paths = [Path(file) for file in data[FILES]]
+        opened = [open_file(path, not data.get(UNPACKED)) for path in paths]
+        tensors: dict[str, Tensor] = {}
+        for name, (number, stored, row, rows, swap_halves, channels_last, numbers_of) in data[PARTS].items():
+            if stored not in opened[number]:
+                raise CheckpointError(f"{paths[number]} has no tensor '{stored}' any more; open it again.")
+            source = opened[number][stored]
+            source = NumbersTensor.of(opened[number], stored, *numbers_of) if numbers_of else source
+            source = ChannelsLastTensor.of(source) if channels_last else source
+            tensors[name] = RowsTensor.of(name, source, row, rows, swap_halves)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} is not an index of parts ({error!r}); remove its folder.") from error
+    return tensors, paths

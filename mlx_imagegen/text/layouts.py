@@ -1,0 +1,189 @@
+"""Text encoders as single files: what ComfyUI's `text_encoders` folder and llama.cpp's GGUF files hold.
+
+Each function gives the layouts of one encoder for the component that it is of a family. Sizes are read off the shapes;
+what no shape tells is as published with the family. Must not know: families.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..loading.names import Rename, RowRange
+from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute
+
+Config = Mapping[str, Any]
+Fits = Callable[[Config, Config], bool]  # (the encoder's config.json, the diffusion model's)
+# llama.cpp's names -> Hugging Face's.
+GGUF_DECODER = (
+    (r"^token_embd\.", "model.embed_tokens."),
+    (r"^output_norm\.", "model.norm."),
+    (r"^output\.", "lm_head."),
+    (r"^blk\.(\d+)\.", r"model.layers.\1."),
+    (r"\.attn_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.attn_output\.", ".self_attn.o_proj."),
+    (r"\.attn_([qk])_norm\.", r".self_attn.\1_norm."),
+    (r"\.attn_([qkv])\.", r".self_attn.\1_proj."),
+    (r"\.ffn_(up|down|gate)\.", r".mlp.\1_proj."),
+)
+GGUF_T5 = (
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.", r"encoder.block.\1."),
+    (r"\.attn_norm\.", ".layer.0.layer_norm."),
+    (r"\.attn_rel_b\.", ".layer.0.SelfAttention.relative_attention_bias."),
+    (r"\.attn_([qkvo])\.", r".layer.0.SelfAttention.\1."),
+    (r"\.ffn_norm\.", ".layer.1.layer_norm."),
+    (r"\.ffn_gate\.", ".layer.1.DenseReluDense.wi_0."),
+    (r"\.ffn_up\.", ".layer.1.DenseReluDense.wi_1."),
+    (r"\.ffn_down\.", ".layer.1.DenseReluDense.wo."),
+)
+MFLUX_T5 = (
+    (r"^final_layer_norm\.", "encoder.final_layer_norm."),
+    (r"^t5_blocks\.(\d+)\.attention\.", r"encoder.block.\1.layer.0."),
+    (r"^t5_blocks\.(\d+)\.ff\.", r"encoder.block.\1.layer.1."),
+)
+MFLUX_QWEN_2_5 = (
+    (r"^encoder\.visual\.", "visual."),
+    (r"^encoder\.", "model."),
+    (r"\.merger\.mlp_0\.", ".merger.mlp.0."),
+    (r"\.merger\.mlp_1\.", ".merger.mlp.2."),
+)
+QWEN_2_5_HEAD = 128  # numbers of an attention head, of every size of the model; no shape tells
+
+
+def clip_l_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """CLIP-L's text tower, without the projection that other models have."""
+
+    def matches(tensors: Tensors) -> bool:
+        """CLIP-G, which has 32 layers, is another model's."""
+        layer = "text_model.encoder.layers.{}.layer_norm1.weight"
+        return layer.format(0) in tensors and layer.format(30) not in tensors
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        vocabulary, hidden = shape(tensors, "text_model.embeddings.token_embedding.weight")
+        return {
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "max_position_embeddings": shape(tensors, "text_model.embeddings.position_embedding.weight")[0],
+            "num_hidden_layers": count(tensors, r"text_model\.encoder\.layers\.(\d+)\."),
+            "intermediate_size": shape(tensors, "text_model.encoder.layers.0.mlp.fc1.weight")[0],
+        }
+
+    rename = renamed(drop=("text_projection.weight", "position_ids"))
+    prefixes = ("", "text_encoders.clip_l.transformer.")
+    return (
+        SingleFile(component, "CLIP-L", matches, rename, config, prefixes, fits=fits, dense=r"\.position_embedding$"),
+    )
+
+
+def t5_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """T5 v1.1's encoder."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        table = next(name for name in ("shared.weight", "encoder.embed_tokens.weight") if name in tensors)
+        attention = "encoder.block.0.layer.0.SelfAttention"
+        buckets, heads = shape(tensors, f"{attention}.relative_attention_bias.weight")
+        inner, width = shape(tensors, f"{attention}.q.weight")
+        return {
+            "vocab_size": shape(tensors, table)[0],
+            "d_model": width,
+            "d_kv": inner // heads,
+            "num_heads": heads,
+            "relative_attention_num_buckets": buckets,
+            "d_ff": shape(tensors, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+            "num_layers": count(tensors, r"encoder\.block\.(\d+)\."),
+        }
+
+    plain = has("encoder.block.0.layer.1.DenseReluDense.wi_1.weight")
+    prefixes = ("", "text_encoders.t5xxl.transformer.")
+    return (
+        SingleFile(component, "T5 v1.1", plain, config=config, prefixes=prefixes, fits=fits),
+        _in_gguf(component, "T5 v1.1", has("enc.blk.0.ffn_gate.weight"), GGUF_T5, config, fits),
+    )
+
+
+def mflux_t5_file(component: str) -> SingleFile:
+    """T5's encoder as mflux saves it: the first block's table of distances stands in every block."""
+
+    def rename(name: str) -> Iterator[RowRange]:
+        if "relative_attention_bias" in name and not name.startswith("t5_blocks.0."):
+            return
+        yield RowRange(substitute(name, MFLUX_T5))
+
+    matches = has("t5_blocks.0.attention.SelfAttention.q.weight")
+    return SingleFile(component, "T5 v1.1, saved by mflux", matches, rename, dense=r"\.relative_attention_bias$")
+
+
+def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Qwen2.5-VL, with its vision tower or (GGUF) without."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        layer = "model.layers.0.self_attn"
+        return _decoder_config(tensors) | {
+            "num_attention_heads": shape(tensors, f"{layer}.q_proj.weight")[0] // QWEN_2_5_HEAD,
+            "num_key_value_heads": shape(tensors, f"{layer}.k_proj.weight")[0] // QWEN_2_5_HEAD,
+        }
+
+    plain = has("model.layers.0.self_attn.k_proj.bias", "model.norm.weight")
+    prefixes = ("", "text_encoders.qwen25_7b.transformer.")
+    return (
+        SingleFile(component, "Qwen2.5-VL", plain, config=config, prefixes=prefixes, fits=fits),
+        _in_gguf(component, "Qwen2.5-VL", has("blk.0.attn_k.bias", "output_norm.weight"), GGUF_DECODER, config, fits),
+    )
+
+
+def mflux_qwen2_5_vl_file(component: str) -> SingleFile:
+    """Qwen2.5-VL as mflux saves it, without the head, which no picture needs."""
+    matches = has("encoder.layers.0.self_attn.k_proj.bias", "encoder.norm.weight")
+    title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5)
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=r"^encoder\.visual\.")
+
+
+def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Qwen3 of any size."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        layer = "model.layers.0.self_attn"
+        head = shape(tensors, f"{layer}.q_norm.weight")[0]
+        return _decoder_config(tensors) | {
+            "head_dim": head,
+            "num_attention_heads": shape(tensors, f"{layer}.q_proj.weight")[0] // head,
+            "num_key_value_heads": shape(tensors, f"{layer}.k_proj.weight")[0] // head,
+        }
+
+    plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight")
+    prefixes = ("", "text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.")
+    gguf = has("blk.0.attn_q_norm.weight", "output_norm.weight")
+    return (
+        SingleFile(component, "Qwen3", plain, config=config, prefixes=prefixes, fits=fits),
+        _in_gguf(component, "Qwen3", gguf, GGUF_DECODER, config, fits),
+    )
+
+
+def _decoder_config(tensors: Tensors) -> dict[str, Any]:
+    vocabulary, hidden = shape(tensors, "model.embed_tokens.weight")
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": shape(tensors, "model.layers.0.mlp.up_proj.weight")[0],
+        "num_hidden_layers": count(tensors, r"model\.layers\.(\d+)\."),
+    }
+
+
+def _in_gguf(
+    component: str,
+    title: str,
+    matches: Callable[[Tensors], bool],
+    rules: tuple[tuple[str, str], ...],
+    config: Callable[[Tensors], dict[str, Any]],
+    fits: Fits,
+) -> SingleFile:
+    rename = renamed(*rules)
+    return SingleFile(
+        component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(_under(rename, tensors)),
+        fits=fits,
+    )  # fmt: skip
+
+
+def _under(rename: Rename, tensors: Tensors) -> Tensors:
+    return {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}

@@ -1,0 +1,81 @@
+"""`info` and `models` on files of weights: all of it from headers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from safetensors.numpy import save_file
+
+from mlx_imagegen.cli import main
+from tests.comfy_files import cache_tokenizers, comfy_flux, draw_flux, flux_files, gguf_flux
+
+
+@pytest.fixture
+def flux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = draw_flux(tmp_path / "diffusers")
+    cache_tokenizers(tmp_path / "hub", folder, "flux-dev", monkeypatch)
+    return folder
+
+
+def info(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, object]:
+    assert main(["info", str(path), "--json", *more]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_a_gguf_model_is_described(tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, _ = gguf_flux(tmp_path / "models", flux, Kind.Q4_K)
+    shown = info(file, capsys)
+    assert (shown["format"], shown["family"], shown["component"]) == ("GGUF", ["FLUX.1"], ["transformer"])
+    assert (shown["manifest"], shown["runs"]) == ("flux-dev", "yes")
+    assert [line.split()[0] for line in shown["dtypes"]] == ["Q4_K", "F32"]  # type: ignore[attr-defined]
+    assert shown["general.architecture"] == "flux"
+    shutil.rmtree(tmp_path / "models/vae")
+    assert "needs vae (AutoencoderKL" in str(info(file, capsys)["missing"])
+
+
+def test_a_part_says_what_it_goes_with(tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comfy_flux(tmp_path / "models", flux)
+    shown = info(tmp_path / "models/vae/ae.safetensors", capsys)
+    assert shown["component"] == ["vae"] and "FLUX.1" in str(shown["used_by"]) and "missing" not in shown
+
+
+def test_what_is_no_model_is_described_too(tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"x.lora_A.weight": np.zeros((2, 2), np.float16)}, tmp_path / "lora.safetensors")
+    shown = info(tmp_path / "lora.safetensors", capsys)
+    assert shown["is"] == "a LoRA: see `mlx-imagegen lora FILE`" and shown["dtypes"] == ["F16 1 (0.00 GB)"]
+    text = np.frombuffer(b'{"format": "convrot_w4a4"}', np.uint8)
+    save_file({"x.weight": np.zeros((2, 2), np.int8), "x.comfy_quant": text}, tmp_path / "a.safetensors")
+    assert "is in the format 'convrot_w4a4'" in str(info(tmp_path / "a.safetensors", capsys)["refused"])
+
+
+def test_weights_are_not_read(tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of holes as large as the published one is described at once."""
+    tensors = flux_files(flux)["transformer"]
+    header, end = {}, 0
+    for name, value in tensors.items():
+        shape = [axis * 64 if "weight" in name and value.ndim == 2 and axis == 256 else axis for axis in value.shape]
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "flux.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert end > 3 * 10**9
+    assert info(tmp_path / "flux.safetensors", capsys)["manifest"] == "flux-dev"
+
+
+def test_models_lists_the_files_of_comfyuis_folder(
+    tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_IMAGEGEN_COMFY", "")
+    comfy_flux(tmp_path / "ComfyUI/models", flux)
+    (tmp_path / "ComfyUI/models/checkpoints").mkdir()
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "ComfyUI/models/checkpoints/other.safetensors")
+    assert main(["models", "--comfy", str(tmp_path / "ComfyUI")]) == 0
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["diffusion_models/flux1-dev.safetensors", "0.0", "GB", "flux-dev", "ready"]
+    assert second.startswith("checkpoints/other.safetensors") and "is not recognized" in second
