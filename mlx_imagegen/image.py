@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .atomic import atomic_replace
+from .documents import parse_json
 from .errors import MissingFileError, OutputError, RequestError
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
@@ -155,10 +156,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
     if text is None:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
+    record = parse_json(text, f"{path}: the record of how it was made", RequestError, "take another picture")
     if not isinstance(record, dict):
         raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")
     return record

@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("layers", "report"),
     ("image", "seams"),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "blas", "errors"),
+    ("precision", "atomic", "bfloat", "blas", "errors", "escaping", "paths", "documents"),
 ]
 SHARED = {"base", "folder", "schedule_tables"}
 

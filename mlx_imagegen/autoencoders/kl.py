@@ -10,7 +10,7 @@ own, so that text-to-image loads the decoder alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,9 +20,10 @@ from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activat
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import Config
+from ..loading.config import COLOURS, LAYERS, POSITIVE, Config
 from ..precision import VAE_DTYPE
 
+MOST_LEVELS = 8
 NORM_EPS = 1e-6  # diffusers fixes it in code, for every norm of its autoencoders
 
 
@@ -32,19 +33,20 @@ class VaeConfig(Config):
 
     # force_upcast asks for float32, which is all there is here; sample_size only steers diffusers' own tiling.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast", "sample_size"})
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKL"})
 
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     latent_channels: int
-    layers_per_block: int
+    layers_per_block: Annotated[int, LAYERS]
     norm_num_groups: int
-    scaling_factor: float
+    scaling_factor: Annotated[float, POSITIVE]
     shift_factor: float
     use_quant_conv: bool
     use_post_quant_conv: bool
-    in_channels: int = 3
-    out_channels: int = 3
+    in_channels: Annotated[int, COLOURS] = 3
+    out_channels: Annotated[int, COLOURS] = 3
     act_fn: str = "silu"
     mid_block_add_attention: bool = True
     latents_mean: tuple[float, ...] | None = None
@@ -54,6 +56,11 @@ class VaeConfig(Config):
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
         levels = len(config.block_out_channels)
+        if not 1 <= levels <= MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: field 'block_out_channels' has {levels} entries, where 1 to {MOST_LEVELS} are needed; take "
+                "the file from the model's repository."
+            )
         _require(config, where, "down_block_types", ("DownEncoderBlock2D",) * levels)
         _require(config, where, "up_block_types", ("UpDecoderBlock2D",) * levels)
         _require(config, where, "act_fn", "silu")

@@ -12,7 +12,7 @@ of the checkpoint, each whole on its own.
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,10 +22,11 @@ from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activat
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import Config
+from ..loading.config import COLOURS, LAYERS, POSITIVE, Config
 from ..precision import VAE_DTYPE
 
 LEAST_LENGTH = 1e-12  # torch's F.normalize divides by at least this
+MOST_LEVELS = 8
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,17 @@ class VaeConfig(Config):
     """vae/config.json"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"dropout"})  # acts in training only
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLQwenImage"})
 
     base_dim: int
     z_dim: int
     dim_mult: tuple[int, ...]
-    num_res_blocks: int
+    num_res_blocks: Annotated[int, LAYERS]
     temperal_downsample: tuple[bool, ...]  # as the files spell it
     latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
+    latents_std: tuple[Annotated[float, POSITIVE], ...]
     attn_scales: tuple[float, ...] = ()
-    input_channels: int = 3
+    input_channels: Annotated[int, COLOURS] = 3
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
@@ -51,6 +53,11 @@ class VaeConfig(Config):
             raise ConfigError(
                 f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder attends "
                 "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
+            )
+        if not 1 <= len(config.dim_mult) <= MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: field 'dim_mult' has {len(config.dim_mult)} entries, where 1 to {MOST_LEVELS} are needed; "
+                "take the file from the model's repository."
             )
         for field, count in (
             ("temperal_downsample", len(config.dim_mult) - 1),

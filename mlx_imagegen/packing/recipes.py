@@ -10,12 +10,12 @@ Must not know: tensors' values, files of checkpoints.
 import fnmatch
 import functools
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_toml
 from ..errors import QuantizationError
 from ..families import family_spec
 from ..hub.manifest import data_folder
@@ -136,12 +136,7 @@ def read_recipe(quant: str, family: str) -> Recipe:
             f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file; without one, weights "
             "stay as they are stored."
         )
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise QuantizationError(
-            f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}."
-        ) from error
+    data = read_toml(path, QuantizationError, f"see the recipes that come with it: {known}")
     rows = data.get(family)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise QuantizationError(

@@ -11,7 +11,7 @@ Must not know: prompts, templates, pictures, what is generated.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,7 @@ from ..layers.activation import swiglu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
-from ..loading.config import Config
+from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
 from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE
 
@@ -58,12 +58,12 @@ class QwenConfig(Config):
     model_type: str
     hidden_size: int
     intermediate_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    vocab_size: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_key_value_heads: Annotated[int, HEADS]
+    rms_norm_eps: Annotated[float, POSITIVE]
+    rope_theta: Annotated[float, POSITIVE]
+    vocab_size: Annotated[int, MANY]
     mrope_section: tuple[int, ...] = ()  # text-only models have one position axis
     hidden_act: str = "silu"
     head_dim: int | None = None
@@ -118,6 +118,11 @@ def _check(config: QwenConfig, where: Path) -> None:
     if not vision and config.model_type != "qwen3":
         raise ConfigError(
             f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL or Qwen3 language model."
+        )
+    if config.num_attention_heads % config.num_key_value_heads or config.head_size % 2 or not config.head_size:
+        raise ConfigError(
+            f"{where}: {config.num_attention_heads} heads with {config.num_key_value_heads} for keys and values, of "
+            f"{config.head_size} numbers each, fit no attention; take the file from the model's repository."
         )
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")

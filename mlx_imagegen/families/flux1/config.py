@@ -2,25 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
-from ...loading.config import Config
+from ...loading.config import HEADS, LAYERS, Config, Range
 
 
 @dataclass(frozen=True)
 class FluxConfig(Config):
     """transformer/config.json"""
 
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"FluxTransformer2DModel"})
+
     attention_head_dim: int
     guidance_embeds: bool
     in_channels: int
     joint_attention_dim: int
-    num_attention_heads: int
-    num_layers: int
-    num_single_layers: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_layers: Annotated[int, LAYERS]
+    num_single_layers: Annotated[int, LAYERS]
     pooled_projection_dim: int
-    patch_size: int = 1  # the pipeline packs 2x2 before the transformer, whatever this says; only 1 is ever published
+    patch_size: Annotated[int, Range(1, 1)] = 1  # the pipeline packs 2x2 before the transformer
     out_channels: int | None = None
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)  # older files lack the key; this is diffusers' default
 

@@ -15,6 +15,14 @@ RELATIVES = {
     "FluxControlPipeline": "FLUX.1-Depth or -Canny",
     "FluxPriorReduxPipeline": "FLUX.1-Redux",
 }
+# The same in the names of the original layout's files.
+RELATIVE_FILES = {
+    "kontext": "FLUX.1-Kontext",
+    "fill": "FLUX.1-Fill",
+    "depth": "FLUX.1-Depth",
+    "canny": "FLUX.1-Canny",
+    "redux": "FLUX.1-Redux",
+}
 
 
 def recognize(folder: ModelFolder) -> str | None:
@@ -23,6 +31,12 @@ def recognize(folder: ModelFolder) -> str | None:
             f"{folder.path}: model_index.json says {folder.pipeline}: this is {RELATIVES[folder.pipeline]}, which this "
             "library does not have. Take FLUX.1-dev or -schnell."
         )
+    for name in (path.name for path in folder.files(SINGLE_FILE)):
+        if relative := next((title for part, title in RELATIVE_FILES.items() if part in name.lower()), None):
+            raise ConfigError(
+                f"{folder.path} holds {name}: this is {relative}, which this library does not have. Take FLUX.1-dev or "
+                "-schnell."
+            )
     config, single = folder.config("transformer/config.json"), folder.files(SINGLE_FILE)
     if folder.pipeline not in (None, PIPELINE) or folder.transformer not in (None, TRANSFORMER):
         return None

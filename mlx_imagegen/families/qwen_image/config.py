@@ -5,10 +5,10 @@ Relatives with another architecture are refused by name.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
-from ...loading.config import Config
+from ...loading.config import HEADS, LAYERS, Config, Range
 
 SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
 
@@ -23,10 +23,10 @@ class QwenImageConfig(Config):
     attention_head_dim: int
     in_channels: int
     joint_attention_dim: int
-    num_attention_heads: int
-    num_layers: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_layers: Annotated[int, LAYERS]
     out_channels: int
-    patch_size: int
+    patch_size: Annotated[int, Range(1, 64)]
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
     guidance_embeds: bool = False
     zero_cond_t: bool = False  # Qwen-Image-Edit-2511: reference tokens are modulated as at t = 0

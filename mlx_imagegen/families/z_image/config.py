@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
-from ...loading.config import Config
+from ...loading.config import HEADS, LAYERS, POSITIVE, Config, Range
 
 ADALN_DIM = 256  # at most, of the vector that all modulation reads; diffusers fixes it in code
 
@@ -16,21 +16,22 @@ class ZImageConfig(Config):
 
     # How long diffusers' rope tables are; here they are made for the positions that a picture has.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"axes_lens"})
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"ZImageTransformer2DModel"})
 
     all_f_patch_size: tuple[int, ...]
-    all_patch_size: tuple[int, ...]
+    all_patch_size: tuple[Annotated[int, Range(1, 64)], ...]
     axes_dims: tuple[int, ...]
     cap_feat_dim: int
     dim: int
     in_channels: int
-    n_heads: int
-    n_kv_heads: int
-    n_layers: int
-    n_refiner_layers: int
-    norm_eps: float
+    n_heads: Annotated[int, HEADS]
+    n_kv_heads: Annotated[int, HEADS]
+    n_layers: Annotated[int, LAYERS]
+    n_refiner_layers: Annotated[int, LAYERS]
+    norm_eps: Annotated[float, POSITIVE]
     qk_norm: bool
-    rope_theta: float
-    t_scale: float
+    rope_theta: Annotated[float, POSITIVE]
+    t_scale: Annotated[float, POSITIVE]
     siglip_feat_dim: int | None = None
 
     @classmethod
@@ -60,9 +61,14 @@ class ZImageConfig(Config):
                 "take the file from the model's repository."
             )
         axes = config.axes_dims
-        if config.dim % config.n_heads or sum(axes) != config.dim // config.n_heads or len(axes) != 3:
+        if (
+            config.dim % config.n_heads
+            or sum(axes) != config.dim // config.n_heads
+            or len(axes) != 3
+            or any(dims % 2 for dims in axes)
+        ):
             raise ConfigError(
-                f"{where}: 'axes_dims' {list(axes)} must be three numbers that add up to 'dim' / 'n_heads', "
+                f"{where}: 'axes_dims' {list(axes)} must be three even numbers that add up to 'dim' / 'n_heads', "
                 f"{config.dim} / {config.n_heads}; take the file from the model's repository."
             )
         return config
