@@ -21,6 +21,8 @@ from typing import Any, Protocol
 from ..errors import DownloadError, UnknownModelError
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
+from ..paths import is_file_name
+from .checksums import check_files
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import revision_of
@@ -122,7 +124,11 @@ def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = No
 
 
 def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The repository's folder in the cache, with every file that matches."""
+    """The repository's folder in the cache, with every file that matches, each as it was published."""
+    return check_files(_fetch_files(wanted, tell, hub), wanted.patterns, tell)
+
+
+def _fetch_files(wanted: Download, tell: Notify, hub: Hub | None) -> Path:
     hub = hub or HuggingFace()
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
@@ -145,11 +151,16 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-            shards = set(read_json(folder / name).get("weight_map", {}).values())
+            shards = filter(is_file_name, _shards(read_json(folder / name)))
             lacking += sorted(
                 f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
             )
     return lacking
+
+
+def _shards(index: dict[str, Any]) -> set[str]:
+    weight_map = index.get("weight_map")
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
 
 
 def _adopt(repo: str, hub: Hub) -> Model:
