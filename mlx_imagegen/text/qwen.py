@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.activation import swiglu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
@@ -133,7 +134,7 @@ def _check(config: QwenConfig, where: Path) -> None:
     sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
     if sections != ((3, config.head_size) if vision else (0, 0)):
         raise ConfigError(
-            f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
+            f"{where}: mrope_section {shown(list(config.mrope_section))} must be three numbers that fill half a head "
             f"({config.head_size // 2}), and absent where the model has no vision tower."
         )
 
