@@ -7,6 +7,7 @@ Must not know: what the values mean.
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections import Counter
@@ -23,6 +24,7 @@ JSON_LIMIT_BYTES = 100 * 2**20  # the largest published tokenizer.json has 35 MB
 TOML_LIMIT_BYTES = 2**20  # a manifest has 1 kB
 TEXT_LIMIT_BYTES = 100 * 2**20
 DEPTH_LIMIT = 32  # published files have 7
+DEEP_KEY = re.compile(rf"""(?<!["'\w-])(["'\w-]++\s*+\.\s*+){{{DEPTH_LIMIT}}}""")  # a.b.c
 NO_FILES = {stat.S_ISDIR: "Is a directory", stat.S_ISFIFO: "it is a pipe", stat.S_ISSOCK: "it is a socket"}
 
 Kind = type[ImagegenError]
@@ -85,9 +87,9 @@ def parse_json(text: str | bytes, where: str, kind: Kind = ConfigError, again: s
     try:
         value = json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
     except RecursionError as error:
-        raise kind(f"{where} is nested more than {DEPTH_LIMIT} deep; {again}.") from error
+        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
     except ValueError as error:  # not JSON, not UTF-8, a key twice, or a number of thousands of digits
-        raise kind(f"{where} is not valid JSON ({shown(str(error), 120)}); {again}.") from error
+        raise kind(f"{_subject(where)} not valid JSON ({shown(str(error), 120)}); {again}.") from error
     _check_depth(value, where, kind, again)
     return value
 
@@ -95,14 +97,26 @@ def parse_json(text: str | bytes, where: str, kind: Kind = ConfigError, again: s
 def read_toml(
     path: Path, kind: Kind = ConfigError, again: str = "take the file that it was made from"
 ) -> dict[str, Any]:
+    return parse_toml(read_file(path, TOML_LIMIT_BYTES, kind, again), str(path), kind, again)
+
+
+def parse_toml(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
     try:
-        data = tomllib.loads(read_file(path, TOML_LIMIT_BYTES, kind, again).decode())
+        text = text.decode() if isinstance(text, bytes) else text
+        if DEEP_KEY.search(text):  # a parser takes their square in time
+            raise RecursionError
+        data = tomllib.loads(text)
     except RecursionError as error:
-        raise kind(f"{path} is nested more than {DEPTH_LIMIT} deep; {again}.") from error
+        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
     except ValueError as error:  # tomllib's own and UTF-8's are such
-        raise kind(f"{path} is not a TOML file ({shown(str(error), 120)}); {again}.") from error
-    _check_depth(data, str(path), kind, again)
+        raise kind(f"{_subject(where)} not a TOML file ({shown(str(error), 120)}); {again}.") from error
+    _check_depth(data, where, kind, again)
     return data
+
+
+def _subject(where: str) -> str:
+    """With the verb, unless it ends in a colon."""
+    return where if where.endswith(":") else f"{where} is"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,4 +140,4 @@ def _check_depth(value: Any, where: str, kind: Kind, again: str) -> None:
         ]
         if not level:
             return
-    raise kind(f"{where} is nested more than {DEPTH_LIMIT} deep; {again}.")
+    raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.")

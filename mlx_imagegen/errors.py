@@ -85,12 +85,11 @@ def file_errors() -> Iterator[None]:
     """Around what a user calls: a system call that fails in it, whichever it is, is told by the file's name."""
     try:
         yield
-    except ImagegenError:
+    except (ImagegenError, BrokenPipeError):
         raise
     except OSError as error:
         name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else "a file"
         reason = error.strerror or str(error) or type(error).__name__
-        raise FileAccessError(
-            f"{shown(os.fsdecode(name), 160)}: {reason}; see to its permissions, its name and its disk, or give another"
-            " place."
-        ) from error
+        denied = isinstance(error, PermissionError)
+        remedy = "allow it, or give another place" if denied else "see to its name and its disk, or give another place"
+        raise FileAccessError(f"{shown(os.fsdecode(name), 160)}: {reason}; {remedy}.") from error

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from .atomic import atomic_replace
 from .documents import parse_json
 from .errors import MissingFileError, OutputError, RequestError
+from .paths import expanded
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -76,12 +77,12 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
-    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(Path(picture).expanduser()))
+    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(expanded(picture)))
     try:
         if isinstance(picture, Image.Image):
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
-            with Image.open(Path(picture).expanduser()) as image:
+            with Image.open(expanded(picture)) as image:
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{shown} is not there.") from error

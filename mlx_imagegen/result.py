@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .image import save_picture, write_picture
+from .paths import expanded
 
 if TYPE_CHECKING:
     from .report import Report
@@ -26,7 +27,7 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         write_picture(self.image, path, self._metadata())
         return path
 

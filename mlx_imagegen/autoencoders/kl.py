@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
@@ -91,8 +92,8 @@ def _require(config: VaeConfig, where: str | Path, field: str, only: object) -> 
     value = getattr(config, field)
     if value != only:
         raise ConfigError(
-            f"{where}: field '{field}' is {value!r}, where every FLUX.1 autoencoder has {only!r}, the only value this "
-            "port knows. The file is of another model's autoencoder: take vae/ from a FLUX.1 repository."
+            f"{where}: field '{field}' is {shown(value)}, where every FLUX.1 autoencoder has {only!r}, the only value "
+            "this port knows. The file is of another model's autoencoder: take vae/ from a FLUX.1 repository."
         )
 
 

@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
@@ -51,7 +52,8 @@ class VaeConfig(Config):
         config = super().read(data, where)
         if config.attn_scales:
             raise ConfigError(
-                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder attends "
+                f"{where}: field 'attn_scales' is {shown(list(config.attn_scales))}, but Qwen-Image's autoencoder "
+                "attends "
                 "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
             )
         if not 1 <= len(config.dim_mult) <= MOST_LEVELS:

@@ -14,7 +14,7 @@ from ..documents import read_toml
 from ..errors import ConfigError
 from ..escaping import shown
 from ..families import registered_specs
-from ..loading.config import MANY, POSITIVE, Config, Range, read_fields
+from ..loading.config import MANY, POSITIVE, TEXT, Config, Range, read_fields
 from ..paths import is_file_name, visible
 
 BASES_LIMIT = 8  # manifests that a manifest stands on
@@ -27,7 +27,7 @@ class Defaults(Config):
     width: Annotated[int, Range(1, 2**16)]
     height: Annotated[int, Range(1, 2**16)]
     guidance: Annotated[float, Range(0, 1000)]
-    negative_prompt: str | None = None
+    negative_prompt: Annotated[str, TEXT] | None = None
     max_sequence_length: int = 512
     sampler: str | None = None
 
@@ -55,9 +55,14 @@ class OneReference(Config):
 
 
 @dataclass(frozen=True)
-class Sampling(OneReference):
+class Sampling(Config):
     """[sampling]"""
 
+    shift: Annotated[float, POSITIVE]
+    noise_scale: tuple[float, ...]
+    sampler: str = ""
+    noise_clip: Annotated[float, Range(0, 1000)] = 0.0
+    timesteps: Annotated[tuple[float, ...], Range(0, 1000)] = ()
     one_reference: OneReference | None = None
 
 
@@ -65,7 +70,7 @@ class Sampling(OneReference):
 class OwnLora(Config):
     """[lora]"""
 
-    file: str = ""
+    file: Annotated[str, TEXT] = ""
     repo: str | None = None
     revision: str | None = None
 
@@ -84,6 +89,21 @@ class SharedExtras:
     lora: OwnLora | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
+
+
+class Table(dict[str, Any]):
+    """A manifest's own table: a key that a family needs, and that is not there, is named."""
+
+    where = "the manifest"
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(f"{self.where} lacks '{key}'; {REMEDY}.")
+
+
+def _as_table(data: Mapping[str, Any], where: str) -> Table:
+    table = Table({key: _as_table(each, where) if isinstance(each, dict) else each for key, each in data.items()})
+    table.where = where
+    return table
 
 
 # What a checkpoint is; all but models stand next to one, of the families that they name.
@@ -112,7 +132,7 @@ class Manifest:
     kind: str = "model"
     families: tuple[str, ...] = ()  # that a checkpoint of another kind goes with
     tensor_shapes: str | None = None  # a file of weights/tensor_shapes/: the published names and shapes
-    note: str | None = None  # one line shown when the model is chosen
+    note: Annotated[str, TEXT] | None = None  # one line shown when the model is chosen
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
     @property
@@ -182,4 +202,4 @@ def _read(path: Path) -> Manifest:
             f"{path}: its kind must be one of {', '.join(KINDS)}, and its guidance one of {', '.join(GUIDANCE)}; "
             f"{REMEDY}."
         )
-    return Manifest(name=path.stem, extras=extras, **values)
+    return Manifest(name=path.stem, extras=_as_table(extras, str(path)), **values)

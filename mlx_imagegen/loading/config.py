@@ -30,6 +30,7 @@ BOOKKEEPING = frozenset(
 
 SHOWN_FIELDS = 4  # in a message
 MOST_ENTRIES = 10_000  # of a list or a table
+LONGEST_TEXT = 100  # where a field is not annotated with TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ MANY = Range(1, 2**31)  # words, pixels
 INDEX = Range(0, 2**31)  # of an id, of a layer
 EXPONENT = Range(-20, 20)
 COLOURS = Range(3, 3)
+TEXT = Range(0, 10_000)  # characters: names of files, sentences
 # What a field is whose annotation gives no range, by the end of its name; the first that matches.
 BY_NAME = (
     (int, r"(layers|depth|blocks|layers_per_block)$", LAYERS),
@@ -107,6 +109,18 @@ def read_fields(kind: type[Any], data: Mapping[str, Any], where: str | Path) -> 
     return values, missing
 
 
+def read_part(kind: type[Any], value: Any, where: str | Path) -> Any:
+    """A dataclass out of a table: a `Config` knows all of its keys, any other takes what it needs."""
+    if issubclass(kind, Config):
+        return kind.read(value, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {quoted(value)}, where a table of fields is needed.")
+    values, missing = read_fields(kind, value, where)
+    if missing:
+        raise ConfigError(f"{where}: {_fields(missing)} missing; take the file that it was made from.")
+    return kind(**values)
+
+
 def range_of(name: str, hint: Any) -> Range | None:
     """What a field's name says of its numbers; None if nothing."""
     return next((limits for kind, end, limits in BY_NAME if kind in _kinds(hint) and re.search(end, name)), None)
@@ -130,8 +144,8 @@ def _checked(value: Any, hint: Any, where: str, limits: Range | None = None) -> 
         return value
     if origin is typing.Annotated:
         return _checked(value, arguments[0], where, arguments[1])
-    if isinstance(hint, type) and issubclass(hint, Config):
-        return hint.read(value, where)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return read_part(hint, value, where)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
@@ -142,7 +156,9 @@ def _checked(value: Any, hint: Any, where: str, limits: Range | None = None) -> 
         return {key: _checked(item, arguments[1], f"{where}, '{shown(key)}'", limits) for key, item in value.items()}
     if hint in (int, float) and isinstance(value, hint | int) and not isinstance(value, bool):
         return _within(value, hint, where, limits or (WIDTH if hint is int else NUMBER))
-    if origin is None and type(value) is hint and hint is not float:
+    if hint is str and isinstance(value, str) and len(value) <= (limits.high if limits else LONGEST_TEXT):
+        return value
+    if origin is None and type(value) is hint and hint not in (str, float):
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise ConfigError(

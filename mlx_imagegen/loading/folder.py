@@ -54,4 +54,4 @@ class ModelFolder:
         """What each file says, for refusals."""
         named = zip(RECOGNIZED_BY, (self.pipeline, self.architecture, self.transformer), strict=True)
         present = [(file, value) for file, value in named if file in self._read]
-        return [f"{file} says {shown(value)}" for file, value in present if value is not None or len(present) == 1]
+        return [f"{file} says {shown(value, 40)}" for file, value in present if value is not None or len(present) == 1]

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, MismatchError
+from ..escaping import shown
 from ..layers.embed import Table
 from ..layers.linear import Linear, Packing
 from .checkpoint import Checkpoint
@@ -188,13 +189,14 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
             if stored.tensor.floating != mx.issubdtype(value.dtype, mx.floating)
         ],
     }
-    if any(faults.values()):
+    if faulty := {what: names for what, names in faults.items() if names}:
+        most = 2 if len(faulty) == 1 else 1
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
             + "; ".join(
-                f"{len(names)} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-                for what, names in faults.items()
-                if names
+                f"{len(names)} {what}: {', '.join(shown(name, 100) for name in names[:most])}"
+                + (" …" if len(names) > most else "")
+                for what, names in faulty.items()
             )
             + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
             "files from the same repository."

@@ -27,6 +27,7 @@ from ..loading.tensors import NamedTensors
 from ..loading.transforms import LayerTensors, Transform
 from ..loading.weights import Weights
 from ..packing.packer import Pack
+from ..paths import expanded
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
@@ -233,7 +234,7 @@ def own_loras(manifest: Manifest, notify: Notify = notify_stderr) -> list[Lora]:
 def parse_lora(text: str) -> Wanted:
     """PATH[:SCALE] of the command line."""
     head, colon, tail = text.rpartition(":")
-    if Path(text).expanduser().exists():  # a name may hold a colon
+    if expanded(text).exists():  # a name may hold a colon
         return text
     try:
         return (head, float(tail)) if colon and head else text

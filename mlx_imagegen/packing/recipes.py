@@ -23,6 +23,7 @@ from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.tensors import NUMBER
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
+from ..paths import expanded
 from .affine import pack
 from .importance import Norms
 from .packer import OnChange, Packer, RoundTo16Bits
@@ -122,14 +123,14 @@ def recipe_names() -> list[str]:
 
 def canonical_name(quant: str) -> str:
     """A recipe's name for records: a file in a way that means the same from everywhere."""
-    return str(Path(quant).expanduser().absolute()) if quant.endswith(".toml") else quant
+    return str(expanded(quant).absolute()) if quant.endswith(".toml") else quant
 
 
 def read_recipe(quant: str, family: str) -> Recipe:
     """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
         raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
-    path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
+    path = expanded(quant) if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
     known = ", ".join(recipe_names())
     if not path.is_file():
         raise QuantizationError(

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError, RequestError
+from ..escaping import shown
 from ..layers.patches import Grid
 from ..loading.config import INDEX, MANY, POSITIVE, Config, Range
 
@@ -57,8 +58,8 @@ class PatchConfig(Config):
         }
         if odd := next((name for name, fits in sound.items() if not fits), None):
             raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)}, by which no picture can be prepared; take the file "
-                "from the model's repository."
+                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, by which no picture can be prepared; take "
+                "the file from the model's repository."
             )
         return config
 

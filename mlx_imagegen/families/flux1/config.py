@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
+from ...escaping import shown
 from ...loading.config import HEADS, LAYERS, Config, Range
 
 
@@ -32,7 +33,7 @@ class FluxConfig(Config):
         axes = config.axes_dims_rope
         if len(axes) != 3 or sum(axes) != config.attention_head_dim or any(dims < 2 or dims % 2 for dims in axes):
             raise ConfigError(
-                f"{where}: 'axes_dims_rope' {list(axes)} must be three even numbers that add up to "
+                f"{where}: 'axes_dims_rope' {shown(list(axes))} must be three even numbers that add up to "
                 f"'attention_head_dim' {config.attention_head_dim}; take the file from the model's repository."
             )
         return config

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
+from ...escaping import quoted, shown
 from ...loading.config import HEADS, LAYERS, Config, Range
 
 SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
@@ -37,7 +38,7 @@ class QwenImageConfig(Config):
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         kind = data.get("_class_name", "QwenImageTransformer2DModel")
         if kind != "QwenImageTransformer2DModel":
-            known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a '{kind}'"
+            known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a {quoted(kind)}"
             raise ConfigError(f"{where}: this is {known}, another architecture. {SUPPORTED}")
         config = super().read(data, where)
         if config.use_additional_t_cond or config.use_layer3d_rope:
@@ -47,12 +48,12 @@ class QwenImageConfig(Config):
         counts = ("attention_head_dim", "num_attention_heads", "num_layers", "patch_size")
         if odd := next((name for name in counts if getattr(config, name) < 1), None):
             raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)}, where a count from 1 is needed; take the file from "
-                "the model's repository."
+                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, where a count from 1 is needed; take the "
+                "file from the model's repository."
             )
         if sum(config.axes_dims_rope) != config.attention_head_dim:
             raise ConfigError(
-                f"{where}: 'axes_dims_rope' {list(config.axes_dims_rope)} must add up to 'attention_head_dim' "
+                f"{where}: 'axes_dims_rope' {shown(list(config.axes_dims_rope))} must add up to 'attention_head_dim' "
                 f"{config.attention_head_dim}; take the file from the model's repository."
             )
         return config

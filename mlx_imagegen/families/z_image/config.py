@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
+from ...escaping import shown
 from ...loading.config import HEADS, LAYERS, POSITIVE, Config, Range
 
 ADALN_DIM = 256  # at most, of the vector that all modulation reads; diffusers fixes it in code
@@ -49,7 +50,7 @@ class ZImageConfig(Config):
         ):
             if value != only:
                 raise ConfigError(
-                    f"{where}: field '{field}' is {value!r}, where every published Z-Image has {only!r}, the only "
+                    f"{where}: field '{field}' is {shown(value)}, where every published Z-Image has {only!r}, the only "
                     "value this port knows. Take the file from the model's repository."
                 )
         counts = ("dim", "n_heads", "n_layers", "n_refiner_layers", "in_channels")
@@ -57,8 +58,8 @@ class ZImageConfig(Config):
             None if len(config.all_patch_size) == 1 else "all_patch_size"
         ):
             raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)!r}, where a count from 1 (one patch size) is needed; "
-                "take the file from the model's repository."
+                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, where a count from 1 (one patch size) is "
+                "needed; take the file from the model's repository."
             )
         axes = config.axes_dims
         if (
@@ -68,8 +69,8 @@ class ZImageConfig(Config):
             or any(dims % 2 for dims in axes)
         ):
             raise ConfigError(
-                f"{where}: 'axes_dims' {list(axes)} must be three even numbers that add up to 'dim' / 'n_heads', "
-                f"{config.dim} / {config.n_heads}; take the file from the model's repository."
+                f"{where}: 'axes_dims' {shown(list(axes))} must be three even numbers that add up to 'dim' / "
+                f"'n_heads', {config.dim} / {config.n_heads}; take the file from the model's repository."
             )
         return config
 
