@@ -30,12 +30,13 @@ from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
 from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
 from mlx_imagegen.families.z_image.transformer import ZImageTransformer
+from mlx_imagegen.footprint import process_peak_bytes
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.rope import rope_table
+from mlx_imagegen.limits import bound_cache
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.weights import join, layers, open_weights, own_parameters
-from mlx_imagegen.machine import bound_cache, process_peak_bytes
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import CPU_BASE_BYTES, block_bytes, held_bytes
 from mlx_imagegen.precision import compute_dtype

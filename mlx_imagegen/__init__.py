@@ -7,7 +7,7 @@ generate("a lighthouse at dusk").save("lighthouse.png")
 import importlib
 from typing import TYPE_CHECKING
 
-from . import blas
+from . import runtime
 
 if TYPE_CHECKING:
     from .api import generate
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize"]
-BLAS = blas.preload()  # before anything imports mlx.core; see blas.py
+RUNTIME = runtime.prepare()  # before anything imports mlx.core; see runtime.py
 
 # Where each public name lives. Modules are imported when a name is first used: importing the package stays cheap.
 _HOMES = {

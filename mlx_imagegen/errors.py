@@ -12,7 +12,7 @@
     ├── FileAccessError       (OSError)             the system refuses or fails to read or write a file
     ├── DownloadError         (OSError)             gated, offline, no room, or an incomplete download
     ├── OutputError           (OSError)             a picture or folder cannot be written
-    └── InsufficientMemoryError (MemoryError)       the run cannot fit in this machine
+    └── InsufficientMemoryError (MemoryError)        the run cannot fit in this machine
 
 A message is one line: what happened, why, and how to fix it. What it quotes from files is escaped. The CLI prints it
 and exits 2.

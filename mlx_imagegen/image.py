@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from .paths import expanded
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ROUNDING = 0.002  # half a level: floats that were computed may be that far outside 0..1
+ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -33,13 +34,13 @@ Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a pictur
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, 3] in 0..1 -> PIL, rounded to the nearest of 256 levels."""
+    """[H, W, 3], or 4 with alpha, in 0..1 -> PIL, rounded to the nearest of 256 levels."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """PIL -> [H, W, 3] in 0..1, resized with Lanczos as diffusers does."""
-    image = image.convert("RGB")
+    """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
+    image = image if image.mode == ALPHA else image.convert("RGB")
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
@@ -50,6 +51,13 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
     ratio = size[0] / size[1]
     width = math.sqrt(area * ratio)
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
+
+
+def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of `sizes` the one whose proportions are nearest to those of `size`."""
+    ratio = size[0] / size[1]
+    _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)
+    return width, height
 
 
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
@@ -70,10 +78,27 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
+def open_picture(picture: Picture, name: str = "image", alpha: bool = False) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors. `alpha`:
+    as RGBA where it has an alpha, or an array four channels."""
+    opened = _opened(picture, name, alpha)
+    return opened.convert(ALPHA if alpha and opened.has_transparency_data else "RGB")
+
+
+def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
+    """The same, and how opaque each pixel is: None where all are wholly so. An array may have four channels."""
+    opened = _opened(picture, name, alpha=True)
+    if not opened.has_transparency_data:
+        return opened.convert("RGB"), None
+    opened = opened.convert("RGBA")
+    opaque = opened.getchannel("A")
+    return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
+
+
+def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
+    """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
-        return _of_array(picture, name)
+        return _of_array(picture, name, (3, 4) if alpha else (3,))
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
@@ -88,12 +113,15 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise MissingFileError(f"{shown} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(f"{shown} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
-    return _as_rgb(upright, shown)
+    return _in_eight_bits(upright, shown)
 
 
-def _of_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {array.shape}.")
+def _of_array(array: np.ndarray, name: str, channels: tuple[int, ...]) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] not in channels or not array.size:
+        raise RequestError(
+            f"{name}: an array must have the shape [height, width, {' or '.join(map(str, channels))}], this one has "
+            f"{array.shape}."
+        )
     if array.dtype == np.uint8:
         return Image.fromarray(array)
     if not np.issubdtype(array.dtype, np.floating):
@@ -104,7 +132,7 @@ def _of_array(array: np.ndarray, name: str) -> Image.Image:
     return to_image(array)
 
 
-def _as_rgb(image: Image.Image, shown: str) -> Image.Image:
+def _in_eight_bits(image: Image.Image, shown: str) -> Image.Image:
     """Pillow cuts deep greys off at 255, which would leave nothing but white."""
     if image.mode.startswith("I;16"):
         levels: np.ndarray = np.asarray(image, np.float64) / 257
@@ -113,7 +141,7 @@ def _as_rgb(image: Image.Image, shown: str) -> Image.Image:
         raise RequestError(f"{shown} is of Pillow's mode {image.mode}, which does not say what is white; make it RGB.")
     if 0 in image.size:
         raise RequestError(f"{shown} has no pixels: it is {image.size[0]}x{image.size[1]}.")
-    return image.convert("RGB")
+    return image
 
 
 def fingerprint(picture: Image.Image | np.ndarray) -> str:
@@ -124,7 +152,7 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    form = picture_format(path)
+    form = picture_format(path, image.mode == ALPHA)
     write_atomically(path, lambda file: save_picture(image, file, form, metadata))
 
 
@@ -139,10 +167,14 @@ def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[
     image.save(file, form, **options)
 
 
-def picture_format(path: Path) -> str:
+def picture_format(path: Path, alpha: bool = False) -> str:
+    """By the name's ending. `alpha`: whether the picture has one."""
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"'{path}': a picture's name must end in {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix.lower()]
+    form = FORMATS[path.suffix.lower()]
+    if alpha and form == "JPEG":
+        raise RequestError(f"'{path}': JPEG has no alpha; name a transparent picture .png or .webp.")
+    return form
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 In: a loaded module and how many tokens each of its linear layers will see. Out: every packed layer's `kernel`, and a
 line for the report. The two ways differ in the last bits, so that a choice that changed from run to run would change a
-seed's picture: what was measured is written down, by device, MLX version, dtype, packing and shape, and not measured
-again.
+seed's picture: what was measured is written down, by device, system, MLX version, use of matrix units, dtype, packing
+and shape, and not measured again.
 Must not know: families, files of checkpoints.
 """
 
@@ -110,7 +110,8 @@ def _key(here: dict[str, str], tokens: int, rows: int, columns: int, packing: Pa
     """Tokens by powers of two: nearby counts share a choice."""
     pack = f"{packing.bits}/{packing.group_size}/{packing.mode}"
     kind = str(dtype).removeprefix("mlx.core.")
-    return f"{here['device']}|{here['mlx']}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
+    where = "|".join(here[name] for name in ("device", "system", "matrix units", "mlx"))
+    return f"{where}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
 
 
 def _read(path: Path) -> dict[str, Choice]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .machine import machine, process_peak_bytes
+from .footprint import process_peak_bytes
+from .machine import machine
 
 
 @dataclass

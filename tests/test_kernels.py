@@ -164,3 +164,16 @@ def test_measuring_holds_few_unpacked_weights(monkeypatch: pytest.MonkeyPatch) -
     parts = layer.weight, layer.scales, layer.biases
     one = peak(lambda: mx.eval(packed_matmul(x, *parts, Packing(4, 64), DENSE)))
     assert peak(lambda: kernels.measure(16, 512, 512, Packing(4, 64), mx.float32)) < 12 * one
+
+
+@pytest.mark.parametrize("change", [{"system": "macOS 26.3"}, {"matrix units": "not used: they need macOS 26.2"}])
+def test_a_choice_does_not_survive_an_upgrade(
+    change: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the system, or of what lets MLX use the matrix units: another kernel may be faster then."""
+    here = kernels.machine() | {"system": "macOS 26.2", "matrix units": "in use"}
+    calls, cache = pretend(monkeypatch, 1.0), tmp_path / "kernels.json"
+    for where in (here, here | change, here):
+        monkeypatch.setattr(kernels, "machine", lambda where=where: where)
+        kernels.choose([(packed_layer(), 100)], mx.float32, cache)
+    assert len(calls) == 2 and len(json.loads(cache.read_text())) == 2

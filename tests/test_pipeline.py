@@ -76,7 +76,7 @@ def test_a_pipeline_is_drawn_with_from_any_thread(pipeline: Pipeline) -> None:
 
 def test_a_model_named_by_its_repository_is_refused_before_its_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_imagegen.hub.download.fetch", lambda *_: pytest.fail("a download began"))
-    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 16 * 10**9)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 16 * 10**9)
     with pytest.raises(InsufficientMemoryError, match=r"qwen-image needs .* this machine has 16.0 GB"):
         load("Qwen/Qwen-Image")
 

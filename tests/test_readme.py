@@ -16,7 +16,7 @@ from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import Manifest, Model, manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
-from mlx_imagegen.machine import USABLE_SHARE
+from mlx_imagegen.machine import GIB, working_set_of
 from mlx_imagegen.packing.recipes import read_recipe, recipe_names
 from mlx_imagegen.planning.plan import Plan, plan
 from mlx_imagegen.quantization import conversion_plan
@@ -34,7 +34,6 @@ README_BYTES = 9_000
 NOT_RUN = ("pip ", "make ", "hf ")
 # The table "Which model for which Mac": its columns, and the models that each speaks for.
 ADVISED = (("flux-schnell", "flux-dev"), ("qwen-image-lightning",), ("hidream-o1-dev",))
-GIB = 2**30
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -76,6 +75,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
+    Image.new("L", (64, 48), "white").save("mask.png")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")
     Path("jobs.jsonl").write_text(
         json.dumps({"prompt": "an owl", "seed": 3, "steps": 1}) + "\n" + json.dumps({"prompt": "a hen"})
@@ -230,6 +230,6 @@ def test_the_table_of_macs_is_what_the_plans_say() -> None:
     columns = [{name: plans(name) for name in names} for names in ADVISED]
     expected = []
     for gigabytes in (8, 16, 24, 32, 48, 64):
-        cells = [advice(column, gigabytes * GIB * USABLE_SHARE) for column in columns]
+        cells = [advice(column, working_set_of(gigabytes * GIB)) for column in columns]
         expected.append(f"| {gigabytes} GB | {' | '.join(cells)} |")
     assert shown == expected, "\n".join(expected)

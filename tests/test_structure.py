@@ -25,9 +25,10 @@ FLOORS: list[tuple[str, ...]] = [
     ("families",),
     ("loading", "cache", "packing"),
     ("layers", "report"),
-    ("image", "seams"),
+    ("image", "masks", "seams"),
+    ("limits",),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "blas", "errors", "escaping", "paths", "documents"),
+    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
 SHARED = {"base", "folder", "schedule_tables"}
 

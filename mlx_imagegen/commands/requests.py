@@ -23,7 +23,7 @@ RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.rec
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
-SAID_FIELDS = {"manifest", "revision", "quantization", "report"}
+SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report"}
 MOST_LORAS = 100
 
 
@@ -165,7 +165,7 @@ def _job(line: str, where: str) -> dict[str, Any]:
         if name not in JOB_FIELDS:
             near = suggestion(name, JOB_FIELDS)
             hint = f"did you mean {near}?" if near else f"known: {', '.join(JOB_FIELDS)}."
-            raise RequestError(f"{where}: a job has no '{name}'; {hint}")
+            raise RequestError(f"{where}: a job has no '{shown(name)}'; {hint}")
     return job
 
 

@@ -1,8 +1,8 @@
-"""Whether a downloaded file is the one that was published: the cache calls it by the SHA-256 of what it should hold.
+"""Whether a downloaded file is the one that was published: the cache calls it by the hash of what it should hold.
 
-In: a snapshot's folder. Out: nothing, or a DownloadError, after the damaged file is removed so that the next run gets
-it again. Each file is read through once and remembered by its place, size and time. The hub's client compares sizes
-alone: a bit that was flipped on the way, or half a file of zeros after a power cut, would draw pictures.
+In: a snapshot's folder. Out: the damaged files, which are removed so that the next download gets them again. Each file
+is read through once and remembered by its place, size and time. The hub's client compares sizes alone: a bit that was
+flipped on the way, or half a file of zeros after a power cut, would draw pictures.
 Must not know: the network, what is in the files.
 """
 
@@ -15,26 +15,46 @@ from pathlib import Path
 
 from ..atomic import atomic_replace
 from ..cache import cache_folder
-from ..documents import open_file, read_json, stamp_of
+from ..documents import Stamp, open_file, read_json, stamp_of
 from ..errors import DownloadError, ImagegenError
 
-SHA256 = re.compile(r"[0-9a-f]{64}")  # other blobs are small files, named by Git's hash
+SHA256 = re.compile(r"[0-9a-f]{64}")
+GIT_HASH = re.compile(r"[0-9a-f]{40}")  # of small files
+CHUNK_BYTES = 2**20
 TOLD_BYTES = 10**9  # a second or two
 KNOWN = "checked_downloads.json"
 
 
-def check_files(folder: Path, patterns: Sequence[str], tell: Callable[[str], None]) -> Path:
-    """The folder, after every file that matches was compared with its name."""
+def remove_damaged(folder: Path, patterns: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+    """Compares every file that matches with its name; the damaged ones' names, after they are removed."""
     known = _known()
     fresh = [(*pair, _stamp(pair[1])) for pair in _named_blobs(folder, patterns)]
     fresh = [each for each in fresh if known.get(str(each[1])) != list(each[2])]
     nbytes = sum(blob.stat().st_size for _, blob, _ in fresh)
     if nbytes > TOLD_BYTES:
         tell(f"Checking {nbytes / 1e9:.1f} GB of downloads, once.")
+    damaged, sound = [], {}
     for link, blob, stamp in fresh:
-        _check(link, blob)
-        _remember({str(blob): list(stamp)})
-    return folder
+        if hash_of(blob) == blob.name:
+            sound[str(blob)] = list(stamp)
+            continue
+        link.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+        damaged.append(link.relative_to(folder).as_posix())
+    if sound:
+        _remember(sound)
+    return damaged
+
+
+def hash_of(blob: Path) -> str:
+    """As the hub names the file: of large ones SHA-256, of small ones Git's."""
+    with open_file(blob, DownloadError) as file:
+        if SHA256.fullmatch(blob.name):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        while chunk := file.read(CHUNK_BYTES):
+            git.update(chunk)
+        return git.hexdigest()
 
 
 def _named_blobs(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, Path]]:
@@ -42,24 +62,11 @@ def _named_blobs(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, 
         name = link.relative_to(folder).as_posix()
         if link.is_symlink() and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             blob = link.resolve()
-            if SHA256.fullmatch(blob.name) and blob.is_file():
+            if (SHA256.fullmatch(blob.name) or GIT_HASH.fullmatch(blob.name)) and blob.is_file():
                 yield link, blob
 
 
-def _check(link: Path, blob: Path) -> None:
-    with open_file(blob, DownloadError) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == blob.name:
-        return
-    blob.unlink(missing_ok=True)
-    link.unlink(missing_ok=True)
-    raise DownloadError(
-        f"{link} was damaged on its way or on the disk: its SHA-256 begins with {found[:12]}, and should with "
-        f"{blob.name[:12]}. It was removed; run it again to download it."
-    )
-
-
-def _stamp(blob: Path) -> tuple[int, ...]:
+def _stamp(blob: Path) -> Stamp:
     with open_file(blob, DownloadError) as file:
         return stamp_of(file)
 
@@ -71,12 +78,12 @@ def _known() -> dict[str, object]:
         return {}
 
 
-def _remember(fresh: dict[str, list[int]]) -> None:
+def _remember(sound: dict[str, list[int]]) -> None:
     """Those that another process added stay; where nothing can be written, files are checked again."""
     path = cache_folder() / KNOWN
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path) as temporary:
-            temporary.write_text(json.dumps(_known() | fresh, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(_known() | sound, indent=1), encoding="utf-8")
     except OSError:
         return

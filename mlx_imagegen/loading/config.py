@@ -55,6 +55,7 @@ TEXT = Range(0, 10_000)  # characters: names of files, sentences
 BY_NAME = (
     (int, r"(layers|depth|blocks|layers_per_block)$", LAYERS),
     (int, r"heads$", HEADS),
+    (int, r"(area|pixels)$", MANY),
     (float, r"(eps|epsilon|theta|scaling_factor)$", POSITIVE),
 )
 

@@ -29,6 +29,8 @@ __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "op
 
 Module = TypeVar("Module", bound=nn.Module)
 
+LISTED_LENGTH = 110  # of the names of one fault, in a message
+
 
 NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
 
@@ -44,10 +46,11 @@ class Weights(NamedTensors):
     folded: Mapping[str, Shape]  # what tables stand for in a folded checkpoint
 
     def fill(
-        self, module: Module, path: str = "", dtype: mx.Dtype = mx.float32, progress: Progress | None = None
+        self, module: Module, path: str = "", dtype: mx.Dtype | None = mx.float32, progress: Progress | None = None
     ) -> Module:
-        """Binds every tensor below `path` into `module`, evaluated, layer by layer; `progress` counts them dense."""
-        steps = [(inner, layer, _count(layer) * dtype.size) for inner, layer in layers(module)]
+        """Binds every tensor below `path` into `module`, evaluated, layer by layer; `progress` counts them dense.
+        `dtype`: of floating-point numbers; None leaves them as they are stored."""
+        steps = [(inner, layer, _count(layer) * (dtype or mx.float32).size) for inner, layer in layers(module)]
         done, total = 0, sum(size for _, _, size in steps)
         for inner, layer, size in steps:
             self.fill_layer(layer, join(path, inner), dtype)
@@ -56,7 +59,7 @@ class Weights(NamedTensors):
                 progress(self.component, done, total)
         return module
 
-    def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype) -> None:
+    def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype | None) -> None:
         _bind(self.transforms.apply(self.read_layer(layer, path)), dtype)
 
     def read_layer(self, layer: nn.Module, path: str) -> LayerTensors:
@@ -189,18 +192,19 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
             if stored.tensor.floating != mx.issubdtype(value.dtype, mx.floating)
         ],
     }
-    if faulty := {what: names for what, names in faults.items() if names}:
-        most = 2 if len(faulty) == 1 else 1
+    if any(faults.values()):
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
-            + "; ".join(
-                f"{len(names)} {what}: {', '.join(shown(name, 100) for name in names[:most])}"
-                + (" …" if len(names) > most else "")
-                for what, names in faulty.items()
-            )
+            + "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in faults.items() if names)
             + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
             "files from the same repository."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first two, so that the message stays a line."""
+    width = LISTED_LENGTH // min(2, len(names))
+    return ", ".join(shown(name, width) for name in names[:2]) + (" …" if len(names) > 2 else "")
 
 
 def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]) -> None:
@@ -251,7 +255,7 @@ def _pack_as_stored(layer: nn.Module, packing: Packing | None) -> Packing | None
     return layer.packing
 
 
-def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
+def _bind(tensors: LayerTensors, dtype: mx.Dtype | None) -> None:
     layer, values = tensors.layer, tensors.values
     if isinstance(layer, Linear) and tensors.packing is not None:
         if layer.packing is None:
@@ -261,7 +265,7 @@ def _bind(tensors: LayerTensors, dtype: mx.Dtype) -> None:
         name = join(tensors.path, absent[0])
         raise CheckpointError(f"{tensors.named.checkpoint.shown}: '{name}' is missing; download the model again.")
     for name, value in values.items():
-        layer[name] = value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+        layer[name] = value.astype(dtype) if dtype and mx.issubdtype(value.dtype, mx.floating) else value
     mx.eval([layer[name] for name in values])
 
 

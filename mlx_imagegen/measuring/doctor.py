@@ -22,7 +22,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .. import machine as memory
 from ..errors import ImagegenError
 from ..families import family_specs, open_family
 from ..hub.download import HuggingFace, local_folder
@@ -31,8 +30,9 @@ from ..hub.recognition import find
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..kernels import cache_file
 from ..layers.linear import DENSE, GROUP_SIZES, PACKED, Packing, packed_matmul, unpacked
+from ..limits import bound_cache
 from ..loading.weights import WeightTransforms
-from ..machine import GB, USABLE_SHARE, machine, physical_bytes
+from ..machine import GB, machine, memory_limit
 from ..packing.recipes import read_recipe, recipe_names
 from ..planning.plan import Chip, plan
 from ..precision import compute_dtype, on_gpu
@@ -86,27 +86,27 @@ class Fit:
     def verdict(self) -> str:
         if self.reason:
             return self.reason
-        have = physical_bytes()
-        if self.peak_bytes > have:
+        limit = memory_limit()
+        if self.peak_bytes > limit.most_bytes:
             return f"does not fit: {self.peak_bytes / GB:.1f} GB at the peak"
         fetch = f"; {self.download_bytes / GB:.1f} GB to download" if self.download_bytes else ""
-        if self.peak_bytes > have * USABLE_SHARE:
+        if self.peak_bytes > limit.usable_bytes:
             return f"only with every other program closed{fetch}"
-        once = self.all_bytes <= have * USABLE_SHARE
+        once = self.all_bytes <= limit.usable_bytes
         return f"fits, {'all stages at once' if once else 'one stage at a time'}{fetch}"
 
 
 def facts() -> dict[str, str]:
     """What there is to know about the machine and the installation."""
     versions = {name: _version(name) for name in ("mlx-vlm", "numpy", "pillow")}
-    have, cache = physical_bytes(), Path(HuggingFace().cache)
+    limit, cache = memory_limit(), Path(HuggingFace().cache)
     room = shutil.disk_usage(_existing(cache)).free
     return {
         **machine(),
         "chip": _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         "system": f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.platform(),
-        "memory": f"{have / GB:.1f} GB, of which {have * USABLE_SHARE / GB:.1f} GB are counted on",
+        "memory": f"{limit.physical_bytes / GB:.1f} GB, of which {limit.usable_bytes / GB:.1f} GB are counted on",
         "GPU": _gpu(),
         "numbers": f"{str(compute_dtype()).removeprefix('mlx.core.')} (precision.py says why)",
         "MLX's cache of freed buffers": f"up to {_cache_limit() / GB:.2f} GB",
@@ -199,7 +199,8 @@ def fits(models: Sequence[str] = ()) -> list[Fit]:
     for model in map(find, dict.fromkeys(models) or manifests()):
         groups.setdefault(_opened_from(model), []).append(model)
     found = [fit for group in groups.values() for fit in _fits(group, chip)]
-    return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > physical_bytes(), fit.seconds))
+    most = memory_limit().most_bytes
+    return sorted(found, key=lambda fit: (fit.reason is not None, fit.peak_bytes > most, fit.seconds))
 
 
 def _opened_from(model: Model) -> str:
@@ -278,7 +279,7 @@ def _gpu() -> str:
 
 def _cache_limit() -> int:
     before = mx.set_cache_limit(0)  # there is no other way to read it
-    memory.bound_cache()
+    bound_cache()
     limit = mx.set_cache_limit(before)
     return limit
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..documents import read_toml
 from ..errors import QuantizationError
+from ..escaping import quoted
 from ..families import family_spec
 from ..hub.manifest import data_folder
 from ..layers.linear import GROUP_SIZES, MODES, Packing
@@ -129,7 +130,9 @@ def canonical_name(quant: str) -> str:
 def read_recipe(quant: str, family: str) -> Recipe:
     """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
-        raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
+        raise QuantizationError(
+            f"quant {quoted(quant)}: give a recipe's name, such as 'q6', or a .toml file's path as text."
+        )
     path = expanded(quant) if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
     known = ", ".join(recipe_names())
     if not path.is_file():
@@ -186,7 +189,7 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
         if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
             dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
             raise QuantizationError(
-                f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has"
+                f"{path}: {what} {quoted(value)} is not possible; MLX's {mode} packing has"
                 f" {', '.join(map(str, choices))}{dense}."
             )
     return Packing(bits, group_size, mode)
@@ -204,7 +207,9 @@ def _globs(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
     value = table.get(key, [])
     globs = [value] if isinstance(value, str) else value
     if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
-        raise QuantizationError(f"{path}: {key} {value!r} is not possible; give a glob in quotes, or a list of them.")
+        raise QuantizationError(
+            f"{path}: {key} {quoted(value)} is not possible; give a glob in quotes, or a list of them."
+        )
     return tuple(globs)
 
 

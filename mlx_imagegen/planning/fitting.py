@@ -1,7 +1,7 @@
-"""Refuses what this machine cannot hold, names the largest that it can, and decides whether all stages stay in memory.
+"""Refuses what this machine cannot hold, names the largest that it can, and decides what stays in memory.
 
-In: an open family and a picture's job. Out: the plan, or MemoryShort. Other models are
-judged by their tensor shapes: neither this nor they need a file that is not here.
+In: an open family and a picture's job. Out: the plan, or InsufficientMemoryError. Other models are judged by their
+tensor shapes: their files need not be here.
 Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
 """
 
@@ -15,7 +15,7 @@ from ..families.base import Family
 from ..hub.manifest import Manifest, manifests
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..loading.weights import WeightTransforms
-from ..machine import GB, USABLE_SHARE, physical_bytes
+from ..machine import GB, memory_limit
 from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..precision import on_gpu
 from ..request.job import Job, usual_job
@@ -30,23 +30,26 @@ class Residency:
     resident: bool
     decode_at_once: bool
     reason: str
+    keep_prompt_weights: bool = False  # those that are read for every new prompt
 
 
-def residency(plans: Sequence[Plan], asked: bool | None) -> Residency:
-    """For pictures with these plans, by the one that takes the most."""
-    need, have = max(made.resident_peak_bytes for made in plans), physical_bytes()
-    if asked and need > have:
+def residency(plans: Sequence[Plan], asked: bool | None, prompt_weight_bytes: int = 0) -> Residency:
+    """For pictures with these plans, by the one that takes the most. What is read for every new prompt stays too, if
+    all else does and there is room."""
+    need, limit = max(made.resident_peak_bytes for made in plans), memory_limit()
+    if asked and need > limit.most_bytes:
         raise InsufficientMemoryError(
-            f"resident: all stages at once need {need / GB:.1f} GB, and this machine has {have / GB:.1f} GB: it would "
-            "not finish. Leave it out, and one stage at a time is in memory."
+            f"resident: all stages at once need {need / GB:.1f} GB, and {limit}: it would not finish. Leave it out, "
+            "and one stage at a time is in memory."
         )
-    usable = have * USABLE_SHARE if asked is None else 0
+    usable = limit.usable_bytes if asked is None else 0
     # Where another stage needs as much anyway, the decoder costs nothing.
     decode_at_once = all(made.decode_at_once_peak_bytes <= max(usable, made.peak_bytes) for made in plans)
+    keep = need + prompt_weight_bytes <= limit.usable_bytes and asked is not False
     if asked is not None:
-        return Residency(asked, asked or decode_at_once, "as asked")
-    reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB of {have / GB:.1f} GB are usable"
-    return Residency(need <= usable, decode_at_once, reason)
+        return Residency(asked, asked or decode_at_once, "as asked", keep)
+    reason = f"all stages at once need {need / GB:.1f} GB, {usable / GB:.1f} GB are usable: {limit}"
+    return Residency(need <= usable, decode_at_once, reason, keep)
 
 
 def check_fits(family: Family[Any], job: Job, manifest: Manifest) -> Plan:
@@ -65,31 +68,44 @@ def check_before_download(manifest: Manifest, transforms: WeightTransforms) -> N
     with shape_only_folder(manifest) as folder:
         family = open_family(manifest, folder, transforms)
         held = [sum(held_bytes(family.components[c], on_gpu()) for c in names) for names in family.stages.values()]
-        if max(held) > physical_bytes():
+        if max(held) > memory_limit().most_bytes:
             check_fits(family, usual_job(manifest, family.size_multiple), manifest)
 
 
 def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> str | None:
     """What does not fit, and what would; None where all is well."""
-    have = physical_bytes()
-    if made.peak_bytes <= have:
+    limit = memory_limit()
+    if made.peak_bytes <= limit.most_bytes:
         return None
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
-    smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= have), None)
-    if smaller:
-        remedy = f"quant={smaller} would fit"
-    elif job.prompt.references:  # other models are judged without, and most take none
-        remedy = "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
-    else:
-        remedy = f"no quant of this model fits; {_largest(have)}use another machine or a smaller picture"
     return (
-        f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and this machine has "
-        f"{have / GB:.1f} GB: it would not finish. {remedy}."
+        f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and {limit}: it would "
+        f"not finish. {_remedy(family, job, limit.most_bytes)}."
     )
 
 
-def _largest(have: int) -> str:
-    """The published model and recipe that fill this machine best, at the model's own picture size."""
+def ran_out(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> str:
+    """What to say of a run that by its plan fits, and met the end of memory all the same."""
+    limit = memory_limit()
+    remedy = _remedy(family, job, min(made.peak_bytes - 1, limit.most_bytes))
+    return (
+        f"memory ran out: {manifest.name} takes about {made.peak_bytes / GB:.1f} GB, and {limit}, of which other "
+        f"programs hold a part. Close those that hold much, or ask for less: {remedy}."
+    )
+
+
+def _remedy(family: Family[Any], job: Job, most_bytes: int) -> str:
+    """What fits into so much memory."""
+    smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= most_bytes), None)
+    if smaller:
+        return f"quant={smaller} would fit"
+    if job.prompt.references:  # other models are judged without, and most take none
+        return "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
+    return f"no quant of this model fits; {_largest(most_bytes)}use another machine or a smaller picture"
+
+
+def _largest(most_bytes: int) -> str:
+    """The published model and recipe that fill so much memory best, at the model's own picture size."""
     best = (0, "")
     for manifest in manifests().values():
         if manifest.tensor_shapes != manifest.name:
@@ -99,7 +115,7 @@ def _largest(have: int) -> str:
             job = usual_job(manifest, family.size_multiple)
             packed = ((peak, f" with quant={quant}") for quant, peak in _packed_peaks(family, job))
             sizes = [(_planned(family, job).peak_bytes, ""), *packed]
-            best = max([best, *((peak, f"{manifest.name}{how}") for peak, how in sizes if peak <= have)])
+            best = max([best, *((peak, f"{manifest.name}{how}") for peak, how in sizes if peak <= most_bytes)])
     return f"the largest that fits is {best[1]}: choose that, or " if best[1] else ""
 
 

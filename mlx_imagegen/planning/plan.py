@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RequestError
@@ -19,8 +19,9 @@ from ..families.base import Family, Prompt, Settings
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
+from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
-from ..machine import CPU_CACHE_LIMIT_BYTES, GB
+from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
 
@@ -54,6 +55,10 @@ PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
 QUERIES = TokenRoles().queries
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
 STREAMS = 8
+# On a GPU, what the command buffers in flight hold on top: MLX submits ten before it waits, and their outputs are freed
+# when they are done. A buffer takes operations until its arrays reach some 50 MB: about two at 1024x1024, then one. An
+# estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
+BUFFERS_IN_FLIGHT, OUTPUT_STREAMS, SMALL_OUTPUT_BYTES = 10, 2.5, 75 * 10**6
 SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
 DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
 # The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
@@ -88,6 +93,11 @@ class Plan:
     steps: int
     step_flops: float
     step_bytes: float  # weights read, activations written and read
+
+    @property
+    def working_bytes(self) -> int:
+        """The most that comes and goes within a stage."""
+        return max(stage.working_bytes for stage in self.stages)
 
     @property
     def peak_bytes(self) -> int:
@@ -125,7 +135,7 @@ def plan(
     recipe: Recipe | None = None,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
-    freed buffers that MLX keeps (memory.py bounds them) come on top; it gives them back when memory is short.
+    freed buffers that MLX keeps (limits.py bounds them) come on top; it gives them back when memory is short.
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
     files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu
@@ -199,10 +209,16 @@ class Tokens:
     text: int
     image: int  # the picture's own
     references: int
+    prefix: int  # of references that stand before the picture, beyond those of the text
 
     @property
     def loop(self) -> int:
         return self.image + self.references
+
+    @property
+    def before(self) -> int:
+        """All that stands before the picture."""
+        return self.text + self.prefix
 
 
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
@@ -210,7 +226,7 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
     text, image = words + more.prompt, math.prod(family.grid(settings))
-    return Tokens(text + -text % multiple, image + -image % multiple, more.image)
+    return Tokens(text + -text % multiple, image + -image % multiple, more.image, more.prefix)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -242,7 +258,7 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
         if _any(path, roles.queries):
-            seen = count if _any(path, roles.apart) else tokens.loop + tokens.text
+            seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
             flops += 4.0 * count * seen * rows
     return flops, traffic
 
@@ -260,40 +276,58 @@ def _working_bytes(
     if stage == "decode":
         decoder = family.components[family.stages[stage][0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
-    count = tokens.text + (tokens.loop if stage == "denoise" else 0)
+    count, keys = tokens.text, tokens.text
+    if stage == "denoise":  # a step, or what stands before the picture, computed once
+        count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
     most = max(
-        (block_bytes(family.components[name], count, gpu, queries, recipe) for name in family.stages[stage]), default=0
+        (block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in family.stages[stage]),
+        default=0,
     )
-    if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
-        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
-        pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
-        most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
+    if stage == "denoise" and family.prefix_values:
+        branches = 2 if settings.cfg > 1 else 1
+        most += branches * tokens.before * family.prefix_values * _size(family.transformer, gpu)
+    if stage == "encode" and (pixels := family.reference_pixels(prompt)):  # one picture after the other
+        encoder = family.components["vae_encoder"]
+        held = 0 if "vae_encoder" in family.stages[stage] else held_bytes(encoder, gpu)
+        most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most += family.vision_param_count * (GPU_SIZE if gpu else 4)
+        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
     return most
 
 
 def block_bytes(
-    component: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES, recipe: Recipe | None = None
+    component: Component,
+    tokens: int,
+    gpu: bool,
+    queries: tuple[str, ...] = QUERIES,
+    recipe: Recipe | None = None,
+    keys: int = 0,
 ) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
-    weight that are unpacked at a time, and what is freed and kept."""
+    weight that are unpacked at a time, and what is freed and kept. `keys`: of how many tokens it attends to, where they
+    are more than its own."""
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
     width = max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
     widest = max(max(shape) for _, shape, _ in linears)
-    total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
+    keys = max(keys, tokens)
+    total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)
     if gpu:
-        return total
-    total += SCORES * component.heads * tokens**2 * 4
+        return total + _in_flight_bytes(tokens * width * _size(component, gpu))
+    total += SCORES * component.heads * tokens * keys * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears
         if packing
     )
     return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
+
+
+def _in_flight_bytes(stream_bytes: int) -> int:
+    output = int(OUTPUT_STREAMS * stream_bytes)
+    return BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
 
 
 def _slack(share: float, working: int) -> int:

@@ -1,9 +1,9 @@
-"""Which model to begin with on a Mac of so much memory: the best that fits, and the fastest.
+"""Which model to begin with on a Mac whose GPU may hold so much: the best that fits, and the fastest.
 
-In: bytes of memory, and a chip to reckon seconds with. Out: a model and a recipe for each, from the published tensor
-shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured here: the best is
-the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so. Models that ask for
-access first, or for pictures to change, are no start.
+In: the bytes that a run may hold, and a chip to reckon seconds with. Out: a model and a recipe for each, from the
+published tensor shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured
+here: the best is the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so.
+Models that ask for access first, or for pictures to change, are no start.
 Must not know: which models there are, what this machine has.
 """
 
@@ -16,7 +16,7 @@ from ..families import open_family
 from ..hub.manifest import Manifest, manifests
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..loading.weights import WeightTransforms
-from ..machine import GB, USABLE_SHARE
+from ..machine import GB, GIB, working_set_of
 from ..packing.recipes import read_recipe, recipe_names
 from ..request.job import usual_job
 from .plan import CHIPS, Chip, plan
@@ -51,9 +51,9 @@ class Recommendation:
     fastest: Start
 
 
-def recommend(memory_bytes: float, chip: Chip = CHIP) -> Recommendation | None:
-    """None where nothing fits. A machine shares its memory with the system: the peak may take `USABLE_SHARE` of it."""
-    fitting = [start for start in starts(chip) if start.peak_bytes <= memory_bytes * USABLE_SHARE]
+def recommend(usable_bytes: float, chip: Chip = CHIP) -> Recommendation | None:
+    """None where nothing fits."""
+    fitting = [start for start in starts(chip) if start.peak_bytes <= usable_bytes]
     if not fitting:
         return None
     dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
@@ -66,7 +66,7 @@ def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> lis
     """For people, a line for each size of memory."""
     lines = []
     for size in memories_gb:
-        found = recommend(size * GB, chip)
+        found = recommend(working_set_of(size * GIB), chip)
         what = "nothing here fits" if found is None else f"best {found.best}; fastest {found.fastest}"
         lines.append(f"{size} GB: {what}")
     return lines

@@ -13,7 +13,7 @@ from ..errors import InsufficientMemoryError, RequestError
 from ..families.base import Family
 from ..hub.manifest import Manifest
 from ..layers.linear import Packing
-from ..machine import GB, physical_bytes
+from ..machine import GB, memory_limit
 from ..planning.plan import plan
 from ..request.job import Job, resolve
 from .calibrate import empty_statistics
@@ -93,15 +93,15 @@ def check_calibration_cost(manifest: Manifest, cost: CalibrationCost) -> None:
 
 
 def too_large(manifest: Manifest, cost: CalibrationCost) -> str | None:
-    have = physical_bytes()
-    if cost.peak_bytes <= have:
+    limit = memory_limit()
+    if cost.peak_bytes <= limit.most_bytes:
         return None
     smaller = "Give the pictures a smaller width and height, or calibrate"
-    remedy = smaller if cost.least_bytes <= have else "Calibrate"
+    remedy = smaller if cost.least_bytes <= limit.most_bytes else "Calibrate"
     return (
         f"calibrate: {manifest.name} in full precision takes {cost.peak_bytes / GB:.1f} GB while it draws, "
-        f"{cost.statistics_bytes / GB:.1f} GB of it for the layers' statistics, and this machine has "
-        f"{have / GB:.1f} GB. {remedy} on a machine with more memory, whose folder is as good here; or leave calibrate "
+        f"{cost.statistics_bytes / GB:.1f} GB of it for the layers' statistics, and {limit}. "
+        f"{remedy} on a machine with more memory, whose folder is as good here; or leave calibrate "
         "out: without it a copy of any model is made in less than 1 GB."
     )
 

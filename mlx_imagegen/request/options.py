@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..hub.manifest import Manifest
 from ..image import Box
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
@@ -30,7 +31,7 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {value!r}: give {row.kind.description}.")
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
 
 
 def sampling(
@@ -73,14 +74,14 @@ def sampling(
 
 def _sampler(name: Any, manifest: Manifest) -> str:
     if name not in SAMPLERS:
-        raise RequestError(f"sampler {name!r}: {manifest.name} has {', '.join(SAMPLERS)}.")
+        raise RequestError(f"sampler {quoted(name)}: {manifest.name} has {', '.join(SAMPLERS)}.")
     return str(name)
 
 
 def _number(name: str, value: Any) -> float:
     low, high = limits(name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
-        raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
+        raise RequestError(f"{name} {quoted(value)}: give a number from {low:g} to {high:g}.")
     return float(value)
 
 
@@ -89,7 +90,8 @@ def _noise_scale(value: Any) -> tuple[float, float]:
     given = value if isinstance(value, list | tuple) else (value,)
     if len(given) not in (1, 2):
         raise RequestError(
-            f"noise_scale {value!r}: give one number, or two: the first and the last step's; the steps between follow."
+            f"noise_scale {quoted(value)}: give one number, or two: the first and the last step's; the steps between "
+            "follow."
         )
     return _number("noise_scale", given[0]), _number("noise_scale", given[-1])
 
@@ -164,6 +166,20 @@ def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]
     if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
         raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
     return {"cfg_normalization": True} if wanted else {}
+
+
+def takes(manifest: Manifest, parameter: str) -> bool:
+    """Whether a model takes a parameter that only some do."""
+    return parameter in manifest.extras.get("takes", ())
+
+
+def transparency(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
+    """Whether the picture gets an alpha."""
+    if wanted and not takes(manifest, "transparent"):
+        raise RequestError(
+            f"transparent: {manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1."
+        )
+    return {"transparent": True} if wanted else {}
 
 
 def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:

@@ -17,12 +17,16 @@ from .kinds import (
     BOXES,
     CALLBACK,
     CHOICE,
+    CONTROLS,
+    CORNERS,
+    EXPANSION,
     LORAS,
     NUMBER,
     NUMBERS,
     ONE_OR_TWO_NUMBERS,
     PICTURE,
     PICTURES,
+    PLACE,
     RADIUS,
     SEEDS,
     SHAPE,
@@ -106,8 +110,8 @@ class PictureParameters(TypedDict, total=False):
     height: Annotated[
         int | None,
         Parameter(
-            WHOLE_NUMBER, "a multiple as the width", "how", "PIXELS", default_text=MODELS_OWN, portable=True,
-            aliases=("h",),
+            WHOLE_NUMBER, "a multiple of the same number as `width`", "how", "PIXELS", default_text=MODELS_OWN,
+            portable=True, aliases=("h",),
         ),
     ]  # fmt: skip
     aspect: Annotated[
@@ -133,7 +137,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     cfg_normalization: Annotated[
         bool | None,
-        Parameter(SWITCH, "Z-Image: guidance makes no velocity longer than the prompt's own", "how", default=False),
+        Parameter(SWITCH, "Z-Image: the guided velocity is at most as long as the unguided", "how", default=False),
     ]
     max_sequence_length: Annotated[
         int | None,
@@ -178,6 +182,49 @@ class PictureParameters(TypedDict, total=False):
             aliases=("image_strength", "denoise", "denoising_strength"),
         ),
     ]  # fmt: skip
+    mask: Annotated[
+        "Picture | None",
+        Parameter(
+            PICTURE, "draw the white part of the image alone; greys are soft edges", "pictures", "FILE",
+            default_text="what is transparent in the image", hashed=True, aliases=("mask_image", "mask_path"),
+        ),
+    ]  # fmt: skip
+    mask_box: Annotated[
+        "str | Sequence[int] | None",
+        Parameter(
+            CORNERS, "draw this box of the image alone: x1,y1,x2,y2 in its pixels", "pictures", "X1,Y1,X2,Y2",
+            aliases=("mask_bbox",),
+        ),
+    ]  # fmt: skip
+    padding: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "draw the masked part with this many pixels around it, at full size", "pictures", "PIXELS",
+            default_text="the whole image is drawn", limits=(0, 8192), aliases=("padding_mask_crop", "mask_padding"),
+        ),
+    ]  # fmt: skip
+    expand: Annotated[
+        "str | dict[str, int] | None",
+        Parameter(
+            EXPANSION, "draw margins around the image: pixels by side, such as left=256,top=128", "pictures", "SIDES",
+            replaces=("width", "height", "place"), aliases=("outpaint", "extend"),
+        ),
+    ]  # fmt: skip
+    place: Annotated[
+        "str | Sequence[int] | None",
+        Parameter(
+            PLACE, "where the image lies in a picture of this width and height: x,y, or words such as top-left",
+            "pictures", "X,Y", replaces=("expand",),
+        ),
+    ]  # fmt: skip
+    control: Annotated[
+        "Picture | Sequence[Any] | None",
+        Parameter(
+            CONTROLS, "pictures to follow: (picture, control network, strength, kind, start, end)", "pictures",
+            "FILE[,MODEL[,STRENGTH[,…]]]", hashed=True,
+            aliases=("control_image", "controlnet", "controlnet_conditioning_scale"),
+        ),
+    ]  # fmt: skip
     references: Annotated[
         "Sequence[Picture] | None",
         Parameter(
@@ -185,6 +232,15 @@ class PictureParameters(TypedDict, total=False):
             aliases=("images", "image_paths", "reference_images", "ref_images"),
         ),
     ]  # fmt: skip
+    transparent: Annotated[
+        bool | None,
+        Parameter(
+            SWITCH,
+            "Qwen-Image-2.1: a picture with alpha; the prompt says what is transparent",
+            "pictures",
+            default=False,
+        ),
+    ]
     layout: Annotated[
         "Sequence[Any] | None",
         Parameter(
@@ -194,7 +250,7 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     keep_original_aspect: Annotated[
         bool | None,
-        Parameter(SWITCH, "HiDream-O1: the shape of the one reference", "pictures", default=False),
+        Parameter(SWITCH, "HiDream-O1: take the only reference's aspect ratio", "pictures", default=False),
     ]
     sampler: Annotated[
         str | None,
@@ -205,7 +261,14 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     shift: Annotated[
         float | None,
-        Parameter(NUMBER, "of the schedule", "sampling", "X", default_text=MODELS_OWN, limits=(0.1, 100)),
+        Parameter(
+            NUMBER,
+            "of the schedule; larger spends more steps at high noise",
+            "sampling",
+            "X",
+            default_text=MODELS_OWN,
+            limits=(0.1, 100),
+        ),
     ]
     timesteps: Annotated[
         "Sequence[float] | None",
@@ -216,7 +279,7 @@ class PictureParameters(TypedDict, total=False):
     noise_scale: Annotated[
         "float | Sequence[float] | None",
         Parameter(
-            ONE_OR_TWO_NUMBERS, "of the starting noise: one, or the first and the last step's", "sampling", "X",
+            ONE_OR_TWO_NUMBERS, "factor on the noise, or two: for the first and the last step", "sampling", "X",
             default_text=MODELS_OWN, limits=(0, 100),
         ),
     ]  # fmt: skip

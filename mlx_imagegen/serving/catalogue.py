@@ -24,7 +24,7 @@ from ..hub.record import record_of
 from ..hub.snapshots import cached
 from ..loading.weights import WeightTransforms
 from ..lora.file import open_lora
-from ..machine import physical_bytes
+from ..machine import memory_limit
 from ..packing.recipes import read_recipe, recipe_names
 from ..planning.plan import plan
 from ..request.job import usual_job
@@ -70,7 +70,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        return self.peak_bytes <= physical_bytes()
+        return self.peak_bytes <= memory_limit().most_bytes
 
 
 class Listing(Generic[Value]):

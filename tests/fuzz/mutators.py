@@ -210,7 +210,18 @@ def _changed_here(value: Any, dice: Random) -> Any:
     if isinstance(value, bool) or value is None:
         return _odd(dice)
     if isinstance(value, int):
-        return dice.choice((value + 1, value - 1, value * 2, value // 2, -value, float(value), str(value), [value]))
+        return dice.choice(
+            (
+                value + 1,
+                value - 1,
+                value * 2,
+                value // 2,
+                -value,
+                value / 2 if abs(value) < 1e300 else 0.0,
+                str(value),
+                [value],
+            )
+        )
     if isinstance(value, float):
         return dice.choice((value * 2, -value, value * 1e30, str(value), round(value) if abs(value) < 1e15 else 0))
     return dice.choice((value + "x", value[:-1], value.upper(), value * 100, [value]))

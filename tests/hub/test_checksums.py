@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_imagegen.errors import DownloadError
 from mlx_imagegen.hub import checksums
-from mlx_imagegen.hub.checksums import check_files
+from mlx_imagegen.hub.checksums import remove_damaged
 
 
 def put(cache: Path, data: bytes, published: bytes) -> Path:
@@ -26,21 +25,26 @@ def put(cache: Path, data: bytes, published: bytes) -> Path:
 def test_a_download_of_the_right_size_and_other_bytes_is_removed(damage: object, tmp_path: Path) -> None:
     published = os.urandom(100)
     folder = put(tmp_path, damage(published), published)  # type: ignore[operator]
-    with pytest.raises(DownloadError, match=r"a\.safetensors was damaged .* run it again"):
-        check_files(folder, ["*.safetensors"], print)
+    assert remove_damaged(folder, ["*.safetensors"], print) == ["a.safetensors"]
     assert not list(folder.iterdir()) and not list((tmp_path / "blobs").iterdir())
-    check_files(put(tmp_path, published, published), ["*.safetensors"], print)
+    assert not remove_damaged(put(tmp_path, published, published), ["*.safetensors"], print)
 
 
 def test_a_file_is_read_through_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = os.urandom(100)
     folder = put(tmp_path, published, published)
-    check_files(folder, ["*.safetensors"], print)
+    remove_damaged(folder, ["*.safetensors"], print)
     read: list[Path] = []
-    check = checksums._check
-    monkeypatch.setattr(checksums, "_check", lambda link, blob: (read.append(blob), check(link, blob)))
-    check_files(folder, ["*.safetensors"], print)
+    hash_of = checksums.hash_of
+    monkeypatch.setattr(checksums, "hash_of", lambda blob: read.append(blob) or hash_of(blob))
+    remove_damaged(folder, ["*.safetensors"], print)
     assert not read
     (folder / "a.safetensors").resolve().write_bytes(published)
-    check_files(folder, ["*.safetensors"], print)
+    remove_damaged(folder, ["*.safetensors"], print)
     assert len(read) == 1
+
+
+def test_small_files_are_named_by_gits_hash(tmp_path: Path) -> None:
+    blob = tmp_path / "ce013625030ba8dba906f756967f9e9ca394464a"  # what `git hash-object` says of "hello\n"
+    blob.write_bytes(b"hello\n")
+    assert checksums.hash_of(blob) == blob.name

@@ -10,12 +10,12 @@ from mlx_imagegen.errors import ConfigError
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.limits import bound_cache
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.tensors import name_tensors
 from mlx_imagegen.loading.weights import WeightTransforms, open_weights
-from mlx_imagegen.machine import bound_cache
 
 
 def transformer(folder: Path, transforms: WeightTransforms | None = None) -> Component:

@@ -41,7 +41,6 @@ from mlx_imagegen.measuring.bench import (
 )
 from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.measuring.worker import Failed, Rendered, Worker
-from mlx_imagegen.planning import fitting
 from tests.draw import drawn_data
 from tests.tiny import draw_flux
 
@@ -405,7 +404,7 @@ def job(path: Path) -> dict[str, Any]:
 
 
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "physical_bytes", lambda: 1000)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 1000)
     (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
     assert answer["scope"] == "picture", "a smaller one may fit"
     assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()
@@ -418,7 +417,7 @@ def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monke
 def test_nothing_is_downloaded_for_what_cannot_be_made(
     parameters: dict[str, int], memory: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "physical_bytes", lambda: memory)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: memory)
     monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
     asked = job(Path("a.png")) | {"parameters": {"seed": 1} | parameters}
     (answer,) = served({"model": "flux-dev", "quant": None}, asked)

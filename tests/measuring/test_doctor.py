@@ -42,7 +42,7 @@ SIX = Packing(6, 64)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 16 GB whose speed is known."""
     monkeypatch.setattr(doctor, "measured_chip", lambda: Chip(100, 1))
-    monkeypatch.setattr(doctor, "physical_bytes", lambda: 16 * GB)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 16 * GB)
 
 
 def test_the_recipes_packings_are_all_tested() -> None:
@@ -118,8 +118,10 @@ def test_a_model_that_is_not_here_says_so(quick: None) -> None:
 
 def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "on_gpu", lambda: True)
+    monkeypatch.setattr("mlx_imagegen.machine.on_gpu", lambda: True)
+    monkeypatch.setattr("mlx_imagegen.machine._working_set_bytes", lambda: 16 * GB)  # of 24 GB
     found = {(fit.model, fit.quant): fit for fit in fits(["qwen-image", "qwen-image-lightning", "hidream-o1-dev"])}
-    assert found["qwen-image", "none"].verdict == "does not fit: 28.1 GB at the peak"
+    assert found["qwen-image", "none"].verdict == "does not fit: 30.0 GB at the peak"
     assert found["qwen-image", "q4"].verdict == "fits, one stage at a time; 57.7 GB to download"
     assert found["hidream-o1-dev", "q6"].verdict == "fits, all stages at once; 35.2 GB to download"
     slow, fast = found["qwen-image", "q4"].seconds, found["qwen-image-lightning", "q4"].seconds

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.machine import GB, USABLE_SHARE
+from mlx_imagegen.machine import GB, GIB, working_set_of
 from mlx_imagegen.planning import recommend as module
 from mlx_imagegen.planning.plan import CHIPS
 from mlx_imagegen.planning.recommend import FEW_BITS, MEMORIES_GB, Start, describe, recommend, starts
@@ -42,7 +42,7 @@ def test_the_rules(
     usable: float, best: tuple[str, str], fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "starts", lambda chip: MADE_UP)
-    found = recommend(usable * GB / USABLE_SHARE)
+    found = recommend(usable * GB)
     assert found is not None
     assert (found.best.model, found.best.quant) == best
     assert (found.fastest.model, found.fastest.quant) == fastest
@@ -60,9 +60,9 @@ def test_the_published_models_are_reckoned_in_time() -> None:
 
 @pytest.mark.parametrize("size", MEMORIES_GB)
 def test_a_recommendation_fits_and_nothing_that_fits_is_better(size: int) -> None:
-    found = recommend(size * GB)
+    usable = working_set_of(size * GIB)
+    found = recommend(usable)
     assert found is not None
-    usable = size * GB * USABLE_SHARE
     assert max(found.best.peak_bytes, found.fastest.peak_bytes) <= usable and found.best.bits >= FEW_BITS
     for other in starts():
         if other.peak_bytes <= usable and other.bits >= FEW_BITS:

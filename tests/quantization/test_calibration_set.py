@@ -22,7 +22,7 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
-from mlx_imagegen.quantization import calibration_set, conversion_plan, partial, quantizer
+from mlx_imagegen.quantization import conversion_plan, partial, quantizer
 from mlx_imagegen.quantization.calibrate import Statistics
 from mlx_imagegen.quantization.calibration_set import calibration_jobs
 from mlx_imagegen.quantization.conversion_plan import plan_conversion
@@ -205,13 +205,13 @@ def test_memory_is_reckoned_and_refused(
     Path("given.jsonl").write_text(json.dumps(asked[1]))
     plan = ("quantize", "--model", source, "--bits", 4, "--plan", "--calibrate", "given.jsonl")
     assert str(large) in cli(*plan).out and "calibrate: flux-dev" not in cli(*plan).out
-    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: small.peak_bytes)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: small.peak_bytes)
     assert "calibrate: flux-dev in full precision takes" in cli(*plan).out
     with pytest.raises(
         InsufficientMemoryError, match=r"Give the pictures a smaller width and height, or calibrate on .* without"
     ):
         quantize(source, tmp_path / "made", quant="q4", calibrate=asked, on_step=NO_STEP)
-    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: small.least_bytes - 1)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: small.least_bytes - 1)
     with pytest.raises(InsufficientMemoryError, match=r"GB\. Calibrate on a machine with more memory"):
         quantize(source, tmp_path / "made", quant="q4", calibrate=asked[:1], on_step=NO_STEP)
     assert not list(tmp_path.glob("made*"))
@@ -238,7 +238,7 @@ def test_what_published_models_take(name: str) -> None:
 def test_nothing_is_downloaded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda _: None)
-    monkeypatch.setattr(calibration_set, "physical_bytes", lambda: 20 * 10**9)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 20 * 10**9)
     with pytest.raises(InsufficientMemoryError, match="calibrate: flux-dev"):
         plan_conversion("flux-dev", "q4", calibrate=["a cat"])
     with pytest.raises(RequestError, match="changes pictures, and none is given"):

@@ -344,7 +344,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from mlx_imagegen.machine import process_peak_bytes
+from mlx_imagegen.footprint import process_peak_bytes
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.quantization.convert import Conversion, convert
 from mlx_imagegen.quantization.layout import layout

@@ -127,7 +127,7 @@ def test_a_finished_job_keeps_no_picture_that_was_sent(live: LiveServer) -> None
 def test_what_cannot_fit_is_refused_before_the_model_leaves(live: LiveServer, monkeypatch: Any) -> None:
     live.finished(live.call("POST", "/jobs", {"prompt": "a hen"} | SMALL)[1]["id"])
     opened_before = live.service.worker.model.pipeline
-    monkeypatch.setattr("mlx_imagegen.planning.fitting.physical_bytes", lambda: 10**6)
+    monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**6)
     monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda have: "")  # it opens every published model
     job = live.call("POST", "/jobs", {"prompt": "a hen", "model": "flux-demo"})[1]
     failed = live.finished(job["id"])

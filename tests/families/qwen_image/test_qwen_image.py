@@ -268,6 +268,8 @@ def test_one_batch_is_for_gpus_with_room(
         QwenImageTransformer, "__call__", lambda self, x, *rest: batches.append(len(x)) or call(self, x, *rest)
     )
     monkeypatch.setattr(qwen_image, "on_gpu", lambda: gpu)
+    large = memory.MemoryLimit(10**12, 10**12, 10**12, False)
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.memory_limit", lambda: large)
     monkeypatch.setattr(memory, "physical_bytes", lambda: machine_bytes)
     check_picture(DATA / "image", "cfg")
     assert set(batches) == {batch}
