@@ -5,6 +5,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .errors import CheckpointError, InsufficientMemoryError
+from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
+from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .families.controls import ControlNetwork, EncodedControl
@@ -53,6 +55,7 @@ OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
 
 @documented()
+@file_errors()
 def load(
     model: str | Path | None = None,
     *,
@@ -65,7 +68,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
-    model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
+    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
@@ -137,6 +140,7 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     @overload
@@ -246,13 +250,25 @@ class Pipeline:
         quant = self.quant or record_of(self.folder).get("recipe")
         return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
 
-    def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+    def _check_use(self, on_step: OnStep | None) -> None:
+        if on_step is not None and not callable(on_step):
+            raise RequestError(f"on_step is {quoted(on_step)}: give a function that takes one argument, a StepEvent.")
+        if os.getpid() != self._process:
+            raise RequestError(
+                "this pipeline was opened in the process that this one was forked from, and MLX does not work on after "
+                "that; load the model in this process, or start it by 'spawn'."
+            )
+
+    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
         and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
         it has ended or is closed."""
-        if jobs:
-            with self._turn:
-                yield from self._stream_checked(jobs, on_step)
+        jobs = list(jobs)
+        if not jobs:
+            return
+        self._check_use(on_step)
+        with self._turn:
+            yield from self._stream_checked(jobs, on_step)
 
     def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
         """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""

@@ -1,5 +1,6 @@
 """What a service does with a pipeline: streams side by side, threads that share it, previews looked at elsewhere."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import InsufficientMemoryError
+from mlx_imagegen.errors import ImagegenError, InsufficientMemoryError, RequestError, UnknownModelError
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.request.parameters import PICTURE_FIELDS
 from mlx_imagegen.result import Result, StepEvent
@@ -101,3 +102,33 @@ def test_what_is_none_is_not_given(flux_folder: Path) -> None:
     taken = dict[str, Any].fromkeys((*PICTURE_FIELDS, "seed", "count", "on_step")) | SIZE | {"seed": 1}
     opened = load(flux_folder, quant=None, lora=None, resident=None, on_load=None)
     assert pixels(opened.generate("a fox", **taken)) == pixels(load(flux_folder).generate("a fox", seed=1, **SIZE))
+
+
+def test_streams_of_nothing_and_of_generators(flux_folder: Path) -> None:
+    pipeline = load(flux_folder)
+    assert list(pipeline.stream([])) == []
+    jobs = pipeline.jobs("a fox", seed=1, **SIZE)
+    assert len(list(pipeline.stream(job for job in jobs))) == 1
+
+
+def test_an_on_step_that_cannot_be_called_is_refused_at_once(flux_folder: Path) -> None:
+    with pytest.raises(RequestError, match="on_step is 5"):
+        load(flux_folder).generate("a fox", on_step=5, **SIZE)  # type: ignore[call-overload]
+
+
+def test_a_pipeline_of_another_process_is_refused(flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child has the object, and MLX's threads are gone."""
+    pipeline = load(flux_folder)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(RequestError, match="forked"):
+        pipeline.generate("a fox", **SIZE)
+
+
+def test_names_of_models_that_are_no_names(tmp_path: Path) -> None:
+    for name in ("", " "):
+        with pytest.raises(UnknownModelError, match="empty"):
+            load(name)
+    for name in ("x" * 300, "~nobody-of-that-name/model", "a\0b", "x/" * 3000):
+        with pytest.raises(ImagegenError) as caught:
+            load(name)
+        assert str(caught.value).isprintable()

@@ -1,6 +1,7 @@
 """Downloads against a hub of our own: in memory, and over HTTP on this machine with the real client."""
 
 import errno
+import hashlib
 import http.server
 import json
 import os
@@ -237,7 +238,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self._answer(404, path.encode(), {})
         else:
             data = FILES[path.partition("/resolve/")[2].partition("/")[2]]
-            self._answer(200, data, {"ETag": f'"{len(data):040x}"', "X-Repo-Commit": COMMIT})
+            git_hash = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            self._answer(200, data, {"ETag": f'"{git_hash}"', "X-Repo-Commit": COMMIT})
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
