@@ -77,9 +77,9 @@ class KLConfig(Config):
         value = getattr(self, field)
         if value != only:
             raise ConfigError(
-                f"{where}: field '{field}' is {shown(value)}, where every {self.MODEL} autoencoder has {only!r}, the "
-                f"only value this port knows. The file is of another model's autoencoder: take vae/ from a {self.MODEL} "
-                "repository."
+                f"{where}: field '{field}' is {shown(value)}, where every {self.MODEL} autoencoder has {only!r}, "
+                "the only value this port knows. The file is of another model's autoencoder: take vae/ from a "
+                f"{self.MODEL} repository."
             )
 
     @property

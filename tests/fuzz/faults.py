@@ -62,8 +62,8 @@ COMMANDS = {
         lambda at: ["quantize", "--model", "flux-demo", "--quant", "q4", "--workers", "2", "-o", str(at / "out")], copy
     ),
     "generate": Command(
-        lambda at: ["generate", "a red circle", "--model", "flux-demo", "--seed", "1", "--steps", "1", "-o",
-                    str(at / "a.png")], pictures, 3,
+        lambda at: ["generate", "a red circle", "--model", "flux-demo", "--seed", "1", "--steps", "1", "--overwrite",
+                    "-o", str(at / "a.png")], pictures, 3,
     ),
 }  # fmt: skip
 

@@ -153,9 +153,18 @@ def test_shapes_give_the_published_sizes(models: Path, name: str) -> None:
     place = FILES[name].replace("bfl_single_file_ae", "vae")
     place = CONFIGS.get(FILES[name], place)
     config = published(place.partition("bfl_single_file_")[0] + "transformer" if "bfl" in place else place)["config"]
-    config = config | config.get("text_config", {})
-    told = {key: value for key, value in found.config.items() if key in config}
-    assert told == {key: config[key] for key in told} and len(told) >= (1 if "text_config" in config else 2)
+    told = flat(found.config)
+    config = flat(config) | flat(config.get("text_config", {}))
+    told = {key: value for key, value in told.items() if key in config}
+    assert told == {key: config[key] for key in told} and len(told) >= (1 if "text_config.hidden_size" in config else 2)
+
+
+def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Fields of tables within tables by their path."""
+    out = {}
+    for key, value in config.items():
+        out |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return out
 
 
 @pytest.mark.parametrize(

@@ -469,10 +469,10 @@ def test_bad_requests(source: Path, cli: Callable[..., Any], asked: list[Any], m
 def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that is half written is a damaged shard, and nothing says so."""
     folder = draw_flux(tmp_path / "model")
-    whole = quantize(folder, tmp_path / "whole", "q4")
+    whole = quantize(folder, tmp_path / "whole", quant="q4")
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, bytes(data)[: max(1, len(data) // 2)], at))
-    cut = quantize(folder, tmp_path / "cut", "q4")
+    cut = quantize(folder, tmp_path / "cut", quant="q4")
     for path in whole.rglob("*.safetensors"):
         assert path.read_bytes() == (cut / path.relative_to(whole)).read_bytes()
 
@@ -488,14 +488,14 @@ def test_a_folder_that_cannot_be_listed_ends_the_copy(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(MissingFileError, match="tokenizer_2 cannot be read .*the copy would lack"):
-        quantize(folder, tmp_path / "out", "q4")
+        quantize(folder, tmp_path / "out", quant="q4")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_partial_folder_is_gone_on_with(tmp_path: Path) -> None:
     """A run that is killed before it has a journal leaves one."""
     (tmp_path / "out.partial").mkdir()
-    assert quantize(draw_flux(tmp_path / "model"), tmp_path / "out", "q4").is_dir()
+    assert quantize(draw_flux(tmp_path / "model"), tmp_path / "out", quant="q4").is_dir()
 
 
 def test_a_journal_of_a_run_that_has_finished_is_not_trusted(tmp_path: Path) -> None:

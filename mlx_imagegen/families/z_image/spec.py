@@ -32,7 +32,8 @@ def recognize(folder: ModelFolder) -> str | None:
     shift = read_json(path).get("shift", 1.0) if path.is_file() else 1.0
     if isinstance(shift, bool) or not isinstance(shift, int | float):
         raise ConfigError(f"{path}: field 'shift' is {quoted(shift)}, where a number is needed.")
-    return "z-image" if shift > LARGEST_TURBO_SHIFT else "z-image-turbo"
+    is_base = isinstance(shift, int | float) and shift > LARGEST_TURBO_SHIFT
+    return "z-image" if is_base else "z-image-turbo"
 
 
 SPEC = FamilySpec(
