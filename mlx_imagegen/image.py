@@ -22,8 +22,10 @@ from .errors import MissingFileError, OutputError, RequestError
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ROUNDING = 0.002  # half a level: floats that were computed may be that far outside 0..1
+ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
+CANVAS_SIDES = 64, 4096  # pixels, at least and at most
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -31,13 +33,13 @@ Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a pictur
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, 3] in 0..1 -> PIL, rounded to the nearest of 256 levels."""
+    """[H, W, 3], or 4 with alpha, in 0..1 -> PIL, rounded to the nearest of 256 levels."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """PIL -> [H, W, 3] in 0..1, resized with Lanczos as diffusers does."""
-    image = image.convert("RGB")
+    """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
+    image = image if image.mode == ALPHA else image.convert("RGB")
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
@@ -55,6 +57,40 @@ def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tu
     ratio = size[0] / size[1]
     _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)
     return width, height
+
+
+def within_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """The size itself, or one of at most `area` pixels in its proportions; as diffusers does for FLUX.2."""
+    if size[0] * size[1] <= area:
+        return size
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return int(size[0] * scale), int(size[1] * scale)
+
+
+def cut_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The largest size of whole multiples in it."""
+    return size[0] // multiple * multiple, size[1] // multiple * multiple
+
+
+def cropped(picture: Image.Image, area: int, multiple: int) -> Image.Image:
+    """A picture brought down to at most `area` pixels, its edges cut off up to whole multiples."""
+    picture = picture.resize(within_area(picture.size, area), Image.Resampling.LANCZOS)
+    width, height = cut_size(picture.size, multiple)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def canvas(size: tuple[int, int], area: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that a picture is brought down to, and that of the whole multiples around it, of at most `area` pixels
+    and sides of CANVAS_SIDES; as FLUX.3's code has it."""
+    least, most = CANVAS_SIDES
+    scale = min(1.0, math.sqrt(area / (size[0] * size[1])), most / max(size))
+    while True:
+        inner = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        width, height = (min(most, max(least, -(-side // multiple) * multiple)) for side in inner)
+        if width * height <= area:
+            return inner, (width, height)
+        scale *= 0.995
 
 
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
@@ -75,14 +111,34 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
-    return _opened(picture, name).convert("RGB")
+def open_picture(
+    picture: Picture, name: str = "image", alpha: bool = False, notes: list[str] | None = None
+) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB, on white; `name` is the parameter, for errors.
+    `alpha`: as RGBA where it has an alpha, or an array four channels. `notes` gets what is not used of the picture."""
+    opened = _opened(picture, name, alpha, notes)
+    if alpha and opened.has_transparency_data:
+        return opened.convert(ALPHA)
+    opened, opaque = _split(opened)
+    if opaque is None:
+        return opened
+    if notes is not None:
+        notes.append(f"{name}: what is transparent counts as white")
+    return on_white(opened, opaque)
 
 
-def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
+def open_with_alpha(
+    picture: Picture, name: str = "image", notes: list[str] | None = None
+) -> tuple[Image.Image, Image.Image | None]:
     """The same, and how opaque each pixel is: None where all are wholly so. An array may have four channels."""
-    opened = _opened(picture, name, alpha=True)
+    return _split(_opened(picture, name, True, notes))
+
+
+def on_white(picture: Image.Image, opaque: Image.Image) -> Image.Image:
+    return Image.composite(picture, Image.new("RGB", picture.size, "white"), opaque)
+
+
+def _split(opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if not opened.has_transparency_data:
         return opened.convert("RGB"), None
     opened = opened.convert("RGBA")
@@ -90,7 +146,7 @@ def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image,
     return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
 
 
-def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
+def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] | None = None) -> Image.Image:
     """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
         return _of_array(picture, name, (3, 4) if alpha else (3,))
@@ -103,6 +159,8 @@ def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
             with Image.open(Path(picture).expanduser()) as image:
+                if notes is not None and (frames := getattr(image, "n_frames", 1)) > 1:
+                    notes.append(f"{name}: of {frames} frames, the first is used")
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{shown} is not there.") from error
@@ -147,7 +205,7 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    form = picture_format(path)
+    form = picture_format(path, image.mode == ALPHA)
     write_atomically(path, lambda file: save_picture(image, file, form, metadata))
 
 
@@ -162,10 +220,14 @@ def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[
     image.save(file, form, **options)
 
 
-def picture_format(path: Path) -> str:
+def picture_format(path: Path, alpha: bool = False) -> str:
+    """By the name's ending. `alpha`: whether the picture has one."""
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"'{path}': a picture's name must end in {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix.lower()]
+    form = FORMATS[path.suffix.lower()]
+    if alpha and form == "JPEG":
+        raise RequestError(f"'{path}': JPEG has no alpha; name a transparent picture .png or .webp.")
+    return form
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -291,12 +291,15 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
-        self._load("encode", report)
+        stages = self.family.encode_stages(prompt for prompt, _ in new.values())
+        for stage in stages:
+            self._load(stage, report)
         with report.stage("encode"):
             for key, (prompt, settings) in new.items():
                 branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
-        self._release(self.family.stages["encode"], report)
+        for stage in stages:
+            self._release(self.family.stages[stage], report)
         return branches
 
     def _denoise(
@@ -379,6 +382,8 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+            if job.crop is not None:
+                image = image.crop(job.crop)
             if (region := job.region) is not None:
                 image = region.paste(image)
         report.note(*self.merge.notes())
@@ -392,6 +397,7 @@ class Pipeline:
             "model": self.model.requested_as,
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
+            "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
             **self.merge.record(),

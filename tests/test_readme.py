@@ -73,6 +73,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", locate)
     monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
+    monkeypatch.setattr(download, "is_local", lambda model: True)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Image.new("L", (64, 48), "white").save("mask.png")

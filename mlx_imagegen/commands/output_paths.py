@@ -35,13 +35,26 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
         raise RequestError(
             f"--output {pattern}: {times} pictures would be written to {path}; put {{seed}} or {{index}} into the name."
         )
-    for path in paths:
-        picture_format(path)
+    for path, job in zip(paths, jobs, strict=True):
+        picture_format(path, alpha=bool(job.settings.extras.get("transparent")))
     largest = max(job.settings.width * job.settings.height for job in jobs)
     longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
     for path in {path.parent: path for path in longest}.values():
         check_writable(path, largest)
     return paths
+
+
+def existing(paths: Sequence[Path], overwrite: bool, skip: bool) -> set[Path]:
+    """The pictures that are there and are not drawn again; raises where nobody said what to do with them."""
+    present = set() if overwrite else {path for path in paths if path.exists()}
+    if present and not skip:
+        first = next(path for path in paths if path in present)
+        others = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
+        raise RequestError(
+            f"{first} is there already{others}; add --overwrite to replace it, --skip-existing to draw only what is "
+            "missing, or give another -o."
+        )
+    return present
 
 
 def _is_folder(path: Path) -> bool:

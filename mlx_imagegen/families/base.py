@@ -11,7 +11,7 @@ Must not know: which families there are.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -63,6 +63,7 @@ class ReferenceTokens:
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
+    prefix: int = 0  # before the picture, beyond those of the prompt: their keys and values are computed once
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ class Denoiser(ABC, Generic[Branch]):
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]  # the registry's
-    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "prepare" (the making of a
-    # denoiser) only where it needs whole components.
+    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (with encode,
+    # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
+    prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -200,12 +202,13 @@ class Family(ABC, Generic[Branch]):
 
     @abstractmethod
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside."""
+        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside; [H, W, 4] with alpha."""
 
     @abstractmethod
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where encoding draws
-        from the seed's stream, that is another than `noise` gives), for starting from a picture."""
+        """Pixels [H, W, 3] in -1..1, or 4 with alpha where the model takes it -> the clean picture as `shape` has it,
+        and the noise for it (where encoding draws from the seed's stream, that is another than `noise` gives), for
+        starting from a picture."""
 
     # What a family may have otherwise.
 
@@ -283,6 +286,20 @@ class Family(ABC, Generic[Branch]):
         """By the pictures' sizes alone: nothing is encoded."""
         return ReferenceTokens()
 
+    def reference_pixels(self, prompt: Prompt, settings: Settings) -> int:
+        """Of the largest reference that `encode` puts through the autoencoder; 0 where it puts none."""
+        if not any("vae_encoder" in self.stages[stage] for stage in self.encode_stages([prompt])):
+            return 0
+        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
+        added = [self.reference_tokens(each, settings) for each in alone]
+        return max((each.image + each.prefix for each in added), default=0) * self.size_multiple**2
+
+    @property
+    def prefix_values(self) -> int:
+        """How many numbers a denoiser keeps for each token that stands before the picture: its keys and values in all
+        blocks; 0 where it keeps none."""
+        return 0
+
     @property
     def vision_param_count(self) -> int:
         """Of a vision tower that `encode` loads for references and releases itself; 0 where it is a component."""
@@ -313,6 +330,11 @@ class Family(ABC, Generic[Branch]):
         return []
 
     # What follows from the above.
+
+    def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
+        """The stages whose components these prompts need."""
+        shown = "references" in self.stages and any(prompt.references for prompt in prompts)
+        return ("encode", "references") if shown else ("encode",)
 
     @property
     def spec(self) -> FamilySpec:

@@ -10,11 +10,10 @@ import fnmatch
 import functools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RequestError
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
 from ..layers.conv import KERNEL
@@ -25,30 +24,10 @@ from ..loading.component import Component
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
+from .chips import SOURCES, Chip, chip_named
 
 NO_REFERENCES = Prompt("")
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Both numbers are what the largest variant has."""
-
-    bandwidth_gb_per_second: float
-    teraflops: float
-
-
-# Bandwidths: Apple's newsroom and specification pages. Teraflops, M1 to M4: GPU cores x 128 lanes x 2 x clock (1.28,
-# 1.40, 1.38 and 1.58 GHz, from public measurements of the GPUs; Apple has published teraflops for M1 and M2 only, and
-# those agree); float16 is no faster than float32 there. M5: cores x 1024 x 1.75 GHz, its matrix units' float16, as T.
-# Zakharko's public microbenchmark of the same units in the A19 estimates it.
-SOURCES = "GB/s: Apple's specifications; TFLOP/s: GPU cores x lanes x clock, M5 by its matrix units"
-CHIPS = {
-    "m1": Chip(68, 2.6), "m1-pro": Chip(200, 5.2), "m1-max": Chip(400, 10.4), "m1-ultra": Chip(800, 20.8),
-    "m2": Chip(100, 3.6), "m2-pro": Chip(200, 6.8), "m2-max": Chip(400, 13.6), "m2-ultra": Chip(800, 27.2),
-    "m3": Chip(100, 3.5), "m3-pro": Chip(150, 6.4), "m3-max": Chip(400, 14.1), "m3-ultra": Chip(819, 28.3),
-    "m4": Chip(120, 4.0), "m4-pro": Chip(273, 8.1), "m4-max": Chip(546, 16.2),
-    "m5": Chip(153, 17.9), "m5-pro": Chip(307, 35.8), "m5-max": Chip(614, 71.7),
-}  # fmt: skip
 
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
@@ -143,19 +122,21 @@ def plan(
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
-    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
+    shares = [branches] * (len(passes) - len(family.controls)) + [1] * len(family.controls)  # these run once a step
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
+    parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
+    parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
         Stage(
             name,
-            family.stages[name],
-            _disk_bytes((family.components[each] for each in family.stages[name]), disk),
-            sum(held_bytes(family.components[each], gpu, recipe) for each in family.stages[name]),
-            _working_bytes(family, name, tokens, settings, gpu, prompt, recipe),
+            names,
+            _disk_bytes((family.components[each] for each in names), disk),
+            sum(held_bytes(family.components[each], gpu, recipe) for each in names),
+            _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe),
             GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
         )
-        for name in ("encode", "denoise", "decode")
-        if family.stages[name] or name == "denoise" or (name == "encode" and prompt.references)
+        for name, names in parts.items()
+        if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, flops, traffic)
@@ -201,21 +182,21 @@ def gigabytes(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
-def chip_named(name: str) -> Chip:
-    if name not in CHIPS:
-        raise RequestError(f"no chip is called '{name}' here; known: {', '.join(CHIPS)}.")
-    return CHIPS[name]
-
-
 @dataclass(frozen=True)
 class Tokens:
     text: int
     image: int  # the picture's own
     references: int
+    prefix: int  # of references that stand before the picture, beyond those of the text
 
     @property
     def loop(self) -> int:
         return self.image + self.references
+
+    @property
+    def before(self) -> int:
+        """All that stands before the picture."""
+        return self.text + self.prefix
 
 
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
@@ -223,7 +204,7 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
     text, image = words + more.prompt, math.prod(family.grid(settings))
-    return Tokens(text + -text % multiple, image + -image % multiple, more.image)
+    return Tokens(text + -text % multiple, image + -image % multiple, more.image, more.prefix)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -234,6 +215,8 @@ def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
         return tokens.text
     if _any(path, roles.image):
         return tokens.image
+    if _any(path, roles.references):
+        return tokens.references
     return tokens.loop + (tokens.text if _any(path, roles.joint) else 0)
 
 
@@ -256,15 +239,16 @@ def _arithmetic(
         count = _tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
-        if _any(path, roles.queries):
-            seen = count if _any(path, roles.apart) else tokens.loop + tokens.text
-            flops += 4.0 * count * seen * rows
+        queries = rows if _any(path, roles.queries) else columns if _any(path, roles.fused_queries) else 0
+        seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
+        flops += 4.0 * count * seen * queries
     return flops, traffic
 
 
 def _working_bytes(
     family: Family[Any],
     stage: str,
+    names: Sequence[str],
     tokens: Tokens,
     settings: Settings,
     gpu: bool,
@@ -273,21 +257,25 @@ def _working_bytes(
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder = family.components[family.stages[stage][0]]
+        decoder = family.components[names[0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
-    count = tokens.text + (tokens.loop if stage == "denoise" else 0)
+    count, keys = tokens.text, tokens.text
+    if stage == "denoise":  # a step, or what stands before the picture, computed once
+        count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
-    most = max(
-        (block_bytes(family.components[name], count, gpu, queries, recipe) for name in family.stages[stage]), default=0
-    )
+    most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
     if stage == "denoise":
         most += sum(_control_bytes(network.component, tokens.image, gpu) for network in family.controls.values())
-    if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
-        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
-        pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
-        most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
+    if stage == "denoise" and family.prefix_values:
+        branches = 2 if settings.cfg > 1 else 1
+        kept = tokens.before if family.prefix_has_text else tokens.prefix
+        most += branches * kept * family.prefix_values * _size(family.transformer, gpu)
+    if stage == "encode" and (pixels := family.reference_pixels(prompt, settings)):  # one picture after the other
+        encoder = family.components["vae_encoder"]
+        held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
+        most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most += family.vision_param_count * (GPU_SIZE if gpu else 4)
+        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
     return most
 
 
@@ -298,19 +286,26 @@ def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
 
 
 def block_bytes(
-    component: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES, recipe: Recipe | None = None
+    component: Component,
+    tokens: int,
+    gpu: bool,
+    queries: tuple[str, ...] = QUERIES,
+    recipe: Recipe | None = None,
+    keys: int = 0,
 ) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
-    weight that are unpacked at a time, and what is freed and kept."""
+    weight that are unpacked at a time, and what is freed and kept. `keys`: of how many tokens it attends to, where they
+    are more than its own."""
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
     width = max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
     widest = max(max(shape) for _, shape, _ in linears)
-    total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
+    keys = max(keys, tokens)
+    total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)
     if gpu:
         return total + _in_flight_bytes(tokens * width * _size(component, gpu))
-    total += SCORES * component.heads * tokens**2 * 4
+    total += SCORES * component.heads * tokens * keys * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears

@@ -33,7 +33,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
-from .sizes import Asked, size_of
+from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
@@ -53,6 +53,7 @@ class Job:
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
+    crop: Box | None = None  # what is kept of the picture made
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,8 +100,8 @@ class Job:
             "prompt": self.prompt.text,
             "seed": self.seed,
             "steps": settings.steps,
-            "width": settings.width,
-            "height": settings.height,
+            "width": None if self.crop else settings.width,  # it follows from the reference
+            "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
@@ -152,14 +153,15 @@ def _jobs(
 ) -> list[Job]:
     noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
-    image, canvas = open_canvas(given, (given.get("width"), given.get("height"))) or (None, None)
+    size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
+    notes: list[str] = []
+    image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
-    controls = open_controls(given.get("control"))
+    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
-    notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
@@ -169,6 +171,7 @@ def _jobs(
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
         steps=_steps(manifest, steps),
@@ -188,6 +191,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "crop": kept_box(manifest, size_multiple, asked),
         "notes": tuple(notes),
     }
     return [

@@ -160,6 +160,26 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     )
 
 
+def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Qwen3-VL, with its vision tower or without. In llama.cpp's names it is a Qwen3, and not taken."""
+    return (_multimodal(component, "Qwen3-VL", "model.language_model.", "self_attn.q_norm.weight", (), fits),)
+
+
+def mistral_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Mistral Small 3, without its vision tower. ComfyUI's file may lack the last layers, so that none are counted."""
+    others = ("model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias")
+    return (_multimodal(component, "Mistral Small 3", "model.", "self_attn.o_proj.weight", others, fits),)
+
+
+def _multimodal(component: str, title: str, before: str, sign: str, without: tuple[str, ...], fits: Fits) -> SingleFile:
+    """A language model whose published config.json has its numbers in `text_config`; the width is for `fits` alone."""
+    table = f"{before}embed_tokens.weight"
+    return SingleFile(
+        component, title, has(table, f"{before}layers.0.{sign}", without=without),
+        config=lambda tensors: {"hidden_size": shape(tensors, table)[1]}, fits=fits,
+    )  # fmt: skip
+
+
 def _decoder_config(tensors: Tensors) -> dict[str, Any]:
     vocabulary, hidden = shape(tensors, "model.embed_tokens.weight")
     return {

@@ -16,8 +16,17 @@ from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
-STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
-PUBLISHED = {"flux-dev", "flux-schnell", "flux-fill-dev", "flux-depth-dev", "qwen-image", "hidream-o1"}
+STORED = ("flux/dev", "qwen_image/image", "qwen_image_21/model", "hidream_o1", "flux2/klein", "flux3/klein")
+PUBLISHED = {
+    "flux-dev",
+    "flux-schnell",
+    "flux-fill-dev",
+    "flux-depth-dev",
+    "qwen-image",
+    "qwen-image-2.1",
+    "hidream-o1",
+}
+PUBLISHED |= {"flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "flux3-klein", "flux3-klein-base"}
 PUBLISHED |= {"z-image", "z-image-turbo"}
 
 
@@ -53,7 +62,13 @@ def test_every_shapes_file_is_some_manifests() -> None:
         ("flux-depth-dev", 11.9),
         ("flux-kontext-dev", 11.9),
         ("qwen-image", 20.4),
+        ("qwen-image-2.1", 7.1),
         ("hidream-o1", 8.8),
+        ("flux2-klein-4b", 3.9),
+        ("flux2-klein-9b", 9.1),
+        ("flux2-dev", 32.2),
+        ("flux3-klein", 5.5),
+        ("flux3-klein-base", 5.5),
         ("z-image", 6.15),
         ("z-image-turbo", 6.15),
     ],

@@ -76,7 +76,7 @@ def test_a_picture_s_record_names_the_commit(cli: Cli, cache: Path, tmp_path: Pa
     storage = put(cache, {"style.safetensors": draw_style(tmp_path / "old.safetensors", 0.2)}).parents[1]
 
     def picture(name: str, *asked: object) -> np.ndarray:
-        ran = cli("generate", *asked, "--quiet", "-o", tmp_path / name)
+        ran = cli("generate", *asked, "--quiet", "-o", tmp_path / name, "--record-paths")
         assert ran.code == 0, ran.err
         return np.array(Image.open(tmp_path / name))
 
