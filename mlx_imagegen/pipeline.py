@@ -5,6 +5,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .errors import CheckpointError, InsufficientMemoryError
+from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
+from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .families.controls import ControlNetwork, EncodedControl
@@ -40,6 +42,7 @@ from .preflight import refuse_before_download
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
+from .request.known_words import unknown_words_note
 from .request.options import check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
@@ -52,6 +55,7 @@ OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
 
 @documented()
+@file_errors()
 def load(
     model: str | Path | None = None,
     *,
@@ -64,7 +68,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
-    model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
+    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
@@ -136,6 +140,7 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     @overload
@@ -245,9 +250,28 @@ class Pipeline:
         quant = self.quant or record_of(self.folder).get("recipe")
         return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
 
-    def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+    def _check_use(self, on_step: OnStep | None) -> None:
+        if on_step is not None and not callable(on_step):
+            raise RequestError(f"on_step is {quoted(on_step)}: give a function that takes one argument, a StepEvent.")
+        if os.getpid() != self._process:
+            raise RequestError(
+                "this pipeline was opened in the process that this one was forked from, and MLX does not work on after "
+                "that; load the model in this process, or start it by 'spawn'."
+            )
+
+    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
-        and nothing is left of them where memory is short, even if the caller stops half-way."""
+        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
+        it has ended or is closed."""
+        jobs = list(jobs)
+        if not jobs:
+            return
+        self._check_use(on_step)
+        with self._turn:
+            yield from self._stream_checked(jobs, on_step)
+
+    def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
+        """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
@@ -276,13 +300,19 @@ class Pipeline:
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*filter(None, [self.model.manifest.note]), *job.notes)
+            report.note(*self._model_notes(job.prompt.text), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _model_notes(self, prompt: str) -> list[str]:
+        """A LoRA brings its own words."""
+        manifest = self.model.manifest
+        unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
+        return [*filter(None, [manifest.note]), *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -371,7 +401,7 @@ class Pipeline:
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
         return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg, *self.family.controls),
+            (*keys, schedule, job.settings.guidance, job.settings.cfg, *self.family.controls),
             lambda: self.family.denoiser(own, schedule, job.settings),
         )
 
@@ -441,4 +471,4 @@ def _prompts(job: Job) -> list[Prompt]:
 
 def _key(prompt: Prompt, settings: Settings) -> Hashable:
     """Prompts with the same key have the same branch."""
-    return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
+    return prompt.key, settings.width, settings.height, repr(settings.extras)

@@ -2,7 +2,7 @@
 
 Most of the tiny models' weights are random. tests/data has a description in place of each such file
 (tests/references/weight_descriptions.py), and here they are drawn. What two models of one seed have in common is stored
-with one of them; the other's shared.json says where.
+with one of them; shared.json says where.
 """
 
 import functools
@@ -32,9 +32,10 @@ def drawn_data() -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     for listing in folder.rglob(SHARED):
-        for part, source in json.loads(listing.read_text()).items():
-            copy = shutil.copytree if (listing.parent / source).is_dir() else shutil.copyfile
-            copy(listing.parent / source, listing.parent / part)
+        for part, place in json.loads(listing.read_text()).items():
+            source, target = listing.parent / place, listing.parent / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
     return folder
 
 

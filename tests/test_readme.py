@@ -33,7 +33,13 @@ README_BYTES = 9_000
 # These install or set up; the machinery that runs the tests has just done so.
 NOT_RUN = ("pip ", "make ", "hf ")
 # The table "Which model for which Mac": its columns, and the models that each speaks for.
-ADVISED = (("flux-schnell", "flux-dev"), ("qwen-image-lightning",), ("hidream-o1-dev",))
+ADVISED = (
+    ("flux2-klein-4b",),
+    ("z-image-turbo",),
+    ("flux-schnell", "flux-dev"),
+    ("qwen-image-lightning",),
+    ("hidream-o1-dev",),
+)
 
 
 def blocks(page: str, kind: str) -> list[str]:

@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("image", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),
+    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
 SHARED = {"base", "cells", "controls", "folder", "schedule_tables"}
 

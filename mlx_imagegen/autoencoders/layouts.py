@@ -42,6 +42,12 @@ WAN = (
     *((rf"\.{module.replace('.', chr(92) + '.')}\.", f".{ours}.") for module, ours in WAN_RESIDUAL.items()),
     (r"\.shortcut\.", ".conv_shortcut."),
 )
+# Wan 2.2's, whose levels are modules of their own; a level's resampler is after its blocks, however many they are.
+WAN_RESIDUAL_LEVELS = tuple(
+    (rf"^{half}coder\.{kind}samples\.(\d+)\.{kind}samples\.{place}\.", rf"{half}coder.{kind}_blocks.\1.{ours}.")
+    for half, kind in (("en", "down"), ("de", "up"))
+    for place, ours in ((r"\d+\.(resample|time_conv)", rf"{kind}sampler.\2"), (r"(\d+)", r"resnets.\2"))
+)
 MFLUX_WAN = (
     (r"\.conv3d\.", "."),
     (r"\.up_block(\d)\.", r".up_blocks.\1."),
@@ -143,6 +149,32 @@ def wan_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     return (
         SingleFile(component, f"{title} in its original names", sign, from_wan, config, VAE_PREFIXES, fits=fits),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
+    )
+
+
+def from_wan_residual(name: str) -> Iterator[RowRange]:
+    """Wan 2.2's autoencoder, whose architecture is Qwen-Image-2.1's."""
+    yield RowRange(substitute(name, (*WAN_RESIDUAL_LEVELS, *WAN)))
+
+
+def wan_residual_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Its original names, and those of diffusers' AutoencoderKLQwenImage21."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        ours = {target.name: tensor for name, tensor in tensors.items() for target in from_wan_residual(name)}
+        (width, inputs), (outputs, decoder_width) = (
+            shape(ours, f"{conv}.weight")[:2] for conv in ("encoder.conv_in", "decoder.conv_out")
+        )
+        z_dim = shape(ours, "post_quant_conv.weight")[0]
+        widths = {"base_dim": width, "decoder_base_dim": decoder_width, "z_dim": z_dim}
+        return widths | {"in_channels": inputs, "out_channels": outputs}
+
+    title = "Qwen-Image-2.1's autoencoder"
+    sign = has("encoder.downsamples.0.downsamples.0.residual.0.gamma", "conv2.weight")
+    ours = has("encoder.down_blocks.0.resnets.0.norm1.gamma", "post_quant_conv.weight")
+    return tuple(
+        SingleFile(component, title, matches, from_wan_residual, config, VAE_PREFIXES, fits=fits)
+        for matches in (sign, ours)
     )
 
 

@@ -98,7 +98,6 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
 
     for family in (spec.name for spec in family_specs() if spec.title in file.families):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
-        ours.sort(key=lambda manifest: "needs" in manifest.extras)  # the plain model first
         for manifest in ours:
             folder = local_folder(manifest)
             if folder:

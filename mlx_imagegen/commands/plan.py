@@ -100,16 +100,6 @@ def plan_model(args: argparse.Namespace) -> None:
             print(_here(made, family, job, manifest))
 
 
-def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
-    """By its files or its published shapes."""
-    from ..hub.networks import network_headers
-    from ..loading.weights import WeightTransforms
-
-    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
-    with network_headers(name, manifest) as folder:
-        return family.open_control(name, folder, transforms)
-
-
 class Machine(NamedTuple):
     """The one at hand, or a Mac with the chip and the memory asked for."""
 
@@ -173,6 +163,16 @@ def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> l
     chip = args.chip or chip_of(machine()["device"])
     found = estimate(chip, manifest.name, args.quant) if chip else None
     return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
+
+
+def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
+    """By its files or its published shapes."""
+    from ..hub.networks import network_headers
+    from ..loading.weights import WeightTransforms
+
+    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+    with network_headers(name, manifest) as folder:
+        return family.open_control(name, folder, transforms)
 
 
 @contextmanager

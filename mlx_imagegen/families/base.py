@@ -70,7 +70,7 @@ class ReferenceTokens:
 class Inputs:
     """The pictures that one picture starts from, at its size."""
 
-    image: mx.array | None = None  # [H, W, 3] in -1..1
+    image: mx.array | None = None  # [H, W, 3], or 4 with alpha, in -1..1
     mask: mx.array | None = None  # [H, W], 1 where it is drawn and 0 where the image is kept; None: all is drawn
     is_reference: bool = False  # the image also is the prompt's one reference
     controls: tuple[ControlPicture, ...] = ()
@@ -166,8 +166,8 @@ class Family(ABC, Generic[Branch]):
     # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
-    controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
+    controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
 
     # What a family must supply, in the order in which the pipeline asks for it.
 

@@ -26,13 +26,15 @@ from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
+from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
 from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
 from .tokenizer_data import write_tokenizer
 
-SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
+SCHEDULER = "scheduler/scheduler_config.json"
+SMALL_FILES = (SCHEDULER, "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
 
 
@@ -104,7 +106,7 @@ class Assembly:
 
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     inner = component_folders(path) if path.is_dir() else [path]
     components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)
@@ -145,7 +147,13 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     for place, name in assembly.packaged.items():
         write_tokenizer(folder / place, name)
     for name in SMALL_FILES:
-        if name in published and not (folder / name).exists():
+        is_own = name == SCHEDULER and "scheduler" in assembly.manifest.extras
+        if (
+            name in published
+            and not is_own
+            and not (folder / name).parent.is_symlink()
+            and not (folder / name).exists()
+        ):
             _write_json(folder / name, published[name])
     return assembly.manifest, folder
 
@@ -206,7 +214,13 @@ def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
     own = read_json(path) if path.is_file() else {}
     by_component = own.get(found.layout.component)
     shapes = {} if found.path.is_dir() else found.config  # a saved folder's weights may be packed, its sizes are usual
-    return {**base, **shapes, **(by_component if isinstance(by_component, dict) else own)}
+    return {**_over(base, shapes), **(by_component if isinstance(by_component, dict) else own)}
+
+
+def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`more` in place of what `base` has, block by block."""
+    blocks = {key: _over(base[key], value) for key, value in more.items() if isinstance(value, dict) and key in base}
+    return {**base, **more, **blocks}
 
 
 def published_files(manifest: Manifest) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def plan(
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
-    shares = [branches] * (len(passes) - len(family.controls)) + [1] * len(family.controls)  # these run once a step
+    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
     parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])

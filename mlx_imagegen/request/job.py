@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..families.base import Inputs, Prompt, Settings
 from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
@@ -180,6 +181,8 @@ def _jobs(
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
+    if boxes and keep_aspect:
+        notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
     common: dict[str, Any] = {
@@ -191,7 +194,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
-        "crop": kept_box(manifest, size_multiple, asked),
+        "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }
     return [
@@ -220,7 +223,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     count = _plain(count)
     low, high = map(int, limits("count"))
     if count is not None and (type(count) is not int or not low <= count <= high):
-        raise RequestError(f"count {count!r}: give a number of pictures from {low} to {high}.")
+        raise RequestError(f"count {quoted(count)}: give a number of pictures from {low} to {high}.")
     first = secrets.randbelow(SEED_LIMIT - high) if seed is None else _seed(seed)
     return [_seed(first + index) for index in range(count or 1)]
 
@@ -242,7 +245,7 @@ def _plain(value: Any) -> Any:
 
 def _text(prompt: str) -> str:
     if not isinstance(prompt, str):
-        raise RequestError(f"prompt {prompt!r}: give text, what the picture should show.")
+        raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if not prompt.strip():
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
@@ -250,7 +253,7 @@ def _text(prompt: str) -> str:
 
 def _seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {LARGEST_SEED}.")
+        raise RequestError(f"seed {quoted(seed)}: give a whole number from 0 to {LARGEST_SEED}.")
     return int(seed)
 
 
@@ -259,7 +262,7 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     low, high = limits("steps")
     if not low <= steps <= high:
         raise RequestError(
-            f"steps {steps!r}: give a whole number from {low} to {high}; {manifest.name} uses "
+            f"steps {quoted(steps)}: give a whole number from {low} to {high}; {manifest.name} uses "
             f"{manifest.defaults.steps}."
         )
     return steps

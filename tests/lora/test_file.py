@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import DownloadError, LoraError, MissingFileError
@@ -308,3 +309,28 @@ def test_a_missing_file_of_a_repository_s_look(tmp_path: Path, cache: Path) -> N
         open_lora("someone/tiny:style.safetensors")
     with pytest.raises(MissingFileError):
         load(draw_flux(tmp_path / "model"), lora=["style.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"alpha_pattern": {"(a+)+$": 1}}, "repeats too much"),
+        ({"rank_pattern": {".*.*.*.*x": 1}}, "repeats too much"),
+        ({"rank_pattern": {"x" * 1000: 1}}, "too long"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'"),
+        ({"r": 10**400}, "a rank of"),
+        ({"r": "8"}, "a rank of '8'"),
+        ({"lora_alpha": 1e300}, "an alpha of"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(config: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4} | config))
+    save_file({"a.lora_A.weight": np.ones((4, 8), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError, match=message):
+        open_lora(tmp_path / "a.safetensors")
+
+
+def test_a_pair_without_a_rank_is_refused(tmp_path: Path) -> None:
+    save_file({"a.lora_A.weight": np.ones((0, 8), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError, match="changes nothing"):
+        open_lora(tmp_path / "a.safetensors")

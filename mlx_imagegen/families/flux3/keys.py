@@ -10,7 +10,7 @@ from ...autoencoders.layouts import cell_kl_files
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import qwen3_vl_files
+from ...text.layouts import qwen3_vl_text_files
 from .transformer import IMAGE, KINDS, REFERENCES
 
 BLOCKS = {
@@ -89,7 +89,7 @@ SINGLE_FILES = (
         DIFFUSION_PREFIXES,
         nearest_manifest,
     ),
-    *qwen3_vl_files(
+    *qwen3_vl_text_files(
         "text_encoder", lambda config, transformer: STATES * config["hidden_size"] == transformer["joint_attention_dim"]
     ),
     *cell_kl_files("vae", lambda config, transformer: CELL * config["latent_channels"] == transformer["in_channels"]),

@@ -170,6 +170,7 @@ def test_modulation_is_not_in_the_loop() -> None:
     ("model", "quant", "gigabytes"),
     [
         ("flux2-klein-4b", "q4", 4.7),
+        ("flux2-klein-4b", "q6", 5.4),
         ("flux2-klein-4b", "q8", 6.4),
         ("flux2-klein-9b", "q4", 8.3),
         ("flux2-dev", "q4", 23.0),
