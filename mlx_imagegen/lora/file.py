@@ -336,8 +336,8 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
         raise LoraError(
             f"{path}: the adapter's configuration cannot be read ({shown(str(error), 200)}), so its strength is "
-            f"unknown. It is in the file's metadata '{ADAPTER_METADATA}' or in {config_path.name}; take both from the LoRA's "
-            "repository."
+            f"unknown. It is in the file's metadata '{ADAPTER_METADATA}' or in {config_path.name}; take both from the "
+            "LoRA's repository."
         ) from error
     initializers = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
     if other := next(filter(OTHER_BASE.match, map(str, initializers)), None):

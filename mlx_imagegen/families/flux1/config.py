@@ -51,7 +51,6 @@ class FluxControlConfig(FluxConfig):
     CLASSES: ClassVar[frozenset[str]] = frozenset({"FluxControlNetModel"})
     has_head: ClassVar[bool] = False
 
-    patch_size: Annotated[int, Range(1, 2)] = 1  # XLabs' says 2 and means the same
-
+    patch_size: Annotated[int, Range(1, 64)] = 1  # XLabs': of what their convolutions give
     num_mode: int | None = None  # kinds of pictures that it is told apart
     conditioning_embedding_channels: int | None = None  # XLabs': convolutions look at the picture's pixels

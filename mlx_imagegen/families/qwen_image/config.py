@@ -72,4 +72,4 @@ class QwenImageControlConfig(QwenImageConfig):
     CLASS: ClassVar[str] = "QwenImageControlNetModel"
     has_head: ClassVar[bool] = False
 
-    extra_condition_channels: Annotated[int, Range(0, 1024)] = 0  # a mask's, next to a picture's latents
+    extra_condition_channels: Annotated[int, Range(0, 64)] = 0  # a mask's, next to a picture's latents
