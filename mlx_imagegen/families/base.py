@@ -217,8 +217,12 @@ class Family(ABC, Generic[Branch]):
         if inputs.image is None:
             return EncodedInputs(self.noise(seed, settings))
         clean, noise = self.encode_image(inputs.image, seed, settings)
-        mask = None if inputs.mask is None else sampled(inputs.mask, self.shape(settings)[2:])
+        mask = None if inputs.mask is None else self.latent_mask(inputs.mask, settings)
         return EncodedInputs(noise, clean, mask)
+
+    def latent_mask(self, mask: mx.array, settings: Settings) -> mx.array:
+        """[H, W] -> [h, w]"""
+        return sampled(mask, self.shape(settings)[2:])
 
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Unit normals, equal to the reference's for this seed."""
