@@ -1,6 +1,7 @@
 """Z-Image, as the registry knows it."""
 
 from ...errors import ConfigError
+from ...escaping import quoted
 from ...loading.config import read_json
 from ...loading.folder import ModelFolder
 from .. import FamilySpec, TokenRoles
@@ -29,6 +30,8 @@ def recognize(folder: ModelFolder) -> str | None:
         return None
     path = folder.path / SCHEDULER
     shift = read_json(path).get("shift", 1.0) if path.is_file() else 1.0
+    if isinstance(shift, bool) or not isinstance(shift, int | float):
+        raise ConfigError(f"{path}: field 'shift' is {quoted(shift)}, where a number is needed.")
     return "z-image" if shift > LARGEST_TURBO_SHIFT else "z-image-turbo"
 
 
