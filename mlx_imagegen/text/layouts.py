@@ -49,6 +49,7 @@ MFLUX_QWEN_2_5 = (
     (r"\.merger\.mlp_0\.", ".merger.mlp.0."),
     (r"\.merger\.mlp_1\.", ".merger.mlp.2."),
 )
+QWEN3_VL_TOWER = "model.visual.deepstack_merger_list.0.norm.weight"  # a tensor of its vision tower
 QWEN_2_5_HEAD = 128  # numbers of an attention head, of every size of the model; no shape tells
 
 
@@ -146,7 +147,7 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     def config(tensors: Tensors) -> dict[str, Any]:
         return _qwen3_config(tensors, "model")
 
-    plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight")
+    plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight", without=(QWEN3_VL_TOWER,))
     prefixes = ("", "text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.")
     gguf = has("blk.0.attn_q_norm.weight", "output_norm.weight")
     return (
@@ -166,17 +167,21 @@ def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
         vision["depth"] = count(text, r"model\.visual\.blocks\.(\d+)\.")
         return {"text_config": _qwen3_config(text, "model.language_model"), "vision_config": vision}
 
-    tower, prefixes = "model.visual.deepstack_merger_list.0.norm.weight", ("", "text_encoders.qwen3vl_8b.transformer.")
+    prefixes = ("", "text_encoders.qwen3vl_8b.transformer.")
     rename = renamed((r"^model\.(layers|embed_tokens|norm)\.", r"model.language_model.\1."))
     return tuple(
-        SingleFile(component, "Qwen3-VL", has(norm, tower), rename, config, prefixes, fits=fits)
+        SingleFile(component, "Qwen3-VL", has(norm, QWEN3_VL_TOWER), rename, config, prefixes, fits=fits)
         for norm in ("model.language_model.norm.weight", "model.norm.weight")
     )
 
 
 def qwen3_vl_text_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
-    """Qwen3-VL, with its vision tower or without. In llama.cpp's names it is a Qwen3, and not taken."""
-    return (_multimodal(component, "Qwen3-VL", "model.language_model.", "self_attn.q_norm.weight", (), fits),)
+    """Qwen3-VL, with its vision tower or without. In llama.cpp's names it is a Qwen3, and not taken; nor is it in
+    ComfyUI's without the tower."""
+    return tuple(
+        _multimodal(component, "Qwen3-VL", before, "self_attn.q_norm.weight", (), fits, needs)
+        for before, needs in (("model.language_model.", ()), ("model.", (QWEN3_VL_TOWER,)))
+    )
 
 
 def mistral_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -185,11 +190,19 @@ def mistral_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     return (_multimodal(component, "Mistral Small 3", "model.", "self_attn.o_proj.weight", others, fits),)
 
 
-def _multimodal(component: str, title: str, before: str, sign: str, without: tuple[str, ...], fits: Fits) -> SingleFile:
+def _multimodal(
+    component: str,
+    title: str,
+    before: str,
+    sign: str,
+    without: tuple[str, ...],
+    fits: Fits,
+    needs: tuple[str, ...] = (),
+) -> SingleFile:
     """A language model whose published config.json has its numbers in `text_config`; the width is for `fits` alone."""
     table = f"{before}embed_tokens.weight"
     return SingleFile(
-        component, title, has(table, f"{before}layers.0.{sign}", without=without),
+        component, title, has(table, f"{before}layers.0.{sign}", *needs, without=without),
         config=lambda tensors: {"hidden_size": shape(tensors, table)[1]}, fits=fits,
     )  # fmt: skip
 

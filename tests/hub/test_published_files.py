@@ -21,6 +21,7 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.text.layouts import GGUF_DECODER, GGUF_T5
 from tests.comfy_files import NAMES, cache_tokenizers
 from tests.draw import drawn_data
+from tests.families.qwen_image_21.test_files import WAN
 
 FILES = {
     "diffusion_models/flux1-dev": "FLUX.1-dev/bfl_single_file_flux1-dev",
@@ -41,6 +42,10 @@ FILES = {
     "text_encoders/mistral_3_small_flux2_bf16": "flux2-dev/text_encoder",
     "text_encoders/qwen3vl_4b": "flux3-klein/text_encoder",
     "vae/flux2-vae": "FLUX.2-klein-4B/bfl_single_file_ae",
+    "diffusion_models/qwen_image_2.1_bf16": "qwen-image-2.1/transformer",
+    "diffusion_models/qwen_image_2.1_turbo_bf16": "qwen-image-2.1/transformer",
+    "text_encoders/qwen3vl_8b_bf16": "qwen-image-2.1/text_encoder",
+    "vae/qwen_image_2.1_vae_bf16": "qwen-image-2.1/vae",
 }
 
 
@@ -69,6 +74,9 @@ def published(place: str) -> dict[str, Any]:
     config = data["files"][f"{component}/config.json"]
     if manifest == "flux2-dev" and component == "text_encoder":
         tensors = as_mistral(tensors)
+    if manifest == "qwen-image-2.1":
+        tensors = {each: shape for name, shape in tensors.items() for each in each_name(name)}
+        tensors = as_qwen_image_21(component, tensors)
     return {"config": config, "tensors": as_comfyui(tensors) if "z-image" in place and "trans" in place else tensors}
 
 
@@ -77,6 +85,20 @@ def as_mistral(tensors: Mapping[str, list[int]]) -> dict[str, list[int]]:
     inner = {name.removeprefix("language_model."): shape for name, shape in tensors.items() if "vision" not in name}
     kept = {name.replace("{0-39}", "{0-29}"): shape for name, shape in inner.items() if "projector" not in name}
     return {name: shape for name, shape in kept.items() if "lm_head" not in name} | {"tekken_model": [16]}
+
+
+def as_qwen_image_21(component: str, tensors: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """ComfyUI's files: the MLP's inputs in one, the language model a level higher, Wan's names for the autoencoder."""
+    out = {}
+    for name, shape in tensors.items():
+        if component == "vae":
+            over_time = name.endswith(".weight") and ".resample." not in name and ".attentions." not in name
+            out[substitute(name, WAN)] = [*shape[:2], 1, *shape[2:]] if over_time else shape
+        elif ".gate_layer." not in name:
+            is_half = ".img_mlp.proj." in name
+            name = name.replace(".img_mlp.proj.", ".img_mlp.gate_up.").replace("model.language_model.", "model.")
+            out[name] = [2 * shape[0], *shape[1:]] if is_half else shape
+    return out
 
 
 def as_comfyui(tensors: Mapping[str, list[int]]) -> dict[str, list[int]]:
@@ -126,6 +148,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("flux-2-klein-base-4b", "flux2-klein-base-4b", "flux2-klein-4b", "qwen"),
         ("flux2-dev", "flux2-dev", "flux2-dev", "mistral"),
         ("flux3-image-klein", "flux3-klein", "flux3-klein", "qwen"),
+        ("qwen_image_2.1_bf16", "qwen-image-2.1", "qwen-image-2.1", "qwen"),
+        ("qwen_image_2.1_turbo_bf16", "qwen-image-2.1-turbo", "qwen-image-2.1", "qwen"),
     ],
 )
 def test_every_tensor_binds(
@@ -147,24 +171,31 @@ def test_every_tensor_binds(
     }
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of blocks as BLOCK.FIELD."""
+    blocks = {name: value for name, value in config.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, block in blocks.items() for key, value in block.items()}
+    return {name: value for name, value in config.items() if name not in blocks} | inner
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_shapes_give_the_published_sizes(models: Path, name: str) -> None:
     (found, *_) = (component.found for component in known_components(models / f"{name}.safetensors"))
     place = FILES[name].replace("bfl_single_file_ae", "vae")
     place = CONFIGS.get(FILES[name], place)
     config = published(place.partition("bfl_single_file_")[0] + "transformer" if "bfl" in place else place)["config"]
-    told = flat(found.config)
-    config = flat(config) | flat(config.get("text_config", {}))
-    told = {key: value for key, value in told.items() if key in config}
-    assert told == {key: config[key] for key in told} and len(told) >= (1 if "text_config.hidden_size" in config else 2)
+    config = config | flat(config) | config.get("text_config", {})
+    told = {key: value for key, value in flat(found.config).items() if key in config}
+    assert told == {key: config[key] for key in told} and len(told) >= (1 if "text_config" in config else 2)
 
 
-def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Fields of tables within tables by their path."""
-    out = {}
-    for key, value in config.items():
-        out |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return out
+@pytest.mark.parametrize("tower", [True, False])
+def test_qwen3_vl_in_comfyuis_names_is_told_from_qwen3_by_its_tower(tmp_path: Path, tower: bool) -> None:
+    tensors = published("flux3-klein/text_encoder")["tensors"]
+    names = {name: name.replace("model.language_model.", "model.") for name in tensors if tower or "visual" not in name}
+    write_header(tmp_path / "qwen3vl_4b.safetensors", {ours: tensors[name] for name, ours in names.items()})
+    known = {component.spec.name for component in known_components(tmp_path / "qwen3vl_4b.safetensors")}
+    assert ("flux3" in known) is tower and ("flux2" in known) is not tower
 
 
 @pytest.mark.parametrize(

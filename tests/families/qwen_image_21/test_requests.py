@@ -237,6 +237,20 @@ def test_a_picture_to_start_from_may_have_an_alpha() -> None:
     assert made[1].tobytes() == made[2].tobytes()  # opaque where nothing is said
 
 
+@pytest.mark.parametrize("transparent", [False, True])
+def test_outside_a_mask_the_given_picture_stays_with_its_alpha(transparent: bool) -> None:
+    given = np.asarray(Image.effect_noise((64, 32), 90).convert("RGBA")).copy()
+    given[:, :24, 3] = 40
+    given = given if transparent else given[..., :3]
+    box = {"mask_box": [32, 0, 64, 32], "width": 64, "height": 32}
+    result = load(MODEL).generate(
+        "a transparent fox", image=given, strength=0.9, transparent=transparent, **SMALL | {"steps": 2} | box
+    )
+    made = np.asarray(result.image)
+    assert made.shape == given.shape and np.array_equal(made[:, :32], given[:, :32])
+    assert np.abs(made[:, 40:].astype(int) - given[:, 40:]).max() > 3
+
+
 # What is read, and what stays
 
 
