@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 FORMATTED = .
 
 demo: $(STAMPS)/run $(STAMPS)/blas
-	$(BIN)/mlx-imagegen generate "a small red circle left of a large blue square on a white background" --seed 1 -o demo.png
+	$(BIN)/mlx-imagegen generate "a small red circle left of a large blue square on a white background" --seed 1 -o demo.png --overwrite
 
 test: $(STAMPS)/dev $(STAMPS)/blas
 	$(PYTEST)

@@ -22,7 +22,8 @@ from .errors import ImagegenError, OutputError, RequestError, file_errors
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
     "generate": "make pictures from prompts (this is what runs when no command is named)",
-    "models": "list the models with their sizes and licences",
+    "models": "list the models with their sizes and licences; remove downloaded ones",
+    "download": "get a model's files before they are needed",
     "quantize": "write a smaller copy of a model",
     "plan": "say what a run would take: memory, arithmetic, seconds at best",
     "bench": "measure quants and sizes: seconds a stage, memory, difference",
@@ -31,15 +32,21 @@ COMMANDS = {
     "info": "print how a picture was made, or what a file of weights is",
     "lora": "print what a LoRA is made of, and what of it fits",
     "serve": "keep a model warm behind HTTP: OpenAI's and A1111's APIs, and a page",
+    "completions": "print what a shell needs to complete commands, flags and models",
     "mcp": "let an agent make pictures, over MCP on standard input and output",
 }
 USAGE = f"""\
 usage: mlx-imagegen COMMAND [options]
        mlx-imagegen "a prompt" [options]
 
-{chr(10).join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())}
 
-mlx-imagegen COMMAND --help lists a command's options; --version prints the version."""
+mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
+# What other programs call them.
+OTHER_NAMES = {
+    "list": "models", "ls": "models", "pull": "download", "fetch": "download", "convert": "quantize", "show": "info",
+    "gen": "generate", "txt2img": "generate", "img2img": "generate", "diff": "compare", "check": "doctor",
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,19 +108,34 @@ def entry() -> NoReturn:
 
 
 def _run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-    elif arguments[0] == "--version":
+    first, *rest = arguments or ["help"]
+    if first in ("-h", "--help", "help"):
+        _help(rest if first == "help" else [])
+    elif first in ("--version", "version") and not rest:
         print(__version__)
     else:
         name, rest = _command(arguments)
         module = _module(name)
-        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
-        module.flags(parser)
-        args = parser.parse_args(rest)
+        args = _parser(name, module).parse_args(rest)
         if getattr(args, "comfy", None):  # for all that the command opens, in its processes too
             os.environ["MLX_IMAGEGEN_COMFY"] = args.comfy
         module.run(args)
+
+
+def _help(names: list[str]) -> None:
+    if not names:
+        print(USAGE)
+        return
+    name = names[0]
+    if len(names) > 1 or name not in COMMANDS:
+        raise RequestError(f"'{' '.join(names)}' is no command; there are {', '.join(COMMANDS)}.{_as_prompt('help')}")
+    _parser(name, _module(name)).print_help()
+
+
+def _parser(name: str, module: ModuleType) -> Parser:
+    parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
+    module.flags(parser)
+    return parser
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -121,13 +143,25 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
     first = arguments[0]
     if first in COMMANDS:
         return first, arguments[1:]
-    near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
-    if near and " " not in first and not first.startswith("-"):
+    if meant := _nearest_command(first):
         raise RequestError(
-            f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate"
-            f" {first}"
+            f"'{first}' is no command; did you mean {meant}? mlx-imagegen help lists them.{_as_prompt(first)}"
         )
     return "generate", arguments
+
+
+def _nearest_command(word: str) -> str | None:
+    """The command that a first word probably means; None for a prompt or an option."""
+    if " " in word or word.startswith("-"):
+        return None
+    word = word.lower()
+    known = {**{name: name for name in (*COMMANDS, "help", "version")}, **OTHER_NAMES}
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return known[near[0]] if near else None
+
+
+def _as_prompt(word: str) -> str:
+    return f" To use it as a prompt, say: mlx-imagegen generate {word}"
 
 
 def _module(name: str) -> ModuleType:

@@ -20,10 +20,12 @@ from .errors import CheckpointError, InsufficientMemoryError, RequestError, file
 from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
-from .hub.record import revision_of
+from .hub.networks import locate_network
+from .hub.record import record_of, revision_of
 from .image import to_image
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
@@ -40,6 +42,7 @@ from .preflight import refuse_before_download
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
+from .request.known_words import unknown_words_note
 from .request.options import check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
@@ -104,6 +107,7 @@ class Start(NamedTuple):
     clean: mx.array | None = None  # the picture it starts from
     mask: mx.array | None = None  # where it draws; None: everywhere
     condition: Any = None  # what the denoiser is shown
+    controls: tuple[EncodedControl, ...] = ()  # what its control networks are shown
 
     def masked(self, velocity: Velocity, schedule: Schedule) -> Velocity:
         if self.mask is None or self.clean is None:
@@ -134,6 +138,7 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
+        self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
@@ -226,7 +231,24 @@ class Pipeline:
             inputs = job.inputs()
             check_mask(inputs.mask, self.family.shape(job.settings))
             self.family.check_inputs(inputs)
+            for name, network in self._networks_of(jobs).items():
+                for control in inputs.controls:
+                    if control.network == name:
+                        network.check(control, inputs.mask is not None, job.strength)
         return jobs
+
+    def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
+        """The control networks that these pictures name, opened once and packed as the model is."""
+        names = dict.fromkeys(control.model for job in jobs for control in job.controls if control.model)
+        for name in names:
+            if name not in self._networks:
+                folder = locate_network(name, self.model.manifest)
+                self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
+        return {name: self._networks[name] for name in names}
+
+    def _control_transforms(self) -> WeightTransforms:
+        quant = self.quant or record_of(self.folder).get("recipe")
+        return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
 
     def _check_use(self, on_step: OnStep | None) -> None:
         if on_step is not None and not callable(on_step):
@@ -247,6 +269,7 @@ class Pipeline:
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
+            self.family.select_controls(self._networks_of(jobs))
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
             family_bytes = self.family.prompt_weight_bytes
@@ -271,13 +294,19 @@ class Pipeline:
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*filter(None, [self.model.manifest.note]), *job.notes)
+            report.note(*self._model_notes(job.prompt.text), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _model_notes(self, prompt: str) -> list[str]:
+        """A LoRA brings its own words."""
+        manifest = self.model.manifest
+        unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
+        return [*filter(None, [manifest.note]), *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -286,12 +315,15 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
-        self._load("encode", report)
+        stages = self.family.encode_stages(prompt for prompt, _ in new.values())
+        for stage in stages:
+            self._load(stage, report)
         with report.stage("encode"):
             for key, (prompt, settings) in new.items():
                 branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
-        self._release(self.family.stages["encode"], report)
+        for stage in stages:
+            self._release(self.family.stages[stage], report)
         return branches
 
     def _denoise(
@@ -306,7 +338,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
-            denoiser.start_picture(start.condition)
+            denoiser.start_picture(start.condition, start.controls)
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -347,11 +379,12 @@ class Pipeline:
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
-            start = Start(noise, noise, condition=made.condition)
+            start = Start(noise, noise, condition=made.condition, controls=made.controls)
             if made.clean is not None:
                 clean, sigma = family.pack(made.clean), schedule.sigmas[0]
                 mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mixed = sigma * noise + (1 - sigma) * clean
+                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
         if given:
             self._release(family.stages["encode_image"], report)
@@ -362,7 +395,8 @@ class Pipeline:
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
         return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
+            (*keys, schedule, job.settings.cfg, *self.family.controls),
+            lambda: self.family.denoiser(own, schedule, job.settings),
         )
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
@@ -372,6 +406,8 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+            if job.crop is not None:
+                image = image.crop(job.crop)
             if (region := job.region) is not None:
                 image = region.paste(image)
         report.note(*self.merge.notes())

@@ -1,10 +1,12 @@
 """The folder of test data as tests and benchmarks use it: what tests/data stores, and the weights that it describes.
 
 Most of the tiny models' weights are random. tests/data has a description in place of each such file
-(tests/references/weight_descriptions.py), and here they are drawn.
+(tests/references/weight_descriptions.py), and here they are drawn. What two models of one seed have in common is stored
+with one of them; shared.json says where.
 """
 
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from tests.references.weight_descriptions import SUFFIX, write
 
 STORED = Path(__file__).parent / "data"
+SHARED = "shared.json"  # a folder's part -> where it is, from there
 
 
 @functools.cache
@@ -28,6 +31,11 @@ def drawn_data() -> Path:
         elif not path.with_name(path.stem + SUFFIX).exists():  # weights that a reference script left there
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    for listing in folder.rglob(SHARED):
+        for part, place in json.loads(listing.read_text()).items():
+            source, target = listing.parent / place, listing.parent / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
     return folder
 
 

@@ -11,14 +11,14 @@ PACKAGE = ROOT.name
 FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
-    ("measuring",),
+    ("measuring", "selftest"),
     ("quantization",),
     ("pipeline", "preflight"),
     ("planning",),
     ("lora", "result"),
     ("request", "kernels"),
     ("families.*",),
-    ("families.base", "families.folder", "families.schedule_tables"),
+    ("families.base", "families.cells", "families.controls", "families.folder", "families.schedule_tables"),
     ("folding",),
     ("autoencoders", "text", "vision", "sampling"),
     ("hub", "packing.recipes"),
@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "folder", "schedule_tables"}
+SHARED = {"base", "cells", "controls", "folder", "schedule_tables"}
 
 
 def modules() -> dict[str, Path]:

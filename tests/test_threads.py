@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen import load
+from mlx_imagegen.families import BUILT_IN
+from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.pipeline import Pipeline, StepEvent
 from tests.draw import drawn_data
 
@@ -20,6 +22,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux-schnell": ("flux/schnell", {"width": 48, "height": 32}),
     "qwen-image": ("qwen_image/image", {"width": 32, "height": 48, "guidance": 2.0}),
     "qwen-image-2.1": ("qwen_image_21/model", {"width": 32, "height": 32, "guidance": 2.0, "transparent": True}),
+    "z-image": ("z_image/base", {"width": 32, "height": 48, "guidance": 2.0}),
     "hidream-o1": ("hidream_o1", {"width": 32, "height": 24, "guidance": 2.0, "references": [RED]}),
 }
 Work = Callable[[], Any]
@@ -84,6 +87,11 @@ def test_a_preview_from_a_third_thread(model: str) -> None:
     pipeline, events = in_a_thread(lambda: opened(model)), list[StepEvent]()
     last = in_a_thread(lambda: drawn(pipeline, model, on_step=events.append))
     assert (np.asarray(in_a_thread(events[-1].preview)) == last).all()
+
+
+def test_every_family_is_run_through() -> None:
+    families = {recognize(DATA / folder).family for folder, _ in MODELS.values()}
+    assert families == set(BUILT_IN)
 
 
 def test_two_pipelines_on_two_threads(model: str) -> None:

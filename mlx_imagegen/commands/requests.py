@@ -61,15 +61,22 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
     """The record of --from, less what the flags put something else in place of."""
     from ..hub.recognition import requested_as
     from ..image import read_metadata
+    from ..request.record_paths import fields_to_give, is_same_place
 
     record = read_metadata(path.expanduser())
     _check_record(path, record)
-    if "model" in opening and requested_as(opening["model"]) != record.get("model"):
+    if "model" in opening and not is_same_place(record.get("model"), requested_as(opening["model"])):
         return {name: record[name] for name in PORTABLE_FIELDS if name in record}
     for key, row in HASHED_FIELDS.items():
         if key in record and row.name not in given:
             raise RequestError(
                 f"{path} was made from {row.name}, which is not kept in it; give it again with {row.flag}."
+            )
+    for field, name in fields_to_give(record):
+        if field not in opening:
+            raise RequestError(
+                f"{path} was made with the {field} {name}, and where that is, its record does not say; give it again "
+                f"with {BY_NAME[field].flag}."
             )
     gone = {name for row in GIVEN if row.name in given for name in row.replaces}
     return {name: value for name, value in record.items() if name not in gone}

@@ -28,6 +28,8 @@ BUILT_IN = {
     "qwen_image_21": "mlx_imagegen.families.qwen_image_21.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
     "z_image": "mlx_imagegen.families.z_image.spec",
+    "flux2": "mlx_imagegen.families.flux2.spec",
+    "flux3": "mlx_imagegen.families.flux3.spec",
 }
 _registered: dict[str, "FamilySpec"] = {}
 
@@ -40,10 +42,12 @@ class TokenRoles:
     text: tuple[str, ...] = ()  # the prompt's alone
     joint: tuple[str, ...] = ()  # prompt and picture
     image: tuple[str, ...] = ()  # the picture's own, without references
+    references: tuple[str, ...] = ()  # the references' alone
     single: tuple[str, ...] = ()  # one token, whatever the picture
     apart: tuple[str, ...] = ()  # those whose tokens attend to one another alone, not to the prompt's as well
     multiple: int = 1  # prompt and picture are each filled up to a multiple of so many tokens
     queries: tuple[str, ...] = ("*.to_q", "*.add_q_proj", "*.q_proj")  # the layers that attention's queries come from
+    fused_queries: tuple[str, ...] = ()  # layers that give more than queries: of these as many as they have inputs
     pads_prompt: bool = False  # prompts always have max_sequence_length tokens
 
 

@@ -106,6 +106,7 @@ def _as_table(data: Mapping[str, Any], where: str) -> Table:
     return table
 
 
+NO_PICTURE: dict[str, Any] = {"steps": 0, "width": 0, "height": 0, "guidance": 0.0}  # of what draws none by itself
 # What a checkpoint is; all but models stand next to one, of the families that they name.
 GUIDANCE = ("embedded", "cfg", "cfg_from_0", "none", "never")
 KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder")
@@ -133,6 +134,8 @@ class Manifest:
     families: tuple[str, ...] = ()  # that a checkpoint of another kind goes with
     tensor_shapes: str | None = None  # a file of weights/tensor_shapes/: the published names and shapes
     note: Annotated[str, TEXT] | None = None  # one line shown when the model is chosen
+    words: tuple[str, ...] = ()  # lists of all words that it knows, files next to the manifests; none: any word
+    example: Annotated[str, TEXT] | None = None  # a prompt that it draws well
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
     @property
@@ -195,7 +198,9 @@ def _read(path: Path) -> Manifest:
     extras = {key: value for key, value in data.items() if key not in own}
     values, missing = read_fields(Manifest, known, path)
     read_fields(SharedExtras, extras, path)
-    if lacking := sorted({*missing} - {"name"}):
+    if values.get("kind", "model") != "model":
+        values.setdefault("defaults", Defaults(**NO_PICTURE))
+    if lacking := sorted({*missing} - {"name", *values}):
         raise ConfigError(f"{path} lacks '{lacking[0]}'; {REMEDY}.")
     if values.get("kind", "model") not in KINDS or values.get("guidance", "cfg") not in GUIDANCE:
         raise ConfigError(

@@ -11,9 +11,14 @@ def cache_folder() -> Path:
     return expanded(constants.HF_HUB_CACHE)
 
 
+def storage_folder(cache: Path, repo: str) -> Path:
+    """Where everything of `repo` is, all its revisions."""
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
 def cached(cache: Path, repo: str, revision: str) -> Path | None:
     """The snapshot of `repo` in the cache, whole or not."""
-    storage = cache / f"models--{repo.replace('/', '--')}"
+    storage = storage_folder(cache, repo)
     reference = storage / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
     folder = storage / "snapshots" / commit

@@ -22,6 +22,7 @@ from ..families import family_specs
 from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
+from ..hub.snapshots import cache_folder, cached
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
 from ..paths import expanded, visible
 from .deltas import Entry, check_finite
@@ -36,6 +37,7 @@ OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
 # What a file's keys say about the program that wrote it; the first that matches.
 FORMATS = (
+    ("Black Forest Labs' control LoRA", r"\.(query|key)_norm\.scale$"),
     ("XLabs", r"\.processor\.(qkv|proj)_lora"),
     ("LyCORIS", r"^lycoris_"),
     ("flattened diffusers names (OneTrainer)", r"^lora_transformer_"),
@@ -52,17 +54,19 @@ FORMATS = (
 # What only one other model has among its modules' names, so that a LoRA for it can be named; the first that matches.
 # The signs of this library's families come after the first table: parts of them are also in those models' names.
 OTHER_MODELS = (
-    ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj"),
     ("HiDream-I1", r"(double|single)_stream_blocks"),
     ("HunyuanVideo", r"(img|txt)_mlp[._]fc\d|\.(img|txt)_attn_qkv|individual_token_refiner"),
     ("Chroma", r"distilled_guidance_layer"),
 )
+FLUXES = "FLUX.1, FLUX.2 or FLUX.3"
+ATTENTION_NAMES = "FLUX.1, FLUX.2 or Qwen-Image"  # the same names and, at full size, shapes
 MODELS_OF_COMMON_NAMES = (
+    (FLUXES, r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d"),
     ("Stable Diffusion 3", r"joint_blocks"),
     ("Stable Diffusion or SDXL", r"(down|up|input|output)_blocks?[._]|mid(dle)?_block"),
     ("Wan", r"blocks[._]\d+[._](self|cross)_attn"),
     ("Z-Image", r"(noise|context)_refiner|layers[._]\d+[._]attention"),
-    ("FLUX.1 or Qwen-Image", r"transformer_blocks[._]\d+[._]attn"),  # the same names and, at full size, shapes
+    (ATTENTION_NAMES, r"transformer_blocks[._]\d+[._]attn"),
     # Files for text encoders alone; models share these.
     ("Stable Diffusion or SDXL", r"clip_g\.|^lora_te2_text_model|^text_encoder_2\.text_model"),
     ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
@@ -70,17 +74,18 @@ MODELS_OF_COMMON_NAMES = (
 )
 PATTERN_LENGTH, PATTERN_REPEATS = 500, 3  # of a regular expression in an adapter's configuration
 LARGEST_RANK, LARGEST_ALPHA = 2**16, 1e9
-QWEN_IMAGE_21_WIDTH = 4096  # the others' is 3072
+QWEN_IMAGE_21_WIDTH = 4096  # and FLUX.2 [klein] 9B's; others' is 3072 or, of FLUX.2 [dev], 6144
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
+FLUX2_DOUBLE_BLOCKS = 8  # nor a double_blocks number from here on FLUX.2's
+# Layers that both have, in the original's names: rows to columns.
+FLUX_WIDENING = re.compile(r"(single_blocks[._]\d+[._]linear1|double_blocks[._]\d+[._](img|txt)_mlp[._]0)$")
+FLUX_BY_RATIO = {7: "FLUX.1", 4: "FLUX.1", 9: "FLUX.2", 6: "FLUX.2"}
 # `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
 ARCHITECTURES = (
     ("FLUX.2", r"flux-?2"), ("FLUX.1", r"flux"), ("Qwen-Image-2.1", r"qwen[-_ ]?image[-_ ]?2\.?1"),
     ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
     ("Stable Diffusion 3", r"stable-diffusion-3|sd3"), ("Stable Diffusion or SDXL", r"stable-diffusion|sdxl|sd_v\d"),
 )  # fmt: skip
-# A control LoRA's signs: whole norms in the original's names; or, as diffusers writes it, FLUX.1's first layer widened.
-CONTROL_KEY = r"\.(query|key)_norm\.scale$"
-CONTROL_MODULE, CONTROL_SHAPE = r"(img_in|x_embedder)$", (3072, 128)
 
 
 @dataclass(frozen=True)
@@ -160,26 +165,40 @@ class LoraFile:
     @property
     def family(self) -> str | None:
         """The model whose modules the keys name, as far as the file says."""
-        ours = [(spec.title, spec.lora_sign) for spec in family_specs()]
+        # The latest first: FLUX.3 has FLUX.1's names next to its own.
+        ours = [(spec.title, spec.lora_sign) for spec in reversed(family_specs())]
         signs = (*OTHER_MODELS, *ours, *MODELS_OF_COMMON_NAMES)
         by_keys = next((name for name, sign in signs if self._any(sign)), None)
         if by_keys and " or " not in by_keys:
             return by_keys
-        if by_keys == "FLUX.1 or Qwen-Image" and any(
-            entry.shape and entry.shape[-1] == QWEN_IMAGE_21_WIDTH for entry in self.entries.values()
-        ):
-            return "Qwen-Image-2.1"
-        numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
-        if by_keys == "FLUX.1 or Qwen-Image" and max(numbers) >= FLUX_DOUBLE_BLOCKS:
-            return "Qwen-Image"
+        if by_keys == ATTENTION_NAMES and (model := self._model_of_attention()):
+            return model
+        if by_keys == FLUXES and (generation := self._flux_generation()):
+            return generation
         words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
         metadata = " ".join(words).lower()
         return next((name for name, sign in ARCHITECTURES if re.search(sign, metadata)), by_keys)
 
+    def _model_of_attention(self) -> str | None:
+        """Of a LoRA for attention alone, by its layers' width and how many blocks there are."""
+        numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
+        if any(entry.shape and entry.shape[-1] == QWEN_IMAGE_21_WIDTH for entry in self.entries.values()):
+            return "Qwen-Image-2.1" if max(numbers) >= FLUX2_DOUBLE_BLOCKS else "FLUX.2 or Qwen-Image-2.1"
+        return "Qwen-Image" if max(numbers) >= FLUX_DOUBLE_BLOCKS else None
+
+    def _flux_generation(self) -> str | None:
+        """Of a LoRA for names that both have, by the shapes of layers that widen, or by how many blocks there are."""
+        shapes = [entry.shape for name, entry in self.entries.items() if FLUX_WIDENING.search(name)]
+        ratios = {shape[0] / shape[1] for shape in shapes if shape and len(shape) == 2}
+        if found := {FLUX_BY_RATIO[int(ratio)] for ratio in ratios if ratio in FLUX_BY_RATIO}:
+            return found.pop() if len(found) == 1 else None
+        numbers = [int(n) for key in self.checkpoint for n in re.findall(r"double_blocks[._](\d+)", key)]
+        return "FLUX.1" if max(numbers, default=0) >= FLUX2_DOUBLE_BLOCKS else None
+
     @property
     def families(self) -> list[str]:
         """Those that it may be for, one by one; none where nothing is known."""
-        return self.family.split(" or ") if self.family else []
+        return re.split(", | or ", self.family) if self.family else []
 
     @property
     def keys(self) -> list[str]:
@@ -198,7 +217,6 @@ def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
     path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)
-    _refuse_control(file)
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
     return file
@@ -242,15 +260,6 @@ def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
         )
 
 
-def _refuse_control(file: LoraFile) -> None:
-    wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
-    if file._any(CONTROL_KEY) or any(wide):
-        raise LoraError(
-            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's "
-            "input from 64 to 128 channels for a control picture next to the latents, which this library does not have."
-        )
-
-
 def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
     """The file and, if it lies in a repository, its name with the commit."""
     path = expanded(source)
@@ -272,6 +281,15 @@ def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
             "owner/name:file.safetensors."
         )
     return _fetch(remote["repo"], remote["revision"] or "main", remote["file"], notify)
+
+
+def is_local(source: str) -> bool:
+    """Whether a LoRA can be opened without a download; asks nobody."""
+    remote = REMOTE.fullmatch(source)
+    if remote is None or Path(source).expanduser().exists():
+        return True
+    folder = cached(cache_folder(), remote["repo"], remote["revision"] or "main")
+    return folder is not None and (folder / remote["file"]).is_file()
 
 
 def _fetch(repo: str, revision: str, file: str, notify: Notify) -> tuple[Path, str]:

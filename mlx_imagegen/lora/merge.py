@@ -210,16 +210,26 @@ def _source_and_scale(item: Any) -> tuple[str | Path, float]:
 def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
     """Replaces what was merged by `matches`; loaded modules are read again where that changes them."""
     former = merge.matches, merge.before
+    family.widen(_widened(matches))
     differ = merge.select(matches, before)
     try:
         for component in family.components.values():
             component.refill({path for name, path, _ in differ if name == component.weights.component})
     except BaseException:  # a half-changed module must not make a picture
         merge.select(*former)
+        family.widen(_widened(former[0]))
         for component in family.components.values():
             component.release()
         raise
     return differ
+
+
+def _widened(matches: Sequence[Match]) -> dict[str, int]:
+    """The modules whose inputs the files widen, and to how many columns."""
+    out: dict[str, int] = {}
+    for match in matches:
+        out |= {path: max(columns, out.get(path, 0)) for path, columns in match.widened.items()}
+    return out
 
 
 def own_loras(manifest: Manifest, notify: Notify = notify_stderr) -> list[Lora]:

@@ -66,7 +66,8 @@ class Recipe:
         """What the rows say, before the shape is looked at."""
         key = component, path, depth
         if key not in self._packings:
-            names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
+            whose = component.partition(":")[0]  # a control network is packed as what it stands next to
+            names = (f"{whose}/{path}", f"{whose}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
             self._packings[key] = next(matching, None) if self.rounds_to_16_bits(component) else None
         return self._packings[key]

@@ -28,6 +28,7 @@ from ..loading.transforms import Progress
 from ..lora.merge import Merge
 from ..packing.affine import pack, pack_rows
 from .calibrate import Statistics, pack_calibrated
+from .card import CARD
 from .layout import Layout, Piece, Shard
 from .partial import Journal, Partial, write_json
 
@@ -59,6 +60,7 @@ class Conversion:
     inputs: np.ndarray | None = None  # the input of folded layers, [columns, D] in float64
     # The sources as they were when the layouts were made; as they are when writing begins, if not given.
     stamps: Mapping[Path, Stamp] | None = None
+    card: str | None = None  # README.md's text
 
     def merges(self, piece: Piece) -> bool:
         """Whether a LoRA changes this piece."""
@@ -84,6 +86,8 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
     with partial.explain_failures(), partial.journal() as journal:
         _write_tensors(conversion, partial.folder, journal, workers, progress)
         _write_small_files(conversion, partial.folder, copies)
+        if conversion.card is not None:
+            (partial.folder / CARD).write_text(conversion.card, encoding="utf-8")
         partial.seal(conversion.record)
         partial.rename()
 

@@ -63,6 +63,17 @@ class Partial:
         """Whether only the renaming is left."""
         return recorded(self.folder) == self.identity
 
+    @property
+    def foreign_bytes(self) -> int:
+        """What another conversion left in the partial folder, which `journal` removes."""
+        try:
+            with (self.folder / JOURNAL).open("rb") as file:
+                if file.readline().decode(errors="replace").rstrip("\n") == self.identity:
+                    return 0
+        except OSError:
+            return 0
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def seal(self, record: Mapping[str, Any]) -> None:
         """The record comes last, when all else is on the disk: with it the folder counts as complete."""
         for path in self.folder.rglob("*"):

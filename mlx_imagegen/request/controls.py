@@ -39,7 +39,7 @@ class Control:
         return {"sha256": fingerprint(self.picture), **{name: v for name, v in values.items() if v is not None}}
 
 
-def open_controls(given: Any) -> tuple[Control, ...]:
+def open_controls(given: Any, notes: list[str] | None = None) -> tuple[Control, ...]:
     """Of `control=`: one picture, or a list of pictures and of entries with more."""
     if given is None:
         return ()
@@ -47,7 +47,7 @@ def open_controls(given: Any) -> tuple[Control, ...]:
     entries = [given] if single else given
     if not isinstance(entries, list | tuple):
         raise RequestError(f"{FORM}; this is of the kind {type(given).__name__}.")
-    return tuple(_control(entry) for entry in entries)
+    return tuple(_control(entry, notes) for entry in entries)
 
 
 def parse_control(text: str) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def parse_control(text: str) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value != ""}
 
 
-def _control(entry: Any) -> Control:
+def _control(entry: Any, notes: list[str] | None) -> Control:
     if isinstance(entry, str | Path | Image.Image | np.ndarray):
-        return Control(open_picture(entry, "control"))
+        return Control(open_picture(entry, "control", notes=notes))
     values = dict(zip(FIELDS, entry, strict=False)) if isinstance(entry, Sequence) else entry
     if not isinstance(values, Mapping) or "picture" not in values or not set(values) <= set(FIELDS):
         raise RequestError(f"{FORM}; {_shown(entry)} is none of these.")
@@ -77,7 +77,7 @@ def _control(entry: Any) -> Control:
     if start >= end:
         raise RequestError(f"control: start {start:g} and end {end:g}: give shares of the steps, the smaller first.")
     return Control(
-        open_picture(values["picture"], "control"),
+        open_picture(values["picture"], "control", notes=notes),
         _text("model", values.get("model")),
         _number("strength", values.get("strength", 1.0), 0, STRENGTH_LIMIT),
         _text("kind", values.get("kind")),

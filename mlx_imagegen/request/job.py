@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import RequestError
 from ..escaping import quoted
 from ..families.base import Inputs, Prompt, Settings
+from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
@@ -33,7 +34,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
-from .sizes import Asked, size_of
+from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
@@ -53,6 +54,7 @@ class Job:
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
+    crop: Box | None = None  # what is kept of the picture made
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,7 +65,17 @@ class Job:
     def inputs(self) -> Inputs:
         """The pictures that it starts from, at its size."""
         size = self.settings.width, self.settings.height
-        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        controls = tuple(
+            ControlPicture(
+                _centred_pixels(control.picture, size),
+                control.model,
+                control.strength,
+                control.kind,
+                control.start,
+                control.end,
+            )
+            for control in self.controls
+        )
         if self.canvas is None:
             return Inputs(controls=controls)
         if (region := self.region) is None:
@@ -89,8 +101,8 @@ class Job:
             "prompt": self.prompt.text,
             "seed": self.seed,
             "steps": settings.steps,
-            "width": settings.width,
-            "height": settings.height,
+            "width": None if self.crop else settings.width,  # it follows from the reference
+            "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
@@ -143,14 +155,14 @@ def _jobs(
     noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
     size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
-    image, canvas = open_canvas(given, size, keep_alpha) or (None, None)
+    notes: list[str] = []
+    image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
-    controls = open_controls(given.get("control"))
+    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
-    notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
@@ -182,6 +194,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }
     return [

@@ -1,4 +1,4 @@
-"""Text -> token ids for CLIP, T5 and Qwen2.
+"""Text -> token ids for CLIP, T5, Qwen2 and Mistral.
 
 In: a tokenizer's folder. Out: `Tokenizer`, which gives ids and the end of the text that did not fit.
 Must not know: file kinds (`vocabulary.py`), prompt templates, models, downloads.
@@ -18,8 +18,9 @@ from typing import NamedTuple
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from ..errors import ConfigError, RequestError
-from ..escaping import quoted
+from ..documents import TEXT_LIMIT_BYTES, read_file
+from ..errors import ConfigError, MissingFileError, RequestError
+from ..escaping import quoted, shown
 from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -75,6 +76,14 @@ class Tokenizer:
         if self._pad is not None and length is not None:
             ids += [self._pad] * (length - len(ids))
         return Tokens(ids, cut)
+
+    def encode_between(self, before: str, text: str, after: str, length: int) -> Tokens:
+        """A text in a template, whose own words count towards the length: one that is too long loses its end, and the
+        template's after it, as in diffusers. What was cut is of the text alone."""
+        ids, cut = self.encode(before + text + after, length)
+        end = after.strip()
+        lost = cut.removesuffix(end) if cut.endswith(end) else ""
+        return Tokens(ids, lost[max(0, len(lost) - len(text)) :].strip())
 
     def id_of(self, token: str) -> int:
         found = self._engine.token_to_id(token)
@@ -142,6 +151,23 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
         ]
     )
     add_tokens(engine, files)
+    return Tokenizer(engine)
+
+
+def tekken_tokenizer(folder: Path) -> Tokenizer:
+    """Mistral's: tokenizer.json has all its rules, and the templates have the tokens that begin and end a text."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
+    try:
+        engine = Engine.from_str(read_file(path, TEXT_LIMIT_BYTES).decode())
+    except Exception as error:  # the package raises nothing more precise
+        if isinstance(error, ConfigError):
+            raise
+        reason = shown(str(error), 120)
+        raise ConfigError(f"{path} cannot be read ({reason}); download the tokenizer again.") from error
+    engine.no_padding()
+    engine.no_truncation()
     return Tokenizer(engine)
 
 

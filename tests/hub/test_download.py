@@ -6,9 +6,11 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -130,7 +132,7 @@ def test_a_download_that_broke_off_goes_on(gone: str, tmp_path: Path) -> None:
     assert absent(folder, PATTERNS) == ([] if gone == "transformer/config.json" else [gone])
     said: list[str] = []
     assert fetch(MODEL, said.append, FakeHub(tmp_path)) == folder
-    assert "in 1 files" in said[0]
+    assert "in 1 files" in said[0] and "(4 of 5 files are here already)" in said[0]
     assert names(folder) == set(FILES)
 
 
@@ -305,6 +307,16 @@ def test_the_real_client_s_refusals_are_explained(hub_address: str, fetched: Cal
     gated = fetched(hub_address, repo="someone/gated", gated=True)
     assert "Tiny is gated" in gated and "https://huggingface.co/someone/gated" in gated and "hf auth login" in gated
     assert "there is no repository https://huggingface.co/someone/secret" in fetched(hub_address, repo="someone/secret")
+
+
+def test_without_a_network_the_answer_comes_at_once(fetched: Callable[..., str]) -> None:
+    """The client alone would retry for 24 seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    for changes in ({}, {"revision": "main"}):
+        assert "refused: Tiny cannot be downloaded (ConnectError" in fetched(address, **changes)
+    assert time.monotonic() - started < 15
 
 
 def test_a_cut_file_in_the_cache_is_never_read(tmp_path: Path) -> None:

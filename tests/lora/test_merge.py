@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
 from mlx_imagegen.families import family_spec
 from mlx_imagegen.families.flux1.family import Flux1
+from mlx_imagegen.families.flux2.family import Flux2
+from mlx_imagegen.families.flux3.family import Flux3
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.families.z_image.family import ZImage
 from mlx_imagegen.loading.checkpoint import open_checkpoint
@@ -24,12 +26,19 @@ from mlx_imagegen.lora.merge import Merge, open_loras
 
 DATA = Path(__file__).parents[1] / "data" / "lora"
 SCALE = 0.7  # tests/references/lora.py merges at this one
-TITLES = {"flux1": "FLUX.1", "qwen_image": "Qwen-Image", "hidream_o1": "HiDream-O1-Image", "z_image": "Z-Image"}
+TITLES = {
+    "flux1": "FLUX.1",
+    "flux2": "FLUX.2",
+    "flux3": "FLUX.3",
+    "qwen_image": "Qwen-Image",
+    "hidream_o1": "HiDream-O1-Image",
+    "z_image": "Z-Image",
+}
 FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DATA.glob("*/*/lora.safetensors"))
 
 
 def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-    known = {"flux1": Flux1, "hidream_o1": HiDreamO1, "z_image": ZImage}.get(family)
+    known = {"flux1": Flux1, "flux2": Flux2, "flux3": Flux3, "hidream_o1": HiDreamO1, "z_image": ZImage}.get(family)
     return known.lora_names(known.__new__(known), component, modules) if known else {}
 
 
@@ -149,6 +158,16 @@ def test_a_lora_for_another_model_says_which() -> None:
         ("flux1", "qwen_image/lightning", "Qwen-Image"),
         ("qwen_image", "flux1/kohya", "FLUX.1"),
         ("hidream_o1", "qwen_image/lightning", "Qwen-Image"),
+        ("flux1", "flux2/peft", "FLUX.2"),
+        ("flux1", "flux2/kohya", "FLUX.2"),
+        ("flux2", "flux1/kohya", "FLUX.1"),
+        ("flux2", "flux1/aitoolkit", "FLUX.1"),
+        ("flux2", "qwen_image/lightning", "Qwen-Image"),
+        ("qwen_image", "flux2/aitoolkit", "FLUX.2"),
+        ("flux2", "flux3/aitoolkit", "FLUX.3"),
+        ("flux2", "flux3/peft", "FLUX.3"),
+        ("flux3", "flux2/kohya", "FLUX.2"),
+        ("flux3", "flux1/comfyui", "FLUX.1"),
     ):
         for partial in (False, True):  # a few names that fit by chance do not make it fit
             with pytest.raises(LoraError, match=f"It looks like a LoRA for {title}"):
@@ -262,11 +281,16 @@ def test_pickles(tmp_path: Path, ending: str) -> None:
 
 
 def test_control_loras(tmp_path: Path) -> None:
+    """Their norms come whole; tests/lora/test_control.py merges one."""
     tensors = {f"img_in.lora_{end}.weight": mx.ones((128, 128)) for end in "AB"}
     tensors |= {"img_in.lora_B.bias": mx.ones(128), "double_blocks.0.img_attn.norm.query_norm.scale": mx.ones(128)}
     mx.save_safetensors(str(tmp_path / "depth.safetensors"), tensors)
-    with pytest.raises(LoraError, match="control LoRA.*64 to 128 channels"):
-        open_lora(tmp_path / "depth.safetensors")
+    entries = open_lora(tmp_path / "depth.safetensors").entries
+    kinds = {name: (entry.form, entry.shape, entry.bias_shape) for name, entry in entries.items()}
+    assert kinds == {
+        "img_in": ("LoRA", (128, 128), (128,)),
+        "double_blocks.0.img_attn.norm.query_norm": ("replacement", (128,), None),
+    }
 
 
 def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ...loading.config import HEADS, LAYERS, Config, Range
 class FluxConfig(Config):
     """transformer/config.json"""
 
-    CLASSES: ClassVar[frozenset[str]] = frozenset({"FluxTransformer2DModel"})
+    has_head: ClassVar[bool] = True  # a last norm and layer, which give the velocity
 
     attention_head_dim: int
     guidance_embeds: bool
@@ -41,3 +41,15 @@ class FluxConfig(Config):
     @property
     def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True)
+class FluxControlConfig(FluxConfig):
+    """A control network's config.json"""
+
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"FluxControlNetModel"})
+    has_head: ClassVar[bool] = False
+
+    patch_size: Annotated[int, Range(1, 2)] = 1  # XLabs' say 2, of the same cells
+    num_mode: int | None = None  # kinds of pictures that it is told apart
+    conditioning_embedding_channels: int | None = None  # XLabs': convolutions look at the picture's pixels

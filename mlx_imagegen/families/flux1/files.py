@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.nn as nn
 
 from ...autoencoders.kl import Autoencoder, VaeConfig
+from ...autoencoders.layouts import from_ldm
 from ...errors import MissingFileError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
@@ -26,7 +27,7 @@ from ...text.t5 import T5Config, T5Encoder
 from ..folder import name_component, read_scheduler
 from .config import FluxConfig
 from .inputs import InputKind, input_kind
-from .keys import from_clip, from_original, from_original_autoencoder, from_t5
+from .keys import from_clip, from_original, from_t5
 from .modulation import FluxModulators
 from .original import autoencoder_config, transformer_config
 from .transformer import FluxTransformer
@@ -65,7 +66,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
     original = Original("flux1*.safetensors", transformer_config, from_original)
     config, transformer = _named(FluxConfig, folder, "transformer", original=original)
-    original = Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
+    original = Original("ae*.safetensors", autoencoder_config, from_ldm)
     vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
     clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
     t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)

@@ -83,7 +83,8 @@ SPEC = FamilySpec(
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
     mirrors=("unsloth/FLUX.1-schnell",),
-    lora_sign=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context",
+    lora_sign=r"_blocks[._]\d+[._]((img|txt)_mod|modulation)[._]lin|norm1_context|ff_context[._]net|processor\.(qkv|proj)_lora"
+    r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear|attn[._]to_[qkv](?![a-z]))",
     lora_prefixes={
         "lora_te1_": "text_encoder",
         "lora_te_": "text_encoder",

@@ -7,6 +7,7 @@ outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated be
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -31,7 +32,16 @@ class Modulation(NamedTuple):
     out: mx.array
 
 
-class FluxTransformer(nn.Module):
+class Residuals(NamedTuple):
+    """What a control network adds after the blocks, one for each; none for blocks that it leaves alone."""
+
+    double: Sequence[mx.array]  # [B, L, D]
+    single: Sequence[mx.array]
+
+
+class FluxBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: FluxConfig):
         super().__init__()
         dims = config.inner_dim
@@ -39,18 +49,36 @@ class FluxTransformer(nn.Module):
         self.context_embedder = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [DoubleBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.proj_out = Linear(dims, config.out_channels or config.in_channels)
 
-    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation, references: int = 0) -> mx.array:
+
+class FluxTransformer(FluxBlocks):
+    def __init__(self, config: FluxConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.out_channels or config.in_channels)
+
+    def __call__(
+        self,
+        x: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        modulation: Modulation,
+        references: int = 0,
+        residuals: Sequence[Residuals] = (),
+    ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
         for index, double in enumerate(self.transformer_blocks):
             img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
-        own = slice(txt.shape[1], txt.shape[1] + img.shape[1] - references)
+            for each in residuals:
+                img = img + each.double[index] if each.double else img
+        length = txt.shape[1]
+        own = slice(length, length + img.shape[1] - references)
         x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
         for index, single in enumerate(self.single_transformer_blocks):
             x = single(x, rope, modulation.single[index])
+            for each in residuals:
+                x = mx.concatenate([x[:, :length], x[:, length:] + each.single[index]], axis=1) if each.single else x
         scale, shift = modulation.out
         return self.proj_out(modulate(x[:, own], shift, scale, NORM_EPS))
 

@@ -18,6 +18,8 @@ SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edi
 class QwenImageConfig(Config):
     """transformer/config.json"""
 
+    CLASS: ClassVar[str] = "QwenImageTransformer2DModel"
+    has_head: ClassVar[bool] = True  # a last norm and layer, which give the velocity
     # In the oldest files; no layer ever had it.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"pooled_projection_dim"})
 
@@ -36,8 +38,8 @@ class QwenImageConfig(Config):
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        kind = data.get("_class_name", "QwenImageTransformer2DModel")
-        if kind != "QwenImageTransformer2DModel":
+        kind = data.get("_class_name", cls.CLASS)
+        if kind != cls.CLASS:
             known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a {quoted(kind)}"
             raise ConfigError(f"{where}: this is {known}, another architecture. {SUPPORTED}")
         config = super().read(data, where)
@@ -61,3 +63,13 @@ class QwenImageConfig(Config):
     @property
     def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True)
+class QwenImageControlConfig(QwenImageConfig):
+    """A control network's config.json"""
+
+    CLASS: ClassVar[str] = "QwenImageControlNetModel"
+    has_head: ClassVar[bool] = False
+
+    extra_condition_channels: int = 0  # a mask's, next to a picture's latents
