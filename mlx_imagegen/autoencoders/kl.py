@@ -17,12 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
-from ..escaping import shown
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import COLOURS, LAYERS, POSITIVE, Config
+from ..loading.config import COLOURS, LAYERS, Config
 from ..precision import VAE_DTYPE
 
 MOST_LEVELS = 8

@@ -18,8 +18,9 @@ from typing import NamedTuple
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
+from ..documents import TEXT_LIMIT_BYTES, read_file
 from ..errors import ConfigError, MissingFileError, RequestError
-from ..escaping import quoted
+from ..escaping import quoted, shown
 from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -159,9 +160,12 @@ def tekken_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
     try:
-        engine = Engine.from_file(str(path))
+        engine = Engine.from_str(read_file(path, TEXT_LIMIT_BYTES).decode())
     except Exception as error:  # the package raises nothing more precise
-        raise ConfigError(f"{path} cannot be read ({error}); download the tokenizer again.") from error
+        if isinstance(error, ConfigError):
+            raise
+        reason = shown(str(error), 120)
+        raise ConfigError(f"{path} cannot be read ({reason}); download the tokenizer again.") from error
     engine.no_padding()
     engine.no_truncation()
     return Tokenizer(engine)
