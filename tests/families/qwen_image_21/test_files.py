@@ -86,7 +86,7 @@ def test_an_older_qwen_image_is_another_family(copy: Path) -> None:
 
     assert recognize(drawn_data() / "qwen_image/image").family == "qwen_image"
     change(copy / "transformer/config.json", _class_name="QwenImageTransformer2DModel")
-    with pytest.raises(ConfigError, match="QwenImageTransformer2DModel.*another model"):
+    with pytest.raises(ConfigError, match="QwenImageTransformer2DModel.*another architecture"):
         load(copy)
 
 
