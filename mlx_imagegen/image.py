@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,13 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
     return max(multiple, round(width / multiple) * multiple), max(multiple, round(width / ratio / multiple) * multiple)
 
 
+def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of `sizes` the one whose proportions are nearest to those of `size`."""
+    ratio = size[0] / size[1]
+    _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)
+    return width, height
+
+
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
     larger than that is halved first, as its pixels will be."""
@@ -70,8 +77,23 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:
     """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
+    return _opened(picture, name).convert("RGB")
+
+
+def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
+    """The same, and how opaque each pixel is: None where all are wholly so. An array may have four channels."""
+    opened = _opened(picture, name, alpha=True)
+    if not opened.has_transparency_data:
+        return opened.convert("RGB"), None
+    opened = opened.convert("RGBA")
+    opaque = opened.getchannel("A")
+    return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
+
+
+def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
+    """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
-        return _of_array(picture, name)
+        return _of_array(picture, name, (3, 4) if alpha else (3,))
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
@@ -86,12 +108,15 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise MissingFileError(f"{shown} is not there.") from error
     except UNREADABLE as error:
         raise RequestError(f"{shown} cannot be read as a picture ({error}). Use a PNG, JPEG or WebP file.") from error
-    return _as_rgb(upright, shown)
+    return _in_eight_bits(upright, shown)
 
 
-def _of_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise RequestError(f"{name}: an array must have the shape [height, width, 3], this one has {array.shape}.")
+def _of_array(array: np.ndarray, name: str, channels: tuple[int, ...]) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] not in channels or not array.size:
+        raise RequestError(
+            f"{name}: an array must have the shape [height, width, {' or '.join(map(str, channels))}], this one has "
+            f"{array.shape}."
+        )
     if array.dtype == np.uint8:
         return Image.fromarray(array)
     if not np.issubdtype(array.dtype, np.floating):
@@ -102,7 +127,7 @@ def _of_array(array: np.ndarray, name: str) -> Image.Image:
     return to_image(array)
 
 
-def _as_rgb(image: Image.Image, shown: str) -> Image.Image:
+def _in_eight_bits(image: Image.Image, shown: str) -> Image.Image:
     """Pillow cuts deep greys off at 255, which would leave nothing but white."""
     if image.mode.startswith("I;16"):
         levels: np.ndarray = np.asarray(image, np.float64) / 257
@@ -111,7 +136,7 @@ def _as_rgb(image: Image.Image, shown: str) -> Image.Image:
         raise RequestError(f"{shown} is of Pillow's mode {image.mode}, which does not say what is white; make it RGB.")
     if 0 in image.size:
         raise RequestError(f"{shown} has no pixels: it is {image.size[0]}x{image.size[1]}.")
-    return image.convert("RGB")
+    return image
 
 
 def fingerprint(picture: Image.Image | np.ndarray) -> str:

@@ -22,20 +22,21 @@ from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
 from .hub.record import revision_of
-from .image import to_image, to_pixels
+from .image import to_image
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
 from .loading.weights import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
+from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe
 from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .preflight import refuse_before_download
 from .report import Report
-from .request.inputs import check_noise
+from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
 from .request.options import check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
@@ -97,7 +98,14 @@ class Start(NamedTuple):
 
     x: mx.array
     noise: mx.array  # at sigma 1
-    clean: mx.array | None  # the picture it starts from
+    clean: mx.array | None = None  # the picture it starts from
+    mask: mx.array | None = None  # where it draws; None: everywhere
+    condition: Any = None  # what the denoiser is shown
+
+    def masked(self, velocity: Velocity, schedule: Schedule) -> Velocity:
+        if self.mask is None or self.clean is None:
+            return velocity
+        return keep_outside(velocity, self.mask, self.clean, schedule.sigmas)
 
 
 class Pipeline:
@@ -211,6 +219,9 @@ class Pipeline:
             check_multiple(self.model.manifest, self.family.size_multiple, job.settings.width, job.settings.height)
             self.family.schedule(job.settings)  # a folded checkpoint has only one
             check_noise(job.noise, job.step_noise, self.family.shape(job.settings))
+            inputs = job.inputs()
+            check_mask(inputs.mask, self.family.shape(job.settings))
+            self.family.check_inputs(inputs)
         return jobs
 
     def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
@@ -278,6 +289,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
+            denoiser.start_picture(start.condition)
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -287,7 +299,7 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            for step in denoise(denoiser.velocity, start.x, schedule, solver):
+            for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                 report.step_seconds.append(step.seconds)
                 if on_step:
                     preview = functools.partial(self._preview, step.denoised, settings)
@@ -310,31 +322,31 @@ class Pipeline:
     def _start(self, job: Job, schedule: Schedule, report: Report) -> "Start":
         """Noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
-        given = None if job.noise is None else mx.array(job.noise)
-        if job.image is None:
-            with report.stage("other"):
-                noise = family.noise(job.seed, settings) if given is None else given
-                x = family.start(family.pack(noise), settings)
-                return Start(x, x, None)
-        self._load("encode_image", report)
-        with report.stage("encode"):
-            pixels = mx.array(to_pixels(job.image, (settings.width, settings.height)) * 2 - 1)
-            clean, drawn = family.encode_image(pixels, job.seed, settings)
-            mx.eval(clean)
-        self._release(family.stages["encode_image"], report)
-        noise, clean = family.start(family.pack(drawn if given is None else given), settings), family.pack(clean)
-        sigma = schedule.sigmas[0]
-        return Start(sigma * noise + (1 - sigma) * clean, noise, clean)
+        inputs = job.inputs()
+        given = inputs.image is not None or inputs.controls
+        if given:
+            self._load("encode_image", report)
+        with report.stage("encode" if given else "other"):
+            made = family.encode_inputs(inputs, job.seed, settings)
+            drawn = made.noise if job.noise is None else mx.array(job.noise)
+            noise = family.start(family.pack(drawn), settings)
+            start = Start(noise, noise, condition=made.condition)
+            if made.clean is not None:
+                clean, sigma = family.pack(made.clean), schedule.sigmas[0]
+                mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
+                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mx.eval(start.x, noise, clean, [] if mask is None else mask)
+        if given:
+            self._release(family.stages["encode_image"], report)
+        return start
 
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
         """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
         own = [branches[key] for key in keys]
-        denoiser = self._denoisers.get(
+        return self._denoisers.get(
             (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
         )
-        denoiser.start_picture()
-        return denoiser
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
@@ -343,6 +355,8 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+            if (region := job.region) is not None:
+                image = region.paste(image)
         report.note(*self.merge.notes())
         with report.stage("other"):
             record = self._record(job)

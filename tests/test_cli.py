@@ -250,6 +250,19 @@ def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def test_a_part_of_a_picture_is_drawn(make: Cli, cli: Cli, flux_folder: Path) -> None:
+    given = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    Image.fromarray(given).save("in.png")
+    ran = make("a fox", "--image", "in.png", "--mask-box", "16,0,48,32", "--seed", 1, "-o", "a.png")
+    assert ran.code == 0 and np.array_equal(pixels("a.png")[:, :16], given[:, :16])
+    assert (pixels("a.png")[:, 24:] != given[:, 24:]).any()
+    assert cli("--from", "a.png", "--image", "in.png", "-o", "b.png", "--quiet").code == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    quick = ("--seed", 1, "--steps", 1, "--model", flux_folder, "-o", "c.png")
+    assert cli("a fox", "--image", "in.png", "--expand", "left=16", *quick).code == 0
+    assert np.array_equal(pixels("c.png")[:, 16:], given)
+
+
 def asked(*arguments: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How the model is opened, and the requests, that these flags of `generate` come to."""
     from mlx_imagegen.commands import generate
@@ -307,6 +320,7 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
         "SIZE",
         "DOWNLOAD",
         "HERE",
+        "TAKES",
         "LICENCE",
     ]
     assert any(
@@ -430,6 +444,23 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "noise that is text": (("a fox", "--noise", "given.words.npy"), ("given.words.npy is not a NumPy array file",)),
     "a job without a prompt": (("--prompt-file", "given.nothing"), ("a job needs a prompt",)),
     "a record that is not there": (("--from", "given.png"), ("given.png holds no record",)),
+    "a mask without a picture": (("a fox", "--mask", "given.png"), ("mask says which part", "no image is given")),
+    "a mask of another shape": (
+        ("a fox", "--image", "given.png", "--mask", "given.wide.png"),
+        ("the mask is 64x32, and the picture 32x32",),
+    ),
+    "a mask with nothing white": (
+        ("a fox", "--image", "given.png", "--mask", "given.png"),
+        ("the mask has nothing white",),
+    ),
+    "a mask that is none": (("a fox", "--image", "given.png", "--mask", "given.txt"), ("mask: given.txt cannot be",)),
+    "a box outside": (("a fox", "--image", "given.png", "--mask-box", "0,0,33,9"), ("mask_box 0,0,33,9", "32x32")),
+    "a mask between the places": (
+        ("a fox", "--image", "given.png", "--mask-box", "1,1,3,3"),
+        ("the mask is so small", "padding"),
+    ),
+    "padding without a mask": (("a fox", "--image", "given.png", "--padding", 8), ("padding is what to see",)),
+    "margins beyond all": (("a fox", "--image", "given.png", "--expand", "left=9000"), ("expand", "up to 8192")),
     "references for a model that takes none": (("a fox", "--references", "given.png"), ("takes none",)),
 }
 
@@ -438,6 +469,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
 def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None:
     arguments, words = BAD_FLAGS[case]
     Image.new("RGB", (32, 32)).save("given.png")
+    Image.new("L", (64, 32), 255).save("given.wide.png")
     np.save("given.npy", np.full((1, 2, 3), np.nan))
     np.save("given.nan.npy", np.full((1, 4, 4, 4), np.nan))
     np.save("given.words.npy", np.array(["noise"]))

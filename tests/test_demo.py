@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import mlx_imagegen
+from benchmarks import masks
 from mlx_imagegen import load
 from mlx_imagegen.families.flux1 import modulation as flux_modulation
 from mlx_imagegen.families.flux1 import transformer as flux_transformer
@@ -160,3 +161,14 @@ def test_seams_can_be_blended(model: str) -> None:
     changed = (plain != blended).any(-1)
     border = (np.arange(plain.shape[0]) + 1) % 16 < 2
     assert changed.any() and not changed[~border][:, ~border].any()
+
+
+@pytest.mark.parametrize("model", ["flux-demo", "qwen-demo", "hidream-demo", "hidream-demo-full"])
+def test_a_mask_changes_one_of_two_objects(model: str) -> None:
+    """And leaves the other's pixels; benchmarks/masks.py scores 40 of each model."""
+    wanted = masks.pairs(3)
+    shares, changed = masks.run(model, wanted)
+    assert shares["right"] >= 2 / 3 and changed == 0, shares
+    before = [scene for scene, _ in wanted]
+    kept = np.concatenate([scenes.draw([scene], np.random.default_rng(seed)) for seed, scene in enumerate(before)])
+    assert score.score(kept, [after for _, after in wanted])["right"] == 0, "the given pictures are not right yet"

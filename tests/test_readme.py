@@ -75,6 +75,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
+    Image.new("L", (64, 48), "white").save("mask.png")
     Path("prompts.txt").write_text("a red fox\na blue hen\n")
     Path("jobs.jsonl").write_text(
         json.dumps({"prompt": "an owl", "seed": 3, "steps": 1}) + "\n" + json.dumps({"prompt": "a hen"})

@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("families",),
     ("loading", "cache", "packing"),
     ("layers", "report"),
-    ("image", "seams"),
+    ("image", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),

@@ -94,6 +94,12 @@ def _lora(text: str) -> Any:
     return parse_lora(text)
 
 
+def _control(text: str) -> Any:
+    from ..request.controls import parse_control
+
+    return parse_control(text)
+
+
 # What argparse's add_argument takes for each kind.
 FORMS: dict[Kind, dict[str, Any]] = {
     kinds.TEXT: {},
@@ -107,9 +113,13 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": _radius},
     kinds.BOXES: {"type": _json},
+    kinds.CORNERS: {},
+    kinds.EXPANSION: {},
+    kinds.PLACE: {},
     kinds.PICTURE: {"type": Path},
     kinds.PICTURES: {"type": Path, "nargs": "+"},
     kinds.ARRAY: {"type": Path},
     kinds.ARRAYS: {"type": Path, "nargs": "+"},
+    kinds.CONTROLS: {"type": _control, "action": "append"},
     kinds.LORAS: {"type": _lora, "action": "append"},
 }

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from ..hub.manifest import Manifest, manifests
@@ -25,10 +26,11 @@ def run(args: argparse.Namespace) -> None:
     elif args.json:
         print(json.dumps([dataclasses.asdict(manifest) for manifest in known], indent=2))
     else:
-        rows = [("NAME", "STEPS", "SIZE", "DOWNLOAD", "HERE", "LICENCE"), *map(_row, known)]
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        rows = [("NAME", "STEPS", "SIZE", "DOWNLOAD", "HERE", "TAKES", "LICENCE"), *map(_row, known)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("TAKES: the parameters by which pictures are given, next to the prompt; ! is needed", file=sys.stderr)
         _print_files()
 
 
@@ -60,6 +62,16 @@ def _file_cells(path: Path) -> tuple[str, str, str]:
     return size, assembly.manifest.name, lacking
 
 
+def _takes(manifest: Manifest) -> str:
+    """The parameters that give it pictures; those that it cannot do without are marked."""
+    from ..hub.abilities import abilities
+
+    needs = set(manifest.extras.get("needs", ()))
+    needs |= {"image"} if "mask" in needs else set()
+    needs |= {"references"} if manifest.extras.get("references_least") else set()
+    return ",".join(name + "!" * (name in needs) for name in abilities(manifest)) or "-"
+
+
 def _row(manifest: Manifest) -> tuple[str, ...]:
     from ..hub.download import local_folder
 
@@ -70,5 +82,6 @@ def _row(manifest: Manifest) -> tuple[str, ...]:
         f"{defaults.width}x{defaults.height}",
         "built in" if manifest.folder else f"{manifest.download_bytes / GB:.1f} GB",
         "yes" if local_folder(manifest) else "no",
+        _takes(manifest),
         manifest.licence + (", gated" if manifest.gated else ""),
     )

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import mlx.core as mx
 from PIL import Image
 
-from ..errors import QuantizationError
+from ..errors import QuantizationError, RequestError
 from ..folding import Fold
 from ..hub.manifest import Manifest
 from ..image import fingerprint
@@ -26,6 +26,7 @@ from ..layers.patches import Grid
 from ..loading.component import Component
 from ..loading.names import RowRange
 from ..loading.weights import Weights, WeightTransforms
+from ..masks import sampled
 from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
@@ -60,6 +61,26 @@ class ReferenceTokens:
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pictures that one picture starts from, at its size."""
+
+    image: mx.array | None = None  # [H, W, 3] in -1..1
+    mask: mx.array | None = None  # [H, W], 1 where it is drawn and 0 where the image is kept; None: all is drawn
+    is_reference: bool = False  # the image also is the prompt's one reference
+    controls: tuple[mx.array, ...] = ()  # pictures that the model follows, [H, W, 3] in -1..1
+
+
+@dataclass(frozen=True)
+class EncodedInputs:
+    """A picture's noise and what is known of it, as `Family.shape` has it."""
+
+    noise: mx.array
+    clean: mx.array | None = None  # the picture to start from
+    mask: mx.array | None = None  # [h, w], where the loop draws; None: everywhere
+    condition: Any = None  # for the denoiser's `start_picture`
 
 
 @dataclass(frozen=True)
@@ -126,8 +147,8 @@ class Denoiser(ABC, Generic[Branch]):
         wanted, unwanted = velocities
         return apply_cfg(wanted, unwanted, self.cfg)
 
-    def start_picture(self) -> None:
-        """A new picture begins, with another seed."""
+    def start_picture(self, condition: Any = None) -> None:
+        """A new picture begins, with another seed; `condition`: what `Family.encode_inputs` made for it."""
 
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
@@ -183,6 +204,14 @@ class Family(ABC, Generic[Branch]):
 
     # What a family may have otherwise.
 
+    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
+        """Noise and latents of one picture, in the order in which the reference draws from the seed's stream."""
+        if inputs.image is None:
+            return EncodedInputs(self.noise(seed, settings))
+        clean, noise = self.encode_image(inputs.image, seed, settings)
+        mask = None if inputs.mask is None else sampled(inputs.mask, self.shape(settings)[2:])
+        return EncodedInputs(noise, clean, mask)
+
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Unit normals, equal to the reference's for this seed."""
         return TorchGenerator(seed).randn(self.shape(settings))
@@ -196,6 +225,11 @@ class Family(ABC, Generic[Branch]):
     ) -> Solver:
         """`step_noise`: unit normals as `shape` has it, one a step, for samplers that draw them."""
         return euler(schedule)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raises for pictures that this model cannot be given, and for those that it cannot do without."""
+        if inputs.controls:
+            raise RequestError(f"control: {self.spec.title} takes no control pictures; leave it out.")
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""

@@ -33,10 +33,22 @@ def has_tensor_shapes(manifest: Manifest) -> bool:
 @contextmanager
 def shape_only_folder(manifest: Manifest) -> Iterator[Path]:
     """A folder with the manifest's headers, for as long as the block runs."""
-    data = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.tensor_shapes}.json")
+    data = _read(str(manifest.tensor_shapes))
     with tempfile.TemporaryDirectory(prefix="mlx-imagegen-") as name:
         write_shape_only(Path(name), data)
         yield Path(name)
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A file's shapes, on top of its `base` file's where it names one."""
+    data = read_json(data_folder("weights") / "tensor_shapes" / f"{name}.json")
+    return _merged(_read(data.pop("base")), data) if "base" in data else data
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
 def write_shape_only(folder: Path, shapes: Mapping[str, Any]) -> None:

@@ -13,7 +13,12 @@ def posterior(moments: mx.array) -> tuple[mx.array, mx.array]:
     return mean, mx.clip(logvar, *LOGVAR_RANGE)
 
 
+def sample(mean: mx.array, logvar: mx.array, stream: TorchGenerator) -> mx.array:
+    """The next sample of a stream."""
+    return mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
+
+
 def sample_posterior(mean: mx.array, logvar: mx.array, seed: int) -> tuple[mx.array, mx.array]:
     """A sample, and the starting noise: diffusers draws them from the seed's stream in this order."""
     stream = TorchGenerator(seed)
-    return mean + mx.exp(logvar / 2) * stream.randn(mean.shape), stream.randn(mean.shape)
+    return sample(mean, logvar, stream), stream.randn(mean.shape)

@@ -1,11 +1,7 @@
 """Refuses what this machine cannot hold, names the largest that it can, and decides what stays in memory.
 
 In: an open family and a picture's job. Out: the plan, or InsufficientMemoryError. Other models are judged by their
-<<<<<<< HEAD
 tensor shapes: their files need not be here.
-=======
-tensor shapes: neither this nor they need a file that is not here.
->>>>>>> mac
 Must not know: how stages run. `Pipeline` asks and obeys; the report repeats the reason.
 """
 

@@ -7,20 +7,26 @@ Must not know: files of arrays, how a picture is encoded.
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
 from ..families.base import Settings
+from ..hub.abilities import able
 from ..hub.manifest import Manifest
 from ..image import Picture, open_picture
+from ..masks import sampled
 from ..vision.patches import MAX_ASPECT
 
 
 def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
     given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     if given and not manifest.edits:
-        raise RequestError(f"references: {manifest.name} takes none; to start from a picture, give it as image.")
+        raise RequestError(
+            f"references: {manifest.name} takes none; to start from a picture, give it as image. Models that take "
+            f"them: {able('references', manifest)}."
+        )
     if len(given) < manifest.extras.get("references_least", 0):
         raise RequestError(
             f"{manifest.name} changes pictures, and none is given; add references (--references on the command line)."
@@ -36,6 +42,17 @@ def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[
                 f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
             )
     return pictures
+
+
+def check_needs(manifest: Manifest, masked: bool, controls: int) -> None:
+    """Raises where the model is made for pictures that are not given."""
+    needs = manifest.extras.get("needs", ())
+    if "mask" in needs and not masked:
+        raise RequestError(
+            f"{manifest.name} draws a part of a picture; give image with mask, mask_box, expand or place."
+        )
+    if "control" in needs and not controls:
+        raise RequestError(f"{manifest.name} follows a picture, and none is given; add control.")
 
 
 def step_noise_arrays(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:
@@ -84,3 +101,12 @@ def check_noise(noise: np.ndarray | None, step_noise: Sequence[np.ndarray] | Non
             )
         if not np.isfinite(array).all():
             raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
+
+
+def check_mask(mask: mx.array | None, shape: tuple[int, ...]) -> None:
+    """Raises for a mask that none of the places is in at which the model draws."""
+    if mask is not None and not sampled(mask, (shape[2], shape[3])).any():
+        raise RequestError(
+            f"the mask is so small that it lies between the {shape[3]}x{shape[2]} places at which the model draws; "
+            "make it larger, or give padding, which draws the part around it at full size."
+        )

@@ -9,16 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
-from ..families.base import Prompt, Settings
+from ..families.base import Inputs, Prompt, Settings
 from ..hub.manifest import Manifest
-from ..image import fingerprint, open_picture
+from ..image import fingerprint, to_pixels
+from ..masks import Region, drawn_pixels
 from ..random import SEED_LIMIT
 from . import options
-from .inputs import noise_array, noise_notes, open_references, step_noise_arrays
+from .controls import Control, open_controls
+from .inputs import check_needs, noise_array, noise_notes, open_references, step_noise_arrays
 from .parameters import (
     DEFAULT_STRENGTH,
     LARGEST_SEED,
@@ -28,6 +31,7 @@ from .parameters import (
     check_names,
     limits,
 )
+from .regions import Canvas, open_canvas
 from .sizes import Asked, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
@@ -40,12 +44,31 @@ class Job:
     negative: Prompt | None  # None: no second branch runs
     settings: Settings
     seed: int
-    image: Image.Image | None = None
+    image: Image.Image | None = None  # as given, with its transparency
+    canvas: Canvas | None = None  # the image as it is drawn on
     strength: float = 1.0
+    controls: tuple[Control, ...] = ()
     noise: np.ndarray | None = None
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
+    image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
     notes: tuple[str, ...] = ()
+
+    @property
+    def region(self) -> Region | None:
+        """The part of the image that is drawn; None: all of it."""
+        return self.canvas.region((self.settings.width, self.settings.height)) if self.canvas else None
+
+    def inputs(self) -> Inputs:
+        """The pictures that it starts from, at its size."""
+        size = self.settings.width, self.settings.height
+        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        if self.canvas is None:
+            return Inputs(controls=controls)
+        if (region := self.region) is None:
+            return Inputs(_centred_pixels(self.canvas.picture, size), controls=controls)
+        picture, mask = region.drawn_at(size)
+        return Inputs(_centred_pixels(picture, size), drawn_pixels(mask), self.image_is_reference, controls)
 
     def guidance(self, kind: str) -> float:
         """As it is given to generate(); `kind` is the manifest's: where the model has no other, the scale between two
@@ -72,7 +95,9 @@ class Job:
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
             "strength": None if self.image is None else self.strength,
-            "references": self.prompt.references or None,
+            **(self.canvas.values if self.canvas else {}),
+            "control": self.controls or None,
+            "references": None if self.image_is_reference else self.prompt.references or None,
             "noise": self.noise,
             "step_noise": self.step_noise,
             "blend_seams": self.blend_seams,
@@ -81,8 +106,15 @@ class Job:
         }
 
 
-def _hashed(value: Any) -> str | list[str]:
-    return [fingerprint(each) for each in value] if isinstance(value, tuple) else fingerprint(value)
+def _centred_pixels(picture: Image.Image, size: tuple[int, int]) -> mx.array:
+    """[H, W, 3] in -1..1"""
+    return mx.array(to_pixels(picture, size) * 2 - 1)
+
+
+def _hashed(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_hashed(each) for each in value]
+    return value.described() if isinstance(value, Control) else fingerprint(value)
 
 
 def resolve(
@@ -107,14 +139,23 @@ def resolve(
 def _jobs(
     manifest: Manifest, size_multiple: int, prompts: Sequence[str], seeds: Sequence[int], given: PictureParameters
 ) -> list[Job]:
-    image, noise, step_noise = given.get("image"), given.get("noise"), given.get("step_noise")
+    noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
-    opened = None if image is None else open_picture(image)
-    pictures = open_references(manifest, () if references is None else references)
+    image, canvas = open_canvas(given, (given.get("width"), given.get("height"))) or (None, None)
+    references = () if references is None else references
+    is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
+    is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
+    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
+    controls = open_controls(given.get("control"))
+    check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
     notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
-    asked = Asked(given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, opened, pictures)
+    whole = None if canvas is None or "padding" in canvas.values else canvas.picture
+    asked = Asked(
+        given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, whole,
+        bool(canvas and canvas.fixed_size), pictures,
+    )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
     settings = Settings(
@@ -123,13 +164,16 @@ def _jobs(
         **_guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length")), **extras},
     )
-    notes += noise_notes(settings, len(seeds), noise, step_noise, opened)
+    notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
     common: dict[str, Any] = {
-        "image": opened,
-        "strength": _strength(given.get("strength"), opened),
+        "image": image,
+        "canvas": canvas,
+        "image_is_reference": is_reference,
+        "strength": _strength(manifest, given.get("strength"), canvas),
+        "controls": controls,
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
@@ -167,10 +211,13 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model changes pictures, and none is given, a blank
-    square is one."""
-    pictures = [Image.new("RGB", (SQUARE, SQUARE))] * manifest.extras.get("references_least", 0)
-    return resolve(manifest, size_multiple, "a prompt", seed=0, **({"references": pictures} | parameters))[0]
+    """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
+    blank squares."""
+    blank, needs = Image.new("RGB", (SQUARE, SQUARE)), manifest.extras.get("needs", ())
+    given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
+    given |= {"image": blank, "mask_box": (0, 0, SQUARE, SQUARE)} if "mask" in needs else {}
+    given |= {"control": blank} if "control" in needs else {}
+    return resolve(manifest, size_multiple, "a prompt", seed=0, **(given | parameters))[0]
 
 
 def _plain(value: Any) -> Any:
@@ -203,14 +250,15 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     return steps
 
 
-def _strength(strength: float | None, image: Image.Image | None) -> float:
-    if image is None and strength is not None:
+def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None) -> float:
+    if canvas is None and strength is not None:
         raise RequestError(
             "strength says how much of a picture to change, and no image is given; add image, or drop strength."
         )
-    if image is None:
+    if canvas is None:
         return 1.0
-    strength = DEFAULT_STRENGTH if strength is None else strength
+    usual = 1.0 if canvas.hidden or "mask" in manifest.extras.get("needs", ()) else DEFAULT_STRENGTH
+    strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:
         raise RequestError(

@@ -17,12 +17,16 @@ from .kinds import (
     BOXES,
     CALLBACK,
     CHOICE,
+    CONTROLS,
+    CORNERS,
+    EXPANSION,
     LORAS,
     NUMBER,
     NUMBERS,
     ONE_OR_TWO_NUMBERS,
     PICTURE,
     PICTURES,
+    PLACE,
     RADIUS,
     SEEDS,
     SHAPE,
@@ -176,6 +180,49 @@ class PictureParameters(TypedDict, total=False):
             NUMBER, "by how much to change the image: above 0 (keep it) to 1 (replace it)", "pictures", "X",
             default_text=str(DEFAULT_STRENGTH), limits=(0, 1),
             aliases=("image_strength", "denoise", "denoising_strength"),
+        ),
+    ]  # fmt: skip
+    mask: Annotated[
+        "Picture | None",
+        Parameter(
+            PICTURE, "draw the white part of the image alone; greys are soft edges", "pictures", "FILE",
+            default_text="what is transparent in the image", hashed=True, aliases=("mask_image", "mask_path"),
+        ),
+    ]  # fmt: skip
+    mask_box: Annotated[
+        "str | Sequence[int] | None",
+        Parameter(
+            CORNERS, "draw this box of the image alone: x1,y1,x2,y2 in its pixels", "pictures", "X1,Y1,X2,Y2",
+            aliases=("mask_bbox",),
+        ),
+    ]  # fmt: skip
+    padding: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "draw the masked part with this many pixels around it, at full size", "pictures", "PIXELS",
+            default_text="the whole image is drawn", limits=(0, 8192), aliases=("padding_mask_crop", "mask_padding"),
+        ),
+    ]  # fmt: skip
+    expand: Annotated[
+        "str | dict[str, int] | None",
+        Parameter(
+            EXPANSION, "draw margins around the image: pixels by side, such as left=256,top=128", "pictures", "SIDES",
+            replaces=("width", "height", "place"), aliases=("outpaint", "extend"),
+        ),
+    ]  # fmt: skip
+    place: Annotated[
+        "str | Sequence[int] | None",
+        Parameter(
+            PLACE, "where the image lies in a picture of this width and height: x,y, or words such as top-left",
+            "pictures", "X,Y", replaces=("expand",),
+        ),
+    ]  # fmt: skip
+    control: Annotated[
+        "Picture | Sequence[Any] | None",
+        Parameter(
+            CONTROLS, "pictures to follow: (picture, control network, strength, kind, start, end)", "pictures",
+            "FILE[,MODEL[,STRENGTH[,…]]]", hashed=True,
+            aliases=("control_image", "controlnet", "controlnet_conditioning_scale"),
         ),
     ]  # fmt: skip
     references: Annotated[

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest
-from ..image import fitted, proportioned
+from ..image import fitted, nearest_shape, proportioned
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
@@ -29,6 +29,7 @@ class Asked:
     aspect: str | None = None
     keep_original_aspect: bool = False
     image: Image.Image | None = None  # to start from
+    own_size: bool = False  # the image is not brought down to the model's usual number of pixels
     references: Sequence[Image.Image] = ()
 
 
@@ -36,7 +37,7 @@ def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -
     """Width and height: as asked in one of the ways, else the input picture's, else the manifest's."""
     width, height = _asked(manifest, multiple, asked)
     if asked.image is not None and width is None and height is None:
-        width, height = _of_picture(manifest, multiple, asked.image.size)
+        width, height = _of_picture(manifest, multiple, asked.image.size, asked.own_size)
     width = manifest.defaults.width if width is None else width
     height = manifest.defaults.height if height is None else height
     if asked.image is not None and (width, height) != asked.image.size:
@@ -62,6 +63,13 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         raise RequestError(
             f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
         )
+    if (
+        not sizes
+        and given
+        and sides == (None, None)
+        and (trained := manifest.extras.get("references", {}).get("sizes"))
+    ):
+        return nearest_shape(given[0], trained)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
     if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
         near = proportioned(given[-1], area, 2 * multiple)
@@ -69,11 +77,11 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
     return next(iter(sizes.values()), sides)
 
 
-def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int]) -> tuple[int, int]:
+def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int], own_size: bool) -> tuple[int, int]:
     """A picture's own size, cut to the multiple. A photo of more pixels than the model's usual picture is brought down
     to as many: at a camera's 12 million a step takes 30 times as long, and no model was made for that."""
     usual = manifest.defaults.width * manifest.defaults.height
-    if size[0] * size[1] > usual:
+    if size[0] * size[1] > usual and not own_size:
         return proportioned(size, usual, multiple)
     width, height = (max(side - side % multiple, multiple) for side in size)
     return width, height

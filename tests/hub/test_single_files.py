@@ -16,7 +16,7 @@ from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, Mis
 from mlx_imagegen.families.flux1.keys import from_original
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import find
-from mlx_imagegen.hub.single_files import assemble
+from mlx_imagegen.hub.single_files import assemble, components_in
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
 from tests.comfy_files import (
     cache_tokenizers,
@@ -191,19 +191,18 @@ def test_a_tensor_too_much_in_a_component_is_refused(tmp_path: Path, flux: Path)
         load(file)
 
 
-def test_other_models_are_named(tmp_path: Path, flux: Path) -> None:
-    tensors = flux_files(flux)["transformer"]
-    config = flux / "transformer/config.json"
-    kontext = save_with_config(tmp_path / "flux1-dev-kontext.safetensors", tensors, config)
-    with pytest.raises(
-        ConfigError, match=r"flux1-dev-kontext.safetensors is FLUX.1-Kontext, which this library does not"
-    ):
-        find(str(kontext))
-    wide = tensors | {"img_in.weight": np.zeros((256, 384), np.float32)}
-    with pytest.raises(
-        ConfigError, match=r"flux1-fill-dev.safetensors is FLUX.1-Fill, which this library does not have"
-    ):
-        find(str(save_with_config(tmp_path / "flux1-fill-dev.safetensors", wide, config)))
+def test_flux_tools_are_told_by_width_and_name(tmp_path: Path, flux: Path) -> None:
+    """Fill and the control models have wider inputs; Kontext's tensors are dev's."""
+    tensors, config = flux_files(flux)["transformer"], flux / "transformer/config.json"
+    rows, columns = tensors["img_in.weight"].shape
+    for name, width in (("kontext", columns), ("fill", 6 * columns), ("depth", 2 * columns)):
+        wide = tensors | {"img_in.weight": np.zeros((rows, width), np.float32)}
+        file = save_with_config(tmp_path / f"flux1-dev-{name}.safetensors", wide, config)
+        (found,) = components_in(file)
+        assert found.nearest_manifest().name == f"flux-{name}-dev"
+
+
+def test_other_models_are_named(tmp_path: Path) -> None:
     save_file({"down.0.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"is not recognized: its tensors \(down.0.weight …\) are those of no model"):
         find(str(tmp_path / "other.safetensors"))

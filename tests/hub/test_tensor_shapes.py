@@ -17,7 +17,8 @@ from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
 STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
-PUBLISHED = {"flux-dev", "flux-schnell", "qwen-image", "hidream-o1", "z-image", "z-image-turbo"}
+PUBLISHED = {"flux-dev", "flux-schnell", "flux-fill-dev", "flux-depth-dev", "qwen-image", "hidream-o1"}
+PUBLISHED |= {"z-image", "z-image-turbo"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -45,10 +46,17 @@ def test_every_shapes_file_is_some_manifests() -> None:
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
-        ("flux-dev", 11.9), ("flux-schnell", 11.9), ("qwen-image", 20.4), ("hidream-o1", 8.8), ("z-image", 6.15),
+        ("flux-dev", 11.9),
+        ("flux-schnell", 11.9),
+        ("flux-fill-dev", 11.9),
+        ("flux-depth-dev", 11.9),
+        ("flux-kontext-dev", 11.9),
+        ("qwen-image", 20.4),
+        ("hidream-o1", 8.8),
+        ("z-image", 6.15),
         ("z-image-turbo", 6.15),
     ],
-)  # fmt: skip
+)
 def test_the_published_models_open(name: str, billions: float) -> None:
     manifest = manifests()[name]
     with shape_only_folder(manifest) as folder:

@@ -25,16 +25,33 @@ class Condition:
 
 
 class Flux1Denoiser(Denoiser[Condition]):
-    def __init__(self, transformer: Component, conditions: Sequence[Condition], cfg: float, modulation: str):
-        """`modulation`: where it came from."""
+    def __init__(
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        modulation: str,
+        references: mx.array | None = None,
+    ):
+        """`modulation`: where it came from. `references`: packed latents, [1, R, C]."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
         self._modulation = modulation
+        self._references = references
+        self._channels: mx.array | None = None
+
+    def start_picture(self, condition: mx.array | None = None) -> None:
+        """`condition`: the further channels of every token, [1, L, C]."""
+        self._channels = condition
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        transformer = self._transformer.load()
-        x = x.astype(compute_dtype())
-        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index])
+        transformer, x, references = self._transformer.load(), x.astype(compute_dtype()), 0
+        if self._channels is not None:
+            x = mx.concatenate([x, self._channels.astype(x.dtype)], axis=-1)
+        if self._references is not None:
+            references = self._references.shape[1]
+            x = mx.concatenate([x, self._references.astype(x.dtype)], axis=1)
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index], references)
         return velocity
 
     def choices(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""FLUX.1 schnell and dev as a family.
+"""FLUX.1 as a family: schnell and dev; Fill, Depth, Canny and Kontext, which are shown pictures besides.
 
 CLIP's pooled vector and T5's features -> rectified flow on packed 16-channel latents -> VAE. Guidance is a number the
-dev transformer reads; a second branch for a negative prompt (true CFG) is possible on top.
+dev transformer reads; a second branch for a negative prompt (true CFG) is possible on top. Fill, Depth and Canny have
+what they are shown in further channels of every token, Kontext in further tokens.
 """
 
 import functools
@@ -13,31 +14,34 @@ import mlx.core as mx
 import numpy as np
 
 from ...autoencoders.kl import Decoder, Encoder, normalized
-from ...errors import QuantizationError
+from ...errors import QuantizationError, RequestError
 from ...folding import Fold
 from ...hub.manifest import Manifest
-from ...layers.patches import patchified, unpatchified
-from ...layers.posterior import sample_posterior
+from ...image import to_pixels
+from ...layers.patches import Grid, patchified, unpatchified
+from ...layers.posterior import sample
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
 from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
+from ...masks import sampled
 from ...precision import VAE_DTYPE, compute_dtype
+from ...random import TorchGenerator
 from ...sampling import Schedule, flow_match_schedule
 from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
-from ..base import Family, Prompt, Settings
+from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
+from .inputs import SIDE, InputKind, hole_condition
 from .keys import lora_names
 from .modulation import PromptTables
 from .prompts import FluxBranch
+from .references import EncodedReferences, reference_positions, reference_size
 from .transformer import FluxTransformer
 
-# Both are fixed in diffusers' code: a token's side in latents, and rope's base.
-SIDE = 2
-THETA = 10000.0
+THETA = 10000.0  # rope's base; fixed in diffusers' code
 
 
 class Flux1(Family[FluxBranch]):
@@ -66,6 +70,9 @@ class Flux1(Family[FluxBranch]):
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
         }
+        if files.reference_sizes:
+            self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
+        self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux1":
@@ -91,7 +98,8 @@ class Flux1(Family[FluxBranch]):
             notes.append(
                 f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'"
             )
-        return FluxBranch(txt, pooled), notes
+        references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt))
+        return FluxBranch(txt, pooled, references), notes
 
     @functools.cached_property
     def _clip_tokenizer(self) -> Tokenizer:
@@ -122,16 +130,15 @@ class Flux1(Family[FluxBranch]):
     def keep_prompt_weights(self, keep: bool) -> None:
         self._modulation.layers.keep = keep
 
-    def forget(self) -> None:
-        self._modulation.forget()
-
     def denoiser(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> "Flux1Denoiser":
         tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
+        references = branches[0].references  # all branches show the same pictures
         conditions = [
-            Condition(branch.txt, self._rope(branch.txt.shape[1], settings), table)
+            Condition(branch.txt, self._rope(branch.txt.shape[1], settings, references), table)
             for branch, table in zip(branches, tables, strict=True)
         ]
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source)
+        latents = references.latents if references else None
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
@@ -139,10 +146,69 @@ class Flux1(Family[FluxBranch]):
         return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        encoder = self.components["vae_encoder"].load()
-        mean, logvar = encoder.encode(picture[None])
-        sample, noise = sample_posterior(mean, logvar, seed)
-        return normalized(sample, self.files.vae_config), noise
+        encoded = self.encode_inputs(Inputs(picture), seed, settings)
+        assert encoded.clean is not None
+        return encoded.clean, encoded.noise
+
+    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
+        """From one stream, in diffusers' order: what is followed, the picture to start from, the noise, and last the
+        picture with a hole."""
+        stream = TorchGenerator(seed)
+        if self.files.inputs is InputKind.CONTROL and inputs.mask is not None:
+            stream.randn(self.shape(settings))  # of a picture with a hole, which diffusers samples first and never uses
+        controls = [self.latents(picture, stream) for picture in inputs.controls]
+        clean = None if inputs.image is None else self.latents(inputs.image, stream)
+        noise, condition, mask = stream.randn(self.shape(settings)), None, None
+        if self.files.inputs is InputKind.FILL:
+            assert inputs.image is not None and inputs.mask is not None  # check_inputs refuses less
+            hole = self.latents(inputs.image * (1 - inputs.mask[..., None]), stream)
+            condition = hole_condition(hole, inputs.mask, self.files.vae_config.scale_factor)
+        elif inputs.mask is not None:  # a model that is not shown the hole
+            mask = sampled(inputs.mask, self.shape(settings)[2:])
+        if self.files.inputs is InputKind.CONTROL:
+            condition = self.pack(controls[0])
+        if condition is not None:
+            mx.eval(condition)
+        return EncodedInputs(noise, clean, mask, condition)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        if self.files.inputs is InputKind.FILL and inputs.mask is None:
+            raise RequestError(
+                "FLUX.1 Fill draws a part of a picture; give image with mask, mask_box, expand or place."
+            )
+        if self.files.inputs is InputKind.CONTROL and len(inputs.controls) != 1:
+            raise RequestError(
+                f"FLUX.1 Depth and Canny follow one picture, {len(inputs.controls)} are given; give one as control."
+            )
+        if self.files.inputs is not InputKind.CONTROL:
+            super().check_inputs(inputs)
+
+    def latents(self, picture: mx.array, stream: TorchGenerator | None) -> mx.array:
+        """Pixels [H, W, 3] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the mode.
+        Kontext takes modes alone."""
+        mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
+        z = mean if stream is None or self.files.reference_sizes else sample(mean, logvar, stream)
+        return normalized(z, self.files.vae_config)
+
+    def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
+        return ReferenceTokens(image=sum(map(math.prod, self._reference_grids(prompt))))
+
+    def _reference_grids(self, prompt: Prompt) -> list[Grid]:
+        sizes, multiple = self.files.reference_sizes, self.size_multiple
+        found = [reference_size(picture.size, sizes, multiple) for picture in prompt.references]
+        return [(height // multiple, width // multiple) for width, height in found]
+
+    def _encode_references(self, prompt: Prompt) -> EncodedReferences | None:
+        if not prompt.references:
+            return None
+        grids, multiple = self._reference_grids(prompt), self.size_multiple
+        pixels = [
+            mx.array(to_pixels(picture, (columns * multiple, rows * multiple)) * 2 - 1)
+            for picture, (rows, columns) in zip(prompt.references, grids, strict=True)
+        ]
+        latents = mx.concatenate([self.pack(self.latents(picture, None)) for picture in pixels], axis=1)
+        mx.eval(latents)
+        return EncodedReferences(latents, tuple(grids))
 
     def fold(self, settings: Settings) -> Fold:
         """SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their
@@ -157,9 +223,14 @@ class Flux1(Family[FluxBranch]):
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         return lora_names(component, modules)
 
-    def _rope(self, text_length: int, settings: Settings) -> Rope:
+    def forget(self) -> None:
+        self._modulation.forget()
+        self._references.forget()
+
+    def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
         """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""
         rows, columns = np.indices(self.grid(settings)).reshape(2, -1)
         image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
-        positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image])
+        shown = [reference_positions(references.grids)] if references else []
+        positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image, *shown])
         return rope_table(positions, self.files.config.axes_dims_rope, THETA)

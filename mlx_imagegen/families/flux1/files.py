@@ -24,6 +24,7 @@ from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
 from ..folder import name_component, read_scheduler
 from .config import FluxConfig
+from .inputs import InputKind, input_kind
 from .keys import from_clip, from_original, from_original_autoencoder, from_t5
 from .modulation import FluxModulators
 from .original import autoencoder_config, transformer_config
@@ -55,6 +56,8 @@ class FluxFiles:
     vae: Weights
     tokenizer: Path
     tokenizer_2: Path
+    inputs: InputKind
+    reference_sizes: tuple[tuple[int, int], ...] = ()  # Kontext's, width and height; () for others
 
 
 def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> FluxFiles:
@@ -65,6 +68,9 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
     clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
     t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)
+
+    where = transformer.checkpoint.where
+    inputs = input_kind(config.in_channels, vae_config.latent_channels, vae_config.scale_factor, where)
 
     def checked(tensors: NamedTensors, *trees: nn.Module) -> Weights:
         return check_tensors(tensors, trees, transforms=transforms)
@@ -81,6 +87,8 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
         checked(vae, Autoencoder(vae_config)),
         folder / "tokenizer",
         folder / "tokenizer_2",
+        inputs,
+        tuple((width, height) for width, height in manifest.extras["references"]["sizes"]) if manifest.edits else (),
     )
 
 

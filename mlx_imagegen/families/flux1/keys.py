@@ -5,9 +5,9 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ...autoencoders.layouts import LDM, kl_files, mflux_kl_file
-from ...errors import ConfigError
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
@@ -114,16 +114,15 @@ def from_t5(name: str) -> Iterable[RowRange]:
 # ae.safetensors
 from_original_autoencoder = renamed(*LDM)
 
-INPUTS = {384: "FLUX.1-Fill", 128: "FLUX.1-Depth or -Canny"}  # columns of the first layer, of relatives
-
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:
     """Kontext's tensors are dev's: only the file's name tells."""
-    inputs = shape(tensors, "img_in.weight")[1]
-    relative = INPUTS.get(inputs) or ("FLUX.1-Kontext" if "kontext" in name else None)
-    if relative:
-        raise ConfigError(f"{name} is {relative}, which this library does not have. Take FLUX.1-dev or -schnell.")
-    return "flux-dev" if "guidance_in.in_layer.weight" in tensors else "flux-schnell"
+    width, latents = shape(tensors, "img_in.weight")[1], shape(tensors, "final_layer.linear.weight")[0]
+    if width > latents:  # further channels: a control picture's are as many, a hole's are more
+        return "flux-depth-dev" if width == 2 * latents else "flux-fill-dev"
+    if "guidance_in.in_layer.weight" not in tensors:
+        return "flux-schnell"
+    return "flux-kontext-dev" if "kontext" in name else "flux-dev"
 
 
 def mflux_manifest(name: str, tensors: Tensors) -> str:
@@ -133,6 +132,11 @@ def mflux_manifest(name: str, tensors: Tensors) -> str:
 
 def _fits(of_encoder: str, of_transformer: str) -> Fits:
     return lambda config, transformer: config.get(of_encoder) == transformer.get(of_transformer)
+
+
+def _latent_width(transformer: Mapping[str, Any]) -> int:
+    """Of a token, without the further channels of FLUX.1's tools."""
+    return int(transformer.get("out_channels") or transformer["in_channels"])
 
 
 MFLUX = (
@@ -151,7 +155,7 @@ SINGLE_FILES = (
     ),
     *clip_l_files("text_encoder", _fits("hidden_size", "pooled_projection_dim")),
     *t5_files("text_encoder_2", _fits("d_model", "joint_attention_dim")),
-    *kl_files("vae", lambda config, transformer: 4 * config["latent_channels"] == transformer["in_channels"]),
+    *kl_files("vae", lambda config, transformer: 4 * config["latent_channels"] == _latent_width(transformer)),
     SingleFile(
         "transformer",
         "FLUX.1's transformer, saved by mflux",

@@ -21,6 +21,7 @@ def transformer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "attention_head_dim": head,
             "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
             "in_channels": channels,
+            "out_channels": tensors["final_layer.linear.weight"].shape[0],
             "joint_attention_dim": tensors["txt_in.weight"].full_shape[1],
             "num_attention_heads": inner // head,
             "num_layers": _count(tensors, r"double_blocks\.(\d+)\."),

@@ -1,41 +1,68 @@
 """FLUX.1, as the registry knows it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...loading.folder import ModelFolder
 from .. import FamilySpec, TokenRoles
 
-PIPELINE, TRANSFORMER = "FluxPipeline", "FluxTransformer2DModel"
+if TYPE_CHECKING:
+    from ...hub.manifest import Manifest
+
+TRANSFORMER = "FluxTransformer2DModel"
+PIPELINES = ("FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxControlPipeline")
+REDUX = "FluxPriorReduxPipeline"
 SINGLE_FILE = "flux1*.safetensors"  # the original layout
-# Relatives with a wider input or more inputs: their folders would open, and draw nonsense.
-RELATIVES = {
-    "FluxFillPipeline": "FLUX.1-Fill",
-    "FluxKontextPipeline": "FLUX.1-Kontext",
-    "FluxControlPipeline": "FLUX.1-Depth or -Canny",
-    "FluxPriorReduxPipeline": "FLUX.1-Redux",
-}
+# Checkpoints that differ from a sibling's in nothing but their names: the guidance that they were made for.
+GUIDANCE_BY_NAME = {"krea": 4.5, "canny": 30.0}
 
 
 def recognize(folder: ModelFolder) -> str | None:
-    if folder.pipeline in RELATIVES:
+    if folder.pipeline == REDUX:
         raise ConfigError(
-            f"{folder.path}: model_index.json says {folder.pipeline}: this is {RELATIVES[folder.pipeline]}, which this "
-            "library does not have. Take FLUX.1-dev or -schnell."
+            f"{folder.path}: model_index.json says {REDUX}: FLUX.1-Redux has no transformer of its own, and this "
+            "version cannot set it before another FLUX.1. Take FLUX.1-dev or -schnell."
         )
-    config, single = folder.config("transformer/config.json"), folder.files(SINGLE_FILE)
-    if folder.pipeline not in (None, PIPELINE) or folder.transformer not in (None, TRANSFORMER):
+    single = folder.files(SINGLE_FILE)
+    if folder.pipeline not in (None, *PIPELINES) or folder.transformer not in (None, TRANSFORMER):
         return None
     if not (folder.pipeline or folder.transformer or single):
         return None
-    guided = config.get("guidance_embeds") if config else single and _guided(single[0])
-    return "flux-dev" if guided else "flux-schnell"
+    config = folder.config("transformer/config.json") or (_config_of(single[0]) if single else {})
+    if not config.get("guidance_embeds"):
+        return "flux-schnell"
+    width, out = config.get("in_channels", 0), config.get("out_channels") or config.get("in_channels", 0)
+    if width > out:  # further channels: a control picture's are as many, a hole's are more
+        return "flux-depth-dev" if width == 2 * out else "flux-fill-dev"
+    return "flux-kontext-dev" if folder.pipeline == "FluxKontextPipeline" or _named(folder, "kontext") else "flux-dev"
 
 
-def _guided(path: Path) -> bool:
+def own_numbers(manifest: "Manifest", folder: ModelFolder) -> "Manifest":
+    guidance = next((value for name, value in GUIDANCE_BY_NAME.items() if _named(folder, name)), None)
+    return manifest if guidance is None else replace(manifest, defaults=replace(manifest.defaults, guidance=guidance))
+
+
+def _named(folder: ModelFolder, word: str) -> bool:
+    """Whether the folder is called so, or its repository, or its single file."""
+    path = folder.path.resolve()
+    names = [path.name, *(file.name for file in folder.files(SINGLE_FILE))]
+    names += [path.parents[1].name] if path.parent.name == "snapshots" else []  # of a downloaded repository
+    return any(word in name.lower() for name in names)
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """What transformer/config.json would say, where there is only the original file."""
     from ...loading.checkpoint import read_header
 
-    return any(name.startswith("guidance_in.") for name in read_header(path)[0])
+    tensors = read_header(path)[0]
+    shapes = {name: tensors[name].shape for name in ("img_in.weight", "final_layer.linear.weight") if name in tensors}
+    return {
+        "guidance_embeds": any(name.startswith("guidance_in.") for name in tensors),
+        "in_channels": shapes.get("img_in.weight", (0, 0))[1],
+        "out_channels": shapes.get("final_layer.linear.weight", (0,))[0],
+    }
 
 
 SPEC = FamilySpec(
@@ -43,13 +70,16 @@ SPEC = FamilySpec(
     title="FLUX.1",
     opens="mlx_imagegen.families.flux1.family:Flux1",
     recognize=recognize,
-    classes=(PIPELINE, TRANSFORMER),
+    classes=(*PIPELINES, TRANSFORMER),
     roles=TokenRoles(
         text=("context_embedder", "*.add_*_proj", "*.to_add_out", "*.ff_context.*"),
         joint=("single_transformer_blocks.*",),
+        image=("proj_out",),
         pads_prompt=True,
     ),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "control", "mask_input"}),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
+    own_numbers=own_numbers,
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
     mirrors=("unsloth/FLUX.1-schnell",),

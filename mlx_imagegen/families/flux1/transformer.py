@@ -1,6 +1,7 @@
 """FLUX.1's transformer: double-stream blocks (image and text apart, attending together), then single-stream blocks.
 
-In: packed latents [B, L, C], text features [B, T, D], rope tables and one step's `Modulation`. Out: velocity [B, L, C].
+In: packed latents [B, L, C] (the picture's, then those of reference pictures), text features [B, T, D], rope tables and
+one step's `Modulation`. Out: the velocity of the picture's own tokens.
 The adaLN linears, 27% of the parameters, are not part of `FluxTransformer`: they stand in `FluxModulators`, whose
 outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated before the loop (`modulation.py`).
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
@@ -40,17 +41,18 @@ class FluxTransformer(nn.Module):
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
         self.proj_out = Linear(dims, config.out_channels or config.in_channels)
 
-    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
+    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation, references: int = 0) -> mx.array:
+        """`references`: how many of x's tokens, the last ones, are reference pictures'."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
         for index, double in enumerate(self.transformer_blocks):
             img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
-        length = txt.shape[1]
+        own = slice(txt.shape[1], txt.shape[1] + img.shape[1] - references)
         x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
         for index, single in enumerate(self.single_transformer_blocks):
             x = single(x, rope, modulation.single[index])
         scale, shift = modulation.out
-        return self.proj_out(modulate(x[:, length:], shift, scale, NORM_EPS))
+        return self.proj_out(modulate(x[:, own], shift, scale, NORM_EPS))
 
 
 class DoubleBlock(nn.Module):

@@ -38,12 +38,19 @@ class QwenImageDenoiser(Denoiser[Condition]):
         one_batch: bool,
         tables_source: str,
     ):
-        """`references`: packed latents, [1, R, C]. `one_batch`: whether two branches run as one batch."""
+        """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
+        batch."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
+        self._encoded = references
         self._references = references
         self._one_batch = one_batch
         self._tables_source = tables_source
+
+    def start_picture(self, condition: mx.array | None = None) -> None:
+        """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
+        fits = condition is not None and self._encoded is not None and condition.shape == self._encoded.shape
+        self._references = condition if fits else self._encoded
 
     def velocity(self, x: mx.array, index: int) -> mx.array:
         if len(self.branches) != 2 or not self._one_batch:

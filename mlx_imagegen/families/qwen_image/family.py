@@ -31,7 +31,7 @@ from ...text.qwen import LanguageModel, mrope, text_positions
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid, to_patches
 from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
-from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..schedule_tables import find_tables
 from .denoiser import Condition, QwenImageDenoiser
 from .files import TABLE, QwenImageFiles, columns, open_files
@@ -156,6 +156,15 @@ class QwenImage(Family[QwenImageBranch]):
         decoder = self.components["vae_decoder"].load()
         pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
         return pixels
+
+    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
+        """A masked image that is the reference as well is encoded once: the same sample serves for both."""
+        encoded = super().encode_inputs(inputs, seed, settings)
+        if not inputs.is_reference or encoded.clean is None:
+            return encoded
+        reference = self.pack(encoded.clean)
+        mx.eval(reference)
+        return replace(encoded, condition=reference)
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoder = self.components["vae_encoder"].load()

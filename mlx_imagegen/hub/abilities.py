@@ -1,0 +1,30 @@
+"""What each model can be asked besides a prompt, by its manifest and its family.
+
+Out: the pictures that a model takes, and which models take one that another does not.
+Must not know: requests, tensors.
+"""
+
+from ..families import family_spec
+from .manifest import Manifest, manifests
+
+
+def abilities(manifest: Manifest) -> list[str]:
+    """The parameters by which the model can be given pictures."""
+    starts = "image" in family_spec(manifest.family).capabilities
+    follows = "control" in manifest.extras.get("needs", ()) or bool(control_networks(manifest))
+    has = {"image": starts, "mask": starts, "references": manifest.edits, "control": follows}
+    return [name for name, here in has.items() if here]
+
+
+def control_networks(manifest: Manifest) -> list[str]:
+    """The control networks that go with a model."""
+    known = manifests("control network").values()
+    return [network.name for network in known if manifest.family in network.families and "needs" not in manifest.extras]
+
+
+def able(ability: str, manifest: Manifest) -> str:
+    """Up to three published models that have an ability, the same family's first, for refusals."""
+    others = [other for other in manifests().values() if not other.folder and ability in abilities(other)]
+    others.sort(key=lambda other: other.family != manifest.family)
+    names = [other.name for other in others][:3]
+    return ", ".join([*names[:-2], " and ".join(names[-2:])]) if names else "no model of this version"

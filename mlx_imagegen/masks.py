@@ -1,0 +1,187 @@
+"""Masks: which part of a picture is drawn, and how the rest stays as it is.
+
+In: a picture and its mask; a denoiser's velocity. Out: what is drawn, at the size at which it is drawn; a velocity that
+leads everything outside the mask to the given picture; the finished picture with its outside put back.
+Must not know: models, what users may ask.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+
+Size = tuple[int, int]  # width, height
+Velocity = Callable[[mx.array, int], mx.array]  # (x, index of the step) -> dx/dsigma
+DRAWN, KEPT = 255, 0
+HALF = 128  # of 255: from here up a pixel is drawn; diffusers' 0.5
+FEATHER = 4  # pixels inside the mask's border over which the drawn picture fades in
+
+
+class Crop(NamedTuple):
+    """In pixels; right and bottom are the first outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> Size:
+        return self.right - self.left, self.bottom - self.top
+
+
+class Margins(NamedTuple):
+    """How far a picture is expanded, in pixels."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of a picture that is drawn; both images have one size."""
+
+    picture: Image.Image  # RGB
+    mask: Image.Image  # L, white where it is drawn
+    crop: Crop | None = None  # drawn alone, at the size of a picture of its own; None: with all that is around it
+
+    def drawn_at(self, size: Size) -> tuple[Image.Image, Image.Image]:
+        """Picture and mask as the model is given them."""
+        if self.crop is None:
+            return _resized(self.picture, size), _resized(self.mask, size)
+        return fit(self.picture.crop(self.crop), size), fit(self.mask.crop(self.crop), size)
+
+    def paste(self, drawn: Image.Image) -> Image.Image:
+        """The given picture's own pixels, with the drawn ones where the mask is. Of a crop, in the given picture's
+        size."""
+        if self.crop is None:
+            picture, mask = self.drawn_at(drawn.size)
+        else:
+            picture, mask = self.picture, self.mask
+            canvas = picture.copy()
+            canvas.paste(cover(drawn, self.crop.size), self.crop[:2])
+            drawn = canvas
+        return Image.composite(drawn, picture, feathered(mask))
+
+
+def box_mask(size: Size, box: Crop) -> Image.Image:
+    """White in the box."""
+    mask = Image.new("L", size, KEPT)
+    mask.paste(DRAWN, box)
+    return mask
+
+
+def expanded(picture: Image.Image, mask: Image.Image | None, margins: Margins) -> tuple[Image.Image, Image.Image]:
+    """Picture and mask with margins that are drawn. Until then they hold the colours of the picture's edge, which the
+    autoencoder mixes into what is next to them."""
+    sides = (margins.top, margins.bottom), (margins.left, margins.right)
+    kept = np.zeros(picture.size[::-1], np.uint8) if mask is None else np.asarray(mask)
+    return (
+        Image.fromarray(np.pad(np.asarray(picture), (*sides, (0, 0)), mode="edge")),
+        Image.fromarray(np.pad(kept, sides, constant_values=DRAWN)),
+    )
+
+
+def crop_around(mask: Image.Image, size: Size, padding: int) -> Crop:
+    """All that is not black, with `padding` pixels around it, grown to the proportions of `size` as far as the picture
+    goes; diffusers' padding_mask_crop."""
+    width, height = mask.size
+    left, top, right, bottom = mask.getbbox() or (0, 0, width, height)
+    left, top = max(left - padding, 0), max(top - padding, 0)
+    right, bottom = min(right + padding, width), min(bottom + padding, height)
+    ratio = size[0] / size[1]
+    if (right - left) / (bottom - top) > ratio:
+        top, bottom = _grown(top, bottom, int((right - left) / ratio - (bottom - top)), height)
+    else:
+        left, right = _grown(left, right, int((bottom - top) * ratio - (right - left)), width)
+    return Crop(left, top, right, bottom)
+
+
+def _grown(first: int, last: int, more: int, limit: int) -> tuple[int, int]:
+    """The stretch, longer by `more`: on both sides alike, moved to lie in 0..limit, cut where it is too long."""
+    first, last = first - more // 2, last + more - more // 2
+    if last > limit:
+        first, last = first - (last - limit), limit
+    if first < 0:
+        first, last = 0, last - first
+    return first, min(last, limit)
+
+
+def fit(picture: Image.Image, size: Size) -> Image.Image:
+    """Scaled to lie inside `size` in its own proportions, in the middle; what is left over takes the edges' colours."""
+    (width, height), ratio, own = size, size[0] / size[1], picture.width / picture.height
+    inner = (
+        width if ratio < own else picture.width * height // picture.height,
+        height if ratio >= own else picture.height * width // picture.width,
+    )
+    scaled = _resized(picture, inner)
+    left, top = width // 2 - inner[0] // 2, height // 2 - inner[1] // 2
+    out = Image.new(picture.mode, size)
+    out.paste(scaled, (left, top))
+    edges = {
+        "above": ((width, top), (0, 0, width, 0), (0, 0)),
+        "below": ((width, top), (0, inner[1], width, inner[1]), (0, top + inner[1])),
+        "left": ((left, height), (0, 0, 0, height), (0, 0)),
+        "right": ((left, height), (inner[0], 0, inner[0], height), (left + inner[0], 0)),
+    }
+    for area, edge, place in (edges[side] for side in (("above", "below") if ratio < own else ("left", "right"))):
+        if 0 not in area:
+            out.paste(scaled.resize(area, box=edge), place)
+    return out
+
+
+def cover(picture: Image.Image, size: Size) -> Image.Image:
+    """Scaled to cover `size` in its own proportions, its middle: what undoes `fit`."""
+    (width, height), ratio, own = size, size[0] / size[1], picture.width / picture.height
+    outer = (
+        width if ratio > own else picture.width * height // picture.height,
+        height if ratio <= own else picture.height * width // picture.width,
+    )
+    out = Image.new(picture.mode, size)
+    out.paste(_resized(picture, outer), (width // 2 - outer[0] // 2, height // 2 - outer[1] // 2))
+    return out
+
+
+def feathered(mask: Image.Image) -> Image.Image:
+    """The drawn picture's share of each pixel: the mask's own grey, and near its border less. Outside it stays 0."""
+    inside = mask.point(lambda level: DRAWN if level else KEPT)
+    share = np.zeros(mask.size[::-1], np.float32)
+    for distance in range(FEATHER):
+        # White after a blur is what has nothing but white around it.
+        eroded = inside.filter(ImageFilter.BoxBlur(distance)) if distance else inside
+        share += np.asarray(eroded) == DRAWN
+    ramp = Image.fromarray((share * (DRAWN / FEATHER)).round().astype(np.uint8))
+    return ImageChops.darker(mask, ramp)
+
+
+def drawn_pixels(mask: Image.Image) -> mx.array:
+    """[H, W], 1 where it is drawn and 0 elsewhere."""
+    return mx.array((np.asarray(mask) >= HALF).astype(np.float32))
+
+
+def sampled(mask: mx.array, grid: tuple[int, int]) -> mx.array:
+    """[H, W] at a smaller picture's rows and columns, each from the first pixel that it stands for."""
+    rows, columns = (
+        mx.array([place * side // count for place in range(count)])
+        for side, count in zip(mask.shape, grid, strict=True)
+    )
+    return mask[rows][:, columns]
+
+
+def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Sequence[float]) -> Velocity:
+    """The velocity that leads x to `clean` where the mask is 0: any solver then leaves there the given picture at the
+    noise level of each step, with the noise that it began with or draws itself. All in the loop's layout."""
+
+    def kept(x: mx.array, index: int) -> mx.array:
+        return mx.where(mask > 0, velocity(x, index).astype(x.dtype), (x - clean) / sigmas[index])
+
+    return kept
+
+
+def _resized(picture: Image.Image, size: Size) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
