@@ -299,11 +299,14 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
-                report.step_seconds.append(step.seconds)
-                if on_step:
-                    preview = functools.partial(self._preview, step.denoised, settings)
-                    on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            try:
+                for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
+                    report.step_seconds.append(step.seconds)
+                    if on_step:
+                        preview = functools.partial(self._preview, step.denoised, settings)
+                        on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            finally:
+                report.choices |= denoiser.end_picture()
         return step.x
 
     def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
@@ -343,10 +346,14 @@ class Pipeline:
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
         """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
-        own = [branches[key] for key in keys]
-        return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
-        )
+        own, settings = [branches[key] for key in keys], job.settings
+
+        def make() -> Denoiser[Any]:
+            denoiser = self.family.denoiser(own, schedule, settings)
+            denoiser.take_shortcuts(settings, schedule.steps)
+            return denoiser
+
+        return self._denoisers.get((*keys, schedule, settings.cfg, settings.guidance_until, settings.cache), make)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)

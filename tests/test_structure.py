@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("lora", "result"),
     ("request", "kernels"),
     ("families.*",),
-    ("families.base", "families.folder", "families.schedule_tables"),
+    ("families.base", "families.folder", "families.schedule_tables", "families.step_cache"),
     ("folding",),
     ("autoencoders", "text", "vision", "sampling"),
     ("hub", "packing.recipes"),
@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),
 ]
-SHARED = {"base", "folder", "schedule_tables"}
+SHARED = {"base", "folder", "schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:

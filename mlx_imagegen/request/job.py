@@ -32,6 +32,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
+from .shortcuts import cache_rule, guidance_share
 from .sizes import Asked, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
@@ -92,6 +93,8 @@ class Job:
             "height": settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
+            "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
+            "cache": settings.cache.threshold if settings.cache else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
             "strength": None if self.image is None else self.strength,
@@ -158,10 +161,14 @@ def _jobs(
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    guidance = _guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes)
+    steps = _steps(manifest, steps)
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
-        steps=_steps(manifest, steps),
-        **_guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes),
+        steps=steps,
+        **guidance,
+        guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
+        cache=cache_rule(manifest, given.get("cache"), steps, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length")), **extras},
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)

@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..layers.activation import swiglu
 from ..layers.attention import attend, split_heads
+from ..layers.blocks import AfterFirstBlock
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..loading.config import Config
@@ -201,6 +202,19 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
+
+    def features_of(
+        self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], tokens: slice, after_first: AfterFirstBlock
+    ) -> mx.array:
+        """The features of x's `tokens` alone; all attend to one another and to the prefix."""
+
+        def run(layers: slice, x: mx.array) -> mx.array:
+            for layer, pair in zip(self.layers[layers], prefix[layers], strict=True):
+                x, _ = layer(x, rope, None, pair)
+            return x
+
+        first = run(slice(1), x)
+        return self.norm(after_first(x[:, tokens], first[:, tokens], lambda: run(slice(1, None), first)[:, tokens]))
 
     def states(
         self,

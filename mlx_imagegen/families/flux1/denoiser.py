@@ -51,7 +51,8 @@ class Flux1Denoiser(Denoiser[Condition]):
         if self._references is not None:
             references = self._references.shape[1]
             x = mx.concatenate([x, self._references.astype(x.dtype)], axis=1)
-        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index], references)
+        between = self.after_first_block(index, branch)
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index], references, between)
         return velocity
 
     def choices(self) -> dict[str, str]:

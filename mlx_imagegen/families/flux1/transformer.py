@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.activation import gelu_tanh
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import Attention, FeedForward, JointAttention
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
@@ -41,18 +42,38 @@ class FluxTransformer(nn.Module):
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
         self.proj_out = Linear(dims, config.out_channels or config.in_channels)
 
-    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation, references: int = 0) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        modulation: Modulation,
+        references: int = 0,
+        after_first: AfterFirstBlock = run_all,
+    ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        for index, double in enumerate(self.transformer_blocks):
-            img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
-        own = slice(txt.shape[1], txt.shape[1] + img.shape[1] - references)
+        own = slice(img.shape[1] - references)
+        before, (img, txt) = img, self._double(0, img, txt, rope, modulation)
+        img = after_first(before[:, own], img[:, own], lambda: self._others(img, txt, rope, modulation)[:, own])
+        scale, shift = modulation.out
+        return self.proj_out(modulate(img, shift, scale, NORM_EPS))
+
+    def _double(
+        self, index: int, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation
+    ) -> tuple[mx.array, mx.array]:
+        double: DoubleBlock = self.transformer_blocks[index]
+        return double(img, txt, rope, modulation.img[index], modulation.txt[index])
+
+    def _others(self, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
+        """All blocks but the first, for the image's tokens."""
+        for index in range(1, len(self.transformer_blocks)):
+            img, txt = self._double(index, img, txt, rope, modulation)
         x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
         for index, single in enumerate(self.single_transformer_blocks):
             x = single(x, rope, modulation.single[index])
-        scale, shift = modulation.out
-        return self.proj_out(modulate(x[:, own], shift, scale, NORM_EPS))
+        return x[:, txt.shape[1] :]
 
 
 class DoubleBlock(nn.Module):

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import FeedForward, JointAttention
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
@@ -68,17 +69,26 @@ class QwenImageTransformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         mask: mx.array | None = None,
+        after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `mask`: [B, 1, 1, T + L], False
         at padding."""
         img = self.img_in(x)  # [B, L, D]
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         lengths = (img.shape[1] - references, references)
-        for index, block in enumerate(self.transformer_blocks):
-            img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
-            img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+        own = slice(lengths[0])
+
+        def run(blocks: Sequence[tuple[int, Block]], img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            for index, block in blocks:
+                img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
+                img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+            return img, txt
+
+        first, *others = enumerate(self.transformer_blocks)
+        before, (img, txt) = img, run([first], img, txt)
+        img = after_first(before[:, own], img[:, own], lambda: run(others, img, txt)[0][:, own])
         scale, shift = modulation.out
-        return self.proj_out(modulate(img[:, : lengths[0]], shift, scale, NORM_EPS))
+        return self.proj_out(modulate(img, shift, scale, NORM_EPS))
 
 
 class Block(nn.Module):
