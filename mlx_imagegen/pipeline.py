@@ -35,6 +35,7 @@ from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .preflight import refuse_before_download
+from .previews import FAST, latent_colours
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
@@ -303,14 +304,18 @@ class Pipeline:
                 for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                     report.step_seconds.append(step.seconds)
                     if on_step:
-                        preview = functools.partial(self._preview, step.denoised, settings)
+                        preview = functools.partial(self._preview, step.denoised, job)
                         on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
             finally:
                 report.choices |= denoiser.end_picture()
         return step.x
 
-    def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
-        return to_image(self._pixels(x, settings))
+    def _preview(self, x: mx.array, job: Job) -> Image.Image:
+        latents = self.family.unpack(x, job.settings) if job.preview == FAST else None
+        colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
+        if latents is None or colours is None:
+            return to_image(self._pixels(x, job.settings))
+        return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
 
     def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
         """[H, W, 3] in 0..1"""

@@ -20,7 +20,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("families.*",),
     ("families.base", "families.folder", "families.schedule_tables", "families.step_cache"),
     ("folding",),
-    ("autoencoders", "text", "vision", "sampling"),
+    ("autoencoders", "text", "vision", "sampling", "previews"),
     ("hub", "packing.recipes"),
     ("families",),
     ("loading", "cache", "packing"),

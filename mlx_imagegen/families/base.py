@@ -235,6 +235,10 @@ class Family(ABC, Generic[Branch]):
 
     # What a family may have otherwise.
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array | None:
+        """The loop's layout -> latents [1, C, h, w]; None where a decode is no work, for there are no latents."""
+        return None
+
     def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
         """Noise and latents of one picture, in the order in which the reference draws from the seed's stream."""
         if inputs.image is None:

@@ -18,6 +18,7 @@ from ..families.base import Inputs, Prompt, Settings
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
+from ..previews import FAST
 from ..random import SEED_LIMIT
 from . import options
 from .controls import Control, open_controls
@@ -53,6 +54,7 @@ class Job:
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
+    preview: str = FAST
     notes: tuple[str, ...] = ()
 
     @property
@@ -184,6 +186,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "preview": options.preview(given.get("preview")),
         "notes": tuple(notes),
     }
     return [

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import RequestError
 from ..hub.manifest import Manifest
 from ..image import Box
+from ..previews import FAST, FULL
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -150,6 +151,12 @@ def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]
     if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
         raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
     return {"cfg_normalization": True} if wanted else {}
+
+
+def preview(kind: str | None) -> str:
+    if kind not in (None, FAST, FULL):
+        raise RequestError(f"preview {kind!r}: give {FAST} or {FULL}.")
+    return kind or FAST
 
 
 def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:

@@ -154,6 +154,13 @@ class PictureParameters(TypedDict, total=False):
             "fast|X", default_text="off", limits=(0, 2), aliases=("step_cache", "teacache"),
         ),
     ]  # fmt: skip
+    preview: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "what `on_step` and --preview-every show: fast (colours of the latents) or full (decoded)", "how",
+            "fast|full", default_text="fast", recorded=False,
+        ),
+    ]  # fmt: skip
     max_sequence_length: Annotated[
         int | None,
         Parameter(

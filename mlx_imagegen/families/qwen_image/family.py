@@ -152,9 +152,12 @@ class QwenImage(Family[QwenImageBranch]):
         together = self._in_one_batch(max(lengths) + sum(map(math.prod, grids)))
         return QwenImageDenoiser(self.transformer, conditions, settings.cfg, references.latents, together, source)
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), self.files.config.patch_size)
+
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
     def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
