@@ -33,6 +33,9 @@ from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.transformer import Modulation as QwenModulation
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
+from mlx_imagegen.families.qwen_image_21.config import QwenImage21Config
+from mlx_imagegen.families.qwen_image_21.transformer import Modulation as QwenImage21Modulation
+from mlx_imagegen.families.qwen_image_21.transformer import QwenImage21Transformer
 from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
 from mlx_imagegen.families.z_image.transformer import ZImageTransformer
@@ -119,6 +122,22 @@ def qwen_image() -> Step:
     )
 
 
+def qwen_image_21() -> Step:
+    config = QwenImage21Config(
+        attention_head_dim=128, context_in_dim=4096, in_channels=64, mlp_ratio=3, num_attention_heads=32, num_layers=32,
+        out_channels=64,
+    )  # fmt: skip
+    model, dims = QwenImage21Transformer(config), config.inner_dim
+    inputs = _inputs((4096, 64), (1, 1), 4096, config.attention_head_dim, {"block": (4, dims), "out": (dims,)})
+    inputs["prefix"] = [[mx.zeros((1, 32, 64, 128), mx.bfloat16) for _ in range(2)] for _ in range(config.num_layers)]
+
+    def run(given: Any) -> mx.array:
+        prefix = [tuple(pair) for pair in given["prefix"]]
+        return model(given["x"], given["rope"], prefix, QwenImage21Modulation(**given["rows"]))
+
+    return Step(model, run, inputs)
+
+
 def z_image() -> Step:
     config = ZImageConfig(
         all_f_patch_size=(1,), all_patch_size=(2,), axes_dims=(32, 48, 48), cap_feat_dim=2560, dim=3840, in_channels=16,
@@ -158,6 +177,7 @@ def hidream_o1() -> Step:
 STEPS: dict[str, Callable[[], Step]] = {
     "flux1": flux1,
     "qwen_image": qwen_image,
+    "qwen_image_21": qwen_image_21,
     "z_image": z_image,
     "hidream_o1": hidream_o1,
 }

@@ -22,6 +22,7 @@ from .errors import MissingFileError, OutputError, RequestError
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ROUNDING = 0.002  # half a level: floats that were computed may be that far outside 0..1
+ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -31,13 +32,13 @@ Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a pictur
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, 3] in 0..1 -> PIL, rounded to the nearest of 256 levels."""
+    """[H, W, 3], or 4 with alpha, in 0..1 -> PIL, rounded to the nearest of 256 levels."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """PIL -> [H, W, 3] in 0..1, resized with Lanczos as diffusers does."""
-    image = image.convert("RGB")
+    """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
+    image = image if image.mode == ALPHA else image.convert("RGB")
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
@@ -75,9 +76,11 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors."""
-    return _opened(picture, name).convert("RGB")
+def open_picture(picture: Picture, name: str = "image", alpha: bool = False) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors. `alpha`:
+    as RGBA where it has an alpha, or an array four channels."""
+    opened = _opened(picture, name, alpha)
+    return opened.convert(ALPHA if alpha and opened.has_transparency_data else "RGB")
 
 
 def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
@@ -147,7 +150,7 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    form = picture_format(path)
+    form = picture_format(path, image.mode == ALPHA)
     write_atomically(path, lambda file: save_picture(image, file, form, metadata))
 
 
@@ -162,10 +165,14 @@ def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[
     image.save(file, form, **options)
 
 
-def picture_format(path: Path) -> str:
+def picture_format(path: Path, alpha: bool = False) -> str:
+    """By the name's ending. `alpha`: whether the picture has one."""
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"'{path}': a picture's name must end in {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix.lower()]
+    form = FORMATS[path.suffix.lower()]
+    if alpha and form == "JPEG":
+        raise RequestError(f"'{path}': JPEG has no alpha; name a transparent picture .png or .webp.")
+    return form
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Margins(NamedTuple):
 class Region:
     """The part of a picture that is drawn; both images have one size."""
 
-    picture: Image.Image  # RGB
+    picture: Image.Image  # RGB, or RGBA for models that read alpha
     mask: Image.Image  # L, white where it is drawn
     crop: Crop | None = None  # drawn alone, at the size of a picture of its own; None: with all that is around it
 
@@ -63,10 +63,10 @@ class Region:
             picture, mask = self.drawn_at(drawn.size)
         else:
             picture, mask = self.picture, self.mask
-            canvas = picture.copy()
+            canvas = picture.convert(drawn.mode)
             canvas.paste(cover(drawn, self.crop.size), self.crop[:2])
             drawn = canvas
-        return Image.composite(drawn, picture, feathered(mask))
+        return Image.composite(drawn, picture.convert(drawn.mode), feathered(mask))
 
 
 def box_mask(size: Size, box: Crop) -> Image.Image:

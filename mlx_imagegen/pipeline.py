@@ -380,6 +380,7 @@ class Pipeline:
             "model": self.model.requested_as,
             "manifest": manifest.name,
             "revision": revision_of(self.folder),
+            "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
             **self.merge.record(),

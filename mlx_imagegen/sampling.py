@@ -199,10 +199,16 @@ def denoise(
         yield Step(index, x, denoised, time.perf_counter() - started)
 
 
-def flow_match_schedule(config: FlowMatchConfig, steps: int, tokens: int) -> Schedule:
+def flow_match_schedule(
+    config: FlowMatchConfig, steps: int, tokens: int, own_sigmas: Sequence[float] | None = None
+) -> Schedule:
     """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if
-    asked."""
+    asked. `own_sigmas`: a distilled model's, in place of evenly spaced ones; for another number of steps, evenly picked
+    between them."""
     sigmas = np.linspace(1.0, 1 / steps, steps)
+    if own_sigmas:
+        places = np.linspace(0, len(own_sigmas) - 1, steps)
+        sigmas = np.interp(places, range(len(own_sigmas)), own_sigmas)
     factor = float(np.exp(_mu(config, tokens))) if config.use_dynamic_shifting else config.shift
     sigmas = factor * sigmas / (1 + (factor - 1) * sigmas)
     if config.shift_terminal and steps > 1:

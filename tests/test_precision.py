@@ -18,6 +18,7 @@ from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.pipeline import Pipeline
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
+from tests.families.qwen_image_21.test_qwen_image_21 import open_pipeline as open_qwen_image_21
 
 DATA = drawn_data()
 PICTURES = [DATA / "qwen_image/zero" / f"picture{index}.png" for index in (1, 2)]
@@ -46,6 +47,10 @@ CASES: dict[str, tuple[Callable[[], Pipeline], dict[str, Any]]] = {
     ),
     "qwen-image-edit": (lambda: open_pipeline(DATA / "qwen_image/edit"), OPTIONS | {"references": PICTURES[:1]}),
     "qwen-image-edit-2511": (lambda: open_pipeline(DATA / "qwen_image/zero"), OPTIONS | {"references": PICTURES}),
+    "qwen-image-2.1": (
+        lambda: open_qwen_image_21(DATA / "qwen_image_21/model"),
+        OPTIONS | {"references": PICTURES[:1], "height": 64, "guidance": 2.0, "negative_prompt": "two foxes"},
+    ),
     "hidream": (open_hidream, OPTIONS | HIDREAM),
     "flux-q4": (lambda: load("flux-demo", quant="q4"), OPTIONS | {"steps": 1}),
     "qwen-image-q4": (lambda: load("qwen-demo", quant="q4"), OPTIONS | {"steps": 1}),

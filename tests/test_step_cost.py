@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COSTS = {
     "flux1": {"dense": (1926, 87.6), "packed": (2347, 114.5)},
     "qwen_image": {"dense": (3892, 86.5), "packed": (4612, 114.1)},
+    "qwen_image_21": {"dense": (934, 59.3), "packed": (934, 59.3)},
     "z_image": {"dense": (968, 51.4), "packed": (970, 51.5)},
     "hidream_o1": {"dense": (1638, 23.7), "packed": (1647, 23.5)},
 }

@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux-dev": ("flux/dev", {"width": 48, "height": 32, "negative_prompt": "rain", "true_cfg": 2.0}),
     "flux-schnell": ("flux/schnell", {"width": 48, "height": 32}),
     "qwen-image": ("qwen_image/image", {"width": 32, "height": 48, "guidance": 2.0}),
+    "qwen-image-2.1": ("qwen_image_21/model", {"width": 32, "height": 32, "guidance": 2.0, "transparent": True}),
     "hidream-o1": ("hidream_o1", {"width": 32, "height": 24, "guidance": 2.0, "references": [RED]}),
 }
 Work = Callable[[], Any]

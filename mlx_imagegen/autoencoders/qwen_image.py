@@ -12,7 +12,7 @@ of the checkpoint, each whole on its own.
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -75,6 +75,16 @@ class VaeConfig(Config):
         return int(2 ** len(self.temperal_downsample))
 
 
+class LatentStatistics(Protocol):
+    """By which the loop's latents differ from the posterior's scale: a number a channel each."""
+
+    @property
+    def latents_mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def latents_std(self) -> tuple[float, ...]: ...
+
+
 def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
     """Prefixes of what the checkpoint holds for videos alone: the convolutions over time of the resamplers."""
     levels = range(len(config.temperal_downsample))
@@ -84,37 +94,53 @@ def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
     return tuple(name for name, temporal in zip([*down, *up], over_time, strict=True) if temporal)
 
 
-def normalised(z: mx.array, config: VaeConfig) -> mx.array:
+def normalised(z: mx.array, config: LatentStatistics) -> mx.array:
     """The posterior's scale -> the loop's, [B, C, h, w]."""
     mean, std = _per_channel(config)
     return (z - mean) / std
 
 
-class Decoder(nn.Module):
-    def __init__(self, config: VaeConfig):
+class LatentDecoder(nn.Module):
+    """From the loop's latents to pixels, through the `decoder` that it is given."""
+
+    def __init__(self, decoder: nn.Module, channels: int, statistics: LatentStatistics):
         super().__init__()
-        self.post_quant_conv = Linear(config.z_dim, config.z_dim)
-        self.decoder = DecoderStack(config)
-        self._config = config
+        self.post_quant_conv = Linear(channels, channels)
+        self.decoder = decoder
+        self._statistics = statistics
 
     def decode(self, latents: mx.array, strip_rows: int | None = None) -> mx.array:
-        """[B, C, h, w] -> [B, H, W, 3]; every activation is cut into strips of `strip_rows` rows (None: by memory)."""
-        mean, std = _per_channel(self._config)
+        """[B, C, h, w] -> [B, H, W, colours]; every activation is cut into strips of `strip_rows` rows (None: by
+        memory)."""
+        mean, std = _per_channel(self._statistics)
         z = latents.astype(VAE_DTYPE) * std + mean
         x = self.decoder(Strips(Cut(strip_rows), [self.post_quant_conv(z.transpose(0, 2, 3, 1))]))
         return mx.clip(x.joined(), -1, 1)
 
 
-class Encoder(nn.Module):
-    def __init__(self, config: VaeConfig):
+class LatentEncoder(nn.Module):
+    """From pixels to the posterior, through the `encoder` that it is given."""
+
+    def __init__(self, encoder: nn.Module, channels: int):
         super().__init__()
-        self.encoder = EncoderStack(config)
-        self.quant_conv = Linear(2 * config.z_dim, 2 * config.z_dim)
+        self.encoder = encoder
+        self.quant_conv = Linear(2 * channels, 2 * channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w] each."""
+        """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w]
+        each."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
         return posterior(self.quant_conv(x.joined()))
+
+
+class Decoder(LatentDecoder):
+    def __init__(self, config: VaeConfig):
+        super().__init__(DecoderStack(config), config.z_dim, config)
+
+
+class Encoder(LatentEncoder):
+    def __init__(self, config: VaeConfig):
+        super().__init__(EncoderStack(config), config.z_dim)
 
 
 class DecoderStack(nn.Module):
@@ -147,7 +173,7 @@ class EncoderStack(nn.Module):
         # One flat list, as the checkpoint counts: each level's blocks, then its downsampler.
         self.down_blocks: list[nn.Module] = []
         for level, (before, width) in enumerate(pairwise((config.base_dim, *widths))):
-            self.down_blocks += _resnets(before, width, config.num_res_blocks)
+            self.down_blocks += residual_blocks(before, width, config.num_res_blocks)
             if level < len(widths) - 1:
                 self.down_blocks.append(Resample(Conv2d(width, width, downsample=True)))
         self.mid_block = MidBlock(widths[-1])
@@ -165,7 +191,7 @@ class EncoderStack(nn.Module):
 class UpBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, count: int, last: bool):
         super().__init__()
-        self.resnets = _resnets(inputs, outputs, count)
+        self.resnets = residual_blocks(inputs, outputs, count)
         if not last:
             self.upsamplers = [Resample(Conv2d(outputs, outputs // 2, upsample=True))]
 
@@ -189,7 +215,7 @@ class Resample(nn.Module):
 class MidBlock(nn.Module):
     def __init__(self, dims: int):
         super().__init__()
-        self.resnets = _resnets(dims, dims, 2)
+        self.resnets = residual_blocks(dims, dims, 2)
         self.attentions = [Attention(dims)]
 
     def __call__(self, x: Strips) -> Strips:
@@ -228,7 +254,7 @@ class ChannelNorm(nn.Module):
         return lambda rows: mx.fast.rms_norm(rows, self.gamma, self._eps)
 
 
-def _resnets(inputs: int, outputs: int, count: int) -> list[ResidualBlock]:
+def residual_blocks(inputs: int, outputs: int, count: int) -> list[ResidualBlock]:
     """`count` blocks, the first of which changes the width."""
     return [ResidualBlock(ChannelNorm, inputs if index == 0 else outputs, outputs) for index in range(count)]
 
@@ -238,7 +264,7 @@ def _downsampler(config: VaeConfig, level: int) -> int:
     return config.num_res_blocks * (level + 1) + level
 
 
-def _per_channel(config: VaeConfig) -> tuple[mx.array, mx.array]:
+def _per_channel(statistics: LatentStatistics) -> tuple[mx.array, mx.array]:
     """latents_mean and latents_std, [C, 1, 1] each."""
-    mean, std = mx.array(config.latents_mean, VAE_DTYPE), mx.array(config.latents_std, VAE_DTYPE)
+    mean, std = mx.array(statistics.latents_mean, VAE_DTYPE), mx.array(statistics.latents_std, VAE_DTYPE)
     return mean[:, None, None], std[:, None, None]

@@ -96,8 +96,9 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
     from ..hub.manifest import manifests
     from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 
-    for family in (spec.name for spec in family_specs() if file.family and spec.title in file.family):
+    for family in (spec.name for spec in family_specs() if spec.title in file.families):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
+        ours.sort(key=lambda manifest: "needs" in manifest.extras)  # the plain model first
         for manifest in ours:
             folder = local_folder(manifest)
             if folder:

@@ -35,8 +35,8 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
         raise RequestError(
             f"--output {pattern}: {times} pictures would be written to {path}; put {{seed}} or {{index}} into the name."
         )
-    for path in paths:
-        picture_format(path)
+    for path, job in zip(paths, jobs, strict=True):
+        picture_format(path, alpha=bool(job.settings.extras.get("transparent")))
     largest = max(job.settings.width * job.settings.height for job in jobs)
     longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
     for path in {path.parent: path for path in longest}.values():

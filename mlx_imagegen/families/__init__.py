@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "flux1": "mlx_imagegen.families.flux1.spec",
     "qwen_image": "mlx_imagegen.families.qwen_image.spec",
+    "qwen_image_21": "mlx_imagegen.families.qwen_image_21.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
     "z_image": "mlx_imagegen.families.z_image.spec",
 }

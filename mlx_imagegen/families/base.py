@@ -63,6 +63,7 @@ class ReferenceTokens:
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
+    prefix: int = 0  # in what stands before the picture, beyond those of the prompt
 
 
 @dataclass(frozen=True)
@@ -226,12 +227,13 @@ class Family(ABC, Generic[Branch]):
 
     @abstractmethod
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside."""
+        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside; [H, W, 4] with alpha."""
 
     @abstractmethod
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        """Pixels [H, W, 3] in -1..1 -> the clean picture as `shape` has it, and the noise for it (where encoding draws
-        from the seed's stream, that is another than `noise` gives), for starting from a picture."""
+        """Pixels [H, W, 3] in -1..1, or 4 with alpha where the model takes it -> the clean picture as `shape` has it,
+        and the noise for it (where encoding draws from the seed's stream, that is another than `noise` gives), for
+        starting from a picture."""
 
     # What a family may have otherwise.
 
@@ -294,6 +296,16 @@ class Family(ABC, Generic[Branch]):
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         """By the pictures' sizes alone: nothing is encoded."""
         return ReferenceTokens()
+
+    def reference_pixels(self, prompt: Prompt) -> int:
+        """Of the largest reference that `encode` puts through the autoencoder; 0 where it puts none."""
+        return 0
+
+    @property
+    def prefix_values(self) -> int:
+        """How many numbers a denoiser keeps for each token that stands before the picture: its keys and values in all
+        blocks; 0 where it keeps none."""
+        return 0
 
     @property
     def vision_param_count(self) -> int:

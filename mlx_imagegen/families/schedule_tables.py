@@ -26,13 +26,13 @@ def find_tables(
     made_from: Sequence[object],
     timesteps: Sequence[float],
     tabulate: Callable[[Fill], Arrays],
-    unfold: Callable[[Fill, Sequence[int]], Arrays],
-    folded: Folded | None,
+    unfold: Callable[[Fill, Sequence[int]], Arrays] | None = None,
+    folded: Folded | None = None,
 ) -> tuple[Arrays, str]:
     """`paths`: the layers that the tables are made from. `made_from`: what else decides them (config, timesteps,
-    dtype). `unfold`: from a folded checkpoint, by the columns of the steps."""
+    dtype). `unfold`: from a folded checkpoint, by the columns of the steps; families without such have none."""
     from_source = bool(weights.folded) and weights.changed(paths)
-    if folded is not None and not from_source:
+    if folded is not None and unfold is not None and not from_source:
         columns = folded.columns(timesteps)
         assert columns is not None  # the family's schedule is checked against the folder's
         return unfold(weights.fill, columns), f"from the checkpoint, folded for {folded}"

@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 
+KeyValues = tuple[mx.array, mx.array]  # [B, heads, L, D] each, after norm and rope
+
 
 def split_heads(x: mx.array, heads: int) -> mx.array:
     """[B, L, H*D] -> [B, H, L, D]"""
@@ -21,3 +23,11 @@ def attend(
     """Scaled dot-product attention on [B, H, L, D]; k and v may have fewer heads. Gives [B, L, H*D]."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return merge_heads(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+
+
+def prefixed(pair: KeyValues, prefix: KeyValues | None) -> KeyValues:
+    """Keys and values with those of other tokens before them."""
+    if prefix is None:
+        return pair
+    k, v = (mx.concatenate([before, after], axis=2) for before, after in zip(prefix, pair, strict=True))
+    return k, v

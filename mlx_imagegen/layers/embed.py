@@ -31,10 +31,10 @@ def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, scale: float = 1.0) -
 class EmbeddingMLP(nn.Module):
     """linear_1, SiLU, linear_2: the timestep, guidance and pooled-text embedders of diffusers' transformers."""
 
-    def __init__(self, inputs: int, dims: int):
+    def __init__(self, inputs: int, dims: int, bias: bool = True):
         super().__init__()
-        self.linear_1 = Linear(inputs, dims)
-        self.linear_2 = Linear(dims, dims)
+        self.linear_1 = Linear(inputs, dims, bias)
+        self.linear_2 = Linear(dims, dims, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.linear_2(silu(self.linear_1(x)))

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activation import gelu_tanh
-from .attention import attend, split_heads
+from .activation import gelu_tanh, swiglu
+from .attention import KeyValues, attend, prefixed, split_heads
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import Rope, rotate
@@ -53,16 +53,17 @@ class ProjectedAttention(Attention):
 class JointAttention(Projections):
     """Text and image attend together, text first; each has projections of its own."""
 
-    def __init__(self, dims: int, heads: int, eps: float):
-        super().__init__(dims, heads, eps)
-        self.to_out = [Linear(dims, dims)]
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
+    def __init__(self, dims: int, heads: int, eps: float, bias: bool = True):
+        super().__init__(dims, heads, eps, bias)
+        self.to_out = [Linear(dims, dims, bias)]
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(dims, dims, bias) for _ in range(3))
         self.norm_added_q, self.norm_added_k = RMSNorm(dims // heads, eps), RMSNorm(dims // heads, eps)
-        self.to_add_out = Linear(dims, dims)
+        self.to_add_out = Linear(dims, dims, bias)
 
     def __call__(
-        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None
+        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None, prefix: KeyValues | None = None
     ) -> tuple[mx.array, mx.array]:
+        """`prefix`: keys and values of other tokens, which both streams attend to as well."""
         q, k, v = self.project(img)
         txt_q, txt_k, txt_v = (
             split_heads(linear(txt), self._heads) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
@@ -70,9 +71,15 @@ class JointAttention(Projections):
         q = mx.concatenate([self.norm_added_q(txt_q), q], axis=2)  # [B, H, T + L, D/H]
         k = mx.concatenate([self.norm_added_k(txt_k), k], axis=2)
         v = mx.concatenate([txt_v, v], axis=2)
-        out = attend(rotate(q, rope), rotate(k, rope), v, mask=mask)
+        out = attend(rotate(q, rope), *prefixed((rotate(k, rope), v), prefix), mask=mask)
         length = txt.shape[1]
         return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
+
+    def image_alone(self, img: mx.array, rope: Rope) -> tuple[mx.array, KeyValues]:
+        """The image's stream without text, and its keys and values, for `prefix`."""
+        q, k, v = self.project(img)
+        pair = rotate(k, rope), v
+        return self.to_out[0](attend(rotate(q, rope), *pair)), pair
 
 
 class FeedForward(nn.Module):
@@ -84,3 +91,14 @@ class FeedForward(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         out: mx.array = self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
         return out
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU, with the gate's rows above the others in one linear layer; no biases."""
+
+    def __init__(self, dims: int, inner: int):
+        super().__init__()
+        self.linear_in, self.linear_out = Linear(dims, 2 * inner, bias=False), Linear(inner, dims, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_out(swiglu(*mx.split(self.linear_in(x), 2, axis=-1)))

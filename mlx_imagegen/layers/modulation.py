@@ -29,11 +29,13 @@ class FoldedLinear(nn.Module):
         self.table = mx.zeros((rows, columns))
 
 
-def adaln_table(fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, dims: int | None = None) -> mx.array:
+def adaln_table(
+    fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, dims: int | None = None, bias: bool = True
+) -> mx.array:
     """The linear layer at `path` on x [rows, D] -> [rows, chunks, dims], evaluated; the layer's weight is dropped.
     `dims`: the model's width, where x is narrower."""
     inputs = x.shape[-1]
-    return _chunked(fill(Linear(inputs, chunks * (dims or inputs)), path)(x), chunks, dtype)
+    return _chunked(fill(Linear(inputs, chunks * (dims or inputs), bias), path)(x), chunks, dtype)
 
 
 def folded_adaln_table(

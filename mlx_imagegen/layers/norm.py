@@ -15,6 +15,19 @@ class RMSNorm(nn.Module):
         return mx.fast.rms_norm(x, self.weight if scale is None else self.weight * scale, self._eps)
 
 
+class ZeroCentredRMSNorm(nn.Module):
+    """An RMS norm whose weight is stored less one. In float32: in bf16 the sum would lose the weight's digits."""
+
+    def __init__(self, dims: int, eps: float):
+        super().__init__()
+        self.weight = mx.zeros((dims,))
+        self._eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = self.weight.astype(mx.float32) + 1
+        return mx.fast.rms_norm(x.astype(mx.float32), weight, self._eps).astype(x.dtype)
+
+
 class LayerNorm(nn.Module):
     def __init__(self, dims: int, eps: float):
         super().__init__()

@@ -58,6 +58,15 @@ class Strips:
         batch, _, width, channels = self._parts[-1][1].shape
         return batch, self.height, width, channels
 
+    @property
+    def row_bytes(self) -> int:
+        batch, _, width, channels = self.shape
+        return batch * width * channels * self._parts[-1][1].itemsize
+
+    def held(self) -> "Strips":
+        """The same activation, kept where this one is given up piece by piece."""
+        return Strips(self.cut, self)
+
     def rows(self, start: int, stop: int) -> mx.array:
         """Rows [start, stop), from one strip or several."""
         pieces = []

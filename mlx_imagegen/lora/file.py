@@ -67,10 +67,12 @@ MODELS_OF_COMMON_NAMES = (
     ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
     ("FLUX.1 or Stable Diffusion", r"^lora_te1?_text_model|^text_encoder\.|clip_l\."),
 )
+QWEN_IMAGE_21_WIDTH = 4096  # the others' is 3072
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
 # `modelspec.architecture` or `ss_base_model_version`, as trainers write them -> family
 ARCHITECTURES = (
-    ("FLUX.2", r"flux-?2"), ("FLUX.1", r"flux"), ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
+    ("FLUX.2", r"flux-?2"), ("FLUX.1", r"flux"), ("Qwen-Image-2.1", r"qwen[-_ ]?image[-_ ]?2\.?1"),
+    ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
     ("Stable Diffusion 3", r"stable-diffusion-3|sd3"), ("Stable Diffusion or SDXL", r"stable-diffusion|sdxl|sd_v\d"),
 )  # fmt: skip
 # A control LoRA's signs: whole norms in the original's names; or, as diffusers writes it, FLUX.1's first layer widened.
@@ -157,12 +159,21 @@ class LoraFile:
         by_keys = next((name for name, sign in signs if self._any(sign)), None)
         if by_keys and " or " not in by_keys:
             return by_keys
+        if by_keys == "FLUX.1 or Qwen-Image" and any(
+            entry.shape and entry.shape[-1] == QWEN_IMAGE_21_WIDTH for entry in self.entries.values()
+        ):
+            return "Qwen-Image-2.1"
         numbers = [int(n) for key in self.checkpoint for n in re.findall(r"transformer_blocks[._](\d+)", key)]
         if by_keys == "FLUX.1 or Qwen-Image" and max(numbers) >= FLUX_DOUBLE_BLOCKS:
             return "Qwen-Image"
         words = (str(self.metadata.get(key, "")) for key in ("modelspec.architecture", "ss_base_model_version"))
         metadata = " ".join(words).lower()
         return next((name for name, sign in ARCHITECTURES if re.search(sign, metadata)), by_keys)
+
+    @property
+    def families(self) -> list[str]:
+        """Those that it may be for, one by one; none where nothing is known."""
+        return self.family.split(" or ") if self.family else []
 
     @property
     def keys(self) -> list[str]:

@@ -174,7 +174,7 @@ def _fused_shape(known: ModuleNames, targets: Sequence[RowRange], parameter: str
 def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     """Raises with everything that is wrong, unless entries only lack a place and `partial` allows that."""
     file = match.lora.file
-    other = file.family if file.family and title not in file.family else None
+    other = file.family if file.families and title not in file.families else None
     looks = f" It looks like a LoRA for {other}." if other else ""
     unmatched = "; ".join(f"'{name}' ({why})" for name, why in list(match.unmatched.items())[:4])
     unmatched += f"; and {len(match.unmatched) - 4} more" if len(match.unmatched) > 4 else ""

@@ -126,7 +126,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
     """All that decides about a column's pictures and seconds, apart from the prompt."""
     model = _model(name)
     recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
-    pictures = [fingerprint(open_picture(path)) for path in parameters.get("references", ())]
+    pictures = [fingerprint(open_picture(path, alpha=True)) for path in parameters.get("references", ())]
     return {
         "model": model.requested_as,  # two folders' files can have the same stamp
         "manifest": repr(model.manifest),

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RequestError
@@ -211,10 +211,16 @@ class Tokens:
     text: int
     image: int  # the picture's own
     references: int
+    prefix: int  # of references that stand before the picture, beyond those of the text
 
     @property
     def loop(self) -> int:
         return self.image + self.references
+
+    @property
+    def before(self) -> int:
+        """All that stands before the picture."""
+        return self.text + self.prefix
 
 
 def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
@@ -222,7 +228,7 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
     text, image = words + more.prompt, math.prod(family.grid(settings))
-    return Tokens(text + -text % multiple, image + -image % multiple, more.image)
+    return Tokens(text + -text % multiple, image + -image % multiple, more.image, more.prefix)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -254,7 +260,7 @@ def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe |
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
         if _any(path, roles.queries):
-            seen = count if _any(path, roles.apart) else tokens.loop + tokens.text
+            seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
             flops += 4.0 * count * seen * rows
     return flops, traffic
 
@@ -272,17 +278,23 @@ def _working_bytes(
     if stage == "decode":
         decoder = family.components[family.stages[stage][0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
-    count = tokens.text + (tokens.loop if stage == "denoise" else 0)
+    count, keys = tokens.text, tokens.text
+    if stage == "denoise":  # a step, or what stands before the picture, computed once
+        count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
     most = max(
-        (block_bytes(family.components[name], count, gpu, queries, recipe) for name in family.stages[stage]), default=0
+        (block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in family.stages[stage]),
+        default=0,
     )
-    if prompt.references and "vae_encoder" in family.stages[stage]:  # one picture after the other
-        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
-        pixels = max(family.reference_tokens(each, settings).image for each in alone) * family.size_multiple**2
-        most = max(most, _autoencoder_bytes(family.components["vae_encoder"], pixels, ("encoder.conv_in", 0), gpu))
+    if stage == "denoise" and family.prefix_values:
+        branches = 2 if settings.cfg > 1 else 1
+        most += branches * tokens.before * family.prefix_values * _size(family.transformer, gpu)
+    if stage == "encode" and (pixels := family.reference_pixels(prompt)):  # one picture after the other
+        encoder = family.components["vae_encoder"]
+        held = 0 if "vae_encoder" in family.stages[stage] else held_bytes(encoder, gpu)
+        most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most += family.vision_param_count * (GPU_SIZE if gpu else 4)
+        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
     if settings.cache and stage == "denoise":
         most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
@@ -298,19 +310,26 @@ def _width(linears: Sequence[tuple[str, Shape, Any]], queries: tuple[str, ...]) 
 
 
 def block_bytes(
-    component: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES, recipe: Recipe | None = None
+    component: Component,
+    tokens: int,
+    gpu: bool,
+    queries: tuple[str, ...] = QUERIES,
+    recipe: Recipe | None = None,
+    keys: int = 0,
 ) -> int:
     """One block: its streams and its widest layer's input and output; on the CPU, attention's scores, the rows of a
-    weight that are unpacked at a time, and what is freed and kept."""
+    weight that are unpacked at a time, and what is freed and kept. `keys`: of how many tokens it attends to, where they
+    are more than its own."""
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
     width = _width(linears, queries)
     widest = max(max(shape) for _, shape, _ in linears)
-    total = tokens * (STREAMS * width + 2 * widest) * _size(component, gpu)
+    keys = max(keys, tokens)
+    total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)
     if gpu:
         return total + _in_flight_bytes(tokens * width * _size(component, gpu))
-    total += SCORES * component.heads * tokens**2 * 4
+    total += SCORES * component.heads * tokens * keys * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears

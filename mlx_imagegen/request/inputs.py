@@ -18,6 +18,7 @@ from ..hub.manifest import Manifest
 from ..image import Picture, open_picture
 from ..masks import sampled
 from ..vision.patches import MAX_ASPECT
+from . import options
 
 
 def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
@@ -34,7 +35,8 @@ def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[
     limit = manifest.extras.get("references_limit")
     if limit is not None and len(given) > limit:
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
-    pictures = tuple(open_picture(reference, "references") for reference in given)
+    alpha = options.takes(manifest, "transparent")
+    pictures = tuple(open_picture(reference, "references", alpha) for reference in given)
     for width, height in (picture.size for picture in pictures):
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise RequestError(

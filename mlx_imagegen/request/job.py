@@ -146,7 +146,8 @@ def _jobs(
 ) -> list[Job]:
     noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
-    image, canvas = open_canvas(given, (given.get("width"), given.get("height"))) or (None, None)
+    size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
+    image, canvas = open_canvas(given, size, keep_alpha) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
@@ -165,6 +166,7 @@ def _jobs(
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
     guidance = _guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes)
     steps = _steps(manifest, steps)
+    extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
         steps=steps,

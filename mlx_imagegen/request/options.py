@@ -159,6 +159,20 @@ def preview(kind: str | None) -> str:
     return kind or FAST
 
 
+def takes(manifest: Manifest, parameter: str) -> bool:
+    """Whether a model takes a parameter that only some do."""
+    return parameter in manifest.extras.get("takes", ())
+
+
+def transparency(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
+    """Whether the picture gets an alpha."""
+    if wanted and not takes(manifest, "transparent"):
+        raise RequestError(
+            f"transparent: {manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1."
+        )
+    return {"transparent": True} if wanted else {}
+
+
 def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:
     """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
     if blend in (None, 0, False):

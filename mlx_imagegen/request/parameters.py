@@ -254,6 +254,15 @@ class PictureParameters(TypedDict, total=False):
             aliases=("images", "image_paths", "reference_images", "ref_images"),
         ),
     ]  # fmt: skip
+    transparent: Annotated[
+        bool | None,
+        Parameter(
+            SWITCH,
+            "Qwen-Image-2.1: a picture with alpha; the prompt says what is transparent",
+            "pictures",
+            default=False,
+        ),
+    ]
     layout: Annotated[
         "Sequence[Any] | None",
         Parameter(

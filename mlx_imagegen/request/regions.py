@@ -26,7 +26,7 @@ PLACES = ("left", "center", "right", "top", "bottom")
 class Canvas:
     """The input picture as it will be drawn on, and what is drawn of it (None: all)."""
 
-    picture: Image.Image  # RGB
+    picture: Image.Image  # RGB, or RGBA for models that read alpha
     mask: Image.Image | None = None
     values: Mapping[str, Any] = field(default_factory=dict)  # by parameter, for records
     hidden: bool = False  # what is drawn has no pixels of its own yet: it is outside the picture, or transparent
@@ -45,14 +45,20 @@ class Canvas:
         return Region(self.picture, self.mask, crop)
 
 
-def open_canvas(given: Mapping[str, Any], size: tuple[int | None, int | None]) -> tuple[Image.Image, Canvas] | None:
-    """The input picture as given, with its transparency, and the canvas. `size`: width and height as asked for."""
+def open_canvas(
+    given: Mapping[str, Any], size: tuple[int | None, int | None], keep_alpha: bool = False
+) -> tuple[Image.Image, Canvas] | None:
+    """The input picture as given, with its transparency, and the canvas. `size`: width and height as asked for.
+    `keep_alpha`: the model reads transparency, which for others is a mask."""
     named = [name for name in NEEDS_IMAGE if given.get(name) is not None]
     if given.get("image") is None:
         if named:
             raise RequestError(f"{named[0]} says which part of a picture to draw, and no image is given; add image.")
         return None
     picture, opaque = open_with_alpha(given["image"])
+    if keep_alpha and opaque is not None:
+        picture.putalpha(opaque)
+        opaque = None
     mask, values = _mask(given, picture.size, opaque)
     margins = _margins(given, picture.size, size)
     if margins is not None:

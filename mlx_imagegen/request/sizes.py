@@ -72,7 +72,7 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         return nearest_shape(given[0], trained)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
     if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
-        near = proportioned(given[-1], area, 2 * multiple)
+        near = proportioned(given[-1], area, manifest.extras["references"]["multiple"])
         return near[0] if asked.width is None else asked.width, near[1] if asked.height is None else asked.height
     return next(iter(sizes.values()), sides)
 

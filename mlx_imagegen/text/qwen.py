@@ -1,13 +1,15 @@
 """The Qwen language model: the text encoder of Qwen-Image (Qwen2.5-VL), of Z-Image and FLUX.2 klein (Qwen3), of
-Qwen-Image-2.1 (Qwen3-VL), and the whole body of HiDream-O1 (Qwen3-VL).
+Qwen-Image-2.1 and FLUX.3 (Qwen3-VL), and the whole body of HiDream-O1 (Qwen3-VL); and Mistral's, FLUX.2 dev's.
 
 In: embeddings [B, L, D], rope tables, perhaps keys and values of a prefix. Out: features [B, L, D] after the last norm,
-the states after chosen layers, or the prefix's keys and values. The config says which generation it is: Qwen2.5 has
-biases on q, k and v; Qwen3 norms q and k head by head; the VL models have three position axes, interleaved in Qwen3-VL.
-Embedding rows are the caller's: they are gathered from the file, so that the table (up to 1.2 GB) is never loaded.
+the states after chosen layers, or the prefix's keys and values. The config says which one it is: Qwen2.5 has biases on
+q, k and v; Qwen3 norms q and k head by head, Mistral does neither; the VL models have three position axes, interleaved
+in Qwen3-VL. Embedding rows are the caller's: they are gathered from the file, so that the table (up to 1.3 GB) is never
+loaded.
 Must not know: prompts, templates, pictures, what is generated.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..layers.activation import swiglu
-from ..layers.attention import attend, split_heads
+from ..layers.attention import KeyValues, attend, prefixed, split_heads
 from ..layers.blocks import AfterFirstBlock
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
@@ -28,7 +30,6 @@ from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
-KeyValues = tuple[mx.array, mx.array]  # [1, kv heads, L, head_dim] each, after norm and rope
 
 # What transformers 4 writes into every text_config, for generation and training; none of it changes a forward pass.
 UNUSED = frozenset(
@@ -48,6 +49,9 @@ UNUSED = frozenset(
 MULTIMODAL = frozenset(
     "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id".split()
 )
+
+PREFIX = re.compile(r"^((model|language_model)\.)*")
+TEXT_ONLY = ("qwen3", "mistral")  # model types without a vision tower's positions
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,15 @@ class QwenConfig(Config):
     @property
     def input_biases(self) -> bool:
         """Qwen2.5's code gives q, k and v biases whatever the config says."""
-        return self.attention_bias or not self.third_generation
+        return self.attention_bias or self.model_type.startswith("qwen2")
 
 
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
 
 
-def from_published(name: str) -> Iterable[RowRange]:
-    """A tensor's name in a published file (`model.`), or as newer transformers has it in memory
-    (`model.language_model.`), or the bare model's own."""
-    yield RowRange(name.removeprefix("model.").removeprefix("language_model."))
-
-
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
-    """From a Qwen2.5-VL, Qwen3-VL or Qwen3 config.json, old (all at the top) or new (text_config, rope_parameters)."""
+    """From a config.json of Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral, old (all at the top) or new (text_config,
+    rope_parameters)."""
     flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
     text = dict(data.get("text_config") or flat)
     rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
@@ -116,9 +115,9 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
 
 def _check(config: QwenConfig, where: Path) -> None:
     vision = config.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
-    if not vision and config.model_type != "qwen3":
+    if not vision and config.model_type not in TEXT_ONLY:
         raise ConfigError(
-            f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL or Qwen3 language model."
+            f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model."
         )
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
@@ -184,11 +183,30 @@ def text_positions(
     return np.concatenate(columns, axis=1)
 
 
+def from_published(name: str) -> Iterable[RowRange]:
+    """A language model's tensor as any version of transformers saves it: `model.`, `model.language_model.` or
+    `language_model.model.` before the name."""
+    yield RowRange(PREFIX.sub("", name))
+
+
+def padded_mask(length: int, total: int) -> mx.array:
+    """[1, 1, total, total]: causal, and nothing attends to the padding that follows `length` tokens."""
+    places = mx.arange(total)
+    return ((places[None] <= places[:, None]) & (places[None] < length))[None, None]
+
+
+def unread_tensors(config: QwenConfig, layers: int) -> tuple[str, ...]:
+    """How the names of tensors begin that the states after `layers` layers do not need."""
+    return (*(f"layers.{index}." for index in range(layers, config.num_hidden_layers)), "norm.", HEAD)
+
+
 class LanguageModel(nn.Module):
-    def __init__(self, config: QwenConfig):
+    def __init__(self, config: QwenConfig, layers: int | None = None):
+        """`layers`: so many alone, and no last norm, where nothing but `states` is asked for."""
         super().__init__()
-        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = [DecoderLayer(config) for _ in range(layers or config.num_hidden_layers)]
+        if layers is None:
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
         self,
@@ -237,6 +255,14 @@ class LanguageModel(nn.Module):
                 kept[index + 1] = x
         return [kept[count] for count in layers]
 
+    def unattended_states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
+        """`states` of tokens that attend to nothing, themselves included: what a mask makes of padding on the left."""
+        kept = {0: x}
+        for index, layer in enumerate(self.layers[: max(layers)]):
+            x = layer.feed(x)
+            kept[index + 1] = x
+        return [kept[count] for count in layers]
+
     def keys_values(self, x: mx.array, rope: Rope, deepstack: Sequence[mx.array] = ()) -> list[KeyValues]:
         """Each layer's keys and values for x, attending causally, evaluated. `deepstack`: [1, L, D] each, added after
         the first layers (Qwen3-VL's vision features; zero at other tokens)."""
@@ -264,8 +290,11 @@ class DecoderLayer(nn.Module):
         """The residual stream stays in x's dtype; what the linears see is in the weights'."""
         dtype = self.input_layernorm.weight.dtype
         out, pair = self.self_attn(self.input_layernorm(x).astype(dtype), rope, mask, prefix)
-        x = x + out
-        return x + self.mlp(self.post_attention_layernorm(x).astype(dtype)), pair
+        return self.feed(x + out), pair
+
+    def feed(self, x: mx.array) -> mx.array:
+        """The layer's second half."""
+        return x + self.mlp(self.post_attention_layernorm(x).astype(self.input_layernorm.weight.dtype))
 
 
 class Attention(nn.Module):
@@ -289,10 +318,7 @@ class Attention(nn.Module):
         if "q_norm" in self:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate_halves(q, rope), rotate_halves(k, rope)
-        pair = k, v
-        if prefix is not None:
-            k, v = mx.concatenate([prefix[0], k], axis=2), mx.concatenate([prefix[1], v], axis=2)
-        return self.o_proj(attend(q, k, v, mask=mask)), pair
+        return self.o_proj(attend(q, *prefixed((k, v), prefix), mask=mask)), (k, v)
 
 
 class MLP(nn.Module):

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, MissingFileError, RequestError
 from ..layers.patches import Grid
-from ..loading.config import Config
+from ..loading.config import Config, read_json
 
 COLOURS = 3
 MAX_ASPECT = 200  # transformers refuses narrower pictures
@@ -61,6 +61,22 @@ class PatchConfig(Config):
                 "from the model's repository."
             )
         return config
+
+
+def read_patch_config(*folders: Path) -> PatchConfig:
+    """From preprocessor_config.json, or the image processor's part of processor_config.json (newer transformers), in
+    the first of `folders` that has one."""
+    for folder in folders:
+        alone, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
+        if alone.is_file():
+            return PatchConfig.read_part(read_json(alone), alone)
+        if joint.is_file() and isinstance(part := read_json(joint).get("image_processor"), dict):
+            return PatchConfig.read_part(part, joint)
+    missing = folders[0] / "preprocessor_config.json"
+    raise MissingFileError(
+        f"{missing} is not there, by which pictures are prepared for the vision tower; download it from the model's "
+        "repository."
+    )
 
 
 class Patches(NamedTuple):

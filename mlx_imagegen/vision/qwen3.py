@@ -14,11 +14,11 @@ import mlx.nn as nn
 
 from ..errors import ConfigError
 from ..loading.component import Component
-from ..loading.config import Config, read_json
+from ..loading.config import Config
 from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
-from .patches import PatchConfig, Patches
+from .patches import PatchConfig, Patches, read_patch_config
 
 VISUAL = "model.visual"
 
@@ -58,27 +58,34 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     return VisionModel(theirs)
 
 
-def open_tower(part: dict[str, Any], folder: Path, weights: Weights) -> tuple[Component, VisionConfig, PatchConfig]:
-    """The tower, not yet loaded, every tensor checked, and how pictures are cut for it."""
-    config, patches = read_vision_config(part, folder)
+def open_tower(config: VisionConfig, weights: Weights) -> Component:
+    """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check."""
     root = nn.Module()
     root.model = nn.Module()
     root.model.visual = vision_tower(config)
-    unused = ("lm_head.", "model.language_model.", "model.t_embedder1.", "model.x_embedder.", "model.final_layer2.")
-    tower = check_tensors(weights, [root], unused, transforms=weights.transforms)
-    return Component(tower, lambda: vision_tower(config), compute_dtype(), VISUAL), config, patches
+    others = [name for name in weights.slices if not name.startswith(f"{VISUAL}.")]
+    tower = check_tensors(weights, [root], others, transforms=weights.transforms)
+    return Component(tower, lambda: vision_tower(config), compute_dtype(), VISUAL)
 
 
-def read_vision_config(part: dict[str, Any], folder: Path) -> tuple[VisionConfig, PatchConfig]:
-    config = VisionConfig.read(part, f"{folder / 'config.json'}: vision_config")
+def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tuple[VisionConfig, PatchConfig]:
+    """The tower's config, and how pictures are cut for it, from the first of `folders` that says so. `where`: the
+    config.json that `part` is of."""
+    config = VisionConfig.read(part, f"{where}: vision_config")
     if config.hidden_act != "gelu_pytorch_tanh":
-        raise ConfigError(
-            f"{folder / 'config.json'}: vision_config's hidden_act '{config.hidden_act}' is not known here."
-        )
-    where = folder / "preprocessor_config.json"
-    if not where.is_file() and (folder / "tokenizer" / where.name).is_file():
-        where = folder / "tokenizer" / where.name
-    return config, PatchConfig.read_part(read_json(where), where)
+        raise ConfigError(f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known here.")
+    patches = read_patch_config(*folders)
+    for field, found, expected in (
+        ("patch_size", patches.patch_size, config.patch_size),
+        ("merge_size", patches.merge_size, config.spatial_merge_size),
+        ("temporal_patch_size", patches.temporal_patch_size, config.temporal_patch_size),
+    ):
+        if found != expected:
+            raise ConfigError(
+                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has "
+                f"{expected}: the files are of different models. Take them from one repository."
+            )
+    return config, patches
 
 
 def encode_patches(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtype) -> Features:
@@ -90,3 +97,17 @@ def encode_patches(tower: nn.Module, pictures: Sequence[Patches], dtype: mx.Dtyp
         embeds.append(main)
         deepstack.append(more)
     return Features(mx.concatenate(embeds), [mx.concatenate(list(level)) for level in zip(*deepstack, strict=True)])
+
+
+def placed(txt: mx.array, features: Features | None, places: Sequence[int]) -> tuple[mx.array, tuple[mx.array, ...]]:
+    """Embeddings [1, T, D] with the features at their places, and the deepstack features, zero elsewhere, [1, T, D]
+    each; evaluated."""
+    deepstack = []
+    if features is not None:
+        where = mx.array(list(places))
+        txt[0, where] = features.embeds.astype(txt.dtype)
+        for level in features.deepstack:
+            deepstack.append(mx.zeros_like(txt))
+            deepstack[-1][0, where] = level.astype(txt.dtype)
+    mx.eval(txt, deepstack)
+    return txt, tuple(deepstack)

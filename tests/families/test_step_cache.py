@@ -14,6 +14,7 @@ from mlx_imagegen.pipeline import Pipeline, load
 from mlx_imagegen.planning.plan import plan, step_cache_bytes
 from mlx_imagegen.request.job import resolve, usual_job
 from mlx_imagegen.result import Result, StepEvent
+from tests.conftest import DATA
 
 PROMPT = "a red circle on a white background"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 12, "seed": 5}
@@ -158,6 +159,16 @@ def test_packed_weights_and_pictures_to_start_from(model: str) -> None:
     plain, cached = (warm.generate(PROMPT, cache=cache, **more) for cache in (None, 0.3))
     assert reused(cached) >= 3 and "of 11 steps" in cached.report.choices["step cache"]
     assert np.abs(pixels(plain) - pixels(cached)).mean() < 6
+
+
+@pytest.mark.parametrize("folder", ["z_image/base", "qwen_image_21/model"])
+def test_families_without_a_demo_model(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm, small = load(DATA / folder), SMALL | {"guidance": 3.0}
+    monkeypatch.setitem(warm.model.manifest.extras, "step_cache", {})  # a polynomial of the real model's
+    plain, never, always = (warm.generate(PROMPT, cache=cache, **small) for cache in (None, 1e-9, 2.0))
+    assert (pixels(plain) == pixels(never)).all() and reused(never) == 0 and reused(always) == 6
+    count, _ = passes(warm, lambda: warm.generate(PROMPT, guidance_until=0.5, **small))
+    assert count == 18
 
 
 def test_guidance_until_drops_the_second_branch(pipeline: Pipeline) -> None:

@@ -21,7 +21,7 @@ def by_name(manifest: Manifest) -> str:
 
 @pytest.mark.parametrize("manifest", PUBLISHED, ids=by_name)
 def test_every_manifest_is_complete(manifest: Manifest) -> None:
-    assert manifest.family in ("flux1", "qwen_image", "hidream_o1", "z_image")
+    assert manifest.family in ("flux1", "qwen_image", "qwen_image_21", "hidream_o1", "z_image")
     assert manifest.repo and re.fullmatch(r"[\w.-]+/[\w.-]+", manifest.repo)
     assert manifest.revision and COMMIT.fullmatch(manifest.revision), "a branch can change under a user's feet"
     assert manifest.licence != "unknown"

@@ -16,9 +16,9 @@ from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
-STORED = ("flux/dev", "qwen_image/image", "hidream_o1")
+STORED = ("flux/dev", "qwen_image/image", "qwen_image_21/model", "hidream_o1")
 PUBLISHED = {"flux-dev", "flux-schnell", "flux-fill-dev", "flux-depth-dev", "qwen-image", "hidream-o1"}
-PUBLISHED |= {"z-image", "z-image-turbo"}
+PUBLISHED |= {"qwen-image-2.1", "z-image", "z-image-turbo"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -52,6 +52,7 @@ def test_every_shapes_file_is_some_manifests() -> None:
         ("flux-depth-dev", 11.9),
         ("flux-kontext-dev", 11.9),
         ("qwen-image", 20.4),
+        ("qwen-image-2.1", 7.1),
         ("hidream-o1", 8.8),
         ("z-image", 6.15),
         ("z-image-turbo", 6.15),

@@ -26,9 +26,10 @@ from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import CHIPS, describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
-from mlx_imagegen.vision.qwen3 import open_tower
+from mlx_imagegen.vision.qwen3 import open_tower, read_vision_config
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
+from tests.families.qwen_image_21.test_qwen_image_21 import open_pipeline as open_qwen_image_21
 from tests.tiny import draw_flux
 from tests.watch import Velocity, around_velocity
 
@@ -37,6 +38,7 @@ DATA = drawn_data()
 STORED = {
     "flux1": DATA / "flux" / "dev",
     "qwen_image": DATA / "qwen_image" / "image",
+    "qwen_image_21": DATA / "qwen_image_21" / "model",
     "hidream_o1": DATA / "hidream_o1",
     "z_image": DATA / "z_image" / "base",
 }
@@ -109,6 +111,28 @@ def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     assert plan(pipeline.family, settings, prompt=prompt).step_flops == pytest.approx(flops, rel=0.005)
 
 
+def test_references_that_stand_before_the_picture_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No linear layer sees them in a step, but every token attends to them; their keys and values are kept."""
+    pipeline = open_qwen_image_21(STORED["qwen_image_21"])
+    pictures = [Image.new("RGB", size) for size in ((96, 96), (200, 110))]
+    asked: dict[str, Any] = {"width": 256, "height": 256, "steps": 1, "references": pictures}
+    flops, settings = counted(pipeline, Counter(monkeypatch), **asked)
+    (branch,) = pipeline._branches.values()
+    prompt = Prompt("a cat", tuple(pictures))
+    found = pipeline.family.reference_tokens(prompt, settings)
+    assert found.image == 0 and found.prompt + found.prefix == branch.references.shape[1] > 10
+    monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1])
+    made, alone = plan(pipeline.family, settings, gpu=True, prompt=prompt), plan(pipeline.family, settings, gpu=True)
+    assert made.step_flops == pytest.approx(flops, rel=0.01) and made.step_flops > alone.step_flops
+    (denoiser,) = pipeline._denoisers._kept[1:]
+    (condition,) = denoiser.branches
+    kept = sum(array.size for pair in condition.prefix for array in pair)
+    assert kept == pipeline.family.prefix_values * (branch.txt.shape[1] + branch.references.shape[1])
+    denoise, plain = made.stages[1], alone.stages[1]
+    more = denoise.working_bytes - plain.working_bytes
+    assert more >= 2 * pipeline.family.prefix_values * branch.references.shape[1]  # in bfloat16
+
+
 @pytest.mark.parametrize("extra", [{}, {"layout": [[0.1, 0.5, 0.1, 0.9]]}])
 def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Other layers than the first and the last see them, in every step."""
@@ -129,7 +153,9 @@ def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
     """It comes and goes before the denoiser; where that stays in memory, beside it."""
     family = load(STORED["hidream_o1"]).family
     assert isinstance(family, HiDreamO1)
-    tower, _, _ = open_tower(family.files.config.vision, family.files.folder, family.files.weights)
+    folder = family.files.folder
+    vision, _ = read_vision_config(family.files.config.vision, folder / "config.json", folder)
+    tower = open_tower(vision, family.files.weights)
     loaded = sum(value.nbytes for _, value in tree_flatten(tower.load().parameters()))
     settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
     alone = plan(family, settings, gpu=False)

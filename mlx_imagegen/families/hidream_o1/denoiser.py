@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ...layers.attention import KeyValues
 from ...loading.component import Component
-from ...text.qwen import KeyValues, Rope
+from ...text.qwen import Rope
 from ..base import Denoiser
 
 

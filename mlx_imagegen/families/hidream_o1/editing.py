@@ -14,7 +14,7 @@ import numpy as np
 from ...image import Box, to_pixels
 from ...layers.patches import Grid, patchified
 from ...precision import compute_dtype
-from ...vision.patches import merged_grid, to_patches
+from ...vision.patches import PatchConfig, merged_grid, to_patches
 from ...vision.qwen3 import Features, VisionConfig, encode_patches, open_tower, read_vision_config
 from ..base import Prompt, ReferenceTokens
 from .files import HiDreamFiles
@@ -36,7 +36,8 @@ def encode_references(
     if not prompt.references:
         return EncodedReferences()
     patch = files.config.patch.patch_size
-    tower, vision, cut = open_tower(files.config.vision, files.folder, files.weights)
+    vision, cut = _vision_config(files)
+    tower = open_tower(vision, files.weights)
     references = prepared(prompt.references, size, **_rules(prompt, files, vision, kept_side))
     pictures = [to_patches(reference.shown, cut) for reference in references]
     features = encode_patches(tower.load(), pictures, compute_dtype())
@@ -57,13 +58,18 @@ def tokens_of(
     """How many tokens `encode_references` will give, without looking at the pictures."""
     if not prompt.references:
         return ReferenceTokens()
-    vision, cut = read_vision_config(files.config.vision, files.folder)
+    vision, cut = _vision_config(files)
     given = [picture.size for picture in prompt.references]
     found = sizes(given, size, **_rules(prompt, files, vision, kept_side))
     return ReferenceTokens(
         sum(math.prod(merged_grid(shown, cut)) for _, shown in found),
         sum(math.prod(read) for read, _ in found) // files.config.patch.patch_size**2,
     )
+
+
+def _vision_config(files: HiDreamFiles) -> tuple[VisionConfig, PatchConfig]:
+    folder = files.folder
+    return read_vision_config(files.config.vision, folder / "config.json", folder, folder / "tokenizer")
 
 
 class Rules(TypedDict):

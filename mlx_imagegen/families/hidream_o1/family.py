@@ -29,6 +29,7 @@ from ...sampling import (
     twice_shifted_schedule,
 )
 from ...text.qwen import mrope
+from ...vision.qwen3 import placed
 from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
 from .denoiser import Condition, HiDreamO1Denoiser
 from .editing import EncodedReferences, encode_references, tokens_of
@@ -82,16 +83,10 @@ class HiDreamO1(Family[HiDreamBranch]):
         ids = prompt_ids(text, config, self.files.tokenizer, encoded.shown)
         # The last id stands for the timestep, which each step embeds itself.
         txt = self.files.weights.gather(TABLE, ids[:-1], RESIDUAL_DTYPE)[None]  # [1, T, D]
-        deepstack = []
-        if encoded.features is not None:
-            places = mx.array([index for index, token in enumerate(ids) if token == config.image_token])
-            txt[0, places] = encoded.features.embeds.astype(RESIDUAL_DTYPE)
-            for level in encoded.features.deepstack:
-                deepstack.append(mx.zeros_like(txt))
-                deepstack[-1][0, places] = level.astype(RESIDUAL_DTYPE)
-        mx.eval(txt, deepstack)
+        places = [index for index, token in enumerate(ids) if token == config.image_token]
+        txt, deepstack = placed(txt, encoded.features, places)
         where = positions(ids, config, self.grid(settings), encoded.shown, encoded.grids)
-        return HiDreamBranch(txt, where, tuple(deepstack), encoded.patches), notes
+        return HiDreamBranch(txt, where, deepstack, encoded.patches), notes
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         return 1, self.patch.in_channels, settings.height, settings.width
@@ -137,6 +132,11 @@ class HiDreamO1(Family[HiDreamBranch]):
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         scale: float = settings.extras["noise_scale"][0]
         return scale * x
+
+    @property
+    def prefix_values(self) -> int:
+        text = self.files.config.text
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_size
 
     @property
     def vision_param_count(self) -> int:

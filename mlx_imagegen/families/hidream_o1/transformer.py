@@ -13,11 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...layers.attention import KeyValues
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.embed import TimestepEmbedder
 from ...layers.linear import Linear
 from ...precision import RESIDUAL_DTYPE
-from ...text.qwen import KeyValues, LanguageModel, Rope
+from ...text.qwen import LanguageModel, Rope
 from .config import HiDreamConfig
 
 

@@ -190,6 +190,11 @@ class QwenImage(Family[QwenImageBranch]):
             sum(math.prod(editing.latent_size(size)) for size in sizes) // self.size_multiple**2,
         )
 
+    def reference_pixels(self, prompt: Prompt) -> int:
+        editing = self.files.editing
+        sizes = (editing.latent_size(picture.size) for picture in prompt.references) if editing else ()
+        return max(map(math.prod, sizes), default=0)
+
     def fold(self, settings: Settings) -> Fold:
         """The modulation depends on the timestep alone, so that the schedule says all of it."""
         schedule = self.schedule(settings)

@@ -31,5 +31,5 @@ SPEC = FamilySpec(
     single_files="mlx_imagegen.families.qwen_image.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer"},
     packaged_tokenizers={"tokenizer": "qwen2"},
-    lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)",
+    lora_sign=r"transformer_blocks[._]\d+[._](img|txt)_(mlp[._]net|mod)",
 )

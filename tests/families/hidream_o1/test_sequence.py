@@ -16,7 +16,7 @@ from mlx_imagegen.families.hidream_o1.tokens import positions
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.names import same_names
 from mlx_imagegen.loading.tensors import NamedTensors, name_tensors
-from mlx_imagegen.vision.qwen3 import open_tower
+from mlx_imagegen.vision.qwen3 import open_tower, read_vision_config
 
 RECORDED = Path(__file__).parents[2] / "data" / "hidream_o1" / "recorded"
 IDS = {"<|boi_token|>": 151669, "<|tms_token|>": 151673}
@@ -44,7 +44,8 @@ def test_full_size_names_and_shapes_bind(tmp_path: Path) -> None:
     preprocessor = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3,
                     "image_std": [0.5] * 3, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    open_tower(data["vision_config"], tmp_path, checked)  # the eyes' 351 tensors
+    vision, _ = read_vision_config(data["vision_config"], tmp_path / "config.json", tmp_path)
+    open_tower(vision, checked)  # the eyes' 351 tensors
 
 
 def test_what_stays_out_of_memory() -> None:

@@ -1,0 +1,62 @@
+"""Qwen-Image-2.1 against diffusers on freshly drawn models: other widths, heads, axes and sizes each time."""
+
+import importlib
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.autoencoders import test_qwen_image_21 as autoencoder
+from tests.families.qwen_image_21.test_qwen_image_21 import (
+    WAYS,
+    check_block,
+    check_ids,
+    check_picture,
+    check_states,
+    check_transformer,
+    opened,
+)
+
+pytestmark = pytest.mark.parity
+REFERENCES = Path(__file__).parents[1] / "references"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REFERENCES)  # the script imports its neighbours
+        return importlib.import_module("qwen_image_21")
+
+
+@pytest.fixture(scope="module", params=["own_sigmas", "even"])
+def drawn(request: pytest.FixtureRequest, script: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    seed = secrets.randbelow(10**6)
+    folder = tmp_path_factory.mktemp("qwen21") / f"{request.param}-{seed}"  # the seed is in every failure's path
+    script.draw(folder, seed, turbo=request.param == "own_sigmas")
+    return folder
+
+
+def test_ids_and_text_states(drawn: Path) -> None:
+    check_ids(drawn)
+    check_states(drawn)
+
+
+def test_block_and_transformer(drawn: Path) -> None:
+    check_block(drawn)
+    check_transformer(drawn)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pictures(drawn: Path, way: str) -> None:
+    check_picture(drawn, way)
+    assert bool(opened(drawn)[0].files.sigmas) == drawn.name.startswith("own_sigmas")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_autoencoder_alone(number: int, script: Any, tmp_path: Path) -> None:
+    seed = secrets.randbelow(10**6)
+    print(f"seed {seed}")  # shown when the test fails
+    script.draw_autoencoder(tmp_path, seed)
+    for check in autoencoder.CHECKS:
+        check(autoencoder.load(tmp_path))
