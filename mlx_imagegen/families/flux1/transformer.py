@@ -14,9 +14,10 @@ import mlx.nn as nn
 
 from ...layers.activation import gelu_tanh
 from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import Attention, FeedForward, JointAttention
 from ...layers.linear import Linear
-from ...layers.modulation import modulate
+from ...layers.modulation import modulate, table_row
 from ...layers.rope import Rope
 from .config import FluxConfig
 
@@ -64,7 +65,7 @@ class FluxTransformer(nn.Module):
         self, index: int, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation
     ) -> tuple[mx.array, mx.array]:
         double: DoubleBlock = self.transformer_blocks[index]
-        return double(img, txt, rope, modulation.img[index], modulation.txt[index])
+        return double(img, txt, rope, table_row(modulation.img, index), table_row(modulation.txt, index))
 
     def _others(self, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
         """All blocks but the first, for the image's tokens."""
@@ -72,7 +73,7 @@ class FluxTransformer(nn.Module):
             img, txt = self._double(index, img, txt, rope, modulation)
         x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
         for index, single in enumerate(self.single_transformer_blocks):
-            x = single(x, rope, modulation.single[index])
+            x = single(x, rope, table_row(modulation.single, index))
         return x[:, txt.shape[1] :]
 
 
@@ -92,10 +93,10 @@ class DoubleBlock(nn.Module):
         img_attn, txt_attn = self.attn(
             modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
         )
-        img = img + img_gate * img_attn
-        img = img + img_gate2 * self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS))
-        txt = txt + txt_gate * txt_attn
-        txt = txt + txt_gate2 * self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS))
+        img = gated_sum(img, img_gate, img_attn)
+        img = gated_sum(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
+        txt = gated_sum(txt, txt_gate, txt_attn)
+        txt = gated_sum(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
         return img, txt
 
 
@@ -111,4 +112,4 @@ class SingleBlock(nn.Module):
         shift, scale, gate = mod
         y = modulate(x, shift, scale, NORM_EPS)
         y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # [B, L, 5 D]
-        return x + gate * self.proj_out(y)
+        return gated_sum(x, gate, self.proj_out(y))

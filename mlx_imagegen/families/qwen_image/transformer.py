@@ -15,9 +15,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import FeedForward, JointAttention
 from ...layers.linear import Linear
-from ...layers.modulation import modulate
+from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
 from .config import QwenImageConfig
@@ -42,13 +43,13 @@ class Modulation(NamedTuple):
     clean: mx.array | None = None
 
     def of_text(self, block: int, length: int) -> list[Part]:
-        return [Part(length, self.txt[block])]
+        return [Part(length, table_row(self.txt, block))]
 
     def of_image(self, block: int, lengths: tuple[int, int]) -> list[Part]:
         """`lengths`: the picture's tokens and its references'."""
         if self.clean is None or lengths[1] == 0:
-            return [Part(sum(lengths), self.img[block])]
-        return [Part(lengths[0], self.img[block]), Part(lengths[1], self.clean[block])]
+            return [Part(sum(lengths), table_row(self.img, block))]
+        return [Part(lengths[0], table_row(self.img, block)), Part(lengths[1], table_row(self.clean, block))]
 
 
 class QwenImageTransformer(nn.Module):
@@ -109,20 +110,24 @@ class Block(nn.Module):
         mask: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         img_attn, txt_attn = self.attn(_scaled(img, img_mod, 0), _scaled(txt, txt_mod, 0), rope, mask)
-        img = img + _gated(img_attn, img_mod, 0)
-        img = img + _gated(self.img_mlp(_scaled(img, img_mod, 3)), img_mod, 3)
-        txt = txt + _gated(txt_attn, txt_mod, 0)
-        txt = txt + _gated(self.txt_mlp(_scaled(txt, txt_mod, 3)), txt_mod, 3)
+        img = _gated(img, img_attn, img_mod, 0)
+        img = _gated(img, self.img_mlp(_scaled(img, img_mod, 3)), img_mod, 3)
+        txt = _gated(txt, txt_attn, txt_mod, 0)
+        txt = _gated(txt, self.txt_mlp(_scaled(txt, txt_mod, 3)), txt_mod, 3)
         return img, txt
 
 
 def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
     """The norm, shift and scale before attention (`first` 0) or the MLP (3)."""
-    return _by_part(lambda tokens, rows: modulate(tokens, rows[first], rows[first + 1], NORM_EPS), x, parts)
+    return _by_part(
+        lambda tokens, rows: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), x, parts
+    )
 
 
-def _gated(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
-    return _by_part(lambda tokens, rows: rows[first + 2] * tokens, x, parts)
+def _gated(x: mx.array, out: mx.array, parts: Sequence[Part], first: int) -> mx.array:
+    if len(parts) == 1:
+        return gated_sum(x, table_row(parts[0].rows, first + 2), out)
+    return x + _by_part(lambda tokens, rows: table_row(rows, first + 2) * tokens, out, parts)
 
 
 def _by_part(function: Callable[[mx.array, mx.array], mx.array], x: mx.array, parts: Sequence[Part]) -> mx.array:

@@ -17,6 +17,7 @@ import mlx.nn as nn
 from ...layers.activation import gelu_tanh, swiglu
 from ...layers.attention import KeyValues, attend, prefixed
 from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import Projections
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
@@ -101,8 +102,8 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, rope: Rope, modulation: mx.array, **attention: Any) -> tuple[mx.array, KeyValues]:
         scale, gate, mlp_scale, mlp_gate = modulation
         out, pair = self.attn(modulate(x, None, scale, self._eps), rope, **attention)
-        x = x + gate * out
-        return x + mlp_gate * self.img_mlp(modulate(x, None, mlp_scale, self._eps)), pair
+        x = gated_sum(x, gate, out)
+        return gated_sum(x, mlp_gate, self.img_mlp(modulate(x, None, mlp_scale, self._eps))), pair
 
 
 class Attention(Projections):
