@@ -2,7 +2,8 @@
 
 What the ratio tells: how much norms, rope, softmax, modulation and copies cost on top of the arithmetic nobody can
 avoid. FLUX.1: two double and four single blocks. Qwen-Image: two blocks, alone and with reference tokens that have a
-modulation of their own (2511). Z-Image: one refiner and three blocks.
+modulation of their own (2511). Z-Image: one refiner and three blocks. FLUX.2: one double and three single blocks, and
+with kept references. FLUX.3: a block of each kind of token and three joint ones.
 """
 
 import statistics
@@ -19,6 +20,14 @@ from turns import in_turns, spread
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.families.flux1.transformer import Modulation as FluxModulation
+from mlx_imagegen.families.flux2.config import Flux2Config
+from mlx_imagegen.families.flux2.positions import picture_positions as flux2_picture
+from mlx_imagegen.families.flux2.positions import text_positions as flux2_text
+from mlx_imagegen.families.flux2.transformer import Flux2Transformer
+from mlx_imagegen.families.flux2.transformer import Modulation as Flux2Modulation
+from mlx_imagegen.families.flux3.config import Flux3Config
+from mlx_imagegen.families.flux3.transformer import IMAGE, KINDS, TEXT, Flux3Transformer
+from mlx_imagegen.families.flux3.transformer import Modulation as Flux3Modulation
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.transformer import Modulation as QwenModulation
@@ -32,7 +41,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 
 IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 256, 64, 24, 128
 DIMS = HEADS * HEAD_DIM
-DOUBLE, SINGLE, Z_LAYERS = 2, 4, 3
+DOUBLE, SINGLE, Z_LAYERS, FLUX2_SINGLE, FLUX3_JOINT = 2, 4, 3, 3, 3
 Shape = tuple[int, int, int]  # rows, inputs, outputs
 
 
@@ -41,10 +50,12 @@ class Case(NamedTuple):
     forward: Callable[[], mx.array]
     shapes: list[Shape]  # every linear's product
     attentions: list[tuple[int, int]]  # of each, the tokens that attend together, and the heads
+    kept: int = 0  # more tokens that are attended to, and ask nothing
 
 
 def main(rounds: int = 7) -> dict[str, float]:
-    makers = (flux, qwen, lambda: qwen(IMAGE_TOKENS), z_image)  # one at a time: each takes 4 GB with its bare products
+    makers = (flux, qwen, lambda: qwen(IMAGE_TOKENS), z_image, flux2, lambda: flux2(IMAGE_TOKENS), flux3)
+    # one at a time: each takes 4 GB with its bare products
     return dict(_ratio(make(), rounds) for make in makers)
 
 
@@ -117,6 +128,56 @@ def z_image() -> Case:
     return Case(title, lambda: transformer(x, txt, rope, mod), shapes, attentions)
 
 
+def flux2(kept: int = 0) -> Case:
+    config = Flux2Config(HEAD_DIM, False, 128, 7680, HEADS, 1, FLUX2_SINGLE, (32, 32, 32, 32), 2000.0)
+    transformer, inner = Flux2Transformer(config), config.mlp_dim
+    draw(transformer)
+    places = np.concatenate([flux2_text(TEXT_TOKENS), flux2_picture((16, IMAGE_TOKENS // 16))])
+    rope = rope_table(places, config.axes_dims_rope, config.rope_theta)
+    mod = Flux2Modulation(*(mx.random.normal((rows, DIMS)) for rows in (6, 6, 3, 2)))
+    x, txt = mx.random.normal((1, IMAGE_TOKENS, 128)), mx.random.normal((1, TEXT_TOKENS, 7680))
+    pairs = [(mx.random.normal((1, HEADS, kept, HEAD_DIM)),) * 2 for _ in range(1 + FLUX2_SINGLE)] if kept else []
+    mx.eval(x, txt, rope, mod, pairs)
+    both = IMAGE_TOKENS + TEXT_TOKENS
+    shapes = [(IMAGE_TOKENS, 128, DIMS), (TEXT_TOKENS, 7680, DIMS), (IMAGE_TOKENS, DIMS, 128)]
+    for count in (IMAGE_TOKENS, TEXT_TOKENS):
+        shapes += [*[(count, DIMS, DIMS)] * 4, *[(count, DIMS, inner)] * 2, (count, inner, DIMS)]
+    shapes += [*[(both, DIMS, DIMS)] * 3, *[(both, DIMS, inner)] * 2, (both, DIMS + inner, DIMS)] * FLUX2_SINGLE
+    title = f"FLUX.2, 1 double + {FLUX2_SINGLE} single blocks" + (f", {kept} kept reference tokens" if kept else "")
+    return Case(
+        title, lambda: transformer(x, txt, rope, mod, 0, pairs), shapes, [(both, HEADS)] * (1 + FLUX2_SINGLE), kept
+    )
+
+
+def flux3() -> Case:
+    """Text and picture; its references go the same way as its text."""
+    config = Flux3Config(HEAD_DIM, (32, 32, 32, 32), 128, True, 128, 20480, HEADS, 1, FLUX3_JOINT, 1e4)
+    transformer, inner = Flux3Transformer(config), config.mlp_dim
+    del transformer.mode_blocks["image_cond"]
+    draw(transformer)
+    places = np.concatenate([flux2_text(TEXT_TOKENS), flux2_picture((16, IMAGE_TOKENS // 16))])
+    rope = rope_table(places, config.axes_dims_rope, config.rope_theta)
+    text_rope, image_rope = rope[:TEXT_TOKENS], rope[TEXT_TOKENS:]
+    own, joint = ({kind: mx.random.normal((3, DIMS)) for kind in KINDS} for _ in range(2))
+    mod = Flux3Modulation(own, joint, mx.random.normal((2, DIMS)))
+    x, txt = mx.random.normal((1, IMAGE_TOKENS, 128)), mx.random.normal((1, TEXT_TOKENS, 20480))
+    mx.eval(x, txt, rope, mod)
+    both = IMAGE_TOKENS + TEXT_TOKENS
+    shapes = [(IMAGE_TOKENS, 128, DIMS), (TEXT_TOKENS, 20480, DIMS), (IMAGE_TOKENS, DIMS, 128)]
+    for count in (IMAGE_TOKENS, TEXT_TOKENS, *[both] * FLUX3_JOINT):
+        shapes += [*[(count, DIMS, DIMS)] * 4, *[(count, DIMS, inner)] * 2, (count, inner, DIMS)]
+    attentions = [(count, HEADS) for count in (IMAGE_TOKENS, TEXT_TOKENS, *[both] * FLUX3_JOINT)]
+
+    def forward() -> mx.array:
+        states = [
+            transformer.states(TEXT, txt, text_rope, mod),
+            transformer.states(IMAGE, x, image_rope, mod),
+        ]
+        return transformer(states, rope, mod)
+
+    return Case(f"FLUX.3, 1 block of each kind + {FLUX3_JOINT} joint", forward, shapes, attentions)
+
+
 def double_shapes(image: int) -> list[Shape]:
     """The linears of the double-stream blocks, which are alike in both families."""
     out = []
@@ -136,12 +197,12 @@ def products(case: Case) -> Callable[[], list[mx.array]]:
     """Every matrix product of the blocks, attention's two included, on matrices of the same shapes."""
     pairs = [(mx.random.normal((1, m, k)), mx.random.normal((n, k))) for m, k, n in case.shapes]
     sizes = case.attentions
-    heads = [mx.random.normal((1, count, tokens, HEAD_DIM)) for tokens, count in sizes]
-    scores = {size: mx.random.normal((1, size[1], size[0], size[0])) for size in set(sizes)}
+    heads = [mx.random.normal((1, count, tokens + case.kept, HEAD_DIM)) for tokens, count in sizes]
+    scores = {size: mx.random.normal((1, size[1], size[0], size[0] + case.kept)) for size in set(sizes)}
     mx.eval(pairs, heads, scores)
     return lambda: [
         *(x @ w.T for x, w in pairs),
-        *(q @ q.swapaxes(-1, -2) for q in heads),
+        *(k[:, :, case.kept :] @ k.swapaxes(-1, -2) for k in heads),
         *(scores[size] @ v for size, v in zip(sizes, heads, strict=True)),
     ]
 

@@ -1,7 +1,8 @@
 """How right the bundled demo models draw: 200 held-out captions each, at the manifest's defaults, at several quants.
 
 `python benchmarks/demo.py [MODEL …] [--quant q8 q4] [--count 200]`; judged by examples/train_demo/score.py. Chinese
-captions with `--language zh`, for Qwen-Image's. Seconds are the processor's, so that a busy machine tells the same.
+captions with `--language zh`, for Qwen-Image's; captions that leave things open ("a red circle") with `--open`.
+Seconds are the processor's, so that a busy machine tells the same.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "examples/train_demo")]
+import open_captions
 import scenes
 import score
 
@@ -27,16 +29,17 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--quant", nargs="*", default=[], metavar="RECIPE")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--open", action="store_true", help="captions that leave parts open")
     parser.add_argument("--language", default="en", choices=("en", "zh"))
     args = parser.parse_args()
-    wanted = scenes.sample(np.random.default_rng(2026), args.count, held_out=True)
-    print(f"{args.count} held-out captions; shares that are right")
+    wanted, captions = _held_out(args.count, args.language, args.open)
+    print(f"{args.count} held-out captions{', parts left open' if args.open else ''}; shares that are right")
     print(f"{'model':20s} {'quant':6s} background colour position shape   all   PSNR dB  processor seconds a picture")
     for model in args.models:
         full = None
         for quant in [None, *args.quant]:
             started = time.process_time()
-            pictures = _draw(model, quant, wanted, args.language)
+            pictures = _draw(model, quant, captions)
             seconds = (time.process_time() - started) / args.count
             full = pictures if full is None else full
             shares = score.score(pictures, wanted)
@@ -48,9 +51,15 @@ def main() -> None:
             )
 
 
-def _draw(model: str, quant: str | None, wanted: list[scenes.Scene], language: str) -> np.ndarray:
+def _held_out(count: int, language: str, with_open_parts: bool) -> tuple[list[scenes.Scene], list[str]]:
+    if with_open_parts:
+        return open_captions.held_out(count, 2026, language)
+    wanted = scenes.sample(np.random.default_rng(2026), count, held_out=True)
+    return wanted, [scenes.caption(scene, language) for scene in wanted]
+
+
+def _draw(model: str, quant: str | None, captions: list[str]) -> np.ndarray:
     pipeline = load(model, quant=quant)
-    captions = [scenes.caption(scene, language) for scene in wanted]
     results = [pipeline.generate(caption, seed=seed) for seed, caption in enumerate(captions)]
     return np.stack([np.asarray(result.image) for result in results])
 

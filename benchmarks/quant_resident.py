@@ -1,6 +1,6 @@
 """Runs one step of a denoiser of the published size, packed, with random weights, and says what memory it took.
 
-    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6 z_image:q4] [--size 256]
+    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6 z_image:q4 flux2:q4] [--size 256]
 
 FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied again. Each model runs in a process of
 its own; its peak RSS stands beside what plan.py says from the headers.
@@ -25,6 +25,10 @@ from quant_convert import CONFIG, ROOT
 from mlx_imagegen.bfloat import to_bf16
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer, Modulation
+from mlx_imagegen.families.flux2 import positions as flux2_positions
+from mlx_imagegen.families.flux2.config import Flux2Config
+from mlx_imagegen.families.flux2.transformer import Flux2Transformer
+from mlx_imagegen.families.flux2.transformer import Modulation as Flux2Modulation
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
@@ -55,8 +59,13 @@ Z_IMAGE = ZImageConfig(
     n_heads=30, n_kv_heads=30, n_layers=30, n_refiner_layers=2, norm_eps=1e-5, qk_norm=True, rope_theta=256.0,
     t_scale=1000.0,
 )  # fmt: skip
+KLEIN = Flux2Config(
+    attention_head_dim=128, guidance_embeds=False, in_channels=128, joint_attention_dim=7680, num_attention_heads=24,
+    num_layers=5, num_single_layers=20, axes_dims_rope=(32, 32, 32, 32), rope_theta=2000.0,
+)  # fmt: skip
 FAMILIES = {"flux": "flux1"}  # where a model is called otherwise
-HEADS = {"flux": 24, "hidream_o1": 32, "z_image": 30}
+HEADS = {"flux": 24, "flux2": 24, "hidream_o1": 32, "z_image": 30}
+BLOCKS = {"flux": (19, 38), "flux2": (5, 20)}  # double and single ones
 
 
 class Patches:
@@ -74,13 +83,16 @@ def build(name: str) -> nn.Module:
         return FluxTransformer(FluxConfig.read(CONFIG, "benchmark"))
     if name == "z_image":
         return ZImageTransformer(Z_IMAGE)
+    if name == "flux2":
+        return Flux2Transformer(KLEIN)
     return HiDreamTransformer(HiDream())  # type: ignore[arg-type]
 
 
 def write(folder: Path, name: str, quant: str) -> None:
     """One file with random codes and scales of the recipe's packing, and its config.json."""
     tree, recipe = build(name), read_recipe(quant, FAMILIES.get(name, name))
-    depths = {"transformer_blocks": 19, "single_transformer_blocks": 38, "language_model": 36, "layers": 30}
+    double, single = BLOCKS.get(name, (0, 0))
+    depths = {"transformer_blocks": double, "single_transformer_blocks": single, "language_model": 36, "layers": 30}
     header: dict[str, Any] = {}
     packings, plan, end = {}, [], 0
     for path, layer in layers(tree):
@@ -123,7 +135,8 @@ def step(folder: Path, name: str, size: int) -> None:
     model = component.load()
     loaded, filled = process_peak_bytes(), time.perf_counter() - started
     started = time.perf_counter()
-    out = {"flux": flux_step, "hidream_o1": hidream_step, "z_image": z_image_step}[name](model, tokens)
+    steps = {"flux": flux_step, "flux2": flux2_step, "hidream_o1": hidream_step, "z_image": z_image_step}
+    out = steps[name](model, tokens)
     mx.eval(out)
     seconds = time.perf_counter() - started
     assert bool(mx.isfinite(out).all()), "the step gave no numbers"
@@ -143,6 +156,16 @@ def flux_step(model: nn.Module, tokens: int) -> mx.array:
     rope = rope_table(np.concatenate([np.zeros((TEXT_TOKENS, 3)), image]), (16, 56, 56), 1e4)
     mod = Modulation(*(0.1 * mx.random.normal((*shape, 3072)) for shape in ((19, 6), (19, 6), (38, 3), (2,))))
     return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, 4096)), rope, mod)
+
+
+def flux2_step(model: nn.Module, tokens: int) -> mx.array:
+    side = round(tokens**0.5)
+    places = np.concatenate(
+        [flux2_positions.text_positions(TEXT_TOKENS), flux2_positions.picture_positions((side, side))]
+    )
+    rope = rope_table(places, KLEIN.axes_dims_rope, KLEIN.rope_theta)
+    mod = Flux2Modulation(*(0.1 * mx.random.normal((rows, KLEIN.inner_dim)) for rows in (6, 6, 3, 2)))
+    return model(mx.random.normal((1, tokens, 128)), mx.random.normal((1, TEXT_TOKENS, 7680)), rope, mod)
 
 
 def z_image_step(model: nn.Module, tokens: int) -> mx.array:

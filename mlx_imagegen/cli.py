@@ -5,22 +5,25 @@ Must not know: what any command does.
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from . import __version__
-from .errors import ImagegenError, RequestError
+from .errors import ImagegenError, OutputError, RequestError, file_errors
 
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
     "generate": "make pictures from prompts (this is what runs when no command is named)",
-    "models": "list the models with their sizes and licences",
+    "models": "list the models with their sizes and licences; remove downloaded ones",
+    "download": "get a model's files before they are needed",
     "quantize": "write a smaller copy of a model",
     "plan": "say what a run would take: memory, arithmetic, seconds at best",
     "bench": "measure quants and sizes: seconds a stage, memory, difference",
@@ -29,15 +32,21 @@ COMMANDS = {
     "info": "print how a picture was made, or what a file of weights is",
     "lora": "print what a LoRA is made of, and what of it fits",
     "serve": "keep a model warm behind HTTP: OpenAI's and A1111's APIs, and a page",
+    "completions": "print what a shell needs to complete commands, flags and models",
     "mcp": "let an agent make pictures, over MCP on standard input and output",
 }
 USAGE = f"""\
 usage: mlx-imagegen COMMAND [options]
        mlx-imagegen "a prompt" [options]
 
-{chr(10).join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())}
 
-mlx-imagegen COMMAND --help lists a command's options; --version prints the version."""
+mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
+# What other programs call them.
+OTHER_NAMES = {
+    "list": "models", "ls": "models", "pull": "download", "fetch": "download", "convert": "quantize", "show": "info",
+    "gen": "generate", "txt2img": "generate", "img2img": "generate", "diff": "compare", "check": "doctor",
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,13 +68,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # here, where a reader who has gone is noticed
+        with _output(), file_errors():
+            _run(list(sys.argv[1:] if argv is None else argv))
     except ImagegenError as error:
-        print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mlx-imagegen: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:  # a model's folder that this user, or on a Mac this terminal, may not look into
-        print(f"mlx-imagegen: {error.filename}: {error.strerror}; allow it, or give another place.", file=sys.stderr)
+    except MemoryError:
+        print("mlx-imagegen: the memory that this process may use is not enough; raise its limit.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
@@ -76,24 +85,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    """Standard output in whatever encoding, flushed here, where a reader who has gone or a full disk is noticed."""
+    if sys.stdout is None:  # closed by the caller
+        yield
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    yield
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its end
+        raise OutputError(f"standard output cannot be written ({error.strerror}); free some room.") from error
+
+
 def entry() -> NoReturn:
     sys.exit(main())
 
 
 def _run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-    elif arguments[0] == "--version":
+    first, *rest = arguments or ["help"]
+    if first in ("-h", "--help", "help"):
+        _help(rest if first == "help" else [])
+    elif first in ("--version", "version") and not rest:
         print(__version__)
     else:
         name, rest = _command(arguments)
         module = _module(name)
-        parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
-        module.flags(parser)
-        args = parser.parse_args(rest)
+        args = _parser(name, module).parse_args(rest)
         if getattr(args, "comfy", None):  # for all that the command opens, in its processes too
             os.environ["MLX_IMAGEGEN_COMFY"] = args.comfy
         module.run(args)
+
+
+def _help(names: list[str]) -> None:
+    if not names:
+        print(USAGE)
+        return
+    name = names[0]
+    if len(names) > 1 or name not in COMMANDS:
+        raise RequestError(f"'{' '.join(names)}' is no command; there are {', '.join(COMMANDS)}.{_as_prompt('help')}")
+    _parser(name, _module(name)).print_help()
+
+
+def _parser(name: str, module: ModuleType) -> Parser:
+    parser = Parser(prog=f"mlx-imagegen {name}", description=COMMANDS[name], allow_abbrev=False)
+    module.flags(parser)
+    return parser
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -101,13 +143,25 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
     first = arguments[0]
     if first in COMMANDS:
         return first, arguments[1:]
-    near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
-    if near and " " not in first and not first.startswith("-"):
+    if meant := _nearest_command(first):
         raise RequestError(
-            f"'{first}' is no command; did you mean {near[0]}? To use it as a prompt, say: mlx-imagegen generate"
-            f" {first}"
+            f"'{first}' is no command; did you mean {meant}? mlx-imagegen help lists them.{_as_prompt(first)}"
         )
     return "generate", arguments
+
+
+def _nearest_command(word: str) -> str | None:
+    """The command that a first word probably means; None for a prompt or an option."""
+    if " " in word or word.startswith("-"):
+        return None
+    word = word.lower()
+    known = {**{name: name for name in (*COMMANDS, "help", "version")}, **OTHER_NAMES}
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return known[near[0]] if near else None
+
+
+def _as_prompt(word: str) -> str:
+    return f" To use it as a prompt, say: mlx-imagegen generate {word}"
 
 
 def _module(name: str) -> ModuleType:

@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .atomic import atomic_replace
+from .documents import parse_json
 from .errors import MissingFileError, OutputError, RequestError
+from .paths import expanded
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -25,6 +27,7 @@ ROUNDING = 0.002  # half a level: floats that were computed may be that far outs
 ALPHA = "RGBA"  # Pillow's mode of pictures with an alpha
 CHANNELS = 3  # a byte each; files are smaller, as far as a picture can be packed
 MB = 1e6
+CANVAS_SIDES = 64, 4096  # pixels, at least and at most
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -58,6 +61,40 @@ def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tu
     return width, height
 
 
+def within_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """The size itself, or one of at most `area` pixels in its proportions; as diffusers does for FLUX.2."""
+    if size[0] * size[1] <= area:
+        return size
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return int(size[0] * scale), int(size[1] * scale)
+
+
+def cut_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The largest size of whole multiples in it."""
+    return size[0] // multiple * multiple, size[1] // multiple * multiple
+
+
+def cropped(picture: Image.Image, area: int, multiple: int) -> Image.Image:
+    """A picture brought down to at most `area` pixels, its edges cut off up to whole multiples."""
+    picture = picture.resize(within_area(picture.size, area), Image.Resampling.LANCZOS)
+    width, height = cut_size(picture.size, multiple)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def canvas(size: tuple[int, int], area: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that a picture is brought down to, and that of the whole multiples around it, of at most `area` pixels
+    and sides of CANVAS_SIDES; as FLUX.3's code has it."""
+    least, most = CANVAS_SIDES
+    scale = min(1.0, math.sqrt(area / (size[0] * size[1])), most / max(size))
+    while True:
+        inner = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        width, height = (min(most, max(least, -(-side // multiple) * multiple)) for side in inner)
+        if width * height <= area:
+            return inner, (width, height)
+        scale *= 0.995
+
+
 def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     """The size, in multiples, that is nearest to a picture's shape and has at most side x side pixels; a picture much
     larger than that is halved first, as its pixels will be."""
@@ -76,16 +113,34 @@ def fitted(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(width, multiple), max(height, multiple)
 
 
-def open_picture(picture: Picture, name: str = "image", alpha: bool = False) -> Image.Image:
-    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB; `name` is the parameter, for errors. `alpha`:
-    as RGBA where it has an alpha, or an array four channels."""
-    opened = _opened(picture, name, alpha)
-    return opened.convert(ALPHA if alpha and opened.has_transparency_data else "RGB")
+def open_picture(
+    picture: Picture, name: str = "image", alpha: bool = False, notes: list[str] | None = None
+) -> Image.Image:
+    """A path, a PIL image or an array [H, W, 3] (uint8, or 0..1) as RGB, on white; `name` is the parameter, for errors.
+    `alpha`: as RGBA where it has an alpha, or an array four channels. `notes` gets what is not used of the picture."""
+    opened = _opened(picture, name, alpha, notes)
+    if alpha and opened.has_transparency_data:
+        return opened.convert(ALPHA)
+    opened, opaque = _split(opened)
+    if opaque is None:
+        return opened
+    if notes is not None:
+        notes.append(f"{name}: what is transparent counts as white")
+    return on_white(opened, opaque)
 
 
-def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image, Image.Image | None]:
+def open_with_alpha(
+    picture: Picture, name: str = "image", notes: list[str] | None = None
+) -> tuple[Image.Image, Image.Image | None]:
     """The same, and how opaque each pixel is: None where all are wholly so. An array may have four channels."""
-    opened = _opened(picture, name, alpha=True)
+    return _split(_opened(picture, name, True, notes))
+
+
+def on_white(picture: Image.Image, opaque: Image.Image) -> Image.Image:
+    return Image.composite(picture, Image.new("RGB", picture.size, "white"), opaque)
+
+
+def _split(opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if not opened.has_transparency_data:
         return opened.convert("RGB"), None
     opened = opened.convert("RGBA")
@@ -93,19 +148,21 @@ def open_with_alpha(picture: Picture, name: str = "image") -> tuple[Image.Image,
     return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
 
 
-def _opened(picture: Picture, name: str, alpha: bool = False) -> Image.Image:
+def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] | None = None) -> Image.Image:
     """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
         return _of_array(picture, name, (3, 4) if alpha else (3,))
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
-    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(Path(picture).expanduser()))
+    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(expanded(picture)))
     try:
         if isinstance(picture, Image.Image):
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
-            with Image.open(Path(picture).expanduser()) as image:
+            with Image.open(expanded(picture)) as image:
+                if notes is not None and (frames := getattr(image, "n_frames", 1)) > 1:
+                    notes.append(f"{name}: of {frames} frames, the first is used")
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{shown} is not there.") from error
@@ -187,10 +244,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
     if text is None:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
+    record = parse_json(text, f"{path}: the record of how it was made", RequestError, "take another picture")
     if not isinstance(record, dict):
         raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")
     return record

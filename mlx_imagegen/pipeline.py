@@ -5,6 +5,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,13 +16,16 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .errors import CheckpointError, InsufficientMemoryError
+from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
+from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
-from .hub.record import revision_of
+from .hub.networks import locate_network
+from .hub.record import record_of, revision_of
 from .image import to_image
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
@@ -39,6 +43,7 @@ from .previews import FAST, latent_colours
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
+from .request.known_words import unknown_words_note
 from .request.options import check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
@@ -51,6 +56,7 @@ OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
 
 @documented()
+@file_errors()
 def load(
     model: str | Path | None = None,
     *,
@@ -63,7 +69,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
-    model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
+    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
@@ -102,6 +108,7 @@ class Start(NamedTuple):
     clean: mx.array | None = None  # the picture it starts from
     mask: mx.array | None = None  # where it draws; None: everywhere
     condition: Any = None  # what the denoiser is shown
+    controls: tuple[EncodedControl, ...] = ()  # what its control networks are shown
 
     def masked(self, velocity: Velocity, schedule: Schedule) -> Velocity:
         if self.mask is None or self.clean is None:
@@ -132,7 +139,9 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
+        self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     @overload
@@ -223,14 +232,51 @@ class Pipeline:
             inputs = job.inputs()
             check_mask(inputs.mask, self.family.shape(job.settings))
             self.family.check_inputs(inputs)
+            for name, network in self._networks_of(jobs).items():
+                for control in inputs.controls:
+                    if control.network == name:
+                        network.check(control, inputs.mask is not None, job.strength)
         return jobs
 
-    def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+    def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
+        """The control networks that these pictures name, opened once and packed as the model is."""
+        names = dict.fromkeys(control.model for job in jobs for control in job.controls if control.model)
+        for name in names:
+            if name not in self._networks:
+                folder = locate_network(name, self.model.manifest)
+                self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
+        return {name: self._networks[name] for name in names}
+
+    def _control_transforms(self) -> WeightTransforms:
+        quant = self.quant or record_of(self.folder).get("recipe")
+        return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
+
+    def _check_use(self, on_step: OnStep | None) -> None:
+        if on_step is not None and not callable(on_step):
+            raise RequestError(f"on_step is {quoted(on_step)}: give a function that takes one argument, a StepEvent.")
+        if os.getpid() != self._process:
+            raise RequestError(
+                "this pipeline was opened in the process that this one was forked from, and MLX does not work on after "
+                "that; load the model in this process, or start it by 'spawn'."
+            )
+
+    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
-        and nothing is left of them where memory is short, even if the caller stops half-way."""
+        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
+        it has ended or is closed."""
+        jobs = list(jobs)
+        if not jobs:
+            return
+        self._check_use(on_step)
+        with self._turn:
+            yield from self._stream_checked(jobs, on_step)
+
+    def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
+        """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
+            self.family.select_controls(self._networks_of(jobs))
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
             family_bytes = self.family.prompt_weight_bytes
@@ -255,13 +301,19 @@ class Pipeline:
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*filter(None, [self.model.manifest.note]), *job.notes)
+            report.note(*self._model_notes(job.prompt.text), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _model_notes(self, prompt: str) -> list[str]:
+        """A LoRA brings its own words."""
+        manifest = self.model.manifest
+        unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
+        return [*filter(None, [manifest.note]), *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -270,12 +322,15 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
-        self._load("encode", report)
+        stages = self.family.encode_stages(prompt for prompt, _ in new.values())
+        for stage in stages:
+            self._load(stage, report)
         with report.stage("encode"):
             for key, (prompt, settings) in new.items():
                 branches[key], notes = self.family.encode(prompt, settings)
                 report.note(*notes)
-        self._release(self.family.stages["encode"], report)
+        for stage in stages:
+            self._release(self.family.stages[stage], report)
         return branches
 
     def _denoise(
@@ -290,7 +345,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
-            denoiser.start_picture(start.condition)
+            denoiser.start_picture(start.condition, start.controls)
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -338,11 +393,12 @@ class Pipeline:
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
-            start = Start(noise, noise, condition=made.condition)
+            start = Start(noise, noise, condition=made.condition, controls=made.controls)
             if made.clean is not None:
                 clean, sigma = family.pack(made.clean), schedule.sigmas[0]
                 mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mixed = sigma * noise + (1 - sigma) * clean
+                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
         if given:
             self._release(family.stages["encode_image"], report)
@@ -358,7 +414,9 @@ class Pipeline:
             denoiser.take_shortcuts(settings, schedule.steps)
             return denoiser
 
-        return self._denoisers.get((*keys, schedule, settings.cfg, settings.guidance_until, settings.cache), make)
+        shortcuts = settings.guidance_until, settings.cache
+        key = (*keys, schedule, settings.guidance, settings.cfg, *shortcuts, *self.family.controls)
+        return self._denoisers.get(key, make)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
@@ -367,6 +425,8 @@ class Pipeline:
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
             image = to_image(pixels)
+            if job.crop is not None:
+                image = image.crop(job.crop)
             if (region := job.region) is not None:
                 image = region.paste(image)
         report.note(*self.merge.notes())
@@ -424,4 +484,4 @@ def _prompts(job: Job) -> list[Prompt]:
 
 def _key(prompt: Prompt, settings: Settings) -> Hashable:
     """Prompts with the same key have the same branch."""
-    return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
+    return prompt.key, settings.width, settings.height, repr(settings.extras)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .image import save_picture, write_picture
+from .paths import expanded
+from .request.record_paths import without_places
 
 if TYPE_CHECKING:
     from .report import Report
@@ -24,14 +26,19 @@ class Result:
     report: "Report"
     record: dict[str, Any]  # everything needed to make this picture again
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing."""
-        path = Path(path).expanduser()
-        write_picture(self.image, path, self._metadata())
+    def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
+        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing.
+
+        `metadata=False`: the pixels alone. `report=False`: without seconds and machine, so that a seed gives the same
+        bytes again. `paths`: record where local models and LoRAs are on this machine, not only their names.
+        """
+        path = expanded(path)
+        write_picture(self.image, path, self._metadata(report, paths) if metadata else None)
         return path
 
-    def _metadata(self) -> dict[str, Any]:
-        return self.record | {"report": self.report.as_dict()}
+    def _metadata(self, report: bool = True, paths: bool = False) -> dict[str, Any]:
+        record = self.record | ({"report": self.report.as_dict()} if report else {})
+        return record if paths else without_places(record)
 
     def _repr_png_(self) -> bytes:
         """Shows the picture in a notebook, as the PNG that `save` writes."""

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
 
 from .errors import ConfigError
-from .loading.config import Config
+from .loading.config import EXPONENT, MANY, POSITIVE, Config, Range
 from .precision import SOLVER_DTYPE
+
+EMPIRICAL_TOKENS = 4300  # of a picture; more are beyond FLUX.2's measurements at few steps
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class FlowMatchConfig(Config):
         "invert_sigmas use_beta_sigmas use_exponential_sigmas use_karras_sigmas stochastic_sampling".split()
     )
 
-    shift: float
+    shift: Annotated[float, POSITIVE]
     use_dynamic_shifting: bool
     num_train_timesteps: int = 1000
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    shift_terminal: float | None = None
+    base_image_seq_len: Annotated[int, MANY] = 256
+    max_image_seq_len: Annotated[int, MANY] = 4096
+    base_shift: Annotated[float, EXPONENT] = 0.5
+    max_shift: Annotated[float, EXPONENT] = 1.15
+    shift_terminal: Annotated[float, Range(0, 0.999)] | None = None
     time_shift_type: str = "exponential"
 
     @classmethod
@@ -200,16 +202,21 @@ def denoise(
 
 
 def flow_match_schedule(
-    config: FlowMatchConfig, steps: int, tokens: int, own_sigmas: Sequence[float] | None = None
+    config: FlowMatchConfig,
+    steps: int,
+    tokens: int,
+    mu: float | None = None,
+    own_sigmas: Sequence[float] = (),
 ) -> Schedule:
     """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if
-    asked. `own_sigmas`: a distilled model's, in place of evenly spaced ones; for another number of steps, evenly picked
-    between them."""
+    asked. `mu`: the log of the shift, where it does not follow from the config's two points. `own_sigmas`: a distilled
+    model's, in place of evenly spaced ones; for another number of steps, evenly picked between them."""
     sigmas = np.linspace(1.0, 1 / steps, steps)
     if own_sigmas:
         places = np.linspace(0, len(own_sigmas) - 1, steps)
         sigmas = np.interp(places, range(len(own_sigmas)), own_sigmas)
-    factor = float(np.exp(_mu(config, tokens))) if config.use_dynamic_shifting else config.shift
+    mu = _mu(config, tokens) if mu is None else mu
+    factor = float(np.exp(mu)) if config.use_dynamic_shifting else config.shift
     sigmas = factor * sigmas / (1 + (factor - 1) * sigmas)
     if config.shift_terminal and steps > 1:
         sigmas = 1 - (1 - sigmas) * (1 - config.shift_terminal) / (1 - sigmas[-1])
@@ -238,6 +245,17 @@ def twice_shifted_schedule(steps: int, shift: float) -> Schedule:
 
 def _shifted(sigma: float, shift: float) -> float:
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def empirical_mu(tokens: int, steps: int) -> float:
+    """FLUX.2's log of the shift: lines through measurements at 10 and at 200 steps, and between them by steps. Above
+    4300 tokens the second line alone, so that mu falls there for few steps."""
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > EMPIRICAL_TOKENS:
+        return many
+    few = 8.73809524e-05 * tokens + 1.89833333
+    slope = (many - few) / (200 - 10)
+    return slope * steps + many - 200 * slope
 
 
 def _mu(config: FlowMatchConfig, tokens: int) -> float:

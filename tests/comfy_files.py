@@ -15,8 +15,9 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import save_file
 
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.families.flux1.config import FluxConfig
-from mlx_imagegen.families.flux1.keys import from_original, from_original_autoencoder
+from mlx_imagegen.families.flux1.keys import from_original
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.hub.manifest import manifests
@@ -85,9 +86,7 @@ def _draw(folder: Path, *trees: object) -> None:
 
 def flux_files(folder: Path) -> dict[str, Tensors]:
     """Each component's tensors by the names of its published file."""
-    vae = fused(
-        read_tensors(folder / "vae"), published_names("FLUX.1-dev/bfl_single_file_ae.json"), from_original_autoencoder
-    )
+    vae = fused(read_tensors(folder / "vae"), published_names("FLUX.1-dev/bfl_single_file_ae.json"), from_ldm)
     attention = {name for name in vae if "attn_1" in name and vae[name].ndim == 2}
     clip = read_tensors(folder / "text_encoder")
     return {

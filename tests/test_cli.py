@@ -58,7 +58,7 @@ def test_a_prompt_becomes_a_picture_with_its_record(make: Cli, flux_folder: Path
     assert {name: record[name] for name in ("prompt", "seed", "steps", "width", "height", "guidance")} == {
         "prompt": "A red fox, asleep!", "seed": 7, "steps": 2, "width": 48, "height": 32, "guidance": 0.0,
     }  # fmt: skip
-    assert (record["model"], record["manifest"], record["revision"]) == (str(flux_folder), "flux-schnell", None)
+    assert (record["model"], record["manifest"], record["revision"]) == ("…/schnell", "flux-schnell", None)
     assert record["quantization"]["transformer"] == "float32"
     assert len(record["report"]["seconds"]["steps"]) == 2
     assert {"device", "mlx", "mlx-imagegen"} <= set(record["report"]["machine"])
@@ -151,7 +151,7 @@ def test_json_is_on_stdout_and_nothing_else(make: Cli) -> None:
 def test_notes_go_to_stderr_unless_quiet(cli: Cli, flux_folder: Path) -> None:
     arguments = ("generate", "a fox", "--model", flux_folder, *QUICK[:-1], "--guidance", 3, "--seed", 1)
     assert cli(*arguments).err.startswith("note: flux-schnell is distilled")
-    assert cli(*arguments, "--quiet").err == ""
+    assert cli(*arguments, "--quiet", "--overwrite").err == ""
 
 
 def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,8 @@ def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatc
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
-    assert cli("a fox", *QUICK[:-1], "--seed", 1).err == "note: Made for four steps.\n"
+    said, made = cli("a fox", *QUICK[:-1], "--seed", 1).err.splitlines()
+    assert said == "note: Made for four steps." and made.startswith("seed 1, ")
 
 
 @pytest.mark.parametrize("resident", ["--resident", "--no-resident"])
@@ -184,6 +185,21 @@ def test_a_picture_to_start_from(make: Cli, flux_folder: Path) -> None:
         )
     assert not np.array_equal(pixels("0.5.png"), pixels("1.0.png"))
     assert len(read_metadata(Path("0.5.png"))["report"]["seconds"]["steps"]) == 1
+
+
+def test_a_transparent_picture_is_no_black_one(make: Cli) -> None:
+    """Its transparency is the mask; where a mask is given, it counts as white."""
+    given = Image.new("RGBA", (48, 32), (0, 0, 0, 0))
+    given.paste((200, 30, 30, 255), (0, 0, 16, 32))
+    given.save("in.png")
+    asked = ("a fox", "--image", "in.png", "--seed", 1, "--json")
+    alone, masked = (json.loads(make(*asked, "-o", name, *more).out) for name, more in (
+        ("a.png", ()), ("b.png", ("--mask-box", "0,0,16,32")),
+    ))  # fmt: skip
+    assert "image: what is transparent is drawn" in alone["report"]["notes"]
+    assert np.array_equal(pixels("a.png")[:, :16], np.asarray(given.convert("RGB"))[:, :16])
+    assert "image: what is transparent counts as white: a mask is given" in masked["report"]["notes"]
+    assert (pixels("b.png")[:, 16:] == 255).all()
 
 
 def test_given_noise_goes_before_the_seed(make: Cli) -> None:
@@ -212,10 +228,11 @@ def test_a_picture_is_made_again_from_its_record(make: Cli, cli: Cli) -> None:
         20,
         "-o",
         "a.png",
+        "--record-paths",
     )
-    assert cli("--from", "a.png", "-o", "b.png", "--quiet").code == 0
+    assert cli("--from", "a.png", "-o", "b.png", "--quiet", "--record-paths").code == 0
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
-    assert cli("--from", "a.png", "--seed", 6, "-o", "c.png", "--quiet").code == 0
+    assert cli("--from", "a.png", "--seed", 6, "-o", "c.png", "--quiet", "--record-paths").code == 0
     again, other = (read_metadata(Path(name)) for name in ("a.png", "c.png"))
     assert {name for name in again if again[name] != other.get(name)} <= {"seed", "report"}
     assert cli("generate", "a hen", "--from", "a.png", "-o", "d.png", "--quiet").code == 0
@@ -227,12 +244,12 @@ def test_a_record_names_a_folder_in_a_way_that_lasts(
 ) -> None:
     Path("model").symlink_to(flux_folder)
     here = Path().absolute()
-    assert cli("a fox", "--model", "./model", *QUICK, "--seed", 1, "-o", "a.png").code == 0
+    assert cli("a fox", "--model", "./model", *QUICK, "--seed", 1, "-o", "a.png", "--record-paths").code == 0
     assert read_metadata(Path("a.png"))["model"] == str(here / "model")
     assert cli("--from", "a.png", "--model", "model", "-o", "b.png", "--quiet").code == 0  # the same model
     assert read_metadata(Path("b.png"))["steps"] == read_metadata(Path("a.png"))["steps"] == 2
     Path("mine.toml").write_text(Path(data_folder("quant") / "q8.toml").read_text())
-    assert cli("--from", "a.png", "--quant", "./mine.toml", "-o", "d.png", "--quiet").code == 0
+    assert cli("--from", "a.png", "--quant", "./mine.toml", "-o", "d.png", "--quiet", "--record-paths").code == 0
     assert read_metadata(Path("d.png"))["quant"] == str(here / "mine.toml")
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
@@ -243,7 +260,7 @@ def test_a_record_names_a_folder_in_a_way_that_lasts(
 
 def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -> None:
     Image.new("RGB", (48, 32), "teal").save("in.png")
-    make("a fox", "--image", "in.png", "--strength", 0.5, "--seed", 1, "-o", "a.png")
+    make("a fox", "--image", "in.png", "--strength", 0.5, "--seed", 1, "-o", "a.png", "--record-paths")
     ran = cli("--from", "a.png", "-o", "b.png", "--quiet")
     assert ran.code == 2 and "give it again with --image" in ran.err
     assert cli("--from", "a.png", "--image", "in.png", "-o", "b.png", "--quiet").code == 0
@@ -253,7 +270,7 @@ def test_what_a_picture_was_made_from_must_be_given_again(make: Cli, cli: Cli) -
 def test_a_part_of_a_picture_is_drawn(make: Cli, cli: Cli, flux_folder: Path) -> None:
     given = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
     Image.fromarray(given).save("in.png")
-    ran = make("a fox", "--image", "in.png", "--mask-box", "16,0,48,32", "--seed", 1, "-o", "a.png")
+    ran = make("a fox", "--image", "in.png", "--mask-box", "16,0,48,32", "--seed", 1, "-o", "a.png", "--record-paths")
     assert ran.code == 0 and np.array_equal(pixels("a.png")[:, :16], given[:, :16])
     assert (pixels("a.png")[:, 24:] != given[:, 24:]).any()
     assert cli("--from", "a.png", "--image", "in.png", "-o", "b.png", "--quiet").code == 0
@@ -308,6 +325,48 @@ def test_names_are_filled_in_and_folders_take_the_default(make: Cli) -> None:
     assert make("?!", "--seed", 1).out == "picture-1.png\n"
 
 
+def test_seed_and_seconds_are_said_of_each_picture(cli: Cli, flux_folder: Path) -> None:
+    ran = cli("a fox", "--model", flux_folder, *QUICK[:-1], "--count", 2, "-o", "{index}.png")
+    records = [read_metadata(Path(name)) for name in ran.out.split()]
+    seconds = [record["report"]["seconds"]["total"] for record in records]
+    assert ran.err.splitlines() == [
+        f"seed {record['seed']}, {total:.1f} s" for record, total in zip(records, seconds, strict=True)
+    ]
+
+
+def test_a_picture_that_is_there_is_replaced_only_if_asked(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_imagegen.pipeline import Pipeline
+
+    for name in ("1.png", "2.png"):
+        Path(name).write_bytes(b"mine")
+        Path(name).chmod(0o640)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
+        ran = make("a fox", "--seed", "1-3", "-o", "{seed}.png")
+    assert (ran.code, ran.out) == (2, "") and "1.png is there already (and 1 more); add --overwrite" in ran.err
+    assert Path("1.png").read_bytes() == b"mine"
+    assert make("a fox", "--seed", 1, "-o", "{seed}.png", "--overwrite").out == "1.png\n"
+    assert pixels("1.png").shape == (32, 48, 3) and Path("1.png").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_batch_goes_on_where_it_stopped(
+    make: Cli, cli: Cli, flux_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1.png", "3.png"):
+        Path(name).write_bytes(b"mine")
+    ran = cli("a fox", "--model", flux_folder, *QUICK[:-1], "--seed", "1-4", "-o", "{seed}.png", "--skip-existing")
+    assert ran.out.split() == ["2.png", "4.png"] and "skipped: 2 pictures are there already" in ran.err
+    assert Path("1.png").read_bytes() == b"mine" and read_metadata(Path("4.png"))["seed"] == 4
+    make("a fox", "--seed", 4, "-o", "alone.png")
+    assert np.array_equal(pixels("alone.png"), pixels("4.png"))
+    from mlx_imagegen.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "stream", lambda *_: pytest.fail("the work began"))
+    assert make("a fox", "--seed", "1-4", "-o", "{seed}.png", "--skip-existing") == Ran(0, "", "")
+    refused = make("a fox", "--overwrite", "--skip-existing")
+    assert refused.code == 2 and "--skip-existing: not allowed with argument --overwrite" in refused.err
+
+
 # The other commands
 
 
@@ -347,6 +406,17 @@ def test_help_and_version(cli: Cli) -> None:
         with pytest.raises(SystemExit) as stopped:
             cli(name, "--help")
         assert stopped.value.code == 0
+
+
+def test_help_and_version_are_commands_too(cli: Cli) -> None:
+    from mlx_imagegen import __version__
+
+    assert cli("help") == Ran(0, USAGE + "\n", "")
+    assert cli("version") == Ran(0, f"{__version__}\n", "")
+    with pytest.raises(SystemExit):
+        cli("models", "--help")
+    assert "--cached" in cli("help", "models").out
+    refused(cli("help", "me"), "'me' is no command", "generate, models", "mlx-imagegen generate help")
 
 
 def test_flags_are_named_like_the_parameters() -> None:
@@ -765,7 +835,7 @@ def test_no_space_left(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", save)
-    ran = make("a fox", "--seed", 1, "-o", "a.png")
+    ran = make("a fox", "--seed", 1, "-o", "a.png", "--overwrite")
     assert (ran.code, ran.out) == (2, "") and "a.png could not be written: No space left on device" in ran.err
     assert Path("a.png").read_bytes() == b"an older picture" and len(list(Path().iterdir())) == 1
 
@@ -813,6 +883,16 @@ def test_a_real_ctrl_c_stops_between_steps(flux_folder: Path, tmp_path: Path) ->
 
 def test_a_command_misspelt_is_no_prompt(cli: Cli) -> None:
     refused(cli("modles"), "'modles' is no command; did you mean models")
+
+
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [("list", "models"), ("ls", "models"), ("pull", "download"), ("convert", "quantize"), ("hlep", "help"),
+     ("Models", "models"), ("downlaod", "download"), ("completion", "completions"), ("verison", "version")],
+)  # fmt: skip
+def test_what_is_nearly_a_command_draws_nothing(word: str, command: str, cli: Cli) -> None:
+    refused(cli(word), f"'{word}' is no command; did you mean {command}?", f"mlx-imagegen generate {word}")
+    refused(cli(word, "--model", "flux-demo"), f"did you mean {command}?")
 
 
 def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.sampling import Schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/train_demo"))
+import open_captions
 import scenes
 import score
 
@@ -66,6 +67,24 @@ def test_held_out_captions_are_drawn(pictures: np.ndarray) -> None:
 
 def test_the_score_tells_right_from_shuffled(pictures: np.ndarray) -> None:
     wanted = held_out()
+    assert score.score(pictures, wanted[1:] + wanted[:1])["right"] <= 0.1
+
+
+def test_the_score_counts_things() -> None:
+    rng = np.random.default_rng(0)
+    red, twins = scenes.Thing("", "red", "circle"), scenes.Thing("small", "red", "circle")
+    one, two = scenes.Scene((red,), "", ""), scenes.Scene((red, red), "", "")
+    drawn_one = scenes.draw([open_captions.filled(one, rng)], rng)[0]
+    drawn_two = scenes.draw([scenes.Scene((twins, twins), "left of", "pink")], rng)[0]
+    assert score.judge(drawn_one, one).right and score.judge(drawn_two, two).right
+    assert not score.judge(drawn_two, one).right and not score.judge(drawn_one, two).right
+
+
+def test_the_score_finds_filled_scenes_right() -> None:
+    rng = np.random.default_rng(1)
+    wanted = open_captions.sample_mixed(rng, 40)
+    pictures = scenes.draw([open_captions.filled(scene, rng) for scene in wanted], rng)
+    assert score.score(pictures, wanted)["right"] == 1
     assert score.score(pictures, wanted[1:] + wanted[:1])["right"] <= 0.1
 
 

@@ -237,3 +237,30 @@ def test_fingerprints_tell_pictures_apart() -> None:
     assert fingerprint(image) == fingerprint(image.copy()) == fingerprint(np.asarray(image))
     assert fingerprint(image) != fingerprint(image.rotate(180))
     assert fingerprint(np.zeros((2, 3))) != fingerprint(np.zeros((3, 2)))
+
+
+def test_what_is_transparent_counts_as_white_and_is_said(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 127))
+    palette = Image.new("P", (4, 2), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.putpixel((0, 0), 0)
+    picture.save(tmp_path / "a.png")
+    palette.save(tmp_path / "b.png", transparency=0)
+    for given in (picture, tmp_path / "a.png", tmp_path / "b.png"):
+        notes: list[str] = []
+        opened = open_picture(given, "references", notes=notes)
+        assert (opened.mode, opened.getpixel((0, 0)), opened.getpixel((3, 1))) == ("RGB", (255,) * 3, (255, 0, 0))
+        assert notes == ["references: what is transparent counts as white"]
+    assert open_picture(picture).getpixel((1, 0)) == (128, 128, 128)
+    notes = []
+    assert open_picture(picture.convert("RGB").convert("RGBA"), notes=notes).mode == "RGB" and notes == []
+
+
+def test_an_animation_s_first_frame_is_used_and_said(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    notes: list[str] = []
+    assert open_picture(tmp_path / "a.gif", notes=notes).getpixel((0, 0)) == (255, 0, 0)
+    assert notes == ["image: of 3 frames, the first is used"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("mlx_imagegen", "weights", "quant")
+SHIPPED = ("mlx_imagegen", "weights", "quant", "benchmarks/macs")
 SIZE_LIMIT = 30 * 10**6
 
 
@@ -43,6 +43,7 @@ def test_all_that_runs_is_in_it(wheel: zipfile.ZipFile) -> None:
         for kind in ("py", "toml", "typed", "html", "css", "js", "svg"):
             for path in (ROOT / folder).rglob(f"*.{kind}"):
                 assert f"{target}/{path.relative_to(ROOT / folder).as_posix()}" in names
+    assert "mlx_imagegen/benchmarks/macs/published.json" in names
     assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "examples", "weights", "quant")]
 
 

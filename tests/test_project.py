@@ -1,6 +1,7 @@
 """The project's own files: workflows, issue forms, hooks and metadata name only what is there."""
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_the_workflows_run_targets_and_commands_that_exist() -> None:
         assert program in PROJECT["scripts"] and command in COMMANDS, (program, command)
     for path in re.findall(r"\b(?:mlx_imagegen|tests|examples|benchmarks)/[\w./]+", text):
         assert (ROOT / path).exists(), path
+
+
+def test_every_step_is_a_script_that_bash_can_read() -> None:
+    for line in shell_lines():
+        script = re.sub(r"\$\{\{.*?\}\}", "value", line)  # what GitHub puts in before bash sees it
+        read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert read.returncode == 0, f"{line}: {read.stderr}"
 
 
 def test_linux_and_macs_are_tested_with_the_oldest_python() -> None:

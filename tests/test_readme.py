@@ -33,7 +33,13 @@ README_BYTES = 9_000
 # These install or set up; the machinery that runs the tests has just done so.
 NOT_RUN = ("pip ", "make ", "hf ")
 # The table "Which model for which Mac": its columns, and the models that each speaks for.
-ADVISED = (("flux-schnell", "flux-dev"), ("qwen-image-lightning",), ("hidream-o1-dev",))
+ADVISED = (
+    ("flux2-klein-4b",),
+    ("z-image-turbo",),
+    ("flux-schnell", "flux-dev"),
+    ("qwen-image-lightning",),
+    ("hidream-o1-dev",),
+)
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -73,6 +79,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for module in (pipeline, conversion_plan):
         monkeypatch.setattr(module, "locate", locate)
     monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
+    monkeypatch.setattr(download, "is_local", lambda model: True)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")
     Image.new("L", (64, 48), "white").save("mask.png")

@@ -11,14 +11,21 @@ PACKAGE = ROOT.name
 FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
-    ("measuring",),
+    ("measuring", "selftest"),
     ("quantization",),
     ("pipeline", "preflight"),
     ("planning",),
     ("lora", "result"),
     ("request", "kernels"),
     ("families.*",),
-    ("families.base", "families.folder", "families.schedule_tables", "families.step_cache"),
+    (
+        "families.base",
+        "families.cells",
+        "families.controls",
+        "families.folder",
+        "families.schedule_tables",
+        "families.step_cache",
+    ),
     ("folding",),
     ("autoencoders", "text", "vision", "sampling", "previews"),
     ("hub", "packing.recipes"),
@@ -28,9 +35,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("image", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),
+    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cells", "controls", "folder", "schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:

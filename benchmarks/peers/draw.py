@@ -15,6 +15,9 @@ import numpy as np
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.families.flux2.config import Flux2Config
+from mlx_imagegen.families.flux2.modulation import Flux2Modulators
+from mlx_imagegen.families.flux2.transformer import Flux2Transformer
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.modulation import QwenImageModulators
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
@@ -29,6 +32,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {
         "_class_name": "FluxTransformer2DModel", "joint_attention_dim": 4096, "num_layers": 1, "num_single_layers": 1,
         "patch_size": 1, "pooled_projection_dim": 768,
+    },
+    "flux2": {
+        "_class_name": "Flux2Transformer2DModel", "attention_head_dim": 128, "axes_dims_rope": [32, 32, 32, 32],
+        "guidance_embeds": False, "in_channels": 128, "joint_attention_dim": 7680, "num_attention_heads": 24,
+        "num_layers": 1, "num_single_layers": 1, "rope_theta": 2000,
     },
     "qwen_image": SHARED
     | {
@@ -61,7 +69,7 @@ def draw(family: str, folder: Path, seed: int = 0) -> Path:
     mx.save_safetensors(str(transformer / "diffusion_pytorch_model.safetensors"), tensors)
     config, latents = CONFIGS[family], SIDE // 8
     shapes = {
-        "x": (1, 16, latents, latents) if family == "z_image" else (1, (SIDE // 16) ** 2, 64),
+        "x": (1, 16, latents, latents) if family == "z_image" else (1, (SIDE // 16) ** 2, config["in_channels"]),
         "txt": (1, TEXT_TOKENS, config.get("joint_attention_dim") or config["cap_feat_dim"]),
         "pooled": (1, 768),
     }
@@ -75,6 +83,9 @@ def _trees(family: str) -> list[nn.Module]:
     if family == "flux":
         flux = FluxConfig.read(data, where)
         return [FluxTransformer(flux), FluxModulators(flux)]
+    if family == "flux2":
+        flux2 = Flux2Config.read(data, where)
+        return [Flux2Transformer(flux2), Flux2Modulators(flux2)]
     if family == "z_image":
         z = ZImageConfig.read(data, where)
         return [ZImageTransformer(z), PromptRefiner(z), ZImageModulators(z)]

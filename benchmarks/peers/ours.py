@@ -19,6 +19,10 @@ import numpy as np
 from mlx_imagegen.families.flux1 import modulation as flux_modulation
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.families.flux2 import modulation as flux2_modulation
+from mlx_imagegen.families.flux2 import positions as flux2_positions
+from mlx_imagegen.families.flux2.config import Flux2Config
+from mlx_imagegen.families.flux2.transformer import Flux2Transformer
 from mlx_imagegen.families.qwen_image import modulation as qwen_modulation
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.positions import positions
@@ -90,6 +94,21 @@ def flux(data: dict[str, Any], path: Path) -> Prepared:
     return Prepared([FluxTransformer(config), flux_modulation.FluxModulators(config)], steps)
 
 
+def flux2(data: dict[str, Any], path: Path) -> Prepared:
+    config = Flux2Config.read(data, path)
+
+    def steps(weights: Weights, inputs: Any, dtype: mx.Dtype) -> Callable[[Any, int], mx.array]:
+        tables = flux2_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), 0.0, dtype).steps()
+        side = int(inputs["x"].shape[1] ** 0.5)
+        text = flux2_positions.text_positions(inputs["txt"].shape[1])
+        places = np.concatenate([text, flux2_positions.picture_positions((side, side))])
+        rope = rope_table(places, config.axes_dims_rope, config.rope_theta)
+        x, txt = inputs["x"].astype(dtype), inputs["txt"].astype(dtype)
+        return lambda transformer, index: transformer(x, txt, rope, tables[index])
+
+    return Prepared([Flux2Transformer(config), flux2_modulation.Flux2Modulators(config)], steps)
+
+
 def qwen_image(data: dict[str, Any], path: Path) -> Prepared:
     config = QwenImageConfig.read(data, path)
 
@@ -124,7 +143,7 @@ def z_image(data: dict[str, Any], path: Path) -> Prepared:
     return Prepared([ZImageTransformer(config), PromptRefiner(config), z_modulation.ZImageModulators(config)], steps)
 
 
-PREPARED = {"flux": flux, "qwen_image": qwen_image, "z_image": z_image}
+PREPARED = {"flux": flux, "flux2": flux2, "qwen_image": qwen_image, "z_image": z_image}
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))

@@ -70,7 +70,7 @@ print(json.dumps([sum(seen.values()), sorted(absent)]))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", default=list(CONFIGS), help="flux, qwen_image, z_image")
+    parser.add_argument("families", nargs="*", default=list(CONFIGS), help="flux, flux2, qwen_image, z_image")
     parser.add_argument("--quants", nargs="+", default=["none", "q8", "q6", "q4"])
     parser.add_argument("--mflux", type=Path, default=python_of("mflux"), help="an environment's python")
     parser.add_argument("--diffusers", type=Path, default=python_of("diffusers"), help="an environment's python")

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from clock import measured, say
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
 from safetensors.torch import load_file
 
 KINDS = {
     "flux": FluxTransformer2DModel,
+    "flux2": Flux2Transformer2DModel,
     "qwen_image": QwenImageTransformer2DModel,
     "z_image": ZImageTransformer2DModel,
 }
@@ -26,7 +32,14 @@ def main(family: str, folder: Path, output: Path, rounds: int) -> None:
     loaded = time.perf_counter()
     side, text = int(inputs["x"].shape[1] ** 0.5), inputs["txt"].shape[1]
     given: dict[str, Any] = {"hidden_states": inputs["x"], "encoder_hidden_states": inputs["txt"], "return_dict": False}
-    if family == "flux":
+    if family == "flux2":
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        place = torch.zeros_like(rows)
+        img_ids = torch.stack([place, rows, columns, place], -1).reshape(1, -1, 4)
+        txt_ids = torch.zeros(1, text, 4, dtype=torch.long)
+        txt_ids[..., 3] = torch.arange(text)
+        given |= {"img_ids": img_ids, "txt_ids": txt_ids, "guidance": None}
+    elif family == "flux":
         rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         ids = torch.stack([0 * rows, rows, columns], -1).reshape(-1, 3).float()
         given |= {"pooled_projections": inputs["pooled"], "img_ids": ids, "txt_ids": torch.zeros(text, 3)}

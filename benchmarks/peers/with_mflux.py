@@ -18,6 +18,8 @@ from mflux.models.common.config.model_config import ModelConfig
 from mflux.models.common.weights.mapping.weight_mapper import WeightMapper
 from mflux.models.flux.model.flux_transformer.transformer import Transformer
 from mflux.models.flux.weights.flux_weight_mapping import FluxWeightMapping
+from mflux.models.flux2.model.flux2_transformer.transformer import Flux2Transformer
+from mflux.models.flux2.weights.flux2_weight_mapping import Flux2WeightMapping
 from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransformer
 from mflux.models.qwen.weights.qwen_weight_mapping import QwenWeightMapping
 from mflux.models.z_image.model.z_image_transformer.transformer import ZImageTransformer
@@ -42,6 +44,8 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
         if family == "z_image":  # in its sign; the prompt is given without a batch
             clean = 1 - sigmas[index : index + 1]
             out = model(inputs["x"][0][:, None], clean, sigmas, inputs["txt"][0])[:, 0][None]
+        elif family == "flux2":
+            out = model(inputs["x"], inputs["txt"], inputs["timesteps"][index], *_places(inputs))
         elif family == "flux":
             out = model(index, config, inputs["x"], inputs["txt"], inputs["pooled"])
         else:
@@ -54,12 +58,24 @@ def main(family: str, folder: Path, quant: str, output: Path, rounds: int) -> No
     say(steps, load_seconds=loaded - started, before_seconds=0.0, mlx_peak_bytes=mx.get_peak_memory())
 
 
+def _places(inputs: Any) -> tuple[mx.array, mx.array]:
+    """FLUX.2's four axes, of the picture and of the text."""
+    count, text = inputs["x"].shape[1], inputs["txt"].shape[1]
+    side, none = int(count**0.5), mx.zeros((count,), mx.int32)
+    places = mx.arange(count)
+    picture = mx.stack([none, places // side, places % side, none], axis=-1)
+    return picture, mx.stack([*[mx.zeros((text,), mx.int32)] * 3, mx.arange(text)], axis=-1)
+
+
 def _loaded(family: str, folder: Path, quant: str) -> Any:
     tensors = mx.load(str(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
     tensors = {name: value.astype(mx.float32) for name, value in tensors.items()}
     if family == "flux":
         model: Any = Transformer(ModelConfig.schnell(), num_transformer_blocks=1, num_single_transformer_blocks=1)
         mapping = FluxWeightMapping.get_transformer_mapping()
+    elif family == "flux2":
+        model = Flux2Transformer(num_layers=1, num_single_layers=1)
+        mapping = Flux2WeightMapping.get_transformer_mapping()
     elif family == "z_image":
         model = ZImageTransformer(n_layers=1, n_refiner_layers=1)
         mapping = ZImageWeightMapping.get_transformer_mapping()

@@ -15,6 +15,7 @@ import hidream
 import latents
 import models
 import numpy as np
+import open_captions
 import scenes
 import score
 import torch
@@ -135,16 +136,21 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--euler", action="store_true", help="HiDream-O1: the full model's kind of sampling")
     parser.add_argument("--chinese", action="store_true")
+    parser.add_argument("--open", action="store_true", help="captions that leave things open")
     parser.add_argument("--sheet", type=Path, default=None)
     a = parser.parse_args()
     torch.set_num_threads(1)
     name = a.name or a.kind
-    wanted = scenes.sample(np.random.default_rng(2024), a.count, held_out=True)
-    texts = [scenes.caption(scene, "zh" if a.chinese else "en") for scene in wanted]
+    language = "zh" if a.chinese else "en"
+    if a.open:
+        wanted, texts = open_captions.held_out(a.count, 2024, language)
+    else:
+        wanted = scenes.sample(np.random.default_rng(2024), a.count, held_out=True)
+        texts = [scenes.caption(scene, language) for scene in wanted]
     model, sigmas = loaded(a.kind, name, a.weights), shifted(a.steps, a.shift)
     parts = []
     if a.kind == "hidream":
-        tokenizer = Tokenizer.from_file(str(training.ROOT / "hidream/tokenizer/tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(training.ROOT / name / "tokenizer/tokenizer.json"))
     else:
         encoder = train_transformer.FluxText() if a.kind == "flux" else train_transformer.QwenText()
         vae = latents.codec(a.kind)
@@ -158,7 +164,8 @@ def main() -> None:
             parts.append(latent_pictures(model, encoder, vae, statistics, some, sigmas, a.guidance, a.cfg, seed=i))
     pictures = np.concatenate(parts)
     scores = score.score(pictures, wanted)
-    settings = {k: getattr(a, k) for k in ("kind", "weights", "count", "steps", "shift", "guidance", "cfg", "euler")}
+    names = ("kind", "weights", "count", "steps", "shift", "guidance", "cfg", "euler", "open")
+    settings = {name: getattr(a, name) for name in names}
     print({**settings, **scores})
     training.log(training.ROOT / name, **settings, **scores)
     if a.sheet:

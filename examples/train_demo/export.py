@@ -6,6 +6,7 @@ names; `demo.json`, what a manifest has to say about it; and the trainings' logs
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -35,7 +36,8 @@ def written(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
 
 
 def averaged(run: str, strip: str = "") -> dict[str, Tensor]:
-    state = torch.load(RUNS / run / "ema.pt")
+    """The weights of a run, or of the one that went on from it with open captions."""
+    state = torch.load(training.latest(f"{run}_open", run))
     return {key.removeprefix(strip): value for key, value in state.items() if key.startswith(strip)}
 
 
@@ -46,14 +48,14 @@ def chosen(config: Any, names: list[str]) -> dict[str, Any]:
 
 def copied_tokenizer(run: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((RUNS / run / "tokenizer").iterdir()):
+    for path in sorted(training.latest(f"{run}_open", run).with_name("tokenizer").iterdir()):
         shutil.copy(path, folder / path.name)
 
 
 def logs(folder: Path, runs: list[str]) -> None:
     """One line per entry of every run's log, with the run's name."""
     lines = []
-    for run in runs:
+    for run in itertools.chain.from_iterable((first, f"{first}_open") for first in runs):
         path = RUNS / run / "log.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         lines += [json.dumps({"run": run, **entry}) for entry in entries if "step" in entry]
@@ -71,7 +73,7 @@ def pipeline_index(folder: Path, name: str, parts: dict[str, tuple[str, str]]) -
 
 
 def flux() -> None:
-    folder, run = DEMO / "flux", "flux_guided" if (RUNS / "flux_guided/ema.pt").exists() else "flux"
+    folder, run = DEMO / "flux", training.latest("flux_open", "flux_guided", "flux").parent.name
     flux_clip(folder)
     flux_t5(folder)
     config = models.flux_transformer().config

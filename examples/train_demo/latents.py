@@ -45,17 +45,28 @@ def decoded(vae: nn.Module, family: str, latents: Tensor) -> np.ndarray:
 
 def load(family: str, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents, their mean and their deviation, the last two [16]."""
-    path = training.ROOT / f"{family}_vae" / "latents.npy"
-    if not path.exists():
-        vae = codec(family)
-        parts = [encoded(vae, family, pictures[i : i + 64]).half().numpy() for i in range(0, COUNT, 64)]
-        np.save(path.with_name("latents.tmp.npy"), np.concatenate(parts))
-        path.with_name("latents.tmp.npy").rename(path)
-    values = np.load(path)
+    values = of_pool(family, pictures, "latents.npy")
     sampled = values[::8].astype(np.float32)
     if family == "flux":
         return values, np.full(16, sampled.mean()), np.full(16, sampled.std())
     return values, sampled.mean((0, 2, 3)), sampled.std((0, 2, 3))
+
+
+def of_pool(family: str, pictures: np.ndarray, name: str) -> np.ndarray:
+    """The latents of a pool's first pictures, kept under a name of their own for each pool."""
+    path = training.ROOT / f"{family}_vae" / name
+    if not path.exists():
+        vae = codec(family)
+        parts = [encoded(vae, family, pictures[i : i + 64]).half().numpy() for i in range(0, COUNT, 64)]
+        np.save(path.with_suffix(".tmp.npy"), np.concatenate(parts))
+        path.with_suffix(".tmp.npy").rename(path)
+    return np.load(path)
+
+
+def statistics(run: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation that a run's latents were brought to zero and one with."""
+    numbers = np.load(training.ROOT / run / "statistics.npz")
+    return numbers["mean"], numbers["deviation"]
 
 
 def packed(latents: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 In: a numpy generator. Out: frozen `Scene`s, captions in English or Chinese, and antialiased pictures as uint8 arrays.
 It knows nothing of models. A scene is what the caption says; the picture adds a jitter of place and size, so that one
-caption has many right pictures and a seed makes a difference.
+caption has many right pictures and a seed makes a difference. What a caption leaves open is "" in its scene;
+`open_captions.py` writes and fills such scenes.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,9 @@ RELATIONS = {
 # Radius in units of the size, so that the four shapes look equally large.
 RADIUS = {"circle": 1.0, "square": 0.9, "triangle": 1.2, "star": 1.24}
 HELD_OUT_SHARE = 16
+JITTER = 4.0
+OPEN_JITTER = 14.0  # of one thing whose place is open: near the middle
+TWIN_JITTER = 1.5  # of two things of one colour, which must not touch
 
 PLACE_WORDS = {
     "center": ("in the center", "in the middle"),
@@ -61,7 +65,7 @@ CHINESE = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: a coloured shape of a size."""
+    """One object: a coloured shape of a size; size and colour may be open."""
 
     size: str
     colour: str
@@ -70,7 +74,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One object with a place, or two with a relation (of the first to the second), on a background."""
+    """One object with a place, or two with a relation (of the first to the second), on a background.
+
+    Place, relation and background may be open.
+    """
 
     things: tuple[Thing, ...]
     where: str
@@ -100,14 +107,24 @@ def varied_caption(scene: Scene, rng: np.random.Generator, language: str = "en")
 
 
 def _english(scene: Scene, places: dict, relations: dict, choice: int) -> str:
-    names = [f"{_article(thing.size)} {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+    names = [named(thing) for thing in scene.things]
     if len(names) == 1:
-        words = places[scene.where]
-        body = f"{names[0]} {words[choice % len(words)]}"
-    else:
+        words = places.get(scene.where, ("",))
+        body = f"{names[0]} {words[choice % len(words)]}".rstrip()
+    elif scene.where:
         words = relations[scene.where]
         body = f"{names[0]} {words[choice % len(words)]} {names[1]}"
-    return f"{body} on a {scene.background} background"
+    elif scene.things[0] == scene.things[1]:
+        body = f"two {names[0].partition(' ')[2]}s"
+    else:
+        body = f"{names[0]} and {names[1]}"
+    return f"{body} on a {scene.background} background" if scene.background else body
+
+
+def named(thing: Thing) -> str:
+    """The thing in words, with its article."""
+    words = [word for word in (thing.size, thing.colour, thing.shape) if word]
+    return " ".join([_article(words[0]), *words])
 
 
 def _article(word: str) -> str:
@@ -115,11 +132,19 @@ def _article(word: str) -> str:
 
 
 def _chinese(scene: Scene) -> str:
-    names = ["一个" + "".join(CHINESE[word] for word in (t.size, t.colour, t.shape)) for t in scene.things]
-    ground = CHINESE[scene.background] + "背景上，"
+    names = ["一个" + named_in_chinese(thing) for thing in scene.things]
+    ground = CHINESE[scene.background] + "背景上，" if scene.background else ""
     if len(names) == 1:
-        return f"{ground}{names[0]}在{CHINESE[scene.where]}"
-    return f"{ground}{names[0]}在{names[1]}{CHINESE[scene.where]}"
+        return f"{ground}{names[0]}在{CHINESE[scene.where]}" if scene.where else ground + names[0]
+    if scene.where:
+        return f"{ground}{names[0]}在{names[1]}{CHINESE[scene.where]}"
+    if scene.things[0] == scene.things[1]:
+        return f"{ground}两个{named_in_chinese(scene.things[0])}"
+    return f"{ground}{names[0]}和{names[1]}"
+
+
+def named_in_chinese(thing: Thing) -> str:
+    return "".join(CHINESE[word] for word in (thing.size, thing.colour, thing.shape) if word)
 
 
 def sample(rng: np.random.Generator, count: int, held_out: bool, singles: float = 0.2) -> list[Scene]:
@@ -143,26 +168,19 @@ def _one(rng: np.random.Generator, single: bool) -> Scene:
 
 
 def targets(scene: Scene) -> list[int]:
-    """The scene as class numbers (see `TARGET_SIZES`), for teaching text encoders; 0 stands for 'no second object'."""
-    numbers = [tuple(BACKGROUNDS).index(scene.background), [*PLACES, *RELATIONS].index(scene.where)]
+    """The scene as class numbers (see `TARGET_SIZES`), for teaching text encoders; 0 is open or no second object."""
+    numbers = [number(BACKGROUNDS, scene.background), number([*PLACES, *RELATIONS], scene.where)]
     for i in range(2):
-        if i < len(scene.things):
-            thing = scene.things[i]
-            numbers += [
-                1 + tuple(SIZES).index(thing.size),
-                1 + tuple(COLOURS).index(thing.colour),
-                1 + SHAPES.index(thing.shape),
-            ]
-        else:
-            numbers += [0, 0, 0]
+        thing = scene.things[i] if i < len(scene.things) else Thing("", "", "")
+        numbers += [number(SIZES, thing.size), number(COLOURS, thing.colour), number(SHAPES, thing.shape)]
     return numbers
 
 
-TARGET_SIZES = (
-    len(BACKGROUNDS),
-    len(PLACES) + len(RELATIONS),
-    *(1 + len(SIZES), 1 + len(COLOURS), 1 + len(SHAPES)) * 2,
-)
+def number(names: Iterable[str], name: str) -> int:
+    return 1 + tuple(names).index(name) if name else 0
+
+
+TARGET_SIZES = tuple(1 + len(names) for names in (BACKGROUNDS, [*PLACES, *RELATIONS], *(SIZES, COLOURS, SHAPES) * 2))
 
 
 def draw(scenes: Sequence[Scene], rng: np.random.Generator, outlined: bool = False) -> np.ndarray:
@@ -171,13 +189,20 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator, outlined: bool = Fal
     for i, scene in enumerate(scenes):
         canvas = np.empty((PIXELS, PIXELS, 3), np.float32)
         canvas[:] = BACKGROUNDS[scene.background]
-        centres = RELATIONS[scene.where] if len(scene.things) == 2 else (PLACES[scene.where],)
+        centres = RELATIONS[scene.where] if len(scene.things) == 2 else (PLACES[scene.where or "center"],)
+        jitter = _jitter(scene)
         for thing, centre in zip(scene.things, centres, strict=True):
-            place = np.asarray(centre, np.float32) + rng.uniform(-4, 4, 2)
+            place = np.asarray(centre, np.float32) + rng.uniform(-jitter, jitter, 2)
             radius = SIZES[thing.size] * RADIUS[thing.shape] * rng.uniform(0.95, 1.05)
             _paint(canvas, thing, place, float(radius), outlined)
         pictures[i] = np.rint(canvas)
     return pictures
+
+
+def _jitter(scene: Scene) -> float:
+    if not scene.where:
+        return OPEN_JITTER
+    return TWIN_JITTER if len({thing.colour for thing in scene.things}) < len(scene.things) else JITTER
 
 
 def _paint(canvas: np.ndarray, thing: Thing, centre: np.ndarray, radius: float, outlined: bool) -> None:

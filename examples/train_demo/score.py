@@ -7,6 +7,7 @@ same area and centre differs least from what is seen.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
@@ -22,14 +23,27 @@ REACH = 40
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right in one picture; `right` is all of the first four, `size` is told but does not count."""
+    """What is right in one picture; `right` is all of the first four, `size` is reported but does not count.
+
+    What the scene leaves open is right whatever it is.
+    """
 
     background: bool
-    colour: bool
+    colour: bool  # the colours, and the number of things
     position: bool
     shape: bool
     right: bool
     size: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing in a picture: a connected part of one colour, away from edges."""
+
+    colour: str
+    centre: np.ndarray
+    shape: str
+    size: str
 
 
 def judge(picture: np.ndarray, scene: scenes.Scene) -> Verdict:
@@ -37,21 +51,57 @@ def judge(picture: np.ndarray, scene: scenes.Scene) -> Verdict:
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]])
     ground = int(((GROUNDS - np.median(border, 0)) ** 2).sum(1).argmin())
+    background = scene.background in ("", tuple(scenes.BACKGROUNDS)[ground])
+    seen = _seen(pixels, ground)
+    matches = [
+        found
+        for found in itertools.permutations(seen, len(scene.things))
+        if all(thing.colour in ("", one.colour) for thing, one in zip(scene.things, found, strict=True))
+    ]
+    colour = bool(matches) and len(seen) == len(scene.things)
+    details = [_details(scene, found) for found in matches]
+    position, shape, size = max(details, key=sum, default=(False, False, False))
+    return Verdict(background, colour, position, shape, background and colour and position and shape, size)
+
+
+def _details(scene: scenes.Scene, found: Sequence[Seen]) -> tuple[bool, bool, bool]:
+    """Position, shape and size of the things found for those wanted."""
+    pairs = list(zip(scene.things, found, strict=True))
+    shape = all(thing.shape == one.shape for thing, one in pairs)
+    size = all(thing.size in ("", one.size) for thing, one in pairs)
+    return not scene.where or _place(scene, [one.centre for one in found]), shape, size
+
+
+def _seen(pixels: np.ndarray, ground: int) -> list[Seen]:
     labels = _labels(pixels, ground)
     inner = _inner(labels)
-    found = {i for i in range(len(PALETTE)) if (inner == i).sum() >= LEAST_PIXELS}
-    names = tuple(scenes.COLOURS)
-    wanted = [names.index(thing.colour) for thing in scene.things]
-    present = [i for i in wanted if i in found]
-    centres = {i: np.array([c.mean() for c in np.nonzero(inner == i)[::-1]]) for i in present}
-    background = tuple(scenes.BACKGROUNDS)[ground] == scene.background
-    colour = found == set(wanted)
-    position = len(present) == len(wanted) and _place(scene, [centres[i] for i in wanted])
-    seen = [_shape(pixels, labels, ground, i, wanted, centres[i]) if i in centres else ("", 0.0) for i in wanted]
-    shape = [name for name, _ in seen] == [thing.shape for thing in scene.things]
-    sizes = ["small" if radius < 18.5 else "large" for _, radius in seen]
-    size = sizes == [thing.size for thing in scene.things]
-    return Verdict(background, colour, position, shape, background and colour and position and shape, size)
+    parts = [(colour, part) for colour in range(len(PALETTE)) for part in _connected(inner == colour)]
+    centres = [np.array([c.mean() for c in np.nonzero(part)[::-1]]) for _, part in parts]
+    seen = []
+    for i, (colour, _) in enumerate(parts):
+        others = [(parts[j][0], centres[j]) for j in range(len(parts)) if j != i]
+        shape, radius = _shape(pixels, labels, ground, colour, others, centres[i])
+        size = "small" if radius < 18.5 else "large"
+        seen.append(Seen(tuple(scenes.COLOURS)[colour], centres[i], shape, size))
+    return seen
+
+
+def _connected(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a mask that are large enough to be a thing; with its specks where it is a single one."""
+    numbers = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:  # each pixel takes the largest number around it
+        padded = np.pad(numbers, 1)
+        across = np.maximum(padded[1:-1, :-2], padded[1:-1, 2:])
+        down = np.maximum(padded[:-2, 1:-1], padded[2:, 1:-1])
+        spread = np.where(mask, np.maximum(numbers, np.maximum(across, down)), 0)
+        if (spread == numbers).all():
+            break
+        numbers = spread
+    found, counts = np.unique(numbers[mask], return_counts=True)
+    large = found[counts >= LEAST_PIXELS]
+    if len(large) > 1:
+        return [numbers == number for number in large]
+    return [mask] if mask.sum() >= LEAST_PIXELS else []
 
 
 def score(pictures: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, float]:
@@ -91,15 +141,22 @@ def _place(scene: scenes.Scene, centres: list[np.ndarray]) -> bool:
 
 
 def _shape(
-    pixels: np.ndarray, labels: np.ndarray, ground: int, colour: int, others: list[int], centre: np.ndarray
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    ground: int,
+    colour: int,
+    others: list[tuple[int, np.ndarray]],
+    centre: np.ndarray,
 ) -> tuple[str, float]:
-    """The best fitting shape (nothing if none fits) and its size in pixels."""
+    """The best fitting shape (nothing if none fits) and its size in pixels; `others` are things near it."""
     y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]].astype(np.float32) + 0.5
     axis = PALETTE[colour] - GROUNDS[ground]
     cover = np.clip(((pixels - GROUNDS[ground]) @ axis) / (axis @ axis), 0, 1)
-    for other in others:
+    for other, middle in others:
         if other != colour:
             cover[labels == other] = 0
+        else:
+            cover[np.hypot(x - middle[0], y - middle[1]) < np.hypot(x - centre[0], y - centre[1])] = 0
     cover[np.maximum(abs(x - centre[0]), abs(y - centre[1])) > REACH] = 0
     cover[cover < 0.25] = 0
     area = float(cover.sum()) + 1e-6

@@ -2,11 +2,17 @@
 
 In: the pool of pictures. Out: a run folder with averaged weights (see training.py). Beside the pictures' loss, the
 prompt's last hidden state has to name the scene's parts: without it the caption is ignored for a thousand steps.
+
+`train_hidream.py open` goes on from the run `hidream` with captions that leave things open, and writes `hidream_open`.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import numpy as np
+import open_captions
 import pool
 import scenes
 import torch
@@ -20,6 +26,7 @@ from torch import Tensor, nn
 NOISE_SCALE = 8.0
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<|boi_token|>"
 TAP = 3
+HEAD_STEPS = 100  # in which a fresh head learns without teaching
 
 
 class WithHeads(nn.Module):
@@ -70,21 +77,44 @@ def noise_levels(rng: np.random.Generator, count: int) -> Tensor:
     return torch.from_numpy(levels).float().clamp(0.001, 1)
 
 
+def caption(scene: scenes.Scene, rng: np.random.Generator, further: bool) -> str:
+    worded = further and (open_captions.is_open(scene) or rng.random() < 0.5)
+    return open_captions.worded(scene, rng) if worded else scenes.varied_caption(scene, rng)
+
+
+def restored(config: Config) -> WithHeads:
+    """The finished model with a fresh head."""
+    module = started(config)
+    state = torch.load(training.ROOT / "hidream/ema.pt")
+    module.load_state_dict({key: v for key, v in state.items() if key.startswith("net.")} | head_of(module))
+    return module
+
+
+def head_of(module: WithHeads) -> dict[str, Tensor]:
+    return {key: value for key, value in module.state_dict().items() if key.startswith("head.")}
+
+
 def main() -> None:
-    arguments = training.arguments(steps=14_000, lr=2e-3)
-    run = training.Run(training.ROOT / (arguments.name or "hidream"), arguments.steps, arguments.lr)
+    further = sys.argv[1:2] == ["open"]
+    if further:
+        sys.argv.pop(1)
+    arguments = training.arguments(steps=3000 if further else 14_000, lr=1e-3 if further else 2e-3)
+    folder = training.ROOT / (arguments.name or "hidream" + "_open" * further)
+    run = training.Run(folder, arguments.steps, arguments.lr, cooldown=0.5 if further else 0.3)
+    if further and not folder.exists():
+        shutil.copytree(training.ROOT / "hidream/tokenizer", folder / "tokenizer")
     if not (run.folder / "tokenizer/tokenizer.json").exists():
         vocabularies.write_qwen(run.folder / "tokenizer", hidream=True)
     tokenizer = Tokenizer.from_file(str(run.folder / "tokenizer/tokenizer.json"))
     config = Config(vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64)
-    pictures, drawn = pool.load()
+    pictures, drawn = pool.load("pool_open" if further else "pool")
     answers = torch.tensor([scenes.targets(scene) for scene in drawn])
     empty = tokenizer.encode(TEMPLATE.format(" ")).ids
-    module = started(config)
+    module = restored(config) if further else started(config)
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
         chosen = np.sort(rng.integers(len(drawn), size=arguments.batch))
-        texts = [TEMPLATE.format(scenes.varied_caption(drawn[i], rng)) for i in chosen]
+        texts = [TEMPLATE.format(caption(drawn[i], rng, further)) for i in chosen]
         dropped = rng.random(arguments.batch) < 0.1
         ids, lengths = padded(
             [empty if d else e.ids for d, e in zip(dropped, tokenizer.encode_batch(texts), strict=True)]
@@ -94,7 +124,7 @@ def main() -> None:
         z = sigma[:, None, None] * NOISE_SCALE * torch.randn_like(x) + (1 - sigma[:, None, None]) * x
         with torch.autocast("cpu", torch.bfloat16):
             predicted, hidden = module.net(ids, lengths, z, 1 - sigma, (8, 8), TAP)
-            logits = module.head(hidden)
+            logits = module.head(hidden.detach() if further and step < HEAD_STEPS else hidden)
         error = (predicted.float() - x).pow(2).mean((1, 2))
         kept = torch.from_numpy(~dropped)
         words = scene_loss(logits.float()[kept], answers[chosen][kept])

@@ -1,17 +1,21 @@
 """Train the transformer of the FLUX.1 or the Qwen-Image demo on latents, with diffusers' own classes.
 
 In: a trained codec and trained text encoders. Out: a run folder with averaged weights. `flux_guided` goes on from
-`flux`: the model learns to give, from its guidance input alone, what its teacher gives with two passes.
+`flux`: the model learns to give, from its guidance input alone, what its teacher gives with two passes. `flux_open` and
+`qwen_open` go on from the finished models with captions that leave things open.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
+from pathlib import Path
 
 import latents
 import models
 import numpy as np
+import open_captions
 import pool
 import scenes
 import torch
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 GUIDANCE = (1.0, 5.0)
+GUIDED_SHARE = 0.6  # of a batch, where guidance is learned together with pictures
 
 
 def started(model: nn.Module) -> nn.Module:
@@ -46,10 +51,11 @@ class FluxText:
     """Captions to what FLUX.1's transformer reads: T5's tokens and CLIP's pooled vector."""
 
     def __init__(self) -> None:
-        self.clip_tokenizer = train_text.tokenizer_of("clip", training.ROOT / "clip/tokenizer")
-        self.t5_tokenizer = train_text.tokenizer_of("t5", training.ROOT / "t5/tokenizer")
-        self.clip = trained(models.clip_text(self.clip_tokenizer), "clip")
-        self.t5 = trained(models.t5_text(self.t5_tokenizer), "t5")
+        clip, t5 = training.latest("clip_open", "clip"), training.latest("t5_open", "t5")
+        self.clip_tokenizer = train_text.tokenizer_of("clip", clip.with_name("tokenizer"))
+        self.t5_tokenizer = train_text.tokenizer_of("t5", t5.with_name("tokenizer"))
+        self.clip = trained(models.clip_text(self.clip_tokenizer), clip)
+        self.t5 = trained(models.t5_text(self.t5_tokenizer), t5)
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
@@ -63,8 +69,9 @@ class QwenText:
     """Captions to what Qwen-Image's transformer reads: the language model's tokens and their mask."""
 
     def __init__(self) -> None:
-        self.tokenizer = train_text.tokenizer_of("qwen", training.ROOT / "qwen_text/tokenizer")
-        self.model = trained(models.qwen_text(self.tokenizer), "qwen_text")
+        weights = training.latest("qwen_text_open", "qwen_text")
+        self.tokenizer = train_text.tokenizer_of("qwen", weights.with_name("tokenizer"))
+        self.model = trained(models.qwen_text(self.tokenizer), weights)
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
@@ -72,8 +79,8 @@ class QwenText:
         return {"encoder_hidden_states": hidden, "encoder_hidden_states_mask": mask}
 
 
-def trained(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    state = torch.load(training.ROOT / name / "ema.pt")
+def trained(model: PreTrainedModel, weights: Path) -> PreTrainedModel:
+    state = torch.load(weights)
     model.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("model.")})
     return model.eval().requires_grad_(False)
 
@@ -133,48 +140,100 @@ def widened(x: Tensor, length: int) -> Tensor:
     return torch.cat([x, extra], 1)
 
 
-def main() -> None:
-    kind = sys.argv.pop(1)
-    family = kind.split("_")[0]
-    guided = kind == "flux_guided"
-    arguments = training.arguments(steps=2000 if guided else 12_000, lr=5e-4 if guided else 2e-3)
-    run = training.Run(training.ROOT / (arguments.name or kind), arguments.steps, arguments.lr)
-    pictures, drawn = pool.load()
-    values, mean, deviation = latents.load(family, pictures)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    np.savez(run.folder / "statistics.npz", mean=mean, deviation=deviation)
-    mean, deviation = (torch.from_numpy(v).float().view(1, 16, 1, 1) for v in (mean, deviation))
-    captions = Captions(drawn[: len(values)], family)
-    model = started(models.flux_transformer() if family == "flux" else models.qwen_transformer())
-    teacher = None
-    if guided:
-        model.load_state_dict(torch.load(training.ROOT / "flux/ema.pt"))
-        teacher = in_float32(copy.deepcopy(model)).requires_grad_(False)
+def further_loss(model: nn.Module, family: str, run: str, batch: int) -> training.Loss:
+    """Pictures of captions that leave things open. FLUX.1's keeps its guidance input: of a guided velocity,
+    u + g * (v - u), the data gives v and the model itself, without a caption, u."""
+    pictures, drawn = pool.load("pool_open")
+    values = latents.of_pool(family, pictures, "latents_open.npy")
+    mean, deviation = (torch.from_numpy(v).float().view(1, 16, 1, 1) for v in latents.statistics(run))
+    encode = FluxText() if family == "flux" else QwenText()
+
+    def captions(chosen: np.ndarray, dropped: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        chinese = rng.random(len(chosen)) < (0.3 if family == "qwen" else 0)
+        texts = [open_captions.worded(drawn[i], rng, "zh" if z else "en") for i, z in zip(chosen, chinese, strict=True)]
+        return encode([empty_text(family) if d else text for d, text in zip(dropped, texts, strict=True)])
 
     def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        count = arguments.batch
-        chosen = rng.integers(len(values), size=count)
-        dropped = rng.random(count) < (0 if guided else 0.1)
+        chosen = rng.integers(len(values), size=batch)
+        guidance = torch.ones(batch)
+        if family == "flux":  # the last ones of a batch are guided
+            guided = round(GUIDED_SHARE * batch)
+            guidance[batch - guided :] = torch.from_numpy(rng.uniform(*GUIDANCE, guided)).float()
+        text = captions(chosen, (rng.random(batch) < 0.1) & (guidance == 1).numpy(), rng)
+        clean = latents.packed((torch.from_numpy(values[chosen]).float() - mean) / deviation)
+        noise, t = torch.randn_like(clean), noise_levels(rng, batch)
+        x = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
+        wanted, g = noise - clean, guidance[:, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            if family == "flux":
+                some = slice(batch - guided, batch)
+                empty = encode([empty_text(family)] * guided)
+                with torch.no_grad():
+                    without = velocity(model, x[some], t[some], empty, torch.ones(guided))
+                wanted[some] = without + g[some] * (wanted[some] - without)
+            v = velocity(model, x, t, text, guidance)
+        error = ((v - wanted) / g).pow(2).mean((1, 2))
+        high, low = error[t > 0.8], error[t < 0.4]
+        parts = {name: part.mean() for name, part in (("high", high), ("low", low)) if len(part)}
+        return {"loss": error.mean(), **parts}
+
+    return loss_of
+
+
+def first_loss(model: nn.Module, family: str, folder: Path, batch: int, guided: bool) -> training.Loss:
+    """Pictures of full captions; `guided`, what the model itself gives with two passes."""
+    pictures, drawn = pool.load()
+    values, mean, deviation = latents.load(family, pictures)
+    np.savez(folder / "statistics.npz", mean=mean, deviation=deviation)
+    mean, deviation = (torch.from_numpy(v).float().view(1, 16, 1, 1) for v in (mean, deviation))
+    captions = Captions(drawn[: len(values)], family)
+    teacher = in_float32(copy.deepcopy(model)).requires_grad_(False) if guided else None
+
+    def loss_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        chosen = rng.integers(len(values), size=batch)
+        dropped = rng.random(batch) < (0 if guided else 0.1)
         text = captions.take(chosen, dropped)
         clean = latents.packed((torch.from_numpy(values[chosen]).float() - mean) / deviation)
-        noise, t = torch.randn_like(clean), noise_levels(rng, count)
+        noise, t = torch.randn_like(clean), noise_levels(rng, batch)
         x = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
-        guidance = torch.from_numpy(rng.uniform(*GUIDANCE, count)).float() if guided else torch.ones(count)
+        guidance = torch.from_numpy(rng.uniform(*GUIDANCE, batch)).float() if guided else torch.ones(batch)
         with torch.autocast("cpu", torch.bfloat16):
             wanted = noise - clean
             if teacher is not None:
                 with torch.no_grad():
-                    with_text = velocity(teacher, x, t, text, torch.ones(count))
-                    without = velocity(teacher, x, t, captions.take(chosen, dropped | True), torch.ones(count))
+                    with_text = velocity(teacher, x, t, text, torch.ones(batch))
+                    without = velocity(teacher, x, t, captions.take(chosen, dropped | True), torch.ones(batch))
                 wanted = without + guidance[:, None, None] * (with_text - without)
             error = (velocity(model, x, t, text, guidance) - wanted).pow(2).mean((1, 2))
         high, low = error[t > 0.8], error[t < 0.4]
         parts = {name: part.mean() for name, part in (("high", high), ("low", low)) if len(part)}
         return {"loss": error.mean(), **parts}
 
-    def muon(name: str) -> bool:
-        return "transformer_blocks." in name and ".linear." not in name and "_mod." not in name
+    return loss_of
 
+
+def muon(name: str) -> bool:
+    return "transformer_blocks." in name and ".linear." not in name and "_mod." not in name
+
+
+def main() -> None:
+    kind = sys.argv.pop(1)
+    family = kind.split("_")[0]
+    guided, further = kind == "flux_guided", kind.endswith("_open")
+    steps, lr = (2500, 1e-3) if further else (2000, 5e-4) if guided else (12_000, 2e-3)
+    arguments = training.arguments(steps=steps, lr=lr)
+    folder = training.ROOT / (arguments.name or kind)
+    run = training.Run(folder, arguments.steps, arguments.lr, cooldown=0.5 if further else 0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = started(models.flux_transformer() if family == "flux" else models.qwen_transformer())
+    before = {"flux_guided": "flux", "flux_open": "flux_guided", "qwen_open": "qwen"}.get(kind)
+    if before is not None:
+        model.load_state_dict(torch.load(training.ROOT / before / "ema.pt"))
+    if further:
+        shutil.copy(training.ROOT / before / "statistics.npz", folder / "statistics.npz")
+        loss_of = further_loss(model, family, kind, arguments.batch)
+    else:
+        loss_of = first_loss(model, family, folder, arguments.batch, guided)
     training.train(run, model, loss_of, muon)
 
 

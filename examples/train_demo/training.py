@@ -125,6 +125,11 @@ def save(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
+def latest(*runs: str) -> Path:
+    """The weights of the first of these runs that there is."""
+    return next(path for run in runs if (path := ROOT / run / "ema.pt").exists())
+
+
 def log(folder: Path, **numbers: object) -> None:
     with (folder / "log.jsonl").open("a") as file:
         file.write(json.dumps(numbers) + "\n")

@@ -28,6 +28,11 @@ QWEN_SPECIAL = (
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
+OPEN_WORDS = (
+    "an", "and", "two", "one", "with", "next", "big", "grey", "circles", "squares", "triangles", "stars",
+    "A", "An", "Two", "One", "In", "On", "At",
+)  # fmt: skip
+OPEN_WORD_SCORE = -6.0
 HIDREAM_SPECIAL = ("<|boi_token|>", "<|bor_token|>", "<|eor_token|>", "<|bot_token|>", "<|tms_token|>")
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -185,6 +190,22 @@ def t5_pieces() -> list[tuple[str, float]]:
     return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0), *words] + [
         pair for pair in letters if pair[0] not in known
     ]
+
+
+def extend_t5(folder: Path) -> None:
+    """Append the words of open captions to T5's pieces: no id moves, and a caption fits into its few tokens."""
+    from sentencepiece import sentencepiece_model_pb2 as format_
+
+    proto = format_.ModelProto.FromString((folder / "spiece.model").read_bytes())
+    known = {piece.piece for piece in proto.pieces}
+    new = [("▁" + word, OPEN_WORD_SCORE) for word in OPEN_WORDS if "▁" + word not in known]
+    for piece, score in new:
+        proto.pieces.add(piece=piece, score=score, type=1)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    (folder / "spiece.model").write_bytes(proto.SerializeToString())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] += [[piece, score] for piece, score in new]
+    Tokenizer.from_str(json.dumps(tokenizer)).save(str(folder / "tokenizer.json"))
 
 
 def _write_sentencepiece(path: Path, pieces: list[tuple[str, float]]) -> None:

@@ -1,4 +1,5 @@
-"""FLUX.1's autoencoder, Z-Image's as well: latents -> pixels, and pixels -> the posterior of latents.
+"""FLUX.1's autoencoder, Z-Image's as well, and what FLUX.2's shares with it: latents -> pixels, and pixels -> the
+posterior of latents.
 
 In: latents [B, C, h, w] as the loop leaves them, scaled, or pixels [B, H, W, 3] in -1..1. Out: pixels, which may go
 a little beyond -1..1, or (mean, logvar) of the unscaled posterior, [B, C, h, w] each. The picture is worked through in
@@ -10,7 +11,7 @@ own, so that text-to-image loads the decoder alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,48 +21,50 @@ from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activat
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import Config
+from ..loading.config import COLOURS, LAYERS, Config
 from ..precision import VAE_DTYPE
 
+MOST_LEVELS = 8
 NORM_EPS = 1e-6  # diffusers fixes it in code, for every norm of its autoencoders
 
 
-@dataclass(frozen=True)
-class VaeConfig(Config):
-    """vae/config.json"""
+@dataclass(frozen=True, kw_only=True)
+class KLConfig(Config):
+    """What vae/config.json says of the convolutions, whichever model's it is."""
 
     # force_upcast asks for float32, which is all there is here; sample_size only steers diffusers' own tiling.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast", "sample_size"})
+    MODEL: ClassVar[str] = "FLUX.1"
+    QUANT_CONVS: ClassVar[bool] = False  # 1x1 convolutions after the encoder and before the decoder
 
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     latent_channels: int
-    layers_per_block: int
+    layers_per_block: Annotated[int, LAYERS]
     norm_num_groups: int
-    scaling_factor: float
-    shift_factor: float
     use_quant_conv: bool
     use_post_quant_conv: bool
-    in_channels: int = 3
-    out_channels: int = 3
+    in_channels: Annotated[int, COLOURS] = 3
+    out_channels: Annotated[int, COLOURS] = 3
     act_fn: str = "silu"
     mid_block_add_attention: bool = True
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
         levels = len(config.block_out_channels)
-        _require(config, where, "down_block_types", ("DownEncoderBlock2D",) * levels)
-        _require(config, where, "up_block_types", ("UpDecoderBlock2D",) * levels)
-        _require(config, where, "act_fn", "silu")
-        _require(config, where, "use_quant_conv", False)
-        _require(config, where, "use_post_quant_conv", False)
-        _require(config, where, "latents_mean", None)
-        _require(config, where, "latents_std", None)
-        for channels in config.block_out_channels:
+        if not 1 <= levels <= MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: field 'block_out_channels' has {levels} entries, where 1 to {MOST_LEVELS} are needed; take "
+                "the file from the model's repository."
+            )
+        config.require(where, "down_block_types", ("DownEncoderBlock2D",) * levels)
+        config.require(where, "up_block_types", ("UpDecoderBlock2D",) * levels)
+        config.require(where, "act_fn", "silu")
+        config.require(where, "use_quant_conv", cls.QUANT_CONVS)
+        config.require(where, "use_post_quant_conv", cls.QUANT_CONVS)
+        for channels in (*config.block_out_channels, *config.decoder_widths):
             if channels % config.norm_num_groups:
                 raise ConfigError(
                     f"{where}: {channels} channels in 'block_out_channels' do not divide into {config.norm_num_groups} "
@@ -69,24 +72,56 @@ class VaeConfig(Config):
                 )
         return config
 
+    def require(self, where: str | Path, field: str, only: object) -> None:
+        value = getattr(self, field)
+        if value != only:
+            raise ConfigError(
+                f"{where}: field '{field}' is {shown(value)}, where every {self.MODEL} autoencoder has {only!r}, "
+                "the only value this port knows. The file is of another model's autoencoder: take vae/ from a "
+                f"{self.MODEL} repository."
+            )
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        return self.block_out_channels
+
+    @property
+    def latent_scale(self) -> tuple[float, float]:
+        """(factor, offset): the loop's latents are (z - offset) * factor."""
+        return 1.0, 0.0
+
     @property
     def scale_factor(self) -> int:
         """Pixels a latent, along each side."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(KLConfig):
+    """FLUX.1's vae/config.json"""
+
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKL"})
+
+    scaling_factor: Annotated[float, POSITIVE]
+    shift_factor: float
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        config.require(where, "latents_mean", None)
+        config.require(where, "latents_std", None)
+        return config
+
+    @property
+    def latent_scale(self) -> tuple[float, float]:
+        return self.scaling_factor, self.shift_factor
+
+
 def normalized(latents: mx.array, config: VaeConfig) -> mx.array:
     """Unscaled latents -> the loop's."""
     return (latents - config.shift_factor) * config.scaling_factor
-
-
-def _require(config: VaeConfig, where: str | Path, field: str, only: object) -> None:
-    value = getattr(config, field)
-    if value != only:
-        raise ConfigError(
-            f"{where}: field '{field}' is {value!r}, where every FLUX.1 autoencoder has {only!r}, the only value this "
-            "port knows. The file is of another model's autoencoder: take vae/ from a FLUX.1 repository."
-        )
 
 
 class Autoencoder(nn.Module):
@@ -97,9 +132,9 @@ class Autoencoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VaeConfig):
+    def __init__(self, config: KLConfig):
         super().__init__()
-        widths = config.block_out_channels[::-1]
+        widths = config.decoder_widths[::-1]
         self.conv_in = Conv2d(config.latent_channels, widths[0])
         self.mid_block = MidBlock(config, widths[0])
         self.up_blocks = [
@@ -108,7 +143,7 @@ class Decoder(nn.Module):
         ]
         self.conv_norm_out = _norm(config)(widths[-1])
         self.conv_out = Conv2d(widths[-1], config.out_channels)
-        self._scaling, self._shift = config.scaling_factor, config.shift_factor
+        self._scaling, self._shift = config.latent_scale
 
     def decode(self, latents: mx.array, strip_rows: int | None = None) -> mx.array:
         """[B, C, h, w] -> [B, H, W, 3]; every activation is cut into strips of `strip_rows` rows (None: by memory)."""
@@ -123,7 +158,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: VaeConfig):
+    def __init__(self, config: KLConfig):
         super().__init__()
         widths = config.block_out_channels
         self.conv_in = Conv2d(config.in_channels, widths[0])
@@ -148,7 +183,7 @@ class Encoder(nn.Module):
 
 
 class UpBlock(nn.Module):
-    def __init__(self, config: VaeConfig, inputs: int, outputs: int, last: bool):
+    def __init__(self, config: KLConfig, inputs: int, outputs: int, last: bool):
         super().__init__()
         self.resnets = _resnets(config, inputs, outputs, config.layers_per_block + 1)
         if not last:
@@ -161,7 +196,7 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    def __init__(self, config: VaeConfig, inputs: int, outputs: int, last: bool):
+    def __init__(self, config: KLConfig, inputs: int, outputs: int, last: bool):
         super().__init__()
         self.resnets = _resnets(config, inputs, outputs, config.layers_per_block)
         if not last:
@@ -174,7 +209,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    def __init__(self, config: VaeConfig, dims: int):
+    def __init__(self, config: KLConfig, dims: int):
         super().__init__()
         self.resnets = _resnets(config, dims, dims, 2)
         self.attentions = [Attention(config, dims)] if config.mid_block_add_attention else []
@@ -189,7 +224,7 @@ class MidBlock(nn.Module):
 class Attention(nn.Module):
     """Every pixel attends to every other, with one head."""
 
-    def __init__(self, config: VaeConfig, dims: int):
+    def __init__(self, config: KLConfig, dims: int):
         super().__init__()
         self.group_norm = _norm(config)(dims)
         self.to_q, self.to_k, self.to_v = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
@@ -205,10 +240,10 @@ class Attention(nn.Module):
         return self_attention(x, project, self.to_out[0])
 
 
-def _norm(config: VaeConfig) -> Callable[[int], GroupNorm]:
+def _norm(config: KLConfig) -> Callable[[int], GroupNorm]:
     return lambda dims: GroupNorm(dims, config.norm_num_groups, NORM_EPS)
 
 
-def _resnets(config: VaeConfig, inputs: int, outputs: int, count: int) -> list[ResidualBlock]:
+def _resnets(config: KLConfig, inputs: int, outputs: int, count: int) -> list[ResidualBlock]:
     """`count` blocks, the first of which changes the width."""
     return [ResidualBlock(_norm(config), inputs if index == 0 else outputs, outputs) for index in range(count)]

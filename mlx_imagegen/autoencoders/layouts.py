@@ -5,6 +5,7 @@ Sizes are read off the shapes; what no shape tells is as published with the fami
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..loading.names import RowRange
@@ -24,7 +25,9 @@ LDM = (
     *((rf"\.up\.{i}\.upsample\.", rf".up_blocks.{LEVELS - 1 - i}.upsamplers.0.") for i in range(LEVELS)),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
     (r"coder\.norm_out\.", "coder.conv_norm_out."),
+    (r"^(?:en|de)coder\.((?:post_)?quant_conv)\.", r"\1."),  # FLUX.2's
 )
+from_ldm = renamed(*LDM)
 WAN_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"}
 WAN = (
     (r"^conv1\.", "quant_conv."),
@@ -38,6 +41,12 @@ WAN = (
     (r"^encoder\.downsamples\.", "encoder.down_blocks."),
     *((rf"\.{module.replace('.', chr(92) + '.')}\.", f".{ours}.") for module, ours in WAN_RESIDUAL.items()),
     (r"\.shortcut\.", ".conv_shortcut."),
+)
+# Wan 2.2's, whose levels are modules of their own; a level's resampler is after its blocks, however many they are.
+WAN_RESIDUAL_LEVELS = tuple(
+    (rf"^{half}coder\.{kind}samples\.(\d+)\.{kind}samples\.{place}\.", rf"{half}coder.{kind}_blocks.\1.{ours}.")
+    for half, kind in (("en", "down"), ("de", "up"))
+    for place, ours in ((r"\d+\.(resample|time_conv)", rf"{kind}sampler.\2"), (r"(\d+)", r"resnets.\2"))
 )
 MFLUX_WAN = (
     (r"\.conv3d\.", "."),
@@ -67,7 +76,7 @@ def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
     ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
     return (
-        SingleFile(component, f"{title} in its original names", sign, renamed(*LDM), original, VAE_PREFIXES, fits=fits),
+        SingleFile(component, f"{title} in its original names", sign, from_ldm, original, VAE_PREFIXES, fits=fits),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
     )
 
@@ -82,6 +91,26 @@ def _kl_config(tensors: Tensors, widths: list[int], layers: int) -> dict[str, An
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
     }
+
+
+def cell_kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """FLUX.2's autoencoder, whose decoder may be thinner than its encoder."""
+
+    def with_decoder(layout: SingleFile, convolution: str) -> SingleFile:
+        def config(tensors: Tensors) -> dict[str, Any]:
+            read = layout.config(tensors)
+            levels = range(len(read["block_out_channels"]))
+            widths = [shape(tensors, convolution.format(up=i, down=levels[-1] - i))[0] for i in levels]
+            return read | {"decoder_block_out_channels": None if widths == read["block_out_channels"] else widths}
+
+        matches = has("bn.running_mean", "bn.running_var")
+        return replace(layout, config=config, matches=lambda tensors: layout.matches(tensors) and matches(tensors))
+
+    original, diffusers = kl_files(component, fits)
+    return (
+        with_decoder(original, "decoder.up.{up}.block.0.conv1.weight"),
+        with_decoder(diffusers, "decoder.up_blocks.{down}.resnets.0.conv1.weight"),
+    )
 
 
 def mflux_kl_file(component: str) -> SingleFile:
@@ -120,6 +149,32 @@ def wan_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     return (
         SingleFile(component, f"{title} in its original names", sign, from_wan, config, VAE_PREFIXES, fits=fits),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
+    )
+
+
+def from_wan_residual(name: str) -> Iterator[RowRange]:
+    """Wan 2.2's autoencoder, whose architecture is Qwen-Image-2.1's."""
+    yield RowRange(substitute(name, (*WAN_RESIDUAL_LEVELS, *WAN)))
+
+
+def wan_residual_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Its original names, and those of diffusers' AutoencoderKLQwenImage21."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        ours = {target.name: tensor for name, tensor in tensors.items() for target in from_wan_residual(name)}
+        (width, inputs), (outputs, decoder_width) = (
+            shape(ours, f"{conv}.weight")[:2] for conv in ("encoder.conv_in", "decoder.conv_out")
+        )
+        z_dim = shape(ours, "post_quant_conv.weight")[0]
+        widths = {"base_dim": width, "decoder_base_dim": decoder_width, "z_dim": z_dim}
+        return widths | {"in_channels": inputs, "out_channels": outputs}
+
+    title = "Qwen-Image-2.1's autoencoder"
+    sign = has("encoder.downsamples.0.downsamples.0.residual.0.gamma", "conv2.weight")
+    ours = has("encoder.down_blocks.0.resnets.0.norm1.gamma", "post_quant_conv.weight")
+    return tuple(
+        SingleFile(component, title, matches, from_wan_residual, config, VAE_PREFIXES, fits=fits)
+        for matches in (sign, ours)
     )
 
 

@@ -29,6 +29,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="measured runs of each (3)")
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before those (1)")
+    parser.add_argument(
+        "--share", type=Path, metavar="FILE", help="also write chip, versions, seconds and memory to it"
+    )
     parser.add_argument("--plot", action="store_true", help="also draw plot.png")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("bench"), metavar="FOLDER", help="for tables and pictures (bench)"
@@ -38,6 +41,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..hub.download import notify_stderr
+    from ..image import check_writable
     from ..measuring.bench import Asked, bench, write
     from ..measuring.tables import output_folder
 
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     given |= {"references": readable(args.references)} if args.references else {}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
     folder = output_folder(args.output)
+    if args.share:
+        check_writable(args.share)
     rows: list[Row] = []
     try:
         for row in bench(asked, folder, notify_stderr):
@@ -60,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _report(rows: "list[Row]", asked: "Asked", folder: Path, args: argparse.Namespace) -> None:
     from ..measuring.bench import compare_pictures, in_terminal, write
+    from ..measuring.environment import environment
+    from ..measuring.share import write_shared
 
     compare_pictures(rows, folder)
     try:
@@ -67,5 +75,7 @@ def _report(rows: "list[Row]", asked: "Asked", folder: Path, args: argparse.Name
             print(in_terminal(rows), flush=True)  # first, so that it is shown even if it can no longer be written
     finally:  # and written even if nobody reads it to the end: `mlx-imagegen bench … | head`
         write(rows, asked, folder, args.plot)
+        if args.share:
+            write_shared(rows, environment(), args.share)
     if args.json:
         print((folder / "bench.json").read_text(encoding="utf-8").rstrip())

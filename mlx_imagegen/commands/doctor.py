@@ -6,62 +6,111 @@ import math
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import QuantizationError
+from ..errors import ImagegenError
 
 if TYPE_CHECKING:
-    from ..measuring.doctor import Fit
+    from ..measuring.fits import Fit
+    from ..planning.recommend import Recommendation
+    from ..selftest.check import Check
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (all known models)")
+    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (those recommended)")
+    parser.add_argument("--all", action="store_true", help="every known model")
     parser.add_argument("--no-self-test", action="store_true", help="do not check the kernels")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as one block of JSON, for an issue")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..measuring.doctor import facts, fits, self_test, warnings
+    from ..machine import memory_limit
+    from ..measuring.doctor import facts, warnings
+    from ..measuring.fits import fits
+    from ..measuring.speed import measured_chip, slowness
+    from ..planning.recommend import recommend
+    from ..precision import on_gpu
+    from ..selftest.suite import self_test
 
-    known, found = facts(), fits(args.model)
+    known, chip = facts(), measured_chip()
+    known["measured"] = f"{chip.teraflops:.3g} TFLOP/s in products, {chip.bandwidth_gb_per_second:.3g} GB/s copied"
+    warned = warnings(known) + slowness(chip, known["chip"])
+    advice = None if args.model else recommend(memory_limit().usable_bytes, chip, on_gpu())
+    narrowed = advice.models if advice and not args.all else []
+    found = fits(args.model or narrowed, chip)
     if not args.json:
-        print(table(known, warnings(known), found))
+        print(answer(advice, found, narrowed != []) + "\n\n" + machine_lines(known, warned), flush=True)
     started = time.perf_counter()
     checks = [] if args.no_self_test else list(self_test())
-    seconds = time.perf_counter() - started
-    wrong = [check for check in checks if not check.right]
     if args.json:
-        said = [asdict(check) | {"error": _number(check.error), "right": check.right} for check in checks]
-        fitting = [asdict(fit) | {"verdict": fit.verdict} for fit in found]
-        data = {"machine": known, "warnings": warnings(known), "models": fitting, "self_test": said}
-        print(json.dumps(data, indent=1))
+        print(json.dumps(as_data(known, warned, advice, found, checks), indent=1))
     elif checks:
-        print(f"\nself-test: {len(checks) - len(wrong)} of {len(checks)} packed products are right ({seconds:.1f} s)")
+        print("\n" + self_test_lines(checks, time.perf_counter() - started))
+    fail(checks, known["mlx"])
+
+
+def answer(advice: "Recommendation | None", found: "list[Fit]", narrowed: bool) -> str:
+    from ..machine import memory_limit
+
+    lines = [f"{memory_limit()}:", *(f"  {line}" for line in advice.lines())] if advice else []
+    more = ["", "all models: mlx-imagegen doctor --all"] if narrowed else []
+    return "\n".join([*lines, *([""] if lines else []), table(found), *more])
+
+
+def table(found: "list[Fit]") -> str:
+    from ..machine import GB
+    from ..measuring.tables import NONE, aligned, short
+
+    rows = [
+        [fit.model, fit.quant, NONE, NONE, NONE, fit.verdict] if fit.reason else
+        [fit.model, fit.quant, short(fit.peak_bytes / GB), short(fit.all_bytes / GB), short(fit.seconds), fit.verdict]
+        for fit in found
+    ]  # fmt: skip
+    return aligned(("model", "quant", "peak GB", "all GB", "steps at best, s", "on this machine"), rows)
+
+
+def machine_lines(known: dict[str, str], warned: list[str]) -> str:
+    width = max(map(len, known))
+    lines = [f"{name:<{width}}  {value}" for name, value in known.items()]
+    return "\n".join(lines + [f"warning: {line}" for line in warned])
+
+
+def self_test_lines(checks: "list[Check]", seconds: float) -> str:
+    from ..measuring.tables import aligned
+    from ..selftest.suite import HEADER, summary
+
+    right = sum(check.right for check in checks)
+    return f"self-test: {right} of {len(checks)} are right ({seconds:.1f} s)\n" + aligned(HEADER, summary(checks))
+
+
+def as_data(
+    known: dict[str, str],
+    warned: list[str],
+    advice: "Recommendation | None",
+    found: "list[Fit]",
+    checks: "list[Check]",
+) -> dict[str, Any]:
+    return {
+        "machine": known,
+        "warnings": warned,
+        "recommended": asdict(advice) if advice else None,
+        "models": [asdict(fit) | {"verdict": fit.verdict} for fit in found],
+        "self_test": [asdict(check) | {"error": _number(check.error), "right": check.right} for check in checks],
+    }
+
+
+def fail(checks: "list[Check]", mlx: str) -> None:
+    wrong = [check for check in checks if not check.right]
     for check in wrong:
         print(f"wrong: {check}", file=sys.stderr)
     if wrong:
-        raise QuantizationError(
-            f"{len(wrong)} of {len(checks)} packed products are wrong with this chip and MLX {known['mlx']}: quantized "
-            "models would give noise. Install another version of MLX, or use full precision."
+        operations = ", ".join(dict.fromkeys(check.operation for check in wrong))
+        raise ImagegenError(
+            f"{len(wrong)} of {len(checks)} checks are wrong with this chip and MLX {mlx} ({operations}): pictures "
+            "would be wrong, too. Install another version of MLX, and send what `mlx-imagegen doctor --json` prints."
         )
 
 
 def _number(error: float) -> float | None:
     """JSON has neither NaN nor infinity."""
     return error if math.isfinite(error) else None
-
-
-def table(known: dict[str, str], warned: list[str], found: "list[Fit]") -> str:
-    from ..machine import GB
-    from ..measuring.tables import NONE, aligned, short
-
-    width = max(map(len, known))
-    lines = [f"{name:<{width}}  {value}" for name, value in known.items()]
-    lines += [f"warning: {line}" for line in warned]
-    rows = [
-        [fit.model, fit.quant, NONE, NONE, NONE, fit.verdict] if fit.reason else
-        [fit.model, fit.quant, short(fit.peak_bytes / GB), short(fit.all_bytes / GB), short(fit.seconds), fit.verdict]
-        for fit in found
-    ]  # fmt: skip
-    header = ("model", "quant", "peak GB", "all GB", "steps at best, s", "on this machine")
-    return "\n".join([*lines, "", aligned(header, rows)])

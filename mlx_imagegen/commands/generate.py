@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags
-from .output_paths import DEFAULT_PATTERN, FIELDS, output_paths
+from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
+from .recorded_model import opening_of_record, read_record, revision_notes
 from .requests import read_requests
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def _requests(group: Group) -> None:
     group.add_argument(
         "--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override"
     )
+    group.add_argument(
+        "--yes", action="store_true", help="with --from: download what the picture's record names without a question"
+    )
 
 
 def _output(group: Group) -> None:
@@ -59,7 +63,21 @@ def _output(group: Group) -> None:
         "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
         help=f"a file's name or a folder; {fields} are filled in ({DEFAULT_PATTERN})",
     )  # fmt: skip
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
+    existing.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="draw only the pictures that are not there yet: goes on with a batch",
+    )
     group.add_argument("--preview-every", type=int, metavar="N", help="write the unfinished picture every N steps")
+    group.add_argument("--no-metadata", action="store_true", help="write the pixels alone, without how they were made")
+    group.add_argument(
+        "--no-report", action="store_true", help="record no seconds and no machine: a seed gives the same bytes again"
+    )
+    group.add_argument(
+        "--record-paths", action="store_true", help="record where local models and LoRAs are, not only their names"
+    )
     group.add_argument("--json", action="store_true", help="print each picture's record and report as a line of JSON")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
@@ -68,8 +86,12 @@ def run(args: argparse.Namespace) -> None:
     if args.preview_every is not None and args.preview_every < 1:
         raise RequestError(f"--preview-every {args.preview_every}: give a number of steps from 1.")
     opening, requests = read_requests(args)
+    record = read_record(args)
+    if record:
+        opening = opening_of_record(args, record, opening)
 
     from .. import pipeline
+    from ..hub.record import revision_of
     from ..preflight import manifest_before_opening
     from ..request.job import resolve
     from ..request.sizes import multiple_of
@@ -78,27 +100,43 @@ def run(args: argparse.Namespace) -> None:
     manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
     resolved = [resolve(manifest, multiple_of(manifest), **request) for request in requests] if manifest else []
     paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
+    present = existing(paths, args.overwrite, args.skip_existing)
     with Progress(args.quiet) as progress:
+        if paths and len(present) == len(paths):
+            progress.say(_skipped(present))
+            return
         opened = pipeline.load(**opening, on_load=progress.loading, on_download=progress.say)
         if resolved:
             jobs = [job for each in resolved for job in opened.check(each)]
         else:
             jobs = [job for request in requests for job in opened.jobs(**request)]
             paths = output_paths(args.output, jobs, opened.model.manifest)
-        _make(opened, jobs, paths, args, progress)
+            present = existing(paths, args.overwrite, args.skip_existing)
+        progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
+        if present:
+            progress.say(_skipped(present))
+        wanted = [(job, path) for job, path in zip(jobs, paths, strict=True) if path not in present]
+        if wanted:
+            _make(opened, wanted, args, progress)
+
+
+def _skipped(present: Collection[Path]) -> str:
+    return f"skipped: {len(present)} {'picture is' if len(present) == 1 else 'pictures are'} there already"
 
 
 def _make(
-    opened: "Pipeline", jobs: "Sequence[Job]", paths: Sequence[Path], args: argparse.Namespace, progress: "Progress"
+    opened: "Pipeline", wanted: "Sequence[tuple[Job, Path]]", args: argparse.Namespace, progress: "Progress"
 ) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
+    jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
     on_step = _with_previews(progress.step, paths, args.preview_every)
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
         progress.clear()
-        result.save(path)
+        result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
         progress.note(*result.report.notes)
         print(_json_line(result, path) if args.json else path, flush=True)
+        progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
 
 
 def _with_previews(

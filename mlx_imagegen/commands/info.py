@@ -1,4 +1,4 @@
-"""`info FILE`: how a picture was made, from the record inside the PNG; or what a .safetensors or .gguf file is."""
+"""`info FILE`: how a picture was made, from the record inside the PNG; or what a model's folder or file is."""
 
 import argparse
 import json
@@ -10,7 +10,9 @@ from .flags import add_flag
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a PNG made by mlx-imagegen, or a .safetensors or .gguf file")
+    parser.add_argument(
+        "file", type=Path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
+    )
     add_flag(parser, "comfy")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
@@ -33,6 +35,10 @@ def _record(path: Path) -> dict[str, Any]:
         from ..hub.file_info import file_info
 
         return file_info(path)
+    if path.is_dir():
+        from ..hub.file_info import folder_info
+
+        return folder_info(path)
     from ..image import read_metadata
 
     return read_metadata(path)

@@ -90,7 +90,7 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
 
 
 def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
-    """Models of the LoRA's family: those that are here, and a published one, which need not be."""
+    """Models of the LoRA's family: those that are here, and one of each published size, which need not be."""
     from ..families import family_specs
     from ..hub.download import local_folder
     from ..hub.manifest import manifests
@@ -98,12 +98,13 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
 
     for family in (spec.name for spec in family_specs() if spec.title in file.families):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
-        ours.sort(key=lambda manifest: "needs" in manifest.extras)  # the plain model first
         for manifest in ours:
             folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
-        for manifest in [manifest for manifest in ours if has_tensor_shapes(manifest)][:1]:
+        plain = [manifest for manifest in ours if has_tensor_shapes(manifest) and "needs" not in manifest.extras]
+        sizes = {manifest.tensor_shapes: manifest for manifest in reversed(plain)}
+        for manifest in reversed(sizes.values()):
             yield manifest.name, manifest, shape_only_folder(manifest)
 
 

@@ -1,12 +1,15 @@
-"""`models`: what can be named with --model."""
+"""`models`: what can be named with --model, what of it was downloaded, and the removal of downloads."""
 
 import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import RequestError
 from ..hub.manifest import Manifest, manifests
+from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
@@ -16,10 +19,24 @@ def flags(parser: argparse.ArgumentParser) -> None:
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--names", action="store_true", help="print the names alone")
     style.add_argument("--json", action="store_true", help="print everything the manifests say, as JSON")
+    style.add_argument("--cached", action="store_true", help="what was downloaded, and the room that it takes")
+    style.add_argument("--remove", metavar="MODEL", help="delete this model's downloaded files, after a question")
+    parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
     add_flag(parser, "comfy")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.yes and not args.remove:
+        raise RequestError("--yes answers --remove's question; there is none without --remove MODEL.")
+    if args.cached:
+        _print_cached()
+    elif args.remove:
+        _remove(args.remove, args.yes)
+    else:
+        _print_models(args)
+
+
+def _print_models(args: argparse.Namespace) -> None:
     known = manifests().values()
     if args.names:
         print("\n".join(manifest.name for manifest in known))
@@ -27,11 +44,43 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(manifest) for manifest in known], indent=2))
     else:
         rows = [("NAME", "STEPS", "SIZE", "DOWNLOAD", "HERE", "TAKES", "LICENCE"), *map(_row, known)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _print_table(rows)
         print("TAKES: the parameters by which pictures are given, next to the prompt; ! is needed", file=sys.stderr)
         _print_files()
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_cached() -> None:
+    from ..hub.downloaded import downloaded
+    from ..hub.snapshots import cache_folder
+
+    rows = downloaded()
+    if not rows:
+        print(f"no model is in {cache_folder()}; mlx-imagegen download MODEL gets one")
+        return
+    cells = [
+        (row.repo, f"{row.nbytes / GB:.1f} GB", "yes" if row.is_complete else "no", ", ".join(row.models) or "-")
+        for row in rows
+    ]
+    _print_table([("REPOSITORY", "SIZE", "COMPLETE", "MODELS"), *cells])
+    print(f"{sum(row.nbytes for row in rows) / GB:.1f} GB in {cache_folder()}")
+
+
+def _remove(model: str, sure: bool) -> None:
+    from ..hub.downloaded import find_downloaded, remove
+
+    row = find_downloaded(model)
+    needed = f", which {', '.join(row.models)} need{'s' if len(row.models) == 1 else ''}" if row.models else ""
+    what = f"{row.repo} ({row.nbytes / GB:.1f} GB in {row.storage}){needed}"
+    if not sure and not confirm(f"Remove {what}?"):
+        raise RequestError(f"nothing was removed: {what}; add --yes to remove it without a question.")
+    remove(row)
+    print(f"removed {row.repo}: {row.nbytes / GB:.1f} GB")
 
 
 def _print_files() -> None:

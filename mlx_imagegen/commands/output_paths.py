@@ -44,6 +44,19 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
     return paths
 
 
+def existing(paths: Sequence[Path], overwrite: bool, skip: bool) -> set[Path]:
+    """The pictures that are there and are not drawn again; raises where nobody said what to do with them."""
+    present = set() if overwrite else {path for path in paths if path.exists()}
+    if present and not skip:
+        first = next(path for path in paths if path in present)
+        others = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
+        raise RequestError(
+            f"{first} is there already{others}; add --overwrite to replace it, --skip-existing to draw only what is "
+            "missing, or give another -o."
+        )
+    return present
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()

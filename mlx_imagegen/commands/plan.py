@@ -1,10 +1,10 @@
 """`plan`: what a run will take, before anything is read, started or downloaded."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, UnknownModelError
 from .flags import add_flag
@@ -12,14 +12,21 @@ from .generate import size
 
 if TYPE_CHECKING:
     from ..families.base import Family
+    from ..families.controls import ControlNetwork
     from ..hub.manifest import Manifest
+    from ..packing.recipes import Recipe
+    from ..planning.chips import Chip
     from ..planning.plan import Plan
+    from ..planning.recommend import Start
     from ..request.job import Job
+
+ONLY_CLOSED = "only with every other program closed"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help="a name (see `mlx-imagegen models`), a repository id, a folder or a file"
+        "--model",
+        help="a name (see `mlx-imagegen models`), a repository id, a folder or a file; without it: what to begin with",
     )
     add_flag(parser, "comfy")
     parser.add_argument("--quant", metavar="RECIPE", help="as if packed while loading: q8, q6, q4 or a .toml file")
@@ -28,33 +35,144 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
     )
-    parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the least seconds the steps can take")
+    parser.add_argument(
+        "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
+    )
+    parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of that Mac (this machine's)")
+    parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..families import open_family
-    from ..loading.weights import WeightTransforms
-    from ..packing.recipes import read_recipe
-    from ..planning.plan import chip_named, describe, plan
-    from ..request.job import usual_job
+    from ..planning.chips import chip_named
 
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
+    if args.model:
+        plan_model(args)
+    else:
+        plan_machine(args)
+
+
+def plan_machine(args: argparse.Namespace) -> None:
+    """What to begin with, and the models in it by every quant."""
+    from ..planning.recommend import CHIP, CHIP_NAME, recommend, starts
+
+    machine = _machine(args)
+    found = recommend(machine.usable_bytes, machine.chip, machine.gpu)
+    rows = starts(machine.chip, machine.gpu)
+    shown = [each for each in rows if args.all or (found and each.model in found.models)]
+    print("\n".join([*machine.answer(rows), "", _table(shown, machine)]))
+    if machine.chip is CHIP:
+        print(f"seconds: of an {CHIP_NAME}; --chip names another")
+    if not args.all:
+        print("all models: mlx-imagegen plan --all")
+
+
+def plan_model(args: argparse.Namespace) -> None:
+    from ..families import open_family
+    from ..loading.weights import WeightTransforms
+    from ..packing.recipes import read_recipe
+    from ..planning.plan import describe, plan
+    from ..planning.recommend import starts_of
+    from ..request.job import usual_job
+
     asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     asked |= {"references": args.references} if args.references else {}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
+        family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
+        if not recipe:
+            machine, download = _machine(args), manifest.download_bytes if note else 0
+            rows = list(starts_of(family, job, args.model, download, machine.chip, machine.gpu))
+            table = ["", _table(rows, machine)] if args.all else []
+            print("\n".join([*machine.answer(rows), *table, ""]))
         settings, count = job.settings, len(job.prompt.references)
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
-        print("\n".join(describe(made, args.chip)))
+        print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
         if recipe:
             print(_copy(family, folder, args.quant))
         if not args.chip:
             print(_here(made, family, job, manifest))
+
+
+class Machine(NamedTuple):
+    """The one at hand, or a Mac with the chip and the memory asked for."""
+
+    name: str
+    usable_bytes: int
+    most_bytes: int  # with every other program closed
+    chip: "Chip"
+    gpu: bool  # as on a Mac, or as on the CPU (plan.py)
+
+    def answer(self, rows: "Sequence[Start]") -> list[str]:
+        from ..planning.recommend import choose
+
+        for most, how in ((self.usable_bytes, ""), (self.most_bytes, f", {ONLY_CLOSED}")):
+            if found := choose(rows, most):
+                return [f"{self.name}{how}:", *(f"  {line}" for line in found.lines())]
+        return [f"{self.name}: nothing fits; a smaller picture may"]
+
+    def verdict(self, peak_bytes: int) -> str:
+        if peak_bytes <= self.usable_bytes:
+            return "fits"
+        return ONLY_CLOSED if peak_bytes <= self.most_bytes else "does not fit"
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    from ..machine import GB, GIB, machine, memory_limit, working_set_of
+    from ..planning.chips import chip_named, chip_of
+    from ..planning.recommend import CHIP
+    from ..precision import on_gpu
+
+    name = args.chip or chip_of(machine()["device"])
+    chip = chip_named(name) if name else CHIP
+    if args.memory:
+        usable = working_set_of(int(args.memory * GIB))
+        name = f"a Mac with {args.memory:g} GB, of which {usable / GB:.1f} for the GPU"
+        return Machine(name, usable, usable, chip, True)
+    limit = memory_limit()
+    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, on_gpu() or bool(args.chip))
+
+
+def _table(rows: "Sequence[Start]", machine: Machine) -> str:
+    from ..machine import GB
+    from ..measuring.tables import aligned, short
+
+    ordered = sorted(rows, key=lambda each: (each.peak_bytes > machine.most_bytes, each.seconds))
+    cells = [
+        [
+            each.model, each.quant or "none", short(each.peak_bytes / GB), short(each.download_bytes / GB),
+            str(each.steps), short(each.seconds), machine.verdict(each.peak_bytes),
+        ]
+        for each in ordered
+    ]  # fmt: skip
+    return aligned(("model", "quant", "peak GB", "download GB", "steps", "seconds at least", ""), cells)
+
+
+def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> list[str]:
+    """By what was measured on Macs, for the chip asked for or at hand."""
+    from ..machine import machine
+    from ..planning.chips import chip_named, chip_of
+    from ..planning.measurements import estimate
+
+    chip = args.chip or chip_of(machine()["device"])
+    found = estimate(chip, manifest.name, args.quant) if chip else None
+    return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
+
+
+def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
+    """By its files or its published shapes."""
+    from ..hub.networks import network_headers
+    from ..loading.weights import WeightTransforms
+
+    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+    with network_headers(name, manifest) as folder:
+        return family.open_control(name, folder, transforms)
 
 
 @contextmanager

@@ -54,13 +54,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..lora.merge import parse_lora
     from ..quantization.conversion_plan import plan_conversion
-    from ..quantization.partial import check_place, partial_path, place_of
-    from ..quantization.quantizer import quant_of_bits, write_conversion
+    from ..quantization.partial import MOST_WORKERS, check_place, partial_path, place_of
+    from ..quantization.quantizer import chosen_quant, is_written, write_conversion
     from .progress import Progress
 
-    quant = quant_of_bits(args.bits) if args.bits is not None else args.quant or "q6"
-    if args.workers is not None and args.workers < 1:
-        raise RequestError(f"--workers {args.workers}: give a number from 1.")
+    quant = chosen_quant(args.quant, args.bits)
+    if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
+        raise RequestError(f"--workers {args.workers}: give a number from 1 to {MOST_WORKERS}.")
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
     calibrate, loras = _calibration_items(args), [parse_lora(text) for text in args.lora]
@@ -74,6 +74,10 @@ def run(args: argparse.Namespace) -> None:
             args.model, quant, lora=loras, lora_partial=args.lora_partial, calibrate=calibrate,
             fold=args.fold, fold_size=args.fold_size, on_download=progress.say,
         )  # fmt: skip
+        if is_written(plan, target):
+            progress.say(f"{target} is complete already, made from the same files by the same recipe")
+            print(target)
+            return
         for line in _announced(plan):
             progress.say(line)
         started = time.perf_counter()

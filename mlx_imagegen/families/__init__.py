@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..loading.folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ BUILT_IN = {
     "qwen_image_21": "mlx_imagegen.families.qwen_image_21.spec",
     "hidream_o1": "mlx_imagegen.families.hidream_o1.spec",
     "z_image": "mlx_imagegen.families.z_image.spec",
+    "flux2": "mlx_imagegen.families.flux2.spec",
+    "flux3": "mlx_imagegen.families.flux3.spec",
 }
 _registered: dict[str, "FamilySpec"] = {}
 
@@ -39,10 +42,12 @@ class TokenRoles:
     text: tuple[str, ...] = ()  # the prompt's alone
     joint: tuple[str, ...] = ()  # prompt and picture
     image: tuple[str, ...] = ()  # the picture's own, without references
+    references: tuple[str, ...] = ()  # the references' alone
     single: tuple[str, ...] = ()  # one token, whatever the picture
     apart: tuple[str, ...] = ()  # those whose tokens attend to one another alone, not to the prompt's as well
     multiple: int = 1  # prompt and picture are each filled up to a multiple of so many tokens
     queries: tuple[str, ...] = ("*.to_q", "*.add_q_proj", "*.q_proj")  # the layers that attention's queries come from
+    fused_queries: tuple[str, ...] = ()  # layers that give more than queries: of these as many as they have inputs
     pads_prompt: bool = False  # prompts always have max_sequence_length tokens
 
 
@@ -103,6 +108,19 @@ def family_specs() -> list[FamilySpec]:
 
 def open_family(manifest: "Manifest", folder: Path, transforms: "WeightTransforms") -> "Family[Any]":
     """The model in a folder, its files checked; no weights are read."""
-    module, _, name = family_spec(manifest.family).opens.partition(":")
+    spec = family_spec(manifest.family)
+    _check_classes(spec, ModelFolder(folder))
+    module, _, name = spec.opens.partition(":")
     opened: Family[Any] = getattr(importlib.import_module(module), name).open(folder, manifest, transforms)
     return opened
+
+
+def _check_classes(spec: FamilySpec, folder: ModelFolder) -> None:
+    """The folder is one of the family's, whatever it was taken for: by a converter's note, by its name."""
+    named = {"model_index.json": folder.pipeline, "transformer/config.json": folder.transformer}
+    for file, kind in named.items():
+        if kind is not None and kind not in spec.classes:
+            raise ConfigError(
+                f"{folder.path}: {file} says {shown(kind)}, and {spec.title} has {', '.join(spec.classes)}: another "
+                "model's file. Take it from the model's repository."
+            )

@@ -11,8 +11,9 @@ Must not know: which families there are.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import mlx.core as mx
@@ -32,6 +33,7 @@ from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
+from .controls import ControlNetwork, ControlPicture, EncodedControl
 from .step_cache import CacheRule, StepCache
 
 Branch = TypeVar("Branch")
@@ -63,17 +65,17 @@ class ReferenceTokens:
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
-    prefix: int = 0  # in what stands before the picture, beyond those of the prompt
+    prefix: int = 0  # before the picture, beyond those of the prompt: their keys and values are computed once
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The pictures that one picture starts from, at its size."""
 
-    image: mx.array | None = None  # [H, W, 3] in -1..1
+    image: mx.array | None = None  # [H, W, 3], or 4 with alpha, in -1..1
     mask: mx.array | None = None  # [H, W], 1 where it is drawn and 0 where the image is kept; None: all is drawn
     is_reference: bool = False  # the image also is the prompt's one reference
-    controls: tuple[mx.array, ...] = ()  # pictures that the model follows, [H, W, 3] in -1..1
+    controls: tuple[ControlPicture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class EncodedInputs:
     clean: mx.array | None = None  # the picture to start from
     mask: mx.array | None = None  # [h, w], where the loop draws; None: everywhere
     condition: Any = None  # for the denoiser's `start_picture`
+    controls: tuple[EncodedControl, ...] = ()  # what control networks read, for the same
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,9 @@ class Denoiser(ABC, Generic[Branch]):
         wanted, unwanted = velocities
         return apply_cfg(wanted, unwanted, self.cfg)
 
-    def start_picture(self, condition: Any = None) -> None:
-        """A new picture begins, with another seed; `condition`: what `Family.encode_inputs` made for it."""
+    def start_picture(self, condition: Any = None, controls: Sequence[EncodedControl] = ()) -> None:
+        """A new picture begins, with another seed; condition and controls are what `Family.encode_inputs` made for
+        it."""
 
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
@@ -189,10 +193,12 @@ class Denoiser(ABC, Generic[Branch]):
 
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]  # the registry's
-    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "prepare" (the making of a
-    # denoiser) only where it needs whole components.
+    # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (with encode,
+    # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
+    prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
+    controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -246,8 +252,12 @@ class Family(ABC, Generic[Branch]):
         if inputs.image is None:
             return EncodedInputs(self.noise(seed, settings))
         clean, noise = self.encode_image(inputs.image, seed, settings)
-        mask = None if inputs.mask is None else sampled(inputs.mask, self.shape(settings)[2:])
+        mask = None if inputs.mask is None else self.latent_mask(inputs.mask, settings)
         return EncodedInputs(noise, clean, mask)
+
+    def latent_mask(self, mask: mx.array, settings: Settings) -> mx.array:
+        """[H, W] -> [h, w]"""
+        return sampled(mask, self.shape(settings)[2:])
 
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Unit normals, equal to the reference's for this seed."""
@@ -265,8 +275,26 @@ class Family(ABC, Generic[Branch]):
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises for pictures that this model cannot be given, and for those that it cannot do without."""
-        if inputs.controls:
-            raise RequestError(f"control: {self.spec.title} takes no control pictures; leave it out.")
+        if any(control.network is None for control in inputs.controls):
+            raise RequestError(
+                f"control: {self.spec.title} takes no control pictures by itself; name a control network after it, or "
+                "leave control out."
+            )
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        """A control network's files, checked by names and shapes; loads no weights."""
+        raise RequestError(f"control: {self.spec.title} takes no control networks; leave it out.")
+
+    def select_controls(self, networks: Mapping[str, ControlNetwork]) -> None:
+        """Makes these networks a part of the denoise stage, in place of the former."""
+        former = {network.component_name for network in self.controls.values()}
+        for name in former:
+            self.components.pop(name).release()
+        self.controls = dict(networks)
+        chosen = {network.component_name: network.component for network in networks.values()}
+        self.components |= chosen
+        own = tuple(name for name in self.stages["denoise"] if name not in former)
+        self.stages = self.stages | {"denoise": (*own, *chosen)}
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""
@@ -297,9 +325,13 @@ class Family(ABC, Generic[Branch]):
         """By the pictures' sizes alone: nothing is encoded."""
         return ReferenceTokens()
 
-    def reference_pixels(self, prompt: Prompt) -> int:
+    def reference_pixels(self, prompt: Prompt, settings: Settings) -> int:
         """Of the largest reference that `encode` puts through the autoencoder; 0 where it puts none."""
-        return 0
+        if not any("vae_encoder" in self.stages[stage] for stage in self.encode_stages([prompt])):
+            return 0
+        alone = (replace(prompt, references=(picture,)) for picture in prompt.references)
+        added = [self.reference_tokens(each, settings) for each in alone]
+        return max((each.image + each.prefix for each in added), default=0) * self.size_multiple**2
 
     @property
     def prefix_values(self) -> int:
@@ -322,11 +354,26 @@ class Family(ABC, Generic[Branch]):
         """What LoRAs call a component's modules in other words than ours -> our modules."""
         return {}
 
+    @property
+    def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
+        """By linear layer of the denoiser: other widths of its input that LoRAs are made for. A wider one than the
+        layer's is made room for with `widen`."""
+        return {}
+
+    def widen(self, columns: Mapping[str, int]) -> None:
+        """Gives these layers of the denoiser an input of so many columns, the new ones zero; all others have theirs
+        from the files."""
+
     def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
         """What the names of LoRA files say that their tensors do not."""
         return []
 
     # What follows from the above.
+
+    def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
+        """The stages whose components these prompts need."""
+        shown = "references" in self.stages and any(prompt.references for prompt in prompts)
+        return ("encode", "references") if shown else ("encode",)
 
     @property
     def spec(self) -> FamilySpec:
@@ -339,5 +386,7 @@ class Family(ABC, Generic[Branch]):
 
     @property
     def weights(self) -> dict[str, Weights]:
-        """The checkpoints that the components are read from, each once."""
-        return {component.weights.component: component.weights for component in self.components.values()}
+        """The model's checkpoints that the components are read from, each once."""
+        networks = {network.component_name for network in self.controls.values()}
+        own = (component.weights for name, component in self.components.items() if name not in networks)
+        return {weights.component: weights for weights in own}

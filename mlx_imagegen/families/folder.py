@@ -3,10 +3,11 @@
 Must not know: which parts a family has, what their tensors are called.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingFileError
+from ..errors import ConfigError, MissingFileError
 from ..hub.manifest import Manifest
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
@@ -31,3 +32,14 @@ def read_scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:
     if not published:
         raise MissingFileError(f"{path} is not there; download it from the model's repository.")
     return FlowMatchConfig.read(published, f"weights/{manifest.name}.toml")
+
+
+def check_widths(where: Path, widths: Iterable[tuple[str, int, int, str]]) -> None:
+    """The parts must hand on what the next one takes: a folder may be put together from several. `widths`: a field of
+    the config at `where`, its value, what it is to be, and of what."""
+    for field, found, expected, other in widths:
+        if found != expected:
+            raise ConfigError(
+                f"{where}: field '{field}' is {found}, but the {other} comes to {expected}: the parts of this folder "
+                "are of different models. Take them from one repository."
+            )

@@ -18,18 +18,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import DownloadError, UnknownModelError
+from ..errors import DownloadError, ImagegenError, UnknownModelError
+from ..escaping import shown
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
+from ..paths import is_file_name
+from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
-from .record import revision_of
+from .record import COMMIT, revision_of
 from .snapshots import cache_folder, cached
 
 GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without free space fails in unexpected places
 LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
+REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 Notify = Callable[[str], None]
@@ -82,14 +86,41 @@ def identify(model: str, hub: Hub | None = None) -> Model:
     """What `model` means; no weights are downloaded for it.
 
     A repository without a manifest of its own (a fine-tune, a mirror) is recognized by its config files, as a folder
-    is.
+    is. `NAME@COMMIT` is a model of the hub as it was at that commit.
     """
+    name, commit = _split_commit(model)
     try:
-        return find(model)
+        found = find(name)
     except UnknownModelError:
-        if not REPOSITORY.fullmatch(model):
+        if not REPOSITORY.fullmatch(name):
             raise
-        return _adopt(model, hub or HuggingFace())
+        found = _adopt(name, hub or HuggingFace(), commit or "main")
+    return replace(found, manifest=replace(found.manifest, revision=commit)) if commit else found
+
+
+def is_local(model: str) -> bool:
+    """Whether `model` can be opened without a download; asks nobody. What no name can mean counts as local: it is
+    refused when it is opened."""
+    name, commit = _split_commit(model)
+    try:
+        find(name)
+    except UnknownModelError:
+        if not REPOSITORY.fullmatch(name):
+            return True
+        folder = cached(cache_folder(), name, commit or "main")
+        if not folder or not any((folder / each).is_file() for each in RECOGNIZED_BY):
+            return False
+    except ImagegenError:
+        return True
+    found = identify(model)  # its configs are here
+    return bool(found.folder or local_folder(found.manifest))
+
+
+def _split_commit(model: str) -> tuple[str, str | None]:
+    name, at, commit = model.rpartition("@")
+    if at and COMMIT.fullmatch(commit) and (name in manifests() or REPOSITORY.fullmatch(name)):
+        return name, commit
+    return model, None
 
 
 def pending_download(model: str) -> Manifest | None:
@@ -97,7 +128,8 @@ def pending_download(model: str) -> Manifest | None:
     for what is here, and for a fine-tune, whose shapes may be its own."""
     found = identify(model)
     manifest = found.manifest
-    own = found.folder or manifest != manifests()[manifest.name]
+    published = manifests()[manifest.name]
+    own = found.folder or replace(manifest, revision=published.revision) != published
     return None if own or local_folder(manifest) else manifest
 
 
@@ -122,8 +154,21 @@ def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = No
 
 
 def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The repository's folder in the cache, with every file that matches."""
+    """The repository's folder in the cache, with every file that matches, each as it was published."""
     hub = hub or HuggingFace()
+    folder = cached(hub.cache, wanted.repo, wanted.revision)
+    if folder and (gone := remove_damaged(folder, wanted.patterns, tell)):
+        tell(f"note: {', '.join(gone[:3])} of {wanted.title} was damaged in the cache, and is downloaded again")
+    folder = _fetch_files(wanted, tell, hub)
+    if gone := remove_damaged(folder, wanted.patterns, tell):
+        raise DownloadError(
+            f"{wanted.title}: {', '.join(gone[:3])} came with other bytes than were published, and was removed; run it "
+            "again to download it."
+        )
+    return folder
+
+
+def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
         return folder
@@ -132,9 +177,11 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
         _check_complete(wanted, files)
         sizes = [file.nbytes for file in files if not file.here]
         _check_room(hub.cache, sum(sizes), wanted.title)
+        present = len(files) - len(sizes)
+        here = f" ({present} of {len(files)} files are here already)" if present else ""
         tell(
             f"Downloading {wanted.title}: {sum(sizes) / GB:.1f} GB in {len(sizes)} files from {wanted.repo} into"
-            f" {hub.cache}. Licence: {wanted.licence}."
+            f" {hub.cache}{here}. Licence: {wanted.licence}."
         )
         return hub.download(wanted)
 
@@ -145,22 +192,31 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-            shards = set(read_json(folder / name).get("weight_map", {}).values())
+            shards = filter(is_file_name, _shards(folder / name))
             lacking += sorted(
                 f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
             )
     return lacking
 
 
-def _adopt(repo: str, hub: Hub) -> Model:
+def _shards(index: Path) -> set[str]:
+    """That it names; the index itself where it cannot be read."""
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except ImagegenError:
+        return {index.name + " (damaged)"}
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+
+
+def _adopt(repo: str, hub: Hub, revision: str) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
-    wanted = Download(repo, repo, "main", RECOGNIZED_BY, f"see {SITE}/{repo}")
+    wanted = Download(repo, repo, revision, RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
     if not folder or not any((folder / name).is_file() for name in RECOGNIZED_BY):
         with _explained(wanted, folder):
             folder = hub.download(wanted)
-    revision = revision_of(folder) or wanted.revision
-    manifest = replace(recognize(folder), repo=repo, revision=revision, licence=wanted.licence, gated=False)
+    commit = revision_of(folder) or wanted.revision
+    manifest = replace(recognize(folder), repo=repo, revision=commit, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
 
 
@@ -231,7 +287,7 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
     if folder:
         lacking = absent(folder, wanted.patterns)
         state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
-    reason = " ".join(str(error).split())[:200] or "no reason given"
+    reason = shown(" ".join(str(error).split()), 110) or "no reason given"
     return (
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
@@ -247,6 +303,7 @@ class HuggingFace:
 
     def __init__(self) -> None:
         self.cache = cache_folder()
+        self._is_reached = False
 
     def is_whole(self, wanted: Download) -> bool:
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -258,11 +315,22 @@ class HuggingFace:
         return True
 
     def plan(self, wanted: Download) -> list[RemoteFile]:
+        self._reach()
         found = self._snapshot(wanted, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def download(self, wanted: Download) -> Path:
+        self._reach()
         return Path(self._snapshot(wanted))
+
+    def _reach(self) -> None:
+        """One request without a second try: the client would retry for half a minute where there is no network."""
+        if not self._is_reached:
+            from huggingface_hub import constants
+            from huggingface_hub.utils import get_session
+
+            get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+            self._is_reached = True
 
     def _snapshot(self, wanted: Download, **how: Any) -> Any:
         from huggingface_hub import snapshot_download

@@ -1,6 +1,7 @@
-"""What a .safetensors or .gguf file is, from its header alone: family, component, formats, size, what it needs to run.
+"""What a .safetensors or .gguf file is, from its header alone: family, component, formats, size, what it needs to run;
+and what a model's folder is.
 
-In: a file. Out: a dictionary for people and JSON. Must not know: how it is printed, any family's names.
+In: a file or folder. Out: a dictionary for people and JSON. Must not know: how it is printed, any family's names.
 """
 
 from collections import Counter
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImagegenError
+from ..families import family_spec
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
 from ..loading.tensor import Tensor
+from .recognition import find
+from .record import record_of
 from .single_files import Component, assemble, known_components, missing_line
 
 GB = 1e9
@@ -41,6 +45,17 @@ def file_info(path: Path) -> dict[str, Any]:
     if prefixes := [each.found.prefix for each in components if each.found.prefix]:
         info["prefixes"] = list(dict.fromkeys(prefixes))
     return info | (_needs(path) if any(each.is_denoiser for each in components) else _used_by(components))
+
+
+def folder_info(folder: Path) -> dict[str, Any]:
+    """What a model's folder is: by its own files, and by what our converter noted of its making."""
+    manifest = find(str(folder)).manifest
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    about = {
+        "folder": str(folder.absolute()), "size": f"{size / GB:.2f} GB", "family": family_spec(manifest.family).title,
+        "manifest": manifest.name, "licence": manifest.licence,
+    }  # fmt: skip
+    return about | record_of(folder)
 
 
 def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

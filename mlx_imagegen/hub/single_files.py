@@ -19,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingFileError
-from ..families import FamilySpec, family_specs
+from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
 from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
+from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
 from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
 from .tokenizer_data import write_tokenizer
 
-SMALL_FILES = ("scheduler/scheduler_config.json", "processor/preprocessor_config.json", "preprocessor_config.json")
+SCHEDULER = "scheduler/scheduler_config.json"
+SMALL_FILES = (SCHEDULER, "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
 
 
@@ -104,7 +106,7 @@ class Assembly:
 
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     inner = component_folders(path) if path.is_dir() else [path]
     components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)
@@ -119,12 +121,14 @@ def assemble(path: Path) -> Assembly:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
     wanted = [component for component in spec.components if component not in parts]
-    folders = {place: _cached(spec, manifest, place, _is_complete) for place in wanted}
+    sources = [manifest, *_manifests_with_parts_for(manifest)]
+    folders = {place: _cached(spec, sources, place, _is_complete) for place in wanted}
     for place, published in spec.tokenizers.items():
         own = path / place if _has_tokenizer(path / place) else None
-        folders[place] = own or _cached(spec, manifest, published, _has_tokenizer)
+        folders[place] = own or _cached(spec, sources, published, _has_tokenizer)
     there = {place: folder for place, folder in folders.items() if folder}
-    packaged = {place: name for place, name in spec.packaged_tokenizers.items() if place not in there}
+    tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
+    packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
     return Assembly(path, manifest, denoiser, config, parts, there, packaged, missing)
 
@@ -143,7 +147,13 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     for place, name in assembly.packaged.items():
         write_tokenizer(folder / place, name)
     for name in SMALL_FILES:
-        if name in published and not (folder / name).exists():
+        is_own = name == SCHEDULER and "scheduler" in assembly.manifest.extras
+        if (
+            name in published
+            and not is_own
+            and not (folder / name).parent.is_symlink()
+            and not (folder / name).exists()
+        ):
             _write_json(folder / name, published[name])
     return assembly.manifest, folder
 
@@ -204,7 +214,13 @@ def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
     own = read_json(path) if path.is_file() else {}
     by_component = own.get(found.layout.component)
     shapes = {} if found.path.is_dir() else found.config  # a saved folder's weights may be packed, its sizes are usual
-    return {**base, **shapes, **(by_component if isinstance(by_component, dict) else own)}
+    return {**_over(base, shapes), **(by_component if isinstance(by_component, dict) else own)}
+
+
+def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`more` in place of what `base` has, block by block."""
+    blocks = {key: _over(base[key], value) for key, value in more.items() if isinstance(value, dict) and key in base}
+    return {**base, **more, **blocks}
 
 
 def published_files(manifest: Manifest) -> dict[str, Any]:
@@ -246,12 +262,38 @@ def _preference(found: Found) -> tuple[int, str]:
     return -sum(tensor.nbytes for tensor in found.tensors.values()), found.path.name
 
 
-def _cached(spec: FamilySpec, manifest: Manifest, place: str, is_there: Callable[[Path], bool]) -> Path | None:
+def _manifests_with_parts_for(manifest: Manifest) -> list[Manifest]:
+    """The family's whose text encoders and autoencoder, as published, go with a manifest's denoiser."""
+    known = [each for each in manifests().values() if each.family == manifest.family and each.repo]
+    return [each for each in known if all(_published_layouts(manifest, each).values())]
+
+
+def _published_layouts(manifest: Manifest, source: Manifest) -> dict[str, list[SingleFile]]:
+    """By component, the layouts in which what is published with `source` fits the denoiser of a manifest; where one of
+    them is not known, all."""
+    layouts = layouts_of(family_spec(manifest.family))
+    place = next(layout.folder for layout in layouts if layout.manifest is not None)
+    denoiser = _published_config(manifest, place)
+    out: dict[str, list[SingleFile]] = {}
+    for layout in layouts:
+        if layout.manifest is None:
+            config = _published_config(source, layout.folder)
+            flat = {**config, **config.get("text_config", {})}
+            fits = not denoiser or not flat or layout.fits(flat, denoiser)
+            out.setdefault(layout.component, []).extend([layout] if fits else [])
+    return out
+
+
+def _published_config(manifest: Manifest, place: str) -> dict[str, Any]:
+    config: dict[str, Any] = published_files(manifest).get((Path(place) / "config.json").as_posix(), {})
+    return config
+
+
+def _cached(spec: FamilySpec, sources: Sequence[Manifest], place: str, is_there: Callable[[Path], bool]) -> Path | None:
     """A folder of the model's repository, or of one that has the same, in the hub's cache."""
     cache = cache_folder()
-    same = [known for known in manifests().values() if known.family == spec.name and known.repo]
-    sources = [(known.repo, known.revision or "main") for known in (manifest, *same)]
-    for repo, revision in [*sources, *((repo, "main") for repo in spec.mirrors)]:
+    repositories = [(known.repo, known.revision or "main") for known in sources]
+    for repo, revision in [*repositories, *((repo, "main") for repo in spec.mirrors)]:
         snapshot = cached(cache, repo, revision) if repo else None
         if snapshot and is_there(snapshot / place):
             return snapshot / place
@@ -301,9 +343,10 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
 def missing_line(assembly: Assembly) -> str:
     """What is not there, and how to get it without asking for access."""
     spec, places = assembly.denoiser.spec, assembly.missing
-    titles = {layout.component: layout.title for layout in reversed(layouts_of(spec))}
+    parts_of = _published_layouts(assembly.manifest, assembly.manifest)
+    titles = {component: layouts[0].title for component, layouts in parts_of.items() if layouts}
     what = ", ".join(f"{place} ({titles[place]})" if place in titles else place for place in places)
-    known = (assembly.manifest, *(each for each in manifests().values() if each.family == spec.name))
+    known = (assembly.manifest, *_manifests_with_parts_for(assembly.manifest))
     free = next((each.repo for each in known if each.repo and not each.gated), None)
     repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
     folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
@@ -312,9 +355,10 @@ def missing_line(assembly: Assembly) -> str:
     published = [spec.tokenizers.get(place, place) for place in places]
     names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
     patterns = " ".join(f"'{name}'" for name in names)
+    access = "which asks for no access" if free or spec.mirrors else "after its terms are accepted on its page"
     return (
         f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
-        f"download {repo} --include {patterns}`, which asks for no access."
+        f"download {repo} --include {patterns}`, {access}."
     )
 
 

@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
+from ..paths import expanded
+
 
 def cache_folder() -> Path:
     from huggingface_hub import constants  # slow, and few calls need it
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return expanded(constants.HF_HUB_CACHE)
+
+
+def storage_folder(cache: Path, repo: str) -> Path:
+    """Where everything of `repo` is, all its revisions."""
+    return cache / f"models--{repo.replace('/', '--')}"
 
 
 def cached(cache: Path, repo: str, revision: str) -> Path | None:
     """The snapshot of `repo` in the cache, whole or not."""
-    storage = cache / f"models--{repo.replace('/', '--')}"
+    storage = storage_folder(cache, repo)
     reference = storage / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
     folder = storage / "snapshots" / commit

@@ -9,11 +9,11 @@ Must not know: how stages run, what this machine has (fitting.py).
 import fnmatch
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RequestError
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
 from ..families.step_cache import KEPT_ARRAYS
@@ -26,30 +26,10 @@ from ..loading.tensors import Shape
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
+from .chips import SOURCES, Chip, chip_named
 
 NO_REFERENCES = Prompt("")
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Both numbers are what the largest variant has."""
-
-    bandwidth_gb_per_second: float
-    teraflops: float
-
-
-# Bandwidths: Apple's newsroom and specification pages. Teraflops, M1 to M4: GPU cores x 128 lanes x 2 x clock (1.28,
-# 1.40, 1.38 and 1.58 GHz, from public measurements of the GPUs; Apple has published teraflops for M1 and M2 only, and
-# those agree); float16 is no faster than float32 there. M5: cores x 1024 x 1.75 GHz, its matrix units' float16, as T.
-# Zakharko's public microbenchmark of the same units in the A19 estimates it.
-SOURCES = "GB/s: Apple's specifications; TFLOP/s: GPU cores x lanes x clock, M5 by its matrix units"
-CHIPS = {
-    "m1": Chip(68, 2.6), "m1-pro": Chip(200, 5.2), "m1-max": Chip(400, 10.4), "m1-ultra": Chip(800, 20.8),
-    "m2": Chip(100, 3.6), "m2-pro": Chip(200, 6.8), "m2-max": Chip(400, 13.6), "m2-ultra": Chip(800, 27.2),
-    "m3": Chip(100, 3.5), "m3-pro": Chip(150, 6.4), "m3-max": Chip(400, 14.1), "m3-ultra": Chip(819, 28.3),
-    "m4": Chip(120, 4.0), "m4-pro": Chip(273, 8.1), "m4-max": Chip(546, 16.2),
-    "m5": Chip(153, 17.9), "m5-pro": Chip(307, 35.8), "m5-max": Chip(614, 71.7),
-}  # fmt: skip
 
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
@@ -143,21 +123,25 @@ def plan(
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
-    flops, traffic = _arithmetic(family, tokens, gpu, recipe)
+    passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
+    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
+    flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
+    parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
+    parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
         Stage(
             name,
-            family.stages[name],
-            _disk_bytes((family.components[each] for each in family.stages[name]), disk),
-            sum(held_bytes(family.components[each], gpu, recipe) for each in family.stages[name]),
-            _working_bytes(family, name, tokens, settings, gpu, prompt, recipe),
+            names,
+            _disk_bytes((family.components[each] for each in names), disk),
+            sum(held_bytes(family.components[each], gpu, recipe) for each in names),
+            _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe),
             GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
         )
-        for name in ("encode", "denoise", "decode")
-        if family.stages[name] or name == "denoise" or (name == "encode" and prompt.references)
+        for name, names in parts.items()
+        if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
-    return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
+    return Plan(whole, stages, branches, settings.steps, flops, traffic)
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
@@ -200,12 +184,6 @@ def gigabytes(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
-def chip_named(name: str) -> Chip:
-    if name not in CHIPS:
-        raise RequestError(f"no chip is called '{name}' here; known: {', '.join(CHIPS)}.")
-    return CHIPS[name]
-
-
 @dataclass(frozen=True)
 class Tokens:
     text: int
@@ -239,6 +217,8 @@ def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
         return tokens.text
     if _any(path, roles.image):
         return tokens.image
+    if _any(path, roles.references):
+        return tokens.references
     return tokens.loop + (tokens.text if _any(path, roles.joint) else 0)
 
 
@@ -251,23 +231,26 @@ def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> I
                 yield layer, _tokens_through(path, family.spec.roles, tokens)
 
 
-def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe | None) -> tuple[float, float]:
+def _arithmetic(
+    family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool, recipe: Recipe | None
+) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small next to them."""
-    denoiser, roles = family.transformer, family.spec.roles
+    roles = family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
         count = _tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
         traffic += count * (rows + columns) * _size(denoiser, gpu)
-        if _any(path, roles.queries):
-            seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
-            flops += 4.0 * count * seen * rows
+        queries = rows if _any(path, roles.queries) else columns if _any(path, roles.fused_queries) else 0
+        seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
+        flops += 4.0 * count * seen * queries
     return flops, traffic
 
 
 def _working_bytes(
     family: Family[Any],
     stage: str,
+    names: Sequence[str],
     tokens: Tokens,
     settings: Settings,
     gpu: bool,
@@ -276,22 +259,22 @@ def _working_bytes(
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder = family.components[family.stages[stage][0]]
+        decoder = family.components[names[0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
     count, keys = tokens.text, tokens.text
     if stage == "denoise":  # a step, or what stands before the picture, computed once
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
-    most = max(
-        (block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in family.stages[stage]),
-        default=0,
-    )
+    most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
+    if stage == "denoise":
+        most += sum(_control_bytes(network.component, tokens.image, gpu) for network in family.controls.values())
     if stage == "denoise" and family.prefix_values:
         branches = 2 if settings.cfg > 1 else 1
-        most += branches * tokens.before * family.prefix_values * _size(family.transformer, gpu)
-    if stage == "encode" and (pixels := family.reference_pixels(prompt)):  # one picture after the other
+        kept = tokens.before if family.prefix_has_text else tokens.prefix
+        most += branches * kept * family.prefix_values * _size(family.transformer, gpu)
+    if stage == "encode" and (pixels := family.reference_pixels(prompt, settings)):  # one picture after the other
         encoder = family.components["vae_encoder"]
-        held = 0 if "vae_encoder" in family.stages[stage] else held_bytes(encoder, gpu)
+        held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
         most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
@@ -307,6 +290,12 @@ def step_cache_bytes(denoiser: Component, tokens: int, gpu: bool, queries: tuple
 
 def _width(linears: Sequence[tuple[str, Shape, Any]], queries: tuple[str, ...]) -> int:
     return max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
+
+
+def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
+    """What a control network hands to the denoiser's blocks: all of it is there before the first."""
+    outputs = [shape[0] for path, shape, _ in network.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
+    return tokens * sum(outputs) * _size(network, gpu)
 
 
 def block_bytes(

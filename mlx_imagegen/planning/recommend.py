@@ -9,20 +9,27 @@ Must not know: which models there are, what this machine has.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+from ..errors import QuantizationError
 from ..families import open_family
+from ..families.base import Family
 from ..hub.manifest import Manifest, manifests
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
+from ..loading.component import Component
 from ..loading.weights import WeightTransforms
 from ..machine import GB, GIB, working_set_of
-from ..packing.recipes import read_recipe, recipe_names
-from ..request.job import usual_job
-from .plan import CHIPS, Chip, plan
+from ..packing.recipes import Recipe, read_recipe, recipe_names
+from ..request.job import Job, usual_job
+from .chips import CHIPS, Chip
+from .plan import plan
 
 MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
-CHIP = CHIPS["m4"]  # another one's seconds differ, and hardly the order
+CHIP_NAME = "m4"
+CHIP = CHIPS[CHIP_NAME]  # another one's seconds differ, and hardly the order
 FEW_BITS = 6.0  # a weight; below, losses are known to show in some pictures
 
 
@@ -41,8 +48,9 @@ class Start:
 
     def __str__(self) -> str:
         how = f" --quant {self.quant}" if self.quant else ""
-        sizes = f"{self.peak_bytes / GB:.1f} GB at the peak, {self.download_bytes / GB:.1f} GB to download"
-        return f"{self.model}{how} ({sizes}, {self.steps} steps in {self.seconds:.0f} s at least)"
+        download = f"{self.download_bytes / GB:.1f} GB to download, " if self.download_bytes else ""
+        sizes = f"{self.peak_bytes / GB:.1f} GB at the peak, {download}"
+        return f"{self.model}{how} ({sizes}{self.steps} steps in {self.seconds:.0f} s at least)"
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,23 @@ class Recommendation:
     best: Start
     fastest: Start
 
+    def lines(self) -> list[str]:
+        if self.best == self.fastest:
+            return [f"best quality and fastest that fits: {self.best}"]
+        return [f"best quality that fits: {self.best}", f"fastest that fits: {self.fastest}"]
 
-def recommend(usable_bytes: float, chip: Chip = CHIP) -> Recommendation | None:
-    """None where nothing fits."""
-    fitting = [start for start in starts(chip) if start.peak_bytes <= usable_bytes]
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys((self.best.model, self.fastest.model)))
+
+
+def recommend(usable_bytes: float, chip: Chip = CHIP, gpu: bool = True) -> Recommendation | None:
+    """None where nothing fits. `gpu`: as on a Mac, or as on the CPU (plan.py)."""
+    return choose(starts(chip, gpu), usable_bytes)
+
+
+def choose(all_starts: Iterable[Start], usable_bytes: float) -> Recommendation | None:
+    fitting = [start for start in all_starts if start.peak_bytes <= usable_bytes]
     if not fitting:
         return None
     dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
@@ -73,12 +94,12 @@ def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> lis
 
 
 @functools.cache
-def starts(chip: Chip = CHIP) -> tuple[Start, ...]:
+def starts(chip: Chip = CHIP, gpu: bool = True) -> tuple[Start, ...]:
     """Every published model by every recipe."""
     groups: dict[str, list[Manifest]] = {}
     for manifest in filter(_is_start, manifests().values()):
         groups.setdefault(f"{manifest.family} {manifest.tensor_shapes}", []).append(manifest)
-    return tuple(start for group in groups.values() for start in _starts(group, chip))
+    return tuple(start for group in groups.values() for start in _starts(group, chip, gpu))
 
 
 def _is_start(manifest: Manifest) -> bool:
@@ -86,22 +107,38 @@ def _is_start(manifest: Manifest) -> bool:
     return has_tensor_shapes(manifest) and not (manifest.gated or manifest.bundled or needs_pictures)
 
 
-def _starts(models: Sequence[Manifest], chip: Chip) -> Iterator[Start]:
+def _starts(models: Sequence[Manifest], chip: Chip, gpu: bool) -> Iterator[Start]:
     """Of models with the same tensor shapes."""
     with shape_only_folder(models[0]) as folder:
         family = open_family(models[0], folder, WeightTransforms())
-        loop = family.transformer
-        parameters = sum(math.prod(shape) for _, shape, _ in loop.linears())
-        for quant in (None, *recipe_names()):
-            recipe = read_recipe(quant, family.name) if quant else None
-            held = sum(
-                math.prod(shape) * (packing.bits_per_weight if packing else 16)
-                for _, shape, packing in loop.linears(recipe.packing if recipe else None)
-            )
-            for manifest in models:
-                job = usual_job(manifest, family.size_multiple)
-                made = plan(family, job.settings, gpu=True, prompt=job.prompt, recipe=recipe)
-                yield Start(
-                    manifest.name, quant, made.peak_bytes, parameters, held / parameters, made.steps,
-                    made.seconds(chip), manifest.download_bytes,
-                )  # fmt: skip
+        for manifest in models:
+            job = usual_job(manifest, family.size_multiple)
+            yield from starts_of(family, job, manifest.name, manifest.download_bytes, chip, gpu)
+
+
+def starts_of(family: Family[Any], job: Job, name: str, download_bytes: int, chip: Chip, gpu: bool) -> Iterator[Start]:
+    """One model by every recipe; as it is stored alone, if that is packed."""
+    loop = family.transformer
+    parameters = sum(math.prod(shape) for _, shape, _ in loop.linears())
+    stored = any(component.weights.stored for component in family.components.values())
+    for quant, recipe in {None: None, **({} if stored else _recipes(family.name))}.items():
+        made = plan(family, job.settings, gpu, job.prompt, recipe=recipe)
+        held = _held_bits(loop, recipe) / parameters
+        seconds = made.seconds(chip)
+        yield Start(name, quant, made.peak_bytes, parameters, held, made.steps, seconds, download_bytes)
+
+
+def _recipes(family: str) -> dict[str | None, Recipe | None]:
+    """Those with rows for the family; none has, for one of another package."""
+    found: dict[str | None, Recipe | None] = {}
+    for name in recipe_names():
+        with suppress(QuantizationError):
+            found[name] = read_recipe(name, family)
+    return found
+
+
+def _held_bits(loop: Component, recipe: Recipe | None) -> float:
+    return sum(
+        math.prod(shape) * (packing.bits_per_weight if packing else 16)
+        for _, shape, packing in loop.linears(recipe.packing if recipe else None)
+    )

@@ -27,11 +27,13 @@ from ..request.options import check_types
 from ..result import OnStep
 from .calibrate import Statistics, collect
 from .calibration_set import CalibrationItem
+from .card import card
 from .conversion_plan import ConversionPlan, plan_conversion
 from .convert import Conversion, Stamp, convert, identify, stamps_of
-from .partial import Partial, check_place, place_of
+from .partial import MOST_WORKERS, Partial, check_place, place_of
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
+DEFAULT_QUANT = "q6"
 SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
 
 
@@ -39,7 +41,8 @@ def quantize(
     model: str | Path,
     output: str | Path,
     *,
-    quant: str = "q6",
+    quant: str | None = None,
+    bits: int | None = None,
     lora: Sequence[Wanted] = (),
     lora_partial: bool = False,
     calibrate: Sequence[CalibrationItem] = (),
@@ -50,7 +53,8 @@ def quantize(
     on_step: OnStep | None = None,
     on_download: Notify = notify_stderr,
 ) -> Path:
-    """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file), into the folder `output`.
+    """Writes `model`, packed by the recipe `quant` (q8, q6, q4 or a .toml file; q6 if none is given), into the folder
+    `output`. `bits`: 8, 6 or 4, the recipe of that name.
 
     LoRAs are merged in full precision before. A run that was cut off goes on where it stopped.
     `calibrate`: pictures that the full model draws first, calling `on_step`; what its layers see then decides how the
@@ -60,13 +64,13 @@ def quantize(
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
     check_types({"lora_partial": lora_partial})
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise RequestError(f"workers {workers!r}: give a number of threads from 1.")
+    if workers is not None and (type(workers) is not int or not 1 <= workers <= MOST_WORKERS):
+        raise RequestError(f"workers {workers!r}: give a number of threads from 1 to {MOST_WORKERS}.")
     target = place_of(output)
     check_place(target)
     plan = plan_conversion(
         model,
-        quant,
+        chosen_quant(quant, bits),
         lora=lora,
         lora_partial=lora_partial,
         calibrate=calibrate,
@@ -93,6 +97,8 @@ def write_conversion(
     partial = Partial(target, _identity(plan, record, stamps))
     if not partial.is_complete:
         partial.refuse_foreign_folder()  # before the pictures for calibration are drawn
+    if foreign := partial.foreign_bytes:
+        on_download(f"note: {partial.folder} ({foreign / 1e9:.2f} GB) is of another conversion, and is removed")
     statistics: dict[tuple[str, str], Statistics] = {}
     if plan.calibration_cost and not (partial.is_complete or partial.is_written):
         plan.check_cost()
@@ -108,11 +114,25 @@ def write_conversion(
         _importance(plan) if plan.recipe.search else {},
         plan.fold.inputs(_reader(plan.family.weights[plan.fold.component], plan.fold, merge)) if plan.fold else None,
         stamps,
+        card(record),
     )
     convert(conversion, partial, workers or min(os.cpu_count() or 1, MAX_WORKERS), on_progress)
     for line in merge.loss_lines():
         on_download(f"note: {line}")
     return target
+
+
+def is_written(plan: ConversionPlan, target: Path) -> bool:
+    """Whether the folder is there already, made from the same."""
+    record = _record(plan)
+    return Partial(target, _identity(plan, record, stamps_of(plan.layouts))).is_complete
+
+
+def chosen_quant(quant: str | None, bits: int | None) -> str:
+    """The recipe of `quant=` and `bits=`, of which one may be given."""
+    if quant is not None and bits is not None:
+        raise RequestError(f"quant {quant!r} and bits {bits!r} both name a recipe; give one of the two.")
+    return quant_of_bits(bits) if bits is not None else quant or DEFAULT_QUANT
 
 
 def quant_of_bits(bits: int) -> str:
@@ -142,6 +162,7 @@ def _record(plan: ConversionPlan) -> dict[str, Any]:
         "manifest": manifest.name,
         "source": manifest.repo if plan.model.folder is None else str((plan.model.file or plan.folder).resolve()),
         "revision": revision_of(plan.folder),
+        "licence": manifest.licence,
         "recipe": plan.recipe.name,
         "bits_per_weight": {layout.component: round(layout.bits_per_weight, 3) for layout in weights},
         "lora": [match.lora.described() for match in plan.merge.matches],

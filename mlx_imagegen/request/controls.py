@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..image import fingerprint, open_picture
+from ..paths import expanded
 
 FIELDS = ("picture", "model", "strength", "kind", "start", "end")
 FORM = (
@@ -37,7 +39,7 @@ class Control:
         return {"sha256": fingerprint(self.picture), **{name: v for name, v in values.items() if v is not None}}
 
 
-def open_controls(given: Any) -> tuple[Control, ...]:
+def open_controls(given: Any, notes: list[str] | None = None) -> tuple[Control, ...]:
     """Of `control=`: one picture, or a list of pictures and of entries with more."""
     if given is None:
         return ()
@@ -45,12 +47,12 @@ def open_controls(given: Any) -> tuple[Control, ...]:
     entries = [given] if single else given
     if not isinstance(entries, list | tuple):
         raise RequestError(f"{FORM}; this is of the kind {type(given).__name__}.")
-    return tuple(_control(entry) for entry in entries)
+    return tuple(_control(entry, notes) for entry in entries)
 
 
 def parse_control(text: str) -> dict[str, Any]:
     """PICTURE[,MODEL[,STRENGTH[,KIND[,START[,END]]]]] of the command line; later parts may be named, as kind=canny."""
-    if Path(text).expanduser().exists():  # a name may hold a comma
+    if expanded(text).exists():  # a name may hold a comma
         return {"picture": text}
     entry: dict[str, Any] = {}
     for place, part in enumerate(text.split(",")):
@@ -62,9 +64,9 @@ def parse_control(text: str) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value != ""}
 
 
-def _control(entry: Any) -> Control:
+def _control(entry: Any, notes: list[str] | None) -> Control:
     if isinstance(entry, str | Path | Image.Image | np.ndarray):
-        return Control(open_picture(entry, "control"))
+        return Control(open_picture(entry, "control", notes=notes))
     values = dict(zip(FIELDS, entry, strict=False)) if isinstance(entry, Sequence) else entry
     if not isinstance(values, Mapping) or "picture" not in values or not set(values) <= set(FIELDS):
         raise RequestError(f"{FORM}; {_shown(entry)} is none of these.")
@@ -75,7 +77,7 @@ def _control(entry: Any) -> Control:
     if start >= end:
         raise RequestError(f"control: start {start:g} and end {end:g}: give shares of the steps, the smaller first.")
     return Control(
-        open_picture(values["picture"], "control"),
+        open_picture(values["picture"], "control", notes=notes),
         _text("model", values.get("model")),
         _number("strength", values.get("strength", 1.0), 0, STRENGTH_LIMIT),
         _text("kind", values.get("kind")),
@@ -90,14 +92,14 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
         if isinstance(value, bool) or not low <= number <= high:
             raise ValueError
     except (TypeError, ValueError):
-        raise RequestError(f"control: {name} {value!r}: give a number from {low:g} to {high:g}.") from None
+        raise RequestError(f"control: {name} {quoted(value)}: give a number from {low:g} to {high:g}.") from None
     return number
 
 
 def _text(name: str, value: Any) -> str | None:
     if value is None or isinstance(value, str | Path):
         return None if value is None else str(value)
-    raise RequestError(f"control: {name} {value!r}: give text.")
+    raise RequestError(f"control: {name} {quoted(value)}: give text.")
 
 
 def _shown(entry: Any) -> str:

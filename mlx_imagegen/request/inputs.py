@@ -21,7 +21,9 @@ from ..vision.patches import MAX_ASPECT
 from . import options
 
 
-def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[Image.Image, ...]:
+def open_references(
+    manifest: Manifest, references: Sequence[Picture], notes: list[str] | None = None
+) -> tuple[Image.Image, ...]:
     given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     if given and not manifest.edits:
         raise RequestError(
@@ -36,7 +38,7 @@ def open_references(manifest: Manifest, references: Sequence[Picture]) -> tuple[
     if limit is not None and len(given) > limit:
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
     alpha = options.takes(manifest, "transparent")
-    pictures = tuple(open_picture(reference, "references", alpha) for reference in given)
+    pictures = tuple(open_picture(reference, "references", alpha, notes) for reference in given)
     for width, height in (picture.size for picture in pictures):
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise RequestError(

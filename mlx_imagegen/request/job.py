@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..families.base import Inputs, Prompt, Settings
+from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
@@ -34,7 +36,7 @@ from .parameters import (
 )
 from .regions import Canvas, open_canvas
 from .shortcuts import cache_rule, guidance_share
-from .sizes import Asked, size_of
+from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
@@ -54,6 +56,7 @@ class Job:
     step_noise: tuple[np.ndarray, ...] | None = None
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
+    crop: Box | None = None  # what is kept of the picture made
     preview: str = FAST
     notes: tuple[str, ...] = ()
 
@@ -65,7 +68,17 @@ class Job:
     def inputs(self) -> Inputs:
         """The pictures that it starts from, at its size."""
         size = self.settings.width, self.settings.height
-        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        controls = tuple(
+            ControlPicture(
+                _centred_pixels(control.picture, size),
+                control.model,
+                control.strength,
+                control.kind,
+                control.start,
+                control.end,
+            )
+            for control in self.controls
+        )
         if self.canvas is None:
             return Inputs(controls=controls)
         if (region := self.region) is None:
@@ -91,8 +104,8 @@ class Job:
             "prompt": self.prompt.text,
             "seed": self.seed,
             "steps": settings.steps,
-            "width": settings.width,
-            "height": settings.height,
+            "width": None if self.crop else settings.width,  # it follows from the reference
+            "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
             "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
@@ -147,14 +160,14 @@ def _jobs(
     noise, step_noise = given.get("noise"), given.get("step_noise")
     negative_prompt, references = given.get("negative_prompt"), given.get("references")
     size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
-    image, canvas = open_canvas(given, size, keep_alpha) or (None, None)
+    notes: list[str] = []
+    image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references)
-    controls = open_controls(given.get("control"))
+    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
-    notes: list[str] = []
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
@@ -177,6 +190,8 @@ def _jobs(
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
+    if boxes and keep_aspect:
+        notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
     common: dict[str, Any] = {
@@ -189,6 +204,7 @@ def _jobs(
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
         "preview": options.preview(given.get("preview")),
+        "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }
     return [
@@ -217,7 +233,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     count = _plain(count)
     low, high = map(int, limits("count"))
     if count is not None and (type(count) is not int or not low <= count <= high):
-        raise RequestError(f"count {count!r}: give a number of pictures from {low} to {high}.")
+        raise RequestError(f"count {quoted(count)}: give a number of pictures from {low} to {high}.")
     first = secrets.randbelow(SEED_LIMIT - high) if seed is None else _seed(seed)
     return [_seed(first + index) for index in range(count or 1)]
 
@@ -239,7 +255,7 @@ def _plain(value: Any) -> Any:
 
 def _text(prompt: str) -> str:
     if not isinstance(prompt, str):
-        raise RequestError(f"prompt {prompt!r}: give text, what the picture should show.")
+        raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if not prompt.strip():
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
@@ -247,7 +263,7 @@ def _text(prompt: str) -> str:
 
 def _seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {LARGEST_SEED}.")
+        raise RequestError(f"seed {quoted(seed)}: give a whole number from 0 to {LARGEST_SEED}.")
     return int(seed)
 
 
@@ -256,7 +272,7 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     low, high = limits("steps")
     if not low <= steps <= high:
         raise RequestError(
-            f"steps {steps!r}: give a whole number from {low} to {high}; {manifest.name} uses "
+            f"steps {quoted(steps)}: give a whole number from {low} to {high}; {manifest.name} uses "
             f"{manifest.defaults.steps}."
         )
     return steps

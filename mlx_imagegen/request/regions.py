@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from ..errors import RequestError
-from ..image import Picture, open_with_alpha
+from ..escaping import quoted
+from ..image import Picture, on_white, open_with_alpha
 from ..masks import KEPT, Crop, Margins, Region, Size, box_mask, crop_around, expanded
 from .parameters import limits
 from .sizes import SIDE_LIMIT
@@ -46,7 +47,10 @@ class Canvas:
 
 
 def open_canvas(
-    given: Mapping[str, Any], size: tuple[int | None, int | None], keep_alpha: bool = False
+    given: Mapping[str, Any],
+    size: tuple[int | None, int | None],
+    keep_alpha: bool = False,
+    notes: list[str] | None = None,
 ) -> tuple[Image.Image, Canvas] | None:
     """The input picture as given, with its transparency, and the canvas. `size`: width and height as asked for.
     `keep_alpha`: the model reads transparency, which for others is a mask."""
@@ -55,7 +59,7 @@ def open_canvas(
         if named:
             raise RequestError(f"{named[0]} says which part of a picture to draw, and no image is given; add image.")
         return None
-    picture, opaque = open_with_alpha(given["image"])
+    picture, opaque = open_with_alpha(given["image"], notes=notes)
     if keep_alpha and opaque is not None:
         picture.putalpha(opaque)
         opaque = None
@@ -69,6 +73,10 @@ def open_canvas(
     original = picture.copy()
     if opaque is not None:
         original.putalpha(opaque)
+        is_mask = not {"mask", "mask_box"} & values.keys()
+        picture = picture if is_mask else on_white(picture, opaque)
+        if notes is not None:
+            notes.append(f"image: what is transparent {'is drawn' if is_mask else 'counts as white: a mask is given'}")
     if margins is not None:
         picture, mask = expanded(picture, mask, margins)
     return original, Canvas(picture, mask, values, hidden)
@@ -196,7 +204,7 @@ def _whole_numbers(name: str, value: Any, count: int, form: str) -> list[int]:
         if len(numbers) != count or any(float(part) != number for part, number in zip(parts, numbers, strict=True)):
             raise ValueError
     except (TypeError, ValueError):
-        raise RequestError(f"{name} {value!r}: give {form}.") from None
+        raise RequestError(f"{name} {quoted(value)}: give {form}.") from None
     return numbers
 
 

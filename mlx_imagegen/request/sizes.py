@@ -13,12 +13,14 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..hub.manifest import Manifest
-from ..image import fitted, nearest_shape, proportioned
+from ..image import canvas, cut_size, fitted, nearest_shape, proportioned, within_area
 
 # Pixels. Beyond the first attention's arrays pass MLX's 2^31 elements, beyond the second those of a block's MLP: 5980²
 # in FLUX.1, 4730² in Qwen-Image with both branches in one batch.
 SIDE_LIMIT, AREA_LIMIT = 8192, 4096**2
+Box = tuple[int, int, int, int]
 USUAL_MULTIPLE = 16  # pixels; of picture sizes, where a manifest says nothing else
 
 
@@ -71,10 +73,33 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
     ):
         return nearest_shape(given[0], trained)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
-    if not sizes and given and area:  # a side that is not given follows from the last picture's proportions
-        near = proportioned(given[-1], area, manifest.extras["references"]["multiple"])
+    if not sizes and given and area:  # a side that is not given follows from the first or last picture
+        near = _near(manifest, given, area, multiple)
         return near[0] if asked.width is None else asked.width, near[1] if asked.height is None else asked.height
     return next(iter(sizes.values()), sides)
+
+
+def kept_box(manifest: Manifest, multiple: int, asked: Asked) -> Box | None:
+    """What of the picture made is kept (left, top, right, bottom), where it follows a single reference whose edges were
+    mirrored; None: all of it."""
+    given = asked.width or asked.height or asked.aspect
+    if manifest.extras.get("references_size") != "canvas" or len(asked.references) != 1 or given:
+        return None
+    area = manifest.extras["references"]["canvas_area"]
+    inner, outer = canvas(asked.references[0].size, area, multiple)
+    left, top = ((whole - part) // 2 for whole, part in zip(outer, inner, strict=True))
+    return None if inner == outer else (left, top, left + inner[0], top + inner[1])
+
+
+def _near(manifest: Manifest, sizes: Sequence[tuple[int, int]], area: int, multiple: int) -> tuple[int, int]:
+    """The size that follows from reference pictures': `last`, in the last one's proportions; `first`, the first one's
+    own, cut; `canvas`, that of a single one with its edges mirrored, else as `first`."""
+    rule = manifest.extras.get("references_size", "last")
+    if rule == "last":
+        return proportioned(sizes[-1], area, manifest.extras["references"]["multiple"])
+    if rule == "canvas" and len(sizes) == 1:
+        return canvas(sizes[0], manifest.extras["references"]["canvas_area"], multiple)[1]
+    return cut_size(within_area(sizes[0], area), multiple)
 
 
 def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int], own_size: bool) -> tuple[int, int]:
@@ -131,7 +156,9 @@ def _ratio(aspect: str, presets: Mapping[str, Any]) -> float:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         names = f", or one of {', '.join(presets)}" if presets else ""
-        raise RequestError(f"aspect {aspect!r}: give width:height, such as 16:9, up to 16:1 or 1:16{names}.") from None
+        raise RequestError(
+            f"aspect {quoted(aspect)}: give width:height, such as 16:9, up to 16:1 or 1:16{names}."
+        ) from None
     return ratio
 
 

@@ -4,6 +4,7 @@ Each function gives the layouts of one encoder for the component that it is of a
 what no shape tells is as published with the family. Must not know: families.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ MFLUX_QWEN_2_5 = (
     (r"\.merger\.mlp_0\.", ".merger.mlp.0."),
     (r"\.merger\.mlp_1\.", ".merger.mlp.2."),
 )
+QWEN3_VL_TOWER = "model.visual.deepstack_merger_list.0.norm.weight"  # a tensor of its vision tower
 QWEN_2_5_HEAD = 128  # numbers of an attention head, of every size of the model; no shape tells
 
 
@@ -143,15 +145,9 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Qwen3 of any size."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
-        layer = "model.layers.0.self_attn"
-        head = shape(tensors, f"{layer}.q_norm.weight")[0]
-        return _decoder_config(tensors) | {
-            "head_dim": head,
-            "num_attention_heads": shape(tensors, f"{layer}.q_proj.weight")[0] // head,
-            "num_key_value_heads": shape(tensors, f"{layer}.k_proj.weight")[0] // head,
-        }
+        return _qwen3_config(tensors, "model")
 
-    plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight")
+    plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight", without=(QWEN3_VL_TOWER,))
     prefixes = ("", "text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.")
     gguf = has("blk.0.attn_q_norm.weight", "output_norm.weight")
     return (
@@ -160,13 +156,74 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     )
 
 
-def _decoder_config(tensors: Tensors) -> dict[str, Any]:
-    vocabulary, hidden = shape(tensors, "model.embed_tokens.weight")
+def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Qwen3-VL with its vision tower, in its repository's names or in ComfyUI's, whose language model is one level
+    higher. Without the tower the latter are the names of Qwen3, another model of the same sizes."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        text = {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}
+        position, merged = (shape(text, f"model.visual.{name}.weight") for name in ("pos_embed", "merger.linear_fc2"))
+        vision = {"num_position_embeddings": position[0], "hidden_size": position[1], "out_hidden_size": merged[0]}
+        vision["depth"] = count(text, r"model\.visual\.blocks\.(\d+)\.")
+        return {"text_config": _qwen3_config(text, "model.language_model"), "vision_config": vision}
+
+    prefixes = ("", "text_encoders.qwen3vl_8b.transformer.")
+    rename = renamed((r"^model\.(layers|embed_tokens|norm)\.", r"model.language_model.\1."))
+    return tuple(
+        SingleFile(component, "Qwen3-VL", has(norm, QWEN3_VL_TOWER), rename, config, prefixes, fits=fits)
+        for norm in ("model.language_model.norm.weight", "model.norm.weight")
+    )
+
+
+def qwen3_vl_text_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Qwen3-VL, with its vision tower or without. In llama.cpp's names it is a Qwen3, and not taken; nor is it in
+    ComfyUI's without the tower."""
+    return tuple(
+        _multimodal(component, "Qwen3-VL", before, "self_attn.q_norm.weight", (), fits, needs)
+        for before, needs in (("model.language_model.", ()), ("model.", (QWEN3_VL_TOWER,)))
+    )
+
+
+def mistral_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """Mistral Small 3, without its vision tower. ComfyUI's file may lack the last layers, so that none are counted."""
+    others = ("model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias")
+    return (_multimodal(component, "Mistral Small 3", "model.", "self_attn.o_proj.weight", others, fits),)
+
+
+def _multimodal(
+    component: str,
+    title: str,
+    before: str,
+    sign: str,
+    without: tuple[str, ...],
+    fits: Fits,
+    needs: tuple[str, ...] = (),
+) -> SingleFile:
+    """A language model whose published config.json has its numbers in `text_config`; the width is for `fits` alone."""
+    table = f"{before}embed_tokens.weight"
+    return SingleFile(
+        component, title, has(table, f"{before}layers.0.{sign}", *needs, without=without),
+        config=lambda tensors: {"hidden_size": shape(tensors, table)[1]}, fits=fits,
+    )  # fmt: skip
+
+
+def _qwen3_config(tensors: Tensors, model: str) -> dict[str, Any]:
+    layer = f"{model}.layers.0.self_attn"
+    head = shape(tensors, f"{layer}.q_norm.weight")[0]
+    return _decoder_config(tensors, model) | {
+        "head_dim": head,
+        "num_attention_heads": shape(tensors, f"{layer}.q_proj.weight")[0] // head,
+        "num_key_value_heads": shape(tensors, f"{layer}.k_proj.weight")[0] // head,
+    }
+
+
+def _decoder_config(tensors: Tensors, model: str = "model") -> dict[str, Any]:
+    vocabulary, hidden = shape(tensors, f"{model}.embed_tokens.weight")
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
-        "intermediate_size": shape(tensors, "model.layers.0.mlp.up_proj.weight")[0],
-        "num_hidden_layers": count(tensors, r"model\.layers\.(\d+)\."),
+        "intermediate_size": shape(tensors, f"{model}.layers.0.mlp.up_proj.weight")[0],
+        "num_hidden_layers": count(tensors, rf"{re.escape(model)}\.layers\.(\d+)\."),
     }
 
 

@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
+from ..escaping import quoted, shown
 from ..layers.activation import swiglu
 from ..layers.attention import KeyValues, attend, prefixed, split_heads
 from ..layers.blocks import AfterFirstBlock
@@ -27,7 +28,7 @@ from ..layers.fused import residual_sum
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.rope import turned
-from ..loading.config import Config
+from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
 from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE, on_gpu
 
@@ -65,12 +66,12 @@ class QwenConfig(Config):
     model_type: str
     hidden_size: int
     intermediate_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    vocab_size: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_key_value_heads: Annotated[int, HEADS]
+    rms_norm_eps: Annotated[float, POSITIVE]
+    rope_theta: Annotated[float, POSITIVE]
+    vocab_size: Annotated[int, MANY]
     mrope_section: tuple[int, ...] = ()  # text-only models have one position axis
     hidden_act: str = "silu"
     head_dim: int | None = None
@@ -95,16 +96,24 @@ class QwenConfig(Config):
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
 
 
+def _table(data: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
+    table = data.get(key) or {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: field '{key}' is {quoted(table)}, where a table of fields is needed.")
+    return table
+
+
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
     """From a config.json of Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral, old (all at the top) or new (text_config,
     rope_parameters)."""
     flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
-    text = dict(data.get("text_config") or flat)
-    rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
+    text = dict(_table(data, "text_config", where) or flat)
+    rope = _table(text, "rope_scaling", where) | _table(text, "rope_parameters", where)
+    text = {key: value for key, value in text.items() if key not in ("rope_scaling", "rope_parameters")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ConfigError(
-            f"{where}: rope type '{kind}' is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'."
+            f"{where}: rope type {quoted(kind)} is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'."
         )
     if "rope_theta" in rope:
         text["rope_theta"] = rope["rope_theta"]
@@ -121,6 +130,11 @@ def _check(config: QwenConfig, where: Path) -> None:
         raise ConfigError(
             f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model."
         )
+    if config.num_attention_heads % config.num_key_value_heads or config.head_size % 2 or not config.head_size:
+        raise ConfigError(
+            f"{where}: {config.num_attention_heads} heads with {config.num_key_value_heads} for keys and values, of "
+            f"{config.head_size} numbers each, fit no attention; take the file from the model's repository."
+        )
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
     if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
@@ -130,7 +144,7 @@ def _check(config: QwenConfig, where: Path) -> None:
     sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
     if sections != ((3, config.head_size) if vision else (0, 0)):
         raise ConfigError(
-            f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
+            f"{where}: mrope_section {shown(list(config.mrope_section))} must be three numbers that fill half a head "
             f"({config.head_size // 2}), and absent where the model has no vision tower."
         )
 

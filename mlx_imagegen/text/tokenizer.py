@@ -1,4 +1,4 @@
-"""Text -> token ids for CLIP, T5 and Qwen2.
+"""Text -> token ids for CLIP, T5, Qwen2 and Mistral.
 
 In: a tokenizer's folder. Out: `Tokenizer`, which gives ids and the end of the text that did not fit.
 Must not know: file kinds (`vocabulary.py`), prompt templates, models, downloads.
@@ -18,7 +18,9 @@ from typing import NamedTuple
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from ..errors import ConfigError, RequestError
+from ..documents import TEXT_LIMIT_BYTES, read_file
+from ..errors import ConfigError, MissingFileError, RequestError
+from ..escaping import quoted, shown
 from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -27,6 +29,7 @@ END = "<|endoftext|>"
 CLIP_ROLES = {"bos_token": "<|startoftext|>", "eos_token": END, "unk_token": END, "pad_token": END}
 
 T5_ROLES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+LONGEST = 100_000  # tokens
 T5_SENTINELS = 100  # <extra_id_0> … <extra_id_99>, unless tokenizer_config.json says otherwise
 WORD_MARK = "▁"
 
@@ -74,6 +77,14 @@ class Tokenizer:
             ids += [self._pad] * (length - len(ids))
         return Tokens(ids, cut)
 
+    def encode_between(self, before: str, text: str, after: str, length: int) -> Tokens:
+        """A text in a template, whose own words count towards the length: one that is too long loses its end, and the
+        template's after it, as in diffusers. What was cut is of the text alone."""
+        ids, cut = self.encode(before + text + after, length)
+        end = after.strip()
+        lost = cut.removesuffix(end) if cut.endswith(end) else ""
+        return Tokens(ids, lost[max(0, len(lost) - len(text)) :].strip())
+
     def id_of(self, token: str) -> int:
         found = self._engine.token_to_id(token)
         if found is None:
@@ -96,7 +107,7 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     )
     add_tokens(engine, files)
     length = files.config.get("model_max_length")
-    if not isinstance(length, int):  # transformers writes a huge float when nobody set one
+    if type(length) is not int or not 2 <= length <= LONGEST:  # transformers writes a huge float when nobody set one
         raise ConfigError(
             f"{folder / 'tokenizer_config.json'} gives no model_max_length, the number of tokens that CLIP reads; take "
             "the file from the model's repository."
@@ -128,7 +139,11 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
     files = read_vocabulary(folder, QWEN_ROLES)
     engine = Engine(bpe(files))
     engine.normalizer = normalizers.NFC()
-    prefix_space = bool(files.config.get("add_prefix_space"))
+    prefix_space = files.config.get("add_prefix_space") or False
+    if not isinstance(prefix_space, bool):
+        raise ConfigError(
+            f"{folder / 'tokenizer_config.json'}: add_prefix_space is {quoted(prefix_space)}, not a bool."
+        )
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
@@ -139,10 +154,29 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(engine)
 
 
+def tekken_tokenizer(folder: Path) -> Tokenizer:
+    """Mistral's: tokenizer.json has all its rules, and the templates have the tokens that begin and end a text."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
+    try:
+        engine = Engine.from_str(read_file(path, TEXT_LIMIT_BYTES).decode())
+    except Exception as error:  # the package raises nothing more precise
+        if isinstance(error, ConfigError):
+            raise
+        reason = shown(str(error), 120)
+        raise ConfigError(f"{path} cannot be read ({reason}); download the tokenizer again.") from error
+    engine.no_padding()
+    engine.no_truncation()
+    return Tokenizer(engine)
+
+
 def _sentinels(files: VocabularyFiles) -> list[str]:
     count = files.config.get("extra_ids", T5_SENTINELS)
-    if not isinstance(count, int):
-        raise ConfigError(f"{files.folder / 'tokenizer_config.json'}: extra_ids is {count!r}, not a number of tokens.")
+    if type(count) is not int or not 0 <= count <= LONGEST:
+        raise ConfigError(
+            f"{files.folder / 'tokenizer_config.json'}: extra_ids is {quoted(count)}, which is no number of tokens."
+        )
     return [f"<extra_id_{index}>" for index in range(count)]
 
 

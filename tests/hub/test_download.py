@@ -1,10 +1,12 @@
 """Downloads against a hub of our own: in memory, and over HTTP on this machine with the real client."""
 
 import errno
+import hashlib
 import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -129,7 +131,7 @@ def test_a_download_that_broke_off_goes_on(gone: str, tmp_path: Path) -> None:
     assert absent(folder, PATTERNS) == ([] if gone == "transformer/config.json" else [gone])
     said: list[str] = []
     assert fetch(MODEL, said.append, FakeHub(tmp_path)) == folder
-    assert "in 1 files" in said[0]
+    assert "in 1 files" in said[0] and "(4 of 5 files are here already)" in said[0]
     assert names(folder) == set(FILES)
 
 
@@ -236,7 +238,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self._answer(404, path.encode(), {})
         else:
             data = FILES[path.partition("/resolve/")[2].partition("/")[2]]
-            self._answer(200, data, {"ETag": f'"{len(data):040x}"', "X-Repo-Commit": COMMIT})
+            git_hash = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            self._answer(200, data, {"ETag": f'"{git_hash}"', "X-Repo-Commit": COMMIT})
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -274,6 +277,7 @@ def fetched(tmp_path: Path) -> Callable[..., str]:
         environment.pop("HF_HUB_CACHE", None)
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
+        assert "Retrying" not in ran.stderr
         return ran.stdout.strip()
 
     return run
@@ -303,6 +307,14 @@ def test_the_real_client_s_refusals_are_explained(hub_address: str, fetched: Cal
     gated = fetched(hub_address, repo="someone/gated", gated=True)
     assert "Tiny is gated" in gated and "https://huggingface.co/someone/gated" in gated and "hf auth login" in gated
     assert "there is no repository https://huggingface.co/someone/secret" in fetched(hub_address, repo="someone/secret")
+
+
+def test_without_a_network_the_answer_comes_at_once(fetched: Callable[..., str]) -> None:
+    """The client alone would retry for 24 seconds, with a line for each try, which `fetched` refuses."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    for changes in ({}, {"revision": "main"}):
+        assert "refused: Tiny cannot be downloaded (ConnectError" in fetched(address, **changes)
 
 
 def test_a_cut_file_in_the_cache_is_never_read(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path)
+        if path in ("", "/"):  # whether the hub can be reached at all
+            self._answer(b"", {})
+            return
         if path.startswith("/api/models/"):
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": digest(data)} for name, data in FILES.items()

@@ -12,18 +12,24 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, MismatchError, MissingFileError
 from mlx_imagegen.families.flux1.keys import from_original
+from mlx_imagegen.families.flux2.keys import LAYOUT as FLUX2
+from mlx_imagegen.families.flux3.keys import LAYOUT as FLUX3
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import assemble, components_in
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
+from mlx_imagegen.loading.layouts import Layout
 from tests.comfy_files import (
     cache_tokenizers,
     comfy_flux,
     draw_flux,
     flux_files,
+    fused,
     gguf_flux,
+    published_names,
     read_tensors,
     save_with_config,
     to_folder,
@@ -264,3 +270,48 @@ def test_qwen_image_with_a_text_encoder_in_gguf(tmp_path: Path, monkeypatch: pyt
     both = (models / "diffusion_models/qwen_image_bf16.safetensors", numbers)
     ours, theirs_ = (np.array(load(each).generate("a red fox", **options).image, np.int16) for each in both)
     assert np.abs(ours - theirs_).max() <= 1 and theirs_.std() > 5
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "encoder", "layout"),
+    [
+        ("flux2/klein", "FLUX.2-klein-4B", "qwen_3_4b", FLUX2),
+        ("flux2/dev", "FLUX.2-dev", "mistral_3_small", FLUX2),
+        ("flux3/klein", "FLUX.3-klein", "qwen3vl_4b", FLUX3),
+    ],
+)
+def test_flux_2_and_3(
+    model: str, names: str, encoder: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original's names, with the autoencoder's too; the tokenizer is the hub's."""
+    stored, models = drawn_data() / model, tmp_path / "models"
+    family, _, kind = model.partition("/")
+    manifest = f"{family}-klein-base-4b" if model == "flux2/klein" else f"{family}-{kind}"
+    known = manifests()[manifest]
+    place = "text_encoder" if family == "flux3" else "tokenizer"
+    snapshot = tmp_path / f"hub/models--{str(known.repo).replace('/', '--')}/snapshots/{known.revision}"
+    shutil.copytree(stored / place, snapshot / place, ignore=shutil.ignore_patterns("model.safetensors"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    places = [f"{place}.{level}" for place in ("encoder.down", "decoder.up") for level in range(4)]
+    wider = [f"{place}.block.0.nin_shortcut.{kind}" for place in places for kind in ("weight", "bias")]
+    names_of_vae = {*published_names("FLUX.2-klein-4B/bfl_single_file_ae.json"), *wider}  # other levels widen here
+    vae = fused(read_tensors(stored / "vae"), sorted(names_of_vae), from_ldm)
+    attention = {name for name in vae if "attn_1" in name and vae[name].ndim == 2}
+    transformer = fused(
+        read_tensors(stored / "transformer"), published_names(f"{names}/bfl_single_file.json"), layout.rename
+    )
+    text = read_tensors(stored / "text_encoder")
+    if kind == "dev":  # ComfyUI's file is the language model alone
+        inner = "language_model."
+        text = {name.removeprefix(inner): value for name, value in text.items() if name.startswith(inner)}
+    files = {
+        f"text_encoders/{encoder}": (text, "text_encoder"),
+        "vae/flux2-vae": ({name: v[:, :, None, None] if name in attention else v for name, v in vae.items()}, "vae"),
+        f"diffusion_models/{known.name}": (transformer, "transformer"),
+    }
+    for file, (tensors, component) in files.items():
+        path = save_with_config(models / f"{file}.safetensors", tensors, stored / component / "config.json")
+    options: dict[str, Any] = {"seed": 1, "steps": 2, "width": 32, "height": 32, "max_sequence_length": 96}
+    theirs, ours = (np.asarray(load(each).generate("a fox", **options).image) for each in (stored, path))
+    assert find(str(path)).manifest.name == manifest and theirs.std() > 4
+    np.testing.assert_array_equal(ours, theirs)

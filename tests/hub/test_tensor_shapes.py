@@ -16,9 +16,18 @@ from tests.draw import drawn_data
 from tests.references.tensor_shapes import dumped, shapes_of
 
 DATA = drawn_data()
-STORED = ("flux/dev", "qwen_image/image", "qwen_image_21/model", "hidream_o1")
-PUBLISHED = {"flux-dev", "flux-schnell", "flux-fill-dev", "flux-depth-dev", "qwen-image", "hidream-o1"}
-PUBLISHED |= {"qwen-image-2.1", "z-image", "z-image-turbo"}
+STORED = ("flux/dev", "qwen_image/image", "qwen_image_21/model", "hidream_o1", "flux2/klein", "flux3/klein")
+PUBLISHED = {
+    "flux-dev",
+    "flux-schnell",
+    "flux-fill-dev",
+    "flux-depth-dev",
+    "qwen-image",
+    "qwen-image-2.1",
+    "hidream-o1",
+}
+PUBLISHED |= {"flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "flux3-klein", "flux3-klein-base"}
+PUBLISHED |= {"z-image", "z-image-turbo"}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -37,7 +46,8 @@ def test_a_hollow_folder_is_planned_as_the_one_it_was_made_of(tmp_path: Path, na
 def test_every_shapes_file_is_some_manifests() -> None:
     named = {manifest.tensor_shapes for manifest in manifests().values() if has_tensor_shapes(manifest)}
     files = {path.stem for path in (data_folder("weights") / "tensor_shapes").glob("*.json")}
-    assert named == files == PUBLISHED and set(manifests()) >= PUBLISHED
+    networks = {manifest.tensor_shapes for manifest in manifests("control network").values()}
+    assert named == files - networks == PUBLISHED and set(manifests()) >= PUBLISHED and files >= networks
     without = {name for name, manifest in manifests().items() if not has_tensor_shapes(manifest)}
     assert all(manifests()[name].folder for name in without)
 
@@ -54,6 +64,11 @@ def test_every_shapes_file_is_some_manifests() -> None:
         ("qwen-image", 20.4),
         ("qwen-image-2.1", 7.1),
         ("hidream-o1", 8.8),
+        ("flux2-klein-4b", 3.9),
+        ("flux2-klein-9b", 9.1),
+        ("flux2-dev", 32.2),
+        ("flux3-klein", 5.5),
+        ("flux3-klein-base", 5.5),
         ("z-image", 6.15),
         ("z-image-turbo", 6.15),
     ],

@@ -71,11 +71,11 @@ def test_a_picture_with_loras(cli: Cli, model: Path, tmp_path: Path) -> None:
     style = draw_lora(tmp_path / "style.safetensors", model, 1, size=0.3)
     asked = ("generate", "a red fox", "--model", model, "--seed", 1, "--steps", 1, "--size", "64x48", "--quiet")
     assert cli(*asked, "-o", "plain.png").code == 0
-    assert cli(*asked, "-o", "styled.png", "--lora", f"{style}:0.5").code == 0
+    assert cli(*asked, "-o", "styled.png", "--lora", f"{style}:0.5", "--record-paths").code == 0
     plain, styled = Path("plain.png").read_bytes(), Path("styled.png").read_bytes()
     assert plain != styled
     assert json.loads(cli("info", "styled.png", "--json").out)["lora"] == [[str(style), 0.5]]
-    assert cli("generate", "--from", "styled.png", "--quiet", "-o", "again.png").code == 0
+    assert cli("generate", "--from", "styled.png", "--quiet", "-o", "again.png", "--record-paths").code == 0
     pictures = [json.loads(cli("info", name, "--json").out) for name in ("styled.png", "again.png")]
     assert pictures[0]["lora"] == pictures[1]["lora"]
 
@@ -147,7 +147,7 @@ def test_names_that_two_models_share(cli: Cli, tmp_path: Path, monkeypatch: pyte
     for width, model in ((3072, "flux-dev"), (demo_width("flux"), "flux-demo")):
         pair = {f"{module}.lora_A.weight": ("BF16", [1, width]), f"{module}.lora_B.weight": ("BF16", [width, 1])}
         told = json.loads(cli("lora", write(tmp_path / "style.safetensors", pair), "--json").out)
-        assert told["base"] == "FLUX.1 or Qwen-Image"
+        assert told["base"] == "FLUX.1, FLUX.2 or Qwen-Image"
         assert told["matches"] == f"1 of 1 modules of {model}"
 
 

@@ -15,22 +15,16 @@ from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from mlx_imagegen.layers.linear import PACKED, Packing
 from mlx_imagegen.loading.weights import WeightTransforms
-from mlx_imagegen.measuring import doctor
-from mlx_imagegen.measuring.doctor import (
-    MANY,
-    Check,
-    Fit,
-    check,
-    fits,
-    measured_chip,
-    packings_in_use,
-    self_test,
-    shapes,
-    warnings,
-)
+from mlx_imagegen.measuring import fits as fits_module
+from mlx_imagegen.measuring import speed
+from mlx_imagegen.measuring.doctor import low_power_of, warnings
+from mlx_imagegen.measuring.fits import Fit, fits
+from mlx_imagegen.measuring.speed import measured_chip, slowness
 from mlx_imagegen.packing.recipes import read_recipe, recipe_names
-from mlx_imagegen.planning.plan import Chip, plan
+from mlx_imagegen.planning.chips import Chip
+from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import usual_job
+from mlx_imagegen.selftest import packed, suite
 from tests.tiny import draw_flux
 
 Cli = Callable[..., Ran]
@@ -41,63 +35,59 @@ SIX = Packing(6, 64)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 16 GB whose speed is known."""
-    monkeypatch.setattr(doctor, "measured_chip", lambda: Chip(100, 1))
+    monkeypatch.setattr(speed, "measured_chip", lambda: Chip(100, 1))
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 16 * GB)
 
 
-def test_the_recipes_packings_are_all_tested() -> None:
-    found = packings_in_use()
-    assert {(6, 64), (6, 32), (8, 64), (4, 64)} <= {(each.bits, each.group_size) for each in found}
-    for packing in found:
-        tried = shapes(packing)
-        assert any(tokens > MANY for tokens, _, _ in tried) and any(rows > MANY for _, rows, _ in tried)
-        assert any(tokens == 1 for tokens, _, _ in tried)
-    assert any(columns % 64 for packing in found for _, _, columns in shapes(packing) if packing.group_size == 32)
-
-
-def test_this_machine_s_kernels_are_right() -> None:
-    checks = list(self_test([SIX, Packing(4, 32)]))
-    assert len(checks) == 2 * 2 * len(shapes(SIX))
-    for each in checks:
-        assert each.right and (each.error > 0 or each.kernel != PACKED), str(each)
+@pytest.fixture
+def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A self-test of one packed product, by both kernels."""
+    monkeypatch.setattr(suite, "KINDS", {"packed products": lambda: packed.product_checks(SIX, 3, 64, 128)})
+    monkeypatch.setattr(suite.self_test, "__defaults__", (("packed products",),))
 
 
 def broken(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.packed_matmul
+    real = packed.packed_matmul
 
     def product(*given: Any) -> mx.array:
         out = real(*given)
         return wrong(out) if given[-1] == PACKED else out
 
-    monkeypatch.setattr(doctor, "packed_matmul", product)
+    monkeypatch.setattr(packed, "packed_matmul", product)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda out: mx.concatenate([out[:MANY], mx.zeros_like(out[MANY:])]),  # rows above 32,768 are not computed
-        lambda out: mx.concatenate([out[:-1], out[-1:] * 1.1]),  # one row in 32,777 is 10% off
-        lambda out: out * mx.array(math.nan),
-    ],
-)
-def test_a_wrong_kernel_is_found(wrong: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch) -> None:
-    broken(wrong, monkeypatch)
-    packed, dense = check(SIX, MANY + 9, 64, 128)
-    assert not packed.right and dense.right
-    assert "6 bits in groups of 64" in str(packed) and "[32777, 128]" in str(packed)
-
-
-def test_the_command_says_so_and_fails(cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "packings_in_use", lambda: [SIX])
-    monkeypatch.setattr(doctor, "shapes", lambda packing: [(3, 64, 128)])
-    assert "2 of 2 packed products are right" in cli("doctor").out
+def test_the_command_says_so_and_fails(
+    cli: Cli, quick: None, one_shape: None, flux_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("doctor", "--model", flux_folder)
+    assert "2 of 2 are right" in cli(*command).out
     broken(lambda out: out + 1, monkeypatch)
-    ran = cli("doctor")
-    assert ran.code == 2 and "1 of 2 packed products are right" in ran.out
-    assert ran.err.startswith("wrong: quantized_matmul, 6 bits") and "Install another version of MLX" in ran.err
+    ran = cli(*command)
+    assert ran.code == 2 and "1 of 2 are right" in ran.out
+    assert ran.err.startswith("wrong: packed product, quantized_matmul") and "6 bits" in ran.err
+    assert "Install another version of MLX" in ran.err
     broken(lambda out: out * mx.array(math.nan), monkeypatch)
-    data = json.loads(cli("doctor", "--json").out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    data = json.loads(cli(*command, "--json").out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert [(each["right"], each["error"] is None) for each in data["self_test"]] == [(False, True), (True, False)]
+
+
+def test_a_person_is_answered_first(cli: Cli, quick: None) -> None:
+    """The recommendation, the models in it, then all else."""
+    ran = cli("doctor", "--no-self-test")
+    lines = ran.out.splitlines()
+    assert lines[0] == "this machine has 16.0 GB:"
+    assert lines[1].startswith("  best quality that fits: ") and lines[2].startswith("  fastest that fits: ")
+    advised = {line.split(": ")[1].split()[0] for line in lines[1:3]}
+    table = lines[4 : lines.index("", 4)]
+    assert table[0].startswith("model ") and {row.split()[0] for row in table[1:]} == advised
+    assert len(table) == 1 + len(advised) * (1 + len(recipe_names()))
+    assert "mlx-imagegen doctor --all" in ran.out and "device " in ran.out
+
+
+def test_all_rows_when_asked(cli: Cli, quick: None) -> None:
+    data = json.loads(cli("doctor", "--no-self-test", "--all", "--json").out)
+    assert {fit["model"] for fit in data["models"]} == set(manifests())
+    assert data["recommended"]["best"]["model"] in manifests()
 
 
 def test_every_quant_of_a_folder_is_weighed(quick: None, tmp_path: Path) -> None:
@@ -117,7 +107,7 @@ def test_a_model_that_is_not_here_says_so(quick: None) -> None:
 
 
 def test_on_a_mac_it_is_known_before_the_download(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "on_gpu", lambda: True)
+    monkeypatch.setattr(fits_module, "on_gpu", lambda: True)
     monkeypatch.setattr("mlx_imagegen.machine.on_gpu", lambda: True)
     monkeypatch.setattr("mlx_imagegen.machine._working_set_bytes", lambda: 16 * GB)  # of 24 GB
     found = {(fit.model, fit.quant): fit for fit in fits(["qwen-image", "qwen-image-lightning", "hidream-o1-dev"])}
@@ -134,7 +124,7 @@ def test_what_is_said_of_every_published_model_is_the_plan_s(
     gpu: bool, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each planned for itself, as the command `plan` does; doctor opens those that are alike once."""
-    monkeypatch.setattr(doctor, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(fits_module, "on_gpu", lambda: gpu)
     published = [name for name, manifest in manifests().items() if has_tensor_shapes(manifest)]
     found = {(fit.model, fit.quant): fit for fit in fits(published)}
     assert len(published) >= 16 and set(found) == {(n, q) for n in published for q in ("none", *recipe_names())}
@@ -167,7 +157,9 @@ def test_those_that_fit_come_first_and_the_fastest_of_them(quick: None, monkeypa
         Fit("fast", "none", None, 12 * GB, 14 * GB, 2.0),
         Fit("staged", "none", None, 8 * GB, 12 * GB, 5.0),
     ]
-    monkeypatch.setattr(doctor, "_fits", lambda models, chip: given if models[0].requested_as == "flux-dev" else [])
+    monkeypatch.setattr(
+        fits_module, "_fits", lambda models, chip: given if models[0].requested_as == "flux-dev" else []
+    )
     found = fits()
     assert [fit.model for fit in found] == ["fast", "staged", "slow", "too large", "absent"]
     assert [fit.verdict for fit in found] == [
@@ -184,6 +176,32 @@ def test_speeds_are_measured() -> None:
     assert 0.0001 < chip.teraflops < 1000 and 0.1 < chip.bandwidth_gb_per_second < 20_000
 
 
+def test_half_of_what_a_chip_should_reach_is_warned_of() -> None:
+    """An M2 Max: 13.6 TFLOP/s and 400 GB/s."""
+    slow = slowness(Chip(199, 6.7), "Apple M2 Max")
+    assert len(slow) == 2 and "6.7 TFLOP/s" in slow[0] and "199 GB/s" in slow[1] and "m2-max's 13.6" in slow[0]
+    assert slowness(Chip(201, 6.9), "Apple M2 Max") == []
+    assert slowness(Chip(1, 0.01), "Apple Paravirtual device") == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([" lowpowermode         1"], "on"),
+        ([" sleep                1 (sleep prevented)", " lowpowermode         0"], "off"),
+        ([" sleep                1"], "unknown"),
+    ],
+)
+def test_low_power_mode_is_read(lines: list[str], expected: str) -> None:
+    assert low_power_of(lines) == expected
+
+
+def test_what_slows_a_mac_down_is_warned_of() -> None:
+    known = {"blas": "Accelerate", "matrix units": "not used: they need macOS 26.2", "low-power mode": "on"}
+    found = " ".join(warnings(known))
+    assert "macOS 26.2" in found and "low-power mode is on" in found
+
+
 def test_everything_as_json(cli: Cli, quick: None, flux_folder: Path) -> None:
     ran = cli("doctor", "--model", flux_folder, "--no-self-test", "--json")
     data = json.loads(ran.out)
@@ -192,10 +210,6 @@ def test_everything_as_json(cli: Cli, quick: None, flux_folder: Path) -> None:
 
 
 def test_a_slow_blas_is_warned_of() -> None:
-    assert "libopenblas0-pthread" in warnings({"blas": "reference BLAS (slow)"})[0]
-    assert warnings({"blas": "OpenBLAS"}) == []
-
-
-def test_a_limit_is_a_limit() -> None:
-    assert Check(SIX, PACKED, 1, 1, 64, 0.01, 0.01).right
-    assert not Check(SIX, PACKED, 1, 1, 64, 0.02, 0.01).right
+    known = {"matrix units": "none", "low-power mode": "off"}
+    assert "libopenblas0-pthread" in warnings({**known, "blas": "reference BLAS (slow)"})[0]
+    assert warnings({**known, "blas": "OpenBLAS"}) == []

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_imagegen.families.flux1.keys import from_original, from_original_autoencoder
+from mlx_imagegen.autoencoders.layouts import from_ldm
+from mlx_imagegen.families.flux1.keys import from_original
 from tests.families.flux1.test_original import check_split
 from tests.references.names import expand
 
@@ -42,4 +43,4 @@ def test_autoencoder() -> None:
     ours = {name: value.numpy() for name, value in tensors.items()}
     config = json.loads((NAMES / "vae.json").read_text())["config"]
     theirs = convert_ldm_vae_checkpoint(dict(tensors), config)
-    check_split(ours, {name: value.numpy() for name, value in theirs.items()}, from_original_autoencoder)
+    check_split(ours, {name: value.numpy() for name, value in theirs.items()}, from_ldm)

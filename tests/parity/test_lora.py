@@ -29,7 +29,7 @@ def test_fresh_draws(seed: int, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--seed", str(seed)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
     names = [f"{path.parent.parent.name}/{path.parent.name}" for path in tmp_path.glob("*/*/lora.safetensors")]
-    assert len(names) == 47
+    assert len(names) == 59
     for name in names:
         check_format(tmp_path, name)
 

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.autoencoders import test_flux2 as flux2
 from tests.autoencoders import test_kl as flux
 from tests.autoencoders import test_qwen_image as qwen
 
 pytestmark = pytest.mark.parity
 REFERENCES = Path(__file__).parents[1] / "references"
-FAMILIES = {"flux_vae": (flux.load, flux.CHECKS), "qwen_vae": (qwen.load, qwen.CHECKS)}
+FAMILIES = {
+    "flux_vae": (flux.load, flux.CHECKS),
+    "flux2_vae": (flux2.load, flux2.ALL_CHECKS),
+    "qwen_vae": (qwen.load, qwen.CHECKS),
+}
 
 
 @pytest.mark.parametrize("number", range(4))

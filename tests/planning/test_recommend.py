@@ -7,7 +7,7 @@ import pytest
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.machine import GB, GIB, working_set_of
 from mlx_imagegen.planning import recommend as module
-from mlx_imagegen.planning.plan import CHIPS
+from mlx_imagegen.planning.chips import CHIPS
 from mlx_imagegen.planning.recommend import FEW_BITS, MEMORIES_GB, Start, describe, recommend, starts
 
 
@@ -41,7 +41,7 @@ MADE_UP = (
 def test_the_rules(
     usable: float, best: tuple[str, str], fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "starts", lambda chip: MADE_UP)
+    monkeypatch.setattr(module, "starts", lambda chip, gpu: MADE_UP)
     found = recommend(usable * GB)
     assert found is not None
     assert (found.best.model, found.best.quant) == best

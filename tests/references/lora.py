@@ -4,9 +4,9 @@
 
 FOLDER/<family>/base.safetensors holds a transformer (for FLUX.1 with its text encoders) by the checkpoint's names;
 FOLDER/<family>/<format>/ holds lora.safetensors (and adapter_config.json, where the format has one) and
-merged.safetensors, the tensors that differ after merging at SCALE. Where diffusers or peft load the format rightly,
-they do the merging; for the others the formula is written out here, in float64. Needs torch, diffusers, peft,
-transformers.
+merged.safetensors, of the tensors that differ after merging at SCALE the signed sums of their rows. Where diffusers or
+peft load the format rightly, they do the merging; for the others the formula is written out here, in float64. Needs
+torch, diffusers, peft, transformers.
 """
 
 import json
@@ -16,16 +16,24 @@ from pathlib import Path
 import torch
 from command import run
 from diffusers import (
+    Flux2Transformer2DModel,
+    Flux3Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
-from diffusers.loaders import QwenImageLoraLoaderMixin, ZImageLoraLoaderMixin
+from diffusers.loaders import (
+    Flux2LoraLoaderMixin,
+    Flux3LoraLoaderMixin,
+    QwenImageLoraLoaderMixin,
+    ZImageLoraLoaderMixin,
+)
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from weight_descriptions import signed_sums
 
 SCALE = 0.7  # the user's
 State = dict[str, torch.Tensor]
@@ -38,6 +46,8 @@ def draw(folder: Path, seed: int) -> None:
     draw_qwen(folder / "qwen_image")
     draw_hidream(folder / "hidream_o1")
     draw_z_image(folder / "z_image")
+    draw_flux2(folder / "flux2")
+    draw_flux3(folder / "flux3")
 
 
 # ---- families -------------------------------------------------------------------------------------------------------
@@ -132,6 +142,69 @@ def draw_hidream(folder: Path) -> None:
     pairs.draw("modelscope", ours, str, a_b_default, alpha=False)
 
 
+def draw_flux2(folder: Path) -> None:
+    model = Flux2Transformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=2, num_attention_heads=2,
+        joint_attention_dim=6, guidance_embeds=True, axes_dims_rope=(2, 0, 0, 0), timestep_guidance_channels=4,
+    )  # fmt: skip
+    base = randomised(model)
+    save(folder / "base.safetensors", base)
+    original, ours = dict(original_flux2(base)), own_rows(base)
+    blocks = {name: rows for name, rows in original.items() if "blocks" in name}
+    ends = {name: rows for name, rows in original.items() if name in ("img_in", "txt_in", "final_layer.linear")}
+    attention = {name: rows for name, rows in ours.items() if "attn" in name}
+    # Names are checked at full size, from tables; arithmetic needs a module of each kind, and stored draws stay small.
+    few = {name: rows for name, rows in blocks.items() if name.endswith(("img_attn.qkv", "txt_mlp.0", "linear1"))}
+    draw_loaded(folder / "peft", model, ours, lambda m: f"transformer.{m}", a_b, alpha=False)
+    draw_loaded(folder / "aitoolkit", model, blocks | ends, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
+    draw_loaded(folder / "kohya", model, few | ends, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
+    pairs = Pairs(folder, base)
+    # diffusers knows no alphas here, and leaves the last norm's halves as they are.
+    pairs.draw("comfyui", original, lambda m: f"diffusion_model.{m}", down_up, alpha=True)
+    cut = {name: rows for name, rows in attention.items() if name.startswith("transformer_blocks")}
+    pairs.draw("cut_names", cut, lambda m: f"diffusion_model.{m.removeprefix('tran')}", a_b, alpha=False)
+    pairs.draw("fal", few, lambda m: f"base_model.model.{m}", a_b, alpha=False)
+    draw_lokr(folder / "lokr_original", base, few, "lora_unet_")
+    draw_lokr(folder / "lokr_lycoris", base, attention, "lycoris_")
+
+
+def draw_flux3(folder: Path) -> None:
+    model = Flux3Transformer2DModel(
+        in_channels=4, cond_in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=2,
+        num_attention_heads=2, joint_attention_dim=6, axes_dims_rope=(2, 0, 0, 0), timestep_channels=4, flow_map=True,
+    )  # fmt: skip
+    base = randomised(model)
+    save(folder / "base.safetensors", base)
+    ours = own_rows(base)
+    blocks = {name: rows for name, rows in ours.items() if "blocks" in name}
+    original = {original_flux3(name): rows for name, rows in blocks.items()}
+    draw_loaded(folder / "peft", model, blocks, lambda m: f"transformer.{m}", a_b, alpha=False)
+    draw_loaded(folder / "aitoolkit", model, original, lambda m: f"diffusion_model.{m}", a_b, alpha=False)
+    pairs = Pairs(folder, base)
+    half = len(base["norm_out.linear.weight"]) // 2  # (shift, scale) there, (scale, shift) in diffusers
+    rest = {original_flux3(name): rows for name, rows in ours.items() if name not in blocks}
+    rest["final_layer.image.adaLN_modulation.1"] = [("norm_out.linear", half, half), ("norm_out.linear", 0, half)]
+    few = {name: rows for name, rows in original.items() if "single_blocks" in name}
+    pairs.draw("comfyui", rest | few, lambda m: f"diffusion_model.{m}", down_up, alpha=True)
+    pairs.draw("kohya", few, lambda m: f"lora_unet_{flat(m)}", down_up, alpha=True)
+
+
+def original_flux3(module: str) -> str:
+    """Black Forest Labs' name of a module of diffusers'."""
+    whole = {"context_embedder": "txt_in", "proj_out": "final_layer.image.linear"}
+    whole |= {"norm_out.linear": "final_layer.image.adaLN_modulation.1"}
+    parts = {"x_embedders.": "emb_in.", ".linear": ".lin", "single_transformer_blocks.": "single_blocks."}
+    parts |= {"attn.to_out.0": "attn_out", "ff.lin_in": "mlp_in", "ff.lin_out": "mlp_out"}
+    parts |= {f"attn.to_{part}": f"{part}_proj" for part in "qkv"}
+    parts |= {"target_timestep_embedder.lin_": "ref_time_in.", "timestep_embedder.lin_": "time_in."}
+    name = whole.get(module, module)
+    for ours, theirs in parts.items() if name == module else ():
+        name = name.replace(ours, theirs)
+    if name.startswith("mode_blocks."):
+        name = f"content_{name}"
+    return name.replace("time_in.1", "time_in.in_layer").replace("time_in.2", "time_in.out_layer")
+
+
 def draw_z_image(folder: Path) -> None:
     model = ZImageTransformer2DModel(
         in_channels=1, dim=8, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=6,
@@ -211,6 +284,35 @@ def original_flux(base: State) -> Iterator[tuple[str, Rows]]:
     yield "single_blocks.0.linear1", stack(*(f"{single}.attn.to_{part}" for part in "qkv"), f"{single}.proj_mlp")
     yield "single_blocks.0.linear2", stack(f"{single}.proj_out")
     yield "single_blocks.0.modulation.lin", stack(f"{single}.norm.linear")
+    yield "final_layer.linear", stack("proj_out")
+    half = len(base["norm_out.linear.weight"]) // 2  # (shift, scale) there, (scale, shift) in diffusers
+    yield "final_layer.adaLN_modulation.1", [("norm_out.linear", half, half), ("norm_out.linear", 0, half)]
+
+
+def original_flux2(base: State) -> Iterator[tuple[str, Rows]]:
+    """Black Forest Labs' module names -> rows of diffusers' modules."""
+
+    def stack(*modules: str) -> Rows:
+        return [(module, 0, len(base[f"{module}.weight"])) for module in modules]
+
+    yield "img_in", stack("x_embedder")
+    yield "txt_in", stack("context_embedder")
+    for theirs, ours in (("time_in", "timestep"), ("guidance_in", "guidance")):
+        for layer, number in (("in_layer", 1), ("out_layer", 2)):
+            yield f"{theirs}.{layer}", stack(f"time_guidance_embed.{ours}_embedder.linear_{number}")
+    for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        yield f"{name}.lin", stack(f"{name}.linear")
+    block = "transformer_blocks.0"
+    for stream, q, out, ff in (
+        ("img", "to_{}", "to_out.0", "ff"),
+        ("txt", "add_{}_proj", "to_add_out", "ff_context"),
+    ):
+        yield f"double_blocks.0.{stream}_attn.qkv", stack(*(f"{block}.attn.{q.format(part)}" for part in "qkv"))
+        yield f"double_blocks.0.{stream}_attn.proj", stack(f"{block}.attn.{out}")
+        yield f"double_blocks.0.{stream}_mlp.0", stack(f"{block}.{ff}.linear_in")
+        yield f"double_blocks.0.{stream}_mlp.2", stack(f"{block}.{ff}.linear_out")
+    yield "single_blocks.0.linear1", stack("single_transformer_blocks.0.attn.to_qkv_mlp_proj")
+    yield "single_blocks.0.linear2", stack("single_transformer_blocks.0.attn.to_out")
     yield "final_layer.linear", stack("proj_out")
     half = len(base["norm_out.linear.weight"]) // 2  # (shift, scale) there, (scale, shift) in diffusers
     yield "final_layer.adaLN_modulation.1", [("norm_out.linear", half, half), ("norm_out.linear", 0, half)]
@@ -304,7 +406,12 @@ def spread(deltas: State, base: State, rows: Rows, delta: torch.Tensor) -> None:
 
 def finish(folder: Path, base: State, lora: State, deltas: State, metadata: dict[str, str] | None = None) -> None:
     save(folder / "lora.safetensors", lora, metadata)
-    save(folder / "merged.safetensors", {name: (base[name].double() + delta).float() for name, delta in deltas.items()})
+    save_merged(folder, {name: (base[name].double() + delta).float() for name, delta in deltas.items()})
+
+
+def save_merged(folder: Path, tensors: State) -> None:
+    sums = {name: torch.from_numpy(signed_sums(name, tensor.numpy())) for name, tensor in tensors.items()}
+    save(folder / "merged.safetensors", sums)
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
@@ -472,7 +579,8 @@ def draw_loaded(
     lora, _ = draw_pairs(base, modules, rename, ends, alpha)
     lora = {name: tensor.float() for name, tensor in lora.items()}
     save(folder / "lora.safetensors", lora)
-    loaders = {QwenImageTransformer2DModel: QwenImageLoraLoaderMixin, ZImageTransformer2DModel: ZImageLoraLoaderMixin}
+    loaders = {QwenImageTransformer2DModel: QwenImageLoraLoaderMixin, Flux2Transformer2DModel: Flux2LoraLoaderMixin}
+    loaders |= {Flux3Transformer2DModel: Flux3LoraLoaderMixin, ZImageTransformer2DModel: ZImageLoraLoaderMixin}
     state = loaders.get(type(model), FluxPipeline).lora_state_dict(dict(lora))
     model.load_lora_adapter(state, prefix="transformer")
     save_fused(folder, model, base)
@@ -485,7 +593,7 @@ def save_fused(folder: Path, model: nn.Module, base: State) -> None:
     model.unload_lora()
     model.load_state_dict(base)
     differ = {name: fused[name] for name in base if not torch.equal(fused[name], base[name])}
-    save(folder / "merged.safetensors", differ)
+    save_merged(folder, differ)
 
 
 def draw_diffusers(folder: Path, model: nn.Module, base: State) -> None:
@@ -550,9 +658,7 @@ def draw_peft(folder: Path, model: nn.Module, base: State, config: LoHaConfig | 
     model.load_state_dict(base)
     (folder / "adapter_model.safetensors").rename(folder / "lora.safetensors")
     (folder / "README.md").unlink(missing_ok=True)
-    save(
-        folder / "merged.safetensors", {name: fused[name] for name in base if not torch.equal(fused[name], base[name])}
-    )
+    save_merged(folder, {name: fused[name] for name in base if not torch.equal(fused[name], base[name])})
 
 
 if __name__ == "__main__":

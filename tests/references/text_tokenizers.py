@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,16 @@ QWEN_ADDED = (
 ).split()
 
 
-def draw_qwen_tokenizer(folder: Path, texts: list[str]) -> None:
-    """vocab.json, merges.txt, added_tokens.json, special_tokens_map.json, tokenizer_config.json."""
+QWEN3_ADDED = "<tool_response> </tool_response> <think> </think>".split()  # beside those of the second generation
+
+
+def draw_qwen_tokenizer(folder: Path, texts: list[str], more: Sequence[str] = ()) -> None:
+    """vocab.json, merges.txt, added_tokens.json, special_tokens_map.json, tokenizer_config.json. `more`: added tokens
+    that are not special."""
     merges = list(dict.fromkeys(QWEN_MERGES + train_bpe(texts, pre_tokenizers.Punctuation("isolated"), 280)))
     vocab = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]))
     write_bpe(folder, vocab, merges)
-    ids = {token: len(vocab) + index for index, token in enumerate(QWEN_ADDED)}
+    ids = {token: len(vocab) + index for index, token in enumerate([*QWEN_ADDED, *more])}
     special = set(QWEN_ADDED[:14])
     decoder = {str(index): {"content": token, **FLAGS, "special": token in special} for token, index in ids.items()}
     extra = QWEN_ADDED[1:14]
@@ -224,4 +229,4 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

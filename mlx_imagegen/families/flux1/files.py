@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.nn as nn
 
 from ...autoencoders.kl import Autoencoder, VaeConfig
+from ...autoencoders.layouts import from_ldm
 from ...errors import MissingFileError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
@@ -19,13 +20,14 @@ from ...loading.config import Config, read_json
 from ...loading.names import Rename, same_names
 from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import Weights, WeightTransforms, check_tensors
+from ...paths import visible
 from ...sampling import FlowMatchConfig
 from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
 from ..folder import name_component, read_scheduler
 from .config import FluxConfig
 from .inputs import InputKind, input_kind
-from .keys import from_clip, from_original, from_original_autoencoder, from_t5
+from .keys import from_clip, from_original, from_t5
 from .modulation import FluxModulators
 from .original import autoencoder_config, transformer_config
 from .transformer import FluxTransformer
@@ -64,7 +66,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
     original = Original("flux1*.safetensors", transformer_config, from_original)
     config, transformer = _named(FluxConfig, folder, "transformer", original=original)
-    original = Original("ae*.safetensors", autoencoder_config, from_original_autoencoder)
+    original = Original("ae*.safetensors", autoencoder_config, from_ldm)
     vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
     clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
     t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)
@@ -103,7 +105,7 @@ def _named(
     path = folder / component / "config.json"
     if path.is_file() or original is None:
         return kind.read(read_json(path), path), name_component(folder, component, rename)
-    files = sorted(folder.glob(original.pattern))
+    files = visible(folder, original.pattern)
     if not files:
         raise MissingFileError(
             f"{path} is not there, and neither is an original {original.pattern} in {folder}; the folder is incomplete."

@@ -1,13 +1,13 @@
-"""FLUX.1's layouts by name: the original single file (and ae.safetensors), and what transformers re-saves.
+"""FLUX.1's layouts by name: the original single file, and what transformers re-saves.
 
 Modules carry diffusers' names, so its layout needs no table. The same tables serve LoRAs in the original names.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...autoencoders.layouts import LDM, kl_files, mflux_kl_file
+from ...autoencoders.layouts import kl_files, mflux_kl_file
+from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
@@ -16,7 +16,7 @@ from .original import transformer_config
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
 
 # Original module -> ours, with the number of equal row units each takes (a fused linear holds several of ours).
-ORIGINAL: dict[str, tuple[tuple[str, int], ...]] = {
+ORIGINAL: dict[str, Parts] = {
     "img_in": (("x_embedder", 1),),
     "txt_in": (("context_embedder", 1),),
     "time_in.in_layer": (("time_text_embed.timestep_embedder.linear_1", 1),),
@@ -51,7 +51,7 @@ ORIGINAL: dict[str, tuple[tuple[str, int], ...]] = {
 SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
 
 # XLabs' LoRAs sit in attention processors; its qkv of a single block leaves linear1's MLP rows alone.
-XLABS: dict[str, tuple[tuple[str, int], ...]] = {
+XLABS: dict[str, Parts] = {
     "double_blocks.{i}.processor.qkv_lora1": ORIGINAL["double_blocks.{i}.img_attn.qkv"],
     "double_blocks.{i}.processor.qkv_lora2": ORIGINAL["double_blocks.{i}.txt_attn.qkv"],
     "double_blocks.{i}.processor.proj_lora1": ORIGINAL["double_blocks.{i}.img_attn.proj"],
@@ -61,11 +61,8 @@ XLABS: dict[str, tuple[tuple[str, int], ...]] = {
 }
 
 
-def original_module(module: str) -> list[RowRange]:
-    """An original module's name -> our modules, as runs of its rows; empty if it is not one."""
-    number = re.search(r"_blocks\.(\d+)\.", module)
-    pattern = module if number is None else module.replace(f".{number[1]}.", ".{i}.", 1)
-    return _targets(ORIGINAL.get(pattern, ()), number[1] if number else "", pattern == SWAPPED_HALVES)
+LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
+original_module, from_original = LAYOUT.targets, LAYOUT.rename
 
 
 def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowRange]]:
@@ -74,30 +71,7 @@ def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowR
         return {f"text_model.{module}": [RowRange(module)] for module in modules}
     if component != "transformer":
         return {}
-    blocks = {number for module in modules for number in re.findall(r"_blocks\.(\d+)\.", module)}
-    return {
-        pattern.format(i=number): _targets(parts, number, pattern == SWAPPED_HALVES)
-        for pattern, parts in (ORIGINAL | XLABS).items()
-        for number in (blocks if "{i}" in pattern else [""])
-    }
-
-
-def _targets(parts: Iterable[tuple[str, int]], number: str, swap_halves: bool) -> list[RowRange]:
-    """Runs of rows, one below another."""
-    of = sum(share for _, share in parts)
-    out, start = [], 0
-    for name, share in parts:
-        out.append(RowRange(name.format(i=number), start, share, of, swap_halves))
-        start += share
-    return out
-
-
-def from_original(name: str) -> Iterable[RowRange]:
-    """flux1-*.safetensors; a name outside the table stays as it is and is reported as unexpected."""
-    module, _, kind = name.rpartition(".")
-    kind = "weight" if kind == "scale" else kind
-    for target in original_module(module) or [RowRange(module)]:
-        yield RowRange(f"{target.name}.{kind}", target.start, target.share, target.of, target.swap_halves)
+    return LAYOUT.names(modules) | Layout(XLABS).names(modules)
 
 
 def from_clip(name: str) -> Iterable[RowRange]:
@@ -109,10 +83,6 @@ def from_clip(name: str) -> Iterable[RowRange]:
 def from_t5(name: str) -> Iterable[RowRange]:
     """T5, with the table as `shared.weight`, as `encoder.embed_tokens.weight`, or (tied, equal) both."""
     yield RowRange("shared.weight" if name == "encoder.embed_tokens.weight" else name)
-
-
-# ae.safetensors
-from_original_autoencoder = renamed(*LDM)
 
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:

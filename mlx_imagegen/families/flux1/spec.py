@@ -33,8 +33,11 @@ def recognize(folder: ModelFolder) -> str | None:
     config = folder.config("transformer/config.json") or (_config_of(single[0]) if single else {})
     if not config.get("guidance_embeds"):
         return "flux-schnell"
-    width, out = config.get("in_channels", 0), config.get("out_channels") or config.get("in_channels", 0)
-    if width > out:  # further channels: a control picture's are as many, a hole's are more
+    width = config.get("in_channels")
+    out = config.get("out_channels") or width
+    if (
+        isinstance(width, int) and isinstance(out, int) and width > out
+    ):  # further channels: a control picture's are as many, a hole's are more
         return "flux-depth-dev" if width == 2 * out else "flux-fill-dev"
     return "flux-kontext-dev" if folder.pipeline == "FluxKontextPipeline" or _named(folder, "kontext") else "flux-dev"
 
@@ -83,7 +86,8 @@ SPEC = FamilySpec(
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
     mirrors=("unsloth/FLUX.1-schnell",),
-    lora_sign=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d|ff_context|norm1_context",
+    lora_sign=r"_blocks[._]\d+[._]((img|txt)_mod|modulation)[._]lin|norm1_context|ff_context[._]net|processor\.(qkv|proj)_lora"
+    r"|single_transformer_blocks[._]\d+[._](proj_mlp|proj_out|norm[._]linear|attn[._]to_[qkv](?![a-z]))",
     lora_prefixes={
         "lora_te1_": "text_encoder",
         "lora_te_": "text_encoder",

@@ -7,6 +7,7 @@ outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated be
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -33,7 +34,16 @@ class Modulation(NamedTuple):
     out: mx.array
 
 
-class FluxTransformer(nn.Module):
+class Residuals(NamedTuple):
+    """What a control network adds after the blocks, one for each; none for blocks that it leaves alone."""
+
+    double: Sequence[mx.array]  # [B, L, D]
+    single: Sequence[mx.array]
+
+
+class FluxBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: FluxConfig):
         super().__init__()
         dims = config.inner_dim
@@ -41,7 +51,12 @@ class FluxTransformer(nn.Module):
         self.context_embedder = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [DoubleBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.proj_out = Linear(dims, config.out_channels or config.in_channels)
+
+
+class FluxTransformer(FluxBlocks):
+    def __init__(self, config: FluxConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.out_channels or config.in_channels)
 
     def __call__(
         self,
@@ -50,31 +65,38 @@ class FluxTransformer(nn.Module):
         rope: Rope,
         modulation: Modulation,
         references: int = 0,
+        residuals: Sequence[Residuals] = (),
         after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
         own = slice(img.shape[1] - references)
-        before, (img, txt) = img, self._double(0, img, txt, rope, modulation)
-        img = after_first(before[:, own], img[:, own], lambda: self._others(img, txt, rope, modulation)[:, own])
+
+        def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            rows = table_row(modulation.img, index), table_row(modulation.txt, index)
+            img, txt = self.transformer_blocks[index](img, txt, rope, *rows)
+            for each in residuals:
+                img = img + each.double[index] if each.double else img
+            return img, txt
+
+        def others() -> mx.array:
+            x_img, x_txt = img, txt
+            for index in range(1, len(self.transformer_blocks)):
+                x_img, x_txt = double(index, x_img, x_txt)
+            length = txt.shape[1]
+            x = mx.concatenate([x_txt, x_img], axis=1)  # [B, T + L, D]
+            for index, single in enumerate(self.single_transformer_blocks):
+                x = single(x, rope, table_row(modulation.single, index))
+                for each in residuals:
+                    if each.single:
+                        x = mx.concatenate([x[:, :length], x[:, length:] + each.single[index]], axis=1)
+            return x[:, length:][:, own]
+
+        before, (img, txt) = img, double(0, img, txt)
+        last = after_first(before[:, own], img[:, own], others)
         scale, shift = modulation.out
-        return self.proj_out(modulate(img, shift, scale, NORM_EPS))
-
-    def _double(
-        self, index: int, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation
-    ) -> tuple[mx.array, mx.array]:
-        double: DoubleBlock = self.transformer_blocks[index]
-        return double(img, txt, rope, table_row(modulation.img, index), table_row(modulation.txt, index))
-
-    def _others(self, img: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
-        """All blocks but the first, for the image's tokens."""
-        for index in range(1, len(self.transformer_blocks)):
-            img, txt = self._double(index, img, txt, rope, modulation)
-        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
-        for index, single in enumerate(self.single_transformer_blocks):
-            x = single(x, rope, table_row(modulation.single, index))
-        return x[:, txt.shape[1] :]
+        return self.proj_out(modulate(last, shift, scale, NORM_EPS))
 
 
 class DoubleBlock(nn.Module):

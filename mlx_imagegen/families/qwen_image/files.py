@@ -20,7 +20,7 @@ from ...sampling import FlowMatchConfig
 from ...text.qwen import HEAD, LanguageModel, QwenConfig, from_published, read_config
 from ...vision.patches import PatchConfig
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
-from ..folder import name_component, read_scheduler
+from ..folder import check_widths, name_component, read_scheduler
 from .config import QwenImageConfig
 from .editing import Editing
 from .modulation import QwenImageModulators
@@ -65,7 +65,14 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
         transforms=transforms,
     )
     text_tensors = name_component(folder, "text_encoder", from_published)
-    _check_widths(config, text_config, vae_config, paths["transformer"])
+    check_widths(
+        paths["transformer"],
+        (
+            ("joint_attention_dim", config.joint_attention_dim, text_config.hidden_size, "text_encoder's hidden_size"),
+            ("out_channels", config.out_channels, vae_config.z_dim, "vae's z_dim"),
+            ("in_channels", config.in_channels, vae_config.z_dim * config.patch_size**2, "vae's z_dim in patches"),
+        ),
+    )
     vae = check_tensors(
         name_component(folder, "vae"),
         [Encoder(vae_config), Decoder(vae_config)],
@@ -101,18 +108,4 @@ def _check_eyes(patches: PatchConfig, vision: VisionConfig, where: Path) -> None
             raise ConfigError(
                 f"{where}: field '{field}' is {found}, but text_encoder/config.json's vision_config has {expected}: "
                 "the files are of different models. Take them from one repository."
-            )
-
-
-def _check_widths(config: QwenImageConfig, text: QwenConfig, vae: VaeConfig, where: Path) -> None:
-    """The parts must hand on what the next one takes: a folder may be put together from several."""
-    for field, found, expected, other in (
-        ("joint_attention_dim", config.joint_attention_dim, text.hidden_size, "text_encoder's hidden_size"),
-        ("out_channels", config.out_channels, vae.z_dim, "vae's z_dim"),
-        ("in_channels", config.in_channels, vae.z_dim * config.patch_size**2, "vae's z_dim in patches"),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{where}: field '{field}' is {found}, but the {other} comes to {expected}: the parts of this folder "
-                "are of different models. Take them from one repository."
             )

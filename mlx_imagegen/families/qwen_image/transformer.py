@@ -7,18 +7,17 @@ whose outputs depend on the timestep alone and are tabulated before the loop (`m
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.fused import gated_sum
 from ...layers.joint import FeedForward, JointAttention
 from ...layers.linear import Linear
-from ...layers.modulation import modulate, table_row
+from ...layers.modulation import Part, by_part, modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
 from .config import QwenImageConfig
@@ -26,15 +25,9 @@ from .config import QwenImageConfig
 NORM_EPS = 1e-6  # diffusers fixes it in code
 
 
-class Part(NamedTuple):
-    """A run of tokens and their adaLN vectors in one block."""
-
-    tokens: int
-    rows: mx.array  # [6, D]: shift, scale, gate for attention, then for the MLP
-
-
 class Modulation(NamedTuple):
-    """One step's adaLN vectors: img and txt [layers, 6, D], out [2, D] (scale, shift). `clean`: img's at t = 0, for the
+    """One step's adaLN vectors: img and txt [layers, 6, D] (shift, scale, gate for attention, then for the MLP), out
+    [2, D] (scale, shift). `clean`: img's at t = 0, for the
     tokens of reference pictures, where the model wants it so (zero_cond_t); otherwise None, and img is for all."""
 
     img: mx.array
@@ -52,7 +45,9 @@ class Modulation(NamedTuple):
         return [Part(lengths[0], table_row(self.img, block)), Part(lengths[1], table_row(self.clean, block))]
 
 
-class QwenImageTransformer(nn.Module):
+class QwenImageBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: QwenImageConfig):
         super().__init__()
         dims = config.inner_dim
@@ -60,7 +55,12 @@ class QwenImageTransformer(nn.Module):
         self.img_in = Linear(config.in_channels, dims)
         self.txt_in = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [Block(config) for _ in range(config.num_layers)]
-        self.proj_out = Linear(dims, config.patch_size**2 * config.out_channels)
+
+
+class QwenImageTransformer(QwenImageBlocks):
+    def __init__(self, config: QwenImageConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.patch_size**2 * config.out_channels)
 
     def __call__(
         self,
@@ -70,10 +70,11 @@ class QwenImageTransformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         mask: mx.array | None = None,
+        residuals: Sequence[Sequence[mx.array]] = (),
         after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `mask`: [B, 1, 1, T + L], False
-        at padding."""
+        at padding. `residuals`: what control networks add after each block, [B, L, D]."""
         img = self.img_in(x)  # [B, L, D]
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         lengths = (img.shape[1] - references, references)
@@ -83,13 +84,15 @@ class QwenImageTransformer(nn.Module):
             for index, block in blocks:
                 img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
                 img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+                for each in residuals:
+                    img = img + each[index]
             return img, txt
 
         first, *others = enumerate(self.transformer_blocks)
         before, (img, txt) = img, run([first], img, txt)
-        img = after_first(before[:, own], img[:, own], lambda: run(others, img, txt)[0][:, own])
+        last = after_first(before[:, own], img[:, own], lambda: run(others, img, txt)[0][:, own])
         scale, shift = modulation.out
-        return self.proj_out(modulate(img, shift, scale, NORM_EPS))
+        return self.proj_out(modulate(last, shift, scale, NORM_EPS))
 
 
 class Block(nn.Module):
@@ -119,7 +122,7 @@ class Block(nn.Module):
 
 def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
     """The norm, shift and scale before attention (`first` 0) or the MLP (3)."""
-    return _by_part(
+    return by_part(
         lambda tokens, rows: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), x, parts
     )
 
@@ -127,14 +130,4 @@ def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
 def _gated(x: mx.array, out: mx.array, parts: Sequence[Part], first: int) -> mx.array:
     if len(parts) == 1:
         return gated_sum(x, table_row(parts[0].rows, first + 2), out)
-    return x + _by_part(lambda tokens, rows: table_row(rows, first + 2) * tokens, out, parts)
-
-
-def _by_part(function: Callable[[mx.array, mx.array], mx.array], x: mx.array, parts: Sequence[Part]) -> mx.array:
-    """`function` on each part's tokens with that part's vectors. Vectors for every single token would be simpler, and
-    take 0.3 GB in each block when a 1024x1024 picture is edited."""
-    if len(parts) == 1:
-        return function(x, parts[0].rows)
-    stops = np.cumsum([part.tokens for part in parts])[:-1].tolist()
-    pieces = mx.split(x, stops, axis=1)
-    return mx.concatenate([function(piece, part.rows) for piece, part in zip(pieces, parts, strict=True)], axis=1)
+    return x + by_part(lambda tokens, rows: table_row(rows, first + 2) * tokens, out, parts)

@@ -120,7 +120,7 @@ class QwenImage21(Family[QwenImage21Branch]):
         if "shift" in settings.extras:
             config = replace(config, use_dynamic_shifting=False, shift=settings.extras["shift"], shift_terminal=None)
             sigmas = ()
-        return flow_match_schedule(config, settings.steps, math.prod(self.grid(settings)), sigmas)
+        return flow_match_schedule(config, settings.steps, math.prod(self.grid(settings)), own_sigmas=sigmas)
 
     def denoiser(
         self, branches: Sequence[QwenImage21Branch], schedule: Schedule, settings: Settings
@@ -154,7 +154,7 @@ class QwenImage21(Family[QwenImage21Branch]):
         shown = sum(math.prod(merged_grid(size, self.files.patches)) for size in sizes)
         return ReferenceTokens(shown, prefix=(SLOT**2 - 1) * shown)
 
-    def reference_pixels(self, prompt: Prompt) -> int:
+    def reference_pixels(self, prompt: Prompt, settings: Settings) -> int:
         return max((math.prod(self.rules.size(picture.size)) for picture in prompt.references), default=0)
 
     @property

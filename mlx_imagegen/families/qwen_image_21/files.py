@@ -1,4 +1,4 @@
-"""Qwen-Image-2.1's files on disk, opened and checked: a diffusers folder, or one whose transformer is ComfyUI's file.
+"""Qwen-Image-2.1's files on disk, opened and checked: a diffusers folder.
 
 In: a folder. Out: `QwenImage21Files`, the configs and weights of every component, each tensor accounted for by name and
 shape. `lm_head` is never read; the vision tower is checked when references are first given.
@@ -6,17 +6,14 @@ shape. `lm_head` is never read; the vision tower is checked when references are 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.nn as nn
 
 from ...autoencoders.qwen_image_21 import Decoder, Encoder, VaeConfig, unused_tensors
-from ...errors import CheckpointError, ConfigError, MissingFileError
+from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
-from ...loading.checkpoint import Checkpoint, open_checkpoint
 from ...loading.config import read_json
-from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import LanguageModel, QwenConfig, read_config
@@ -24,7 +21,6 @@ from ...vision.patches import PatchConfig
 from ...vision.qwen3 import VISUAL, VisionConfig, read_vision_config
 from ..folder import name_component, read_scheduler
 from .config import QwenImage21Config
-from .keys import PREFIX, from_single_file
 from .modulation import QwenImage21Modulators
 from .spec import SIGMAS
 from .transformer import QwenImage21Transformer
@@ -32,7 +28,6 @@ from .transformer import QwenImage21Transformer
 LANGUAGE = "model.language_model"
 TABLE = f"{LANGUAGE}.embed_tokens.weight"
 UNUSED = ("lm_head.", f"{VISUAL}.")
-SINGLE_FILE = "qwen_image_2.1*.safetensors"  # ComfyUI's names; its autoencoder's begins alike
 
 
 @dataclass(frozen=True)
@@ -52,11 +47,11 @@ class QwenImage21Files:
 
 def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> QwenImage21Files:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    paths = {part: folder / part / "config.json" for part in ("text_encoder", "vae")}
+    paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
     data = {part: read_json(path) for part, path in paths.items()}
-    config, tensors = _open_transformer(folder)
+    config = QwenImage21Config.read(data["transformer"], paths["transformer"])
     trees = [QwenImage21Transformer(config), QwenImage21Modulators(config)]
-    transformer = check_tensors(tensors, trees, transforms=transforms)
+    transformer = check_tensors(name_component(folder, "transformer"), trees, transforms=transforms)
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     trees = [Language(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
     text = check_tensors(name_component(folder, "text_encoder"), trees, UNUSED, transforms=transforms)
@@ -79,43 +74,6 @@ class Language(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.model = {"language_model": LanguageModel(config)}
-
-
-def _open_transformer(folder: Path) -> tuple[QwenImage21Config, NamedTensors]:
-    path = folder / "transformer" / "config.json"
-    if path.is_file():
-        return QwenImage21Config.read(read_json(path), path), name_component(folder, "transformer")
-    files = [file for file in sorted(folder.glob(SINGLE_FILE)) if "_vae" not in file.name]
-    if not files:
-        raise MissingFileError(
-            f"{path} is not there, and neither is a {SINGLE_FILE} in {folder}; the folder is incomplete."
-        )
-    checkpoint = open_checkpoint(files[0])
-    data = _config_of(checkpoint)
-    return QwenImage21Config.read(data, files[0]), name_tensors("transformer", checkpoint, from_single_file, data)
-
-
-def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the single file does not bring, by its tensors' shapes."""
-    shapes = {name.removeprefix(PREFIX): tensor.full_shape for name, tensor in checkpoint.items()}
-    try:
-        dims, channels = shapes["img_in.weight"]
-        head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-        side = 2 * round(head * 7 / 32)  # 56 of the published 128
-        return {
-            "attention_head_dim": head,
-            "axes_dims_rope": [head - 2 * side, side, side],
-            "context_in_dim": shapes["txt_in.text_norm.weight"][0],
-            "in_channels": channels,
-            "mlp_ratio": shapes["transformer_blocks.0.img_mlp.out.weight"][1] // dims,
-            "num_attention_heads": dims // head,
-            "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}),
-            "out_channels": shapes["proj_out.weight"][0],
-        }
-    except KeyError as error:
-        raise CheckpointError(
-            f"{checkpoint.where} is not Qwen-Image-2.1's transformer: it has no {error}. Take qwen_image_2.1_bf16."
-        ) from error
 
 
 def _own_sigmas(folder: Path, manifest: Manifest) -> tuple[float, ...]:

@@ -1,9 +1,13 @@
-"""Names of Qwen-Image-2.1's transformer in other layouts than diffusers', which our modules are named after."""
+"""Qwen-Image-2.1 as single files: ComfyUI's and GGUF's, whose transformer has the MLP's two inputs in one weight. LoRAs
+in those names are read by the same table."""
 
 import re
 from collections.abc import Iterable, Mapping
 
+from ...autoencoders.layouts import wan_residual_files
 from ...loading.names import RowRange
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
+from ...text.layouts import qwen3_vl_files
 
 FUSED, PARTS = "img_mlp.gate_up", ("img_mlp.gate_layer", "img_mlp.proj")
 PREFIX = "model.diffusion_model."
@@ -26,3 +30,41 @@ def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowR
         name: [RowRange(target.name, target.start, target.share, target.of) for target in from_single_file(name)]
         for name in (f"transformer_blocks.{number}.{FUSED}" for number in blocks)
     }
+
+
+def nearest_manifest(name: str, tensors: Tensors) -> str:
+    """Turbo's tensors are the other model's in every name and shape: only the file's name tells."""
+    return "qwen-image-2.1-turbo" if "turbo" in name else "qwen-image-2.1"
+
+
+def _config(tensors: Tensors) -> dict[str, object]:
+    inner, inputs = shape(tensors, "img_in.weight")
+    head = shape(tensors, "transformer_blocks.0.attn.norm_q.weight")[0]
+    return {
+        "attention_head_dim": head,
+        "axes_dims_rope": [head // 8, head * 7 // 16, head * 7 // 16],  # 16, 56, 56 of the published 128
+        "context_in_dim": shape(tensors, "txt_in.text_norm.weight")[0],
+        "in_channels": inputs,
+        "mlp_ratio": shape(tensors, "transformer_blocks.0.img_mlp.out.weight")[1] // inner,
+        "num_attention_heads": inner // head,
+        "num_layers": count(tensors, r"transformer_blocks\.(\d+)\."),
+        "out_channels": shape(tensors, "proj_out.weight")[0],
+    }
+
+
+SINGLE_FILES = (
+    SingleFile(
+        "transformer",
+        "Qwen-Image-2.1's transformer",
+        has("txt_in.text_norm.weight", "modulation.1.weight"),
+        from_single_file,
+        _config,
+        DIFFUSION_PREFIXES,
+        nearest_manifest,
+    ),
+    *qwen3_vl_files(
+        "text_encoder",
+        lambda config, transformer: config["text_config"]["hidden_size"] == transformer["context_in_dim"],
+    ),
+    *wan_residual_files("vae", lambda config, transformer: config["z_dim"] == transformer["in_channels"]),
+)

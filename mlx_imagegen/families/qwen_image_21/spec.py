@@ -24,5 +24,8 @@ SPEC = FamilySpec(
     # A step runs the picture's own tokens alone: text and references have passed before it.
     roles=TokenRoles(text=("txt_in.*",)),
     capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "transparent"}),
+    single_files="mlx_imagegen.families.qwen_image_21.keys:SINGLE_FILES",
+    tokenizers={"processor": "processor"},
+    packaged_tokenizers={"processor": "qwen3"},
     lora_sign=r"transformer_blocks[._]\d+[._]img_mlp[._](proj|out|gate_layer|gate_up)\b",
 )

@@ -7,7 +7,7 @@ model is guided by a second branch; Turbo is distilled and takes none.
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -54,10 +54,10 @@ class ZImage(Family[ZImageBranch]):
     def __init__(self, files: ZImageFiles):
         self.files = files
         config, text, vae, dtype = files.config, files.text_config, files.vae_config, compute_dtype()
-        # The states before the last layer are read: it need not be loaded.
-        read = replace(text, num_hidden_layers=text.num_hidden_layers - 1)
         self.components = {
-            "text_encoder": Component(files.text, lambda: LanguageModel(read), dtype, heads=text.num_attention_heads),
+            "text_encoder": Component(
+                files.text, lambda: LanguageModel(text, files.text_layer), dtype, heads=text.num_attention_heads
+            ),
             "prompt_refiner": Component(files.transformer, lambda: PromptRefiner(config), dtype, heads=config.n_heads),
             "transformer": Component(files.transformer, lambda: ZImageTransformer(config), dtype, heads=config.n_heads),
             "vae_decoder": Component(files.vae, lambda: Decoder(vae), VAE_DTYPE, "decoder"),
@@ -87,7 +87,7 @@ class ZImage(Family[ZImageBranch]):
         text_encoder = self.components["text_encoder"].load()
         x = self.files.text.gather(TABLE, ids, compute_dtype())[None]
         rope = mrope(text_positions(ids), self.files.text_config)
-        states: mx.array = text_encoder.states(x, rope, [self.files.text_config.num_hidden_layers - 1])[0]
+        states: mx.array = text_encoder.states(x, rope, [self.files.text_layer])[0]
         return states
 
     @functools.cached_property

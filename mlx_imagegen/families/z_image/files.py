@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...autoencoders.kl import Autoencoder, VaeConfig
-from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
 from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import HEAD, LanguageModel, QwenConfig, from_published, read_config
-from ..folder import name_component, read_scheduler
+from ..folder import check_widths, name_component, read_scheduler
 from .config import ZImageConfig
 from .keys import from_comfyui
 from .modulation import ZImageModulators
@@ -35,6 +34,11 @@ class ZImageFiles:
     vae: Weights
     tokenizer: Path
 
+    @property
+    def text_layer(self) -> int:
+        """After which layer the text's states are taken; the last one need not be loaded."""
+        return self.text_config.num_hidden_layers - 1
+
 
 def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> ZImageFiles:
     """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
@@ -43,7 +47,13 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     config = ZImageConfig.read(data["transformer"], paths["transformer"])
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = VaeConfig.read(data["vae"], paths["vae"])
-    _check_widths(config, text_config, vae_config, paths["transformer"])
+    check_widths(
+        paths["transformer"],
+        (
+            ("cap_feat_dim", config.cap_feat_dim, text_config.hidden_size, "text_encoder's hidden_size"),
+            ("in_channels", config.in_channels, vae_config.latent_channels, "vae's latent_channels"),
+        ),
+    )
     transformer = check_tensors(
         name_component(folder, "transformer", from_comfyui),
         [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)],
@@ -58,16 +68,3 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     vae = check_tensors(name_component(folder, "vae"), [Autoencoder(vae_config)], transforms=transforms)
     scheduler = read_scheduler(folder, manifest)
     return ZImageFiles(config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
-
-
-def _check_widths(config: ZImageConfig, text: QwenConfig, vae: VaeConfig, where: Path) -> None:
-    """The parts must hand on what the next one takes: a folder may be put together from several."""
-    for field, found, expected, other in (
-        ("cap_feat_dim", config.cap_feat_dim, text.hidden_size, "text_encoder's hidden_size"),
-        ("in_channels", config.in_channels, vae.latent_channels, "vae's latent_channels"),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{where}: field '{field}' is {found}, but the {other} comes to {expected}: the parts of this folder "
-                "are of different models. Take them from one repository."
-            )

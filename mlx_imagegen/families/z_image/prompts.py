@@ -1,7 +1,6 @@
 """The prompt in its chat template -> token ids.
 
-In: the user's words. Out: ids and what of the words did not fit. The template's own words count towards the length, and
-its end is the first to be cut off, as in the reference. Must not know: text states.
+In: the user's words. Out: ids and what of the words did not fit. Must not know: text states.
 """
 
 from ...text.tokenizer import Tokenizer, Tokens
@@ -11,6 +10,4 @@ END = "<|im_end|>\n<|im_start|>assistant\n"  # thinking is left to the model, so
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, length: int) -> Tokens:
-    ids, cut = tokenizer.encode(START + text + END, length)
-    words = cut.removesuffix(END.strip()).strip() if cut.endswith(END.strip()) else ""
-    return Tokens(ids, words)
+    return tokenizer.encode_between(START, text, END, length)

@@ -12,10 +12,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.errors import MismatchError
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.files import CLIP_TABLE, T5_TABLE
-from mlx_imagegen.families.flux1.keys import from_clip, from_original, from_original_autoencoder, from_t5
+from mlx_imagegen.families.flux1.keys import from_clip, from_original, from_t5
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.original import autoencoder_config, transformer_config
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
@@ -67,7 +68,7 @@ COMPONENTS: dict[str, tuple[Rename, Trees]] = {
     "transformer": (same_names, transformer_trees),
     "vae": (same_names, vae_trees),
     "bfl_single_file_flux1": (from_original, original_transformer_trees),
-    "bfl_single_file_ae": (from_original_autoencoder, original_vae_trees),
+    "bfl_single_file_ae": (from_ldm, original_vae_trees),
 }
 
 

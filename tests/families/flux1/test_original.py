@@ -15,14 +15,10 @@ from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
+from mlx_imagegen.autoencoders.layouts import from_ldm
 from mlx_imagegen.errors import CheckpointError, MissingFileError
 from mlx_imagegen.families.flux1.config import FluxConfig
-from mlx_imagegen.families.flux1.keys import (
-    ORIGINAL,
-    from_original,
-    from_original_autoencoder,
-    original_module,
-)
+from mlx_imagegen.families.flux1.keys import LAYOUT, ORIGINAL, from_original, original_module
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.loading.names import RowRange
@@ -75,7 +71,7 @@ def _write_original(diffusers: Path, original: Path, tensors: Tensors, vae: Tens
     names = [f"{module}.{kind}" for module in sorted(modules) for kind in ("weight", "bias", "scale")]
     save_file(_fused(tensors, names, from_original), original / "flux1-dev.safetensors")
     names = [_original_vae_name(name) for name in vae]
-    out = _fused(vae, names, from_original_autoencoder)
+    out = _fused(vae, names, from_ldm)
     out = {
         name: value[:, :, None, None] if "attn_1" in name and value.ndim == 2 else value for name, value in out.items()
     }
@@ -113,7 +109,7 @@ def test_both_layouts_give_one_picture(folders: tuple[Path, Path]) -> None:
 
 def test_the_picture_depends_on_the_swapped_halves(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     diffusers, original = folders
-    monkeypatch.setattr("mlx_imagegen.families.flux1.keys.SWAPPED_HALVES", "nothing")
+    monkeypatch.setitem(vars(LAYOUT), "swapped", ())
     pictures = [np.asarray(load(folder).generate("a fox", **OPTIONS).image) for folder in (diffusers, original)]
     assert not np.array_equal(*pictures)
 

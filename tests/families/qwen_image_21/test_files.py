@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError, ConfigError, MismatchError, MissingFileError
+from mlx_imagegen.errors import ConfigError, MismatchError, MissingFileError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.qwen_image_21.family import QwenImage21
 from mlx_imagegen.families.qwen_image_21.keys import from_single_file
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
+from mlx_imagegen.hub.single_files import components_in
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.config import read_json
+from mlx_imagegen.loading.single_file import substitute
 from mlx_imagegen.loading.weights import WeightTransforms
+from tests.comfy_files import Tensors, read_tensors, save_with_config, to_folder
 from tests.families.qwen_image_21.test_qwen_image_21 import MODEL, open_pipeline
 
 PUBLISHED = Path(__file__).parents[4] / "shared/facts/manifests"
@@ -81,7 +86,7 @@ def test_an_older_qwen_image_is_another_family(copy: Path) -> None:
 
     assert recognize(drawn_data() / "qwen_image/image").family == "qwen_image"
     change(copy / "transformer/config.json", _class_name="QwenImageTransformer2DModel")
-    with pytest.raises(ConfigError, match="QwenImageTransformer2DModel.*another architecture"):
+    with pytest.raises(ConfigError, match="QwenImageTransformer2DModel.*another model"):
         load(copy)
 
 
@@ -158,38 +163,122 @@ def test_a_damaged_vision_tower_is_told_when_references_are_given(copy: Path) ->
         open_pipeline(copy).generate("a fox", references=[copy / "picture1.png"], **SMALL)
 
 
-# ComfyUI's single file
+# Single files
+
+WAN = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.(weight|bias)$", r".residual.2.\1"),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.down_blocks\.(\d+)\.downsampler\.", r".downsamples.\1.downsamples.1."),
+    (r"\.up_blocks\.(\d+)\.upsampler\.", r".upsamples.\1.upsamples.2."),
+    (r"\.down_blocks\.(\d+)\.resnets\.", r".downsamples.\1.downsamples."),
+    (r"\.up_blocks\.(\d+)\.resnets\.", r".upsamples.\1.upsamples."),
+    (r"coder\.conv_in\.", "coder.conv1."),
+    (r"coder\.norm_out\.", "coder.head.0."),
+    (r"coder\.conv_out\.", "coder.head.2."),
+)
+ENCODER_NAMES = {"repository": "model.language_model.", "ComfyUI": "model."}
 
 
-def to_single_file(folder: Path, prefix: str = "") -> Path:
-    """The transformer as ComfyUI has it: one file, the MLP's two inputs in one weight."""
-    tensors = mx.load(str(folder / "transformer" / WEIGHTS))
-    shutil.rmtree(folder / "transformer")
-    for name in [name for name in tensors if ".gate_layer." in name]:
-        parts = [tensors.pop(name), tensors.pop(name.replace("gate_layer", "proj"))]
-        tensors[name.replace("gate_layer", "gate_up")] = mx.concatenate(parts)
-    path = folder / "qwen_image_2.1_bf16.safetensors"
-    mx.save_safetensors(str(path), {prefix + name: tensor for name, tensor in tensors.items()})
-    return path
+def to_comfyui(component: str, tensors: Tensors, language: str = "ComfyUI") -> Tensors:
+    """A component's tensors in the names of ComfyUI's file, the autoencoder's convolutions as Wan 2.2's: over time."""
+    out = {}
+    for name, value in tensors.items():
+        if ".proj." in name and component == "transformer":
+            gate = tensors[name.replace(".proj.", ".gate_layer.")]
+            out[name.replace(".proj.", ".gate_up.")] = np.concatenate([gate, value])
+        elif component == "vae":
+            alone = not name.endswith(".weight") or ".resample." in name or ".attentions." in name
+            out[substitute(name, WAN)] = value if alone else value[:, :, None]
+        elif ".gate_layer." not in name:
+            out[name.replace("model.language_model.", ENCODER_NAMES[language])] = value
+    return out
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_comfyui_s_single_file_draws_the_same_picture(prefix: str, copy: Path) -> None:
-    expected = load(copy).generate("a fox", **SMALL).image
-    to_single_file(copy, prefix)
-    assert load(copy).generate("a fox", **SMALL).image.tobytes() == expected.tobytes()
+def comfyui(models: Path, folder: Path, language: str = "ComfyUI", name: str = "qwen_image_2.1_bf16") -> Path:
+    """ComfyUI's folder of a model; the diffusion model's file in it. Its tokenizer and image processor are small."""
+    places = {
+        "transformer": f"diffusion_models/{name}",
+        "text_encoder": "text_encoders/qwen3vl_8b_bf16",
+        "vae": "vae/qwen_image_2.1_vae_bf16",
+    }
+    for component, place in places.items():
+        tensors = to_comfyui(component, read_tensors(folder / component), language)
+        save_with_config(models / f"{place}.safetensors", tensors, folder / component / "config.json")
+    return models / f"{places['transformer']}.safetensors"
 
 
-def test_another_single_file_is_refused(copy: Path) -> None:
-    shutil.rmtree(copy / "transformer")
-    with pytest.raises(MissingFileError, match=r"transformer/config.json is not there, and neither is a qwen_image_2"):
-        load(copy)
-    mx.save_safetensors(str(copy / "qwen_image_2.1_vae_bf16.safetensors"), {"x": mx.zeros(3)})
-    with pytest.raises(MissingFileError):
-        load(copy)
-    mx.save_safetensors(str(copy / "qwen_image_2.1_bf16.safetensors"), {"x": mx.zeros(3)})
-    with pytest.raises(CheckpointError, match="it has no 'img_in.weight'"):
-        load(copy)
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's cache with the small model's tokenizer and image processor."""
+    manifest = manifests()["qwen-image-2.1"]
+    snapshots = tmp_path / "hub" / f"models--{str(manifest.repo).replace('/', '--')}" / "snapshots"
+    shutil.copytree(MODEL / "processor", snapshots / str(manifest.revision) / "processor")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("language", ENCODER_NAMES)
+def test_single_files_draw_the_folder_s_picture(language: str, tmp_path: Path) -> None:
+    asked = SMALL | {"references": [MODEL / "picture1.png"]}
+    expected = load(MODEL).generate("a fox", **asked).image
+    file = comfyui(tmp_path / "ComfyUI/models", MODEL, language)
+    pipeline = load(file)
+    assert pipeline.model.manifest.name == "qwen-image-2.1"
+    assert pipeline.generate("a fox", **asked).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("cached")
+def test_the_file_s_name_tells_turbo_whose_sigmas_are_not_shifted(tmp_path: Path) -> None:
+    file = comfyui(tmp_path / "models", MODEL, name="qwen_image_2.1_turbo_bf16")
+    pipeline = load(file)
+    assert pipeline.model.manifest.name == "qwen-image-2.1-turbo"
+    (job,) = pipeline.jobs("a fox", seed=1, width=64, height=32)
+    sigmas = pipeline.family.schedule(job.settings).sigmas
+    assert sigmas == pytest.approx([1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568, 0])
+
+
+@pytest.mark.usefixtures("cached")
+def test_int8_with_a_scale_a_row_draws_the_picture_of_its_numbers(tmp_path: Path) -> None:
+    """A row's scale goes with it where the two inputs of the MLP are taken apart."""
+    file, folder = comfyui(tmp_path / "models", MODEL), shutil.copytree(MODEL, tmp_path / "numbers")
+    files, numbers = {}, {}
+    said = np.frombuffer(json.dumps({"format": "int8_tensorwise"}).encode(), np.uint8)
+    for name, value in load_file(file).items():
+        numbers[name] = files[name] = value
+        if value.ndim == 2:
+            scale = np.abs(value).max(axis=1, keepdims=True) / np.float32(127)
+            files[name] = np.rint(value / scale).astype(np.int8)
+            files |= {f"{name}_scale": scale, name.replace("weight", "comfy_quant"): said}
+            numbers[name] = files[name] * scale
+    save_with_config(file, files, MODEL / "transformer/config.json")
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    save_file(to_folder(numbers, from_single_file), path)
+    expected = load(folder).generate("a fox", **SMALL).image
+    assert load(file).generate("a fox", **SMALL).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("cached")
+def test_what_goes_with_the_file_is_named_where_it_is_not_there(tmp_path: Path) -> None:
+    file = comfyui(tmp_path / "models", MODEL)
+    (tmp_path / "models/vae/qwen_image_2.1_vae_bf16.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"vae \(Qwen-Image-2.1's autoencoder\).*Qwen/Qwen-Image-2.1"):
+        load(file)
+
+
+def test_a_language_model_without_its_tower_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Its names and sizes are those of Qwen3-8B, which draws other pictures."""
+    tensors = to_comfyui("text_encoder", read_tensors(MODEL / "text_encoder"))
+    alone = {name: value for name, value in tensors.items() if "visual" not in name}
+    path = save_with_config(tmp_path / "qwen3.safetensors", alone, MODEL / "text_encoder/config.json")
+    assert not [each for each in components_in(path) if each.spec.name == "qwen_image_21"]
 
 
 def test_rows_of_the_fused_weight_are_the_gate_s_first() -> None:

@@ -101,14 +101,24 @@ def test_the_two_qwen_images_loras_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "base", "model"),
-    [(4096, "Qwen-Image-2.1", "qwen-image-2.1"), (3072, "FLUX.1 or Qwen-Image", "flux-dev")],
+    ("width", "block", "base", "model"),
+    [
+        (4096, 8, "Qwen-Image-2.1", "qwen-image-2.1"),
+        (4096, 0, "FLUX.2 or Qwen-Image-2.1", "qwen-image-2.1"),
+        (3072, 0, "FLUX.1, FLUX.2 or Qwen-Image", "flux-dev"),
+    ],
 )
 def test_attention_alone_is_told_by_its_width(
-    width: int, base: str, model: str, cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    width: int,
+    block: int,
+    base: str,
+    model: str,
+    cli: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    module = "transformer.transformer_blocks.0.attn.to_q"
+    module = f"transformer.transformer_blocks.{block}.attn.to_q"
     pair = {f"{module}.lora_A.weight": ("BF16", [1, width]), f"{module}.lora_B.weight": ("BF16", [width, 1])}
     said = json.loads(cli("lora", write(tmp_path / "style.safetensors", pair), "--json").out)
     assert (said["base"], said["matches"]) == (base, f"1 of 1 modules of {model}")

@@ -95,9 +95,9 @@ def test_forty_steps_walk_diffusers_schedule(side: int) -> None:
 def test_turbo_walks_its_own_sigmas_without_a_shift() -> None:
     own = manifests()["qwen-image-2.1-turbo"].extras["sample_sigmas"]
     config = FlowMatchConfig.read(SCHEDULER | {"use_dynamic_shifting": False, "shift_terminal": None}, "scheduler")
-    schedule = flow_match_schedule(config, 8, 4096, own)
+    schedule = flow_match_schedule(config, 8, 4096, own_sigmas=own)
     assert schedule.sigmas == (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568, 0.0)
-    fewer = flow_match_schedule(config, 4, 4096, own).sigmas
+    fewer = flow_match_schedule(config, 4, 4096, own_sigmas=own).sigmas
     assert fewer[0] == 1.0 and fewer[3:] == (0.414568, 0.0) and len(fewer) == 5
     assert list(fewer) == sorted(fewer, reverse=True)
 
@@ -209,7 +209,7 @@ def test_a_transparent_picture_is_a_png_with_four_channels_that_is_made_again(
     cli: Callable[..., Ran], tmp_path: Path
 ) -> None:
     draw = ("a transparent fox", "--model", MODEL, "--size", "32x32", "--steps", 1, "--seed", 3, "--quiet")
-    assert cli(*draw, "--transparent", "-o", "a.png").code == 0
+    assert cli(*draw, "--transparent", "-o", "a.png", "--record-paths").code == 0
     first = Image.open("a.png")
     record = read_metadata(Path("a.png"))
     assert first.mode == "RGBA" and record["transparent"] is True
@@ -235,6 +235,20 @@ def test_a_picture_to_start_from_may_have_an_alpha() -> None:
     ]
     assert made[0].tobytes() != made[1].tobytes()
     assert made[1].tobytes() == made[2].tobytes()  # opaque where nothing is said
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_outside_a_mask_the_given_picture_stays_with_its_alpha(transparent: bool) -> None:
+    given = np.asarray(Image.effect_noise((64, 32), 90).convert("RGBA")).copy()
+    given[:, :24, 3] = 40
+    given = given if transparent else given[..., :3]
+    box = {"mask_box": [32, 0, 64, 32], "width": 64, "height": 32}
+    result = load(MODEL).generate(
+        "a transparent fox", image=given, strength=0.9, transparent=transparent, **SMALL | {"steps": 2} | box
+    )
+    made = np.asarray(result.image)
+    assert made.shape == given.shape and np.array_equal(made[:, :32], given[:, :32])
+    assert np.abs(made[:, 40:].astype(int) - given[:, 40:]).max() > 3
 
 
 # What is read, and what stays

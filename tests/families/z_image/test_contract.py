@@ -147,7 +147,7 @@ def test_a_lora_on_a_packed_folder_is_merged_before_packing(wide: Path, packed: 
 def test_a_record_makes_the_picture_again(wide: Path, tmp_path: Path, cli: Any) -> None:
     asked = {"guidance": 7.5, "negative_prompt": "a hen", "cfg_normalization": True}
     first = load(wide).generate("a red fox", **PICTURE | asked)
-    saved = first.save(tmp_path / "first.png")  # type: ignore[union-attr]
+    saved = first.save(tmp_path / "first.png", paths=True)  # type: ignore[union-attr]
     assert {name: first.record[name] for name in asked} == asked  # type: ignore[union-attr]
     done = cli("--from", saved, "-o", tmp_path / "again.png")
     assert done.code == 0, done.err

@@ -1,0 +1,55 @@
+"""FLUX.2's velocity for one picture.
+
+In: what `Flux2.denoiser` computed for each branch, and the reference pictures' tokens or their keys and values. Out:
+dx/dsigma at each step. Must not know: prompts, schedules, pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...layers.attention import KeyValues
+from ...layers.rope import Rope
+from ...loading.component import Component
+from ...precision import compute_dtype
+from ..base import Denoiser
+from .transformer import Modulation
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One branch, as the transformer takes it at every step."""
+
+    txt: mx.array  # [1, T, F]
+    rope: Rope
+    modulation: Sequence[Modulation]  # one a step
+
+
+class Flux2Denoiser(Denoiser[Condition]):
+    def __init__(
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        references: mx.array | None,
+        kept: Sequence[KeyValues],
+        tables_source: str,
+    ):
+        """`references`: tokens [1, R, C] that go through every step. `kept`: keys and values of those that do not."""
+        super().__init__(conditions, cfg)
+        self._transformer = transformer
+        self._references = references
+        self._kept = kept
+        self._tables_source = tables_source
+
+    def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
+        x, count = x.astype(compute_dtype()), 0
+        if self._references is not None:
+            x, count = mx.concatenate([x, self._references.astype(x.dtype)], axis=1), self._references.shape[1]
+        transformer, modulation = self._transformer.load(), branch.modulation[index]
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept)
+        return velocity
+
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._tables_source}

@@ -1,0 +1,155 @@
+"""FLUX.2's transformer: double-stream blocks (image and text apart, attending together), then single-stream blocks
+whose attention and feed-forward share one linear layer in and one out.
+
+In: latents [B, L, C] (the picture's, then those of reference pictures), text features [B, T, F], rope tables and one
+step's `Modulation`. Out: the velocity of the picture's own tokens.
+All blocks of a kind share their adaLN vectors; the layers that give them stand in `Flux2Modulators` (modulation.py).
+Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...layers.activation import swiglu
+from ...layers.attention import KeyValues, attend, prefixed, split_heads
+from ...layers.joint import GatedFeedForward, JointAttention
+from ...layers.linear import Linear
+from ...layers.modulation import modulate
+from ...layers.norm import RMSNorm
+from ...layers.rope import Rope, rotate
+from .config import Flux2Config
+
+
+class Modulation(NamedTuple):
+    """One step's adaLN vectors: img and txt [6, D], single [3, D], out [2, D] (scale, shift)."""
+
+    img: mx.array
+    txt: mx.array
+    single: mx.array
+    out: mx.array
+
+
+class Flux2Transformer(nn.Module):
+    def __init__(self, config: Flux2Config):
+        super().__init__()
+        dims = config.inner_dim
+        self.x_embedder = Linear(config.in_channels, dims, bias=False)
+        self.context_embedder = Linear(config.joint_attention_dim, dims, bias=False)
+        self.transformer_blocks = [DoubleBlock(config) for _ in range(config.num_layers)]
+        self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
+        self.proj_out = Linear(dims, config.out_channels or config.in_channels, bias=False)
+        self._eps = config.eps
+
+    def __call__(
+        self,
+        x: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        modulation: Modulation,
+        references: int = 0,
+        kept: Sequence[KeyValues] = (),
+    ) -> mx.array:
+        """`references`: how many of x's tokens, the last ones, are reference pictures'. `kept`: what `keys_values`
+        gave for reference tokens that are not among x's."""
+        img = self.x_embedder(x)  # [B, L, D]
+        txt = self.context_embedder(txt)  # [B, T, D]
+        prefixes: Iterator[KeyValues | None] = iter(kept or itertools.repeat(None))
+        for double in self.transformer_blocks:
+            img, txt = double(img, txt, rope, modulation.img, modulation.txt, next(prefixes))
+        length = txt.shape[1]
+        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
+        for single in self.single_transformer_blocks:
+            x, _ = single(x, rope, modulation.single, next(prefixes))
+        scale, shift = modulation.out
+        return self.proj_out(modulate(x[:, length : x.shape[1] - references], shift, scale, self._eps))
+
+    def keys_values(self, x: mx.array, rope: Rope, modulation: Modulation) -> list[KeyValues]:
+        """Each block's keys and values for reference tokens that attend to one another alone, evaluated."""
+        x = self.x_embedder(x)
+        pairs = []
+        for double in self.transformer_blocks:
+            x, pair = double.image_alone(x, rope, modulation.img)
+            pairs.append(pair)
+        for single in self.single_transformer_blocks:
+            x, pair = single(x, rope, modulation.single)
+            pairs.append(pair)
+        mx.eval(pairs)  # the last block's own output is never asked for, so it is not computed
+        return pairs
+
+
+class DoubleBlock(nn.Module):
+    def __init__(self, config: Flux2Config):
+        super().__init__()
+        dims = config.inner_dim
+        self.attn = JointAttention(dims, config.num_attention_heads, config.eps, bias=False)
+        self.ff = GatedFeedForward(dims, config.mlp_dim)
+        self.ff_context = GatedFeedForward(dims, config.mlp_dim)
+        self._eps = config.eps
+
+    def __call__(
+        self,
+        img: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        img_mod: mx.array,
+        txt_mod: mx.array,
+        kept: KeyValues | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        img_shift, img_scale, img_gate = img_mod[:3]
+        txt_shift, txt_scale, txt_gate = txt_mod[:3]
+        img_attn, txt_attn = self.attn(
+            modulate(img, img_shift, img_scale, self._eps),
+            modulate(txt, txt_shift, txt_scale, self._eps),
+            rope,
+            prefix=kept,
+        )
+        img = self._fed(self.ff, img + img_gate * img_attn, img_mod)
+        txt = self._fed(self.ff_context, txt + txt_gate * txt_attn, txt_mod)
+        return img, txt
+
+    def image_alone(self, img: mx.array, rope: Rope, mod: mx.array) -> tuple[mx.array, KeyValues]:
+        shift, scale, gate = mod[:3]
+        attn, pair = self.attn.image_alone(modulate(img, shift, scale, self._eps), rope)
+        return self._fed(self.ff, img + gate * attn, mod), pair
+
+    def _fed(self, ff: GatedFeedForward, x: mx.array, mod: mx.array) -> mx.array:
+        shift, scale, gate = mod[3:]
+        return x + gate * ff(modulate(x, shift, scale, self._eps))
+
+
+class SingleBlock(nn.Module):
+    def __init__(self, config: Flux2Config):
+        super().__init__()
+        self.attn = ParallelAttention(config)
+        self._eps = config.eps
+
+    def __call__(
+        self, x: mx.array, rope: Rope, mod: mx.array, kept: KeyValues | None = None
+    ) -> tuple[mx.array, KeyValues]:
+        shift, scale, gate = mod
+        out, pair = self.attn(modulate(x, shift, scale, self._eps), rope, kept)
+        return x + gate * out, pair
+
+
+class ParallelAttention(nn.Module):
+    """Attention and feed-forward of the same input, side by side."""
+
+    def __init__(self, config: Flux2Config):
+        super().__init__()
+        dims, mlp = config.inner_dim, config.mlp_dim
+        self.to_qkv_mlp_proj = Linear(dims, 3 * dims + 2 * mlp, bias=False)
+        self.norm_q = RMSNorm(config.attention_head_dim, config.eps)
+        self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
+        self.to_out = Linear(dims + mlp, dims, bias=False)
+        self._heads, self._stops = config.num_attention_heads, [dims, 2 * dims, 3 * dims, 3 * dims + mlp]
+
+    def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[mx.array, KeyValues]:
+        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), self._stops, axis=-1)
+        q, k, v = (split_heads(each, self._heads) for each in projections)
+        pair = rotate(self.norm_k(k), rope), v
+        out = attend(rotate(self.norm_q(q), rope), *prefixed(pair, kept))
+        return self.to_out(mx.concatenate([out, swiglu(gate, up)], axis=-1)), pair

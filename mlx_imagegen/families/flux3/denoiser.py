@@ -1,0 +1,80 @@
+"""FLUX.3's velocity for one picture.
+
+In: what `Flux3.denoiser` computed for each branch, and the reference pictures' tokens. Out: dx/dsigma at each step.
+Text and references are modulated alike in every step of a model that is not distilled: their own blocks run once.
+Must not know: prompts, schedules, pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ...layers.rope import Rope
+from ...loading.component import Component
+from ...precision import compute_dtype
+from ..base import Denoiser
+from .transformer import IMAGE, REFERENCES, TEXT, Modulation
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One kind's, as the transformer takes them at every step."""
+
+    features: mx.array  # [1, N, F]
+    rope: Rope
+    states: list[mx.array] = field(default_factory=list)  # after their own blocks, where no step changes them
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One branch."""
+
+    txt: Tokens
+    rope: Rope  # of all tokens
+
+
+class Flux3Denoiser(Denoiser[Condition]):
+    def __init__(
+        self,
+        transformer: Component,
+        conditions: Sequence[Condition],
+        cfg: float,
+        picture: Rope,
+        references: Tokens | None,
+        modulation: Sequence[Modulation],
+        changing: bool,
+        tables_source: str,
+    ):
+        """`picture`: its tokens' rope table. `modulation`: one a step. `changing`: whether text and references are
+        modulated by the step."""
+        super().__init__(conditions, cfg)
+        self._transformer = transformer
+        self._picture = picture
+        self._references = references
+        self._modulation = modulation
+        self._changing = changing
+        self._tables_source = tables_source
+
+    def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
+        transformer, modulation = self._transformer.load(), self._modulation[index]
+        states = [
+            self._states(TEXT, branch.txt, modulation),
+            transformer.states(IMAGE, x.astype(compute_dtype()), self._picture, modulation),
+        ]
+        if self._references is not None:
+            states.append(self._states(REFERENCES, self._references, modulation))
+        velocity: mx.array = transformer(states, branch.rope, modulation)
+        return velocity
+
+    def _states(self, kind: str, tokens: Tokens, modulation: Modulation) -> mx.array:
+        if tokens.states:
+            return tokens.states[0]
+        states: mx.array = self._transformer.load().states(kind, tokens.features, tokens.rope, modulation)
+        if not self._changing:
+            mx.eval(states)
+            tokens.states.append(states)
+        return states
+
+    def choices(self) -> dict[str, str]:
+        return {"modulation": self._tables_source}

@@ -1,0 +1,89 @@
+"""Attention: every head size in use, with as many heads for keys or fewer, masked and not."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..layers.attention import attend
+from .check import DTYPES, Check, compared, drawn, dtype_name, real
+
+ATTENTION = "attention"
+# The scores, and the weights after the softmax, may be rounded to the inputs' dtype.
+LIMITS = {mx.bfloat16: 2e-2, mx.float32: 1e-4}
+CAUSAL, PADDED, ADDED = "causal", "padding masked", "bias added"
+
+
+class Case(NamedTuple):
+    of: str
+    heads: int  # few are enough: each is computed for itself
+    key_heads: int
+    queries: int
+    keys: int
+    size: int  # of a head
+    mask: str | None = None
+    scale: float | None = None  # 1 / sqrt(size) if not given
+    dtypes: tuple[mx.Dtype, ...] = DTYPES
+
+
+def cases() -> list[Case]:
+    picture, pixels = real(4608, 193), real(16_384, 320)
+    return [
+        Case("image and prompt", 2, 2, picture, picture, 128),
+        Case("image and prompts of two lengths", 2, 2, picture, picture, 128, PADDED),
+        Case("decoder's patches after the prompt's keys", 4, 1, real(1025, 129), real(1126, 230), 128),
+        Case("decoder's prompt", 4, 1, 101, 101, 128, CAUSAL),
+        Case("T5", 2, 2, real(512, 65), real(512, 65), 64, ADDED, 1.0),
+        Case("CLIP", 2, 2, 77, 77, 64, CAUSAL),
+        Case("vision tower", 2, 2, real(1024, 129), real(1024, 129), 80),
+        Case("one query", 2, 2, 1, real(1126, 230), 128),
+        Case("FLUX.1's autoencoder", 1, 1, real(128, 33), pixels, 512, dtypes=(mx.float32,)),
+        Case("Qwen-Image's autoencoder", 1, 1, real(128, 33), pixels, 384, dtypes=(mx.float32,)),
+    ]
+
+
+def attention_checks() -> Iterator[Check]:
+    for case in cases():
+        for dtype in case.dtypes:
+            yield attention_check(case, dtype)
+
+
+def attention_check(case: Case, dtype: mx.Dtype) -> Check:
+    q, queries = drawn(dtype, 1, case.heads, case.queries, case.size)
+    k, keys = drawn(dtype, 1, case.key_heads, case.keys, case.size, part=3)
+    v, values = drawn(dtype, 1, case.key_heads, case.keys, case.size, part=5)
+    scale = case.size**-0.5 if case.scale is None else case.scale
+    if case.scale is not None:  # T5 divides its weights instead
+        q, queries = q * case.size**-0.5, queries * np.float32(case.size**-0.5)
+    mask, added = _mask(case, dtype)
+    out = attend(q, k, v, scale=case.scale, mask=mask)
+    expected = attended(queries, keys, values, scale, added)
+    heads = f"{case.heads} heads of {case.size}" + (f" on {case.key_heads}" if case.key_heads < case.heads else "")
+    how = f"{case.mask or 'no mask'}, {dtype_name(dtype)}"
+    name = f"{case.of}: {heads}, {case.queries} queries, {case.keys} keys, {how}"
+    return compared(ATTENTION, name, out, expected, LIMITS[dtype])
+
+
+def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, added: np.ndarray | float) -> np.ndarray:
+    """[1, H, L, D] -> [1, L, H D]"""
+    shared = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, shared, axis=1), np.repeat(v, shared, axis=1)
+    scores = q @ k.swapaxes(2, 3) * np.float32(scale) + added
+    scores -= scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores, out=scores)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: np.ndarray = weights @ v
+    return out.transpose(0, 2, 1, 3).reshape(1, q.shape[2], -1)
+
+
+def _mask(case: Case, dtype: mx.Dtype) -> tuple[mx.array | str | None, np.ndarray | float]:
+    """As MLX takes it, and what is added to the scores."""
+    if case.mask == CAUSAL:
+        return CAUSAL, np.where(np.tri(case.queries, dtype=bool), np.float32(0), np.float32(-np.inf))
+    if case.mask == PADDED:  # the second half of the prompt, which comes first
+        seen = (np.arange(case.keys) < 40) | (np.arange(case.keys) >= 77)
+        return mx.array(seen)[None, None, None], np.where(seen, np.float32(0), np.float32(-np.inf))
+    if case.mask == ADDED:
+        return drawn(dtype, 1, case.heads, case.queries, case.keys, part=7)
+    return None, 0.0

@@ -1,0 +1,121 @@
+"""Norms, rotary positions and activations, which a GPU has fused kernels for."""
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from ..layers import activation
+from ..layers.attention import split_heads
+from ..layers.conv import GroupNorm
+from ..layers.modulation import modulate
+from ..layers.norm import LayerNorm, RMSNorm
+from ..layers.rope import rope_table, rotate
+from ..layers.strips import Cut, Strips
+from ..text.qwen import rotate_halves
+from .check import DTYPES, Check, as_numpy, compared, drawn, dtype_name, real
+
+NORM, ROPE, ACTIVATION = "norm", "rotary positions", "activation"
+LIMITS = {mx.bfloat16: 5e-3, mx.float32: 1e-5}
+EPS = 1e-6
+HEAD, AXES, THETA = 128, (16, 56, 56), 10_000.0  # FLUX.1's
+
+
+def elementwise_checks() -> Iterator[Check]:
+    tokens = real(4608, 129)
+    for dtype in DTYPES:
+        yield from norm_checks(dtype, tokens, real(3072, 384))
+        yield from rope_checks(dtype, tokens)
+        yield from activation_checks(dtype, real(512, 129), real(3072, 512))
+    yield group_norm_check(real(128, 12), real(512, 64))
+
+
+def norm_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
+    x, numbers = drawn(dtype, 1, tokens, width)
+    scale, gain = drawn(dtype, width, part=3)
+    shift, offset = drawn(dtype, width, part=5)
+    case = f"{dtype_name(dtype)}, [{tokens}, {width}]"
+    centred = numbers - numbers.mean(axis=-1, keepdims=True, dtype=np.float64)
+    unit = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + EPS)
+
+    rms, layer = RMSNorm(width, EPS), LayerNorm(width, EPS)
+    rms.weight, layer.weight, layer.bias = scale, scale, shift
+    yield compared(NORM, f"RMS, {case}", rms(x), _unit_rms(numbers) * gain, LIMITS[dtype])
+    yield compared(NORM, f"layer, {case}", layer(x), unit * gain + offset, LIMITS[dtype])
+    factor = as_numpy(1 + scale)  # rounded, as the kernel takes it
+    out = modulate(x, shift, scale, EPS)
+    yield compared(NORM, f"layer modulated, {case}", out, unit * factor + offset, LIMITS[dtype])
+
+    heads = width // HEAD  # of queries and keys, which lie apart in memory
+    rms.weight, gain = drawn(dtype, HEAD, part=7)
+    split = numbers.reshape(1, tokens, heads, HEAD).transpose(0, 2, 1, 3)
+    case = f"RMS of heads, {dtype_name(dtype)}, [{heads}, {tokens}, {HEAD}]"
+    yield compared(NORM, case, rms(split_heads(x, heads)), _unit_rms(split) * gain, LIMITS[dtype])
+
+
+def _unit_rms(numbers: np.ndarray) -> np.ndarray:
+    return np.asarray(numbers / np.sqrt(np.mean(numbers.astype(np.float64) ** 2, axis=-1, keepdims=True) + EPS))
+
+
+def group_norm_check(side: int, channels: int, groups: int = 32) -> Check:
+    x, numbers = drawn(mx.float32, 1, side, side, channels)
+    norm = GroupNorm(channels, groups, EPS)
+    norm.weight, gain = drawn(mx.float32, channels, part=3)
+    norm.bias, offset = drawn(mx.float32, channels, part=5)
+    split = numbers.reshape(1, side * side, groups, -1).astype(np.float64)
+    mean, variance = (of(split, axis=(1, 3), keepdims=True) for of in (np.mean, np.var))
+    expected = ((split - mean) / np.sqrt(variance + EPS)).reshape(numbers.shape) * gain + offset
+    strips = Strips(Cut(5), [x[:, start : start + 5] for start in range(0, side, 5)])
+    out = norm(strips)(x)
+    return compared(NORM, f"group, float32, [{side}, {side}, {channels}] in strips", out, expected, LIMITS[mx.float32])
+
+
+def rope_checks(dtype: mx.Dtype, tokens: int) -> Iterator[Check]:
+    x, numbers = drawn(dtype, 1, 2, tokens, HEAD)
+    positions = np.stack([np.zeros(tokens, np.int64), np.arange(tokens) // 64, np.arange(tokens) % 64], axis=1)
+    case = f"{dtype_name(dtype)}, [2, {tokens}, {HEAD}]"
+    angles = [np.outer(positions[:, axis], THETA ** (-np.arange(0, dims, 2) / dims)) for axis, dims in enumerate(AXES)]
+    cos, sin = np.cos(np.concatenate(angles, axis=1)), np.sin(np.concatenate(angles, axis=1))  # [L, D/2]
+
+    first, second = numbers[..., 0::2], numbers[..., 1::2]
+    expected = np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(numbers.shape)
+    yield compared(ROPE, f"pairs, {case}", rotate(x, rope_table(positions, AXES, THETA)), expected, LIMITS[dtype])
+
+    first, second = numbers[..., : HEAD // 2], numbers[..., HEAD // 2 :]
+    expected = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    table = mx.array(cos, mx.float32), mx.array(sin, mx.float32)
+    yield compared(ROPE, f"halves, {case}", rotate_halves(x, table), expected, LIMITS[dtype])
+
+
+def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
+    """On a GPU each is a compiled function."""
+    x, numbers = drawn(dtype, tokens, width)
+    y, others = drawn(dtype, tokens, width, part=3)
+    case = f"{dtype_name(dtype)}, [{tokens}, {width}]"
+    for name, expected in ACTIVATIONS.items():
+        out = getattr(activation, name)(x)
+        yield compared(ACTIVATION, f"{name}, {case}", out, expected(numbers.astype(np.float64)), LIMITS[dtype])
+    out = activation.swiglu(x, y)
+    # The product of two rounded numbers is rounded once more.
+    yield compared(ACTIVATION, f"swiglu, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """By its series, for the values of a unit normal, in float64."""
+    term = total = x
+    for n in range(1, 70):
+        term = term * (-x * x / n)
+        total = total + term / (2 * n + 1)
+    return np.asarray(2 / np.sqrt(np.pi) * total)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: x / 2 * (1 + _erf(x / np.sqrt(2))),
+    "silu": _silu,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}

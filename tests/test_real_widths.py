@@ -1,0 +1,153 @@
+"""Blocks of the published models' widths against torch, in bfloat16 and float32: on a GPU by its fast kernels."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file
+
+from mlx_imagegen.families.flux1.transformer import DoubleBlock, SingleBlock
+from mlx_imagegen.families.qwen_image.transformer import Block, Part
+from mlx_imagegen.layers.conv import GroupNorm, ResidualBlock
+from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.rope import rope_table
+from mlx_imagegen.layers.strips import Cut, Strips
+from mlx_imagegen.text.qwen import DecoderLayer, QwenConfig
+from mlx_imagegen.text.t5 import T5Config, T5Encoder
+from tests import real_widths as drawn
+from tests.real_widths import FLUX_AXES, FLUX_HEADS, FLUX_THETA, FLUX_WIDTH, SIZES, Size
+
+TRUTH: Mapping[str, np.ndarray] = load_file(drawn.TRUTH)
+HAS_GPU = mx.is_available(mx.gpu)
+# The worst token's error, as a part of a token's usual size. TF32 would be off by 3e-4 in each product.
+LIMITS = {mx.float32: 1e-4, mx.bfloat16: 0.03}
+FLUX = SimpleNamespace(inner_dim=FLUX_WIDTH, num_attention_heads=FLUX_HEADS)
+Outputs = dict[str, mx.array]
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Few tokens on the CPU; many on a GPU, whose kernels are others then."""
+    if request.param == "cpu":
+        # The CPU backend's bfloat16 products are 30 times slower than float32's, which round the same at the end.
+        monkeypatch.setattr(Linear, "__call__", in_float32)
+        yield "few"
+        return
+    if not HAS_GPU:
+        pytest.skip("there is no GPU")
+    mx.set_default_device(mx.gpu)
+    yield "many"
+    mx.set_default_device(mx.cpu)
+
+
+def in_float32(layer: Linear, x: mx.array) -> mx.array:
+    out = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
+    return (out + layer.bias if "bias" in layer else out).astype(x.dtype)
+
+
+def filled(block: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    """With the drawn weights; convolutions' in torch's layout first."""
+    for name, value in tree_flatten(block.parameters()):
+        shape = tuple(value.shape)
+        if len(shape) == 4:
+            out, rows, columns, inputs = shape
+            numbers = drawn.weight(name, (out, inputs, rows, columns)).transpose(0, 2, 3, 1)
+        else:
+            numbers = drawn.weight(name, shape)
+        *path, leaf = name.split(".")
+        place: Any = block
+        for part in path:
+            place = place[int(part) if isinstance(place, list) else part]
+        place[leaf] = mx.array(numbers).astype(dtype)
+        mx.eval(place[leaf])  # one matrix at a time in NumPy
+    return block
+
+
+def array(numbers: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    return mx.array(numbers).astype(dtype)
+
+
+def streams(size: Size, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    shapes = {"img": size.image, "txt": size.text}
+    img, txt = (array(drawn.tokens(name, 1, count, FLUX_WIDTH), dtype) for name, count in shapes.items())
+    return img, txt
+
+
+def flux_rope(size: Size) -> mx.array:
+    return rope_table(drawn.positions(size), FLUX_AXES, FLUX_THETA)
+
+
+def flux_double(size: Size, dtype: mx.Dtype) -> Outputs:
+    block = filled(DoubleBlock(FLUX), dtype)  # type: ignore[arg-type]
+    rows = (array(drawn.modulation(name, 6), dtype) for name in ("img", "txt"))
+    img, txt = block(*streams(size, dtype), flux_rope(size), *rows)
+    return {"flux_double.img": img, "flux_double.txt": txt}
+
+
+def flux_single(size: Size, dtype: mx.Dtype) -> Outputs:
+    block = filled(SingleBlock(FLUX), dtype)  # type: ignore[arg-type]
+    img, txt = streams(size, dtype)
+    x = mx.concatenate([txt, img], axis=1)
+    return {"flux_single": block(x, flux_rope(size), array(drawn.modulation("single", 3), dtype))}
+
+
+def qwen_image(size: Size, dtype: mx.Dtype) -> Outputs:
+    block = filled(Block(FLUX), dtype)  # type: ignore[arg-type]
+    img, txt = streams(size, dtype)
+    img_mod, txt_mod = (array(drawn.modulation(name, 6), dtype) for name in ("img", "txt"))
+    parts = [Part(img.shape[1], img_mod)], [Part(txt.shape[1], txt_mod)]
+    img, txt = block(img, txt, flux_rope(size), *parts)
+    return {"qwen_image.img": img, "qwen_image.txt": txt}
+
+
+def decoder(size: Size, dtype: mx.Dtype) -> Outputs:
+    """HiDream-O1's: the residual stream is float32 whatever the weights are."""
+    config = QwenConfig(model_type="qwen3_vl_text", num_hidden_layers=1, vocab_size=8, **drawn.DECODER)  # type: ignore[arg-type]
+    layer = filled(DecoderLayer(config), dtype)
+    x = array(drawn.tokens("decoder", 1, size.decoder, config.hidden_size), mx.float32)
+    exponents = np.arange(0, config.head_size, 2) / config.head_size
+    angles = np.outer(np.arange(size.decoder), config.rope_theta**-exponents)
+    rope = mx.array(np.cos(angles), mx.float32), mx.array(np.sin(angles), mx.float32)
+    return {"decoder": layer(x, rope, None, None)[0]}
+
+
+def t5(size: Size, dtype: mx.Dtype) -> Outputs:
+    config = T5Config(vocab_size=8, feed_forward_proj="gated-gelu", **drawn.T5)  # type: ignore[arg-type]
+    model = filled(T5Encoder(config), dtype)
+    return {"t5": model(array(drawn.tokens("t5", 1, size.t5, config.d_model), dtype))}
+
+
+def convolution(size: Size, dtype: mx.Dtype) -> Outputs:
+    def norm(dims: int) -> GroupNorm:
+        return GroupNorm(dims, drawn.GROUPS, 1e-6)
+
+    block = filled(ResidualBlock(norm, drawn.CHANNELS, drawn.CHANNELS), dtype)
+    x = array(drawn.tokens("pixels", 1, size.pixels, size.pixels, drawn.CHANNELS), dtype)
+    return {"convolution": block(Strips(Cut(5), [x])).joined()}
+
+
+def error(size: str, name: str, out: mx.array) -> float:
+    expected = TRUTH[f"{size}.{name}"]
+    difference = np.linalg.norm(drawn.projected(np.array(out.astype(mx.float32))) - expected, axis=1)
+    return float(difference.max() / np.sqrt(np.mean(np.sum(expected**2, axis=1))))
+
+
+BLOCKS: list[Callable[[Size, mx.Dtype], Outputs]] = [flux_double, flux_single, qwen_image, decoder, t5]
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_a_block_of_real_width_is_torch_s(block: Any, dtype: mx.Dtype, size: str) -> None:
+    for name, out in block(SIZES[size], dtype).items():
+        assert error(size, name, out) <= LIMITS[dtype], name
+
+
+def test_a_wide_convolution_in_strips_is_torch_s(size: str) -> None:
+    """The autoencoders are float32 on every device; on a GPU this is Winograd's."""
+    for name, out in convolution(SIZES[size], mx.float32).items():
+        assert error(size, name, out) <= (1e-3 if size == "many" else LIMITS[mx.float32]), name
