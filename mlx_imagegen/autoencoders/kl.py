@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
@@ -102,7 +103,7 @@ class VaeConfig(KLConfig):
 
     CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKL"})
 
-    scaling_factor: Annotated[float, POSITIVE]
+    scaling_factor: float
     shift_factor: float
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None

@@ -122,5 +122,5 @@ def _check_classes(spec: FamilySpec, folder: ModelFolder) -> None:
         if kind is not None and kind not in spec.classes:
             raise ConfigError(
                 f"{folder.path}: {file} says {shown(kind)}, and {spec.title} has {', '.join(spec.classes)}: another "
-                "model's file. Take it from the model's repository."
+                "architecture's file. Take it from the model's repository."
             )
