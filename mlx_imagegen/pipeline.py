@@ -39,6 +39,7 @@ from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .preflight import refuse_before_download
+from .previews import FAST, latent_colours
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
@@ -354,15 +355,22 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
-                report.step_seconds.append(step.seconds)
-                if on_step:
-                    preview = functools.partial(self._preview, step.denoised, settings)
-                    on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            try:
+                for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
+                    report.step_seconds.append(step.seconds)
+                    if on_step:
+                        preview = functools.partial(self._preview, step.denoised, job)
+                        on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            finally:
+                report.choices |= denoiser.end_picture()
         return step.x
 
-    def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
-        return to_image(self._pixels(x, settings))
+    def _preview(self, x: mx.array, job: Job) -> Image.Image:
+        latents = self.family.unpack(x, job.settings) if job.preview == FAST else None
+        colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
+        if latents is None or colours is None:
+            return to_image(self._pixels(x, job.settings))
+        return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
 
     def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
         """[H, W, 3] in 0..1"""
@@ -399,11 +407,16 @@ class Pipeline:
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
         """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
-        own = [branches[key] for key in keys]
-        return self._denoisers.get(
-            (*keys, schedule, job.settings.guidance, job.settings.cfg, *self.family.controls),
-            lambda: self.family.denoiser(own, schedule, job.settings),
-        )
+        own, settings = [branches[key] for key in keys], job.settings
+
+        def make() -> Denoiser[Any]:
+            denoiser = self.family.denoiser(own, schedule, settings)
+            denoiser.take_shortcuts(settings, schedule.steps)
+            return denoiser
+
+        shortcuts = settings.guidance_until, settings.cache
+        key = (*keys, schedule, settings.guidance, settings.cfg, *shortcuts, *self.family.controls)
+        return self._denoisers.get(key, make)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)

@@ -56,7 +56,7 @@ class StepEvent:
     step: int  # from 1
     steps: int
     seconds: float
-    preview: Callable[[], Image.Image]  # decodes the model's present idea of the picture; costs a decode
+    preview: Callable[[], Image.Image]  # the model's present idea of the picture; `preview` says how it is made
 
 
 OnStep = Callable[[StepEvent], None]

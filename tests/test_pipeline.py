@@ -80,7 +80,7 @@ def test_another_guidance_encodes_no_text_again(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> None:
     events: list[StepEvent] = []
-    result = pipeline.generate("a fox", seed=1, on_step=events.append, **SIZE)
+    result = pipeline.generate("a fox", seed=1, on_step=events.append, preview="full", **SIZE)
     last = in_a_thread(events[-1].preview)
     assert last is not None and last.tobytes() == pixels(result)
 

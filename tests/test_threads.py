@@ -87,7 +87,7 @@ def test_opened_and_drawn_in_different_threads(model: str) -> None:
 
 def test_a_preview_from_a_third_thread(model: str) -> None:
     pipeline, events = in_a_thread(lambda: opened(model)), list[StepEvent]()
-    last = in_a_thread(lambda: drawn(pipeline, model, on_step=events.append))
+    last = in_a_thread(lambda: drawn(pipeline, model, on_step=events.append, preview="full"))
     assert (np.asarray(in_a_thread(events[-1].preview)) == last).all()
 
 

@@ -23,6 +23,7 @@ from ..errors import QuantizationError, RequestError
 from ..folding import Fold
 from ..hub.manifest import Manifest
 from ..image import fingerprint
+from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
 from ..loading.component import Component
 from ..loading.names import RowRange
@@ -33,6 +34,7 @@ from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
 from .controls import ControlNetwork, ControlPicture, EncodedControl
+from .step_cache import CacheRule, StepCache
 
 Branch = TypeVar("Branch")
 Value = TypeVar("Value")
@@ -97,6 +99,8 @@ class Settings:
     guidance: float
     cfg: float = 1.0  # the scale between two branches
     extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
+    guidance_until: float = 1.0  # the share of the steps in which a second branch runs
+    cache: CacheRule | None = None  # by which steps are predicted; None: all are computed
 
 
 class LastValueCache(Generic[Value]):
@@ -131,6 +135,25 @@ class Denoiser(ABC, Generic[Branch]):
     def __init__(self, branches: Sequence[Branch], cfg: float):
         self.branches = list(branches)
         self.cfg = cfg
+        self.step_cache: StepCache | None = None
+        self._guided_steps: int | None = None  # None: all
+
+    def take_shortcuts(self, settings: Settings, steps: int) -> None:
+        """What the settings ask for; `steps`: of the loop."""
+        if settings.guidance_until < 1:
+            self._guided_steps = max(1, round(settings.guidance_until * steps))
+        self.step_cache = None if settings.cache is None else StepCache(settings.cache, steps)
+
+    def is_guided(self, index: int) -> bool:
+        """Whether more than the prompt's branch runs at this step."""
+        return len(self.branches) > 1 and (self._guided_steps is None or index < self._guided_steps)
+
+    def after_first_block(self, index: int, branch: Branch | None = None) -> AfterFirstBlock:
+        """For the transformer at this step; `branch`: where they run one by one."""
+        if self.step_cache is None:
+            return run_all
+        places = [place for place, each in enumerate(self.branches) if each is branch]
+        return self.step_cache.at(index, places[0] if places else 0)
 
     @abstractmethod
     def branch_velocity(self, x: mx.array, index: int, branch: Branch) -> mx.array:
@@ -139,7 +162,7 @@ class Denoiser(ABC, Generic[Branch]):
     def velocity(self, x: mx.array, index: int) -> mx.array:
         """dx/dsigma at step `index`: the one branch's, or the branches' combined, in float32: the scale between them
         would make bf16's rounding larger."""
-        if len(self.branches) == 1:
+        if not self.is_guided(index):
             return self.branch_velocity(x, index, self.branches[0])
         velocities = []
         for branch in self.branches:
@@ -158,6 +181,14 @@ class Denoiser(ABC, Generic[Branch]):
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
         return {}
+
+    def end_picture(self) -> dict[str, str]:
+        """Drops what one picture's steps have kept; what its shortcuts did, for the report."""
+        if self.step_cache is None:
+            return {}
+        summary = self.step_cache.summary()
+        self.step_cache.forget()
+        return {"step cache": summary}
 
 
 class Family(ABC, Generic[Branch]):
@@ -211,6 +242,10 @@ class Family(ABC, Generic[Branch]):
         starting from a picture."""
 
     # What a family may have otherwise.
+
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array | None:
+        """The loop's layout -> latents [1, C, h, w]; None where a decode is no work, for there are no latents."""
+        return None
 
     def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
         """Noise and latents of one picture, in the order in which the reference draws from the seed's stream."""

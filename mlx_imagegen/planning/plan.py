@@ -16,11 +16,13 @@ from typing import Any
 
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
+from ..families.step_cache import KEPT_ARRAYS
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
 from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
+from ..loading.tensors import Shape
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
@@ -276,7 +278,18 @@ def _working_bytes(
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
         most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
+    if settings.cache and stage == "denoise":
+        most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
+
+
+def step_cache_bytes(denoiser: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES) -> int:
+    """What one branch's step cache keeps, and makes while it does."""
+    return KEPT_ARRAYS * tokens * _width(denoiser.linears(), queries) * _size(denoiser, gpu)
+
+
+def _width(linears: Sequence[tuple[str, Shape, Any]], queries: tuple[str, ...]) -> int:
+    return max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
 
 
 def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
@@ -299,7 +312,7 @@ def block_bytes(
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
-    width = max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
+    width = _width(linears, queries)
     widest = max(max(shape) for _, shape, _ in linears)
     keys = max(keys, tokens)
     total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)

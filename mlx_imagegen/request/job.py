@@ -20,6 +20,7 @@ from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
+from ..previews import FAST
 from ..random import SEED_LIMIT
 from . import options
 from .controls import Control, open_controls
@@ -34,6 +35,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
+from .shortcuts import cache_rule, guidance_share
 from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
@@ -55,6 +57,7 @@ class Job:
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
     crop: Box | None = None  # what is kept of the picture made
+    preview: str = FAST
     notes: tuple[str, ...] = ()
 
     @property
@@ -105,6 +108,8 @@ class Job:
             "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
+            "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
+            "cache": settings.cache.threshold if settings.cache else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
             "strength": None if self.image is None else self.strength,
@@ -172,11 +177,15 @@ def _jobs(
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    guidance = _guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes)
+    steps = _steps(manifest, steps)
     extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
-        steps=_steps(manifest, steps),
-        **_guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes),
+        steps=steps,
+        **guidance,
+        guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
+        cache=cache_rule(manifest, given.get("cache"), steps, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length")), **extras},
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
@@ -194,6 +203,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "preview": options.preview(given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }

@@ -15,6 +15,7 @@ from ..errors import RequestError
 from ..escaping import quoted
 from ..hub.manifest import Manifest
 from ..image import Box
+from ..previews import FAST, FULL
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -166,6 +167,12 @@ def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]
     if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
         raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
     return {"cfg_normalization": True} if wanted else {}
+
+
+def preview(kind: str | None) -> str:
+    if kind not in (None, FAST, FULL):
+        raise RequestError(f"preview {kind!r}: give {FAST} or {FULL}.")
+    return kind or FAST
 
 
 def takes(manifest: Manifest, parameter: str) -> bool:

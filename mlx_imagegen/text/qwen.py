@@ -23,11 +23,14 @@ from ..errors import ConfigError
 from ..escaping import quoted, shown
 from ..layers.activation import swiglu
 from ..layers.attention import KeyValues, attend, prefixed, split_heads
+from ..layers.blocks import AfterFirstBlock
+from ..layers.fused import residual_sum
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..layers.rope import turned
 from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
 from ..loading.names import RowRange
-from ..precision import ROPE_DTYPE
+from ..precision import ROPE_DTYPE, on_gpu
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
 
@@ -174,6 +177,10 @@ def _axes(config: QwenConfig) -> np.ndarray:
 def rotate_halves(x: mx.array, rope: Rope) -> mx.array:
     """x [B, H, L, D], channel i turning with channel i + D/2, in float32; back in x's dtype."""
     cos, sin = rope
+    if on_gpu():  # as one kernel
+        halves = x.reshape(*x.shape[:-1], 2, -1)
+        signs = mx.array([[-1.0], [1.0]], ROPE_DTYPE)
+        return turned(halves, halves[..., ::-1, :], cos[:, None], sin[:, None], signs).reshape(x.shape)
     first, second = mx.split(x.astype(ROPE_DTYPE), 2, axis=-1)
     return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -234,6 +241,19 @@ class LanguageModel(nn.Module):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
 
+    def features_of(
+        self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], tokens: slice, after_first: AfterFirstBlock
+    ) -> mx.array:
+        """The features of x's `tokens` alone; all attend to one another and to the prefix."""
+
+        def run(layers: slice, x: mx.array) -> mx.array:
+            for layer, pair in zip(self.layers[layers], prefix[layers], strict=True):
+                x, _ = layer(x, rope, None, pair)
+            return x
+
+        first = run(slice(1), x)
+        return self.norm(after_first(x[:, tokens], first[:, tokens], lambda: run(slice(1, None), first)[:, tokens]))
+
     def states(
         self,
         x: mx.array,
@@ -290,11 +310,11 @@ class DecoderLayer(nn.Module):
         """The residual stream stays in x's dtype; what the linears see is in the weights'."""
         dtype = self.input_layernorm.weight.dtype
         out, pair = self.self_attn(self.input_layernorm(x).astype(dtype), rope, mask, prefix)
-        return self.feed(x + out), pair
+        return self.feed(residual_sum(x, out)), pair
 
     def feed(self, x: mx.array) -> mx.array:
         """The layer's second half."""
-        return x + self.mlp(self.post_attention_layernorm(x).astype(self.input_layernorm.weight.dtype))
+        return residual_sum(x, self.mlp(self.post_attention_layernorm(x).astype(self.input_layernorm.weight.dtype)))
 
 
 class Attention(nn.Module):
@@ -312,11 +332,9 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, rope: Rope, mask: mx.array | str | None, prefix: KeyValues | None
     ) -> tuple[mx.array, KeyValues]:
-        q = split_heads(self.q_proj(x), self._heads)  # [B, H, L, D]
-        k = split_heads(self.k_proj(x), self._kv_heads)
+        q = split_heads(self.q_proj(x), self._heads, self.get("q_norm"))  # [B, H, L, D]
+        k = split_heads(self.k_proj(x), self._kv_heads, self.get("k_norm"))
         v = split_heads(self.v_proj(x), self._kv_heads)
-        if "q_norm" in self:
-            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate_halves(q, rope), rotate_halves(k, rope)
         return self.o_proj(attend(q, *prefixed((k, v), prefix), mask=mask)), (k, v)
 

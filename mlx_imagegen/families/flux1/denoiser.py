@@ -66,8 +66,9 @@ class Flux1Denoiser(Denoiser[Condition]):
             references = self._references.shape[1]
             x = mx.concatenate([x, self._references.astype(x.dtype)], axis=1)
         velocity: mx.array = transformer(
-            x, branch.txt, branch.rope, branch.modulation[index], references, self._residuals
-        )
+            x, branch.txt, branch.rope, branch.modulation[index], references, self._residuals,
+            self.after_first_block(index, branch),
+        )  # fmt: skip
         return velocity
 
     def choices(self) -> dict[str, str]:

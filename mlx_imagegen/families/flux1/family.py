@@ -167,9 +167,12 @@ class Flux1(Family[FluxBranch]):
     def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
         return FluxControlNetwork(name, folder, self.files.config, transforms)
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), SIDE)
+
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:

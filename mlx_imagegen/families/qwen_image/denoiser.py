@@ -67,22 +67,24 @@ class QwenImageDenoiser(Denoiser[Condition]):
         return velocity
 
     def _velocity(self, x: mx.array, index: int) -> mx.array:
-        if len(self.branches) != 2 or not self._one_batch:
+        if not (self._one_batch and len(self.branches) == 2 and self.is_guided(index)):
             return super().velocity(x, index)
         img, references = self._with_references(x)
         # The shorter prompt is padded, and nothing attends to the padding.
         txt, mask = padded([branch.txt for branch in self.branches], img.shape[1])
         longest = max(self.branches, key=lambda branch: branch.txt.shape[1])
         both = self._transformer.load()(
-            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask, self._residuals
-        )
+            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask, self._residuals,
+            self.after_first_block(index),
+        )  # fmt: skip
         return self.combine(list(mx.split(both.astype(SOLVER_DTYPE), 2)))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         img, references = self._with_references(x)
         transformer = self._transformer.load()
+        after_first = self.after_first_block(index, branch)
         velocity: mx.array = transformer(
-            img, branch.txt, branch.rope, branch.modulation[index], references, None, self._residuals
+            img, branch.txt, branch.rope, branch.modulation[index], references, None, self._residuals, after_first
         )
         return velocity
 
