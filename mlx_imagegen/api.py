@@ -60,7 +60,7 @@ def generate(
     check_names(parameters, (*PICTURE_FIELDS, *LOAD_FIELDS))
     opening = {name: parameters.pop(name) for name in LOAD_FIELDS if name in parameters}
     with using_folder(opening.get("comfy")):
-        manifest = manifest_before_opening(opening.get("model") or DEFAULT_MODEL)
+        manifest = manifest_before_opening(DEFAULT_MODEL if opening.get("model") is None else opening["model"])
     jobs = resolve(manifest, multiple_of(manifest), prompt, seed, count, **parameters) if manifest else None
     opened = pipeline.load(**opening)
     jobs = opened.jobs(prompt, seed=seed, count=count, **parameters) if jobs is None else opened.check(jobs)

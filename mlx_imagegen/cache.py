@@ -17,7 +17,8 @@ import numpy as np
 
 from .atomic import atomic_replace
 from .errors import ImagegenError
-from .loading.checkpoint import as_mlx, read_header
+from .loading.checkpoint import DTYPES, as_mlx, read_header
+from .paths import visible
 
 # All kept arrays together: nine schedules of 50 steps of Qwen-Image in bfloat16, or 56 of 8 steps.
 LIMIT_BYTES = 2 * 10**9
@@ -36,7 +37,8 @@ def recall(folder: Path, key: str) -> dict[str, mx.array] | None:
     try:
         tensors, metadata = read_header(path)
         raw = {name: tensors[name].bytes() for name in sorted(tensors)}
-        if metadata.get(CHECKSUM) != _checksum(list(raw.values())):
+        heads = [f"{name} {DTYPES[tensors[name].dtype][1]}" for name in raw]
+        if metadata.get(CHECKSUM) != _checksum(heads, list(raw.values())):
             return None
         os.utime(path)  # the latest used is the last to be removed
     except (OSError, ImagegenError):
@@ -49,7 +51,8 @@ def keep(folder: Path, key: str, arrays: Mapping[str, mx.array]) -> str | None:
     need = sum(array.nbytes for array in arrays.values())
     if need > LIMIT_BYTES:
         return f"too large to keep: {need / 1e9:.1f} GB"
-    checksum = _checksum([_carried(arrays[name]) for name in sorted(arrays)])
+    names = sorted(arrays)
+    checksum = _checksum([f"{name} {arrays[name].dtype}" for name in names], [_carried(arrays[name]) for name in names])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, need)
@@ -66,7 +69,7 @@ def _place(folder: Path, key: str) -> Path:
 
 def _make_room(folder: Path, need: int) -> None:
     """Removes what was used longest ago until `need` bytes more are within the limit; a killed run's leavings too."""
-    kept = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
+    kept = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in visible(folder, "*.safetensors"))
     total = need + sum(size for _, size, _ in kept)
     for _, size, path in kept:
         if total <= LIMIT_BYTES:
@@ -80,8 +83,10 @@ def _carried(array: mx.array) -> np.ndarray:
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
-def _checksum(arrays: Sequence[np.ndarray]) -> str:
+def _checksum(heads: Sequence[str], arrays: Sequence[np.ndarray]) -> str:
+    """Of the header too: other names, types or shapes would be other arrays."""
     total = 0
-    for array in arrays:
+    for head, array in zip(heads, arrays, strict=True):
+        total = zlib.crc32(f"{head} {array.shape}".encode(), total)
         total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"), total)
     return f"{total:08x}"

@@ -5,17 +5,19 @@ Must not know: what any command does.
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from . import __version__
-from .errors import ImagegenError, RequestError
+from .errors import ImagegenError, OutputError, RequestError, file_errors
 
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
@@ -66,13 +68,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # here, where a reader who has gone is noticed
+        with _output(), file_errors():
+            _run(list(sys.argv[1:] if argv is None else argv))
     except ImagegenError as error:
-        print(f"mlx-imagegen: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mlx-imagegen: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:  # a model's folder that this user, or on a Mac this terminal, may not look into
-        print(f"mlx-imagegen: {error.filename}: {error.strerror}; allow it, or give another place.", file=sys.stderr)
+    except MemoryError:
+        print("mlx-imagegen: the memory that this process may use is not enough; raise its limit.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
@@ -81,6 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    """Standard output in whatever encoding, flushed here, where a reader who has gone or a full disk is noticed."""
+    if sys.stdout is None:  # closed by the caller
+        yield
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    yield
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its end
+        raise OutputError(f"standard output cannot be written ({error.strerror}); free some room.") from error
 
 
 def entry() -> NoReturn:

@@ -9,16 +9,27 @@
     ├── LoraError             (ValueError)          a LoRA does not match, or cannot be merged
     ├── QuantizationError     (ValueError)          a recipe, bit width or output that cannot be used
     ├── MissingFileError      (FileNotFoundError)   a file or folder that should be there is not
+    ├── FileAccessError       (OSError)             the system refuses or fails to read or write a file
     ├── DownloadError         (OSError)             gated, offline, no room, or an incomplete download
     ├── OutputError           (OSError)             a picture or folder cannot be written
     └── InsufficientMemoryError (MemoryError)        the run cannot fit in this machine
 
-A message is one paragraph: what happened, why, and how to fix it. The CLI prints it on one line and exits 2.
+A message is one line: what happened, why, and how to fix it. What it quotes from files is escaped. The CLI prints it
+and exits 2.
 """
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .escaping import one_line, shown
 
 
 class ImagegenError(Exception):
     """Root of the tree: `except ImagegenError` catches everything this library raises on purpose."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(message))
 
 
 class RequestError(ImagegenError, ValueError):
@@ -53,6 +64,10 @@ class MissingFileError(ImagegenError, FileNotFoundError):
     pass
 
 
+class FileAccessError(ImagegenError, OSError):
+    pass
+
+
 class DownloadError(ImagegenError, OSError):
     pass
 
@@ -63,3 +78,18 @@ class OutputError(ImagegenError, OSError):
 
 class InsufficientMemoryError(ImagegenError, MemoryError):
     pass
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Around what a user calls: a system call that fails in it, whichever it is, is told by the file's name."""
+    try:
+        yield
+    except (ImagegenError, BrokenPipeError):
+        raise
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else "a file"
+        reason = error.strerror or str(error) or type(error).__name__
+        denied = isinstance(error, PermissionError)
+        remedy = "allow it, or give another place" if denied else "see to its name and its disk, or give another place"
+        raise FileAccessError(f"{shown(os.fsdecode(name), 160)}: {reason}; {remedy}.") from error

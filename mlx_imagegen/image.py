@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .atomic import atomic_replace
+from .documents import parse_json
 from .errors import MissingFileError, OutputError, RequestError
+from .paths import expanded
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -153,12 +155,12 @@ def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] |
     if not isinstance(picture, str | Path | Image.Image):
         kind = type(picture).__name__
         raise RequestError(f"{name} is of the kind {kind}: give a file's path, a PIL image or an array of pixels.")
-    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(Path(picture).expanduser()))
+    shown = f"{name}: " + ("the picture" if isinstance(picture, Image.Image) else str(expanded(picture)))
     try:
         if isinstance(picture, Image.Image):
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
-            with Image.open(Path(picture).expanduser()) as image:
+            with Image.open(expanded(picture)) as image:
                 if notes is not None and (frames := getattr(image, "n_frames", 1)) > 1:
                     notes.append(f"{name}: of {frames} frames, the first is used")
                 upright = ImageOps.exif_transpose(image)
@@ -242,10 +244,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
     if text is None:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: the record of how it was made is damaged ({error}).") from error
+    record = parse_json(text, f"{path}: the record of how it was made", RequestError, "take another picture")
     if not isinstance(record, dict):
         raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")
     return record

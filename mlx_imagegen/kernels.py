@@ -18,6 +18,8 @@ import mlx.core as mx
 
 from .atomic import atomic_replace
 from .cache import cache_folder
+from .documents import read_json
+from .errors import ImagegenError
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .machine import machine
 from .precision import on_gpu
@@ -115,9 +117,9 @@ def _key(here: dict[str, str], tokens: int, rows: int, columns: int, packing: Pa
 def _read(path: Path) -> dict[str, Choice]:
     """What was measured; nothing if the file is damaged or of another version: then it is measured again."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return {key: choice for key, choice in data.items() if choice.get("kernel") in (PACKED, DENSE)}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ImagegenError, AttributeError):
         return {}
 
 

@@ -173,12 +173,21 @@ def sampled(mask: mx.array, grid: tuple[int, int]) -> mx.array:
     return mask[rows][:, columns]
 
 
+def interpolated(mask: mx.array, grid: tuple[int, int]) -> mx.array:
+    """[H, W] at a smaller picture's rows and columns, each from the four pixels in its middle."""
+    (height, width), (rows, columns) = mask.shape, grid
+    down, across = height // rows, width // columns  # even
+    cells = mask.reshape(rows, down, columns, across)
+    return cells[:, down // 2 - 1 : down // 2 + 1, :, across // 2 - 1 : across // 2 + 1].mean(axis=(1, 3))
+
+
 def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Sequence[float]) -> Velocity:
     """The velocity that leads x to `clean` where the mask is 0: any solver then leaves there the given picture at the
-    noise level of each step, with the noise that it began with or draws itself. All in the loop's layout."""
+    noise level of each step, with the noise that it began with or draws itself. Between 0 and 1, a part of both. All in
+    the loop's layout."""
 
     def kept(x: mx.array, index: int) -> mx.array:
-        return mx.where(mask > 0, velocity(x, index).astype(x.dtype), (x - clean) / sigmas[index])
+        return mask * velocity(x, index).astype(x.dtype) + (1 - mask) * (x - clean) / sigmas[index]
 
     return kept
 

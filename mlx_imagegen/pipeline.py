@@ -5,6 +5,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 """
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,13 +16,16 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .errors import CheckpointError, InsufficientMemoryError
+from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
+from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
 from .hub.download import Notify, locate, notify_stderr
 from .hub.manifest import Model
-from .hub.record import revision_of
+from .hub.networks import locate_network
+from .hub.record import record_of, revision_of
 from .image import to_image
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
@@ -35,6 +39,7 @@ from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import compute_dtype
 from .preflight import refuse_before_download
+from .previews import FAST, latent_colours
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
@@ -51,6 +56,7 @@ OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
 
 @documented()
+@file_errors()
 def load(
     model: str | Path | None = None,
     *,
@@ -63,7 +69,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
-    model, on_download = model or DEFAULT_MODEL, on_download or notify_stderr
+    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
@@ -102,6 +108,7 @@ class Start(NamedTuple):
     clean: mx.array | None = None  # the picture it starts from
     mask: mx.array | None = None  # where it draws; None: everywhere
     condition: Any = None  # what the denoiser is shown
+    controls: tuple[EncodedControl, ...] = ()  # what its control networks are shown
 
     def masked(self, velocity: Velocity, schedule: Schedule) -> Velocity:
         if self.mask is None or self.clean is None:
@@ -132,7 +139,9 @@ class Pipeline:
         self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
+        self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
     @overload
@@ -223,14 +232,51 @@ class Pipeline:
             inputs = job.inputs()
             check_mask(inputs.mask, self.family.shape(job.settings))
             self.family.check_inputs(inputs)
+            for name, network in self._networks_of(jobs).items():
+                for control in inputs.controls:
+                    if control.network == name:
+                        network.check(control, inputs.mask is not None, job.strength)
         return jobs
 
-    def stream(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+    def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
+        """The control networks that these pictures name, opened once and packed as the model is."""
+        names = dict.fromkeys(control.model for job in jobs for control in job.controls if control.model)
+        for name in names:
+            if name not in self._networks:
+                folder = locate_network(name, self.model.manifest)
+                self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
+        return {name: self._networks[name] for name in names}
+
+    def _control_transforms(self) -> WeightTransforms:
+        quant = self.quant or record_of(self.folder).get("recipe")
+        return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
+
+    def _check_use(self, on_step: OnStep | None) -> None:
+        if on_step is not None and not callable(on_step):
+            raise RequestError(f"on_step is {quoted(on_step)}: give a function that takes one argument, a StepEvent.")
+        if os.getpid() != self._process:
+            raise RequestError(
+                "this pipeline was opened in the process that this one was forked from, and MLX does not work on after "
+                "that; load the model in this process, or start it by 'spawn'."
+            )
+
+    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
-        and nothing is left of them where memory is short, even if the caller stops half-way."""
+        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
+        it has ended or is closed."""
+        jobs = list(jobs)
+        if not jobs:
+            return
+        self._check_use(on_step)
+        with self._turn:
+            yield from self._stream_checked(jobs, on_step)
+
+    def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
+        """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
+            self.family.select_controls(self._networks_of(jobs))
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
             family_bytes = self.family.prompt_weight_bytes
@@ -299,7 +345,7 @@ class Pipeline:
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
-            denoiser.start_picture(start.condition)
+            denoiser.start_picture(start.condition, start.controls)
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
@@ -309,15 +355,22 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
-                report.step_seconds.append(step.seconds)
-                if on_step:
-                    preview = functools.partial(self._preview, step.denoised, settings)
-                    on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            try:
+                for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
+                    report.step_seconds.append(step.seconds)
+                    if on_step:
+                        preview = functools.partial(self._preview, step.denoised, job)
+                        on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+            finally:
+                report.choices |= denoiser.end_picture()
         return step.x
 
-    def _preview(self, x: mx.array, settings: Settings) -> Image.Image:
-        return to_image(self._pixels(x, settings))
+    def _preview(self, x: mx.array, job: Job) -> Image.Image:
+        latents = self.family.unpack(x, job.settings) if job.preview == FAST else None
+        colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
+        if latents is None or colours is None:
+            return to_image(self._pixels(x, job.settings))
+        return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
 
     def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
         """[H, W, 3] in 0..1"""
@@ -340,11 +393,12 @@ class Pipeline:
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
-            start = Start(noise, noise, condition=made.condition)
+            start = Start(noise, noise, condition=made.condition, controls=made.controls)
             if made.clean is not None:
                 clean, sigma = family.pack(made.clean), schedule.sigmas[0]
                 mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-                start = Start(sigma * noise + (1 - sigma) * clean, noise, clean, mask, made.condition)
+                mixed = sigma * noise + (1 - sigma) * clean
+                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
         if given:
             self._release(family.stages["encode_image"], report)
@@ -353,10 +407,16 @@ class Pipeline:
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
         """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
-        own = [branches[key] for key in keys]
-        return self._denoisers.get(
-            (*keys, schedule, job.settings.cfg), lambda: self.family.denoiser(own, schedule, job.settings)
-        )
+        own, settings = [branches[key] for key in keys], job.settings
+
+        def make() -> Denoiser[Any]:
+            denoiser = self.family.denoiser(own, schedule, settings)
+            denoiser.take_shortcuts(settings, schedule.steps)
+            return denoiser
+
+        shortcuts = settings.guidance_until, settings.cache
+        key = (*keys, schedule, settings.guidance, settings.cfg, *shortcuts, *self.family.controls)
+        return self._denoisers.get(key, make)
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
@@ -424,4 +484,4 @@ def _prompts(job: Job) -> list[Prompt]:
 
 def _key(prompt: Prompt, settings: Settings) -> Hashable:
     """Prompts with the same key have the same branch."""
-    return prompt.key, settings.width, settings.height, settings.guidance, repr(settings.extras)
+    return prompt.key, settings.width, settings.height, repr(settings.extras)

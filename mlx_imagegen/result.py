@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .image import save_picture, write_picture
+from .paths import expanded
 from .request.record_paths import without_places
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Result:
         `metadata=False`: the pixels alone. `report=False`: without seconds and machine, so that a seed gives the same
         bytes again. `paths`: record where local models and LoRAs are on this machine, not only their names.
         """
-        path = Path(path).expanduser()
+        path = expanded(path)
         write_picture(self.image, path, self._metadata(report, paths) if metadata else None)
         return path
 
@@ -55,7 +56,7 @@ class StepEvent:
     step: int  # from 1
     steps: int
     seconds: float
-    preview: Callable[[], Image.Image]  # decodes the model's present idea of the picture; costs a decode
+    preview: Callable[[], Image.Image]  # the model's present idea of the picture; `preview` says how it is made
 
 
 OnStep = Callable[[StepEvent], None]

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
 
 from .errors import ConfigError
-from .loading.config import Config
+from .loading.config import EXPONENT, MANY, POSITIVE, Config, Range
 from .precision import SOLVER_DTYPE
 
 EMPIRICAL_TOKENS = 4300  # of a picture; more are beyond FLUX.2's measurements at few steps
@@ -31,14 +31,14 @@ class FlowMatchConfig(Config):
         "invert_sigmas use_beta_sigmas use_exponential_sigmas use_karras_sigmas stochastic_sampling".split()
     )
 
-    shift: float
+    shift: Annotated[float, POSITIVE]
     use_dynamic_shifting: bool
     num_train_timesteps: int = 1000
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    shift_terminal: float | None = None
+    base_image_seq_len: Annotated[int, MANY] = 256
+    max_image_seq_len: Annotated[int, MANY] = 4096
+    base_shift: Annotated[float, EXPONENT] = 0.5
+    max_shift: Annotated[float, EXPONENT] = 1.15
+    shift_terminal: Annotated[float, Range(0, 0.999)] | None = None
     time_shift_type: str = "exponential"
 
     @classmethod

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-WITH_ARGUMENTS = ("demo", "lora_merge", "quant_convert", "quant_quality", "quant_resident", "qwen_fold")
+WITH_ARGUMENTS = (
+    "demo",
+    "lora_merge",
+    "quant_convert",
+    "quant_quality",
+    "quant_resident",
+    "qwen_fold",
+    "step_cache",
+    "step_cost",
+)
 
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -84,3 +84,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in str(keep(tmp_path / "file", "a", arrays()))
     assert recall(tmp_path / "file", "a") is None
+
+
+def test_another_header_is_other_arrays(tmp_path: Path) -> None:
+    """The sum is of names, types and shapes too: the same bytes under another type are other numbers."""
+    keep(tmp_path, "key", {"x": mx.ones((2, 8), mx.float16)})
+    path = tmp_path / "key.safetensors"
+    data = path.read_bytes()
+    for before, after in ((b'"F16"', b'"I16"'), (b"[2,8]", b"[8,2]"), (b'"x"', b'"y"')):
+        assert before in data
+        path.write_bytes(data.replace(before, after))
+        assert recall(tmp_path, "key") is None
+    path.write_bytes(data)
+    assert recall(tmp_path, "key") is not None

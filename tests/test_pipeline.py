@@ -1,5 +1,6 @@
 """What a service does with a pipeline: streams side by side, threads that share it, previews looked at elsewhere."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import InsufficientMemoryError
+from mlx_imagegen.errors import ImagegenError, InsufficientMemoryError, RequestError, UnknownModelError
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.request.parameters import PICTURE_FIELDS
 from mlx_imagegen.result import Result, StepEvent
+from tests.draw import drawn_data
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "steps": 3}
 
@@ -44,12 +46,19 @@ def test_two_streams_side_by_side(pipeline: Pipeline) -> None:
     assert pixels(got[1]) not in alone
 
 
-def test_threads_take_turns(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("streams", [False, True])
+def test_threads_take_turns(streams: bool, pipeline: Pipeline) -> None:
     """Whatever the memory was counted for is there for one request alone."""
     steps: list[str] = []
 
     def draw(prompt: str) -> None:
-        pipeline.generate(prompt, seed=[1, 2], on_step=lambda event: steps.append(prompt), **SIZE)
+        def note(event: StepEvent) -> None:
+            steps.append(prompt)
+
+        if streams:
+            list(pipeline.stream(pipeline.jobs(prompt, seed=[1, 2], **SIZE), note))
+        else:
+            pipeline.generate(prompt, seed=[1, 2], on_step=note, **SIZE)
 
     prompts = [f"{count} foxes" for count in range(4)]
     threads = [threading.Thread(target=draw, args=(prompt,)) for prompt in prompts]
@@ -61,9 +70,17 @@ def test_threads_take_turns(pipeline: Pipeline) -> None:
     assert sorted(blocks) == [[prompt] * 6 for prompt in prompts]
 
 
+def test_another_guidance_encodes_no_text_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(drawn_data() / "flux/dev")
+    encoded, encode = [], pipeline.family.encode
+    monkeypatch.setattr(pipeline.family, "encode", lambda *given: encoded.append(given) or encode(*given))
+    pictures = [pipeline.generate("a fox", seed=1, guidance=value, **SIZE) for value in (1.5, 3.0)]
+    assert len(encoded) == 1 and pixels(pictures[0]) != pixels(pictures[1])
+
+
 def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> None:
     events: list[StepEvent] = []
-    result = pipeline.generate("a fox", seed=1, on_step=events.append, **SIZE)
+    result = pipeline.generate("a fox", seed=1, on_step=events.append, preview="full", **SIZE)
     last = in_a_thread(events[-1].preview)
     assert last is not None and last.tobytes() == pixels(result)
 
@@ -85,3 +102,33 @@ def test_what_is_none_is_not_given(flux_folder: Path) -> None:
     taken = dict[str, Any].fromkeys((*PICTURE_FIELDS, "seed", "count", "on_step")) | SIZE | {"seed": 1}
     opened = load(flux_folder, quant=None, lora=None, resident=None, on_load=None)
     assert pixels(opened.generate("a fox", **taken)) == pixels(load(flux_folder).generate("a fox", seed=1, **SIZE))
+
+
+def test_streams_of_nothing_and_of_generators(flux_folder: Path) -> None:
+    pipeline = load(flux_folder)
+    assert list(pipeline.stream([])) == []
+    jobs = pipeline.jobs("a fox", seed=1, **SIZE)
+    assert len(list(pipeline.stream(job for job in jobs))) == 1
+
+
+def test_an_on_step_that_cannot_be_called_is_refused_at_once(flux_folder: Path) -> None:
+    with pytest.raises(RequestError, match="on_step is 5"):
+        load(flux_folder).generate("a fox", on_step=5, **SIZE)  # type: ignore[call-overload]
+
+
+def test_a_pipeline_of_another_process_is_refused(flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child has the object, and MLX's threads are gone."""
+    pipeline = load(flux_folder)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(RequestError, match="forked"):
+        pipeline.generate("a fox", **SIZE)
+
+
+def test_names_of_models_that_are_no_names(tmp_path: Path) -> None:
+    for name in ("", " "):
+        with pytest.raises(UnknownModelError, match="empty"):
+            load(name)
+    for name in ("x" * 300, "~nobody-of-that-name/model", "a\0b", "x/" * 3000):
+        with pytest.raises(ImagegenError) as caught:
+            load(name)
+        assert str(caught.value).isprintable()

@@ -18,9 +18,16 @@ FLOORS: list[tuple[str, ...]] = [
     ("lora", "result"),
     ("request", "kernels"),
     ("families.*",),
-    ("families.base", "families.cells", "families.folder", "families.schedule_tables"),
+    (
+        "families.base",
+        "families.cells",
+        "families.controls",
+        "families.folder",
+        "families.schedule_tables",
+        "families.step_cache",
+    ),
     ("folding",),
-    ("autoencoders", "text", "vision", "sampling"),
+    ("autoencoders", "text", "vision", "sampling", "previews"),
     ("hub", "packing.recipes"),
     ("families",),
     ("loading", "cache", "packing"),
@@ -28,9 +35,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("image", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
-    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint"),
+    ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cells", "folder", "schedule_tables"}
+SHARED = {"base", "cells", "controls", "folder", "schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:

@@ -15,13 +15,15 @@ from mlx_imagegen.pipeline import Pipeline, StepEvent
 from tests.draw import drawn_data
 
 DATA = drawn_data()
-RED = Image.new("RGB", (48, 32), "red")
+RED = Image.new("RGB", (96, 64), "red")
 # A tiny model of each family, and what a request to it may hold.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux-dev": ("flux/dev", {"width": 48, "height": 32, "negative_prompt": "rain", "true_cfg": 2.0}),
     "flux-schnell": ("flux/schnell", {"width": 48, "height": 32}),
     "qwen-image": ("qwen_image/image", {"width": 32, "height": 48, "guidance": 2.0}),
     "qwen-image-2.1": ("qwen_image_21/model", {"width": 32, "height": 32, "guidance": 2.0, "transparent": True}),
+    "flux2": ("flux2/klein", {"width": 64, "height": 64, "guidance": 2.0, "references": [RED]}),
+    "flux3": ("flux3/klein", {"width": 64, "height": 64, "references": [RED]}),
     "z-image": ("z_image/base", {"width": 32, "height": 48, "guidance": 2.0}),
     "hidream-o1": ("hidream_o1", {"width": 32, "height": 24, "guidance": 2.0, "references": [RED]}),
 }
@@ -85,7 +87,7 @@ def test_opened_and_drawn_in_different_threads(model: str) -> None:
 
 def test_a_preview_from_a_third_thread(model: str) -> None:
     pipeline, events = in_a_thread(lambda: opened(model)), list[StepEvent]()
-    last = in_a_thread(lambda: drawn(pipeline, model, on_step=events.append))
+    last = in_a_thread(lambda: drawn(pipeline, model, on_step=events.append, preview="full"))
     assert (np.asarray(in_a_thread(events[-1].preview)) == last).all()
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 # (step, its dice) -> what to log, "loss" among it
@@ -141,26 +140,6 @@ def seeded(step: int, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
-def _processes() -> tuple[int, int]:
-    """This process's number and how many there are: `torchrun --nproc_per_node N` starts several, each with a part of
-    every batch."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        torch.distributed.init_process_group("gloo")
-    return int(os.environ.get("RANK", "0")), world
-
-
-def _average_gradients(module: nn.Module, world: int) -> None:
-    if world == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    parts = (flat / world).split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def train(
     run: Run,
     module: nn.Module,
@@ -173,7 +152,6 @@ def train(
     run.folder.mkdir(parents=True, exist_ok=True)
     optims = optimisers(module, run.lr, muon)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    rank, world = _processes()
     step, seconds = 0, 0.0
     if (run.folder / "state.pt").exists():
         state = torch.load(run.folder / "state.pt", weights_only=False)
@@ -187,17 +165,14 @@ def train(
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = run.rate(step)
-        torch.manual_seed(step * world + rank)
-        losses = loss_of(step, seeded(step, rank))
+        torch.manual_seed(step)
+        losses = loss_of(step, seeded(step))
         losses["loss"].backward()
-        _average_gradients(module, world)
         norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 1.0)
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
         step += 1
-        if rank > 0:
-            continue
         decay = min(run.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             current = module.state_dict()

@@ -29,6 +29,7 @@ class Flux2VaeConfig(KLConfig):
     """vae/config.json"""
 
     IGNORED: ClassVar[frozenset[str]] = KLConfig.IGNORED | {"batch_norm_momentum"}
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLFlux2"})
     MODEL: ClassVar[str] = "FLUX.2"
     QUANT_CONVS: ClassVar[bool] = True
 

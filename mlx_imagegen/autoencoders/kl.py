@@ -11,19 +11,21 @@ own, so that text-to-image loads the decoder alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import Config
+from ..loading.config import COLOURS, LAYERS, Config
 from ..precision import VAE_DTYPE
 
+MOST_LEVELS = 8
 NORM_EPS = 1e-6  # diffusers fixes it in code, for every norm of its autoencoders
 
 
@@ -40,12 +42,12 @@ class KLConfig(Config):
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     latent_channels: int
-    layers_per_block: int
+    layers_per_block: Annotated[int, LAYERS]
     norm_num_groups: int
     use_quant_conv: bool
     use_post_quant_conv: bool
-    in_channels: int = 3
-    out_channels: int = 3
+    in_channels: Annotated[int, COLOURS] = 3
+    out_channels: Annotated[int, COLOURS] = 3
     act_fn: str = "silu"
     mid_block_add_attention: bool = True
 
@@ -53,6 +55,11 @@ class KLConfig(Config):
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
         levels = len(config.block_out_channels)
+        if not 1 <= levels <= MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: field 'block_out_channels' has {levels} entries, where 1 to {MOST_LEVELS} are needed; take "
+                "the file from the model's repository."
+            )
         config.require(where, "down_block_types", ("DownEncoderBlock2D",) * levels)
         config.require(where, "up_block_types", ("UpDecoderBlock2D",) * levels)
         config.require(where, "act_fn", "silu")
@@ -70,9 +77,9 @@ class KLConfig(Config):
         value = getattr(self, field)
         if value != only:
             raise ConfigError(
-                f"{where}: field '{field}' is {value!r}, where every {self.MODEL} autoencoder has {only!r}, the only "
-                f"value this port knows. The file is of another model's autoencoder: take vae/ from a {self.MODEL} "
-                "repository."
+                f"{where}: field '{field}' is {shown(value)}, where every {self.MODEL} autoencoder has {only!r}, "
+                "the only value this port knows. The file is of another model's autoencoder: take vae/ from a "
+                f"{self.MODEL} repository."
             )
 
     @property
@@ -93,6 +100,8 @@ class KLConfig(Config):
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig(KLConfig):
     """FLUX.1's vae/config.json"""
+
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKL"})
 
     scaling_factor: float
     shift_factor: float

@@ -12,20 +12,22 @@ of the checkpoint, each whole on its own.
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import Config
+from ..loading.config import COLOURS, LAYERS, POSITIVE, Config
 from ..precision import VAE_DTYPE
 
 LEAST_LENGTH = 1e-12  # torch's F.normalize divides by at least this
+MOST_LEVELS = 8
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,31 @@ class VaeConfig(Config):
     """vae/config.json"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"dropout"})  # acts in training only
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLQwenImage"})
 
     base_dim: int
     z_dim: int
     dim_mult: tuple[int, ...]
-    num_res_blocks: int
+    num_res_blocks: Annotated[int, LAYERS]
     temperal_downsample: tuple[bool, ...]  # as the files spell it
     latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
+    latents_std: tuple[Annotated[float, POSITIVE], ...]
     attn_scales: tuple[float, ...] = ()
-    input_channels: int = 3
+    input_channels: Annotated[int, COLOURS] = 3
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
         if config.attn_scales:
             raise ConfigError(
-                f"{where}: field 'attn_scales' is {list(config.attn_scales)}, but Qwen-Image's autoencoder attends "
+                f"{where}: field 'attn_scales' is {shown(list(config.attn_scales))}, but Qwen-Image's autoencoder "
+                "attends "
                 "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
+            )
+        if not 1 <= len(config.dim_mult) <= MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: field 'dim_mult' has {len(config.dim_mult)} entries, where 1 to {MOST_LEVELS} are needed; "
+                "take the file from the model's repository."
             )
         for field, count in (
             ("temperal_downsample", len(config.dim_mult) - 1),

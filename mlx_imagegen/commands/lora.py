@@ -98,12 +98,12 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
 
     for family in (spec.name for spec in family_specs() if spec.title in file.families):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
-        ours.sort(key=lambda manifest: "needs" in manifest.extras)  # the plain model first
         for manifest in ours:
             folder = local_folder(manifest)
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
-        sizes = {manifest.tensor_shapes: manifest for manifest in reversed(ours) if has_tensor_shapes(manifest)}
+        plain = [manifest for manifest in ours if has_tensor_shapes(manifest) and "needs" not in manifest.extras]
+        sizes = {manifest.tensor_shapes: manifest for manifest in reversed(plain)}
         for manifest in reversed(sizes.values()):
             yield manifest.name, manifest, shape_only_folder(manifest)
 

@@ -12,7 +12,9 @@ from .generate import size
 
 if TYPE_CHECKING:
     from ..families.base import Family
+    from ..families.controls import ControlNetwork
     from ..hub.manifest import Manifest
+    from ..packing.recipes import Recipe
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -32,6 +34,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument(
         "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
+    )
+    parser.add_argument(
+        "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
     )
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument("--memory", type=float, metavar="GB", help="of that Mac (this machine's)")
@@ -78,6 +83,7 @@ def plan_model(args: argparse.Namespace) -> None:
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
+        family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
         if not recipe:
             machine, download = _machine(args), manifest.download_bytes if note else 0
@@ -157,6 +163,16 @@ def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> l
     chip = args.chip or chip_of(machine()["device"])
     found = estimate(chip, manifest.name, args.quant) if chip else None
     return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
+
+
+def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
+    """By its files or its published shapes."""
+    from ..hub.networks import network_headers
+    from ..loading.weights import WeightTransforms
+
+    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+    with network_headers(name, manifest) as folder:
+        return family.open_control(name, folder, transforms)
 
 
 @contextmanager

@@ -54,13 +54,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..lora.merge import parse_lora
     from ..quantization.conversion_plan import plan_conversion
-    from ..quantization.partial import check_place, partial_path, place_of
+    from ..quantization.partial import MOST_WORKERS, check_place, partial_path, place_of
     from ..quantization.quantizer import chosen_quant, is_written, write_conversion
     from .progress import Progress
 
     quant = chosen_quant(args.quant, args.bits)
-    if args.workers is not None and args.workers < 1:
-        raise RequestError(f"--workers {args.workers}: give a number from 1.")
+    if args.workers is not None and not 1 <= args.workers <= MOST_WORKERS:
+        raise RequestError(f"--workers {args.workers}: give a number from 1 to {MOST_WORKERS}.")
     if args.output is None and not args.plan:
         raise RequestError("-o FOLDER is missing: where the copy goes.")
     calibrate, loras = _calibration_items(args), [parse_lora(text) for text in args.lora]

@@ -5,13 +5,14 @@ checks.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
 from ..errors import MissingFileError, RequestError
+from ..escaping import shown
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -21,6 +22,9 @@ LOAD_FIELDS = [row.name for row in GIVEN if row.scope == "load" and row.recorded
 RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.recorded and not row.hashed]
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
+# What else a record says; nothing of it is asked for again.
+SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report"}
+MOST_LORAS = 100
 
 
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -85,12 +89,21 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
     empty = [
         name for name in ("prompt", "seed", *LOAD_FIELDS, *RECORD_FIELDS) if name in record and record[name] is None
     ]
+    if lacking := [name for name in ("prompt", "seed") if name not in record]:
+        raise RequestError(f"{path}: its record is damaged: it has no '{lacking[0]}'.")
+    if unknown := sorted(record.keys() - {*BY_NAME, *HASHED_FIELDS, *SAID_FIELDS}):
+        raise RequestError(
+            f"{path}: its record has a field '{shown(unknown[0])}', which this version does not know; take "
+            "the version that made it."
+        )
     if empty:
         raise RequestError(f"{path}: its record is damaged: '{empty[0]}' holds nothing.")
     try:
         check_types(record)
     except RequestError as error:
         raise RequestError(f"{path}: its record is damaged: {error}") from error
+    if len(record.get("lora") or ()) > MOST_LORAS:
+        raise RequestError(f"{path}: its record names {len(record['lora'])} LoRAs, and {MOST_LORAS} are taken at most.")
 
 
 def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -132,16 +145,17 @@ def _text(path: Path, flag: str) -> str:
             f"{flag}: {path} is not read as such; write a prompt, or a job as a JSON object, on each line."
         )
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which would hide a {
-    except FileNotFoundError as error:
+        text = read_file(path, TEXT_LIMIT_BYTES, RequestError, "give a text file")
+        return text.decode("utf-8-sig")  # some editors begin a file with a mark, which would hide a {
+    except MissingFileError as error:
         raise MissingFileError(f"{flag}: {path} is not there.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
 
 
 def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
     """One prompt a line; a line that begins with { is a job with parameters of its own."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise RequestError(f"{where} holds no prompt; write one on each line.")
     for number, line in lines:
@@ -149,10 +163,7 @@ def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
 
 
 def _job(line: str, where: str) -> dict[str, Any]:
-    try:
-        job: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}: not valid JSON ({error}).") from error
+    job: dict[str, Any] = parse_json(line, f"{where}:", RequestError, "correct the line")
     if not isinstance(job.get("prompt"), str):
         raise RequestError(f"{where}: a job needs a prompt, as text.")
     for name in job:
@@ -161,7 +172,7 @@ def _job(line: str, where: str) -> dict[str, Any]:
         if name not in JOB_FIELDS:
             near = suggestion(name, JOB_FIELDS)
             hint = f"did you mean {near}?" if near else f"known: {', '.join(JOB_FIELDS)}."
-            raise RequestError(f"{where}: a job has no '{name}'; {hint}")
+            raise RequestError(f"{where}: a job has no '{shown(name)}'; {hint}")
     return job
 
 
@@ -184,5 +195,5 @@ def _array(name: str, path: str | Path) -> Any:
         return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
         raise MissingFileError(f"{name}: {path} is not there.") from error
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise RequestError(f"{name}: {path} is not a NumPy array file ({error}); write it with numpy.save.") from error
+    except (OSError, ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:
+        raise RequestError(f"{name}: {path} is not a NumPy array file of numbers; write it with numpy.save.") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..escaping import shown
 from ..loading.folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -107,6 +108,19 @@ def family_specs() -> list[FamilySpec]:
 
 def open_family(manifest: "Manifest", folder: Path, transforms: "WeightTransforms") -> "Family[Any]":
     """The model in a folder, its files checked; no weights are read."""
-    module, _, name = family_spec(manifest.family).opens.partition(":")
+    spec = family_spec(manifest.family)
+    _check_classes(spec, ModelFolder(folder))
+    module, _, name = spec.opens.partition(":")
     opened: Family[Any] = getattr(importlib.import_module(module), name).open(folder, manifest, transforms)
     return opened
+
+
+def _check_classes(spec: FamilySpec, folder: ModelFolder) -> None:
+    """The folder is one of the family's, whatever it was taken for: by a converter's note, by its name."""
+    named = {"model_index.json": folder.pipeline, "transformer/config.json": folder.transformer}
+    for file, kind in named.items():
+        if kind is not None and kind not in spec.classes:
+            raise ConfigError(
+                f"{folder.path}: {file} says {shown(kind)}, and {spec.title} has {', '.join(spec.classes)}: another "
+                "architecture's file. Take it from the model's repository."
+            )

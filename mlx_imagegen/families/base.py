@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from ..errors import QuantizationError, RequestError
 from ..folding import Fold
 from ..hub.manifest import Manifest
 from ..image import fingerprint
+from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
 from ..loading.component import Component
 from ..loading.names import RowRange
@@ -31,6 +33,8 @@ from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
+from .controls import ControlNetwork, ControlPicture, EncodedControl
+from .step_cache import CacheRule, StepCache
 
 Branch = TypeVar("Branch")
 Value = TypeVar("Value")
@@ -71,7 +75,7 @@ class Inputs:
     image: mx.array | None = None  # [H, W, 3], or 4 with alpha, in -1..1
     mask: mx.array | None = None  # [H, W], 1 where it is drawn and 0 where the image is kept; None: all is drawn
     is_reference: bool = False  # the image also is the prompt's one reference
-    controls: tuple[mx.array, ...] = ()  # pictures that the model follows, [H, W, 3] in -1..1
+    controls: tuple[ControlPicture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class EncodedInputs:
     clean: mx.array | None = None  # the picture to start from
     mask: mx.array | None = None  # [h, w], where the loop draws; None: everywhere
     condition: Any = None  # for the denoiser's `start_picture`
+    controls: tuple[EncodedControl, ...] = ()  # what control networks read, for the same
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Settings:
     guidance: float
     cfg: float = 1.0  # the scale between two branches
     extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
+    guidance_until: float = 1.0  # the share of the steps in which a second branch runs
+    cache: CacheRule | None = None  # by which steps are predicted; None: all are computed
 
 
 class LastValueCache(Generic[Value]):
@@ -128,6 +135,25 @@ class Denoiser(ABC, Generic[Branch]):
     def __init__(self, branches: Sequence[Branch], cfg: float):
         self.branches = list(branches)
         self.cfg = cfg
+        self.step_cache: StepCache | None = None
+        self._guided_steps: int | None = None  # None: all
+
+    def take_shortcuts(self, settings: Settings, steps: int) -> None:
+        """What the settings ask for; `steps`: of the loop."""
+        if settings.guidance_until < 1:
+            self._guided_steps = max(1, round(settings.guidance_until * steps))
+        self.step_cache = None if settings.cache is None else StepCache(settings.cache, steps)
+
+    def is_guided(self, index: int) -> bool:
+        """Whether more than the prompt's branch runs at this step."""
+        return len(self.branches) > 1 and (self._guided_steps is None or index < self._guided_steps)
+
+    def after_first_block(self, index: int, branch: Branch | None = None) -> AfterFirstBlock:
+        """For the transformer at this step; `branch`: where they run one by one."""
+        if self.step_cache is None:
+            return run_all
+        places = [place for place, each in enumerate(self.branches) if each is branch]
+        return self.step_cache.at(index, places[0] if places else 0)
 
     @abstractmethod
     def branch_velocity(self, x: mx.array, index: int, branch: Branch) -> mx.array:
@@ -136,7 +162,7 @@ class Denoiser(ABC, Generic[Branch]):
     def velocity(self, x: mx.array, index: int) -> mx.array:
         """dx/dsigma at step `index`: the one branch's, or the branches' combined, in float32: the scale between them
         would make bf16's rounding larger."""
-        if len(self.branches) == 1:
+        if not self.is_guided(index):
             return self.branch_velocity(x, index, self.branches[0])
         velocities = []
         for branch in self.branches:
@@ -148,12 +174,21 @@ class Denoiser(ABC, Generic[Branch]):
         wanted, unwanted = velocities
         return apply_cfg(wanted, unwanted, self.cfg)
 
-    def start_picture(self, condition: Any = None) -> None:
-        """A new picture begins, with another seed; `condition`: what `Family.encode_inputs` made for it."""
+    def start_picture(self, condition: Any = None, controls: Sequence[EncodedControl] = ()) -> None:
+        """A new picture begins, with another seed; condition and controls are what `Family.encode_inputs` made for
+        it."""
 
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
         return {}
+
+    def end_picture(self) -> dict[str, str]:
+        """Drops what one picture's steps have kept; what its shortcuts did, for the report."""
+        if self.step_cache is None:
+            return {}
+        summary = self.step_cache.summary()
+        self.step_cache.forget()
+        return {"step cache": summary}
 
 
 class Family(ABC, Generic[Branch]):
@@ -163,6 +198,7 @@ class Family(ABC, Generic[Branch]):
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
+    controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -207,13 +243,21 @@ class Family(ABC, Generic[Branch]):
 
     # What a family may have otherwise.
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array | None:
+        """The loop's layout -> latents [1, C, h, w]; None where a decode is no work, for there are no latents."""
+        return None
+
     def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
         """Noise and latents of one picture, in the order in which the reference draws from the seed's stream."""
         if inputs.image is None:
             return EncodedInputs(self.noise(seed, settings))
         clean, noise = self.encode_image(inputs.image, seed, settings)
-        mask = None if inputs.mask is None else sampled(inputs.mask, self.shape(settings)[2:])
+        mask = None if inputs.mask is None else self.latent_mask(inputs.mask, settings)
         return EncodedInputs(noise, clean, mask)
+
+    def latent_mask(self, mask: mx.array, settings: Settings) -> mx.array:
+        """[H, W] -> [h, w]"""
+        return sampled(mask, self.shape(settings)[2:])
 
     def noise(self, seed: int, settings: Settings) -> mx.array:
         """Unit normals, equal to the reference's for this seed."""
@@ -231,8 +275,26 @@ class Family(ABC, Generic[Branch]):
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises for pictures that this model cannot be given, and for those that it cannot do without."""
-        if inputs.controls:
-            raise RequestError(f"control: {self.spec.title} takes no control pictures; leave it out.")
+        if any(control.network is None for control in inputs.controls):
+            raise RequestError(
+                f"control: {self.spec.title} takes no control pictures by itself; name a control network after it, or "
+                "leave control out."
+            )
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        """A control network's files, checked by names and shapes; loads no weights."""
+        raise RequestError(f"control: {self.spec.title} takes no control networks; leave it out.")
+
+    def select_controls(self, networks: Mapping[str, ControlNetwork]) -> None:
+        """Makes these networks a part of the denoise stage, in place of the former."""
+        former = {network.component_name for network in self.controls.values()}
+        for name in former:
+            self.components.pop(name).release()
+        self.controls = dict(networks)
+        chosen = {network.component_name: network.component for network in networks.values()}
+        self.components |= chosen
+        own = tuple(name for name in self.stages["denoise"] if name not in former)
+        self.stages = self.stages | {"denoise": (*own, *chosen)}
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""
@@ -292,6 +354,16 @@ class Family(ABC, Generic[Branch]):
         """What LoRAs call a component's modules in other words than ours -> our modules."""
         return {}
 
+    @property
+    def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
+        """By linear layer of the denoiser: other widths of its input that LoRAs are made for. A wider one than the
+        layer's is made room for with `widen`."""
+        return {}
+
+    def widen(self, columns: Mapping[str, int]) -> None:
+        """Gives these layers of the denoiser an input of so many columns, the new ones zero; all others have theirs
+        from the files."""
+
     def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
         """What the names of LoRA files say that their tensors do not."""
         return []
@@ -314,5 +386,7 @@ class Family(ABC, Generic[Branch]):
 
     @property
     def weights(self) -> dict[str, Weights]:
-        """The checkpoints that the components are read from, each once."""
-        return {component.weights.component: component.weights for component in self.components.values()}
+        """The model's checkpoints that the components are read from, each once."""
+        networks = {network.component_name for network in self.controls.values()}
+        own = (component.weights for name, component in self.components.items() if name not in networks)
+        return {weights.component: weights for weights in own}

@@ -18,6 +18,7 @@ from ..image import to_pixels
 from ..layers.patches import Grid, patchified, unpatchified
 from ..loading.component import Component
 from ..loading.weights import Weights
+from ..masks import interpolated
 from ..precision import VAE_DTYPE
 from ..random import TorchGenerator
 from .base import Branch, Family, LastValueCache, Prompt, Settings
@@ -78,6 +79,9 @@ class CellFamily(Family[Branch]):
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         clean = unpatchified(self._tokens(picture), self.grid(settings), 1)
         return clean, TorchGenerator(seed).randn(self.shape(settings))
+
+    def latent_mask(self, mask: mx.array, settings: Settings) -> mx.array:
+        return interpolated(mask, self.grid(settings))
 
     def encoded_references(self, prompt: Prompt) -> EncodedReferences:
         return self._references.get(prompt.references_key, lambda: self._encode_references(prompt.references))

@@ -18,8 +18,9 @@ def abilities(manifest: Manifest) -> list[str]:
 
 def control_networks(manifest: Manifest) -> list[str]:
     """The control networks that go with a model."""
-    known = manifests("control network").values()
-    return [network.name for network in known if manifest.family in network.families and "needs" not in manifest.extras]
+    if manifest.edits or "needs" in manifest.extras:  # they are shown pictures of their own
+        return []
+    return [name for name, network in manifests("control network").items() if manifest.family in network.families]
 
 
 def able(ability: str, manifest: Manifest) -> str:

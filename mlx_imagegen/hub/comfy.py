@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError
+from ..paths import expanded
 
 SETTING = "MLX_IMAGEGEN_COMFY"
 MODELS, ENCODERS, VAES = ("diffusion_models", "unet", "checkpoints"), ("text_encoders", "clip"), ("vae",)
@@ -47,7 +48,7 @@ def is_model_file(path: Path) -> bool:
 
 def comfy_folder(path: Path) -> ComfyFolder:
     """From ComfyUI's own folder, or the one of its models."""
-    path = path.expanduser()
+    path = expanded(path)
     for models in (path / "models", path):
         if any((models / kind).is_dir() for kind in (*MODELS, *ENCODERS, *VAES)):
             return ComfyFolder(models)

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DownloadError, ImagegenError, UnknownModelError
+from ..escaping import shown
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
+from ..paths import is_file_name
+from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import COMMIT, revision_of
@@ -151,8 +154,21 @@ def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = No
 
 
 def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The repository's folder in the cache, with every file that matches."""
+    """The repository's folder in the cache, with every file that matches, each as it was published."""
     hub = hub or HuggingFace()
+    folder = cached(hub.cache, wanted.repo, wanted.revision)
+    if folder and (gone := remove_damaged(folder, wanted.patterns, tell)):
+        tell(f"note: {', '.join(gone[:3])} of {wanted.title} was damaged in the cache, and is downloaded again")
+    folder = _fetch_files(wanted, tell, hub)
+    if gone := remove_damaged(folder, wanted.patterns, tell):
+        raise DownloadError(
+            f"{wanted.title}: {', '.join(gone[:3])} came with other bytes than were published, and was removed; run it "
+            "again to download it."
+        )
+    return folder
+
+
+def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
         return folder
@@ -176,11 +192,20 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-            shards = set(read_json(folder / name).get("weight_map", {}).values())
+            shards = filter(is_file_name, _shards(folder / name))
             lacking += sorted(
                 f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
             )
     return lacking
+
+
+def _shards(index: Path) -> set[str]:
+    """That it names; the index itself where it cannot be read."""
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except ImagegenError:
+        return {index.name + " (damaged)"}
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
 
 
 def _adopt(repo: str, hub: Hub, revision: str) -> Model:
@@ -262,7 +287,7 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
     if folder:
         lacking = absent(folder, wanted.patterns)
         state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
-    reason = " ".join(str(error).split())[:200] or "no reason given"
+    reason = shown(" ".join(str(error).split()), 110) or "no reason given"
     return (
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."

@@ -13,6 +13,7 @@ from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.config import read_json
 from ..loading.safetensors import read_header
 from ..loading.tensor import Tensor
+from ..paths import visible
 
 VERSION, LEVEL = "mflux_version", "quantization_level"
 SCALES = ".scales"
@@ -20,17 +21,17 @@ SCALES = ".scales"
 
 def component_folders(folder: Path) -> list[Path]:
     """Its components, if it is such a folder."""
-    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.safetensors"))]
+    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and visible(path, "*.safetensors")]
     return [path for path in found if VERSION in saved_metadata(path)]
 
 
 def saved_metadata(component: Path) -> Mapping[str, str]:
     """Of a component's index, or of its first file."""
-    for index in sorted(component.glob("*.safetensors.index.json")):
+    for index in visible(component, "*.safetensors.index.json"):
         metadata = read_json(index).get("metadata")
         if isinstance(metadata, dict) and VERSION in metadata:
             return metadata
-    files = sorted(component.glob("*.safetensors"))
+    files = visible(component, "*.safetensors")
     return read_header(files[0])[1] if files else {}
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MissingFileError, UnknownModelError
+from ..escaping import shown
 from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
+from ..paths import expanded
 from .comfy import SUFFIXES, chosen_folder, is_model_file
 from .manifest import KINDS, Manifest, Model, manifests
 from .mlx_folders import component_folders
@@ -22,9 +24,13 @@ from .single_files import open_single_file
 def find(model: str) -> Model:
     """A manifest's name, a repository id, a folder (with config files in it), or a diffusion model's file."""
     known = manifests()
+    if not model.strip():
+        raise UnknownModelError(
+            f"the model's name is empty; give a folder, a repository id or one of: {', '.join(known)}."
+        )
     if model in known:
         return Model(known[model], known[model].bundled, model)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir() and component_folders(folder):
         manifest, assembled = open_single_file(folder)
         return Model(manifest, assembled, requested_as(model), folder)
@@ -61,14 +67,14 @@ def requested_as(model: str) -> str:
     """A model's name for records: as the user said it, but a folder in a way that means the same from everywhere."""
     if model in manifests():
         return model
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     place = folder if folder.is_dir() else _single_file(model)
     return str(place.absolute()) if place else model
 
 
 def _single_file(model: str) -> Path | None:
     """A path, or a name in the ComfyUI folder that is set."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if is_model_file(path):
         return path
     chosen = chosen_folder()
@@ -97,7 +103,7 @@ def as_folded(manifest: Manifest, folded: dict[str, Any] | None) -> Manifest:
     """A folder that was folded for one schedule can do no other, so that this is its default."""
     if not folded:
         return manifest
-    size = dict(zip(("width", "height"), folded["size"] or (), strict=False))
+    size = dict(zip(("width", "height"), folded.get("size") or (), strict=False))
     return replace(manifest, defaults=replace(manifest.defaults, steps=folded["steps"], **size))
 
 
@@ -109,7 +115,8 @@ def _nearest(folder: ModelFolder) -> str:
     if described := folder.described():
         supported = ", ".join(name for spec in specs for name in spec.classes)
         raise ConfigError(
-            f"{folder.path}: {'; '.join(described)}, which is not an architecture this library has ({supported})."
+            f"{folder.path}: {'; '.join(described)}, which is not an architecture this library has "
+            f"({shown(supported, 200)})."
         )
     raise MissingFileError(
         f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as "

@@ -6,20 +6,50 @@ Must not know: what is in the folder.
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..loading.config import read_json
+from ..documents import read_json
+from ..loading.config import NUMBER, TEXT, Range, read_part
 from .manifest import manifests
 
 RECORD = "mlx_imagegen.json"  # written by our converter: where a folder came from
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+@dataclass(frozen=True)
+class FoldedSchedule:
+    steps: Annotated[int, Range(1, 1000)]
+    size: Annotated[tuple[int, ...], Range(1, 2**16)] | None = None
+
+
+@dataclass(frozen=True)
+class MergedLora:
+    file: Annotated[str, TEXT]
+    scale: Annotated[float, Range(-1e6, 1e6)]
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """The fields that are used later, with their kinds."""
+
+    manifest: str | None = None
+    source: Annotated[str, TEXT] | None = None
+    revision: str | None = None
+    recipe: Annotated[str, TEXT] | None = None
+    folded: FoldedSchedule | None = None
+    lora: Annotated[tuple[MergedLora, ...], NUMBER] = ()
+
+
 def record_of(folder: Path) -> dict[str, Any]:
     """What our converter noted of a folder's making; empty for a folder that it did not make."""
     path = folder / RECORD
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    record = read_json(path, again="make the folder again with mlx-imagegen quantize")
+    read_part(FolderRecord, record, path)
+    return record
 
 
 def revision_of(folder: Path) -> str | None:

@@ -26,6 +26,7 @@ from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
+from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
 from .mlx_folders import component_folders, saved_packings
@@ -105,7 +106,7 @@ class Assembly:
 
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     inner = component_folders(path) if path.is_dir() else [path]
     components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from ..paths import expanded
+
 
 def cache_folder() -> Path:
     from huggingface_hub import constants  # slow, and few calls need it
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return expanded(constants.HF_HUB_CACHE)
 
 
 def storage_folder(cache: Path, repo: str) -> Path:

@@ -1,28 +1,16 @@
 """Activations, written with one exponential (half the time of tanh or sigmoid on the CPU backend) in float32.
 
-On the GPU each is one fused kernel, so that the float32 in between costs nothing; on the CPU `mx.compile` would need a
-C++ compiler on the user's machine, and gains nothing here.
+On the GPU each is one fused kernel (fused.py), so that the float32 in between costs nothing.
 """
 
 import functools
 import math
-from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..precision import on_gpu
+from .fused import fused
 
-Elementwise = Callable[..., mx.array]
-
-
-def _fused(function: Elementwise) -> Elementwise:
-    compiled = mx.compile(function, shapeless=True)
-
-    @functools.wraps(function)
-    def call(*arrays: mx.array) -> mx.array:
-        return compiled(*arrays) if on_gpu() else function(*arrays)
-
-    return call
+_fused = functools.partial(fused, shapeless=True)
 
 
 @_fused

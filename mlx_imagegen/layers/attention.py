@@ -1,14 +1,17 @@
 """Heads in and out, and the attention product, shared by every transformer here."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 KeyValues = tuple[mx.array, mx.array]  # [B, heads, L, D] each, after norm and rope
 
 
-def split_heads(x: mx.array, heads: int) -> mx.array:
-    """[B, L, H*D] -> [B, H, L, D]"""
+def split_heads(x: mx.array, heads: int, norm: Callable[[mx.array], mx.array] | None = None) -> mx.array:
+    """[B, L, H*D] -> [B, H, L, D]. `norm`: of each head, before they change places: it would copy them after."""
     batch, length, _ = x.shape
-    return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+    x = x.reshape(batch, length, heads, -1)
+    return (norm(x) if norm else x).transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: mx.array) -> mx.array:

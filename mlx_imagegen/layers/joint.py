@@ -27,8 +27,10 @@ class Projections(nn.Module):
 
     def project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """[B, L, D] -> q, k, v [B, H, L, D/H], q and k normed."""
-        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.to_q, self.to_k, self.to_v))
-        return self.norm_q(q), self.norm_k(k), v
+        norms = self.norm_q, self.norm_k, None
+        linears = self.to_q, self.to_k, self.to_v
+        q, k, v = (split_heads(linear(x), self._heads, norm) for linear, norm in zip(linears, norms, strict=True))
+        return q, k, v
 
 
 class Attention(Projections):
@@ -65,11 +67,11 @@ class JointAttention(Projections):
     ) -> tuple[mx.array, mx.array]:
         """`prefix`: keys and values of other tokens, which both streams attend to as well."""
         q, k, v = self.project(img)
-        txt_q, txt_k, txt_v = (
-            split_heads(linear(txt), self._heads) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        )
-        q = mx.concatenate([self.norm_added_q(txt_q), q], axis=2)  # [B, H, T + L, D/H]
-        k = mx.concatenate([self.norm_added_k(txt_k), k], axis=2)
+        txt_q = split_heads(self.add_q_proj(txt), self._heads, self.norm_added_q)
+        txt_k = split_heads(self.add_k_proj(txt), self._heads, self.norm_added_k)
+        txt_v = split_heads(self.add_v_proj(txt), self._heads)
+        q = mx.concatenate([txt_q, q], axis=2)  # [B, H, T + L, D/H]
+        k = mx.concatenate([txt_k, k], axis=2)
         v = mx.concatenate([txt_v, v], axis=2)
         out = attend(rotate(q, rope), *prefixed((rotate(k, rope), v), prefix), mask=mask)
         length = txt.shape[1]

@@ -17,6 +17,11 @@ from .linear import Linear
 Fill = Callable[[nn.Module, str], nn.Module]
 
 
+def table_row(table: mx.array, index: int) -> mx.array:
+    """table[index] as a view: an index by a number is a kernel of its own."""
+    return table[index : index + 1].squeeze(0)
+
+
 def modulate(x: mx.array, shift: mx.array | None, scale: mx.array, eps: float) -> mx.array:
     """LayerNorm(x) * (1 + scale) + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's
     own weights do. Some models have no shift."""

@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..documents import read_json
 from ..errors import CheckpointError, MissingFileError
+from ..escaping import shown
 from ..layers.linear import Packing
+from ..paths import is_file_name, visible
 from .comfy_quant import unpack_layers
-from .config import read_json
 from .gguf import is_gguf, read_gguf
 from .parts import PARTS, open_parts
 from .safetensors import read_header
@@ -68,7 +70,7 @@ def open_checkpoint(where: Path) -> Checkpoint:
         return Checkpoint(_open_file(where), [where], where)
     if not where.is_dir():
         raise MissingFileError(f"{where} is not there; download the model again, or point to a complete folder.")
-    indexes = sorted(where.glob("*.safetensors.index*.json"))  # a variant is called *.safetensors.index.fp16.json
+    indexes = visible(where, "*.safetensors.index*.json")  # a variant is called *.safetensors.index.fp16.json
     if len(indexes) > 1:
         raise CheckpointError(
             f"{where} holds {len(indexes)} sets of weights ({indexes[0].name}, {indexes[1].name} …), and nothing says "
@@ -85,10 +87,10 @@ def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.safetensors"))
+    files = visible(folder, "*.safetensors")
     if len(files) == 1:
         return files[0]
-    pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]
+    pickles = [path.name for path in visible(folder, "*") if path.suffix in (".bin", ".pt", ".ckpt")]
     shards = [path.name for path in files if "-of-" in path.name]
     if shards:
         raise MissingFileError(f"{folder} holds shards ({shards[0]} …) but no index file (*.safetensors.index.json).")
@@ -114,13 +116,16 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     weight_map = data.get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no 'weight_map'; download it again.")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: 'weight_map' must give a file's name for every tensor; download it again.")
+    if odd := [name for name in weight_map.values() if not is_file_name(name)]:
+        raise CheckpointError(
+            f"{index}: 'weight_map' must give a file's name for every tensor, in the same folder, and gives "
+            f"{shown(odd[0])}; download it again."
+        )
     names = sorted(set(weight_map.values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise MissingFileError(
-            f"{folder}: {len(absent)} of {len(names)} shards are missing ({', '.join(absent[:3])}), as {index.name}"
+            f"{folder}: {len(absent)} of {len(names)} shards are missing ({_listed(absent)}), as {index.name}"
             " names them. The download did not finish: run it again."
         )
     tensors: dict[str, Tensor] = {}
@@ -131,12 +136,16 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         duplicates = sorted(set(shard) & set(tensors))
         if duplicates:
             raise CheckpointError(
-                f"{folder / name}: '{duplicates[0]}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
+                f"{folder / name}: '{shown(duplicates[0])}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
             )
         tensors.update(shard)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(
-            f"{index} names {len(missing)} tensors that no shard holds ({', '.join(missing[:3])}). {REMEDY}"
+            f"{index} names {len(missing)} tensors that no shard holds ({_listed(missing)}). {REMEDY}"
         )
     return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:3]))

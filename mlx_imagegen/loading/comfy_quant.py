@@ -7,7 +7,6 @@ activations are refused by name. Must not know: layers, families.
 """
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..bfloat import to_float32
+from ..documents import parse_json
 from ..errors import CheckpointError
-from .tensor import REMEDY, Tensor
+from ..escaping import quoted, shown
+from .tensor import AGAIN, REMEDY, Tensor
 
 METADATA = "_quantization_metadata"
 FORMAT = ".comfy_quant"
@@ -133,17 +134,14 @@ def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], where: 
         if not isinstance(said, dict) or said.get("format") not in READ:
             name = said.get("format") if isinstance(said, dict) else said
             raise CheckpointError(
-                f"{where}: '{layer}' is in the format {name!r}, which this library does not unpack; it reads "
-                f"{', '.join(READ)}. Take the bf16, fp8 or int8 version."
+                f"{where}: '{shown(layer)}' is in the format {quoted(name)}, which this library does not unpack; it "
+                f"reads {', '.join(READ)}. Take the bf16, fp8 or int8 version."
             )
     return out
 
 
 def _json(text: str | bytes, what: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{what} is not valid JSON ({error}). {REMEDY}") from error
+    data = parse_json(text, what, CheckpointError, AGAIN)
     if not isinstance(data, dict):
         raise CheckpointError(f"{what} is not a JSON object. {REMEDY}")
     return data

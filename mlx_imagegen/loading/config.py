@@ -1,18 +1,25 @@
 """config.json -> frozen dataclass.
 
 A component's config is a frozen dataclass whose fields are the keys of its config.json. Keys that the port has no use
-for stand in the class's `IGNORED`; any other key is an error, because a key nobody reads may change the picture.
+for stand in the class's `IGNORED`; any other key is an error, because a key nobody reads may change the picture. Every
+field has a kind and, if it is a number, a range: the one that it is annotated with, or else the one of its name.
 Knows nothing about tensors.
 """
 
 import dataclasses
-import json
+import math
+import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ..errors import ConfigError, MissingFileError
+from ..documents import read_json
+from ..errors import ConfigError
+from ..escaping import quoted, shown
+
+__all__ = ["Config", "Range", "read_json"]
 
 # Bookkeeping that transformers and diffusers write into every config.json.
 BOOKKEEPING = frozenset(
@@ -21,23 +28,52 @@ BOOKKEEPING = frozenset(
 )
 
 
+SHOWN_FIELDS = 4  # in a message
+MOST_ENTRIES = 10_000  # of a list or a table
+LONGEST_TEXT = 100  # where a field is not annotated with TEXT
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number may be, both ends included: a field is annotated with it."""
+
+    low: float
+    high: float
+
+
+WIDTH = Range(1, 2**18)  # of a whole number that says nothing else
+NUMBER = Range(-1e12, 1e12)  # of any other
+POSITIVE = Range(1e-12, 1e12)
+LAYERS = Range(0, 1000)  # of which a stack has that many
+HEADS = Range(1, 4096)
+MANY = Range(1, 2**31)  # words, pixels
+INDEX = Range(0, 2**31)  # of an id, of a layer
+EXPONENT = Range(-20, 20)
+COLOURS = Range(3, 3)
+TEXT = Range(0, 10_000)  # characters: names of files, sentences
+# What a field is whose annotation gives no range, by the end of its name; the first that matches.
+BY_NAME = (
+    (int, r"(layers|depth|blocks|layers_per_block)$", LAYERS),
+    (int, r"heads$", HEADS),
+    (int, r"(area|pixels)$", MANY),
+    (float, r"(eps|epsilon|theta|scaling_factor)$", POSITIVE),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     IGNORED: ClassVar[frozenset[str]] = frozenset()
+    # What the file may call itself, as `_class_name` or `model_type`; without any, readers check it themselves.
+    CLASSES: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         """Takes the fields out of `data`; `where` names the file in errors."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
-        values: dict[str, Any] = {}
-        missing = []
-        for name, field in fields.items():
-            if name in data:
-                values[name] = _checked(data[name], hints[name], f"{where}: field '{name}'")
-            elif field.default is dataclasses.MISSING:
-                missing.append(name)
-        unread = sorted(set(data) - set(fields) - cls.IGNORED - BOOKKEEPING)
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where} is {quoted(data)}, where a table of fields is needed.")
+        cls._check_class(data, where)
+        values, missing = read_fields(cls, data, where)
+        unread = sorted(set(data) - set(cls.__dataclass_fields__) - cls.IGNORED - BOOKKEEPING)
         if missing:
             raise ConfigError(
                 f"{where}: {_fields(missing)} missing; the file is not a {cls.__name__.removesuffix('Config')} config, "
@@ -50,41 +86,91 @@ class Config:
             )
         return cls(**values)
 
+    @classmethod
+    def _check_class(cls, data: dict[str, Any], where: str | Path) -> None:
+        named = data.get("_class_name", data.get("model_type"))
+        if cls.CLASSES and named is not None and str(named) not in cls.CLASSES:
+            raise ConfigError(
+                f"{where}: this is a {shown(named)}, and here a {' or '.join(sorted(cls.CLASSES))} is needed: another "
+                "model's file. Take it from the model's repository."
+            )
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name the file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path} is not there; download the model again, or point to a complete folder."
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}); download it again.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, not a JSON object; download it again.")
-    return data
+
+def read_fields(kind: type[Any], data: Mapping[str, Any], where: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a dataclass out of `data`, checked, and the names of those that are needed and not there."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
+    missing = []
+    for field in dataclasses.fields(kind):
+        if field.name in data:
+            limits = range_of(field.name, hints[field.name])
+            values[field.name] = _checked(data[field.name], hints[field.name], f"{where}: field '{field.name}'", limits)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            missing.append(field.name)
+    return values, missing
+
+
+def read_part(kind: type[Any], value: Any, where: str | Path) -> Any:
+    """A dataclass out of a table: a `Config` knows all of its keys, any other takes what it needs."""
+    if issubclass(kind, Config):
+        return kind.read(value, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {quoted(value)}, where a table of fields is needed.")
+    values, missing = read_fields(kind, value, where)
+    if missing:
+        raise ConfigError(f"{where}: {_fields(missing)} missing; take the file that it was made from.")
+    return kind(**values)
+
+
+def range_of(name: str, hint: Any) -> Range | None:
+    """What a field's name says of its numbers; None if nothing."""
+    return next((limits for kind, end, limits in BY_NAME if kind in _kinds(hint) and re.search(end, name)), None)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    inner = typing.get_args(hint)
+    return {hint}.union(*map(_kinds, inner)) if inner else {hint} if isinstance(hint, type) else set()
 
 
 def _fields(names: list[str]) -> str:
-    quoted = ", ".join(f"'{name}'" for name in names)
+    quoted = ", ".join(f"'{shown(name)}'" for name in names[:SHOWN_FIELDS])
+    quoted += f" and {len(names) - SHOWN_FIELDS} more" if len(names) > SHOWN_FIELDS else ""
     return f"field {quoted} is" if len(names) == 1 else f"fields {quoted} are"
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
+def _checked(value: Any, hint: Any, where: str, limits: Range | None = None) -> Any:
     """`value` as the annotated type: lists become tuples, whole numbers may stand for floats; nothing else changes."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if hint is Any:
+        return value
+    if origin is typing.Annotated:
+        return _checked(value, arguments[0], where, arguments[1])
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return read_part(hint, value, where)
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _checked(value, next(kind for kind in arguments if kind is not type(None)), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_checked(item, arguments[0], where) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if (origin is None and type(value) is hint) or (origin is dict and isinstance(value, dict)):
+        return _checked(value, next(kind for kind in arguments if kind is not type(None)), where, limits)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) <= MOST_ENTRIES:
+        return tuple(_checked(item, arguments[0], where, limits) for item in value)
+    if origin is dict and isinstance(value, dict) and len(value) <= MOST_ENTRIES:
+        return {key: _checked(item, arguments[1], f"{where}, '{shown(key)}'", limits) for key, item in value.items()}
+    if hint in (int, float) and isinstance(value, hint | int) and not isinstance(value, bool):
+        return _within(value, hint, where, limits or (WIDTH if hint is int else NUMBER))
+    if hint is str and isinstance(value, str) and len(value) <= (limits.high if limits else LONGEST_TEXT):
+        return value
+    if origin is None and type(value) is hint and hint not in (str, float):
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ConfigError(f"{where} is {value!r}, where a {expected} is needed; take the file from the model's repository.")
+    raise ConfigError(
+        f"{where} is {quoted(value)}, where a {expected} is needed; take the file from the model's repository."
+    )
+
+
+def _within(value: Any, kind: Any, where: str, limits: Range) -> Any:
+    if limits.low <= value <= limits.high and math.isfinite(value):  # NaN is within no limits
+        return kind(value)
+    raise ConfigError(
+        f"{where} is {quoted(value)}, where a number from {limits.low:g} to {limits.high:g} is needed; take the file "
+        "from the model's repository."
+    )

@@ -7,7 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from .config import read_json
+from ..documents import read_json
+from ..escaping import shown
+from ..paths import visible
 
 RECOGNIZED_BY = ("model_index.json", "config.json", "transformer/config.json")  # the files that say what a folder is
 
@@ -27,7 +29,7 @@ class ModelFolder:
     @property
     def pipeline(self) -> str | None:
         """diffusers' pipeline class."""
-        return self.config("model_index.json").get("_class_name")
+        return self._class_name("model_index.json")
 
     @property
     def architecture(self) -> str | None:
@@ -39,13 +41,17 @@ class ModelFolder:
     @property
     def transformer(self) -> str | None:
         """diffusers' transformer class."""
-        return self.config("transformer/config.json").get("_class_name")
+        return self._class_name("transformer/config.json")
+
+    def _class_name(self, file: str) -> str | None:
+        named = self.config(file).get("_class_name")
+        return None if named is None else str(named)
 
     def files(self, pattern: str) -> list[Path]:
-        return sorted(path for path in self.path.glob(pattern) if not path.name.startswith("."))
+        return visible(self.path, pattern)
 
     def described(self) -> list[str]:
         """What each file says, for refusals."""
         named = zip(RECOGNIZED_BY, (self.pipeline, self.architecture, self.transformer), strict=True)
         present = [(file, value) for file, value in named if file in self._read]
-        return [f"{file} says {value}" for file, value in present if value is not None or len(present) == 1]
+        return [f"{file} says {shown(value, 40)}" for file, value in present if value is not None or len(present) == 1]

@@ -7,6 +7,7 @@ Must not know: model families, names' meanings.
 """
 
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..documents import Stamp, open_file, stamp_of
 from ..errors import CheckpointError
+from ..escaping import shown
 from ..layers.linear import Packing
 from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
-from .tensor import DTYPES, REMEDY, Tensor, file_errors, read_exactly
+from .safetensors import check_axes
+from .tensor import AGAIN, DTYPES, REMEDY, TENSORS_LIMIT, Tensor, read_exactly
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -34,6 +38,7 @@ HEADER_LIMIT_BYTES = 2**26
 MAX_DEPTH = 2  # of arrays in arrays
 MAX_DIMS = 4  # the format's own limit
 MAX_ALIGNMENT = 2**20
+MAX_VALUES, MAX_KEYS = 2**21, 100_000  # in an array, in the header
 KEPT_NUMBERS = 16  # arrays up to this length are kept, for shapes; vocabularies are not
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # a key, before the name of a tensor that is stored with other rows
 SPLIT = "split.count"  # a key: of how many files this is one
@@ -139,11 +144,11 @@ class _Cursor:
     def number(self, form: str) -> Any:
         return struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
 
-    def count(self, what: str, nbytes: int) -> int:
+    def count(self, what: str, nbytes: int, limit: int = HEADER_LIMIT_BYTES) -> int:
         """How many things follow, of at least so many bytes each."""
         count: int = self.number("Q")
-        if count * nbytes > self._left:
-            raise self.fail(f"its header counts {count} {what}, for which it is too short")
+        if count * nbytes > self._left or count > limit:
+            raise self.fail(f"its header counts {count} {what}, for which it is too short, or which are too many")
         return count
 
     def text(self) -> str:
@@ -158,14 +163,15 @@ class _Cursor:
 
 
 def is_gguf(path: Path) -> bool:
-    with file_errors(path), path.open("rb") as file:
+    with open_file(path, CheckpointError, AGAIN) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def read_gguf(path: Path, packed: bool = True) -> GgufFile:
     """Reads the header; no data. `packed`: whether weights come packed where MLX's packing holds them."""
-    with file_errors(path), path.open("rb") as file:
-        size = path.stat().st_size
+    with open_file(path, CheckpointError, AGAIN) as file:
+        stamp = stamp_of(file)
+        size = os.fstat(file.fileno()).st_size
         cursor = _Cursor(path, file, size)
         if cursor.take(4) != MAGIC:
             raise cursor.fail("it does not begin with GGUF")
@@ -174,8 +180,8 @@ def read_gguf(path: Path, packed: bool = True) -> GgufFile:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             what = "its numbers are big-endian" if swapped else f"its version is {version}"
             raise CheckpointError(f"{path}: {what}; this library reads versions 2 and 3, little-endian. Convert it.")
-        count = cursor.count("tensors", 24)
-        metadata = dict(_metadata(cursor, cursor.count("keys", 13)))
+        count = cursor.count("tensors", 24, TENSORS_LIMIT)
+        metadata = _metadata(cursor, cursor.count("keys", 13, MAX_KEYS))
         entries = [_entry(cursor, metadata) for _ in range(count)]
         alignment = _alignment(cursor, metadata)
         origin = _aligned(cursor.position(), alignment)
@@ -183,15 +189,19 @@ def read_gguf(path: Path, packed: bool = True) -> GgufFile:
         raise CheckpointError(
             f"{path} is one of {metadata[SPLIT]} files of a split GGUF; join them with llama.cpp's gguf-split --merge."
         )
-    stored = [_placed(path, entry, origin) for entry in entries]
+    stored = [_placed(path, entry, origin, stamp) for entry in entries]
     _check_extents(cursor, stored, (origin, size), alignment)
     return _presented(cursor, stored, metadata, packed)
 
 
-def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
+def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
     for _ in range(count):
         key = cursor.text()
-        yield key, _value(cursor, key, cursor.number("I"))
+        if key in metadata:
+            raise cursor.fail(f"the key '{shown(key)}' stands in it twice")
+        metadata[key] = _value(cursor, key, cursor.number("I"))
+    return metadata
 
 
 def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
@@ -201,9 +211,9 @@ def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
     if kind == STRING:
         return cursor.text()
     if kind != ARRAY:
-        raise cursor.fail(f"'{key}' has a value of type {kind}, which the format does not have")
+        raise cursor.fail(f"'{shown(key)}' has a value of type {kind}, which the format does not have")
     if depth == MAX_DEPTH:
-        raise cursor.fail(f"'{key}' holds arrays in arrays, more than {MAX_DEPTH} deep")
+        raise cursor.fail(f"'{shown(key)}' holds arrays in arrays, more than {MAX_DEPTH} deep")
     inner = cursor.number("I")
     if inner in SCALARS:
         width = struct.calcsize(SCALARS[inner])
@@ -212,7 +222,7 @@ def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
             return [cursor.number(SCALARS[inner]) for _ in range(count)]
         cursor.skip(count * width)
         return None
-    for _ in range(cursor.count("values", 8)):
+    for _ in range(cursor.count("values", 8, MAX_VALUES)):
         if inner == STRING:
             cursor.skip(cursor.count("characters", 1))
         else:
@@ -233,28 +243,31 @@ class _Entry:
 def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
     name, dims = cursor.text(), cursor.number("I")
     if dims > MAX_DIMS:
-        raise cursor.fail(f"'{name}' has {dims} axes, and the format has {MAX_DIMS} at most")
+        raise cursor.fail(f"'{shown(name)}' has {dims} axes, and the format has {MAX_DIMS} at most")
     shape = tuple(reversed([cursor.number("Q") for _ in range(dims)]))
     kind, offset = cursor.number("I"), cursor.number("Q")
     if kind in REFUSED:
         raise CheckpointError(
-            f"{cursor.path}: '{name}' is in {REFUSED[kind]}, which this library does not unpack; take a file of another"
-            f" type ({', '.join(form.name for form in BLOCK_FORMATS.values())}, F16, BF16)."
+            f"{cursor.path}: '{shown(name)}' is in {REFUSED[kind]}, which this library does not unpack; take a "
+            f"file of another type ({', '.join(form.name for form in BLOCK_FORMATS.values())}, F16, BF16)."
         )
     if kind not in PLAIN and kind not in BLOCK_FORMATS:
-        raise cursor.fail(f"'{name}' has type {kind}, which this library does not know")
+        raise cursor.fail(f"'{shown(name)}' has type {kind}, which this library does not know")
     original = metadata.get(f"{ORIGINAL_SHAPE}{name}")
     if isinstance(original, list) and all(type(axis) is int and axis > 0 for axis in original):
         if math.prod(original) != math.prod(shape):
-            raise cursor.fail(f"'{name}' has the shape {list(shape)}, and its original shape {original} is another")
+            raise cursor.fail(
+                f"'{shown(name)}' has the shape {list(shape)}, and its original shape {original} is another"
+            )
         shape = tuple(original)
+    check_axes(f"{cursor.path}: '{shown(name)}'", shape)
     return _Entry(name, shape, kind, offset)
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
-        raise cursor.fail(f"its alignment is {alignment!r}")
+        raise cursor.fail(f"its alignment is {shown(alignment)}")
     return alignment
 
 
@@ -262,20 +275,20 @@ def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def _placed(path: Path, entry: _Entry, origin: int) -> Tensor:
+def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
     start, form = origin + entry.offset, BLOCK_FORMATS.get(entry.kind)
     if form is None:
         dtype = PLAIN[entry.kind]
         nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
-        return Tensor(path, entry.name, dtype, entry.shape, start, start + nbytes)
+        return Tensor(path, entry.name, dtype, entry.shape, start, start + nbytes, file_stamp=stamp)
     columns = math.prod(entry.shape[1:])
     if not entry.shape or columns % form.elements:
         raise CheckpointError(
-            f"{path}: '{entry.name}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
+            f"{path}: '{shown(entry.name)}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
             f" {form.elements}; take a file whose rows are, or the F16 version."
         )
     nbytes = math.prod(entry.shape) // form.elements * form.nbytes
-    return BlockTensor(path, entry.name, "F32", entry.shape, start, start + nbytes, form)
+    return BlockTensor(path, entry.name, "F32", entry.shape, start, start + nbytes, form, file_stamp=stamp)
 
 
 def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:
@@ -284,7 +297,7 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
     for tensor in tensors:
         if tensor.start != _aligned(end, alignment):
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise cursor.fail(f"'{tensor.name}' {word}")
+            raise cursor.fail(f"'{shown(tensor.name)}' {word}")
         end = tensor.stop
     if not end <= size <= _aligned(end, alignment):
         raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
@@ -300,7 +313,7 @@ def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any
             parts = list(_packed_tensors(tensor, module, packing))
         for part in parts:
             if part.name in tensors:
-                raise cursor.fail(f"it has two tensors '{part.name}'")
+                raise cursor.fail(f"it has two tensors '{shown(part.name)}'")
             tensors[part.name] = part
     return GgufFile(tensors, metadata)
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import CheckpointError
+from ..escaping import shown
 from ..layers.linear import Packing
 from ..packing.affine import unpack_rows
 from .tensor import Tensor
@@ -169,13 +170,27 @@ def open_parts(
         tensors: dict[str, Tensor] = {}
         for name, (number, stored, row, rows, swap_halves, channels_last, numbers_of) in data[PARTS].items():
             if stored not in opened[number]:
-                raise CheckpointError(f"{paths[number]} has no tensor '{stored}' any more; open it again.")
+                raise CheckpointError(f"{paths[number]} has no tensor '{shown(stored)}' any more; open it again.")
             source = opened[number][stored]
             source = NumbersTensor.of(opened[number], stored, *numbers_of) if numbers_of else source
             source = ChannelsLastTensor.of(source) if channels_last else source
-            tensors[name] = RowsTensor.of(name, source, row, rows, swap_halves)
+            tensors[name] = RowsTensor.of(name, source, *_run(source, row, rows), swap_halves is True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{where} is not an index of parts ({error!r}); remove its folder.") from error
+        raise CheckpointError(f"{where} is not an index of parts ({shown(repr(error))}); remove its folder.") from error
     return tensors, paths
+
+
+def _run(source: Tensor, row: object, rows: object) -> tuple[int, int | None]:
+    """A run of the tensor's rows, which it has."""
+    if rows is None and row == 0 and type(row) is int:
+        return row, None
+    if (
+        type(row) is not int
+        or type(rows) is not int
+        or not source.shape
+        or not 0 <= row <= row + rows <= source.shape[0]
+    ):
+        raise ValueError(f"rows {row} and {rows} more")
+    return row, rows

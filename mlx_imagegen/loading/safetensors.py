@@ -4,68 +4,88 @@ In: a file. Out: its tensors by name, and its metadata. MLX's own loader cannot 
 Must not know: names' meanings, quantization.
 """
 
-import json
 import math
+import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from ..documents import Stamp, open_file, parse_json, stamp_of
 from ..errors import CheckpointError
-from .tensor import DTYPES, REMEDY, Tensor, file_errors
+from ..escaping import shown
+from .tensor import AGAIN, AXES_LIMIT, AXIS_LIMIT, DTYPES, REMEDY, TENSORS_LIMIT, Tensor
 
 HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of one file and its `__metadata__`; every offset is checked, so that reading can trust them."""
-    try:
-        with file_errors(path), path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 8:
-                raise CheckpointError(
-                    f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}"
-                )
-            length = struct.unpack("<Q", file.read(8))[0]
-            if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
-                raise CheckpointError(
-                    f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                    f"{size} bytes. {REMEDY}"
-                )
-            header = json.loads(file.read(length))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). {REMEDY}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object. {REMEDY}")
+    with open_file(path, CheckpointError, AGAIN) as file:
+        stamp = stamp_of(file)
+        text = _header_text(file, path, size := os.fstat(file.fileno()).st_size)
+    header = parse_json(text, f"{path}: the header", CheckpointError, AGAIN)
+    if not isinstance(header, dict) or len(header) > TENSORS_LIMIT:
+        raise CheckpointError(f"{path}: the header is not a JSON object of up to {TENSORS_LIMIT} tensors. {REMEDY}")
     metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object. {REMEDY}")
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    _check_extents(path, tensors, 8 + length, size)
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object of texts. {REMEDY}")
+    origin = 8 + len(text)
+    tensors = {name: _tensor(path, name, entry, origin, stamp) for name, entry in header.items()}
+    _check_extents(path, tensors, origin, size)
     return tensors, metadata
 
 
-def _tensor(path: Path, name: str, entry: Any, origin: int) -> Tensor:
+def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
+    if size < 8:
+        raise CheckpointError(f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}")
     try:
-        dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        length = struct.unpack("<Q", file.read(8))[0]
+        if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
+                f"{size} bytes. {REMEDY}"
+            )
+        text = file.read(length)
+    except struct.error as error:
+        raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}") from error
+    if len(text) < length:
+        raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}")
+    return text
+
+
+def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Tensor:
+    where = f"{path}: '{shown(name)}'"
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed. {REMEDY}") from error
+        raise CheckpointError(f"{path}: the header's entry for '{shown(name)}' is malformed. {REMEDY}") from error
     if not valid:
-        raise CheckpointError(f"{path}: the header's entry for '{name}' has a negative or fractional number. {REMEDY}")
-    if dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: '{name}' has dtype {dtype}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
+            f"{path}: the header's entry for '{shown(name)}' has a negative or fractional number. {REMEDY}"
+        )
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(
+            f"{where} has dtype {shown(dtype)}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
             "fp16 version."
         )
+    check_axes(where, shape)
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:
         raise CheckpointError(
-            f"{path}: '{name}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {stop - start}. "
-            + REMEDY
+            f"{where} ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {shown(stop - start)}. {REMEDY}"
         )
-    return Tensor(path, name, dtype, shape, origin + start, origin + stop)
+    return Tensor(path, name, dtype, shape, origin + start, origin + stop, file_stamp=stamp)
+
+
+def check_axes(where: str, shape: tuple[int, ...]) -> None:
+    if len(shape) > AXES_LIMIT or max(shape, default=0) > AXIS_LIMIT:
+        raise CheckpointError(
+            f"{where} has the shape {shown(list(shape))}; up to {AXES_LIMIT} axes of up to {AXIS_LIMIT} are possible. "
+            f"{REMEDY}"
+        )
 
 
 def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: int) -> None:
@@ -74,7 +94,7 @@ def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: in
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' {word}. {REMEDY}")
+            raise CheckpointError(f"{path}: '{shown(tensor.name)}' {word}. {REMEDY}")
         end = tensor.stop
     if end != size:
         raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {REMEDY}")

@@ -5,16 +5,18 @@ Must not know: file formats, names' meanings.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import mlx.core as mx
 import numpy as np
 
 from ..bfloat import to_float32
-from ..errors import CheckpointError, ImagegenError, MissingFileError
+from ..documents import Stamp, open_file, stamp_of
+from ..errors import CheckpointError
+from ..escaping import shown
 from ..layers.linear import Packing
 
 # safetensors' dtype -> (the numpy type that carries its bytes, the MLX type those bytes are viewed as)
@@ -36,6 +38,8 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "U64": (np.uint64, mx.uint64),
     "BOOL": (np.bool_, mx.bool_),
 }
+TENSORS_LIMIT, AXES_LIMIT, AXIS_LIMIT = 200_000, 8, 2**31 - 1  # of a file; MLX counts an axis in 32 bits
+AGAIN = "delete it and download it again"
 REMEDY = "The file is damaged or its download did not finish: delete it and download it again."
 
 
@@ -49,6 +53,8 @@ class Tensor:
     shape: tuple[int, ...]
     start: int
     stop: int
+    # The file's, when its header was read; None: it is not checked again.
+    file_stamp: Stamp | None = field(default=None, kw_only=True)
 
     @property
     def unpacked(self) -> bool:
@@ -101,7 +107,7 @@ class Tensor:
         outside = [index for index in indices if not 0 <= index < self.shape[0]]
         if outside:
             raise CheckpointError(
-                f"{self.path}: '{self.name}' has {self.shape[0]} rows, row {outside[0]} was asked for."
+                f"{self.path}: '{shown(self.name)}' has {self.shape[0]} rows, row {outside[0]} was asked for."
             )
         rows = {index: self.bytes(index, 1) for index in sorted(set(indices))}
         return as_mlx(np.concatenate([rows[index] for index in indices]), self.dtype)
@@ -117,37 +123,25 @@ def as_mlx(array: np.ndarray, dtype: str) -> mx.array:
     return out if out.dtype == kind else out.view(kind)
 
 
-@contextmanager
-def file_errors(path: Path) -> Iterator[None]:
-    """What goes wrong with the file itself, in our words."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is not there; download the model again.") from error
-    except OSError as error:
-        if isinstance(error, ImagegenError):
-            raise
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); see to its permissions and its disk."
-        ) from error
-
-
 def read_exactly(tensor: Tensor, offset: int, target: memoryview) -> None:
     """Fills `target`; loops because one read call gives at most 2 GiB on Linux and macOS."""
-    done = 0
-    try:
-        with tensor.path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while done < len(target):
-                count = file.readinto(target[done : done + 2**30])
-                if not count:
-                    raise CheckpointError(
-                        f"{tensor.path} ended while '{tensor.name}' was read: it changed while it was read. {REMEDY}"
-                    )
-                done += count
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{tensor.path} went away before '{tensor.name}' was read; put it back.") from error
-    except OSError as error:
+    done, name = 0, f"'{shown(tensor.name)}'"
+    with open_file(tensor.path, CheckpointError, f"it went away before {name} was read: put it back") as file:
+        file.seek(offset)
+        while done < len(target):
+            count = file.readinto(target[done : done + 2**30])
+            if not count:
+                raise CheckpointError(
+                    f"{tensor.path} ended while {name} was read: it changed while it was read. {REMEDY}"
+                )
+            done += count
+        check_unchanged(tensor, file)
+
+
+def check_unchanged(tensor: Tensor, file: IO[bytes]) -> None:
+    """Raises for another file than the one whose header was read: at the same offsets it has other numbers."""
+    if tensor.file_stamp and stamp_of(file) != tensor.file_stamp:
         raise CheckpointError(
-            f"{tensor.path}: '{tensor.name}' cannot be read ({error.strerror}); see to its permissions and its disk."
-        ) from error
+            f"{tensor.path} changed while it was read, or was replaced after it was opened, so '{shown(tensor.name)}' "
+            "is no longer where it was; open the model again."
+        )

@@ -51,7 +51,7 @@ class NamedTensors:
         """One tensor in our layout, in the stored dtype."""
         if name not in self.slices:
             raise CheckpointError(f"{self.checkpoint.shown}: '{name}' is missing; download the model again.")
-        return _as_ours(self.slices[name].read(), shape)
+        return _as_ours(_widened(self.slices[name].read(), shape), shape)
 
     def depth(self, path: str) -> int:
         """How many numbered layers are in the stack that `path` is in."""
@@ -105,6 +105,12 @@ def fits(stored: Shape, expected: Shape) -> bool:
 
 def _is_floating(value: mx.array) -> bool:
     return bool(mx.issubdtype(value.dtype, mx.floating))
+
+
+def _widened(value: mx.array, expected: Shape) -> mx.array:
+    """A matrix for more inputs than the file has: those count for nothing until a LoRA changes them."""
+    wider = value.ndim == len(expected) == 2 and value.shape[0] == expected[0] and value.shape[1] < expected[1]
+    return mx.pad(value, [(0, 0), (0, expected[1] - value.shape[1])]) if wider else value
 
 
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, MismatchError
+from ..escaping import shown
 from ..layers.embed import Table
 from ..layers.linear import Linear, Packing
 from .checkpoint import Checkpoint
@@ -27,6 +28,8 @@ from .transforms import LayerTensors, PackingOf, Progress, WeightTransforms
 __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "open_weights", "own_parameters"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+LISTED_LENGTH = 110  # of the names of one fault, in a message
 
 
 NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
@@ -192,14 +195,16 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
     if any(faults.values()):
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
-            + "; ".join(
-                f"{len(names)} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-                for what, names in faults.items()
-                if names
-            )
+            + "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in faults.items() if names)
             + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
             "files from the same repository."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first two, so that the message stays a line."""
+    width = LISTED_LENGTH // min(2, len(names))
+    return ", ".join(shown(name, width) for name in names[:2]) + (" …" if len(names) > 2 else "")
 
 
 def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]) -> None:

@@ -25,6 +25,7 @@ FORMS = {
     frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}): "LoKr",
     frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}): "LoKr",
     frozenset({"diff"}): "difference",
+    frozenset({"replacement"}): "replacement",
     frozenset(): "difference",  # of a bias alone
 }
 # What else each may have: DoRA's length of rows for what is made of factors; a bias is changed by its own tensor.
@@ -33,6 +34,7 @@ ALLOWED_EXTRAS = {
     "LoHa": {"alpha", "dora_scale", "diff_b"},
     "LoKr": {"alpha", "dora_scale", "diff_b"},
     "difference": {"diff_b"},
+    "replacement": set(),
 }
 EXCLUSIVE = ({"magnitude", "dora_scale"}, {"diff_b", "up_bias"})  # PEFT's and LyCORIS' DoRA; two changes of a bias
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -86,7 +88,7 @@ class Entry:
         rank, alpha = self.rank, self.alpha
         if alpha is not None:
             return alpha / rank if rank else 1.0  # LyCORIS writes any number next to a LoKr of full matrices
-        return 1.0 if self.configured is None or self.form == "difference" else self.configured(rank)
+        return 1.0 if self.configured is None or self.form in ("difference", "replacement") else self.configured(rank)
 
     @property
     def shape(self) -> Shape | None:
@@ -102,7 +104,7 @@ class Entry:
                 shapes.get(w) or _product(shapes[f"{w}_a"], shapes[f"{w}_b"]) for w in ("lokr_w1", "lokr_w2")
             )
             return tuple(a * b for a, b in zip(left, right, strict=True)) if left and right else None
-        return shapes.get("diff")
+        return shapes.get("replacement") or shapes.get("diff")
 
     @property
     def bias_shape(self) -> Shape | None:
@@ -125,7 +127,10 @@ class Entry:
         return tensor is not None and len(tensor.shape) == 2 and tensor.shape[0] == 1
 
     def weight_change(self, weight: mx.array, target: RowRange, scale: float) -> mx.array:
-        """`weight`: our module's, float32; `target`: which rows of the file's module those are; `scale`: the user's."""
+        """`weight`: our module's, float32; `target`: which rows of the file's module those are; `scale`: the user's. A
+        replacement is one at any scale."""
+        if self.form == "replacement":
+            return self._rows("replacement", target) - weight
         return self._dora(weight, target, scale) if self.dora else self._plain(target, scale * self.scale)
 
     def bias_change(self, target: RowRange, scale: float) -> mx.array:

@@ -7,7 +7,6 @@ Must not know: the model that is open, arithmetic.
 import functools
 import glob
 import hashlib
-import json
 import math
 import re
 import shlex
@@ -16,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_json, read_json
 from ..errors import LoraError, MissingFileError
+from ..escaping import quoted, shown
 from ..families import family_specs
 from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
 from ..hub.record import revision_of
 from ..hub.snapshots import cache_folder, cached
 from ..loading.checkpoint import Checkpoint, Tensor, read_header
-from ..loading.config import read_json
+from ..paths import expanded, visible
 from .deltas import Entry, check_finite
 from .names import ADAPTER, split_key
 
@@ -36,6 +37,7 @@ OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.", "adapter_config.json"  # PEFT's own pair
 # What a file's keys say about the program that wrote it; the first that matches.
 FORMATS = (
+    ("Black Forest Labs' control LoRA", r"\.(query|key)_norm\.scale$"),
     ("XLabs", r"\.processor\.(qkv|proj)_lora"),
     ("LyCORIS", r"^lycoris_"),
     ("flattened diffusers names (OneTrainer)", r"^lora_transformer_"),
@@ -70,6 +72,8 @@ MODELS_OF_COMMON_NAMES = (
     ("FLUX.1", r"^lora_te[23]_encoder_block|^text_encoder_2\.encoder\.block|t5xxl\."),
     ("FLUX.1 or Stable Diffusion", r"^lora_te1?_text_model|^text_encoder\.|clip_l\."),
 )
+PATTERN_LENGTH, PATTERN_REPEATS = 500, 3  # of a regular expression in an adapter's configuration
+LARGEST_RANK, LARGEST_ALPHA = 2**16, 1e9
 QWEN_IMAGE_21_WIDTH = 4096  # and FLUX.2 [klein] 9B's; others' is 3072 or, of FLUX.2 [dev], 6144
 FLUX_DOUBLE_BLOCKS = 19  # a transformer_blocks number from here on cannot be FLUX.1's
 FLUX2_DOUBLE_BLOCKS = 8  # nor a double_blocks number from here on FLUX.2's
@@ -82,9 +86,6 @@ ARCHITECTURES = (
     ("Qwen-Image", r"qwen"), ("HiDream-O1-Image", r"hidream-?o1"),
     ("Stable Diffusion 3", r"stable-diffusion-3|sd3"), ("Stable Diffusion or SDXL", r"stable-diffusion|sdxl|sd_v\d"),
 )  # fmt: skip
-# A control LoRA's signs: whole norms in the original's names; or, as diffusers writes it, FLUX.1's first layer widened.
-CONTROL_KEY = r"\.(query|key)_norm\.scale$"
-CONTROL_MODULE, CONTROL_SHAPE = r"(img_in|x_embedder)$", (3072, 128)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,10 @@ class AdapterConfig:
         ranks = {_pattern(name): _positive(value) for name, value in dict(data.get("rank_pattern") or {}).items()}
         alphas = {_pattern(name): _finite(value) for name, value in dict(data.get("alpha_pattern") or {}).items()}
         alpha = _finite(data.get("lora_alpha", data.get("alpha", data["r"])))
-        return cls(_positive(data["r"]), alpha, ranks, alphas, bool(data.get("use_rslora")))
+        rslora = data.get("use_rslora") or False
+        if not isinstance(rslora, bool):  # "false" would count as true
+            raise ValueError(f"use_rslora is {quoted(rslora)}")
+        return cls(_positive(data["r"]), alpha, ranks, alphas, rslora)
 
     def scale(self, module: str, rank: int | None) -> float:
         rank = rank or _of_pattern(self.rank_pattern, module, self.r)
@@ -135,7 +139,7 @@ class LoraFile:
     @property
     def canonical_name(self) -> str:
         """Its name in records: valid from every folder, and for good."""
-        return self.published or str(Path(self.requested_as).expanduser().absolute())
+        return self.published or str(expanded(self.requested_as).absolute())
 
     @property
     def digest(self) -> str:
@@ -208,12 +212,11 @@ def open_lora(source: str | Path, notify: Notify = notify_stderr) -> LoraFile:
     """`source`: a file, a folder that holds one, the name of one in the ComfyUI folder that is set,
     `owner/repository:file` or `owner/repository@revision:file`."""
     chosen = chosen_folder()
-    if chosen and not Path(source).expanduser().exists():
+    if chosen and not expanded(source).exists():
         source = chosen.named(str(source), LORAS) or source
     path, published = _locate(str(source), notify)
     tensors, metadata = read_header(path)
     file = LoraFile.of(Checkpoint(tensors, [path], path), metadata, str(source), published)
-    _refuse_control(file)
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
         check_finite(tensor)
     return file
@@ -248,6 +251,8 @@ def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
         )
     if part == "alpha" and math.prod(tensor.shape) != 1:
         raise LoraError(f"{path}: '{key}' should be one number and has the shape {list(tensor.shape)}: a damaged file.")
+    if 0 in tensor.shape:
+        raise LoraError(f"{path}: '{key}' has the shape {list(tensor.shape)}, so it changes nothing: a damaged file.")
     if part != "alpha" and not tensor.floating:
         raise LoraError(
             f"{path}: '{key}' holds whole numbers ({tensor.dtype}): a file that was quantized. Take its bf16 or fp16 "
@@ -255,25 +260,16 @@ def _check_part(part: str, tensor: Tensor, other: Tensor | None) -> None:
         )
 
 
-def _refuse_control(file: LoraFile) -> None:
-    wide = (entry.shape == CONTROL_SHAPE and re.search(CONTROL_MODULE, name) for name, entry in file.entries.items())
-    if file._any(CONTROL_KEY) or any(wide):
-        raise LoraError(
-            f"{file.requested_as} cannot be merged: it is a FLUX.1 control LoRA (Canny, Depth): it widens the model's "
-            "input from 64 to 128 channels for a control picture next to the latents, which this library does not have."
-        )
-
-
 def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
     """The file and, if it lies in a repository, its name with the commit."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _only_file(path), None
     _refuse_pickle(path)
     if path.is_file():
         return path, None
     head, _, tail = source.rpartition(":")
-    if Path(head).expanduser().is_file():
+    if expanded(head).is_file():
         raise LoraError(
             f"{source}: '{tail}' is no scale for {head}. On the command line it is --lora {head}:0.8, in Python "
             f"lora=[({head!r}, 0.8)]."
@@ -305,11 +301,11 @@ def _fetch(repo: str, revision: str, file: str, notify: Notify) -> tuple[Path, s
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.safetensors"))
+    files = visible(folder, "*.safetensors")
     if len(files) == 1:
         return files[0]
     if not files:
-        for path in sorted(folder.iterdir()):
+        for path in visible(folder, "*"):
             _refuse_pickle(path)
     listed = ", ".join(path.name for path in files[:4]) or "none"
     raise LoraError(f"{folder} should hold one .safetensors file and holds {len(files)} ({listed}); name the file.")
@@ -330,18 +326,18 @@ def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, AdapterConfig
     config_path = path.with_name(PEFT_CONFIG)
     tables: dict[str, dict[str, Any]] = {}
     try:
-        flat = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
+        flat = parse_json(metadata.get(ADAPTER_METADATA, "{}"), f"{path}: '{ADAPTER_METADATA}'", LoraError)
         if not flat and config_path.is_file():
-            flat = read_json(config_path)
+            flat = read_json(config_path, LoraError)
         for key, value in flat.items():
             prefix, _, name = key.rpartition(".")
             tables.setdefault(prefix, {})[name] = value
         configs = {prefix: AdapterConfig.read(table) for prefix, table in tables.items() if "r" in table}
-    except (AttributeError, TypeError, ValueError, re.error) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
         raise LoraError(
-            f"{path}: the adapter's configuration cannot be read ({error}), so its strength is unknown. It is "
-            f"in the file's metadata '{ADAPTER_METADATA}' or in {config_path.name}; take both from the LoRA's "
-            "repository."
+            f"{path}: the adapter's configuration cannot be read ({shown(str(error), 200)}), so its strength is "
+            f"unknown. It is in the file's metadata '{ADAPTER_METADATA}' or in {config_path.name}; take both from the "
+            "LoRA's repository."
         ) from error
     initializers = [table["init_lora_weights"] for table in tables.values() if "init_lora_weights" in table]
     if other := next(filter(OTHER_BASE.match, map(str, initializers)), None):
@@ -364,22 +360,33 @@ def _configured(configs: Mapping[str, AdapterConfig], module: str) -> Callable[[
 
 
 def _pattern(text: str) -> str:
+    """A regular expression that is done soon with every name: no group repeats, and few characters do."""
+    plain = re.sub(r"\\.|\[\]?[^]]*\]|\(\?[:=!]", "", text)
+    if (
+        len(text) > PATTERN_LENGTH
+        or re.search(r"\)[*+{]", plain)
+        or len(re.findall(r"[*+{?]", plain)) > PATTERN_REPEATS
+    ):
+        raise ValueError(f"the pattern {quoted(text)} is too long or repeats too much")
     re.compile(text)
     return text
 
 
 def _positive(value: Any) -> int:
-    if int(value) < 1:
-        raise ValueError(f"a rank of {value}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= int(value) <= LARGEST_RANK:
+        raise ValueError(f"a rank of {quoted(value)}")
     return int(value)
 
 
 def _finite(value: Any) -> float:
-    if not math.isfinite(float(value)):
-        raise ValueError(f"an alpha of {value}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_ALPHA:
+        raise ValueError(f"an alpha of {quoted(value)}")
     return float(value)
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
     """PEFT's rule: a pattern is the end of a module's name, at a dot."""
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)
+    ends = [module, *(module[dot.end() :] for dot in re.finditer(r"\.", module))]
+    return next(
+        (value for pattern, value in patterns.items() if any(re.fullmatch(pattern, end) for end in ends)), otherwise
+    )

@@ -49,13 +49,22 @@ class ModuleNames:
     shapes: Mapping[str, tuple[int, ...]]  # of our parameters, unpacked
     names: Mapping[str, tuple[RowRange, ...]]  # every name of a module
     prefixes: tuple[str, ...]  # of keys for this component; () for the transformer, which needs none
+    # By module: other widths of its input that entries may be made for, in columns.
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weights: Weights, others: OtherNames, prefixes: Sequence[str] = ()) -> "ModuleNames":
+    def of(
+        cls,
+        weights: Weights,
+        others: OtherNames,
+        prefixes: Sequence[str] = (),
+        widths: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> "ModuleNames":
         shapes = {name: _unpacked(weights, name) for name in weights.slices if name not in weights.tables}
         shapes |= weights.folded
         modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-        return cls(weights.component, shapes, known_names(modules, others(weights.component, modules)), tuple(prefixes))
+        names = known_names(modules, others(weights.component, modules))
+        return cls(weights.component, shapes, names, tuple(prefixes), widths or {})
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,17 @@ class Change:
     entry: Entry
     target: RowRange
     parameter: str
+    columns: int | None = None  # of the file's module, where its input may be narrower than ours
 
     def of(self, value: mx.array, target: RowRange | None = None) -> mx.array:
         """`target`: the run of the file's rows that `value` is, where that is a part of ours."""
         self.lora.file.check_unchanged()
         if self.parameter == "bias":
             return self.entry.bias_change(target or self.target, self.lora.scale)
-        return self.entry.weight_change(value, target or self.target, self.lora.scale)
+        columns = self.columns or value.shape[-1]
+        change = self.entry.weight_change(value[..., :columns], target or self.target, self.lora.scale)
+        wider = value.shape[-1] - columns  # inputs that the file knows nothing of
+        return mx.pad(change, [(0, 0), (0, wider)]) if wider else change
 
 
 @dataclass
@@ -84,6 +97,7 @@ class Match:
     unmatched: dict[str, str] = field(default_factory=dict)  # key or entry -> why it has no place
     misshapen: list[str] = field(default_factory=list)
     changes: dict[Key, list[Change]] = field(default_factory=dict)
+    widened: dict[str, int] = field(default_factory=dict)  # modules whose input must become as wide, in columns
 
     @property
     def total(self) -> int:
@@ -97,7 +111,8 @@ def module_names(family: Family[Any]) -> list[ModuleNames]:
     for name, weights in family.weights.items():
         prefixes = [prefix for prefix, component in family.spec.lora_prefixes.items() if component == name]
         if name == main or prefixes:
-            out.append(ModuleNames.of(weights, family.lora_names, prefixes))
+            widths = family.lora_widths if name == main else {}
+            out.append(ModuleNames.of(weights, family.lora_names, prefixes, widths))
     return sorted(out, key=lambda names: names.component == main)
 
 
@@ -151,15 +166,29 @@ def _place(match: Match, entry: Entry, names: ModuleNames, targets: tuple[RowRan
         if expected is None:
             match.unmatched[entry.name] = f"the module has no {parameter}"
             return
-        if found is None or found != expected or not entry.magnitude_fits(expected, len(targets)):
+        columns = _other_width(names, targets, expected, found)
+        fits = found == expected or columns is not None
+        if found is None or not fits or not entry.magnitude_fits(found, len(targets)):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in entry.parts.items() if tensor.shape)
             match.misshapen.append(f"'{entry.name}': expected {list(expected)}, found {shapes}")
             return
         for target in targets:
-            placed[names.component, target.name, parameter] = Change(match.lora, entry, target, parameter)
+            placed[names.component, target.name, parameter] = Change(match.lora, entry, target, parameter, columns)
+        if columns and columns > expected[-1] and match.lora.scale != 0:
+            match.widened[targets[0].name] = columns
     for key, change in placed.items():
         match.changes.setdefault(key, []).append(change)
     match.matched.append(entry.name)
+
+
+def _other_width(
+    names: ModuleNames, targets: Sequence[RowRange], expected: tuple[int, ...], found: tuple[int, ...] | None
+) -> int | None:
+    """The width of the entry's input, where it is another than the module's and yet known."""
+    widths = names.widths.get(targets[0].name, ())
+    if found is None or len(targets) > 1 or found[:-1] != expected[:-1] or found[-1] not in widths:
+        return None
+    return found[-1]
 
 
 def _fused_shape(known: ModuleNames, targets: Sequence[RowRange], parameter: str) -> tuple[int, ...] | None:

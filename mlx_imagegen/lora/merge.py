@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import LoraError
+from ..escaping import quoted
 from ..families.base import Family
 from ..hub.download import Notify, notify_stderr
 from ..hub.manifest import Manifest, data_folder
@@ -27,6 +28,7 @@ from ..loading.tensors import NamedTensors
 from ..loading.transforms import LayerTensors, Transform
 from ..loading.weights import Weights
 from ..packing.packer import Pack
+from ..paths import expanded
 from .file import open_lora
 from .match import Change, Key, Lora, Match
 
@@ -199,7 +201,7 @@ def _is_one(wanted: Any) -> bool:
 def _source_and_scale(item: Any) -> tuple[str | Path, float]:
     source, scale = item if isinstance(item, tuple | list) and len(item) == 2 else (item, 1.0)  # JSON has no tuples
     if not isinstance(source, str | Path):
-        raise LoraError(f"{item!r} is no LoRA: give a file, or (file, scale).")
+        raise LoraError(f"{quoted(item)} is no LoRA: give a file, or (file, scale).")
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(float(scale)) <= SCALE_LIMIT:
         raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
     return source, float(scale)
@@ -208,16 +210,26 @@ def _source_and_scale(item: Any) -> tuple[str | Path, float]:
 def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
     """Replaces what was merged by `matches`; loaded modules are read again where that changes them."""
     former = merge.matches, merge.before
+    family.widen(_widened(matches))
     differ = merge.select(matches, before)
     try:
         for component in family.components.values():
             component.refill({path for name, path, _ in differ if name == component.weights.component})
     except BaseException:  # a half-changed module must not make a picture
         merge.select(*former)
+        family.widen(_widened(former[0]))
         for component in family.components.values():
             component.release()
         raise
     return differ
+
+
+def _widened(matches: Sequence[Match]) -> dict[str, int]:
+    """The modules whose inputs the files widen, and to how many columns."""
+    out: dict[str, int] = {}
+    for match in matches:
+        out |= {path: max(columns, out.get(path, 0)) for path, columns in match.widened.items()}
+    return out
 
 
 def own_loras(manifest: Manifest, notify: Notify = notify_stderr) -> list[Lora]:
@@ -233,7 +245,7 @@ def own_loras(manifest: Manifest, notify: Notify = notify_stderr) -> list[Lora]:
 def parse_lora(text: str) -> Wanted:
     """PATH[:SCALE] of the command line."""
     head, colon, tail = text.rpartition(":")
-    if Path(text).expanduser().exists():  # a name may hold a colon
+    if expanded(text).exists():  # a name may hold a colon
         return text
     try:
         return (head, float(tail)) if colon and head else text

@@ -43,9 +43,15 @@ def known_names(modules: Iterable[str], others: Mapping[str, Sequence[RowRange]]
     return led | {name.replace(".", "_"): targets for name, targets in led.items()}
 
 
+# Norms of queries and keys come whole in FLUX.1's control LoRAs, in the original's names or diffusers'.
+WHOLE_NORM = re.compile(r"(?P<module>.*\.(query|key)_norm)\.scale|(?P<other>.*\.norm_(added_)?[qk])\.weight")
+
+
 def split_key(key: str) -> tuple[str, str] | None:
     """A LoRA tensor's name -> (prefix and module, part); None if the ending is not known."""
     key = ADAPTER.sub("", key)
+    if norm := WHOLE_NORM.fullmatch(key):
+        return norm["module"] or norm["other"], "replacement"
     for ending, part in PARTS:
         if key.endswith(ending):
             return key.removesuffix(ending), part

@@ -162,8 +162,8 @@ TIMES = (
     "other", "total", "processor",
 )  # fmt: skip
 SPACE = (
-    "model", "quant", "size", "weights GB", "MLX peak GB", "process peak GB", "PSNR dB", "SSIM", "difference",
-    "brightness", "contrast %", "against",
+    "model", "quant", "size", "weights GB", "MLX peak GB", "process peak GB", "PSNR dB", "SSIM", "GMSD", "difference",
+    "brightness", "contrast %", "flat shift, grain", "against",
 )  # fmt: skip
 
 
@@ -195,11 +195,13 @@ def space_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 def _quality(quality: Quality | None) -> list[str]:
     if quality is None:
-        return [NONE] * 5
+        return [NONE] * 7
+    flat = quality.flat_shift_levels, quality.flat_grain_levels
     return [
         short(quality.psnr_db) if quality.psnr_db is not None else "∞", f"{quality.ssim:.4f}",
-        short(quality.mean_difference_levels),
+        f"{quality.gmsd:.4f}", short(quality.mean_difference_levels),
         f"{quality.brightness_shift_levels:+z.2f}", f"{quality.contrast_shift_percent:+z.2f}",
+        " ".join(NONE if each is None else f"{each:.2f}" for each in flat),
     ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ Must not know: families, the command line.
 import hashlib
 import importlib.metadata
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,17 +17,21 @@ from typing import Any
 from PIL import Image
 
 from .. import __version__
+from ..documents import TEXT_LIMIT_BYTES, parse_toml, read_file
 from ..errors import ImagegenError, MissingFileError, RequestError, UnknownModelError
 from ..hub.download import Notify, locate
 from ..hub.manifest import Model, data_folder, manifests
 from ..hub.recognition import find
 from ..image import fingerprint, open_picture, read_metadata, write_picture
 from ..packing.recipes import read_recipe, recipe_names
+from ..paths import expanded
 from . import tables
 from .environment import environment, measured_on
 from .sheet import Tile, contact_sheet, unwritable
 from .tables import NONE, gigabytes, short, slug
 from .worker import AS_STORED, Failed, Rendered, Worker
+
+AS_EXAMPLE = "examples/prompts.toml shows how one looks"
 
 PROMPT_KEYS = frozenset({"axis", "text"})
 SIDE_PIXELS = 256  # of a picture on the sheet
@@ -183,16 +186,20 @@ def _label(model: str, quant: str) -> str:
 
 def read_lines(path: Path) -> list[Line]:
     """Prompts from a .toml file ([[prompt]] tables with axis and text) or a text file, one a line; each text once."""
-    path, is_toml = path.expanduser(), path.suffix.lower() == ".toml"
+    path, is_toml = expanded(path), path.suffix.lower() == ".toml"
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark in front
-        data = tomllib.loads(text).get("prompt") if is_toml else None
-    except FileNotFoundError as error:
-        raise MissingFileError(f"--prompts: {path} is not there; examples/prompts.toml shows how one looks.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = read_file(path, TEXT_LIMIT_BYTES, RequestError, AS_EXAMPLE).decode("utf-8-sig")  # some editors' mark
+    except MissingFileError as error:
+        raise MissingFileError(f"--prompts: {path} is not there; {AS_EXAMPLE}.") from error
+    except UnicodeDecodeError as error:
         raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
+    data = (
+        parse_toml(text, f"--prompts: {path} cannot be read:", RequestError, AS_EXAMPLE).get("prompt")
+        if is_toml
+        else None
+    )
     if not is_toml:
-        said = [line.strip() for line in text.splitlines() if line.strip()]
+        said = [line.strip() for line in text.split("\n") if line.strip()]
         if any(line.startswith("{") for line in said):
             raise RequestError(
                 f"--prompts: {path} holds jobs as --prompt-file takes them; here a line is a prompt alone, and all "

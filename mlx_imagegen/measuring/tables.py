@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import OutputError
 from ..image import check_writable, write_atomically
 from ..machine import GB
+from ..paths import expanded
 
 Row = Sequence[str]
 NONE = "–"
@@ -57,7 +58,7 @@ def slug(name: str) -> str:
 
 def output_folder(path: Path) -> Path:
     """Created if it is not there, and known to be writable before any work is done for it."""
-    path = path.expanduser()
+    path = expanded(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

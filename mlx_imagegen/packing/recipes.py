@@ -10,19 +10,21 @@ Must not know: tensors' values, files of checkpoints.
 import fnmatch
 import functools
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_toml
 from ..errors import QuantizationError
+from ..escaping import quoted
 from ..families import family_spec
 from ..hub.manifest import data_folder
 from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.tensors import NUMBER
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
+from ..paths import expanded
 from .affine import pack
 from .importance import Norms
 from .packer import OnChange, Packer, RoundTo16Bits
@@ -64,7 +66,8 @@ class Recipe:
         """What the rows say, before the shape is looked at."""
         key = component, path, depth
         if key not in self._packings:
-            names = (f"{component}/{path}", f"{component}/{from_the_end(path, depth)}")
+            whose = component.partition(":")[0]  # a control network is packed as what it stands next to
+            names = (f"{whose}/{path}", f"{whose}/{from_the_end(path, depth)}")
             matching = (row.packing for row in self.rows if row.matches(names, depth))
             self._packings[key] = next(matching, None) if self.rounds_to_16_bits(component) else None
         return self._packings[key]
@@ -122,26 +125,23 @@ def recipe_names() -> list[str]:
 
 def canonical_name(quant: str) -> str:
     """A recipe's name for records: a file in a way that means the same from everywhere."""
-    return str(Path(quant).expanduser().absolute()) if quant.endswith(".toml") else quant
+    return str(expanded(quant).absolute()) if quant.endswith(".toml") else quant
 
 
 def read_recipe(quant: str, family: str) -> Recipe:
     """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
-        raise QuantizationError(f"quant {quant!r}: give a recipe's name, such as 'q6', or a .toml file's path as text.")
-    path = Path(quant).expanduser() if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
+        raise QuantizationError(
+            f"quant {quoted(quant)}: give a recipe's name, such as 'q6', or a .toml file's path as text."
+        )
+    path = expanded(quant) if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
     known = ", ".join(recipe_names())
     if not path.is_file():
         raise QuantizationError(
             f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file; without one, weights "
             "stay as they are stored."
         )
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise QuantizationError(
-            f"{path} is not a TOML file ({error}); see the recipes that come with it: {known}."
-        ) from error
+    data = read_toml(path, QuantizationError, f"see the recipes that come with it: {known}")
     rows = data.get(family)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise QuantizationError(
@@ -190,7 +190,7 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
         if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
             dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
             raise QuantizationError(
-                f"{path}: {what} {value!r} is not possible; MLX's {mode} packing has"
+                f"{path}: {what} {quoted(value)} is not possible; MLX's {mode} packing has"
                 f" {', '.join(map(str, choices))}{dense}."
             )
     return Packing(bits, group_size, mode)
@@ -208,7 +208,9 @@ def _globs(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
     value = table.get(key, [])
     globs = [value] if isinstance(value, str) else value
     if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
-        raise QuantizationError(f"{path}: {key} {value!r} is not possible; give a glob in quotes, or a list of them.")
+        raise QuantizationError(
+            f"{path}: {key} {quoted(value)} is not possible; give a glob in quotes, or a list of them."
+        )
     return tuple(globs)
 
 

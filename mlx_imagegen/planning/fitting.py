@@ -108,8 +108,8 @@ def _largest(most_bytes: int) -> str:
     """The published model and recipe that fill so much memory best, at the model's own picture size."""
     best = (0, "")
     for manifest in manifests().values():
-        if manifest.tensor_shapes != manifest.name:
-            continue  # others have the shapes of one that does
+        if manifest.tensor_shapes != manifest.name or "needs" in manifest.extras:
+            continue  # others have the shapes of one that does, or draw nothing from a prompt alone
         with shape_only_folder(manifest) as folder:
             family = open_family(manifest, folder, WeightTransforms())
             job = usual_job(manifest, family.size_multiple)

@@ -9,17 +9,20 @@ Must not know: how stages run, what this machine has (fitting.py).
 import fnmatch
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
+from ..families.step_cache import KEPT_ARRAYS
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
 from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
+from ..loading.tensors import Shape
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
@@ -120,7 +123,9 @@ def plan(
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
     tokens = _tokens(family, settings, prompt)
-    flops, traffic = _arithmetic(family, tokens, gpu, recipe)
+    passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
+    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
+    flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
     parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
@@ -136,7 +141,7 @@ def plan(
         if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
-    return Plan(whole, stages, branches, settings.steps, branches * flops, branches * traffic)
+    return Plan(whole, stages, branches, settings.steps, flops, traffic)
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
@@ -226,9 +231,11 @@ def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> I
                 yield layer, _tokens_through(path, family.spec.roles, tokens)
 
 
-def _arithmetic(family: Family[Any], tokens: Tokens, gpu: bool, recipe: Recipe | None) -> tuple[float, float]:
+def _arithmetic(
+    family: Family[Any], denoiser: Component, tokens: Tokens, gpu: bool, recipe: Recipe | None
+) -> tuple[float, float]:
     """FLOPs and bytes of one pass: matrix products and attention; everything else is small next to them."""
-    denoiser, roles = family.transformer, family.spec.roles
+    roles = family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
         count = _tokens_through(path, roles, tokens)
@@ -259,6 +266,8 @@ def _working_bytes(
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries
     most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
+    if stage == "denoise":
+        most += sum(_control_bytes(network.component, tokens.image, gpu) for network in family.controls.values())
     if stage == "denoise" and family.prefix_values:
         branches = 2 if settings.cfg > 1 else 1
         kept = tokens.before if family.prefix_has_text else tokens.prefix
@@ -269,7 +278,24 @@ def _working_bytes(
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
         most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
+    if settings.cache and stage == "denoise":
+        most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
+
+
+def step_cache_bytes(denoiser: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES) -> int:
+    """What one branch's step cache keeps, and makes while it does."""
+    return KEPT_ARRAYS * tokens * _width(denoiser.linears(), queries) * _size(denoiser, gpu)
+
+
+def _width(linears: Sequence[tuple[str, Shape, Any]], queries: tuple[str, ...]) -> int:
+    return max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
+
+
+def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
+    """What a control network hands to the denoiser's blocks: all of it is there before the first."""
+    outputs = [shape[0] for path, shape, _ in network.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
+    return tokens * sum(outputs) * _size(network, gpu)
 
 
 def block_bytes(
@@ -286,7 +312,7 @@ def block_bytes(
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
-    width = max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
+    width = _width(linears, queries)
     widest = max(max(shape) for _, shape, _ in linears)
     keys = max(keys, tokens)
     total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import QuantizationError
+from ..errors import LoraError, QuantizationError
 from ..families import open_family
 from ..families.base import Family
 from ..folding import Fold
@@ -83,8 +83,13 @@ class ConversionPlan:
 
     def with_loras(self, loras: Sequence[Lora], partial: bool) -> "ConversionPlan":
         """The same with these LoRAs merged; refuses those that do not fit."""
-        merge = Merge()
-        merge.select(match_loras(loras, module_names(self.family), self.family.spec.title, partial))
+        merge, matches = Merge(), match_loras(loras, module_names(self.family), self.family.spec.title, partial)
+        if wider := next((match for match in matches if match.widened), None):
+            raise LoraError(
+                f"{wider.lora.file.requested_as} widens the model's input for a control picture, which a new folder's "
+                "config.json would have to say; give it to generate instead, on a folder that is made without it."
+            )
+        merge.select(matches)
         return replace(self, merge=merge)
 
     @property

@@ -83,7 +83,7 @@ def convert(conversion: Conversion, partial: Partial, workers: int, progress: Pr
     copies = list(_small_files(conversion.source, {partial.folder.resolve(), partial.target.resolve()}))
     tensors = sum(layout.nbytes for layout in conversion.layouts)
     partial.check_room(tensors + sum(path.stat().st_size for path in copies))
-    with partial.journal() as journal, partial.explain_full_disk():
+    with partial.explain_failures(), partial.journal() as journal:
         _write_tensors(conversion, partial.folder, journal, workers, progress)
         _write_small_files(conversion, partial.folder, copies)
         if conversion.card is not None:
@@ -125,7 +125,7 @@ def _join_biases(conversion: Conversion, tasks: Sequence["Task"]) -> None:
 def _open_shard(path: Path, shard: Shard) -> IO[bytes]:
     """The file in its full length with its header, whatever is in it already; holes take no room on the disk."""
     file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-    os.pwrite(file.fileno(), shard.header, 0)
+    _write_at(file.fileno(), memoryview(shard.header), 0)
     file.truncate(shard.nbytes)
     return file
 
@@ -303,19 +303,31 @@ def _write_rows(task: Task, name: str, row: int, values: np.ndarray) -> None:
     data = np.ascontiguousarray(values).reshape(-1).data.cast("B")
     offset = task.offsets[name] + (row * (len(data) // len(values)) if values.ndim else 0)
     with task.write_lock:
-        while data:  # one write gives at most 2 GB to the file
-            written = os.pwrite(task.file, data, offset)
-            data, offset = data[written:], offset + written
+        _write_at(task.file, data, offset)
+
+
+def _write_at(file: int, data: memoryview, offset: int) -> None:
+    """One write gives at most 2 GB to the file, and may give less."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _small_files(source: Path, outputs: set[Path]) -> Iterator[Path]:
     """What else belongs to the checkpoint. Links, as the hub's cache has them, are followed; not in circles, and not
     into our own output."""
-    for name, folders, names in os.walk(source, followlinks=True):
+    for name, folders, names in os.walk(source, onerror=_unreadable, followlinks=True):
         here = Path(name)
         closed = {*outputs, here.resolve(), *here.resolve().parents}
         folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() not in closed)
         yield from (path for path in map(here.joinpath, sorted(names)) if _belongs(path))
+
+
+def _unreadable(error: OSError) -> None:
+    raise MissingFileError(
+        f"{error.filename} cannot be read ({error.strerror}), so the copy would lack what is in it; see to its "
+        "permissions."
+    ) from error
 
 
 def _belongs(path: Path) -> bool:

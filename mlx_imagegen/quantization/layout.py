@@ -1,7 +1,7 @@
 """What a quantized checkpoint will hold: every tensor's form and place, worked out from headers alone.
 
 In: an open family's weights and a `Recipe`. Out: one `Layout` a component: its pieces in the order of the source files,
-cut into files of at most 5 GB, each file's header, and the component's config.json. The converter fills these in; the
+cut into files of at most 4 GB, each file's header, and the component's config.json. The converter fills these in; the
 plan prints them.
 Must not know: tensors' values.
 """
@@ -28,7 +28,7 @@ from ..loading.names import Slice
 from ..loading.weights import Weights
 from ..packing.recipes import Recipe, fitted
 
-SHARD_BYTES = 5 * 10**9  # a file of this size is copied, checked and resumed in reasonable pieces
+SHARD_BYTES = 4 * 10**9  # FAT32 holds files of less than 4 GiB; a file is copied, checked and resumed as one piece
 TABLE_DTYPE = "F32"  # tables are small, and the loop's activations are float32 on the CPU
 SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import OutputError, QuantizationError
+from ..documents import read_json
+from ..errors import ImagegenError, OutputError, QuantizationError
 from ..hub.record import RECORD
+from ..paths import expanded, visible
 
 JOURNAL = "journal.jsonl"
 PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is complete
+MOST_WORKERS = 256  # threads
 SPARE_BYTES = 10**9  # left free on the disk
 
 
@@ -91,7 +94,8 @@ class Partial:
                 f"{self.target} was made from other files or by another recipe; it is left as it is. Remove it, or "
                 "give another output."
             )
-        if partial.exists() and not (partial / JOURNAL).is_file() and recorded(partial) is None:
+        # An empty one is left by a run that was killed before it had a journal.
+        if partial.exists() and not (partial / JOURNAL).is_file() and recorded(partial) is None and _holds(partial):
             raise QuantizationError(
                 f"{partial} is in the way and was not made by quantize; remove it, or give another output."
             )
@@ -111,6 +115,7 @@ class Partial:
                 raise OutputError(
                     f"another quantize is writing {self.target} now; let it finish, or give another output."
                 ) from error
+            self._check_current(file)
             file.seek(0)
             *lines, torn = file.read().decode(errors="replace").split("\n")
             if lines[:1] != [self.identity]:
@@ -123,6 +128,19 @@ class Partial:
             elif torn:
                 file.write(b"\n")  # ends the torn line; no piece has its name
             yield Journal(file, set(lines[1:]))
+
+    def _check_current(self, journal: IO[bytes]) -> None:
+        """Another run may have finished between the opening of its journal here and the lock: then the file that is
+        locked is in no folder any more, or in one that is not needed."""
+        try:
+            here = os.path.samestat(os.fstat(journal.fileno()), (self.folder / JOURNAL).stat())
+        except FileNotFoundError:
+            here = False
+        if here and recorded(self.target) is None:
+            return
+        if here and os.fstat(journal.fileno()).st_size == 0:
+            _remove_empty(self.folder)
+        raise OutputError(f"another quantize has finished {self.target} meanwhile; run it again to see which it is.")
 
     def _opened(self) -> IO[bytes]:
         try:
@@ -144,12 +162,22 @@ class Partial:
             )
 
     @contextmanager
-    def explain_full_disk(self) -> Iterator[None]:
+    def explain_failures(self) -> Iterator[None]:
         try:
             yield
+        except ImagegenError:
+            raise
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise OutputError(
+                    f"{error.filename or self.folder} became larger than its disk's file system or a limit of this "
+                    "process allows; give an output on another disk."
+                ) from error
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                raise OutputError(
+                    f"{error.filename or self.folder} could not be written or copied ({error.strerror}); see to its "
+                    "disk and run it again: it goes on from there."
+                ) from error
             raise OutputError(
                 f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
                 " from there."
@@ -163,7 +191,7 @@ def partial_path(target: Path) -> Path:
 
 def place_of(output: str | Path) -> Path:
     """Where the folder will be: a link's own place cannot be renamed over."""
-    target = Path(output).expanduser().absolute()
+    target = expanded(output).absolute()
     return target.resolve() if target.is_symlink() else target
 
 
@@ -186,10 +214,21 @@ def check_place(target: Path) -> None:
 def recorded(folder: Path) -> str | None:
     """The identity of a complete folder of ours; None for every other."""
     try:
-        identity: str | None = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("identity")
-        return identity
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        identity = read_json(folder / RECORD).get("identity")
+    except (OSError, ImagegenError):
         return None
+    return identity if isinstance(identity, str) else None
+
+
+def _holds(folder: Path) -> bool:
+    return not folder.is_dir() or bool(visible(folder, "*"))
+
+
+def _remove_empty(folder: Path) -> None:
+    """A folder with nothing but a journal."""
+    if {path.name for path in folder.iterdir()} <= {JOURNAL}:
+        (folder / JOURNAL).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _clear(partial: Path) -> None:

@@ -30,7 +30,7 @@ from .calibration_set import CalibrationItem
 from .card import card
 from .conversion_plan import ConversionPlan, plan_conversion
 from .convert import Conversion, Stamp, convert, identify, stamps_of
-from .partial import Partial, check_place, place_of
+from .partial import MOST_WORKERS, Partial, check_place, place_of
 
 MAX_WORKERS = 8  # reading and writing are one disk's; more threads only take memory
 DEFAULT_QUANT = "q6"
@@ -64,8 +64,8 @@ def quantize(
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
     check_types({"lora_partial": lora_partial})
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise RequestError(f"workers {workers!r}: give a number of threads from 1.")
+    if workers is not None and (type(workers) is not int or not 1 <= workers <= MOST_WORKERS):
+        raise RequestError(f"workers {workers!r}: give a number of threads from 1 to {MOST_WORKERS}.")
     target = place_of(output)
     check_place(target)
     plan = plan_conversion(

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..image import fingerprint, open_picture
+from ..paths import expanded
 
 FIELDS = ("picture", "model", "strength", "kind", "start", "end")
 FORM = (
@@ -50,7 +52,7 @@ def open_controls(given: Any, notes: list[str] | None = None) -> tuple[Control, 
 
 def parse_control(text: str) -> dict[str, Any]:
     """PICTURE[,MODEL[,STRENGTH[,KIND[,START[,END]]]]] of the command line; later parts may be named, as kind=canny."""
-    if Path(text).expanduser().exists():  # a name may hold a comma
+    if expanded(text).exists():  # a name may hold a comma
         return {"picture": text}
     entry: dict[str, Any] = {}
     for place, part in enumerate(text.split(",")):
@@ -90,14 +92,14 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
         if isinstance(value, bool) or not low <= number <= high:
             raise ValueError
     except (TypeError, ValueError):
-        raise RequestError(f"control: {name} {value!r}: give a number from {low:g} to {high:g}.") from None
+        raise RequestError(f"control: {name} {quoted(value)}: give a number from {low:g} to {high:g}.") from None
     return number
 
 
 def _text(name: str, value: Any) -> str | None:
     if value is None or isinstance(value, str | Path):
         return None if value is None else str(value)
-    raise RequestError(f"control: {name} {value!r}: give text.")
+    raise RequestError(f"control: {name} {quoted(value)}: give text.")
 
 
 def _shown(entry: Any) -> str:

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..families.base import Inputs, Prompt, Settings
+from ..families.controls import ControlPicture
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
+from ..previews import FAST
 from ..random import SEED_LIMIT
 from . import options
 from .controls import Control, open_controls
@@ -32,6 +35,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
+from .shortcuts import cache_rule, guidance_share
 from .sizes import Asked, Box, kept_box, size_of
 
 SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
@@ -53,6 +57,7 @@ class Job:
     blend_seams: int | str | None = None
     image_is_reference: bool = False  # the model needs a reference, and none but the masked image is given
     crop: Box | None = None  # what is kept of the picture made
+    preview: str = FAST
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,7 +68,17 @@ class Job:
     def inputs(self) -> Inputs:
         """The pictures that it starts from, at its size."""
         size = self.settings.width, self.settings.height
-        controls = tuple(_centred_pixels(control.picture, size) for control in self.controls)
+        controls = tuple(
+            ControlPicture(
+                _centred_pixels(control.picture, size),
+                control.model,
+                control.strength,
+                control.kind,
+                control.start,
+                control.end,
+            )
+            for control in self.controls
+        )
         if self.canvas is None:
             return Inputs(controls=controls)
         if (region := self.region) is None:
@@ -93,6 +108,8 @@ class Job:
             "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
+            "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
+            "cache": settings.cache.threshold if settings.cache else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
             "strength": None if self.image is None else self.strength,
@@ -160,15 +177,21 @@ def _jobs(
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    guidance = _guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes)
+    steps = _steps(manifest, steps)
     extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
-        steps=_steps(manifest, steps),
-        **_guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes),
+        steps=steps,
+        **guidance,
+        guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
+        cache=cache_rule(manifest, given.get("cache"), steps, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length")), **extras},
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
+    if boxes and keep_aspect:
+        notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
     common: dict[str, Any] = {
@@ -180,6 +203,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "preview": options.preview(given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
         "notes": tuple(notes),
     }
@@ -209,7 +233,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     count = _plain(count)
     low, high = map(int, limits("count"))
     if count is not None and (type(count) is not int or not low <= count <= high):
-        raise RequestError(f"count {count!r}: give a number of pictures from {low} to {high}.")
+        raise RequestError(f"count {quoted(count)}: give a number of pictures from {low} to {high}.")
     first = secrets.randbelow(SEED_LIMIT - high) if seed is None else _seed(seed)
     return [_seed(first + index) for index in range(count or 1)]
 
@@ -231,7 +255,7 @@ def _plain(value: Any) -> Any:
 
 def _text(prompt: str) -> str:
     if not isinstance(prompt, str):
-        raise RequestError(f"prompt {prompt!r}: give text, what the picture should show.")
+        raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if not prompt.strip():
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
@@ -239,7 +263,7 @@ def _text(prompt: str) -> str:
 
 def _seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise RequestError(f"seed {seed!r}: give a whole number from 0 to {LARGEST_SEED}.")
+        raise RequestError(f"seed {quoted(seed)}: give a whole number from 0 to {LARGEST_SEED}.")
     return int(seed)
 
 
@@ -248,7 +272,7 @@ def _steps(manifest: Manifest, steps: int | None) -> int:
     low, high = limits("steps")
     if not low <= steps <= high:
         raise RequestError(
-            f"steps {steps!r}: give a whole number from {low} to {high}; {manifest.name} uses "
+            f"steps {quoted(steps)}: give a whole number from {low} to {high}; {manifest.name} uses "
             f"{manifest.defaults.steps}."
         )
     return steps

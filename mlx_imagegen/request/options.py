@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..hub.manifest import Manifest
 from ..image import Box
+from ..previews import FAST, FULL
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
 ADAPTIVE = "adaptive"
 SEAM_RADIUS_LIMIT = 8
+# Under which upstream's files have their boxes, and each its numbers; these are shares, or hundredths.
+LAYOUT_KEYS, BOX_KEYS = ("layout_bboxes", "bboxes", "boxes", "bbox_list"), ("bbox", "box")
+PERCENT = 100.0
+SMALLEST_PERCENT = 2.0  # a box that ends before is a slip in shares, not one of 2 % of the picture
 
 
 def check_types(given: Mapping[str, Any]) -> None:
@@ -26,7 +32,7 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {value!r}: give {row.kind.description}.")
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
 
 
 def sampling(
@@ -69,14 +75,14 @@ def sampling(
 
 def _sampler(name: Any, manifest: Manifest) -> str:
     if name not in SAMPLERS:
-        raise RequestError(f"sampler {name!r}: {manifest.name} has {', '.join(SAMPLERS)}.")
+        raise RequestError(f"sampler {quoted(name)}: {manifest.name} has {', '.join(SAMPLERS)}.")
     return str(name)
 
 
 def _number(name: str, value: Any) -> float:
     low, high = limits(name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
-        raise RequestError(f"{name} {value!r}: give a number from {low:g} to {high:g}.")
+        raise RequestError(f"{name} {quoted(value)}: give a number from {low:g} to {high:g}.")
     return float(value)
 
 
@@ -85,7 +91,8 @@ def _noise_scale(value: Any) -> tuple[float, float]:
     given = value if isinstance(value, list | tuple) else (value,)
     if len(given) not in (1, 2):
         raise RequestError(
-            f"noise_scale {value!r}: give one number, or two: the first and the last step's; the steps between follow."
+            f"noise_scale {quoted(value)}: give one number, or two: the first and the last step's; the steps between "
+            "follow."
         )
     return _number("noise_scale", given[0]), _number("noise_scale", given[-1])
 
@@ -115,18 +122,25 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
 
 
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
-    """Boxes [x1, x2, y1, y2] in shares of the picture's sides, or {"bbox": …}: where the references go, in their
-    order."""
+    """Boxes [x1, x2, y1, y2] in shares or hundredths of the picture's sides, or {"bbox": …}: where the references go,
+    in their order."""
     if not layout:
         return ()
     if "layout" not in manifest.extras.get("takes", ()):
         raise RequestError(f"layout: {manifest.name} takes no boxes.")
     if not references:
         raise RequestError("layout says where reference pictures go, and none is given; add references.")
-    items = layout.get("bboxes") if isinstance(layout, Mapping) else layout
+    items = _listed(layout, LAYOUT_KEYS)
     if not isinstance(items, list | tuple):
         raise RequestError(f"layout {layout!r}: give a list of boxes, each [x1, x2, y1, y2] between 0 and 1.")
-    return tuple(_box(item.get("bbox") if isinstance(item, Mapping) else item) for item in items)
+    return tuple(_box(_listed(item, BOX_KEYS)) for item in items)
+
+
+def _listed(value: Any, keys: Sequence[str]) -> Any:
+    """What stands under the first of the keys; the value itself where it is no mapping."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((value[key] for key in keys if key in value), None)
 
 
 def _box(box: Any) -> Box:
@@ -134,9 +148,12 @@ def _box(box: Any) -> Box:
         x1, x2, y1, y2 = (float(number) for number in box)
     except (TypeError, ValueError):
         raise RequestError(f"layout box {box!r}: give four numbers x1, x2, y1, y2 between 0 and 1.") from None
+    if SMALLEST_PERCENT < max(x1, x2, y1, y2) <= PERCENT:
+        x1, x2, y1, y2 = (number / PERCENT for number in (x1, x2, y1, y2))
     if not all(0 <= number <= 1 for number in (x1, x2, y1, y2)):  # NaN is outside as well
         raise RequestError(
-            f"layout box {list(box)}: a part of it lies outside the picture; all numbers are between 0 and 1."
+            f"layout box {list(box)}: a part of it lies outside the picture; all numbers are between 0 and 1, or "
+            "between 0 and 100."
         )
     if x1 >= x2 or y1 >= y2:
         raise RequestError(
@@ -150,6 +167,12 @@ def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]
     if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
         raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
     return {"cfg_normalization": True} if wanted else {}
+
+
+def preview(kind: str | None) -> str:
+    if kind not in (None, FAST, FULL):
+        raise RequestError(f"preview {kind!r}: give {FAST} or {FULL}.")
+    return kind or FAST
 
 
 def takes(manifest: Manifest, parameter: str) -> bool:

@@ -32,6 +32,7 @@ from .kinds import (
     SHAPE,
     SWITCH,
     TEXT,
+    THRESHOLD,
     WHOLE_NUMBER,
     Parameter,
 )
@@ -139,6 +140,27 @@ class PictureParameters(TypedDict, total=False):
         bool | None,
         Parameter(SWITCH, "Z-Image: the guided velocity is at most as long as the unguided", "how", default=False),
     ]
+    guidance_until: Annotated[
+        float | None,
+        Parameter(
+            NUMBER, "the share of the steps with a second branch; the rest follow the prompt alone, in half the time",
+            "how", "X", default_text="all steps", limits=(0, 1), aliases=("cfg_end", "guidance_end"),
+        ),
+    ]  # fmt: skip
+    cache: Annotated[
+        float | str | None,
+        Parameter(
+            THRESHOLD, "predict steps that change little: fast, or a threshold; larger is faster and less exact", "how",
+            "fast|X", default_text="off", limits=(0, 2), aliases=("step_cache", "teacache"),
+        ),
+    ]  # fmt: skip
+    preview: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "what `on_step` and --preview-every show: fast (colours of the latents) or full (decoded)", "how",
+            "fast|full", default_text="fast", recorded=False,
+        ),
+    ]  # fmt: skip
     max_sequence_length: Annotated[
         int | None,
         Parameter(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..image import Picture, on_white, open_with_alpha
 from ..masks import KEPT, Crop, Margins, Region, Size, box_mask, crop_around, expanded
 from .parameters import limits
@@ -203,7 +204,7 @@ def _whole_numbers(name: str, value: Any, count: int, form: str) -> list[int]:
         if len(numbers) != count or any(float(part) != number for part, number in zip(parts, numbers, strict=True)):
             raise ValueError
     except (TypeError, ValueError):
-        raise RequestError(f"{name} {value!r}: give {form}.") from None
+        raise RequestError(f"{name} {quoted(value)}: give {form}.") from None
     return numbers
 
 

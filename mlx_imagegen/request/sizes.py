@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..hub.manifest import Manifest
 from ..image import canvas, cut_size, fitted, nearest_shape, proportioned, within_area
 
@@ -155,7 +156,9 @@ def _ratio(aspect: str, presets: Mapping[str, Any]) -> float:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         names = f", or one of {', '.join(presets)}" if presets else ""
-        raise RequestError(f"aspect {aspect!r}: give width:height, such as 16:9, up to 16:1 or 1:16{names}.") from None
+        raise RequestError(
+            f"aspect {quoted(aspect)}: give width:height, such as 16:9, up to 16:1 or 1:16{names}."
+        ) from None
     return ratio
 
 

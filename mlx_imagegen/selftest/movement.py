@@ -17,6 +17,7 @@ MOVEMENT = "gathering and moving"
 def movement_checks() -> Iterator[Check]:
     for dtype in DTYPES:
         yield from gather_checks(dtype)
+        yield from sequence_checks(dtype)
     yield from picture_checks(real(128, 24))
     yield fp8_check()
 
@@ -33,6 +34,19 @@ def gather_checks(dtype: mx.Dtype) -> Iterator[Check]:
     table, numbers = drawn(dtype, 999, real(3072, 256))
     rows = np.arange(0, 999, 7)[::-1].copy()
     yield compared(MOVEMENT, f"rows, {dtype_name(dtype)}, {table.shape}", table[mx.array(rows)], numbers[rows], EXACT)
+
+
+def sequence_checks(dtype: mx.Dtype) -> Iterator[Check]:
+    """A pad's state in front of a prompt's, and what a mask keeps of a picture."""
+    pads, numbers = drawn(dtype, 1, 1, real(3072, 256))
+    repeated = mx.repeat(pads, 77, axis=1)
+    yield compared(
+        MOVEMENT, f"repeated, {dtype_name(dtype)}, {repeated.shape}", repeated, numbers.repeat(77, axis=1), EXACT
+    )
+    x, numbers = drawn(dtype, 1, 999, 64)
+    mask = np.arange(999)[None, :, None] % 3 == 0
+    kept = mx.where(mx.array(mask), x, mx.array(-1, dtype))
+    yield compared(MOVEMENT, f"masked, {dtype_name(dtype)}, {x.shape}", kept, np.where(mask, numbers, -1), EXACT)
 
 
 def picture_checks(side: int) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import MissingFileError, RequestError
 from ..machine import GB, physical_bytes
+from ..paths import expanded
 from ..request import kinds
 from ..request.kinds import Kind
 from .catalogue import fits
@@ -169,8 +170,8 @@ class Tools:
         """A file's bytes, if it lies in an allowed folder; links out of it do not count."""
         if not isinstance(name, str):
             raise RequestError(f"image {shortened(name)}: give a file's path or name.")
-        folders = [folder.expanduser().resolve() for folder in self.allowed]
-        places = [(folder / Path(name).expanduser()).resolve() for folder in folders]
+        folders = [expanded(folder).resolve() for folder in self.allowed]
+        places = [(folder / expanded(name)).resolve() for folder in folders]
         inside = [place for place in places if any(place.is_relative_to(folder) for folder in folders)]
         if not inside or Path(name).suffix.lower() not in PICTURE_SUFFIXES:
             shown = ", ".join(map(str, self.allowed))

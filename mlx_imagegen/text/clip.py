@@ -7,7 +7,7 @@ Parameters carry the checkpoint's names, without the `text_model.` that publishe
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +17,7 @@ from ..layers.activation import gelu, gelu_tanh, quick_gelu
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
-from ..loading.config import Config
+from ..loading.config import HEADS, INDEX, LAYERS, MANY, POSITIVE, Config
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 # What configs said before transformers 4.32, whatever the end token's real id: FLUX.1's file still does.
@@ -32,16 +32,17 @@ class CLIPConfig(Config):
         """attention_dropout bos_token_id dropout initializer_factor initializer_range pad_token_id
         projection_dim""".split()
     )
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"clip_text_model"})
 
     hidden_act: str
     hidden_size: int
     intermediate_size: int
-    layer_norm_eps: float
+    layer_norm_eps: Annotated[float, POSITIVE]
     max_position_embeddings: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    vocab_size: int
-    eos_token_id: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+    vocab_size: Annotated[int, MANY]
+    eos_token_id: Annotated[int, INDEX]
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:

@@ -13,20 +13,24 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
+from ..escaping import quoted, shown
 from ..layers.activation import swiglu
 from ..layers.attention import KeyValues, attend, prefixed, split_heads
+from ..layers.blocks import AfterFirstBlock
+from ..layers.fused import residual_sum
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
-from ..loading.config import Config
+from ..layers.rope import turned
+from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
 from ..loading.names import RowRange
-from ..precision import ROPE_DTYPE
+from ..precision import ROPE_DTYPE, on_gpu
 
 Rope = tuple[mx.array, mx.array]  # cos, sin: [L, head_dim / 2]
 
@@ -62,12 +66,12 @@ class QwenConfig(Config):
     model_type: str
     hidden_size: int
     intermediate_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    vocab_size: int
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+    num_key_value_heads: Annotated[int, HEADS]
+    rms_norm_eps: Annotated[float, POSITIVE]
+    rope_theta: Annotated[float, POSITIVE]
+    vocab_size: Annotated[int, MANY]
     mrope_section: tuple[int, ...] = ()  # text-only models have one position axis
     hidden_act: str = "silu"
     head_dim: int | None = None
@@ -92,16 +96,24 @@ class QwenConfig(Config):
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
 
 
+def _table(data: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
+    table = data.get(key) or {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: field '{key}' is {quoted(table)}, where a table of fields is needed.")
+    return table
+
+
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
     """From a config.json of Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral, old (all at the top) or new (text_config,
     rope_parameters)."""
     flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
-    text = dict(data.get("text_config") or flat)
-    rope = (text.pop("rope_scaling", None) or {}) | (text.pop("rope_parameters", None) or {})
+    text = dict(_table(data, "text_config", where) or flat)
+    rope = _table(text, "rope_scaling", where) | _table(text, "rope_parameters", where)
+    text = {key: value for key, value in text.items() if key not in ("rope_scaling", "rope_parameters")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ConfigError(
-            f"{where}: rope type '{kind}' is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'."
+            f"{where}: rope type {quoted(kind)} is not known to this port; Qwen2.5-VL and Qwen3-VL have 'default'."
         )
     if "rope_theta" in rope:
         text["rope_theta"] = rope["rope_theta"]
@@ -118,6 +130,11 @@ def _check(config: QwenConfig, where: Path) -> None:
         raise ConfigError(
             f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model."
         )
+    if config.num_attention_heads % config.num_key_value_heads or config.head_size % 2 or not config.head_size:
+        raise ConfigError(
+            f"{where}: {config.num_attention_heads} heads with {config.num_key_value_heads} for keys and values, of "
+            f"{config.head_size} numbers each, fit no attention; take the file from the model's repository."
+        )
     if config.hidden_act != "silu":
         raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
     if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
@@ -127,7 +144,7 @@ def _check(config: QwenConfig, where: Path) -> None:
     sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
     if sections != ((3, config.head_size) if vision else (0, 0)):
         raise ConfigError(
-            f"{where}: mrope_section {list(config.mrope_section)} must be three numbers that fill half a head "
+            f"{where}: mrope_section {shown(list(config.mrope_section))} must be three numbers that fill half a head "
             f"({config.head_size // 2}), and absent where the model has no vision tower."
         )
 
@@ -160,6 +177,10 @@ def _axes(config: QwenConfig) -> np.ndarray:
 def rotate_halves(x: mx.array, rope: Rope) -> mx.array:
     """x [B, H, L, D], channel i turning with channel i + D/2, in float32; back in x's dtype."""
     cos, sin = rope
+    if on_gpu():  # as one kernel
+        halves = x.reshape(*x.shape[:-1], 2, -1)
+        signs = mx.array([[-1.0], [1.0]], ROPE_DTYPE)
+        return turned(halves, halves[..., ::-1, :], cos[:, None], sin[:, None], signs).reshape(x.shape)
     first, second = mx.split(x.astype(ROPE_DTYPE), 2, axis=-1)
     return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -220,6 +241,19 @@ class LanguageModel(nn.Module):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
 
+    def features_of(
+        self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], tokens: slice, after_first: AfterFirstBlock
+    ) -> mx.array:
+        """The features of x's `tokens` alone; all attend to one another and to the prefix."""
+
+        def run(layers: slice, x: mx.array) -> mx.array:
+            for layer, pair in zip(self.layers[layers], prefix[layers], strict=True):
+                x, _ = layer(x, rope, None, pair)
+            return x
+
+        first = run(slice(1), x)
+        return self.norm(after_first(x[:, tokens], first[:, tokens], lambda: run(slice(1, None), first)[:, tokens]))
+
     def states(
         self,
         x: mx.array,
@@ -276,11 +310,11 @@ class DecoderLayer(nn.Module):
         """The residual stream stays in x's dtype; what the linears see is in the weights'."""
         dtype = self.input_layernorm.weight.dtype
         out, pair = self.self_attn(self.input_layernorm(x).astype(dtype), rope, mask, prefix)
-        return self.feed(x + out), pair
+        return self.feed(residual_sum(x, out)), pair
 
     def feed(self, x: mx.array) -> mx.array:
         """The layer's second half."""
-        return x + self.mlp(self.post_attention_layernorm(x).astype(self.input_layernorm.weight.dtype))
+        return residual_sum(x, self.mlp(self.post_attention_layernorm(x).astype(self.input_layernorm.weight.dtype)))
 
 
 class Attention(nn.Module):
@@ -298,11 +332,9 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, rope: Rope, mask: mx.array | str | None, prefix: KeyValues | None
     ) -> tuple[mx.array, KeyValues]:
-        q = split_heads(self.q_proj(x), self._heads)  # [B, H, L, D]
-        k = split_heads(self.k_proj(x), self._kv_heads)
+        q = split_heads(self.q_proj(x), self._heads, self.get("q_norm"))  # [B, H, L, D]
+        k = split_heads(self.k_proj(x), self._kv_heads, self.get("k_norm"))
         v = split_heads(self.v_proj(x), self._kv_heads)
-        if "q_norm" in self:
-            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate_halves(q, rope), rotate_halves(k, rope)
         return self.o_proj(attend(q, *prefixed((k, v), prefix), mask=mask)), (k, v)
 

@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,7 +21,7 @@ from ..layers.activation import gelu_tanh
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
-from ..loading.config import Config
+from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config, Range
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,17 @@ class T5Config(Config):
         is_decoder is_encoder_decoder is_gated_act n_positions num_decoder_layers output_past pad_token_id
         scale_decoder_outputs task_specific_params tie_word_embeddings use_cache""".split()
     )
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"t5"})
 
     d_model: int
     d_kv: int
     d_ff: int
-    num_layers: int
-    num_heads: int
+    num_layers: Annotated[int, LAYERS]
+    num_heads: Annotated[int, HEADS]
     feed_forward_proj: str
-    layer_norm_epsilon: float
-    relative_attention_num_buckets: int
-    vocab_size: int
+    layer_norm_epsilon: Annotated[float, POSITIVE]
+    relative_attention_num_buckets: Annotated[int, Range(4, 4096)]
+    vocab_size: Annotated[int, MANY]
     dense_act_fn: str = "gelu_new"
     relative_attention_max_distance: int = 128  # T5's own number; files from before transformers 4.17 lack the key
 
@@ -54,6 +55,12 @@ class T5Config(Config):
             raise ConfigError(
                 f"{where}: feed_forward_proj is '{config.feed_forward_proj}' with dense_act_fn '{config.dense_act_fn}'"
                 ", but this port knows T5 v1.1 alone: 'gated-gelu' with 'gelu_new'. Take text_encoder_2 from the "
+                "model's repository."
+            )
+        if config.relative_attention_max_distance <= config.relative_attention_num_buckets:
+            raise ConfigError(
+                f"{where}: relative_attention_max_distance {config.relative_attention_max_distance} must be above "
+                f"relative_attention_num_buckets {config.relative_attention_num_buckets}; take the file from the "
                 "model's repository."
             )
         return config

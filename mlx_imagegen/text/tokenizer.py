@@ -18,7 +18,9 @@ from typing import NamedTuple
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
+from ..documents import TEXT_LIMIT_BYTES, read_file
 from ..errors import ConfigError, MissingFileError, RequestError
+from ..escaping import quoted, shown
 from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -27,6 +29,7 @@ END = "<|endoftext|>"
 CLIP_ROLES = {"bos_token": "<|startoftext|>", "eos_token": END, "unk_token": END, "pad_token": END}
 
 T5_ROLES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+LONGEST = 100_000  # tokens
 T5_SENTINELS = 100  # <extra_id_0> … <extra_id_99>, unless tokenizer_config.json says otherwise
 WORD_MARK = "▁"
 
@@ -104,7 +107,7 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     )
     add_tokens(engine, files)
     length = files.config.get("model_max_length")
-    if not isinstance(length, int):  # transformers writes a huge float when nobody set one
+    if type(length) is not int or not 2 <= length <= LONGEST:  # transformers writes a huge float when nobody set one
         raise ConfigError(
             f"{folder / 'tokenizer_config.json'} gives no model_max_length, the number of tokens that CLIP reads; take "
             "the file from the model's repository."
@@ -136,7 +139,11 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
     files = read_vocabulary(folder, QWEN_ROLES)
     engine = Engine(bpe(files))
     engine.normalizer = normalizers.NFC()
-    prefix_space = bool(files.config.get("add_prefix_space"))
+    prefix_space = files.config.get("add_prefix_space") or False
+    if not isinstance(prefix_space, bool):
+        raise ConfigError(
+            f"{folder / 'tokenizer_config.json'}: add_prefix_space is {quoted(prefix_space)}, not a bool."
+        )
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
@@ -153,9 +160,12 @@ def tekken_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
     try:
-        engine = Engine.from_file(str(path))
+        engine = Engine.from_str(read_file(path, TEXT_LIMIT_BYTES).decode())
     except Exception as error:  # the package raises nothing more precise
-        raise ConfigError(f"{path} cannot be read ({error}); download the tokenizer again.") from error
+        if isinstance(error, ConfigError):
+            raise
+        reason = shown(str(error), 120)
+        raise ConfigError(f"{path} cannot be read ({reason}); download the tokenizer again.") from error
     engine.no_padding()
     engine.no_truncation()
     return Tokenizer(engine)
@@ -163,8 +173,10 @@ def tekken_tokenizer(folder: Path) -> Tokenizer:
 
 def _sentinels(files: VocabularyFiles) -> list[str]:
     count = files.config.get("extra_ids", T5_SENTINELS)
-    if not isinstance(count, int):
-        raise ConfigError(f"{files.folder / 'tokenizer_config.json'}: extra_ids is {count!r}, not a number of tokens.")
+    if type(count) is not int or not 0 <= count <= LONGEST:
+        raise ConfigError(
+            f"{files.folder / 'tokenizer_config.json'}: extra_ids is {quoted(count)}, which is no number of tokens."
+        )
     return [f"<extra_id_{index}>" for index in range(count)]
 
 

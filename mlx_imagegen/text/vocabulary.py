@@ -15,10 +15,12 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE, Model, Unigram
 
+from ..documents import TEXT_LIMIT_BYTES, read_file, read_json
 from ..errors import ConfigError, MissingFileError
-from ..loading.config import read_json
-from .spiece import Spiece, read_spiece
+from ..escaping import quoted, shown
+from .spiece import Spiece, checked, read_spiece
 
+TOKEN_LENGTH, MOST_IDS = 1000, 10**7
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -32,7 +34,12 @@ class VocabularyFiles:
     def role(self, name: str) -> str:
         """The token that is the `bos_token`, `pad_token` …"""
         value = self.config[name]
-        return str(value["content"] if isinstance(value, dict) else value)
+        token = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(token, str) or not token:
+            raise ConfigError(
+                f"{self.folder}: the files give {shown(value)} as '{name}', which is no token; download them again."
+            )
+        return token
 
 
 def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
@@ -63,10 +70,10 @@ def bpe(files: VocabularyFiles, **options: Any) -> Model:
             "is vocab.json and merges.txt, or tokenizer.json alone."
         )
     try:
-        if not files.saved:
-            return BPE.from_file(*(str(files.folder / name) for name in names), **options)
-        saved = _saved_model(files, "BPE")
-        return BPE(vocab=saved["vocab"], merges=[_pair(merge) for merge in saved["merges"]], **options)
+        saved = _saved_model(files, "BPE") if files.saved else _separate_model(files.folder)
+        vocab, merges = saved["vocab"], [_pair(merge) for merge in saved["merges"]]
+        _check_vocabulary(files, vocab, merges)
+        return BPE(vocab=vocab, merges=merges, **options)
     except ConfigError:
         raise
     except Exception as error:  # the package raises nothing more precise
@@ -83,7 +90,7 @@ def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> tuple[Model, by
             "is one of them."
         )
     try:
-        spiece = _saved_spiece(files) if files.saved else read_spiece(path)
+        spiece = checked(_saved_spiece(files)) if files.saved else read_spiece(path)
         more = [] if files.saved else [(token, 0.0) for token in reversed(sentinels)]
         return Unigram(spiece.pieces + more, unk_id=spiece.unknown_id), spiece.character_map
     except ConfigError:
@@ -153,6 +160,29 @@ def _saved_model(files: VocabularyFiles, kind: str) -> dict[str, Any]:
     return model
 
 
+def _separate_model(folder: Path) -> dict[str, Any]:
+    """vocab.json and merges.txt"""
+    text = read_file(folder / "merges.txt", TEXT_LIMIT_BYTES).decode()
+    lines = (line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n"))
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return {"vocab": read_json(folder / "vocab.json"), "merges": merges}
+
+
+def _check_vocabulary(files: VocabularyFiles, vocab: Any, merges: Sequence[tuple[str, str]]) -> None:
+    """Every token is a character, made by a merge, or special: a list of merges that was cut leaves others."""
+    if not isinstance(vocab, dict) or not all(type(index) is int and 0 <= index < MOST_IDS for index in vocab.values()):
+        raise ValueError("the vocabulary is no table of tokens with their ids")
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError("two tokens have one id")
+    made = {left + right for left, right in merges}
+    named = {token.content for token in (*files.listed.values(), *_named(files.config))}
+    for token in vocab.keys() - made - named:
+        if len(token) > TOKEN_LENGTH:
+            raise ValueError(f"a token of {len(token)} characters")
+        if len(token.removesuffix("</w>")) > 1 and not (token[0] == "<" and token[-1] == ">"):
+            raise ValueError(f"no merge makes the token {quoted(token)}: the list of merges was cut")
+
+
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     """Older files write a merge as "a b", newer ones as ["a", "b"]."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -160,7 +190,12 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 
 def _token(entry: dict[str, Any]) -> AddedToken:
-    return AddedToken(entry["content"], **{flag: bool(entry[flag]) for flag in FLAGS if flag in entry})
+    flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+    if odd := [flag for flag, value in flags.items() if not isinstance(value, bool)]:  # "false" would count as true
+        raise TypeError(f"'{odd[0]}' of {quoted(entry['content'])} is {quoted(flags[odd[0]])}")
+    if not isinstance(entry["content"], str) or len(entry["content"]) > TOKEN_LENGTH:
+        raise TypeError(f"{quoted(entry['content'])} is no token")
+    return AddedToken(entry["content"], **flags)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -168,4 +203,4 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(folder: Path, what: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{folder}: {what} cannot be read ({error}); download the tokenizer again.")
+    return ConfigError(f"{folder}: {what} cannot be read ({shown(str(error), 120)}); download the tokenizer again.")

@@ -8,14 +8,16 @@ Must not know: the tower, prompts, families.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
+from ..documents import read_json
 from ..errors import ConfigError, MissingFileError, RequestError
+from ..escaping import shown
 from ..layers.patches import Grid
-from ..loading.config import Config, read_json
+from ..loading.config import INDEX, MANY, POSITIVE, Config, Range
 
 COLOURS = 3
 MAX_ASPECT = 200  # transformers refuses narrower pictures
@@ -33,13 +35,13 @@ class PatchConfig(Config):
 
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
-    min_pixels: int
-    max_pixels: int
-    patch_size: int
-    merge_size: int
-    temporal_patch_size: int
-    resample: int = int(Image.Resampling.BICUBIC)
-    rescale_factor: float = 1 / 255
+    min_pixels: Annotated[int, MANY]
+    max_pixels: Annotated[int, MANY]
+    patch_size: Annotated[int, Range(1, 256)]
+    merge_size: Annotated[int, Range(1, 64)]
+    temporal_patch_size: Annotated[int, Range(1, 64)]
+    resample: Annotated[int, INDEX] = int(Image.Resampling.BICUBIC)
+    rescale_factor: Annotated[float, POSITIVE] = 1 / 255
 
     @classmethod
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
@@ -57,8 +59,8 @@ class PatchConfig(Config):
         }
         if odd := next((name for name, fits in sound.items() if not fits), None):
             raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)}, by which no picture can be prepared; take the file "
-                "from the model's repository."
+                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, by which no picture can be prepared; take "
+                "the file from the model's repository."
             )
         return config
 

@@ -6,13 +6,13 @@ checkpoint and to plan a run its parameters' shapes are enough; they stand here.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
-from ..loading.config import Config
+from ..loading.config import HEADS, INDEX, LAYERS, Config, Range
 from ..text.qwen import UNUSED
 from .patches import Patches
 
@@ -29,16 +29,16 @@ class VisionConfig(Config):
     # in_chans and spatial_patch_size are older spellings; the others concern videos, training or other towers.
     IGNORED: ClassVar[frozenset[str]] = UNUSED | frozenset("in_chans spatial_patch_size tokens_per_second".split())
 
-    depth: int
+    depth: Annotated[int, LAYERS]
     hidden_size: int
     intermediate_size: int
-    num_heads: int
+    num_heads: Annotated[int, HEADS]
     out_hidden_size: int
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
+    patch_size: Annotated[int, Range(1, 256)]
+    spatial_merge_size: Annotated[int, Range(1, 64)]
+    temporal_patch_size: Annotated[int, Range(1, 64)]
     window_size: int
-    fullatt_block_indexes: tuple[int, ...]
+    fullatt_block_indexes: tuple[Annotated[int, INDEX], ...]
     in_channels: int = 3
     hidden_act: str = "silu"
 

@@ -7,14 +7,14 @@ model's own image pass is not used: it would make the pixels' attention causal.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
 from ..loading.component import Component
-from ..loading.config import Config
+from ..loading.config import HEADS, INDEX, LAYERS, Config, Range
 from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
@@ -29,16 +29,16 @@ class VisionConfig(Config):
 
     IGNORED: ClassVar[frozenset[str]] = UNUSED | {"rope_parameters"}
 
-    depth: int
+    depth: Annotated[int, LAYERS]
     hidden_size: int
     intermediate_size: int
-    num_heads: int
+    num_heads: Annotated[int, HEADS]
     out_hidden_size: int
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
+    patch_size: Annotated[int, Range(1, 256)]
+    spatial_merge_size: Annotated[int, Range(1, 64)]
+    temporal_patch_size: Annotated[int, Range(1, 64)]
     num_position_embeddings: int
-    deepstack_visual_indexes: tuple[int, ...]
+    deepstack_visual_indexes: tuple[Annotated[int, INDEX], ...]
     in_channels: int = 3
     hidden_act: str = "gelu_pytorch_tanh"
 

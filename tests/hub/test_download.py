@@ -1,6 +1,7 @@
 """Downloads against a hub of our own: in memory, and over HTTP on this machine with the real client."""
 
 import errno
+import hashlib
 import http.server
 import json
 import os
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -238,7 +238,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self._answer(404, path.encode(), {})
         else:
             data = FILES[path.partition("/resolve/")[2].partition("/")[2]]
-            self._answer(200, data, {"ETag": f'"{len(data):040x}"', "X-Repo-Commit": COMMIT})
+            git_hash = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            self._answer(200, data, {"ETag": f'"{git_hash}"', "X-Repo-Commit": COMMIT})
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -276,6 +277,7 @@ def fetched(tmp_path: Path) -> Callable[..., str]:
         environment.pop("HF_HUB_CACHE", None)
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
+        assert "Retrying" not in ran.stderr
         return ran.stdout.strip()
 
     return run
@@ -308,13 +310,11 @@ def test_the_real_client_s_refusals_are_explained(hub_address: str, fetched: Cal
 
 
 def test_without_a_network_the_answer_comes_at_once(fetched: Callable[..., str]) -> None:
-    """The client alone would retry for 24 seconds."""
+    """The client alone would retry for 24 seconds, with a line for each try, which `fetched` refuses."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    started = time.monotonic()
     for changes in ({}, {"revision": "main"}):
         assert "refused: Tiny cannot be downloaded (ConnectError" in fetched(address, **changes)
-    assert time.monotonic() - started < 15
 
 
 def test_a_cut_file_in_the_cache_is_never_read(tmp_path: Path) -> None:

@@ -164,3 +164,30 @@ def test_a_folder_s_revision_is_its_own(tmp_path: Path) -> None:
     assert revision_of(snapshot) == commit
     assert revision_of(repository(tmp_path / "mine", FLUX)) is None
     assert revision_of(repository(tmp_path / "mine", {"mlx_imagegen.json": {"revision": commit}})) == commit
+
+
+BASE = {"title": "T", "family": "flux1", "defaults": {"steps": 4, "width": 64, "height": 64, "guidance": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": None}, {"family": 5}, {"defaults": None}, {"defaults": {"steps": 4}}, {"defaults": []},
+        {"defaults": BASE["defaults"] | {"steps": 10**9}}, {"defaults": BASE["defaults"] | {"stepz": 1}},
+        {"download": "x"}, {"download_bytes": -1}, {"guidance": "CFG"}, {"kind": "thing"}, {"families": [5]},
+        {"takes": 5}, {"sizes": {"multiple": 0}}, {"sizes": {"presets": {"1:1": "x"}}}, {"sampling": {"shift": "3"}},
+        {"lora": {"file": 5}}, {"lora": 5}, {"base": "m"}, {"base": "../m"}, {"base": "absent"}, {"base": 5},
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_refused_by_its_name(change: dict[str, object], tmp_path: Path) -> None:
+    data = {key: value for key, value in (BASE | change).items() if value is not None}
+    path = tmp_path / "m.toml"
+    path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in data.items()))
+    with pytest.raises((ConfigError, MissingFileError), match=r"\.toml"):
+        manifest_module._read(path)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)

@@ -36,7 +36,7 @@ DEFINITIONS: dict[str, Callable[[float], float]] = {
 def test_equals_its_definition(name: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if fused and shutil.which("g++") is None:
         pytest.skip("fusing on the CPU needs a C++ compiler")
-    monkeypatch.setattr(activation, "on_gpu", lambda: fused)
+    monkeypatch.setattr("mlx_imagegen.layers.fused.on_gpu", lambda: fused)
     function = getattr(activation, name)
     for dtype, tolerance in ((mx.float32, 1e-6), (mx.bfloat16, 2**-8), (mx.float32, 1e-6)):
         x = mx.array(VALUES, dtype)
@@ -49,7 +49,7 @@ def test_equals_its_definition(name: str, fused: bool, monkeypatch: pytest.Monke
 def test_swiglu_is_silu_times_the_other_half(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if fused and shutil.which("g++") is None:
         pytest.skip("fusing on the CPU needs a C++ compiler")
-    monkeypatch.setattr(activation, "on_gpu", lambda: fused)
+    monkeypatch.setattr("mlx_imagegen.layers.fused.on_gpu", lambda: fused)
     for dtype, tolerance in ((mx.float32, 1e-6), (mx.bfloat16, 2**-7)):
         gate, x = mx.array(VALUES, dtype), mx.array(np.linspace(-2, 3, len(VALUES)), dtype)
         expected = [DEFINITIONS["silu"](a) * b for a, b in zip(gate.tolist(), x.tolist(), strict=True)]  # type: ignore[arg-type,operator]

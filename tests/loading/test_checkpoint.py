@@ -251,3 +251,41 @@ def test_every_dtype_is_read_at_its_width(dtype: str, tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors", {"x": entry(0, 2 * width, dtype)}, bytes(2 * width))
     read = open_checkpoint(tmp_path)["x"].read()
     assert (read.dtype, read.shape) == (kind, (2,))
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_noticed(tmp_path: Path) -> None:
+    """Tensors in another order, in a file of the same length: the former offsets would give other numbers."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "other"
+    write(path, {"x": entry(0, 8), "y": entry(8, 16)}, bytes(16))
+    opened = open_checkpoint(path)
+    opened["x"].read()
+    write(other, {"y": entry(0, 8), "x": entry(8, 16)}, bytes(16))
+    other.replace(path)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors changed while it was read, or was replaced"):
+        opened["x"].read()
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/x.safetensors", ".."])
+def test_an_index_names_no_file_outside_its_folder(name: str, tmp_path: Path) -> None:
+    folder = shards(tmp_path / "model", first={"a": np.ones(2, np.float32)})
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="in the same folder"):
+        open_checkpoint(folder)
+
+
+def test_files_whose_names_begin_with_a_dot_are_not_weights(tmp_path: Path) -> None:
+    """macOS writes ._model.safetensors next to model.safetensors on disks of other systems."""
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "._model.safetensors").write_bytes(b"\0\5\26\7")
+    (tmp_path / "._model.safetensors.index.json").write_bytes(b"\0\5\26\7")
+    assert set(open_checkpoint(tmp_path)) == {"a"}
+
+
+def test_shapes_that_mlx_cannot_hold_are_refused(tmp_path: Path) -> None:
+    for shape in ([1] * 65, [2**40, 0]):
+        size = 4 if 0 not in shape else 0
+        header = {"x\x1b[2J": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+        write(tmp_path / "model.safetensors", header, bytes(size))
+        with pytest.raises(CheckpointError, match=r"x\\x1b\[2J' has the shape"):
+            open_checkpoint(tmp_path)

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
 from mlx_imagegen.errors import ConfigError, MissingFileError
-from mlx_imagegen.loading.config import Config, read_json
+from mlx_imagegen.loading.config import Config, Range, read_json
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,36 @@ def test_json_files(tmp_path: Path) -> None:
         read_json(path)
     path.write_text(json.dumps({"ä": 1}, ensure_ascii=False), encoding="utf-8")
     assert read_json(path) == {"ä": 1}
+
+
+@dataclass(frozen=True)
+class Numbers(Config):
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"Numbers"})
+
+    hidden_size: int = 8
+    num_layers: int = 2
+    num_single_layers: int = 2
+    num_attention_heads: int = 2
+    norm_eps: float = 1e-6
+    shift_factor: float = 0.0
+    axes: tuple[int, ...] = (2,)
+    tokens: dict[str, int] | None = None
+    steps: Annotated[int, Range(1, 10)] = 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 0}, {"hidden_size": -1}, {"hidden_size": 10**400}, {"num_layers": 10**9},
+        {"num_single_layers": 1001}, {"num_attention_heads": 0}, {"norm_eps": 0.0}, {"norm_eps": float("nan")},
+        {"norm_eps": 10**400}, {"shift_factor": float("inf")}, {"axes": [2, 0]}, {"axes": [[2]]},
+        {"axes": list(range(1, 20_000))}, {"tokens": {"a": "1"}}, {"tokens": {"a": {"b": 1}}}, {"steps": 11},
+        {"_class_name": "Letters"}, {"_class_name": ["Numbers"]},
+    ],
+)  # fmt: skip
+def test_every_number_has_a_range_without_asking_for_it(change: dict[str, Any]) -> None:
+    """New families get the ranges of their fields' names, and those of their kinds otherwise."""
+    with pytest.raises(ConfigError) as caught:
+        Numbers.read(change, "config.json")
+    assert len(str(caught.value)) < 400
+    assert Numbers.read({"num_layers": 0, "shift_factor": -1.5}, "x").num_layers == 0

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import DownloadError, LoraError, MissingFileError
@@ -247,10 +248,10 @@ def test_several_adapters_in_one_file(tmp_path: Path) -> None:
 def test_a_control_lora_by_its_first_layer(tmp_path: Path, module: str) -> None:
     """As diffusers writes one, without the norms that Black Forest Labs' files have."""
     tensors = {f"{module}.lora_A.weight": ("BF16", [4, 128]), f"{module}.lora_B.weight": ("BF16", [3072, 4])}
-    with pytest.raises(LoraError, match="control LoRA.*64 to 128 channels"):
-        open_lora(write(tmp_path / "depth.safetensors", tensors))
-    for name, width in (("plain", [4, 64]), ("fill", [4, 384])):
-        open_lora(write(tmp_path / f"{name}.safetensors", tensors | {f"{module}.lora_A.weight": ("BF16", width)}))
+    for name, width in (("depth", [4, 128]), ("plain", [4, 64]), ("fill", [4, 384])):
+        shapes = tensors | {f"{module}.lora_A.weight": ("BF16", width)}
+        (entry,) = open_lora(write(tmp_path / f"{name}.safetensors", shapes)).entries.values()
+        assert entry.shape == (3072, width[1])
 
 
 @pytest.mark.parametrize(
@@ -308,3 +309,28 @@ def test_a_missing_file_of_a_repository_s_look(tmp_path: Path, cache: Path) -> N
         open_lora("someone/tiny:style.safetensors")
     with pytest.raises(MissingFileError):
         load(draw_flux(tmp_path / "model"), lora=["style.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"alpha_pattern": {"(a+)+$": 1}}, "repeats too much"),
+        ({"rank_pattern": {".*.*.*.*x": 1}}, "repeats too much"),
+        ({"rank_pattern": {"x" * 1000: 1}}, "too long"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'"),
+        ({"r": 10**400}, "a rank of"),
+        ({"r": "8"}, "a rank of '8'"),
+        ({"lora_alpha": 1e300}, "an alpha of"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(config: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4} | config))
+    save_file({"a.lora_A.weight": np.ones((4, 8), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError, match=message):
+        open_lora(tmp_path / "a.safetensors")
+
+
+def test_a_pair_without_a_rank_is_refused(tmp_path: Path) -> None:
+    save_file({"a.lora_A.weight": np.ones((0, 8), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError, match="changes nothing"):
+        open_lora(tmp_path / "a.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
 from mlx_imagegen.families import family_spec
@@ -23,6 +23,7 @@ from mlx_imagegen.loading.weights import Weights, open_weights
 from mlx_imagegen.lora.file import open_lora
 from mlx_imagegen.lora.match import Lora, ModuleNames, match_loras
 from mlx_imagegen.lora.merge import Merge, open_loras
+from tests.references.weight_descriptions import signed_sums
 
 DATA = Path(__file__).parents[1] / "data" / "lora"
 SCALE = 0.7  # tests/references/lora.py merges at this one
@@ -88,14 +89,12 @@ def check_format(folder: Path, name: str) -> None:
     file = open_lora(folder / name / "lora.safetensors")
     merge.select(match_loras([Lora(file, SCALE)], known(weights, family), TITLES[family]))
     result = merged(weights, merge)
-    expected = {
-        tensor: np.array(part.read()) for tensor, part in open_checkpoint(folder / name / "merged.safetensors").items()
-    }
+    expected = load_file(folder / name / "merged.safetensors")
     assert expected
     for tensor, value in result.items():
         if tensor in expected:
-            scale = np.abs(expected[tensor]).max()
-            np.testing.assert_allclose(value, expected[tensor], atol=1e-6 * scale, rtol=0, err_msg=f"{name}: {tensor}")
+            scale, sums = np.abs(value).max(), signed_sums(tensor, value)
+            np.testing.assert_allclose(sums, expected[tensor], atol=1e-6 * scale, rtol=0, err_msg=f"{name}: {tensor}")
             assert np.abs(value - plain[tensor]).max() > 1e-3 * scale, f"{name}: {tensor} did not change"
         else:
             assert np.array_equal(value, plain[tensor]), f"{name}: {tensor} should not change"
@@ -281,11 +280,16 @@ def test_pickles(tmp_path: Path, ending: str) -> None:
 
 
 def test_control_loras(tmp_path: Path) -> None:
+    """Their norms come whole; tests/lora/test_control.py merges one."""
     tensors = {f"img_in.lora_{end}.weight": mx.ones((128, 128)) for end in "AB"}
     tensors |= {"img_in.lora_B.bias": mx.ones(128), "double_blocks.0.img_attn.norm.query_norm.scale": mx.ones(128)}
     mx.save_safetensors(str(tmp_path / "depth.safetensors"), tensors)
-    with pytest.raises(LoraError, match="control LoRA.*64 to 128 channels"):
-        open_lora(tmp_path / "depth.safetensors")
+    entries = open_lora(tmp_path / "depth.safetensors").entries
+    kinds = {name: (entry.form, entry.shape, entry.bias_shape) for name, entry in entries.items()}
+    assert kinds == {
+        "img_in": ("LoRA", (128, 128), (128,)),
+        "double_blocks.0.img_attn.norm.query_norm": ("replacement", (128,), None),
+    }
 
 
 def test_two_entries_for_one_module_are_not_added_up(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from mlx_imagegen.errors import RequestError
-from mlx_imagegen.measuring.quality import compared, psnr, ssim
+from mlx_imagegen.measuring.quality import LUMA, compared, flat_areas, gmsd, psnr, ssim
+
+PIQ = (0.06402814743805271, 0.06484446009428114)
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 24)) -> Image.Image:
@@ -78,3 +80,29 @@ def test_equal_pictures_and_flat_ones() -> None:
 def test_sizes_must_agree() -> None:
     with pytest.raises(RequestError, match="40x24 and 16x16"):
         compared(picture(0), picture(0, (16, 16)))
+
+
+def test_gmsd_is_the_reference_implementations() -> None:
+    """The numbers are piq 0.8's, in float64, for the same pictures; an odd side as well."""
+    rng = np.random.default_rng(7)
+    for height, width, expected in ((64, 48, PIQ[0]), (33, 47, PIQ[1])):
+        x = rng.random((height, width, 3))
+        y = np.clip(x + 0.1 * rng.normal(size=x.shape), 0, 1)
+        assert gmsd(x @ LUMA, y @ LUMA) == pytest.approx(expected, rel=1e-6)
+        assert gmsd(x @ LUMA, x @ LUMA) == 0
+
+
+def test_flat_areas_show_drift_and_grain() -> None:
+    """Half of the picture is flat: what happens to the other half does not count."""
+    rng = np.random.default_rng(3)
+    reference = np.concatenate([np.full((64, 64), 0.9), rng.random((64, 64))], axis=1)
+    drifted, grainy = reference.copy(), reference.copy()
+    drifted[:, :64] -= 5 / 255
+    grainy[:, :64] += rng.normal(size=(64, 64)) * 3 / 255
+    busy = np.concatenate([reference[:, :64], rng.random((64, 64))], axis=1)
+    shift, grain = "flat_shift_levels", "flat_grain_levels"
+    assert flat_areas(drifted, reference)[shift] == pytest.approx(5) and flat_areas(drifted, reference)[grain] == 0
+    noise = flat_areas(grainy, reference)[grain]
+    assert noise is not None and noise == pytest.approx(3, rel=0.1)
+    assert flat_areas(busy, reference) == {shift: 0, grain: 0}
+    assert flat_areas(reference, rng.random((64, 128))) == {shift: None, grain: None}

@@ -78,5 +78,5 @@ def test_references_are_brought_down_and_cut_as_diffusers_does(size: tuple[int, 
     width, height = (side // 16 * 16 for side in theirs.size)
     pixels = processor.preprocess(theirs, height=height, width=width, resize_mode="crop")[0]
     expected = ((pixels.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
-    ours = Editing.of(manifests()["flux2-klein-4b"]).prepared(picture, 16)
+    (ours,) = Editing.of(manifests()["flux2-klein-4b"]).prepared([picture], 16)
     assert np.array_equal(np.asarray(ours), expected)

@@ -18,7 +18,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
-from mlx_imagegen.errors import CheckpointError, OutputError, QuantizationError
+from mlx_imagegen.errors import CheckpointError, MissingFileError, OutputError, QuantizationError
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.hub.recognition import find
@@ -29,6 +29,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.conversion_plan import plan_conversion
+from mlx_imagegen.quantization.partial import JOURNAL, Partial, write_json
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.draw import drawn_data
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
@@ -174,6 +175,7 @@ def run_and_kill(source: Path, target: Path, pieces: int, **options: Any) -> Non
     """A conversion in another process that is killed, as by kill -9, when so many pieces are finished."""
     code = f"""
 import itertools, os, signal
+from mlx_imagegen.quantization.partial import JOURNAL, Partial, write_json
 from mlx_imagegen.quantization.quantizer import quantize
 count = itertools.count(1)
 def progress(*_):
@@ -462,3 +464,56 @@ def test_the_command(source: Path, tmp_path: Path, cli: Callable[..., Any]) -> N
 def test_bad_requests(source: Path, cli: Callable[..., Any], asked: list[Any], message: str) -> None:
     done = cli("quantize", "--model", source, *asked)
     assert done.code == 2 and message in done.err
+
+
+def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that is half written is a damaged shard, and nothing says so."""
+    folder = draw_flux(tmp_path / "model")
+    whole = quantize(folder, tmp_path / "whole", quant="q4")
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, bytes(data)[: max(1, len(data) // 2)], at))
+    cut = quantize(folder, tmp_path / "cut", quant="q4")
+    for path in whole.rglob("*.safetensors"):
+        assert path.read_bytes() == (cut / path.relative_to(whole)).read_bytes()
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = draw_flux(tmp_path / "model")
+    scandir = os.scandir
+
+    def refused(path: object) -> object:
+        if str(path).endswith("tokenizer_2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(MissingFileError, match="tokenizer_2 cannot be read .*the copy would lack"):
+        quantize(folder, tmp_path / "out", quant="q4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_partial_folder_is_gone_on_with(tmp_path: Path) -> None:
+    """A run that is killed before it has a journal leaves one."""
+    (tmp_path / "out.partial").mkdir()
+    assert quantize(draw_flux(tmp_path / "model"), tmp_path / "out", quant="q4").is_dir()
+
+
+def test_a_journal_of_a_run_that_has_finished_is_not_trusted(tmp_path: Path) -> None:
+    """Another run finishes between the opening of its journal here and the lock."""
+    partial = Partial(tmp_path / "out", "made from this")
+    opened = Partial._opened
+
+    def finish_after(self: Partial) -> object:
+        file = opened(self)
+        (self.folder / JOURNAL).unlink()
+        write_json(self.folder / RECORD, {"identity": self.identity})
+        self.folder.rename(self.target)
+        return file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Partial, "_opened", finish_after)
+        with pytest.raises(OutputError, match="has finished"), partial.journal():
+            pass
+    with pytest.raises(OutputError, match="has finished"), partial.journal():  # it was finished before the opening
+        pass
+    assert not partial.folder.exists() and partial.is_complete

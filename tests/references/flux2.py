@@ -22,6 +22,7 @@ import torch
 from autoencoders import save_drawn
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinInpaintPipeline,
     Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -49,6 +50,7 @@ from weight_descriptions import redraw
 
 PROMPT = "a red fox asleep on an old map, 晨光中的水墨画, reads HELLO"
 STEPS, CFG, GUIDANCE, STRENGTH = 3, 3.0, 2.5, 0.6
+MASKED_SIZE, MASKED_BOX = (64, 64), (24, 8, 56, 41)  # the box's edges run through the middle of tokens
 LENGTH = 48  # tokens of text; 512 in earnest
 TEXT_LAYERS = (1, 2, 3)  # of four; 9, 18 and 27 of 36 in earnest
 # Qwen3's template for one user turn, without its parts for tools.
@@ -336,7 +338,7 @@ def seeded(options: dict[str, Any]) -> torch.Generator:
 
 
 def klein_pictures(folder: Path, pipeline: Any, options: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Six ways, as uint8; where no size is given, it is the first reference's."""
+    """Seven ways, as uint8; where no size is given, it is the first reference's."""
     common, size = common_options(options), {"width": options["width"], "height": options["height"]}
     first, second = open_pictures(folder)
 
@@ -346,13 +348,21 @@ def klein_pictures(folder: Path, pipeline: Any, options: dict[str, Any]) -> dict
     keeping_pipeline = Flux2KleinKVPipeline(
         pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, keeping(pipeline.transformer)
     )
-    keeping_pipeline.set_progress_bar_config(disable=True)
+    inpainting = Flux2KleinInpaintPipeline(
+        pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.transformer
+    )
+    mask = Image.new("L", MASKED_SIZE)
+    mask.paste(255, MASKED_BOX)
+    inpaint = {"image": first.resize(MASKED_SIZE, Image.Resampling.NEAREST), "mask_image": mask, "strength": STRENGTH}
+    for each in (keeping_pipeline, inpainting):
+        each.set_progress_bar_config(disable=True)
     return {
         "picture.cfg": run(guidance_scale=CFG, **size),
         "picture.seed": run(guidance_scale=1.0, **size),
         "picture.one": run(image=first, guidance_scale=1.0),
         "picture.two": run(image=[first, second], guidance_scale=CFG, **size),
         "picture.kept": run(keeping_pipeline, image=[first, second], **size),
+        "picture.masked": run(inpainting, guidance_scale=CFG, **inpaint),
         "picture.image": levels(from_picture(folder, pipeline, options).images[0]),
     }
 

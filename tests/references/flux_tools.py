@@ -1,11 +1,12 @@
-"""Adds FLUX.1's tools to a drawn FLUX.1 of the dev kind: Fill, Control (Depth, Canny) and Kontext, with what diffusers
-makes of them.
+"""Adds FLUX.1's tools to a drawn FLUX.1 of the dev kind: Fill, Control (Depth, Canny), a control LoRA and Kontext, with
+what diffusers makes of them.
 
     python tests/references/flux_tools.py FOLDER BASE [--seed N] [--kinds KIND …]
 
 BASE is a draw of flux.py with an even seed. FOLDER/KIND gets model_index.json, a transformer with a wider input (fill,
-control), options.json, pictures, masks and reference.safetensors: pictures of the whole pipeline. What is not there is
-as in BASE. Needs torch, diffusers and transformers.
+control) or control/model.safetensors, a LoRA laid out as Black Forest Labs' (lora), options.json, pictures, masks and
+reference.safetensors: pictures of the whole pipeline. What is not there is as in BASE. Needs torch, diffusers,
+transformers and peft.
 """
 
 import argparse
@@ -23,19 +24,25 @@ from diffusers import (
     FluxFillPipeline,
     FluxKontextInpaintPipeline,
     FluxKontextPipeline,
+    FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.loaders import lora_conversion_utils
 from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
+from flux_lora_names import linears, norms
 from flux_text import spread
 from inpaint import draw_masks, open_flux
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from weight_descriptions import redraw
 
 PIPELINES = {"fill": FluxFillPipeline, "control": FluxControlPipeline, "kontext": FluxKontextPipeline}
+PIPELINES["lora"] = FluxPipeline
 LATENTS, MASK = 16, 256  # channels of a token: of the tiny autoencoder's latents, of a mask's pixels
 WIDTHS = {"fill": 2 * LATENTS + MASK, "control": 2 * LATENTS}
 SIZES = [(32, 64), (48, 48), (64, 32), (80, 32)]  # in place of Kontext's, whose sides are about 1024
-GUIDANCE = {"fill": 30.0, "control": 10.0, "kontext": 2.5}
+GUIDANCE = {"fill": 30.0, "control": 10.0, "kontext": 2.5, "lora": 10.0}
+RANK = 4
 
 
 def draw(folder: Path, base: Path, kind: str, seed: int) -> None:
@@ -57,6 +64,41 @@ def draw(folder: Path, base: Path, kind: str, seed: int) -> None:
     with torch.no_grad():
         reference = WAYS[kind](folder, parts, options)
     save_file(reference, folder / "reference.safetensors")
+
+
+def draw_lora(folder: Path, model: FluxTransformer2DModel, seed: int) -> dict[str, torch.Tensor]:
+    """Every linear layer, its bias too, the first one twice as wide; every norm of queries and keys whole."""
+    config = model.config
+    depths = config.num_layers, config.num_single_layers
+    sizes = (model.inner_dim, LATENTS, config.joint_attention_dim, config.pooled_projection_dim, *depths)
+    tensors = {name: torch.ones(config.attention_head_dim) for name in norms(*depths)}
+    for name, (rows, columns) in linears(*sizes).items():
+        tensors[f"{name}.lora_A.weight"] = torch.zeros(RANK, columns)
+        tensors |= {f"{name}.lora_B.weight": torch.zeros(rows, RANK), f"{name}.lora_B.bias": torch.zeros(rows)}
+    path = folder / "control/model.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(tensors, path)
+    redraw(path, lora_spread, seed)
+    return load_file(path)
+
+
+def lora_spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    if name.endswith("norm.scale"):
+        return 1.0, 0.3
+    return 0.0, shape[-1] ** -0.5 if "lora_A" in name else 0.2 if name.endswith("weight") else 0.1
+
+
+def load_control(made: FluxControlPipeline, tensors: dict[str, torch.Tensor]) -> None:
+    """diffusers' conversion has the published model's depths and width in its code. For the last norm it swaps the
+    halves not of B alone but also of A, whose rows are ranks: here they are swapped before, so that the product is the
+    original's."""
+    config, convert = made.transformer.config, lora_conversion_utils._convert_bfl_flux_control_lora_to_diffusers
+    numbers = {19: config.num_layers, 38: config.num_single_layers, 3072: made.transformer.inner_dim}
+    code = convert.__code__
+    consts = tuple(numbers.get(value, value) if type(value) is int else value for value in code.co_consts)
+    convert.__code__ = code.replace(co_consts=consts)
+    name = "final_layer.adaLN_modulation.1.lora_A.weight"
+    made.load_lora_weights(tensors | {name: torch.cat(tensors[name].chunk(2)[::-1])})
 
 
 def draw_pictures(folder: Path, options: dict[str, Any], dice: random.Random) -> None:
@@ -108,6 +150,14 @@ def control(folder: Path, parts: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
+def lora(folder: Path, parts: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    run = Caller(folder, options)
+    tensors = draw_lora(folder, parts["transformer"], options["seed"])
+    made = FluxControlPipeline(**{name: part for name, part in parts.items() if not name.startswith(("image", "feat"))})
+    load_control(made, tensors)
+    return {"seed": run(FluxControlPipeline, dict(made.components), control_image=run.open("picture2"))}
+
+
 def kontext(folder: Path, parts: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
     for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
         module.PREFERRED_KONTEXT_RESOLUTIONS = SIZES
@@ -124,7 +174,7 @@ def kontext(folder: Path, parts: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
-WAYS = {"fill": fill, "control": control, "kontext": kontext}
+WAYS = {"fill": fill, "control": control, "kontext": kontext, "lora": lora}
 
 
 if __name__ == "__main__":

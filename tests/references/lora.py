@@ -4,9 +4,9 @@
 
 FOLDER/<family>/base.safetensors holds a transformer (for FLUX.1 with its text encoders) by the checkpoint's names;
 FOLDER/<family>/<format>/ holds lora.safetensors (and adapter_config.json, where the format has one) and
-merged.safetensors, the tensors that differ after merging at SCALE. Where diffusers or peft load the format rightly,
-they do the merging; for the others the formula is written out here, in float64. Needs torch, diffusers, peft,
-transformers.
+merged.safetensors, of the tensors that differ after merging at SCALE the signed sums of their rows. Where diffusers or
+peft load the format rightly, they do the merging; for the others the formula is written out here, in float64. Needs
+torch, diffusers, peft, transformers.
 """
 
 import json
@@ -33,6 +33,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from weight_descriptions import signed_sums
 
 SCALE = 0.7  # the user's
 State = dict[str, torch.Tensor]
@@ -405,7 +406,12 @@ def spread(deltas: State, base: State, rows: Rows, delta: torch.Tensor) -> None:
 
 def finish(folder: Path, base: State, lora: State, deltas: State, metadata: dict[str, str] | None = None) -> None:
     save(folder / "lora.safetensors", lora, metadata)
-    save(folder / "merged.safetensors", {name: (base[name].double() + delta).float() for name, delta in deltas.items()})
+    save_merged(folder, {name: (base[name].double() + delta).float() for name, delta in deltas.items()})
+
+
+def save_merged(folder: Path, tensors: State) -> None:
+    sums = {name: torch.from_numpy(signed_sums(name, tensor.numpy())) for name, tensor in tensors.items()}
+    save(folder / "merged.safetensors", sums)
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
@@ -587,7 +593,7 @@ def save_fused(folder: Path, model: nn.Module, base: State) -> None:
     model.unload_lora()
     model.load_state_dict(base)
     differ = {name: fused[name] for name in base if not torch.equal(fused[name], base[name])}
-    save(folder / "merged.safetensors", differ)
+    save_merged(folder, differ)
 
 
 def draw_diffusers(folder: Path, model: nn.Module, base: State) -> None:
@@ -652,9 +658,7 @@ def draw_peft(folder: Path, model: nn.Module, base: State, config: LoHaConfig | 
     model.load_state_dict(base)
     (folder / "adapter_model.safetensors").rename(folder / "lora.safetensors")
     (folder / "README.md").unlink(missing_ok=True)
-    save(
-        folder / "merged.safetensors", {name: fused[name] for name in base if not torch.equal(fused[name], base[name])}
-    )
+    save_merged(folder, {name: fused[name] for name in base if not torch.equal(fused[name], base[name])})
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ def unit(seed: int, key: str, shape: tuple[int, ...]) -> np.ndarray:
     return ((sums - CENTRE) / DEVIATION).reshape(shape)
 
 
+def signed_sums(name: str, value: np.ndarray) -> np.ndarray:
+    """A matrix's rows added up, each column with a sign drawn from the name, in float64: an error in any number shows
+    in its row. Vectors stay."""
+    if value.ndim < 2:
+        return value.astype(np.float64)
+    flat = value.reshape(len(value), -1).astype(np.float64)
+    return np.asarray(flat @ np.where(unit(0, name, flat.shape[1:]) < 0, -1.0, 1.0))
+
+
 def tensor(seed: int, drawn: Drawn) -> np.ndarray:
     return (drawn.mean + drawn.spread * unit(seed, drawn.key, drawn.shape)).astype(np.float32)
 

@@ -61,7 +61,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "convolutions": [(conv.Conv2d, "rows")],
     "moving numbers": [
         (mx, "contiguous"), (mx, "pad"), (movement, "doubled"), (movement, "patchified"), (movement, "unpatchified"),
-        (movement, "as_mlx"), (Strips, "rows"),
+        (movement, "as_mlx"), (Strips, "rows"), (mx, "repeat"), (mx, "where"),
     ],
 }  # fmt: skip
 

@@ -195,3 +195,20 @@ def test_added_tokens_of_another_vocabulary_are_refused(copy: Path) -> None:
     change(copy, added_tokens_decoder={str(int(index) + 7): entry for index, entry in added.items()})
     with pytest.raises(ConfigError, match="different models"):
         qwen_tokenizer(copy)
+
+
+@pytest.mark.parametrize("copy", ["clip"], indirect=True)
+def test_a_list_of_merges_that_was_cut_is_noticed(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink(missing_ok=True)
+    lines = (copy / "merges.txt").read_text().splitlines(keepends=True)
+    (copy / "merges.txt").write_text("".join(lines[:-5]))
+    with pytest.raises(ConfigError, match="no merge makes the token"):
+        clip_tokenizer(copy)
+
+
+@pytest.mark.parametrize("copy", ["clip"], indirect=True)
+def test_text_does_not_stand_for_other_kinds(copy: Path) -> None:
+    for changes in ({"pad_token": 5}, {"pad_token": {"content": "<|endoftext|>", "lstrip": "false"}}):
+        change(copy, **changes)
+        with pytest.raises(ConfigError):
+            clip_tokenizer(copy)

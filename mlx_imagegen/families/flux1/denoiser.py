@@ -3,8 +3,9 @@
 In: what `Flux1.denoiser` computed for each branch. Out: dx/dsigma at each step. Must not know: prompts, schedules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import mlx.core as mx
 
@@ -12,7 +13,9 @@ from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser
-from .transformer import Modulation
+from ..controls import Controls, EncodedControl
+from .control import ControlPass
+from .transformer import Modulation, Residuals
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,28 @@ class Flux1Denoiser(Denoiser[Condition]):
         cfg: float,
         modulation: str,
         references: mx.array | None = None,
+        passes: Mapping[str, ControlPass] = MappingProxyType({}),
     ):
-        """`modulation`: where it came from. `references`: packed latents, [1, R, C]."""
+        """`modulation`: where it came from. `references`: packed latents, [1, R, C]. `passes`: control networks."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
         self._modulation = modulation
         self._references = references
         self._channels: mx.array | None = None
+        self._controls = Controls(passes, len(conditions[0].modulation))
+        self._residuals: list[Residuals] = []
 
-    def start_picture(self, condition: mx.array | None = None) -> None:
+    def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: the further channels of every token, [1, L, C]."""
         self._channels = condition
+        self._controls.start(controls)
+
+    def velocity(self, x: mx.array, index: int) -> mx.array:
+        """Control networks read the prompt alone; what they make of it counts for the unwanted branches too."""
+        self._residuals = self._controls.residuals(x.astype(compute_dtype()), index)
+        velocity = super().velocity(x, index)
+        self._residuals = []
+        return velocity
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer, x, references = self._transformer.load(), x.astype(compute_dtype()), 0
@@ -51,7 +65,10 @@ class Flux1Denoiser(Denoiser[Condition]):
         if self._references is not None:
             references = self._references.shape[1]
             x = mx.concatenate([x, self._references.astype(x.dtype)], axis=1)
-        velocity: mx.array = transformer(x, branch.txt, branch.rope, branch.modulation[index], references)
+        velocity: mx.array = transformer(
+            x, branch.txt, branch.rope, branch.modulation[index], references, self._residuals,
+            self.after_first_block(index, branch),
+        )  # fmt: skip
         return velocity
 
     def choices(self) -> dict[str, str]:

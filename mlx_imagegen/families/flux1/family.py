@@ -8,6 +8,7 @@ what they are shown in further channels of every token, Kontext in further token
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,6 +33,8 @@ from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from .control import ControlPass, FluxControlNetwork
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
@@ -42,6 +45,7 @@ from .references import EncodedReferences, reference_positions, reference_size
 from .transformer import FluxTransformer
 
 THETA = 10000.0  # rope's base; fixed in diffusers' code
+INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
 
 
 class Flux1(Family[FluxBranch]):
@@ -64,15 +68,23 @@ class Flux1(Family[FluxBranch]):
             "text_encoder_2": Component(
                 files.t5, lambda: T5Encoder(files.t5_config), dtype, heads=files.t5_config.num_heads
             ),
-            "transformer": Component(
-                files.transformer, lambda: FluxTransformer(files.config), dtype, heads=files.config.num_attention_heads
-            ),
+            "transformer": self._transformer(),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
         }
         if files.reference_sizes:
             self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
+        self.inputs_on_disk = files.inputs  # whatever a LoRA makes of them
         self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
+
+    def _transformer(self) -> Component:
+        files = self.files
+        return Component(
+            files.transformer,
+            lambda: FluxTransformer(files.config),
+            compute_dtype(),
+            heads=files.config.num_attention_heads,
+        )
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux1":
@@ -138,11 +150,29 @@ class Flux1(Family[FluxBranch]):
             for branch, table in zip(branches, tables, strict=True)
         ]
         latents = references.latents if references else None
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents)
+        passes = {name: self._control_pass(name, branches[0], schedule, settings) for name in self.controls}
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents, passes)
+
+    def _control_pass(self, name: str, branch: FluxBranch, schedule: Schedule, settings: Settings) -> ControlPass:
+        network, config = self._network(name), self.files.config
+        (table,), _ = network.tables.tables([branch], schedule.timesteps, settings.guidance)
+        rope = self._rope(branch.txt.shape[1] + bool(network.kinds), settings, None)
+        return ControlPass(network, branch.txt, rope, table, (config.num_layers, config.num_single_layers))
+
+    def _network(self, name: str) -> FluxControlNetwork:
+        network = self.controls[name]
+        assert isinstance(network, FluxControlNetwork)
+        return network
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        return FluxControlNetwork(name, folder, self.files.config, transforms)
+
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), SIDE)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
@@ -156,7 +186,7 @@ class Flux1(Family[FluxBranch]):
         stream = TorchGenerator(seed)
         if self.files.inputs is InputKind.CONTROL and inputs.mask is not None:
             stream.randn(self.shape(settings))  # of a picture with a hole, which diffusers samples first and never uses
-        controls = [self.latents(picture, stream) for picture in inputs.controls]
+        controls = [self._control_condition(control, stream) for control in inputs.controls]
         clean = None if inputs.image is None else self.latents(inputs.image, stream)
         noise, condition, mask = stream.randn(self.shape(settings)), None, None
         if self.files.inputs is InputKind.FILL:
@@ -166,12 +196,23 @@ class Flux1(Family[FluxBranch]):
         elif inputs.mask is not None:  # a model that is not shown the hole
             mask = sampled(inputs.mask, self.shape(settings)[2:])
         if self.files.inputs is InputKind.CONTROL:
-            condition = self.pack(controls[0])
-        if condition is not None:
-            mx.eval(condition)
-        return EncodedInputs(noise, clean, mask, condition)
+            condition = controls.pop().condition
+        mx.eval([each.condition for each in controls], [] if condition is None else condition)
+        return EncodedInputs(noise, clean, mask, condition, tuple(controls))
+
+    def _control_condition(self, control: ControlPicture, stream: TorchGenerator) -> EncodedControl:
+        """Latents as tokens, or pixels for networks that read those."""
+        if control.network is not None and self._network(control.network).reads_pixels:
+            return EncodedControl(control, control.pixels[None])
+        return EncodedControl(control, self.pack(self.latents(control.pixels, stream)))
 
     def check_inputs(self, inputs: Inputs) -> None:
+        networks = [control.network for control in inputs.controls if control.network]
+        if networks and (self.files.inputs is not InputKind.NONE or self.files.reference_sizes):
+            raise RequestError(
+                f"control: {networks[0]} goes with FLUX.1 dev and schnell, not with their relatives that are shown "
+                "pictures themselves; choose flux-dev."
+            )
         if self.files.inputs is InputKind.FILL and inputs.mask is None:
             raise RequestError(
                 "FLUX.1 Fill draws a part of a picture; give image with mask, mask_box, expand or place."
@@ -223,9 +264,28 @@ class Flux1(Family[FluxBranch]):
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         return lora_names(component, modules)
 
+    @property
+    def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Those for the plain models, and for a control picture next to the latents: it widens a plain model."""
+        latents = SIDE**2 * self.files.vae_config.latent_channels
+        return {INPUT: (latents, 2 * latents) if self.inputs_on_disk is not InputKind.FILL else (latents,)}
+
+    def widen(self, columns: Mapping[str, int]) -> None:
+        width = columns.get(INPUT, self.files.transformer.linears[INPUT][1])
+        if width == self.files.config.in_channels:
+            return
+        config = self.files.config
+        config = replace(config, in_channels=width, out_channels=config.out_channels or config.in_channels)
+        inputs = self.inputs_on_disk if INPUT not in columns else InputKind.CONTROL
+        self.files = replace(self.files, config=config, inputs=inputs)
+        self.components["transformer"].release()
+        self.components["transformer"] = self._transformer()
+
     def forget(self) -> None:
         self._modulation.forget()
         self._references.forget()
+        for network in self.controls.values():
+            network.forget()
 
     def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
         """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""

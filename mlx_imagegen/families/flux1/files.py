@@ -20,6 +20,7 @@ from ...loading.config import Config, read_json
 from ...loading.names import Rename, same_names
 from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import Weights, WeightTransforms, check_tensors
+from ...paths import visible
 from ...sampling import FlowMatchConfig
 from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
@@ -104,7 +105,7 @@ def _named(
     path = folder / component / "config.json"
     if path.is_file() or original is None:
         return kind.read(read_json(path), path), name_component(folder, component, rename)
-    files = sorted(folder.glob(original.pattern))
+    files = visible(folder, original.pattern)
     if not files:
         raise MissingFileError(
             f"{path} is not there, and neither is an original {original.pattern} in {folder}; the folder is incomplete."

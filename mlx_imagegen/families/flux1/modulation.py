@@ -50,7 +50,8 @@ class FluxModulators(nn.Module):
         self.single_transformer_blocks = [
             {"norm": {"linear": Linear(dims, 3 * dims)}} for _ in range(config.num_single_layers)
         ]
-        self.norm_out = {"linear": Linear(dims, 2 * dims)}
+        if config.has_head:
+            self.norm_out = {"linear": Linear(dims, 2 * dims)}
 
 
 class PromptTables:
@@ -121,10 +122,12 @@ def tabulate(
             tables[path] = table.reshape(len(pooled), len(timesteps), count, -1)
 
     def stacked(pattern: str, count: int) -> mx.array:
-        return mx.stack([tables[pattern.format(index)] for index in range(count)], axis=2)  # [P, S, layers, chunks, D]
+        found = [tables[pattern.format(index)] for index in range(count)]
+        return mx.stack(found, axis=2) if found else none  # [P, S, layers, chunks, D]
 
     doubles, singles = config.num_layers, config.num_single_layers
-    parts = stacked(IMG, doubles), stacked(TXT, doubles), stacked(SINGLE, singles), tables[OUT]
+    none = mx.zeros((len(pooled), len(timesteps), 0), dtype)
+    parts = stacked(IMG, doubles), stacked(TXT, doubles), stacked(SINGLE, singles), tables.get(OUT, none)
     steps = [[Modulation(*(part[p, s] for part in parts)) for s in range(len(timesteps))] for p in range(len(pooled))]
     mx.eval(steps)
     return steps
@@ -134,7 +137,7 @@ def _chunks(config: FluxConfig) -> dict[str, int]:
     """The adaLN linears' paths, and how many vectors each gives."""
     doubles = [path.format(index) for index in range(config.num_layers) for path in (IMG, TXT)]
     singles = [SINGLE.format(index) for index in range(config.num_single_layers)]
-    return dict.fromkeys(doubles, 6) | dict.fromkeys(singles, 3) | {OUT: 2}
+    return dict.fromkeys(doubles, 6) | dict.fromkeys(singles, 3) | ({OUT: 2} if config.has_head else {})
 
 
 def _table_size(config: FluxConfig) -> int:

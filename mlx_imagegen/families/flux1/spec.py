@@ -33,8 +33,11 @@ def recognize(folder: ModelFolder) -> str | None:
     config = folder.config("transformer/config.json") or (_config_of(single[0]) if single else {})
     if not config.get("guidance_embeds"):
         return "flux-schnell"
-    width, out = config.get("in_channels", 0), config.get("out_channels") or config.get("in_channels", 0)
-    if width > out:  # further channels: a control picture's are as many, a hole's are more
+    width = config.get("in_channels")
+    out = config.get("out_channels") or width
+    if (
+        isinstance(width, int) and isinstance(out, int) and width > out
+    ):  # further channels: a control picture's are as many, a hole's are more
         return "flux-depth-dev" if width == 2 * out else "flux-fill-dev"
     return "flux-kontext-dev" if folder.pipeline == "FluxKontextPipeline" or _named(folder, "kontext") else "flux-dev"
 

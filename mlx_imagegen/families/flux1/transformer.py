@@ -7,15 +7,18 @@ outputs depend on (timestep, guidance, pooled prompt) alone and are tabulated be
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.activation import gelu_tanh
+from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import Attention, FeedForward, JointAttention
 from ...layers.linear import Linear
-from ...layers.modulation import modulate
+from ...layers.modulation import modulate, table_row
 from ...layers.rope import Rope
 from .config import FluxConfig
 
@@ -31,7 +34,16 @@ class Modulation(NamedTuple):
     out: mx.array
 
 
-class FluxTransformer(nn.Module):
+class Residuals(NamedTuple):
+    """What a control network adds after the blocks, one for each; none for blocks that it leaves alone."""
+
+    double: Sequence[mx.array]  # [B, L, D]
+    single: Sequence[mx.array]
+
+
+class FluxBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: FluxConfig):
         super().__init__()
         dims = config.inner_dim
@@ -39,20 +51,52 @@ class FluxTransformer(nn.Module):
         self.context_embedder = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [DoubleBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.proj_out = Linear(dims, config.out_channels or config.in_channels)
 
-    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation, references: int = 0) -> mx.array:
+
+class FluxTransformer(FluxBlocks):
+    def __init__(self, config: FluxConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.out_channels or config.in_channels)
+
+    def __call__(
+        self,
+        x: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        modulation: Modulation,
+        references: int = 0,
+        residuals: Sequence[Residuals] = (),
+        after_first: AfterFirstBlock = run_all,
+    ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        for index, double in enumerate(self.transformer_blocks):
-            img, txt = double(img, txt, rope, modulation.img[index], modulation.txt[index])
-        own = slice(txt.shape[1], txt.shape[1] + img.shape[1] - references)
-        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
-        for index, single in enumerate(self.single_transformer_blocks):
-            x = single(x, rope, modulation.single[index])
+        own = slice(img.shape[1] - references)
+
+        def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            rows = table_row(modulation.img, index), table_row(modulation.txt, index)
+            img, txt = self.transformer_blocks[index](img, txt, rope, *rows)
+            for each in residuals:
+                img = img + each.double[index] if each.double else img
+            return img, txt
+
+        def others() -> mx.array:
+            x_img, x_txt = img, txt
+            for index in range(1, len(self.transformer_blocks)):
+                x_img, x_txt = double(index, x_img, x_txt)
+            length = txt.shape[1]
+            x = mx.concatenate([x_txt, x_img], axis=1)  # [B, T + L, D]
+            for index, single in enumerate(self.single_transformer_blocks):
+                x = single(x, rope, table_row(modulation.single, index))
+                for each in residuals:
+                    if each.single:
+                        x = mx.concatenate([x[:, :length], x[:, length:] + each.single[index]], axis=1)
+            return x[:, length:][:, own]
+
+        before, (img, txt) = img, double(0, img, txt)
+        last = after_first(before[:, own], img[:, own], others)
         scale, shift = modulation.out
-        return self.proj_out(modulate(x[:, own], shift, scale, NORM_EPS))
+        return self.proj_out(modulate(last, shift, scale, NORM_EPS))
 
 
 class DoubleBlock(nn.Module):
@@ -71,10 +115,10 @@ class DoubleBlock(nn.Module):
         img_attn, txt_attn = self.attn(
             modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
         )
-        img = img + img_gate * img_attn
-        img = img + img_gate2 * self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS))
-        txt = txt + txt_gate * txt_attn
-        txt = txt + txt_gate2 * self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS))
+        img = gated_sum(img, img_gate, img_attn)
+        img = gated_sum(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
+        txt = gated_sum(txt, txt_gate, txt_attn)
+        txt = gated_sum(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
         return img, txt
 
 
@@ -90,4 +134,4 @@ class SingleBlock(nn.Module):
         shift, scale, gate = mod
         y = modulate(x, shift, scale, NORM_EPS)
         y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # [B, L, 5 D]
-        return x + gate * self.proj_out(y)
+        return gated_sum(x, gate, self.proj_out(y))

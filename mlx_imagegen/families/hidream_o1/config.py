@@ -9,10 +9,10 @@ numbers that upstream fixes in code stand here.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from ...errors import ConfigError
-from ...loading.config import Config
+from ...loading.config import INDEX, POSITIVE, Config, Range
 from ...loading.tensors import NamedTensors
 from ...text.qwen import QwenConfig, read_config
 
@@ -28,15 +28,16 @@ class PixelConfig(Config):
     # Ids are taken by name from special_token_ids; the rule for references is part of the port.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"boi_token_id", "tms_token_id", "ref_max_size_rule"})
 
-    patch_size: int
+    patch_size: Annotated[int, Range(1, 256)]
     bottleneck_dim: int
     in_channels: int = CHANNELS
     timestep_freq_dim: int = 256
-    fix_point: int = 4096  # where the target's positions begin on every axis, however long the text is
-    t_eps: float = 0.001  # the smallest sigma that a velocity is divided by
+    # Where the target's positions begin on every axis, however long the text is.
+    fix_point: Annotated[int, Range(0, 10**6)] = 4096
+    t_eps: Annotated[float, POSITIVE] = 0.001  # the smallest sigma that a velocity is divided by
     condition_image_size: int = 384  # pixels a side, about, of a reference as the vision tower sees it
-    noise_scale: float | None = None  # None: the manifest's
-    special_token_ids: dict[str, int] | None = None
+    noise_scale: Annotated[float, Range(1e-6, 100)] | None = None  # None: the manifest's
+    special_token_ids: Annotated[dict[str, int], INDEX] | None = None
 
 
 @dataclass(frozen=True)

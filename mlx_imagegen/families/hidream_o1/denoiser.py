@@ -40,5 +40,7 @@ class HiDreamO1Denoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         timestep = self._timesteps[index]
-        picture: mx.array = self._transformer.load()(x, timestep, branch.rope, branch.prefix, branch.references)
+        picture: mx.array = self._transformer.load()(
+            x, timestep, branch.rope, branch.prefix, branch.references, self.after_first_block(index, branch)
+        )
         return (x - picture) / max(timestep / 1000, self._least_sigma)

@@ -87,7 +87,8 @@ def _rules(prompt: Prompt, files: HiDreamFiles, vision: VisionConfig, kept_side:
         "patch": files.config.patch.patch_size,
         "shown_side": files.config.patch.condition_image_size,
         "shown_multiple": vision.patch_size * vision.spatial_merge_size,
-        "boxes": dict(prompt.options).get("layout", ()),
+        # As upstream: the reference that gives the picture its shape has all of it.
+        "boxes": () if kept_side else dict(prompt.options).get("layout", ()),
         "kept_side": kept_side,
     }
 

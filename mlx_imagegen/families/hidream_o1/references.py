@@ -42,10 +42,11 @@ def prepared(
     """`target`: width and height of the picture to make; with boxes, their drawing is one more reference, the last.
     `kept_side`: where the target took its shape from the one reference, the side by which it did."""
     side, shown = _sides(len(pictures), target, shown_side, boxes, kept_side)
+    if boxes:  # framed at the size that fits, which may not be the size that fits that one
+        fit = [resized(picture, side, patch) for picture in pictures]
+        framed = [_bordered(*pair) for pair in zip(fit, _colours(boxes, target), strict=False)]
+        pictures = [*framed, _drawing(boxes, target)]
     read = [resized(picture, side, patch) for picture in pictures]
-    if boxes:
-        framed = [_bordered(*pair) for pair in zip(read, _colours(boxes, target), strict=False)]
-        read = [*framed, resized(_drawing(boxes, target), side, patch)]
     return [
         Reference(picture, picture.resize(_as_shown(picture.size, shown, shown_multiple), Image.Resampling.LANCZOS))
         for picture in read
@@ -64,7 +65,9 @@ def sizes(
 ) -> list[tuple[Size, Size]]:
     """The sizes of what `prepared` makes of pictures: as they are read, and as they are shown."""
     side, shown = _sides(len(given), target, shown_side, boxes, kept_side)
-    read = [fitted(size, side, patch) for size in (*given, *([target] if boxes else []))]
+    if boxes:
+        given = [*(fitted(size, side, patch) for size in given), target]
+    read = [fitted(size, side, patch) for size in given]
     return [(size, _as_shown(size, shown, shown_multiple)) for size in read]
 
 

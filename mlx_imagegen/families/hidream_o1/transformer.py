@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...layers.attention import KeyValues
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.embed import TimestepEmbedder
 from ...layers.linear import Linear
 from ...precision import RESIDUAL_DTYPE
@@ -42,6 +43,7 @@ class HiDreamTransformer(nn.Module):
         rope: Rope,
         prefix: Sequence[KeyValues],
         references: mx.array | None = None,
+        after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """patches [1, L, C p p], timestep 0..1000 -> x0, as patches. `references` [1, R, D]: their patches,
         embedded."""
@@ -49,8 +51,8 @@ class HiDreamTransformer(nn.Module):
         if references is not None:
             parts.append(references)
         x = mx.concatenate(parts, axis=1)  # [1, 1 + L + R, D]
-        x = self.language_model(x, rope, mask=None, prefix=prefix)
-        return self.final_layer2["linear"](x[:, 1 : 1 + patches.shape[1]])
+        own = slice(1, 1 + patches.shape[1])
+        return self.final_layer2["linear"](self.language_model.features_of(x, rope, prefix, own, after_first))
 
     def embed(self, patches: mx.array) -> mx.array:
         """[1, L, C p p] -> [1, L, D]"""

@@ -6,8 +6,9 @@ branch's.
 Must not know: prompts, schedules, pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,8 @@ from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import SOLVER_DTYPE, compute_dtype
 from ..base import Denoiser, apply_cfg
+from ..controls import Controls, EncodedControl
+from .control import ControlPass
 from .transformer import Modulation
 
 
@@ -37,37 +40,52 @@ class QwenImageDenoiser(Denoiser[Condition]):
         references: mx.array | None,
         one_batch: bool,
         tables_source: str,
+        passes: Mapping[str, ControlPass] = MappingProxyType({}),
     ):
         """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
-        batch."""
+        batch. `passes`: control networks."""
         super().__init__(conditions, cfg)
         self._transformer = transformer
         self._encoded = references
         self._references = references
         self._one_batch = one_batch
         self._tables_source = tables_source
+        self._controls = Controls(passes, len(conditions[0].modulation))
+        self._residuals: list[list[mx.array]] = []
 
-    def start_picture(self, condition: mx.array | None = None) -> None:
+    def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
         fits = condition is not None and self._encoded is not None and condition.shape == self._encoded.shape
         self._references = condition if fits else self._encoded
+        self._controls.start(controls)
 
     def velocity(self, x: mx.array, index: int) -> mx.array:
-        if len(self.branches) != 2 or not self._one_batch:
+        """Control networks read the prompt alone; what they make of it counts for the unwanted branch too."""
+        self._residuals = self._controls.residuals(x.astype(compute_dtype()), index)
+        velocity = self._velocity(x, index)
+        self._residuals = []
+        return velocity
+
+    def _velocity(self, x: mx.array, index: int) -> mx.array:
+        if not (self._one_batch and len(self.branches) == 2 and self.is_guided(index)):
             return super().velocity(x, index)
         img, references = self._with_references(x)
         # The shorter prompt is padded, and nothing attends to the padding.
         txt, mask = padded([branch.txt for branch in self.branches], img.shape[1])
         longest = max(self.branches, key=lambda branch: branch.txt.shape[1])
         both = self._transformer.load()(
-            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask
-        )
+            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask, self._residuals,
+            self.after_first_block(index),
+        )  # fmt: skip
         return self.combine(list(mx.split(both.astype(SOLVER_DTYPE), 2)))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         img, references = self._with_references(x)
         transformer = self._transformer.load()
-        velocity: mx.array = transformer(img, branch.txt, branch.rope, branch.modulation[index], references)
+        after_first = self.after_first_block(index, branch)
+        velocity: mx.array = transformer(
+            img, branch.txt, branch.rope, branch.modulation[index], references, None, self._residuals, after_first
+        )
         return velocity
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:

@@ -5,13 +5,13 @@ In: a manifest's [references], and pictures. Out: pictures resized, and the text
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 from PIL import Image
 
 from ...hub.manifest import Manifest
 from ...image import proportioned
-from ...loading.config import Config
+from ...loading.config import MANY, Config
 
 SEEN = "<|vision_start|><|image_pad|><|vision_end|>"  # where the language model sees a picture
 
@@ -20,8 +20,8 @@ SEEN = "<|vision_start|><|image_pad|><|vision_end|>"  # where the language model
 class Editing(Config):
     """[references] of a manifest."""
 
-    language_area: int  # pixels of a picture as the language model sees it
-    latent_area: int  # pixels of a picture as the transformer sees it
+    language_area: Annotated[int, MANY]  # pixels of a picture as the language model sees it
+    latent_area: Annotated[int, MANY]  # pixels of a picture as the transformer sees it
     multiple: int  # both are resized to sides that are multiples of this many pixels
     numbered: bool  # the prompt begins "Picture 1: …Picture 2: …"
 

@@ -17,22 +17,27 @@ from PIL import Image
 
 from ... import machine as memory
 from ...autoencoders.qwen_image import Decoder, Encoder, normalised
+from ...errors import RequestError
 from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
 from ...image import to_pixels
 from ...layers.patches import Grid, patchified, unpatchified
-from ...layers.posterior import sample_posterior
+from ...layers.posterior import sample
 from ...layers.rope import rope_table
 from ...loading.component import Component
 from ...loading.weights import WeightTransforms
+from ...masks import sampled
 from ...precision import VAE_DTYPE, compute_dtype, on_gpu
+from ...random import TorchGenerator
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid, to_patches
 from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, EncodedControl
 from ..schedule_tables import find_tables
+from .control import ControlPass, QwenImageControlNetwork
 from .denoiser import Condition, QwenImageDenoiser
 from .files import TABLE, QwenImageFiles, columns, open_files
 from .lightning import lightning_notes
@@ -150,27 +155,74 @@ class QwenImage(Family[QwenImageBranch]):
             for branch, length in zip(branches, lengths, strict=True)
         ]
         together = self._in_one_batch(max(lengths) + sum(map(math.prod, grids)))
-        return QwenImageDenoiser(self.transformer, conditions, settings.cfg, references.latents, together, source)
+        passes = {name: self._control_pass(name, conditions[0], schedule) for name in self.controls}
+        return QwenImageDenoiser(
+            self.transformer, conditions, settings.cfg, references.latents, together, source, passes
+        )
+
+    def _control_pass(self, name: str, condition: Condition, schedule: Schedule) -> ControlPass:
+        network = self._network(name)
+        return ControlPass(
+            network, condition.txt, condition.rope, network.tables(schedule), self.files.config.num_layers
+        )
+
+    def _network(self, name: str) -> QwenImageControlNetwork:
+        network = self.controls[name]
+        assert isinstance(network, QwenImageControlNetwork)
+        return network
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        return QwenImageControlNetwork(name, folder, self.files.config, transforms)
+
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), self.files.config.patch_size)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), self.files.config.patch_size))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
-    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
-        """A masked image that is the reference as well is encoded once: the same sample serves for both."""
-        encoded = super().encode_inputs(inputs, seed, settings)
-        if not inputs.is_reference or encoded.clean is None:
-            return encoded
-        reference = self.pack(encoded.clean)
-        mx.eval(reference)
-        return replace(encoded, condition=reference)
-
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        encoder = self.components["vae_encoder"].load()
-        mean, logvar = encoder.encode(picture[None])
-        sample, noise = sample_posterior(mean, logvar, seed)
-        return normalised(sample, self.files.vae_config), noise
+        encoded = self.encode_inputs(Inputs(picture), seed, settings)
+        assert encoded.clean is not None
+        return encoded.clean, encoded.noise
+
+    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
+        """From one stream, in diffusers' order: what is followed, the picture to start from, the noise. A network that
+        is shown the hole draws nothing, and nothing has to be kept in the loop."""
+        stream = TorchGenerator(seed)
+        filled = any(control.network and self._network(control.network).fills for control in inputs.controls)
+        controls = tuple(self._control_condition(control, inputs, stream) for control in inputs.controls)
+        clean = None if inputs.image is None or filled else self.latents(inputs.image, stream)
+        noise = stream.randn(self.shape(settings))
+        mask = None if inputs.mask is None or filled else sampled(inputs.mask, self.shape(settings)[2:])
+        # A masked image that is the reference as well is encoded once: the same sample serves for both.
+        reference = self.pack(clean) if inputs.is_reference and clean is not None else None
+        mx.eval([each.condition for each in controls], [] if reference is None else reference)
+        return EncodedInputs(noise, clean, mask, reference, controls)
+
+    def _control_condition(self, control: ControlPicture, inputs: Inputs, stream: TorchGenerator) -> EncodedControl:
+        """Tokens [1, L, C]: latents, and for a network that fills a hole 1 where there is none in a further channel."""
+        if control.network is None or not self._network(control.network).fills:
+            return EncodedControl(control, self.pack(self.latents(control.pixels, stream)))
+        assert inputs.mask is not None  # the network's check refuses less
+        z = self.latents(mx.where(inputs.mask[..., None] > 0, -1, control.pixels), None)
+        kept = 1 - sampled(inputs.mask, (z.shape[2], z.shape[3]))
+        return EncodedControl(control, self.pack(mx.concatenate([z, kept[None, None]], axis=1)))
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        super().check_inputs(inputs)
+        if inputs.controls and self.files.editing is not None:
+            raise RequestError(
+                f"control: {inputs.controls[0].network} goes with Qwen-Image, not with the models that edit; choose "
+                "qwen-image."
+            )
+
+    def latents(self, picture: mx.array, stream: TorchGenerator | None) -> mx.array:
+        """Pixels [H, W, 3] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the mode."""
+        mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
+        z = mean if stream is None else sample(mean, logvar, stream)
+        return normalised(z, self.files.vae_config)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -213,6 +265,8 @@ class QwenImage(Family[QwenImageBranch]):
     def forget(self) -> None:
         self._references.forget()
         self._tables.forget()
+        for network in self.controls.values():
+            network.forget()
 
     def tables(self, schedule: Schedule) -> tuple[tuple[Modulation, ...], str]:
         """A modulation a step, and where they came from."""
@@ -251,9 +305,8 @@ class QwenImage(Family[QwenImageBranch]):
         )
 
     def _latents(self, picture: Image.Image) -> mx.array:
-        """[1, C, h, w], in the loop's scale; the posterior's mode, not a sample."""
-        mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(picture) * 2 - 1)[None])
-        return normalised(mean, self.files.vae_config)
+        """Of a reference: the posterior's mode, not a sample."""
+        return self.latents(mx.array(to_pixels(picture) * 2 - 1), None)
 
     def _in_one_batch(self, tokens: int) -> bool:
         """On a GPU, where each weight is then read once for both, if a second branch's activations fit: a block holds

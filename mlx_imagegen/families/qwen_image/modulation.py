@@ -46,7 +46,8 @@ class QwenImageModulators(nn.Module):
         self.transformer_blocks = [
             {"img_mod": {"1": adaln(6)}, "txt_mod": {"1": adaln(6)}} for _ in range(config.num_layers)
         ]
-        self.norm_out = {"linear": adaln(2)}
+        if config.has_head:
+            self.norm_out = {"linear": adaln(2)}
 
 
 class Tables(NamedTuple):
@@ -109,8 +110,8 @@ def _gathered(config: QwenImageConfig, outputs: Outputs) -> Tables:
     for i in range(config.num_layers):
         img.append(outputs(f"transformer_blocks.{i}.img_mod.1", 6))
         txt.append(outputs(f"transformer_blocks.{i}.txt_mod.1", 6))
-    out = outputs("norm_out.linear", 2)
     imgs, txts = mx.stack(img, axis=1), mx.stack(txt, axis=1)  # [S (+ 1), layers, 6, D]
+    out = outputs("norm_out.linear", 2) if config.has_head else mx.zeros((len(imgs), 0))
     mx.eval(imgs, txts)
     if not config.zero_cond_t:
         return Tables(imgs, txts, out)

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import FeedForward, JointAttention
 from ...layers.linear import Linear
-from ...layers.modulation import Part, by_part, modulate
+from ...layers.modulation import Part, by_part, modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
 from .config import QwenImageConfig
@@ -34,16 +36,18 @@ class Modulation(NamedTuple):
     clean: mx.array | None = None
 
     def of_text(self, block: int, length: int) -> list[Part]:
-        return [Part(length, self.txt[block])]
+        return [Part(length, table_row(self.txt, block))]
 
     def of_image(self, block: int, lengths: tuple[int, int]) -> list[Part]:
         """`lengths`: the picture's tokens and its references'."""
         if self.clean is None or lengths[1] == 0:
-            return [Part(sum(lengths), self.img[block])]
-        return [Part(lengths[0], self.img[block]), Part(lengths[1], self.clean[block])]
+            return [Part(sum(lengths), table_row(self.img, block))]
+        return [Part(lengths[0], table_row(self.img, block)), Part(lengths[1], table_row(self.clean, block))]
 
 
-class QwenImageTransformer(nn.Module):
+class QwenImageBlocks(nn.Module):
+    """Embedders and blocks, which control networks have too."""
+
     def __init__(self, config: QwenImageConfig):
         super().__init__()
         dims = config.inner_dim
@@ -51,7 +55,12 @@ class QwenImageTransformer(nn.Module):
         self.img_in = Linear(config.in_channels, dims)
         self.txt_in = Linear(config.joint_attention_dim, dims)
         self.transformer_blocks = [Block(config) for _ in range(config.num_layers)]
-        self.proj_out = Linear(dims, config.patch_size**2 * config.out_channels)
+
+
+class QwenImageTransformer(QwenImageBlocks):
+    def __init__(self, config: QwenImageConfig):
+        super().__init__(config)
+        self.proj_out = Linear(config.inner_dim, config.patch_size**2 * config.out_channels)
 
     def __call__(
         self,
@@ -61,17 +70,29 @@ class QwenImageTransformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         mask: mx.array | None = None,
+        residuals: Sequence[Sequence[mx.array]] = (),
+        after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `mask`: [B, 1, 1, T + L], False
-        at padding."""
+        at padding. `residuals`: what control networks add after each block, [B, L, D]."""
         img = self.img_in(x)  # [B, L, D]
         txt = self.txt_in(self.txt_norm(txt))  # [B, T, D]
         lengths = (img.shape[1] - references, references)
-        for index, block in enumerate(self.transformer_blocks):
-            img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
-            img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+        own = slice(lengths[0])
+
+        def run(blocks: Sequence[tuple[int, Block]], img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            for index, block in blocks:
+                img_mod, txt_mod = modulation.of_image(index, lengths), modulation.of_text(index, txt.shape[1])
+                img, txt = block(img, txt, rope, img_mod, txt_mod, mask)
+                for each in residuals:
+                    img = img + each[index]
+            return img, txt
+
+        first, *others = enumerate(self.transformer_blocks)
+        before, (img, txt) = img, run([first], img, txt)
+        last = after_first(before[:, own], img[:, own], lambda: run(others, img, txt)[0][:, own])
         scale, shift = modulation.out
-        return self.proj_out(modulate(img[:, : lengths[0]], shift, scale, NORM_EPS))
+        return self.proj_out(modulate(last, shift, scale, NORM_EPS))
 
 
 class Block(nn.Module):
@@ -92,17 +113,21 @@ class Block(nn.Module):
         mask: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         img_attn, txt_attn = self.attn(_scaled(img, img_mod, 0), _scaled(txt, txt_mod, 0), rope, mask)
-        img = img + _gated(img_attn, img_mod, 0)
-        img = img + _gated(self.img_mlp(_scaled(img, img_mod, 3)), img_mod, 3)
-        txt = txt + _gated(txt_attn, txt_mod, 0)
-        txt = txt + _gated(self.txt_mlp(_scaled(txt, txt_mod, 3)), txt_mod, 3)
+        img = _gated(img, img_attn, img_mod, 0)
+        img = _gated(img, self.img_mlp(_scaled(img, img_mod, 3)), img_mod, 3)
+        txt = _gated(txt, txt_attn, txt_mod, 0)
+        txt = _gated(txt, self.txt_mlp(_scaled(txt, txt_mod, 3)), txt_mod, 3)
         return img, txt
 
 
 def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
     """The norm, shift and scale before attention (`first` 0) or the MLP (3)."""
-    return by_part(lambda tokens, rows: modulate(tokens, rows[first], rows[first + 1], NORM_EPS), x, parts)
+    return by_part(
+        lambda tokens, rows: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), x, parts
+    )
 
 
-def _gated(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
-    return by_part(lambda tokens, rows: rows[first + 2] * tokens, x, parts)
+def _gated(x: mx.array, out: mx.array, parts: Sequence[Part], first: int) -> mx.array:
+    if len(parts) == 1:
+        return gated_sum(x, table_row(parts[0].rows, first + 2), out)
+    return x + by_part(lambda tokens, rows: table_row(rows, first + 2) * tokens, out, parts)

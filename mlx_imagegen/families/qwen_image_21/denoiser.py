@@ -42,7 +42,9 @@ class QwenImage21Denoiser(Denoiser[Condition]):
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         x = x.astype(compute_dtype())
-        velocity: mx.array = self._transformer.load()(x, branch.rope, branch.prefix, self._modulation[index])
+        velocity: mx.array = self._transformer.load()(
+            x, branch.rope, branch.prefix, self._modulation[index], self.after_first_block(index, branch)
+        )
         return velocity
 
     def choices(self) -> dict[str, str]:

@@ -129,9 +129,12 @@ class QwenImage21(Family[QwenImage21Branch]):
         conditions = [self._condition(branch, self.grid(settings), clean) for branch in branches]
         return QwenImage21Denoiser(self.transformer, conditions, settings.cfg, steps, source)
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), side=1)
+
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), side=1))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels if settings.extras.get("transparent") else pixels[..., :COLOURS]
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:

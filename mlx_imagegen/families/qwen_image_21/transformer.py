@@ -16,6 +16,8 @@ import mlx.nn as nn
 
 from ...layers.activation import gelu_tanh, swiglu
 from ...layers.attention import KeyValues, attend, prefixed
+from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import Projections
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
@@ -59,10 +61,22 @@ class QwenImage21Transformer(nn.Module):
         mx.eval(out[-1])  # the last block's own output is never asked for, so it is not computed
         return out
 
-    def __call__(self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], modulation: Modulation) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        rope: Rope,
+        prefix: Sequence[KeyValues],
+        modulation: Modulation,
+        after_first: AfterFirstBlock = run_all,
+    ) -> mx.array:
+        def run(blocks: slice, x: mx.array) -> mx.array:
+            for block, pair in zip(self.transformer_blocks[blocks], prefix[blocks], strict=True):
+                x, _ = block(x, rope, modulation.block, prefix=pair)
+            return x
+
         x = self.img_in(x)  # [1, L, D]
-        for block, before in zip(self.transformer_blocks, prefix, strict=True):
-            x, _ = block(x, rope, modulation.block, prefix=before)
+        first = run(slice(1), x)
+        x = after_first(x, first, lambda: run(slice(1, None), first))
         return self.proj_out(modulate(x, None, modulation.out, self._eps))
 
 
@@ -88,8 +102,8 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, rope: Rope, modulation: mx.array, **attention: Any) -> tuple[mx.array, KeyValues]:
         scale, gate, mlp_scale, mlp_gate = modulation
         out, pair = self.attn(modulate(x, None, scale, self._eps), rope, **attention)
-        x = x + gate * out
-        return x + mlp_gate * self.img_mlp(modulate(x, None, mlp_scale, self._eps)), pair
+        x = gated_sum(x, gate, out)
+        return gated_sum(x, mlp_gate, self.img_mlp(modulate(x, None, mlp_scale, self._eps))), pair
 
 
 class Attention(Projections):

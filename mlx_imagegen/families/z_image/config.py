@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
-from ...loading.config import Config
+from ...escaping import shown
+from ...loading.config import HEADS, LAYERS, POSITIVE, Config, Range
 
 ADALN_DIM = 256  # at most, of the vector that all modulation reads; diffusers fixes it in code
 
@@ -16,21 +17,22 @@ class ZImageConfig(Config):
 
     # How long diffusers' rope tables are; here they are made for the positions that a picture has.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"axes_lens"})
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"ZImageTransformer2DModel"})
 
     all_f_patch_size: tuple[int, ...]
-    all_patch_size: tuple[int, ...]
+    all_patch_size: tuple[Annotated[int, Range(1, 64)], ...]
     axes_dims: tuple[int, ...]
     cap_feat_dim: int
     dim: int
     in_channels: int
-    n_heads: int
-    n_kv_heads: int
-    n_layers: int
-    n_refiner_layers: int
-    norm_eps: float
+    n_heads: Annotated[int, HEADS]
+    n_kv_heads: Annotated[int, HEADS]
+    n_layers: Annotated[int, LAYERS]
+    n_refiner_layers: Annotated[int, LAYERS]
+    norm_eps: Annotated[float, POSITIVE]
     qk_norm: bool
-    rope_theta: float
-    t_scale: float
+    rope_theta: Annotated[float, POSITIVE]
+    t_scale: Annotated[float, POSITIVE]
     siglip_feat_dim: int | None = None
 
     @classmethod
@@ -48,7 +50,7 @@ class ZImageConfig(Config):
         ):
             if value != only:
                 raise ConfigError(
-                    f"{where}: field '{field}' is {value!r}, where every published Z-Image has {only!r}, the only "
+                    f"{where}: field '{field}' is {shown(value)}, where every published Z-Image has {only!r}, the only "
                     "value this port knows. Take the file from the model's repository."
                 )
         counts = ("dim", "n_heads", "n_layers", "n_refiner_layers", "in_channels")
@@ -56,14 +58,19 @@ class ZImageConfig(Config):
             None if len(config.all_patch_size) == 1 else "all_patch_size"
         ):
             raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)!r}, where a count from 1 (one patch size) is needed; "
-                "take the file from the model's repository."
+                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, where a count from 1 (one patch size) is "
+                "needed; take the file from the model's repository."
             )
         axes = config.axes_dims
-        if config.dim % config.n_heads or sum(axes) != config.dim // config.n_heads or len(axes) != 3:
+        if (
+            config.dim % config.n_heads
+            or sum(axes) != config.dim // config.n_heads
+            or len(axes) != 3
+            or any(dims % 2 for dims in axes)
+        ):
             raise ConfigError(
-                f"{where}: 'axes_dims' {list(axes)} must be three numbers that add up to 'dim' / 'n_heads', "
-                f"{config.dim} / {config.n_heads}; take the file from the model's repository."
+                f"{where}: 'axes_dims' {shown(list(axes))} must be three even numbers that add up to 'dim' / "
+                f"'n_heads', {config.dim} / {config.n_heads}; take the file from the model's repository."
             )
         return config
 

@@ -43,7 +43,9 @@ class ZImageDenoiser(Denoiser[Condition]):
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer = self._transformer.load()
         x = x.astype(compute_dtype())
-        out: mx.array = transformer(x, branch.txt, branch.rope, self._modulation[index])
+        out: mx.array = transformer(
+            x, branch.txt, branch.rope, self._modulation[index], self.after_first_block(index, branch)
+        )
         return -out
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:

@@ -120,10 +120,12 @@ class ZImage(Family[ZImageBranch]):
         normalization = settings.extras.get("cfg_normalization", False)
         return ZImageDenoiser(self.transformer, conditions, settings.cfg, tables, normalization)
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        return unpatchified(x, self.grid(settings), self.files.config.patch_size, channels_last=True)
+
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        latents = unpatchified(x, self.grid(settings), self.files.config.patch_size, channels_last=True)
-        pixels: mx.array = decoder.decode(latents)[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:

@@ -1,6 +1,7 @@
 """Z-Image, as the registry knows it."""
 
 from ...errors import ConfigError
+from ...escaping import quoted
 from ...loading.config import read_json
 from ...loading.folder import ModelFolder
 from .. import FamilySpec, TokenRoles
@@ -29,7 +30,10 @@ def recognize(folder: ModelFolder) -> str | None:
         return None
     path = folder.path / SCHEDULER
     shift = read_json(path).get("shift", 1.0) if path.is_file() else 1.0
-    return "z-image" if shift > LARGEST_TURBO_SHIFT else "z-image-turbo"
+    if isinstance(shift, bool) or not isinstance(shift, int | float):
+        raise ConfigError(f"{path}: field 'shift' is {quoted(shift)}, where a number is needed.")
+    is_base = isinstance(shift, int | float) and shift > LARGEST_TURBO_SHIFT
+    return "z-image" if is_base else "z-image-turbo"
 
 
 SPEC = FamilySpec(

@@ -14,9 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.activation import swiglu
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import ProjectedAttention
 from ...layers.linear import Linear
-from ...layers.modulation import modulate
+from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
 from .config import ZImageConfig
@@ -57,15 +58,28 @@ class ZImageTransformer(nn.Module):
         self.all_final_layer = {config.patch_key: {"linear": Linear(config.dim, values)}}
         self._key = config.patch_key
 
-    def __call__(self, x: mx.array, txt: mx.array, rope: Rope, modulation: Modulation) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        modulation: Modulation,
+        after_first: AfterFirstBlock = run_all,
+    ) -> mx.array:
         """`rope`: of the picture's tokens, filled up, then of the prompt's."""
         img = filled(self.all_x_embedder[self._key](x), self.x_pad_token)
         for index, block in enumerate(self.noise_refiner):
-            img = block(img, rope[: img.shape[1]], modulation.refiner[index])
-        both = mx.concatenate([img, txt], axis=1)
-        for index, block in enumerate(self.layers):
-            both = block(both, rope, modulation.layers[index])
-        last = modulate(both[:, : x.shape[1]], None, modulation.out, LAST_NORM_EPS)
+            img = block(img, rope[: img.shape[1]], table_row(modulation.refiner, index))
+        own = slice(x.shape[1])
+        first = self.layers[0](mx.concatenate([img, txt], axis=1), rope, table_row(modulation.layers, 0))
+
+        def others() -> mx.array:
+            both = first
+            for index, block in enumerate(self.layers[1:], 1):
+                both = block(both, rope, table_row(modulation.layers, index))
+            return both[:, own]
+
+        last = modulate(after_first(img[:, own], first[:, own], others), None, modulation.out, LAST_NORM_EPS)
         return self.all_final_layer[self._key]["linear"](last)
 
 

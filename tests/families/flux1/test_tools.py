@@ -44,6 +44,7 @@ WAYS = {
     "fill": ("hard", "soft", "part"),
     "control": ("seed", "mask"),
     "kontext": ("seed", "cfg", "plain", "mask"),
+    "lora": ("seed",),
 }
 EACH = [(kind, way) for kind, ways in WAYS.items() for way in ways]
 
@@ -78,6 +79,8 @@ def open_tool(folder: Path) -> tuple[Pipeline, dict[str, Any]]:
     manifest = recognize(folder)
     if manifest.edits:
         manifest = replace(manifest, extras=manifest.extras | {"references": {"sizes": options["sizes"]}})
+    if options["kind"] == "lora":
+        return load(folder, lora=[folder / "control"]), options
     family = open_family(manifest, folder, WeightTransforms())
     return Pipeline(Model(manifest, folder, str(folder)), folder, family, None), options
 
@@ -89,7 +92,7 @@ def asked_of(folder: Path, way: str, options: dict[str, Any]) -> dict[str, Any]:
     mask = {"image": first, "mask": folder / f"mask.{'soft' if way == 'soft' else 'hard'}.png"}
     if options["kind"] == "fill":
         return asked | mask | ({"strength": options["strength"]} if way == "part" else {})
-    if options["kind"] == "control":
+    if options["kind"] in ("control", "lora"):
         asked |= {"control": second}
     if way == "mask":
         if options["kind"] == "kontext":  # the size is that of the masked picture's shape

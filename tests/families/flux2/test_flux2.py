@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mlx_imagegen.families.base import Prompt, Settings
@@ -24,14 +25,16 @@ from mlx_imagegen.hub.manifest import Model, manifests
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
+from mlx_imagegen.masks import Region
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.text.tokenizer import qwen_tokenizer, tekken_tokenizer
 from tests.draw import drawn_data
 
 DATA = drawn_data() / "flux2"
 KINDS = ("klein", "dev")
-WAYS = {"klein": ("cfg", "seed", "one", "two", "kept", "image"), "dev": ("seed", "two")}
+WAYS = {"klein": ("cfg", "seed", "one", "two", "kept", "image", "masked"), "dev": ("seed", "two")}
 RELATIVE = 1e-5
+BOX = (24, 8, 56, 41)  # in pixels; its edges run through the middle of tokens
 
 
 @pytest.fixture(params=KINDS)
@@ -146,16 +149,25 @@ def picture(folder: Path, way: str) -> np.ndarray:
     """A whole pipeline's picture, as the reference was made."""
     options, klein = options_of(folder), options_of(folder)["kind"] == "klein"
     parameters: dict[str, Any] = {"steps": options["steps"], "seed": options["seed"]}
-    parameters |= {"width": options["width"], "height": options["height"]} if way != "one" else {}
+    parameters |= {"width": options["width"], "height": options["height"]} if way not in ("one", "masked") else {}
     if not klein:
         parameters["guidance"] = options["guidance"]
     elif way != "kept":
-        parameters["guidance"] = options["cfg"] if way in ("cfg", "two") else 1.0
+        parameters["guidance"] = options["cfg"] if way in ("cfg", "two", "masked") else 1.0
     if way == "image":
         parameters |= {"image": folder / "picture1.png", "strength": options["strength"]}
+    if way == "masked":
+        given = Image.open(folder / "picture1.png").resize((64, 64), Image.Resampling.NEAREST)
+        parameters |= {"image": given, "mask_box": BOX, "strength": options["strength"]}
     if way in ("one", "two", "kept"):
         parameters["references"] = [folder / f"picture{index}.png" for index in (1, 2)][: 1 if way == "one" else 2]
     pipeline = open_pipeline(folder, "flux2-klein-9b-kv" if way == "kept" else None)
+    if way == "masked":  # what is drawn, before the given picture is pasted around it
+        drawn: list[Image.Image] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Region, "paste", lambda region, image: drawn.append(image) or image)
+            pipeline.generate(options["prompt"], **parameters)
+        return np.asarray(drawn[0]).astype(int)
     return np.asarray(pipeline.generate(options["prompt"], **parameters).image).astype(int)
 
 

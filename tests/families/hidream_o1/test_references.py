@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mlx_imagegen.families.hidream_o1.references import (
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
+from mlx_imagegen.request.job import resolve
 from mlx_imagegen.request.options import layout_boxes
 from mlx_imagegen.request.sizes import fitted, kept_aspect, shape
 from tests.draw import drawn_data
@@ -31,6 +33,18 @@ RECORDED = Path(__file__).parents[2] / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())
 MANIFEST = manifests()["hidream-o1"]
 BOXES = [[0.1, 0.45, 0.15, 0.8], {"bbox": [0.55, 0.95, 0.1, 0.6], "text": "b"}]
+LAYOUT_CASES = json.loads((RECORDED / "layout_cases.json").read_text())  # by `pattern` pictures
+
+
+def pattern(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture with edges and slopes, the same everywhere."""
+    rows, columns = np.indices((height, width))
+    channels = 3 * rows + (5 + seed) * columns, rows * columns // 64, rows ^ columns
+    return Image.fromarray((np.stack(channels, axis=-1) % 256).astype(np.uint8))
+
+
+def digest(picture: Image.Image) -> str:
+    return hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()[:16]
 
 
 def test_sizes_of_references() -> None:
@@ -74,6 +88,29 @@ def test_pixels_are_upstreams(name: str, count: int, boxes: list) -> None:
         for picture, told in ((reference.pixels, recorded["read"]), (reference.shown, recorded["shown"])):
             assert list(picture.size) == told["size"]
             assert hashlib.sha256(np.asarray(picture).tobytes()).hexdigest() == told["sha256"]
+
+
+@pytest.mark.parametrize("case", LAYOUT_CASES, ids=range(len(LAYOUT_CASES)))
+def test_layouts_are_upstreams(case: dict[str, Any]) -> None:
+    """Sizes at which the second fit changes the framed references; boxes in all of upstream's spellings."""
+    keep_aspect = case.get("keep_original_aspect", False)
+    pictures = [pattern(*size, seed=index) for index, size in enumerate(case["given"])]
+    asked = {"layout": case["layout"], "references": pictures}
+    asked |= (
+        {"keep_original_aspect": True} if keep_aspect else dict(zip(("width", "height"), case["target"], strict=True))
+    )
+    (job,) = resolve(MANIFEST, 32, "a fox", 0, **asked)
+    assert [job.settings.width, job.settings.height] == case["target"]
+    assert any("layout has no effect" in note for note in job.notes) == keep_aspect
+    rules = {"patch": 32, "shown_side": 384, "shown_multiple": 32, "kept_side": 2048 if keep_aspect else None}
+    boxes = () if keep_aspect else dict(job.prompt.options).get("layout", ())
+    got = prepared(pictures, tuple(case["target"]), boxes=boxes, **rules)
+    assert [[list(size) for size in (read.size, shown.size)] for read, shown in got] == [
+        list(pair) for pair in zip(case["read"], case["shown"], strict=True)
+    ]
+    assert [[digest(read), digest(shown)] for read, shown in got] == case["sha256"]
+    known = sizes([picture.size for picture in pictures], tuple(case["target"]), boxes=boxes, **rules)
+    assert known == [(read.size, shown.size) for read, shown in got]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
@@ -132,6 +169,14 @@ def test_keep_original_aspect() -> None:
         [Image.new("RGB", (640, 480))], size, patch=32, shown_side=384, shown_multiple=32, kept_side=2048
     )  # fmt: skip
     assert got.pixels.size == size
+
+
+def test_a_kept_aspect_leaves_the_layout_out() -> None:
+    """In the sequence as well: one reference, and no drawing of boxes."""
+    family, picture = opened(STORED), Image.new("RGB", (70, 40))
+    asked = settings(32, 24, keep_original_aspect=True)
+    said = family.reference_tokens(Prompt("a fox", (picture,), (("layout", ((0.1, 0.45, 0.15, 0.8),)),)), asked)
+    assert said == family.reference_tokens(Prompt("a fox", (picture,)), asked)
 
 
 def test_lines_of_the_layout() -> None:

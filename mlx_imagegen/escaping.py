@@ -1,0 +1,56 @@
+"""Text from files, as it may stand in a message and on a terminal.
+
+In: any text or value. Out: text of one line, in which nothing steers a terminal, shortened where it is long.
+Must not know: which file it is from, who reads it.
+"""
+
+import reprlib
+
+SHOWN_LENGTH = 80  # characters of a value
+LONGEST_MESSAGE = 2000
+
+
+def printable(text: str) -> str:
+    """Escape sequences, marks that turn the direction of writing, and halves of surrogate pairs, spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _spelled(char) for char in text)
+
+
+def one_line(text: str, length: int = LONGEST_MESSAGE) -> str:
+    """For messages: line breaks become spaces, and the middle of a very long text is left out."""
+    return shortened(printable(" ".join(text.split())), length)
+
+
+def shown(value: object, length: int = SHOWN_LENGTH) -> str:
+    """A value out of a file, within a message: text as it is, everything else as Python writes it."""
+    if not isinstance(value, str):
+        value = _short_repr(value, length)
+    return shortened(printable(shortened(value, 2 * length)), length)
+
+
+def quoted(value: object, length: int = SHOWN_LENGTH) -> str:
+    """The same, with text in quotes."""
+    return f"'{shown(value, length)}'" if isinstance(value, str) else shown(value, length)
+
+
+def shortened(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    tail = length // 3
+    return f"{text[: length - tail - 3]} … {text[len(text) - tail :]}"
+
+
+def _short_repr(value: object, length: int) -> str:
+    """A value of any size and depth, without going through all of it."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxlist, brief.maxdict, brief.maxtuple = 3, 6, 4, 6
+    brief.maxstring = brief.maxlong = brief.maxother = length
+    try:
+        return brief.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"a {type(value).__name__} of very many digits"
+
+
+def _spelled(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,128 @@
+"""Control networks: second checkpoints that run next to a denoiser and add to what its blocks make.
+
+In: pictures to follow, each with its network, strength and share of the steps. Out: the contract that a family's
+networks meet, and how their few outputs are spread over the denoiser's many blocks.
+Must not know: any family's layers, requests, where networks are found.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import mlx.core as mx
+
+from ..errors import ConfigError, RequestError
+from ..loading.component import Component
+
+Residuals_co = TypeVar("Residuals_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class ControlPicture:
+    """A picture that the model follows."""
+
+    pixels: mx.array  # [H, W, 3] in -1..1
+    network: str | None = None  # by its name; None: the model itself follows it
+    strength: float = 1.0
+    kind: str | None = None  # of the picture, for networks that are told
+    start: float = 0.0  # shares of the steps between which it is followed
+    end: float = 1.0
+
+    def strength_at(self, index: int, steps: int) -> float:
+        """In step `index`: 0 where any part of the step is outside the window, as in diffusers."""
+        inside = self.start <= index / steps and (index + 1) / steps <= self.end
+        return self.strength if inside else 0.0
+
+
+@dataclass(frozen=True)
+class EncodedControl:
+    """A picture as its network reads it."""
+
+    picture: ControlPicture
+    condition: mx.array
+
+
+class ControlNetwork(ABC):
+    """An open network; its component comes and goes with the denoiser."""
+
+    name: str
+    component: Component
+    kinds: tuple[str, ...] = ()  # of pictures that it is told apart; () for those that it tells apart by itself
+
+    @property
+    def component_name(self) -> str:
+        return self.component.weights.component
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drops what it keeps between pictures."""
+
+    def check(self, picture: ControlPicture, masked: bool, strength: float) -> None:
+        """Raises for a picture that it cannot be given, or not in a request that is `masked` or of this strength."""
+        kinds = ", ".join(self.kinds)
+        if self.kinds and picture.kind is None:
+            raise RequestError(f"control: {self.name} has to be told what the picture is; give kind: {kinds}.")
+        if self.kinds and picture.kind not in self.kinds:
+            raise RequestError(f"control: kind '{picture.kind}': {self.name} follows {kinds}.")
+        if picture.kind is not None and not self.kinds:
+            raise RequestError(f"control: {self.name} sees by itself what the picture is; leave kind out.")
+
+
+class ControlPass(Protocol[Residuals_co]):
+    """A network, ready for one prompt."""
+
+    def embed(self, control: EncodedControl) -> mx.array:
+        """Once a picture: what all steps read of it."""
+        ...
+
+    def residuals(self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float) -> Residuals_co:
+        """What is added to the denoiser's blocks in step `index`."""
+        ...
+
+
+class Controls(Generic[Residuals_co]):
+    """The pictures of one loop, and the networks that look at them."""
+
+    def __init__(self, passes: Mapping[str, ControlPass[Residuals_co]], steps: int):
+        self._passes = passes
+        self._steps = steps
+        self._pictures: list[tuple[ControlPicture, mx.array]] = []  # with what their networks read of them
+
+    def start(self, controls: Sequence[EncodedControl]) -> None:
+        self._pictures = [(each.picture, self._passes[str(each.picture.network)].embed(each)) for each in controls]
+
+    def residuals(self, x: mx.array, index: int) -> list[Residuals_co]:
+        """Of every picture that is followed in this step."""
+        strengths = ((*pair, pair[0].strength_at(index, self._steps)) for pair in self._pictures)
+        return [
+            self._passes[str(picture.network)].residuals(x, index, embedded, picture.kind, strength)
+            for picture, embedded, strength in strengths
+            if strength
+        ]
+
+
+def component_name(network: str) -> str:
+    """Of a network: recipes pack it by the rows of what stands before the colon."""
+    return f"transformer:{network}"
+
+
+def spread(samples: Sequence[mx.array], depth: int, repeat: bool = False) -> list[mx.array]:
+    """A network's outputs -> one for each of `depth` blocks: runs of blocks share one, or they come by turns."""
+    if not samples:
+        return []
+    run = math.ceil(depth / len(samples))
+    return [samples[index % len(samples) if repeat else index // run] for index in range(depth)]
+
+
+def check_widths(network: Any, model: Any, fields: Sequence[str], path: Path) -> None:
+    """Raises for a network whose config (at `path`) is not as wide as the model's."""
+    for field in fields:
+        found, expected = getattr(network, field), getattr(model, field)
+        if found != expected:
+            raise ConfigError(
+                f"{path}: '{field}' is {found}, and this model's is {expected}: the control network is of another "
+                "model. Choose one that is made for it."
+            )

@@ -1,0 +1,50 @@
+"""Steps and branches that are not computed: asked for, checked against the model's manifest.
+
+In: what the user gave as `cache` and `guidance_until`. Out: the rule of a step cache, the share of guided steps.
+A manifest's [step_cache] holds what was found for its checkpoint: `fast`, the threshold that the word stands for, and
+perhaps `polynomial`, `largest_change`, `in_a_row` and `warmup_share`.
+"""
+
+import dataclasses
+from typing import Any
+
+from ..errors import RequestError
+from ..families.step_cache import CacheRule
+from ..hub.manifest import Manifest
+from .parameters import limits
+
+FAST = "fast"
+OWN = {item.name for item in dataclasses.fields(CacheRule)} - {"threshold"}
+
+
+def cache_rule(manifest: Manifest, asked: Any, steps: int, notes: list[str]) -> CacheRule | None:
+    if asked is None or asked is False:
+        return None
+    table: dict[str, Any] = manifest.extras.get("step_cache", {})
+    distilled = manifest.guidance in ("none", "never")  # such a manifest may have the table from its base
+    threshold = (None if distilled else table.get("fast")) if asked == FAST else asked
+    if threshold is None:
+        raise RequestError(
+            f"cache {FAST!r}: no threshold is known for {manifest.name}, whose steps differ too much or were not "
+            "measured; leave it out, or give a number such as 0.08."
+        )
+    low, high = limits("cache")
+    if isinstance(threshold, bool | str) or not low < threshold <= high:
+        raise RequestError(f"cache {asked!r}: give {FAST!r}, or a threshold above {low:g} and up to {high:g}.")
+    own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items() if name in OWN}
+    rule = CacheRule(float(threshold), **own)
+    if steps <= rule.warmup(steps) + 1:
+        notes.append(f"cache has no effect in {steps} steps: the first {rule.warmup(steps)} and the last are computed")
+    return rule
+
+
+def guidance_share(asked: float | None, cfg: float, notes: list[str]) -> float:
+    if asked is None:
+        return 1.0
+    low, high = limits("guidance_until")
+    if not low < asked <= high:
+        raise RequestError(f"guidance_until {asked}: give a share of the steps, above {low:g} and up to {high:g}.")
+    if cfg <= 1:
+        notes.append("guidance_until has no effect without a second branch")
+        return 1.0
+    return float(asked)
