@@ -1,9 +1,9 @@
 """Runs one step of a denoiser of the published size, packed, with random weights, and says what memory it took.
 
-    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6 z_image:q4 flux2:q4] [--size 256]
+    python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6] [--size 256]
 
-FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied again. Each model runs in a process of
-its own; its peak RSS stands beside what plan.py says from the headers.
+Others: flux2, qwen_image_21, z_image. FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied
+again. Each model runs in a process of its own; its peak RSS stands beside what plan.py says from the headers.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
@@ -30,6 +30,10 @@ from mlx_imagegen.families.flux2.config import Flux2Config
 from mlx_imagegen.families.flux2.transformer import Flux2Transformer
 from mlx_imagegen.families.flux2.transformer import Modulation as Flux2Modulation
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
+from mlx_imagegen.families.qwen_image_21.config import QwenImage21Config
+from mlx_imagegen.families.qwen_image_21.sequence import positions as qwen_image_21_positions
+from mlx_imagegen.families.qwen_image_21.transformer import Modulation as QwenImage21Modulation
+from mlx_imagegen.families.qwen_image_21.transformer import QwenImage21Transformer
 from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
 from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
@@ -63,9 +67,13 @@ KLEIN = Flux2Config(
     attention_head_dim=128, guidance_embeds=False, in_channels=128, joint_attention_dim=7680, num_attention_heads=24,
     num_layers=5, num_single_layers=20, axes_dims_rope=(32, 32, 32, 32), rope_theta=2000.0,
 )  # fmt: skip
+QWEN_IMAGE_21 = QwenImage21Config(
+    attention_head_dim=128, context_in_dim=4096, in_channels=64, mlp_ratio=3, num_attention_heads=32, num_layers=32,
+    out_channels=64,
+)  # fmt: skip
 FAMILIES = {"flux": "flux1"}  # where a model is called otherwise
-HEADS = {"flux": 24, "flux2": 24, "hidream_o1": 32, "z_image": 30}
-BLOCKS = {"flux": (19, 38), "flux2": (5, 20)}  # double and single ones
+HEADS = {"flux": 24, "flux2": 24, "hidream_o1": 32, "z_image": 30, "qwen_image_21": 32}
+BLOCKS = {"flux": (19, 38), "flux2": (5, 20), "qwen_image_21": (32, 0)}  # double and single ones
 
 
 class Patches:
@@ -85,6 +93,8 @@ def build(name: str) -> nn.Module:
         return ZImageTransformer(Z_IMAGE)
     if name == "flux2":
         return Flux2Transformer(KLEIN)
+    if name == "qwen_image_21":
+        return QwenImage21Transformer(QWEN_IMAGE_21)
     return HiDreamTransformer(HiDream())  # type: ignore[arg-type]
 
 
@@ -135,7 +145,10 @@ def step(folder: Path, name: str, size: int) -> None:
     model = component.load()
     loaded, filled = process_peak_bytes(), time.perf_counter() - started
     started = time.perf_counter()
-    steps = {"flux": flux_step, "flux2": flux2_step, "hidream_o1": hidream_step, "z_image": z_image_step}
+    steps = {
+        "flux": flux_step, "flux2": flux2_step, "hidream_o1": hidream_step, "z_image": z_image_step,
+        "qwen_image_21": qwen_image_21_step,
+    }  # fmt: skip
     out = steps[name](model, tokens)
     mx.eval(out)
     seconds = time.perf_counter() - started
@@ -174,6 +187,16 @@ def z_image_step(model: nn.Module, tokens: int) -> mx.array:
     rope = rope_table(positions, Z_IMAGE.axes_dims, Z_IMAGE.rope_theta, np.float32)
     mod = ZImageModulation(*(0.1 * mx.random.normal((*shape, Z_IMAGE.dim)) for shape in ((2, 4), (30, 4), ())))
     return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, Z_IMAGE.dim)), rope, mod)
+
+
+def qwen_image_21_step(model: nn.Module, tokens: int) -> mx.array:
+    side = round(tokens**0.5)
+    places = qwen_image_21_positions((TEXT_TOKENS, (side, side)))
+    rope = rope_table(places, QWEN_IMAGE_21.axes_dims_rope, 1e4)
+    dims = QWEN_IMAGE_21.inner_dim
+    mod = QwenImage21Modulation(0.1 * mx.random.normal((4, dims)), 0.1 * mx.random.normal((dims,)))
+    prefix = model.prefix(mx.random.normal((1, TEXT_TOKENS, 4096)), None, (TEXT_TOKENS,), rope[:TEXT_TOKENS], mod)
+    return model(mx.random.normal((1, tokens, 64)), rope[TEXT_TOKENS:], prefix, mod)
 
 
 def hidream_step(model: nn.Module, tokens: int) -> mx.array:
