@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from ..errors import RequestError
+from ..families import family_spec
 from ..families.step_cache import CacheRule
 from ..hub.manifest import Manifest
 from .parameters import limits
@@ -20,6 +21,8 @@ OWN = {item.name for item in dataclasses.fields(CacheRule)} - {"threshold"}
 def cache_rule(manifest: Manifest, asked: Any, steps: int, notes: list[str]) -> CacheRule | None:
     if asked is None or asked is False:
         return None
+    if "step_cache" not in family_spec(manifest.family).capabilities:
+        raise RequestError(f"cache: no step of {manifest.name} can be predicted by this library yet; leave it out.")
     table: dict[str, Any] = manifest.extras.get("step_cache", {})
     distilled = manifest.guidance in ("none", "never")  # such a manifest may have the table from its base
     threshold = (None if distilled else table.get("fast")) if asked == FAST else asked

@@ -15,7 +15,6 @@ from ..request.options import SAMPLERS, check_types
 from .catalogue import Catalogue, Entry
 from .jobs import Job
 from .pictures import read_picture, shortened
-from .requests import check_masks
 
 LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]+))?[^<>]*>")  # in a prompt
 SAME = ("steps", "width", "height")
@@ -106,7 +105,6 @@ def _pictures(body: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
     strength = body.get("denoising_strength", USUAL_STRENGTH)
     if body.get("mask") is None:
         return {"references": pictures} if entry.manifest.edits else {"image": pictures[0], "strength": strength}
-    check_masks()
     mask = read_picture(body["mask"], "mask").convert("L")
     if body.get("inpainting_mask_invert"):
         mask = mask.point(lambda level: 255 - level)

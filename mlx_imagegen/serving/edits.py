@@ -11,7 +11,6 @@ from PIL import Image
 from ..errors import RequestError
 from .catalogue import Catalogue
 from .pictures import mask_from_alpha, read_picture, shortened
-from .requests import check_masks
 
 
 def edit_fields(fields: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
@@ -28,7 +27,6 @@ def edit_fields(fields: Mapping[str, Any], catalogue: Catalogue) -> dict[str, An
     mask = fields.pop("mask", None)
     if mask is None:
         return fields | ({"references": pictures} if edits else {"image": pictures[0]})
-    check_masks()
     # What a mask covers is drawn from scratch, if nothing else is asked for. The library shows a single
     # picture to the model.
     drawn = {"strength": 1.0} | fields | {"image": pictures[0], "mask": mask_from_alpha(_read(mask, "mask"))}

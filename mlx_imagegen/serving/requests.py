@@ -67,8 +67,6 @@ class Request:
 def read_request(fields: Mapping[str, Any], catalogue: Catalogue, limits: Limits, quant: str | None = None) -> Request:
     """`quant`: where the fields name none."""
     given = {name: value for name, value in fields.items() if value is not None}
-    if "mask" in given:
-        check_masks()
     if isinstance(given.get("lora"), str):
         given["lora"] = [given["lora"]]
     check_names(given, tuple(TAKEN))
@@ -84,11 +82,6 @@ def read_request(fields: Mapping[str, Any], catalogue: Catalogue, limits: Limits
     jobs = resolve(entry.manifest, size_multiple(entry), prompt, **parameters)
     limits.check(jobs)
     return Request(entry, packing, loras, lora_partial, jobs)
-
-
-def check_masks() -> None:
-    if "mask" not in TAKEN:
-        raise RequestError("mask: this version does not change a part of a picture yet; leave the mask out.")
 
 
 def from_text(name: str, text: str) -> Any:

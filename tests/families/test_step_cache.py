@@ -225,6 +225,7 @@ def test_requests_are_checked() -> None:
     for manifest, given, message in (
         (schnell, {"cache": "fast"}, "no threshold is known for flux-schnell"),
         (manifests()["qwen-image-lightning"], {"cache": "fast"}, "no threshold is known"),
+        (manifests()["flux2-klein-4b"], {"cache": 0.1}, "no step of flux2-klein-4b can be predicted"),
         (flux, {"cache": "slow"}, "'slow': give 'fast', or a threshold above 0 and up to 2"),
         (flux, {"cache": 0}, "above 0"),
         (flux, {"cache": float("nan")}, "above 0"),

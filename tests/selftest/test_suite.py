@@ -139,7 +139,7 @@ EXEMPT = {
     "argmax", "arange", "array", "clear_cache", "compile", "default_device", "eval", "issubdtype", "ones_like",
     "stream", "zeros", "zeros_like",
     # of the solvers, of guidance and of pictures' seams: elementwise and sums, on latents alone
-    "clip", "linalg.norm", "maximum", "minimum", "sqrt", "std", "stack", "sum", "tanh",
+    "abs", "clip", "linalg.norm", "maximum", "minimum", "sqrt", "std", "stack", "sum", "tanh",
     # of LoRAs and of noise, which have references of their own
     "kron", "random.key", "random.normal", "random.split",
     # of packing, on the CPU

@@ -7,7 +7,6 @@ import pytest
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.serving import edits
 from mlx_imagegen.serving.catalogue import Catalogue, Entry
 from mlx_imagegen.serving.edits import edit_fields
 
@@ -17,9 +16,8 @@ EDITS, DRAWS = "qwen-image-edit", "flux-dev"
 
 
 @pytest.fixture
-def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
-    """As if both models were here, and masks were taken."""
-    monkeypatch.setattr(edits, "check_masks", lambda: None)
+def catalogue() -> Catalogue:
+    """As if both models were here."""
     return cast(Catalogue, SimpleNamespace(model=lambda name: Entry(name, name, manifests()[name])))
 
 

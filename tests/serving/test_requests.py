@@ -110,13 +110,9 @@ def test_what_is_wrong_is_said(catalogue: Catalogue, fields: dict[str, Any], mes
         read_request(fields, catalogue, LIMITS)
 
 
-def test_a_mask_is_passed_on_or_refused_with_the_reason(catalogue: Catalogue) -> None:
+def test_a_mask_is_passed_on(catalogue: Catalogue) -> None:
     fields = {"prompt": "x", "image": in_base64(png()), "mask": in_base64(png("white"))}
-    if "mask" in TAKEN:
-        assert "mask_sha256" in read_request(fields, catalogue, LIMITS).jobs[0].record("cfg")
-    else:
-        with pytest.raises(RequestError, match="mask: this version"):
-            read_request(fields, catalogue, LIMITS)
+    assert "mask_sha256" in read_request(fields, catalogue, LIMITS).jobs[0].record("cfg")
 
 
 def test_every_parameter_of_the_table_is_taken_or_left_out_for_a_reason() -> None:

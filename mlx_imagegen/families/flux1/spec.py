@@ -80,7 +80,9 @@ SPEC = FamilySpec(
         image=("proj_out",),
         pads_prompt=True,
     ),
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "control", "mask_input"}),
+    capabilities=frozenset(
+        {"image", "negative_prompt", "guidance", "references", "control", "mask_input", "step_cache"}
+    ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
     own_numbers=own_numbers,
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",

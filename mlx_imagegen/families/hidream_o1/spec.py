@@ -41,7 +41,7 @@ SPEC = FamilySpec(
     recognize=recognize,
     classes=(ARCHITECTURE,),
     roles=TokenRoles(image=("*x_embedder.*", "*final_layer2.*"), single=("*t_embedder1.*",)),
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "layout"}),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "layout", "step_cache"}),
     components=("transformer",),
     single_files="mlx_imagegen.families.hidream_o1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "."},

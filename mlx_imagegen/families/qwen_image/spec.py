@@ -27,7 +27,7 @@ SPEC = FamilySpec(
     recognize=recognize,
     classes=(*PIPELINES, TRANSFORMER),
     roles=TokenRoles(text=("txt_in", "*.add_*_proj", "*.to_add_out", "*.txt_mlp.*"), image=("proj_out",)),
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "step_cache"}),
     single_files="mlx_imagegen.families.qwen_image.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer"},
     packaged_tokenizers={"tokenizer": "qwen2"},

@@ -23,7 +23,7 @@ SPEC = FamilySpec(
     classes=(PIPELINE, TRANSFORMER),
     # A step runs the picture's own tokens alone: text and references have passed before it.
     roles=TokenRoles(text=("txt_in.*",)),
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "transparent"}),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "transparent", "step_cache"}),
     single_files="mlx_imagegen.families.qwen_image_21.keys:SINGLE_FILES",
     tokenizers={"processor": "processor"},
     packaged_tokenizers={"processor": "qwen3"},

@@ -43,6 +43,7 @@ SPEC = FamilySpec(
     recognize=recognize,
     classes=(PIPELINE, TRANSFORMER),
     roles=TokenRoles(joint=("layers.*",), apart=("noise_refiner.*",), multiple=32),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "step_cache"}),
     single_files="mlx_imagegen.families.z_image.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer"},
     packaged_tokenizers={"tokenizer": "qwen3"},
