@@ -171,7 +171,7 @@ def _job(line: str, where: str) -> dict[str, Any]:
             raise RequestError(f"{where}: '{name}' is the same for all jobs: give it as {BY_NAME[name].flag}.")
         if name not in JOB_FIELDS:
             near = suggestion(name, JOB_FIELDS)
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(JOB_FIELDS)}."
+            hint = f"did you mean {near}?" if near else "mlx-imagegen generate --help lists the parameters."
             raise RequestError(f"{where}: a job has no '{shown(name)}'; {hint}")
     return job
 

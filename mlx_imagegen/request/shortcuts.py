@@ -32,7 +32,7 @@ def cache_rule(manifest: Manifest, asked: Any, steps: int, notes: list[str]) -> 
             "measured; leave it out, or give a number such as 0.08."
         )
     low, high = limits("cache")
-    if isinstance(threshold, bool | str) or not low < threshold <= high:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not low < threshold <= high:
         raise RequestError(f"cache {asked!r}: give {FAST!r}, or a threshold above {low:g} and up to {high:g}.")
     own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items() if name in OWN}
     rule = CacheRule(float(threshold), **own)
