@@ -71,7 +71,7 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         and sides == (None, None)
         and (trained := manifest.extras.get("references", {}).get("sizes"))
     ):
-        return nearest_shape(given[0], trained)  # the first picture is what is changed
+        return nearest_shape(given[0], trained, multiple)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
     if not sizes and given and area:  # a side that is not given follows from the first or last picture
         near = _near(manifest, given, area, multiple)

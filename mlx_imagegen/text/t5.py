@@ -57,11 +57,11 @@ class T5Config(Config):
                 ", but this port knows T5 v1.1 alone: 'gated-gelu' with 'gelu_new'. Take text_encoder_2 from the "
                 "model's repository."
             )
-        if config.relative_attention_max_distance <= config.relative_attention_num_buckets:
+        exact = config.relative_attention_num_buckets // 4  # in each direction half, and half of those are exact
+        if config.relative_attention_max_distance <= exact:
             raise ConfigError(
                 f"{where}: relative_attention_max_distance {config.relative_attention_max_distance} must be above "
-                f"relative_attention_num_buckets {config.relative_attention_num_buckets}; take the file from the "
-                "model's repository."
+                f"{exact}, a fourth of relative_attention_num_buckets; take the file from the model's repository."
             )
         return config
 

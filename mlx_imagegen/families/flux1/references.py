@@ -25,7 +25,7 @@ class EncodedReferences:
 
 def reference_size(size: tuple[int, int], sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
     """Width and height at which a picture is encoded."""
-    width, height = nearest_shape(size, sizes)
+    width, height = nearest_shape(size, sizes, multiple)
     return width // multiple * multiple, height // multiple * multiple
 
 

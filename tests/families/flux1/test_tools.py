@@ -183,7 +183,7 @@ def test_the_size_is_that_of_the_first_reference() -> None:
     assert len(sizes) == 17 and all([height, width] in sizes for width, height in sizes)
     wide, tall = Image.new("RGB", (1600, 900)), Image.new("RGB", (300, 900))
     job = usual_job(manifest, 16, references=[wide, tall])
-    assert (job.settings.width, job.settings.height) == nearest_shape(wide.size, sizes) == (1392, 752)
+    assert (job.settings.width, job.settings.height) == nearest_shape(wide.size, sizes, 16) == (1392, 752)
     assert reference_size(tall.size, sizes, 16) == (672, 1568)
     assert usual_job(manifest, 16).settings.width == 1024
     assert usual_job(manifest, 16, references=[wide], width=512, height=512).settings.width == 512
