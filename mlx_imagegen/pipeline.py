@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, overload
 
@@ -71,11 +72,11 @@ def load(
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
+    started = time.perf_counter()
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
         refuse_before_download(str(model), quant, loras, lora_partial)
         found, folder = locate(str(model), on_download)
-    started = time.perf_counter()
     bound_cache()
     source = Source(folder, found.manifest)
     merge = Merge(source)
@@ -182,8 +183,10 @@ class Pipeline:
 
         Threads may share a pipeline; one draws, the others wait.
         """
+        started = time.perf_counter()
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
+            self.opening_seconds += time.perf_counter() - started  # checking the request counts as loading
             results = list(self.stream(jobs, on_step))
         return results[0] if is_single(prompt, seed, count) else results
 
@@ -285,7 +288,9 @@ class Pipeline:
         self._release(self.family.components, reports[0])  # what a smaller request left
         largest, job = max(plans, key=lambda pair: pair[0].peak_bytes)
         try:
-            with run_limits(largest.working_bytes):
+            with ExitStack() as limits:
+                with reports[0].stage("load"):
+                    limits.enter_context(run_limits(largest.working_bytes))
                 yield from self._stream(jobs, reports, on_step)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -301,7 +306,8 @@ class Pipeline:
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
-            report.note(*self._model_notes(job.prompt.text), *job.notes)
+            with report.stage("other"):
+                report.note(*self._model_notes(job.prompt.text), *job.notes)
             drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
@@ -355,14 +361,18 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
+            ended = time.perf_counter()
             try:
                 for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                     report.step_seconds.append(step.seconds)
+                    report.other_seconds += time.perf_counter() - ended - step.seconds  # letting go of the last one
                     if on_step:
                         preview = functools.partial(self._preview, step.denoised, job)
                         on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
+                    ended = time.perf_counter()
             finally:
-                report.choices |= denoiser.end_picture()
+                with report.stage("other"):
+                    report.choices |= denoiser.end_picture()
         return step.x
 
     def _preview(self, x: mx.array, job: Job) -> Image.Image:
