@@ -7,7 +7,6 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
-from .hub.download import Notify, locate, notify_stderr
+from .hub.download import Notify, files_of, identify, notify_stderr
 from .hub.manifest import Model
 from .hub.networks import locate_network
 from .hub.record import record_of, revision_of
@@ -72,11 +71,23 @@ def load(
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
-    started = time.perf_counter()
+    opening = Report()  # downloads are no part of loading
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
-        refuse_before_download(str(model), quant, loras, lora_partial)
-        found, folder = locate(str(model), on_download)
+        with opening.stage("load"):
+            found = identify(str(model))
+            refuse_before_download(found, quant, loras, lora_partial)
+        folder = files_of(found, on_download)
+    with opening.stage("load"):
+        pipeline = _opened(found, folder, quant, resident, on_load, on_download)
+        pipeline._choose(loras, lora_partial, on_download)
+    pipeline.opening_seconds = opening.load_seconds
+    return pipeline
+
+
+def _opened(
+    found: Model, folder: Path, quant: str | None, resident: bool | None, on_load: OnLoad | None, on_download: Notify
+) -> "Pipeline":
     bound_cache()
     source = Source(folder, found.manifest)
     merge = Merge(source)
@@ -85,10 +96,7 @@ def load(
     family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
     for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
         on_download(f"note: {note}")
-    pipeline = Pipeline(found, folder, family, resident, merge, quant, source)
-    pipeline._choose(loras, lora_partial, on_download)
-    pipeline.opening_seconds = time.perf_counter() - started
-    return pipeline
+    return Pipeline(found, folder, family, resident, merge, quant, source)
 
 
 def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
@@ -183,10 +191,8 @@ class Pipeline:
 
         Threads may share a pipeline; one draws, the others wait.
         """
-        started = time.perf_counter()
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
-            self.opening_seconds += time.perf_counter() - started  # checking the request counts as loading
             results = list(self.stream(jobs, on_step))
         return results[0] if is_single(prompt, seed, count) else results
 
@@ -361,15 +367,12 @@ class Pipeline:
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
         with report.stage("step"):
-            ended = time.perf_counter()
             try:
                 for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                     report.step_seconds.append(step.seconds)
-                    report.other_seconds += time.perf_counter() - ended - step.seconds  # letting go of the last one
                     if on_step:
                         preview = functools.partial(self._preview, step.denoised, job)
                         on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
-                    ended = time.perf_counter()
             finally:
                 with report.stage("other"):
                     report.choices |= denoiser.end_picture()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .families import family_spec, open_family
 from .hub.download import identify, pending_download
-from .hub.manifest import Manifest
+from .hub.manifest import Manifest, Model
 from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from .loading.transforms import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
@@ -16,10 +16,10 @@ from .packing.recipes import read_recipe
 from .planning.fitting import check_before_download
 
 
-def refuse_before_download(model: str, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
+def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
     downloaded for them."""
-    manifest = pending_download(model)
+    manifest = pending_download(found)
     if manifest is None:
         return
     transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()

@@ -92,7 +92,7 @@ def test_a_request_is_resolved_once(named: bool, cli: Cli, flux_folder: Path, mo
     monkeypatch.setattr(generate, "output_paths", counted("paths", generate.output_paths))
     found = Model(manifests()["flux-schnell"], flux_folder, "flux-schnell")
     if named:
-        monkeypatch.setattr(pipeline, "locate", lambda *_: (found, flux_folder))
+        monkeypatch.setattr(pipeline, "identify", lambda *_: found)
         monkeypatch.setattr(pipeline, "refuse_before_download", lambda *_: None)
     ran = cli("a fox", "--model", "flux-schnell" if named else flux_folder, *QUICK)
     assert calls == ["resolve", "paths"], ran
@@ -160,7 +160,7 @@ def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatc
     from mlx_imagegen.hub.recognition import find
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
-    monkeypatch.setattr(pipeline, "locate", lambda name, *_: (Model(noted, flux_folder, name), flux_folder))
+    monkeypatch.setattr(pipeline, "identify", lambda name: Model(noted, flux_folder, name))
     said, made = cli("a fox", *QUICK[:-1], "--seed", 1).err.splitlines()
     assert said == "note: Made for four steps." and made.startswith("seed 1, ")
 

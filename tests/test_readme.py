@@ -62,7 +62,7 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def small(manifest: Manifest) -> Manifest:
         return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
 
-    identify, original = preflight.identify, pipeline.locate
+    identify = preflight.identify
 
     def identify_tiny(model: str) -> Model:
         if "/" in model:  # what a command before has written
@@ -72,13 +72,9 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
         return Model(small(manifest), flux_folder, model)
 
-    def locate(model: str, *_: object) -> tuple[Model, Path]:
-        return identify_tiny(model), original(model)[1] if "/" in model else flux_folder
-
-    monkeypatch.setattr(preflight, "identify", identify_tiny)
-    for module in (pipeline, conversion_plan):
-        monkeypatch.setattr(module, "locate", locate)
-    monkeypatch.setattr(preflight, "pending_download", lambda model: None)  # nothing has to be downloaded
+    for module in (preflight, pipeline, conversion_plan):
+        monkeypatch.setattr(module, "identify", identify_tiny)
+    monkeypatch.setattr(preflight, "pending_download", lambda found: None)  # nothing has to be downloaded
     monkeypatch.setattr(download, "is_local", lambda model: True)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "teal").save("photo.jpg")

@@ -79,7 +79,12 @@ def notify_stderr(line: str) -> None:
 def locate(model: str, tell: Notify = notify_stderr, hub: Hub | None = None) -> tuple[Model, Path]:
     """What `model` means and the folder with its files, downloaded if need be."""
     found = identify(model, hub)
-    return found, found.folder or fetch(found.manifest, tell, hub)
+    return found, files_of(found, tell, hub)
+
+
+def files_of(found: Model, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
+    """With its files, downloaded if need be."""
+    return found.folder or fetch(found.manifest, tell, hub)
 
 
 def identify(model: str, hub: Hub | None = None) -> Model:
@@ -123,10 +128,9 @@ def _split_commit(model: str) -> tuple[str, str | None]:
     return model, None
 
 
-def pending_download(model: str) -> Manifest | None:
+def pending_download(found: Model) -> Manifest | None:
     """The manifest of a model that would have to be downloaded, where its published shapes tell what will come; None
     for what is here, and for a fine-tune, whose shapes may be its own."""
-    found = identify(model)
     manifest = found.manifest
     published = manifests()[manifest.name]
     own = found.folder or replace(manifest, revision=published.revision) != published

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.config import read_json
-from ..loading.safetensors import read_header
+from ..loading.safetensors import read_metadata
 from ..loading.tensor import Tensor
 from ..paths import visible
 
@@ -32,7 +32,7 @@ def saved_metadata(component: Path) -> Mapping[str, str]:
         if isinstance(metadata, dict) and VERSION in metadata:
             return metadata
     files = visible(component, "*.safetensors")
-    return read_header(files[0])[1] if files else {}
+    return read_metadata(files[0]) if files else {}
 
 
 def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, Packing]:

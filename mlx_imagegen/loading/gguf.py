@@ -260,7 +260,7 @@ def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
                 f"'{shown(name)}' has the shape {list(shape)}, and its original shape {original} is another"
             )
         shape = tuple(original)
-    check_axes(f"{cursor.path}: '{shown(name)}'", shape)
+    check_axes(cursor.path, name, shape)
     return _Entry(name, shape, kind, offset)
 
 

@@ -25,16 +25,29 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with open_file(path, CheckpointError, AGAIN) as file:
         stamp = stamp_of(file)
         text = _header_text(file, path, size := os.fstat(file.fileno()).st_size)
+    entries, metadata = _parsed(path, text)
+    origin = 8 + len(text)
+    tensors = {name: _tensor(path, name, entry, origin, stamp) for name, entry in entries.items()}
+    _check_extents(path, tensors, origin, size)
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `__metadata__` alone; what the header says of tensors is not checked."""
+    with open_file(path, CheckpointError, AGAIN) as file:
+        text = _header_text(file, path, os.fstat(file.fileno()).st_size)
+    return _parsed(path, text)[1]
+
+
+def _parsed(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """A header's entries by tensor, and its metadata."""
     header = parse_json(text, f"{path}: the header", CheckpointError, AGAIN)
     if not isinstance(header, dict) or len(header) > TENSORS_LIMIT:
         raise CheckpointError(f"{path}: the header is not a JSON object of up to {TENSORS_LIMIT} tensors. {REMEDY}")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: the header's '__metadata__' is not a JSON object of texts. {REMEDY}")
-    origin = 8 + len(text)
-    tensors = {name: _tensor(path, name, entry, origin, stamp) for name, entry in header.items()}
-    _check_extents(path, tensors, origin, size)
-    return tensors, metadata
+    return header, metadata
 
 
 def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
@@ -56,7 +69,6 @@ def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
 
 
 def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Tensor:
-    where = f"{path}: '{shown(name)}'"
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
@@ -68,23 +80,24 @@ def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Ten
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{where} has dtype {shown(dtype)}, which is not supported; known: {', '.join(DTYPES)}. Take the bf16 or "
-            "fp16 version."
+            f"{path}: '{shown(name)}' has dtype {shown(dtype)}, which is not supported; known: "
+            f"{', '.join(DTYPES)}. Take the bf16 or fp16 version."
         )
-    check_axes(where, shape)
+    check_axes(path, name, shape)
     expected = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
     if stop - start != expected:
         raise CheckpointError(
-            f"{where} ({dtype} {list(shape)}) needs {expected} bytes, its offsets give {shown(stop - start)}. {REMEDY}"
+            f"{path}: '{shown(name)}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give "
+            f"{shown(stop - start)}. {REMEDY}"
         )
     return Tensor(path, name, dtype, shape, origin + start, origin + stop, file_stamp=stamp)
 
 
-def check_axes(where: str, shape: tuple[int, ...]) -> None:
+def check_axes(path: Path, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) > AXES_LIMIT or max(shape, default=0) > AXIS_LIMIT:
         raise CheckpointError(
-            f"{where} has the shape {shown(list(shape))}; up to {AXES_LIMIT} axes of up to {AXIS_LIMIT} are possible. "
-            f"{REMEDY}"
+            f"{path}: '{shown(name)}' has the shape {shown(list(shape))}; up to {AXES_LIMIT} axes of up "
+            f"to {AXIS_LIMIT} are possible. {REMEDY}"
         )
 
 

@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
-    from ..hub.download import locate
+    from ..hub.download import files_of, identify
     from ..pipeline import load
     from ..preflight import manifest_before_opening, refuse_before_download
     from ..request.job import resolve
@@ -140,8 +140,9 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
                 manifest = manifest_before_opening(opening["model"])
                 if manifest:
                     pictures = resolve(manifest, multiple_of(manifest), job["prompt"], **job["parameters"])
-                refuse_before_download(**opening)
-                locate(opening["model"])  # a download is no part of loading
+                found = identify(opening["model"])
+                refuse_before_download(found, opening["quant"])
+                files_of(found)  # a download is no part of loading
                 started = _clocks()
                 pipeline = load(**opening)
             pictures = pipeline.check(pictures) if pictures else pipeline.jobs(job["prompt"], **job["parameters"])

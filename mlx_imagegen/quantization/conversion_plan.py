@@ -17,7 +17,7 @@ from ..errors import LoraError, QuantizationError
 from ..families import open_family
 from ..families.base import Family
 from ..folding import Fold
-from ..hub.download import Notify, locate, notify_stderr, pending_download
+from ..hub.download import Notify, files_of, identify, notify_stderr, pending_download
 from ..hub.manifest import Manifest, Model
 from ..hub.recognition import as_folded
 from ..hub.single_files import source_of, unpacked_folder
@@ -122,13 +122,14 @@ def plan_conversion(
 ) -> ConversionPlan:
     """Opens the model and the LoRAs and lays the output out; reads no weights. The parameters are `quantize`'s."""
     loras = open_loras(lora, on_download)  # before a model is downloaded for them
-    manifest = pending_download(str(model))
+    found = identify(str(model))
+    manifest = pending_download(found)
     if manifest and has_tensor_shapes(manifest):
         with shape_only_folder(manifest) as folder:
-            early = plan_from_folder(Model(manifest, None, str(model)), folder, quant, fold, fold_size, calibrate)
+            early = plan_from_folder(found, folder, quant, fold, fold_size, calibrate)
             early.check_cost()
             early.with_loras(loras, lora_partial)
-    found, folder = locate(str(model), on_download)
+    folder = files_of(found, on_download)
     if loras and found.file:  # they change numbers, not codes
         folder = unpacked_folder(folder) or folder
     planned = plan_from_folder(found, folder, quant, fold, fold_size, calibrate)

@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused_before_a_download(
 ) -> None:
     """Nobody should fetch tens of GB to learn that a file's name was misspelt."""
     monkeypatch.setattr("mlx_imagegen.preflight.check_before_download", lambda *anything: None)
-    monkeypatch.setattr("mlx_imagegen.pipeline.locate", lambda *anything: pytest.fail("it would be downloaded now"))
+    monkeypatch.setattr("mlx_imagegen.pipeline.files_of", lambda *anything: pytest.fail("it would be downloaded now"))
     with pytest.raises(MissingFileError, match="there is no LoRA file"):
         load("flux-dev", lora=["stile.safetensors"])
     with pytest.raises(LoraError, match="looks like a LoRA for Qwen-Image"):
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused_before_a_download(
     with pytest.raises(LoraError, match=r"expected \[9216, 3072\]"):
         load("flux-dev", lora=[KOHYA])
     monkeypatch.setattr(
-        "mlx_imagegen.quantization.conversion_plan.locate", lambda *anything: pytest.fail("it would be downloaded now")
+        "mlx_imagegen.quantization.conversion_plan.files_of", lambda *_: pytest.fail("it would be downloaded now")
     )
     with pytest.raises(MissingFileError, match="there is no LoRA file"):
         quantize("flux-dev", tmp_path / "q6", lora=["stile.safetensors"])

@@ -159,7 +159,7 @@ def test_where_no_recipe_helps_another_model_is_named(
 def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as small:
         memory_of(small, 16 * GB)
-        small.setattr("mlx_imagegen.pipeline.locate", lambda *_: pytest.fail("went for the files"))
+        small.setattr("mlx_imagegen.pipeline.files_of", lambda *_: pytest.fail("went for the files"))
         for name in ("qwen-image", "qwen-image-edit-2511-lightning"):
             with pytest.raises(InsufficientMemoryError, match="this machine has 16.0 GB"):
                 load(name)

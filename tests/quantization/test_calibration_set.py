@@ -50,7 +50,7 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> Path:
     found = open_pipeline(EDIT).model
     assert found.manifest.extras["references_least"] == 1
     for module in (pipeline, conversion_plan):
-        monkeypatch.setattr(module, "locate", lambda *_: (found, EDIT))
+        monkeypatch.setattr(module, "identify", lambda *_: found)
     return EDIT
 
 
@@ -236,7 +236,7 @@ def test_what_published_models_take(name: str) -> None:
 
 
 def test_nothing_is_downloaded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "files_of", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda _: None)
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 20 * 10**9)
     with pytest.raises(InsufficientMemoryError, match="calibrate: flux-dev"):

@@ -224,7 +224,7 @@ def test_nothing_is_downloaded_for_what_is_refused(
 ) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
-    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "files_of", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", model, *asked)
     assert done.code == 2 and message in done.err
@@ -242,7 +242,7 @@ def test_nothing_is_downloaded_for_what_is_refused(
 def test_a_lora_that_does_not_fit_is_refused_before_a_download_and_by_a_plan(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lora: str | Path, message: str, how: list[str]
 ) -> None:
-    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "files_of", lambda *_: pytest.fail("went for the files"))
     monkeypatch.setattr(download, "local_folder", lambda *_: None)
     done = cli("quantize", "--model", "flux-dev", "--bits", 4, "--lora", f"{lora}.safetensors", *how)
     assert done.code == 2 and message in done.err and not done.out
@@ -293,7 +293,7 @@ def test_ctrl_c_says_that_it_can_go_on(
 
 def test_a_plan_needs_headers_alone(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(conversion_plan, "locate", lambda *_: pytest.fail("went for the files"))
+    monkeypatch.setattr(conversion_plan, "files_of", lambda *_: pytest.fail("went for the files"))
     done = cli("quantize", "--model", "qwen-image-lightning", "--bits", 4, "--fold", 8, "--plan")
     assert done.code == 0 and "by its published shapes; its files are not here" in done.out
     assert "transformer/transformer_blocks.{0-59}.attn.to_v" in done.out and "a table of 8 columns, f32" in done.out
