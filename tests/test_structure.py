@@ -21,6 +21,7 @@ FLOORS: list[tuple[str, ...]] = [
     (
         "families.base",
         "families.cells",
+        "families.controlled",
         "families.controls",
         "families.folder",
         "families.schedule_tables",
@@ -37,7 +38,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cells", "controls", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:

@@ -125,6 +125,13 @@ def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
     return unwanted + scale * (wanted - unwanted)
 
 
+def with_references(x: mx.array, references: mx.array | None) -> tuple[mx.array, int]:
+    """The picture's tokens with reference pictures' after them, [1, L + R, C], and R."""
+    if references is None:
+        return x, 0
+    return mx.concatenate([x, references.astype(x.dtype)], axis=1), references.shape[1]
+
+
 class Denoiser(ABC, Generic[Branch]):
     """The velocity of a picture's loop, from one branch or several: the prompt's first, then the unwanted ones.
 
@@ -132,9 +139,11 @@ class Denoiser(ABC, Generic[Branch]):
     drops what belongs to one picture alone. All it keeps is evaluated: a lazy array belongs to the thread that made it.
     """
 
-    def __init__(self, branches: Sequence[Branch], cfg: float):
+    def __init__(self, branches: Sequence[Branch], cfg: float, tables_source: str | None = None):
+        """`tables_source`: where its modulation tables came from, if it has some, for the report."""
         self.branches = list(branches)
         self.cfg = cfg
+        self._tables_source = tables_source
         self.step_cache: StepCache | None = None
         self._guided_steps: int | None = None  # None: all
 
@@ -164,11 +173,15 @@ class Denoiser(ABC, Generic[Branch]):
         would make bf16's rounding larger."""
         if not self.is_guided(index):
             return self.branch_velocity(x, index, self.branches[0])
+        return self.combine(self.branch_velocities(x, index))
+
+    def branch_velocities(self, x: mx.array, index: int) -> list[mx.array]:
+        """Of every branch, one after the other."""
         velocities = []
         for branch in self.branches:
             velocities.append(self.branch_velocity(x, index, branch).astype(SOLVER_DTYPE))
             mx.eval(velocities[-1])  # now, so that the next branch's activations take the room of this one's
-        return self.combine(velocities)
+        return velocities
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:
         wanted, unwanted = velocities
@@ -180,7 +193,7 @@ class Denoiser(ABC, Generic[Branch]):
 
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
-        return {}
+        return {} if self._tables_source is None else {"modulation": self._tables_source}
 
     def end_picture(self) -> dict[str, str]:
         """Drops what one picture's steps have kept; what its shortcuts did, for the report."""

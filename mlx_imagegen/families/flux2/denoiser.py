@@ -13,7 +13,7 @@ from ...layers.attention import KeyValues
 from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import compute_dtype
-from ..base import Denoiser
+from ..base import Denoiser, with_references
 from .transformer import Modulation
 
 
@@ -37,19 +37,13 @@ class Flux2Denoiser(Denoiser[Condition]):
         tables_source: str,
     ):
         """`references`: tokens [1, R, C] that go through every step. `kept`: keys and values of those that do not."""
-        super().__init__(conditions, cfg)
+        super().__init__(conditions, cfg, tables_source)
         self._transformer = transformer
         self._references = references
         self._kept = kept
-        self._tables_source = tables_source
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        x, count = x.astype(compute_dtype()), 0
-        if self._references is not None:
-            x, count = mx.concatenate([x, self._references.astype(x.dtype)], axis=1), self._references.shape[1]
+        x, count = with_references(x.astype(compute_dtype()), self._references)
         transformer, modulation = self._transformer.load(), branch.modulation[index]
         velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept)
         return velocity
-
-    def choices(self) -> dict[str, str]:
-        return {"modulation": self._tables_source}

@@ -48,13 +48,12 @@ class Flux3Denoiser(Denoiser[Condition]):
     ):
         """`picture`: its tokens' rope table. `modulation`: one a step. `changing`: whether text and references are
         modulated by the step."""
-        super().__init__(conditions, cfg)
+        super().__init__(conditions, cfg, tables_source)
         self._transformer = transformer
         self._picture = picture
         self._references = references
         self._modulation = modulation
         self._changing = changing
-        self._tables_source = tables_source
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer, modulation = self._transformer.load(), self._modulation[index]
@@ -75,6 +74,3 @@ class Flux3Denoiser(Denoiser[Condition]):
             mx.eval(states)
             tokens.states.append(states)
         return states
-
-    def choices(self) -> dict[str, str]:
-        return {"modulation": self._tables_source}

@@ -16,8 +16,9 @@ import numpy as np
 from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import SOLVER_DTYPE, compute_dtype
-from ..base import Denoiser, apply_cfg
-from ..controls import Controls, EncodedControl
+from ..base import apply_cfg, with_references
+from ..controlled import ControlledDenoiser
+from ..controls import EncodedControl
 from .control import ControlPass
 from .transformer import Modulation
 
@@ -31,7 +32,7 @@ class Condition:
     modulation: Sequence[Modulation]  # one a step
 
 
-class QwenImageDenoiser(Denoiser[Condition]):
+class QwenImageDenoiser(ControlledDenoiser[Condition, list[mx.array]]):
     def __init__(
         self,
         transformer: Component,
@@ -44,32 +45,22 @@ class QwenImageDenoiser(Denoiser[Condition]):
     ):
         """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
         batch. `passes`: control networks."""
-        super().__init__(conditions, cfg)
+        super().__init__(conditions, cfg, tables_source, passes, len(conditions[0].modulation))
         self._transformer = transformer
         self._encoded = references
         self._references = references
         self._one_batch = one_batch
-        self._tables_source = tables_source
-        self._controls = Controls(passes, len(conditions[0].modulation))
-        self._residuals: list[list[mx.array]] = []
 
     def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
         fits = condition is not None and self._encoded is not None and condition.shape == self._encoded.shape
         self._references = condition if fits else self._encoded
-        self._controls.start(controls)
+        super().start_picture(condition, controls)
 
-    def velocity(self, x: mx.array, index: int) -> mx.array:
-        """Control networks read the prompt alone; what they make of it counts for the unwanted branch too."""
-        self._residuals = self._controls.residuals(x.astype(compute_dtype()), index)
-        velocity = self._velocity(x, index)
-        self._residuals = []
-        return velocity
-
-    def _velocity(self, x: mx.array, index: int) -> mx.array:
-        if not (self._one_batch and len(self.branches) == 2 and self.is_guided(index)):
-            return super().velocity(x, index)
-        img, references = self._with_references(x)
+    def branch_velocities(self, x: mx.array, index: int) -> list[mx.array]:
+        if not (self._one_batch and len(self.branches) == 2):
+            return super().branch_velocities(x, index)
+        img, references = with_references(x.astype(compute_dtype()), self._references)
         # The shorter prompt is padded, and nothing attends to the padding.
         txt, mask = padded([branch.txt for branch in self.branches], img.shape[1])
         longest = max(self.branches, key=lambda branch: branch.txt.shape[1])
@@ -77,10 +68,10 @@ class QwenImageDenoiser(Denoiser[Condition]):
             mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask, self._residuals,
             self.after_first_block(index),
         )  # fmt: skip
-        return self.combine(list(mx.split(both.astype(SOLVER_DTYPE), 2)))
+        return list(mx.split(both.astype(SOLVER_DTYPE), 2))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        img, references = self._with_references(x)
+        img, references = with_references(x.astype(compute_dtype()), self._references)
         transformer = self._transformer.load()
         after_first = self.after_first_block(index, branch)
         velocity: mx.array = transformer(
@@ -93,16 +84,6 @@ class QwenImageDenoiser(Denoiser[Condition]):
         wanted, unwanted = velocities
         v = apply_cfg(wanted, unwanted, self.cfg)
         return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
-
-    def choices(self) -> dict[str, str]:
-        return {"modulation": self._tables_source}
-
-    def _with_references(self, x: mx.array) -> tuple[mx.array, int]:
-        """[1, L + R, C], and R."""
-        x = x.astype(compute_dtype())
-        if self._references is None:
-            return x, 0
-        return mx.concatenate([x, self._references.astype(x.dtype)], axis=1), self._references.shape[1]
 
 
 def padded(prompts: Sequence[mx.array], image: int) -> tuple[mx.array, mx.array | None]:

@@ -35,10 +35,9 @@ class QwenImage21Denoiser(Denoiser[Condition]):
         tables_source: str,
     ):
         """`modulation`: one a step."""
-        super().__init__(conditions, cfg)
+        super().__init__(conditions, cfg, tables_source)
         self._transformer = transformer
         self._modulation = modulation
-        self._tables_source = tables_source
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         x = x.astype(compute_dtype())
@@ -46,6 +45,3 @@ class QwenImage21Denoiser(Denoiser[Condition]):
             x, branch.rope, branch.prefix, self._modulation[index], self.after_first_block(index, branch)
         )
         return velocity
-
-    def choices(self) -> dict[str, str]:
-        return {"modulation": self._tables_source}
