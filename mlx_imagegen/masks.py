@@ -44,16 +44,16 @@ class Margins(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """The part of a picture that is drawn; both images have one size."""
+    """The part of a picture that is drawn."""
 
     picture: Image.Image  # RGB, or RGBA for models that read alpha
-    mask: Image.Image  # L, white where it is drawn
+    mask: Image.Image  # white where it is drawn; with a crop L in the picture's size, else of any size, or in colours
     crop: Crop | None = None  # drawn alone, at the size of a picture of its own; None: with all that is around it
 
     def drawn_at(self, size: Size) -> tuple[Image.Image, Image.Image]:
         """Picture and mask as the model is given them."""
         if self.crop is None:
-            return _resized(self.picture, size), _resized(self.mask, size)
+            return resized(self.picture, size), greys(resized(self.mask, size))
         return fit(self.picture.crop(self.crop), size), fit(self.mask.crop(self.crop), size)
 
     def paste(self, drawn: Image.Image) -> Image.Image:
@@ -119,7 +119,7 @@ def fit(picture: Image.Image, size: Size) -> Image.Image:
         width if ratio < own else picture.width * height // picture.height,
         height if ratio >= own else picture.height * width // picture.width,
     )
-    scaled = _resized(picture, inner)
+    scaled = resized(picture, inner)
     left, top = width // 2 - inner[0] // 2, height // 2 - inner[1] // 2
     out = Image.new(picture.mode, size)
     out.paste(scaled, (left, top))
@@ -143,7 +143,7 @@ def cover(picture: Image.Image, size: Size) -> Image.Image:
         height if ratio <= own else picture.height * width // picture.width,
     )
     out = Image.new(picture.mode, size)
-    out.paste(_resized(picture, outer), (width // 2 - outer[0] // 2, height // 2 - outer[1] // 2))
+    out.paste(resized(picture, outer), (width // 2 - outer[0] // 2, height // 2 - outer[1] // 2))
     return out
 
 
@@ -192,5 +192,10 @@ def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Se
     return kept
 
 
-def _resized(picture: Image.Image, size: Size) -> Image.Image:
+def greys(mask: Image.Image) -> Image.Image:
+    """After it is resized, as diffusers does: else a pixel of a mask in colours can be one level off."""
+    return mask.convert("L")
+
+
+def resized(picture: Image.Image, size: Size) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

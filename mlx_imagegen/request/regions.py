@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from ..errors import RequestError
 from ..escaping import quoted
 from ..image import Picture, on_white, open_with_alpha
-from ..masks import KEPT, Crop, Margins, Region, Size, box_mask, crop_around, expanded
+from ..masks import KEPT, Crop, Margins, Region, Size, box_mask, crop_around, expanded, greys, resized
 from .parameters import limits
 from .sizes import SIDE_LIMIT
 
@@ -28,7 +28,7 @@ class Canvas:
     """The input picture as it will be drawn on, and what is drawn of it (None: all)."""
 
     picture: Image.Image  # RGB, or RGBA for models that read alpha
-    mask: Image.Image | None = None
+    mask: Image.Image | None = None  # in the picture's size where it is cropped or expanded, else as it was given
     values: Mapping[str, Any] = field(default_factory=dict)  # by parameter, for records
     hidden: bool = False  # what is drawn has no pixels of its own yet: it is outside the picture, or transparent
 
@@ -77,6 +77,8 @@ def open_canvas(
         picture = picture if is_mask else on_white(picture, opaque)
         if notes is not None:
             notes.append(f"image: what is transparent {'is drawn' if is_mask else 'counts as white: a mask is given'}")
+    if mask is not None and (margins is not None or "padding" in values):
+        mask = greys(resized(mask, picture.size))
     if margins is not None:
         picture, mask = expanded(picture, mask, margins)
     return original, Canvas(picture, mask, values, hidden)
@@ -85,7 +87,7 @@ def open_canvas(
 def _mask(
     given: Mapping[str, Any], size: Size, opaque: Image.Image | None
 ) -> tuple[Image.Image | None, dict[str, Any]]:
-    """The mask in the picture's size, wherever it comes from, and the parameter that it comes from."""
+    """The mask, wherever it comes from, in the picture's proportions, and the parameter that it comes from."""
     mask, box = given.get("mask"), given.get("mask_box")
     if mask is not None and box is not None:
         raise RequestError("mask and mask_box both say which part to draw; give one of the two.")
@@ -100,25 +102,20 @@ def _mask(
             f"the mask is {opened.width}x{opened.height}, and the picture {size[0]}x{size[1]}: it has another shape, "
             "so that it is not clear where it belongs. Give a mask in the picture's proportions."
         )
-    resized = opened if opened.size == size else opened.resize(size, Image.Resampling.LANCZOS)
-    return _some_drawn(resized, "the mask has nothing white"), {"mask": opened}
+    if greys(opened).getextrema()[1] == KEPT:
+        raise RequestError(
+            "the mask has nothing white: no part of the picture is drawn. White is drawn, black is kept."
+        )
+    return opened, {"mask": opened}
 
 
 def open_mask(mask: Picture) -> Image.Image:
-    """In greys; what is transparent in the mask counts as black. An array may have one channel, and be of truth
-    values."""
+    """What is transparent in the mask counts as black. An array may have one channel, and be of truth values."""
     if isinstance(mask, np.ndarray):
         levels = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
         mask = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     picture, opaque = open_with_alpha(mask, "mask")
-    greys = picture.convert("L")
-    return greys if opaque is None else ImageChops.multiply(greys, opaque)
-
-
-def _some_drawn(mask: Image.Image, what: str) -> Image.Image:
-    if mask.getextrema()[1] == KEPT:
-        raise RequestError(f"{what}: no part of the picture is drawn. White is drawn, black is kept.")
-    return mask
+    return picture if opaque is None else ImageChops.multiply(greys(picture), opaque)
 
 
 def _box(box: Any, size: Size) -> list[int]:

@@ -1,5 +1,6 @@
 """What is drawn of a picture: masks of every kind, boxes, transparency, margins; what is refused, with a way out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ def one(manifest: Any = DEV, **parameters: Any) -> Job:
 
 
 def mask_of(**parameters: Any) -> np.ndarray:
+    """In the picture's size."""
     region = one(**parameters).region
-    assert region is not None and region.picture.size == region.mask.size
-    return np.asarray(region.mask)
+    assert region is not None
+    picture, mask = replace(region, crop=None).drawn_at(region.picture.size)
+    assert picture.size == mask.size
+    return np.asarray(mask)
 
 
 def test_every_kind_of_mask_opens(tmp_path: Path) -> None:
@@ -47,6 +51,20 @@ def test_a_mask_of_another_size_is_brought_to_the_picture_s() -> None:
     mask = mask_of(mask=large)
     assert mask.shape == (48, 64) and (mask[:, :29] == 0).all() and (mask[:, 35:] == 255).all()
     assert mask_of(mask=Image.new("L", (63, 48), 255)).shape == (48, 64), "sizes are rounded"
+
+
+def test_a_mask_is_resampled_once_and_in_its_colours() -> None:
+    """As diffusers does. A mask on its way through the picture's size, or in greys, has other levels here and there,
+    and at the middle level another pixel is drawn."""
+    dice = np.random.default_rng(0)
+    levels = np.asarray(Image.fromarray(dice.integers(0, 256, (9, 12), np.uint8)).resize((96, 72)))
+    mask = Image.fromarray(np.dstack([levels, levels // 2, 255 - levels]))
+    region = one(mask=mask, width=48, height=32).region
+    assert region is not None
+    expected = mask.resize((48, 32), Image.Resampling.LANCZOS).convert("L")
+    assert np.array_equal(region.drawn_at((48, 32))[1], expected)
+    other = mask.convert("L").resize((48, 32), Image.Resampling.LANCZOS)
+    assert not np.array_equal(other, expected), "the levels tell the two apart"
 
 
 def test_a_box_is_in_the_picture_s_pixels() -> None:
