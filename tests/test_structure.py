@@ -20,6 +20,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("families.*",),
     (
         "families.base",
+        "families.cell_files",
         "families.cells",
         "families.controlled",
         "families.controls",
@@ -38,7 +39,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cell_files", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:

@@ -5,34 +5,29 @@ pictures' own stand -> VAE. klein's guidance is the scale between two branches, 
 given.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ...errors import QuantizationError
-from ...folding import Fold
 from ...hub.manifest import Manifest
 from ...layers.attention import KeyValues
 from ...layers.patches import Grid
-from ...layers.rope import Rope, rope_table
-from ...loading.component import Component
+from ...layers.rope import Rope
 from ...loading.modules import layers
 from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
 from ...precision import compute_dtype
 from ...sampling import Schedule, empirical_mu, flow_match_schedule
-from ...text.qwen import LanguageModel, mrope, padded_mask
-from ...text.tokenizer import Tokenizer, qwen_tokenizer, tekken_tokenizer
-from ..base import LastValueCache, Prompt, ReferenceTokens, Settings
-from ..cells import CellFamily, EncodedReferences
+from ...text.qwen import mrope, padded_mask
+from ...text.tokenizer import Tokenizer, tekken_tokenizer
+from ..base import Prompt, ReferenceTokens, Settings
+from ..cells import CellBranch, CellFamily, EncodedReferences
 from ..schedule_tables import find_tables
 from .denoiser import Condition, Flux2Denoiser
-from .files import TABLE, Flux2Files, open_files
+from .files import Flux2Files, open_files
 from .keys import lora_names
 from .modulation import Flux2Modulators, Tables, tabulate
 from .positions import picture_positions, reference_positions, text_positions
@@ -40,83 +35,50 @@ from .prompts import read_dev, read_klein
 from .transformer import Flux2Transformer, Modulation
 
 
-@dataclass(frozen=True)
-class Flux2Branch:
-    txt: mx.array  # [1, T, F]
-    references: EncodedReferences
-
-
-class Flux2(CellFamily[Flux2Branch]):
+class Flux2(CellFamily[Modulation]):
     name = "flux2"
     prefix_has_text = False
 
     def __init__(self, files: Flux2Files):
-        super().__init__(files.vae, files.vae_config, files.editing)
+        super().__init__(files, files.editing, lambda: Flux2Transformer(files.config))
         self.files = files
-        dtype = compute_dtype()
-        self.components |= {
-            "text_encoder": Component(
-                files.text,
-                lambda: LanguageModel(files.text_config, max(files.text_layers)),
-                dtype,
-                heads=files.text_config.num_attention_heads,
-            ),
-            "transformer": Component(
-                files.transformer, lambda: Flux2Transformer(files.config), dtype, heads=files.config.num_attention_heads
-            ),
-        }
         if files.keeps_references:  # their keys and values are computed when a denoiser is made
             self.stages = CellFamily.stages | {"prepare": ("transformer",)}
-        self._tables = LastValueCache[tuple[tuple[Modulation, ...], str]]()  # the same for every prompt
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux2":
         return cls(open_files(folder, manifest, transforms))
 
-    def encode(self, prompt: Prompt, settings: Settings) -> tuple[Flux2Branch, list[str]]:
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[CellBranch, list[str]]:
         references = self.encoded_references(prompt)
         length, mistral = settings.extras["max_sequence_length"], self._mistral
-        read = (read_dev if mistral else read_klein)(self._tokenizer, prompt.text, length)
+        read = (read_dev if mistral else read_klein)(self.tokenizer, prompt.text, length)
         states = (self._states_after_pads if mistral else self._states_before_pads)(read.ids, read.pad, length)
-        txt = mx.concatenate(states, axis=-1)  # [1, T, F]
-        mx.eval(txt)
-        notes = [f"the prompt is longer than {length} tokens; cut off: '{read.cut}'"] if read.cut else []
-        return Flux2Branch(txt, references), notes
+        return self.encoded(states, references, read.cut, length)
 
     def _states_before_pads(self, ids: list[int], pad: int, length: int) -> list[mx.array]:
         """Padding follows the prompt, and attends to it: its states differ from place to place."""
-        x = self._embedded([*ids, *[pad] * (length - len(ids))])
+        x = self.embedded([*ids, *[pad] * (length - len(ids))])
         rope = mrope(np.tile(np.arange(length), (3, 1)), self.files.text_config)
-        return self._language_model.states(x, rope, self.files.text_layers, mask=padded_mask(len(ids), length))
+        return self.language_model.states(x, rope, self.files.text_layers, mask=padded_mask(len(ids), length))
 
     def _states_after_pads(self, ids: list[int], pad: int, length: int) -> list[mx.array]:
         """Padding stands before the prompt; with nothing before it to attend to, each of its rows is the same."""
-        model, chosen, count = self._language_model, self.files.text_layers, length - len(ids)
+        model, chosen, count = self.language_model, self.files.text_layers, length - len(ids)
         rope = mrope(np.tile(np.arange(count, length), (3, 1)), self.files.text_config)
-        states = model.states(self._embedded(ids), rope, chosen)
-        pads = model.unattended_states(self._embedded([pad]), chosen)
+        states = model.states(self.embedded(ids), rope, chosen)
+        pads = model.unattended_states(self.embedded([pad]), chosen)
         return [
             mx.concatenate([mx.repeat(alone, count, axis=1), state], axis=1)
             for alone, state in zip(pads, states, strict=True)
         ]
 
-    def _embedded(self, ids: list[int]) -> mx.array:
-        return self.files.text.gather(TABLE, ids, compute_dtype())[None]
-
-    @property
-    def _language_model(self) -> LanguageModel:
-        model = self.components["text_encoder"].load()
-        assert isinstance(model, LanguageModel)
-        return model
-
     @property
     def _mistral(self) -> bool:
         return self.files.text_config.model_type == "mistral"
 
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        """Its 150,000 words take half a second to read."""
-        return (tekken_tokenizer if self._mistral else qwen_tokenizer)(self.files.tokenizer)
+    def open_tokenizer(self) -> Tokenizer:
+        return tekken_tokenizer(self.files.tokenizer) if self._mistral else super().open_tokenizer()
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         count = self.reference_count(prompt)
@@ -134,7 +96,7 @@ class Flux2(CellFamily[Flux2Branch]):
         mu = empirical_mu(tokens, settings.steps)
         return flow_match_schedule(self.files.scheduler, settings.steps, tokens, mu)
 
-    def denoiser(self, branches: Sequence[Flux2Branch], schedule: Schedule, settings: Settings) -> Flux2Denoiser:
+    def denoiser(self, branches: Sequence[CellBranch], schedule: Schedule, settings: Settings) -> Flux2Denoiser:
         references = branches[0].references  # all branches show the same pictures
         table, source = self._tables.get(
             (schedule, settings.guidance), lambda: self.tables(schedule, settings.guidance)
@@ -153,18 +115,14 @@ class Flux2(CellFamily[Flux2Branch]):
         assert references.tokens is not None
         files, dtype = self.files, compute_dtype()
         (modulation,) = tabulate(files.config, files.transformer.fill, [0.0], 0.0, dtype).steps()
-        rope = self._rope_of(reference_positions(references.grids))
+        rope = self.rope_of(reference_positions(references.grids))
         model = self.transformer.load()
         assert isinstance(model, Flux2Transformer)
         return model.keys_values(references.tokens.astype(dtype), rope, modulation)
 
     def _rope(self, text: int, grid: Grid, references: Sequence[Grid]) -> Rope:
         placed = (text_positions(text), picture_positions(grid), reference_positions(references))
-        return self._rope_of(np.concatenate(placed))
-
-    def _rope_of(self, positions: np.ndarray) -> Rope:
-        config = self.files.config
-        return rope_table(positions, config.axes_dims_rope, config.rope_theta)
+        return self.rope_of(np.concatenate(placed))
 
     def tables(self, schedule: Schedule, guidance: float) -> tuple[tuple[Modulation, ...], str]:
         """A modulation a step, and where they came from."""
@@ -179,15 +137,5 @@ class Flux2(CellFamily[Flux2Branch]):
         )
         return Tables(**arrays).steps(), source
 
-    def fold(self, settings: Settings) -> Fold:
-        raise QuantizationError(
-            "--fold: all blocks of FLUX.2 share their modulation, 4% of the weights, which is read once before the "
-            "loop and does not stay in memory; there is little to gain. Leave --fold out."
-        )
-
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         return lora_names(component, modules)
-
-    def forget(self) -> None:
-        super().forget()
-        self._tables.forget()

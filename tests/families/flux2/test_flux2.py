@@ -79,7 +79,7 @@ def check_blocks(folder: Path) -> None:
     mods = [given[f"mod_{name}"].reshape(-1, img.shape[2]) for name in ("img", "txt", "single")]
     first, *others = grids_of(reference)
     placed = (text_positions(txt.shape[1]), picture_positions(first), reference_positions(others))
-    rope = family._rope_of(np.concatenate(placed))
+    rope = family.rope_of(np.concatenate(placed))
     img_out, txt_out = model.transformer_blocks[0](img, txt, rope, mods[0], mods[1])
     assert relative(img_out, reference["double.img"]) < RELATIVE
     assert relative(txt_out, reference["double.txt"]) < RELATIVE
@@ -113,7 +113,7 @@ def check_kept(folder: Path) -> None:
     model = family.files.transformer.fill(Flux2Transformer(family.files.config))
     (first, *others), x = grids_of(reference), mx.array(reference["x"])
     target, features = first[0] * first[1], mx.array(reference["features"])
-    alone = family._rope_of(reference_positions(others))
+    alone = family.rope_of(reference_positions(others))
     kept = model.keys_values(x[:, target:], alone, modulation_at(family, folder, 0.0))
     rope = family._rope(features.shape[1], first, ())
     for name, t, scale in (("first", float(reference["t"][0]), 1.0), ("later", 0.3, 0.9)):

@@ -74,10 +74,10 @@ def check_blocks(folder: Path) -> None:
     model = family.files.transformer.fill(Flux3Transformer(family.files.config))
     img, txt = mx.array(reference["img"]), mx.array(reference["txt"])
     mods = mx.array(reference["mods"]).reshape(2, 3, -1)
-    picture = family._rope(picture_positions(tuple(reference["grids"][0].tolist())))
+    picture = family.rope_of(picture_positions(tuple(reference["grids"][0].tolist())))
     own = model.mode_blocks[IMAGE][0](img, picture, [Part(img.shape[1], mods[0])])
     assert relative(own, reference["own"]) < RELATIVE
-    rope = mx.concatenate([family._rope(text_positions(txt.shape[1])), picture])
+    rope = mx.concatenate([family.rope_of(text_positions(txt.shape[1])), picture])
     parts = [Part(txt.shape[1], mods[1]), Part(img.shape[1], mods[0])]
     joint = model.single_transformer_blocks[0](mx.concatenate([txt, img], axis=1), rope, parts)
     assert relative(joint, reference["joint"]) < RELATIVE
@@ -95,7 +95,7 @@ def check_transformer(folder: Path) -> None:
     first, *others = (tuple(grid) for grid in reference["grids"].tolist())
     features = mx.array(reference["features"])
     ropes = [
-        family._rope(each)
+        family.rope_of(each)
         for each in (text_positions(features.shape[1]), picture_positions(first), reference_positions(others))
     ]
     given = (TEXT, features), (IMAGE, mx.array(reference["x"])), (REFERENCES, mx.array(reference["references"]))
