@@ -57,9 +57,12 @@ def adaln_table(
     fill: Fill, path: str, x: mx.array, chunks: int, dtype: mx.Dtype, dims: int | None = None, bias: bool = True
 ) -> mx.array:
     """The linear layer at `path` on x [rows, D] -> [rows, chunks, dims], evaluated; the layer's weight is dropped.
+    x [P, rows, D] is P products: a prompt's numbers do not depend on how many others are computed with it.
     `dims`: the model's width, where x is narrower."""
     inputs = x.shape[-1]
-    return _chunked(fill(Linear(inputs, chunks * (dims or inputs), bias), path)(x), chunks, dtype)
+    layer = fill(Linear(inputs, chunks * (dims or inputs), bias), path)
+    out = layer(x) if x.ndim == 2 else mx.stack([layer(rows) for rows in x])
+    return _chunked(out, chunks, dtype)
 
 
 def folded_adaln_table(
@@ -71,6 +74,6 @@ def folded_adaln_table(
 
 
 def _chunked(out: mx.array, chunks: int, dtype: mx.Dtype) -> mx.array:
-    out = out.reshape(out.shape[0], chunks, -1).astype(dtype)
+    out = out.reshape(*out.shape[:-1], chunks, -1).astype(dtype)
     mx.eval(out)  # now, so that this layer's weight can go before the next is read
     return out

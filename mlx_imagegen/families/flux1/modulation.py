@@ -112,14 +112,13 @@ def tabulate(
     dtype: mx.Dtype,
 ) -> list[list[Modulation]]:
     """S timesteps (0..1000), pooled P x [1, D] -> P lists of S modulations, in `dtype`, evaluated."""
-    vec = silu(_conditioning(config, fill, timesteps, guidance, pooled))  # [P * S, D]
+    vec = silu(_conditioning(config, fill, timesteps, guidance, pooled))  # [P, S, D]
     chunks = _chunks(config)
     linears = ((Linear(config.inner_dim, count * config.inner_dim), path) for path, count in chunks.items())
     tables = {}
     with reading_ahead(fill, linears) as ahead:
         for path, count in chunks.items():
-            table = adaln_table(ahead, path, vec, count, dtype)
-            tables[path] = table.reshape(len(pooled), len(timesteps), count, -1)
+            tables[path] = adaln_table(ahead, path, vec, count, dtype)  # [P, S, count, D]
 
     def stacked(pattern: str, count: int) -> mx.array:
         found = [tables[pattern.format(index)] for index in range(count)]
@@ -148,13 +147,13 @@ def _table_size(config: FluxConfig) -> int:
 def _conditioning(
     config: FluxConfig, fill: Fill, timesteps: Sequence[float], guidance: float, pooled: Sequence[mx.array]
 ) -> mx.array:
-    """The vector that all adaLN linears read: time + guidance + pooled text, [P * S, D] in float32."""
+    """The vector that all adaLN linears read: time + guidance + pooled text, [P, S, D] in float32."""
     empty = FluxModulators(config).time_text_embed
     embedders = {name: fill(module, f"time_text_embed.{name}") for name, module in empty.items()}
     time = embedders["timestep_embedder"](sinusoids(timesteps))  # [S, D]
     if "guidance_embedder" in embedders:
         time = time + embedders["guidance_embedder"](sinusoids([guidance * 1000.0]))
-    text = embedders["text_embedder"](mx.concatenate([row.astype(mx.float32) for row in pooled]))  # [P, D]
+    text = mx.concatenate([embedders["text_embedder"](row.astype(mx.float32)) for row in pooled])  # [P, D]
     vec: mx.array = text[:, None] + time[None]
     mx.eval(vec)
-    return vec.reshape(-1, vec.shape[-1])
+    return vec
