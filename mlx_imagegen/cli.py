@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import ImagegenError, OutputError, RequestError, file_errors
+from .launched import launch
 
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
@@ -42,6 +43,7 @@ usage: mlx-imagegen COMMAND [options]
 {chr(10).join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())}
 
 mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
+ON_RANKS = ("generate",)  # what several ranks do together
 # What other programs call them.
 OTHER_NAMES = {
     "list": "models", "ls": "models", "pull": "download", "fetch": "download", "convert": "quantize", "show": "info",
@@ -115,6 +117,8 @@ def _run(arguments: list[str]) -> None:
         print(__version__)
     else:
         name, rest = _command(arguments)
+        if name not in ON_RANKS and launch():
+            raise RequestError(f"{name} is not shared out over ranks; run it on one host, without mlx.launch.")
         module = _module(name)
         args = _parser(name, module).parse_args(rest)
         if getattr(args, "comfy", None):  # for all that the command opens, in its processes too

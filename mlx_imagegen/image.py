@@ -4,6 +4,7 @@ Must not know: models, prompts' meaning.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -211,6 +212,13 @@ def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | Non
     """Saves a picture with its making inside (PNG only), all or nothing."""
     form = picture_format(path, image.mode == ALPHA)
     write_atomically(path, lambda file: save_picture(image, file, form, metadata))
+
+
+def encoded_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> bytes:
+    """The file that `write_picture` would write to this path."""
+    file = io.BytesIO()
+    save_picture(image, file, picture_format(path, image.mode == ALPHA), metadata)
+    return file.getvalue()
 
 
 def save_picture(image: Image.Image, file: IO[bytes], form: str, metadata: dict[str, Any] | None = None) -> None:

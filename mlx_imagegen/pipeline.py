@@ -19,7 +19,7 @@ from PIL import Image
 from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
 from .escaping import quoted
 from .families import open_family
-from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
+from .families.base import Denoiser, Family, LastValueCache, Prompt, RunBranches, Settings
 from .families.controls import ControlNetwork, EncodedControl
 from .hub.comfy import using_folder
 from .hub.download import Notify, files_of, identify, notify_stderr
@@ -150,6 +150,7 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
 
@@ -425,6 +426,7 @@ class Pipeline:
         def make() -> Denoiser[Any]:
             denoiser = self.family.denoiser(own, schedule, settings)
             denoiser.take_shortcuts(settings, schedule.steps)
+            denoiser.run_branches = self.run_branches
             return denoiser
 
         shortcuts = settings.guidance_until, settings.cache

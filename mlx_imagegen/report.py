@@ -30,6 +30,7 @@ class Report:
     process_peaks: dict[str, int] = field(default_factory=dict)  # the same at the end of each stage
     choices: dict[str, str] = field(default_factory=dict)  # what was chosen, and why
     notes: list[str] = field(default_factory=list)  # what the user should know
+    ranks: list[dict[str, Any]] = field(default_factory=list)  # of several that drew it together: their seconds
 
     @property
     def total_seconds(self) -> float:
@@ -78,5 +79,6 @@ class Report:
             },
             "choices": self.choices,
             "notes": self.notes,
+            **({"ranks": self.ranks} if self.ranks else {}),
             "machine": machine(),
         }

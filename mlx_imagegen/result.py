@@ -3,7 +3,7 @@
 Must not know: models, how a picture is made.
 """
 
-import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .image import save_picture, write_picture
+from .image import encoded_picture, write_picture
 from .paths import expanded
 from .request.record_paths import without_places
 
@@ -36,15 +36,21 @@ class Result:
         write_picture(self.image, path, self._metadata(report, paths) if metadata else None)
         return path
 
+    def encoded(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> bytes:
+        """The contents of the file that `save` would write."""
+        return encoded_picture(self.image, Path(path), self._metadata(report, paths) if metadata else None)
+
+    def json_line(self, path: Path) -> str:
+        """Where it was written, its record and its report, on one line."""
+        return json.dumps({"path": str(path), **self.record, "report": self.report.as_dict()}, ensure_ascii=False)
+
     def _metadata(self, report: bool = True, paths: bool = False) -> dict[str, Any]:
         record = self.record | ({"report": self.report.as_dict()} if report else {})
         return record if paths else without_places(record)
 
     def _repr_png_(self) -> bytes:
         """Shows the picture in a notebook, as the PNG that `save` writes."""
-        file = io.BytesIO()
-        save_picture(self.image, file, "PNG", self._metadata())
-        return file.getvalue()
+        return self.encoded("picture.png")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """`generate`: requests in, pictures out. Flags are the table of parameters, and what only a command line needs."""
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags
 from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
@@ -17,10 +17,10 @@ from .requests import read_requests
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..request.job import Job
-    from ..result import Result, StepEvent
+    from ..result import StepEvent
     from .progress import Progress
 
-
+PARALLEL = ("auto", "pictures", "branches")
 GROUPS = {
     "what": ("what", None),
     "how": ("how", "What is not given, the model's manifest says."),
@@ -37,6 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         add_flags(group, [row for row in PARAMETERS if row.group == name and row.name != "prompt"])
     groups["how"].add_argument("--size", type=size, metavar="N|WxH", help="width and height at once")
     _output(parser.add_argument_group("output"))
+    _ranks(parser.add_argument_group("several Macs", "With mlx.launch, which starts one rank on each."))
     add_aliases(parser)
 
 
@@ -82,9 +83,26 @@ def _output(group: Group) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
+def _ranks(group: Group) -> None:
+    group.add_argument(
+        "--parallel", choices=PARALLEL,
+        help="what each rank draws: pictures, or one branch of guidance of each picture (auto: by the request)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-on-each-host", action="store_true", help="leave pictures on the host that has drawn them"
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     if args.preview_every is not None and args.preview_every < 1:
         raise RequestError(f"--preview-every {args.preview_every}: give a number of steps from 1.")
+    if launched := launch():
+        from .generate_on_ranks import run_on_ranks
+
+        run_on_ranks(args, launched)
+        return
+    if args.parallel or args.output_on_each_host:
+        raise RequestError("--parallel and --output-on-each-host are for several ranks; start them with mlx.launch.")
     opening, requests = read_requests(args)
     record = read_record(args)
     if record:
@@ -135,7 +153,7 @@ def _make(
         progress.clear()
         result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
         progress.note(*result.report.notes)
-        print(_json_line(result, path) if args.json else path, flush=True)
+        print(result.json_line(path) if args.json else path, flush=True)
         progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
 
 
@@ -152,10 +170,6 @@ def _with_previews(
             write_picture(event.preview(), path.with_name(f"{path.stem}.step{event.step:03}{path.suffix}"))
 
     return on_step
-
-
-def _json_line(result: "Result", path: Path) -> str:
-    return json.dumps({"path": str(path), **result.record, "report": result.report.as_dict()}, ensure_ascii=False)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -41,6 +41,10 @@ class Progress:
         of = f"picture {event.picture + 1}/{event.pictures}" if event.pictures > 1 else "steps"
         self._show(of, event.step, event.steps, unit="step")
 
+    def steps(self, done: int, total: int) -> None:
+        """Of all pictures, where several are drawn at once."""
+        self._show("all pictures", done, total, unit="step")
+
     def say(self, line: str) -> None:
         if not self.quiet:
             self.clear()

@@ -23,7 +23,7 @@ RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.rec
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
-SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report"}
+SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
 MOST_LORAS = 100
 
 

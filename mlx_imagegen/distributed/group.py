@@ -65,17 +65,30 @@ class Group:
         if isinstance(error, KeyboardInterrupt):
             watch.fail(f"{self.name()} was interrupted.", INTERRUPTED)
             return None
-        if isinstance(error, RuntimeError) and not isinstance(error, ImagegenError):
-            watch.await_failure()  # a collective fails before the news of the rank that has died is here
+        if isinstance(error, RuntimeError | OSError) and not isinstance(error, ImagegenError):
+            watch.await_failure()  # a collective or message fails before the news of the rank that has died is here
         if watch.failure is None:
             described = str(error) if isinstance(error, ImagegenError) else f"{type(error).__name__}: {error}"
-            watch.fail(f"{self.name()}: {described}")
+            watch.fail(described if isinstance(error, DistributedError) else f"{self.name()}: {described}")
             return None
         return None if isinstance(error, DistributedError) else watch.failure
 
     def name(self, rank: int | None = None) -> str:
         rank = self.rank if rank is None else rank
         return f"rank {rank} ({self.hosts[rank]})"
+
+    @contextmanager
+    def going_on_without_lost_ranks(self) -> Iterator[None]:
+        """On rank 0: another rank that dies inside ends no other, and its last message is of the kind "lost"."""
+        self._watch.on_loss = lambda rank: True
+        try:
+            yield
+        finally:
+            self._watch.on_loss = lambda rank: False
+
+    def fail(self, reason: str) -> None:
+        """Ends all ranks, from any thread."""
+        self._watch.fail(f"{self.name()}: {reason}")
 
     # Messages: JSON values, NumPy arrays and bytes.
 

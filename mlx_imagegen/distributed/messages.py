@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Link:
         self.sent_bytes = 0
 
     def send(self, message: Message) -> None:
-        """`message`: JSON values, NumPy arrays and bytes."""
+        """`message`: JSON values, paths, NumPy arrays and bytes."""
         blobs: list[bytes] = []
         text = json.dumps(message, default=lambda value: _blob(value, blobs)).encode()
         with self._sending:
@@ -60,7 +61,7 @@ class Link:
         return frame
 
 
-def _blob(value: Any, blobs: list[bytes]) -> dict[str, int]:
+def _blob(value: Any, blobs: list[bytes]) -> dict[str, int] | str:
     if isinstance(value, np.ndarray):
         file = io.BytesIO()
         np.save(file, value, allow_pickle=False)
@@ -69,6 +70,8 @@ def _blob(value: Any, blobs: list[bytes]) -> dict[str, int]:
     if isinstance(value, bytes):
         blobs.append(value)
         return {BYTES: len(blobs) - 1}
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 

@@ -38,6 +38,8 @@ from .step_cache import CacheRule, StepCache
 
 Branch = TypeVar("Branch")
 Value = TypeVar("Value")
+# All branches' velocities, from a function that gives one branch's, by its place.
+RunBranches = Callable[[Callable[[int], mx.array]], list[mx.array]]
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Denoiser(ABC, Generic[Branch]):
         self.cfg = cfg
         self._tables_source = tables_source
         self.step_cache: StepCache | None = None
+        self.run_branches: RunBranches | None = None  # None: here, one after the other
         self._guided_steps: int | None = None  # None: all
 
     def take_shortcuts(self, settings: Settings, steps: int) -> None:
@@ -173,7 +176,11 @@ class Denoiser(ABC, Generic[Branch]):
         would make bf16's rounding larger."""
         if not self.is_guided(index):
             return self.branch_velocity(x, index, self.branches[0])
-        return self.combine(self.branch_velocities(x, index))
+        if self.run_branches is None:
+            return self.combine(self.branch_velocities(x, index))
+        return self.combine(
+            self.run_branches(lambda place: self.branch_velocity(x, index, self.branches[place]).astype(SOLVER_DTYPE))
+        )
 
     def branch_velocities(self, x: mx.array, index: int) -> list[mx.array]:
         """Of every branch, one after the other."""

@@ -13,8 +13,10 @@ ROOT = str(Path(__file__).parents[2])
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
 
 
-def start(count: int, arguments: Sequence[str], folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
-    """`arguments`: Python's."""
+def start(
+    count: int, arguments: Sequence[str], folder: Path, folders: Sequence[Path] = (), **environment: str
+) -> list[subprocess.Popen[str]]:
+    """`arguments`: Python's. `folders`: where each rank runs, if not all in the same."""
     ports = free_ports(count)
     hosts = folder / f"hosts-{ports[0]}.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
@@ -22,7 +24,7 @@ def start(count: int, arguments: Sequence[str], folder: Path, **environment: str
     return [
         subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=common | {"MLX_RANK": str(rank)},
+            text=True, env=common | {"MLX_RANK": str(rank)}, cwd=folders[rank] if folders else None,
         )
         for rank in range(count)
     ]  # fmt: skip

@@ -1,0 +1,194 @@
+"""`generate` on several ranks that MLX's launcher started: rank 0 reads the request and writes what all have drawn.
+
+In: the command line, the same on every rank. Out: the pictures and lines of a single process, from rank 0 alone.
+"""
+
+import argparse
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..distributed.agreement import check_same
+from ..distributed.branches import BranchExchange
+from ..distributed.group import Group
+from ..distributed.lockstep import draw_in_lockstep
+from ..distributed.messages import Message
+from ..distributed.modes import PICTURES, choose
+from ..distributed.pictures import draw_pictures
+from ..distributed.requests import packed, unpacked, with_seeds
+from ..image import encoded_picture, write_atomically
+from ..launched import Launch
+from ..pipeline import Pipeline, load
+from ..planning.fitting import check_fits, residency
+from ..request.job import Job
+from ..result import Result, StepEvent
+from .output_paths import existing, output_paths
+from .progress import Progress
+from .recorded_model import opening_of_record, read_record, revision_notes
+from .requests import read_requests
+
+# After a rank has died, the launcher waits for the others' end and does not read what they print: a pipe holds so much.
+UNREAD_BYTES = 8192
+
+
+def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
+    with Group(launch) as group, Progress(args.quiet or group.rank > 0) as progress:
+        progress.bars |= not progress.quiet and "COLUMNS" in os.environ  # the launcher's own terminal
+        with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
+            opening, requests = _shared_requests(group, args, Path(folder))
+            opened = load(**opening, on_load=progress.loading, on_download=progress.say)
+            jobs = [job for request in requests for job in opened.jobs(**request)]
+        check_same(group, opened, jobs)
+        paths, wanted, parallel = _shared_plan(group, args, opened, jobs, progress)
+        if wanted:
+            jobs = [jobs[index] for index in wanted]
+            _draw(group, opened, jobs, parallel, _Pictures(group, args, [paths[index] for index in wanted], progress))
+
+
+def _shared_requests(
+    group: Group, args: argparse.Namespace, folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How to open the model, and the requests: rank 0's, on every rank."""
+    if group.rank:
+        message = group.share()
+        return message["opening"], [
+            unpacked(request, folder / str(place)) for place, request in enumerate(message["requests"])
+        ]
+    opening, requests = read_requests(args)
+    if record := read_record(args):
+        opening = opening_of_record(args, record, opening)
+    requests = [with_seeds(request) for request in requests]
+    group.share({"opening": packed(opening), "requests": [packed(request) for request in requests]})
+    return opening, requests
+
+
+def _shared_plan(
+    group: Group, args: argparse.Namespace, opened: Pipeline, jobs: Sequence[Job], progress: Progress
+) -> tuple[list[Path], list[int], str]:
+    """Every picture's path, the numbers of those to be drawn, and how they are shared out."""
+    manifest = opened.model.manifest
+    own_paths = output_paths(args.output, jobs, manifest) if args.output_on_each_host or not group.rank else []
+    if group.rank:
+        plan = group.share()
+        return own_paths or [Path(path) for path in plan["paths"]], plan["wanted"], plan["parallel"]
+    present = existing(own_paths, args.overwrite, args.skip_existing)
+    wanted = [index for index, path in enumerate(own_paths) if path not in present]
+    parallel = choose(args.parallel or "auto", [jobs[index] for index in wanted], group.size)
+    group.share({"paths": [str(path) for path in own_paths], "wanted": wanted, "parallel": parallel})
+    if present:
+        progress.say(f"skipped: {len(present)} of {len(own_paths)} pictures are there already")
+    if args.replay:
+        from ..hub.record import revision_of
+
+        record = read_record(args)
+        progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
+    if wanted:
+        progress.say(f"{len(wanted)} {'picture' if len(wanted) == 1 else 'pictures'} on {group.size} ranks: {parallel}")
+    return own_paths, wanted, parallel
+
+
+def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], parallel: str, pictures: "_Pictures") -> None:
+    pictures.progress.note(*(note for job in jobs for note in job.notes))
+    resident = _resident_ranks(group, opened, jobs)
+    if parallel == PICTURES:
+        draw_pictures(group, opened, jobs, pictures, resident)
+        return
+    group.start_collectives()
+    exchange = BranchExchange(group)
+    opened.run_branches = exchange
+
+    def on_step(event: StepEvent) -> None:
+        if group.rank == 0:
+            pictures.show(event.picture, pictures.observe(event.picture, event), 0)
+
+    results = draw_in_lockstep(group, opened, jobs, parallel, exchange.take_statistics, on_step)
+    for index, result in enumerate(results):
+        if group.rank == 0:
+            pictures.keep(index, pictures.finish(index, result), 0)
+
+
+def _resident_ranks(group: Group, opened: Pipeline, jobs: Sequence[Job]) -> list[bool]:
+    """By rank, whether it can keep the model in memory; a rank that cannot draw these pictures ends all here, before
+    anything is loaded."""
+    sizes = {(job.settings.width, job.settings.height, len(job.prompt.references)): job for job in jobs}
+    plans = [check_fits(opened.family, job, opened.model.manifest) for job in sizes.values()]
+    resident = residency(plans, opened.resident).resident
+    ranks = group.gather({"resident": resident})
+    return list(
+        group.share({"resident": [rank["resident"] for rank in ranks]} if group.rank == 0 else None)["resident"]
+    )
+
+
+@dataclass
+class _Pictures:
+    """What is done with pictures where they are drawn, and on rank 0. Used by several threads there."""
+
+    group: Group
+    args: argparse.Namespace
+    paths: Sequence[Path]
+    progress: Progress
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    _steps: Counter[int] = field(default_factory=Counter)  # done, by picture
+    _unread: int | None = None  # bytes that may still be printed; None: all
+
+    def finish(self, index: int, result: Result) -> Message:
+        """The file's contents, unless they stay on this host, and what is printed."""
+        args, path, rank = self.args, self.paths[index], self.group.rank
+        result.report.choices.setdefault("parallel", f"{PICTURES}, drawn by rank {rank} of {self.group.size}")
+        how = {"metadata": not args.no_metadata, "report": not args.no_report, "paths": args.record_paths}
+        contents = None
+        if args.output_on_each_host:
+            result.save(path, **how)
+        else:
+            contents = result.encoded(path, **how)
+        return {
+            "contents": contents,
+            "line": result.json_line(path) if args.json else str(path),
+            "notes": result.report.notes,
+            "said": f"seed {result.seed}, {result.report.total_seconds:.1f} s",
+        }
+
+    def observe(self, index: int, event: StepEvent) -> Message:
+        """A step, with the unfinished picture where one is asked for."""
+        path, every = self.paths[index], self.args.preview_every
+        shown = every and event.step % every == 0 and event.step < event.steps
+        preview = encoded_picture(event.preview(), path) if shown else None
+        return {"step": event.step, "steps": event.steps, "preview": preview}
+
+    def keep(self, index: int, finished: Message, rank: int) -> None:
+        if finished["contents"] is not None:
+            write_atomically(self.paths[index], lambda file: file.write(finished["contents"]))
+        with self._turn:
+            self.progress.clear()
+            self.progress.note(*finished["notes"])
+            self._print(finished["line"])
+            self.progress.say(f"{finished['said']}, {self.group.name(rank)}")
+
+    def show(self, index: int, observed: Message, rank: int) -> None:
+        if observed["preview"] is not None:
+            path = self.paths[index]
+            path = path.with_name(f"{path.stem}.step{observed['step']:03}{path.suffix}")
+            write_atomically(path, lambda file: file.write(observed["preview"]))
+        with self._turn:
+            self._steps[index] = observed["step"]
+            self.progress.steps(self._steps.total(), observed["steps"] * len(self.paths))
+
+    def lose(self, rank: int, indices: Sequence[int]) -> None:
+        with self._turn:
+            self._unread = UNREAD_BYTES if self._unread is None else self._unread
+            for index in indices:
+                self._steps[index] = 0
+            again = f"; others draw what it has not finished ({len(indices)})" if indices else ""
+            self.progress.say(f"{self.group.name(rank)} has gone{again}")
+            self.progress.quiet = True
+
+    def _print(self, line: str) -> None:
+        if self._unread is not None:
+            self._unread -= len(os.fsencode(line)) + 1
+        if self._unread is None or self._unread >= 0:
+            print(line, flush=True)

@@ -1,0 +1,70 @@
+"""Requests on their way from rank 0 to the others: the pictures and arrays that they name go with them.
+
+In: generate()'s parameters, as the command line has them. Out: the same, on hosts that have none of the files but the
+model's and the LoRAs'. Must not know: what a parameter does.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFileError, file_errors
+from ..paths import expanded
+from ..request.job import seeds_of
+from ..request.kinds import CONTROLS, PICTURE, PICTURES
+from ..request.parameters import BY_NAME
+
+NAME, CONTENTS = "file_name", "contents"
+
+
+def with_seeds(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Every seed written out, so that all ranks have the same."""
+    rest = {name: value for name, value in request.items() if name not in ("seed", "count")}
+    return {**rest, "seed": seeds_of(request.get("seed"), request.get("count"))}
+
+
+def packed(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with the contents of its pictures' files, to be sent."""
+    return {name: _packed(name, value) for name, value in request.items()}
+
+
+def unpacked(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What was sent, with the pictures written into `folder`."""
+    return {name: _unpacked(value, folder / name) for name, value in request.items()}
+
+
+def _packed(name: str, value: Any) -> Any:
+    kind = BY_NAME[name].kind
+    if kind == PICTURE:
+        return _file(name, value)
+    if kind == PICTURES:
+        return [_file(name, path) for path in value]
+    if kind == CONTROLS:
+        entries = value if isinstance(value, list) else [value]
+        return [
+            {**entry, "picture": _file(name, entry["picture"])} if isinstance(entry, Mapping) else _file(name, entry)
+            for entry in entries
+        ]
+    return str(value) if isinstance(value, Path) else value
+
+
+@file_errors()
+def _file(name: str, path: str | Path) -> dict[str, Any]:
+    path = expanded(path)
+    try:
+        return {NAME: path.name, CONTENTS: path.read_bytes()}
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{name}: {path} is not there.") from error
+
+
+def _unpacked(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping) and value.keys() == {NAME, CONTENTS}:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / Path(value[NAME]).name
+        path.write_bytes(value[CONTENTS])
+        return str(path)
+    if isinstance(value, Mapping):
+        return {key: _unpacked(inner, folder) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_unpacked(inner, folder / str(place)) for place, inner in enumerate(value)]
+    return value

@@ -1,0 +1,236 @@
+"""`mlx-imagegen` on several ranks of this machine: the pictures of one process, whatever happens to a rank."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_imagegen.image import read_metadata
+from tests.distributed.ranks import ENVIRONMENT, finish, free_ports, start
+from tests.draw import drawn_data
+
+SCHNELL, DEV = str(drawn_data() / "flux/schnell"), str(drawn_data() / "flux/dev")
+SMALL = ("--steps", "2", "--size", "64")
+SOON = 10.0  # seconds in which all ranks end after one has been killed
+DEAD = "mlx-imagegen: rank 1 (host) has ended without a word"
+
+
+def command(*arguments: object) -> list[str]:
+    return ["-m", "mlx_imagegen", *map(str, arguments)]
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
+
+
+def report(path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = read_metadata(path)["report"]
+    return read
+
+
+def last_lines(outputs: Sequence[tuple[int, str, str]]) -> list[str]:
+    """Each rank's last line on standard error, with the host's name left out."""
+    return [re.sub(r"\([\w-]+\)", "(host)", error.strip().split("\n")[-1]) for _, _, error in outputs]
+
+
+def wait_for(path: Path, pattern: str, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(list(path.glob(pattern))) < count:
+        assert time.monotonic() < deadline, "nothing was drawn"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def request_file(tmp_path: Path) -> Path:
+    """Four pictures, one of which changes a picture that only rank 0's folder holds."""
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 30).convert("RGB").save(tmp_path / "given.png")
+    jobs: list[dict[str, Any]] = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(["fox", "hen", "owl"])]
+    jobs.append({"prompt": "a given picture", "seed": 9, "image": "given.png", "strength": 0.5})
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(map(json.dumps, jobs)))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_pictures_are_those_of_one_process(
+    request_file: Path, out: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path, tmp_path / "elsewhere"]
+    for folder in (folders[1], tmp_path / "alone"):
+        folder.mkdir()
+    arguments = ("--prompt-file", request_file, "--model", SCHNELL, *SMALL)
+    first, second = finish(start(2, command(*arguments, "-o", "out/"), tmp_path, folders))
+    assert first[0] == 0 and second == (0, "", ""), first[2] + second[2]
+    assert "4 pictures on 2 ranks: pictures" in first[2]
+
+    monkeypatch.chdir(tmp_path)
+    assert cli(*arguments, "-o", "alone/").code == 0
+    alone, shared = pixels(tmp_path / "alone"), pixels(out)
+    assert list(alone) == list(shared) and len(alone) == 4
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], shared[name])
+    assert sorted(first[1].split()) == sorted(f"out/{name}" for name in shared)
+    ranks = {report(out / name)["choices"]["parallel"] for name in shared}
+    assert ranks == {f"pictures, drawn by rank {rank} of 2" for rank in (0, 1)}
+
+
+def test_pictures_stay_on_their_hosts(out: Path, tmp_path: Path) -> None:
+    hosts = [tmp_path / "first", tmp_path / "second"]
+    for host in hosts:
+        host.mkdir()
+    arguments = ("an owl", "--seed", "1-6", "--model", SCHNELL, *SMALL, "--output-on-each-host", "--json")
+    first, second = finish(start(2, command(*arguments, "-o", "{seed}.png"), tmp_path, hosts))
+    assert first[0] == 0 and second[0] == 0, first[2] + second[2]
+    lines = [json.loads(line) for line in first[1].splitlines()]
+    assert sorted(line["path"] for line in lines) == [f"{seed}.png" for seed in range(1, 7)] and second[1] == ""
+    for rank, host in enumerate(hosts):
+        drawn = {line["path"] for line in lines if line["report"]["choices"]["parallel"].endswith(f"rank {rank} of 2")}
+        assert drawn and {path.name for path in host.iterdir()} == drawn
+
+
+def test_a_killed_rank_s_pictures_are_drawn_by_the_other(out: Path, tmp_path: Path) -> None:
+    arguments = ("an owl", "--seed", "1-40", "--model", SCHNELL, *SMALL, "-o", out / "{seed}.png")
+    processes = start(2, command(*arguments), tmp_path)
+    wait_for(out, "*.png", 3)
+    processes[1].kill()
+    first, second = finish(processes)
+    assert second[0] == -9 and first[0] == 0, first[2]
+    assert re.search(r"rank 1 \([\w-]+\) has gone; others draw what it has not finished \([123]\)", first[2]), first[2]
+    drawn = pixels(out)
+    assert len(drawn) == 40 and len({picture.tobytes() for picture in drawn.values()}) == 40
+
+
+def test_the_first_rank_killed_ends_the_batch_on_all(out: Path, tmp_path: Path) -> None:
+    arguments = ("an owl", "--seed", "1-200", "--model", SCHNELL, *SMALL, "-o", out / "{seed}.png")
+    processes = start(3, command(*arguments), tmp_path)
+    wait_for(out, "*.png", 3)
+    started = time.monotonic()
+    processes[0].kill()
+    outputs = finish(processes)
+    assert time.monotonic() - started < SOON
+    assert [code for code, _, _ in outputs] == [-9, 2, 2]
+    for line in last_lines(outputs)[1:]:
+        assert line.startswith("mlx-imagegen: rank 0 (host) has ended without a word"), line
+
+
+def test_branches_are_recorded_and_counted(out: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    arguments = ("an owl", "--seed", "3", "--model", DEV, *SMALL, "--true-cfg", "3", "--record-paths")
+    first, second = finish(start(2, command(*arguments, "-o", out / "shared.png"), tmp_path))
+    assert first[0] == 0 and second == (0, "", ""), first[2] + second[2]
+    assert "1 picture on 2 ranks: branches" in first[2]
+    record = read_metadata(out / "shared.png")
+    assert record["parallel"] == "branches"
+    ranks = record["report"]["ranks"]
+    assert [len(rank["step_seconds"]) for rank in ranks] == [2, 2]
+    assert all(rank["sent_bytes"] > 0 and rank["waited_seconds"] > 0 for rank in ranks)
+    assert cli("--from", out / "shared.png", "-o", out / "alone.png").code == 0  # one process takes up the record
+    alone, shared = (np.asarray(Image.open(out / f"{name}.png")).astype(int) for name in ("alone", "shared"))
+    assert abs(alone - shared).max() <= 1 and shared.std() > 0
+
+
+def test_a_rank_killed_among_branches_ends_both(out: Path, tmp_path: Path) -> None:
+    arguments = ("an owl", "--model", DEV, "--steps", "1000", "--size", "64", "--true-cfg", "3", "--preview-every", "2")
+    processes = start(2, command(*arguments, "-o", out / "{seed}.png"), tmp_path)
+    wait_for(out, "*step004.png", 1)
+    started = time.monotonic()
+    processes[1].kill()
+    outputs = finish(processes)
+    assert time.monotonic() - started < SOON
+    assert [code for code, _, _ in outputs] == [2, -9]
+    assert last_lines(outputs)[0].startswith(DEAD) and "Traceback" not in outputs[0][2], outputs[0][2]
+
+
+def test_ranks_with_other_weights_are_refused_on_both(out: Path, tmp_path: Path) -> None:
+    hosts = [tmp_path / "first", tmp_path / "second"]
+    for host in hosts:
+        shutil.copytree(SCHNELL, host / "model")
+    weights = next((hosts[1] / "model" / "transformer").glob("*.safetensors"))
+    contents = bytearray(weights.read_bytes())
+    contents[-1] ^= 1
+    weights.write_bytes(contents)
+    outputs = finish(start(2, command("an owl", "--model", "model", *SMALL, "-o", out / "1.png"), tmp_path, hosts))
+    assert [code for code, _, _ in outputs] == [2, 2]
+    reason = f"rank 1 (host) has another transformer/{weights.name} than rank 0; give all hosts the same files"
+    for line in last_lines(outputs):
+        assert line.startswith(f"mlx-imagegen: {reason}"), line
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--model", SCHNELL, "--parallel", "branches"], "without guidance between two branches there is one alone"),
+        (["--model", DEV, "--true-cfg", "3", "--cache", "0.1", "--parallel", "branches"], "leave --cache out"),
+        (["--model", str(drawn_data() / "nowhere")], "nowhere"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_on_both(given: list[str], reason: str, out: Path, tmp_path: Path) -> None:
+    outputs = finish(start(2, command("an owl", *given, *SMALL, "-o", out / "1.png"), tmp_path))
+    for (code, printed, _), line in zip(outputs, last_lines(outputs), strict=True):
+        assert code == 2 and printed == "" and line.startswith("mlx-imagegen: ") and reason in line, line
+    assert not list(out.iterdir())
+
+
+def test_a_command_that_is_not_shared_out_is_refused(tmp_path: Path) -> None:
+    outputs = finish(start(2, command("bench"), tmp_path))
+    assert set(last_lines(outputs)) == {
+        "mlx-imagegen: bench is not shared out over ranks; run it on one host, without mlx.launch."
+    }
+
+
+def test_flags_for_ranks_need_the_launcher(cli: Callable[..., Any]) -> None:
+    ran = cli("an owl", "--parallel", "pictures")
+    assert ran.code == 2 and "start them with mlx.launch" in ran.err
+
+
+def test_nothing_of_it_is_imported_by_a_process_alone(out: Path, tmp_path: Path) -> None:
+    arguments = ["an owl", "--model", SCHNELL, *SMALL, "-o", str(out / "1.png")]
+    program = (
+        f"import sys; from mlx_imagegen.cli import main; code = main({arguments!r}); "
+        "print(code, [name for name in sys.modules if name.startswith('mlx_imagegen.distributed')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=alone_environment()
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_mlx_s_own_launcher_starts_it(out: Path, tmp_path: Path) -> None:
+    """It ends all other ranks when one dies; they go on nevertheless."""
+    launcher = Path(sys.executable).parent / "mlx.launch"
+    arguments = ("an owl", "--seed", "1-30", "--model", SCHNELL, *SMALL, "-o", out / "{seed}.png")
+    process = subprocess.Popen(
+        [str(launcher), "-n", "2", "--backend", "ring", "-p", str(free_ports(1)[0]), sys.executable,
+         *command(*arguments)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone_environment(),
+    )  # fmt: skip
+    try:
+        wait_for(out, "*.png", 3)
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        subprocess.run(["kill", "-9", children[1]], check=True)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "has gone; others draw what it has not finished" in error, error
+    assert len(list(out.iterdir())) == 30
+
+
+def alone_environment() -> dict[str, str]:
+    return {**os.environ, **ENVIRONMENT}

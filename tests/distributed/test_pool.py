@@ -1,0 +1,74 @@
+"""Who draws which picture: by who is free, by measured seconds, and again by another where a rank is lost."""
+
+import threading
+
+from mlx_imagegen.distributed.pool import Pool
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(count: int, seconds: list[float]) -> tuple[list[int], float]:
+    """How many pictures each rank draws, and when the last is finished, with ranks that need so long for each."""
+    clock = Clock()
+    pool = Pool(count, len(seconds), clock)
+    free = dict.fromkeys(range(len(seconds)), 0.0)
+    drawing: dict[int, list[int]] = {}
+    drawn, last = [0] * len(seconds), 0.0
+    while sum(drawn) < count:
+        for rank in sorted(set(free) - set(drawing)):
+            if pool._is_worth_it(rank):
+                drawing[rank] = pool.take(rank, 1)
+                free[rank] = clock.now + seconds[rank]
+        rank = min(drawing, key=lambda each: free[each])
+        clock.now = last = free[rank]
+        pool.finish(rank, drawing.pop(rank)[0])
+        drawn[rank] += 1
+    return drawn, last
+
+
+def test_a_rank_draws_as_many_as_its_speed_allows() -> None:
+    drawn, last = simulate(40, [1.0, 3.0])
+    assert drawn == [30, 10] and last == 30.0
+
+
+def test_a_slow_rank_is_given_nothing_that_the_other_finishes_sooner() -> None:
+    drawn, last = simulate(10, [1.0, 5.0])
+    assert drawn == [9, 1] and last == 9.0  # a second one on the slow rank would end at 10
+
+
+def test_a_lost_rank_s_pictures_are_drawn_by_another_first() -> None:
+    pool = Pool(5, 2)
+    assert pool.take(0, 1) == [0] and pool.take(1, 2) == [1, 2]
+    pool.finish(1, 1)
+    assert pool.lose(1) == [2]
+    pool.finish(0, 0)
+    taken = []
+    while one := pool.take(0, 1):
+        taken += one
+        pool.finish(0, one[0])
+    assert taken == [2, 3, 4]
+
+
+def test_a_free_rank_waits_for_what_may_be_lost() -> None:
+    pool = Pool(1, 2)
+    assert pool.take(1, 1) == [0]
+    taken: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: taken.append(pool.take(0, 1)))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    pool.lose(1)
+    waiting.join(5)
+    assert taken == [[0]]
+
+
+def test_nothing_is_left_once_all_are_finished() -> None:
+    pool = Pool(1, 2)
+    pool.take(1, 1)
+    pool.finish(1, 0)
+    assert pool.take(0, 1) == [] and pool.take(1, 1) == []
