@@ -40,7 +40,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cell_files", "cells", "controlled", "controls", "flux_names", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cell_files", "cells", "controlled", "controls", "flux_names", "folder"}
+SHARED |= {"schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:
