@@ -25,6 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
         "families.controlled",
         "families.controls",
         "families.folder",
+        "families.image_prompts",
         "families.schedule_tables",
         "families.step_cache",
     ),
@@ -39,7 +40,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cell_files", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cell_files", "cells", "controlled", "controls", "folder", "image_prompts", "schedule_tables"}
+SHARED |= {"step_cache"}
 
 
 def modules() -> dict[str, Path]:
