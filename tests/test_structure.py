@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("families",),
     ("loading", "cache", "packing"),
     ("layers", "report"),
-    ("image", "masks", "seams"),
+    ("image", "edges", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),

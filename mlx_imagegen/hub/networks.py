@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import MissingFileError, RequestError
+from ..escaping import article
 from ..families import family_spec
 from .abilities import networks, networks_of
 from .download import Notify, fetch, local_folder, notify_stderr
@@ -52,8 +53,8 @@ def find_network(name: str, model: Manifest, parameter: str = "control") -> Mani
     fitting, kind = ", ".join(networks_of(model, parameter)) or "none", next(iter(known.values())).kind
     if manifest is None:
         raise RequestError(
-            f"{parameter}: '{name}' is neither a folder nor a {kind}'s name; those that go with {model.name}: "
-            f"{fitting}. A folder with config.json and a .safetensors file works too."
+            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; those that go with "
+            f"{model.name}: {fitting}. A folder with config.json and a .safetensors file works too."
         )
     if model.family not in manifest.families:
         titles = ", ".join(family_spec(family).title for family in manifest.families)

@@ -10,7 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..edges import HIGH, LOW, draw_edges, is_drawing
 from ..errors import RequestError
+from ..families.controls import EDGES
 from ..image import fingerprint, open_picture
 from ..paths import expanded
 from .entries import EntryForm
@@ -27,10 +29,18 @@ class Control:
     kind: str | None = None  # of the picture, for networks that know several
     start: float = 0.0  # shares of the steps between which it is followed
     end: float = 1.0
+    is_photo: bool = False  # of which edges are followed
+
+    def drawn_at(self, size: tuple[int, int]) -> Image.Image:
+        """What is followed, in the size of the picture made; edges are drawn at that size."""
+        if not self.is_photo:
+            return self.picture
+        return draw_edges(self.picture.resize(size, Image.Resampling.LANCZOS))
 
     def described(self) -> dict[str, Any]:
         """For records: the picture by what tells it apart."""
         values = {name: getattr(self, name) for name in FORM.fields[1:]}
+        values |= {"edges": [LOW, HIGH]} if self.is_photo else {}
         return {"sha256": fingerprint(self.picture), **{name: v for name, v in values.items() if v is not None}}
 
 
@@ -57,11 +67,18 @@ def _control(values: Mapping[str, Any], notes: list[str] | None) -> Control:
     start, end = (FORM.number(name, values.get(name, usual), 0, 1) for name, usual in (("start", 0), ("end", 1)))
     if start >= end:
         raise RequestError(f"control: start {start:g} and end {end:g}: give shares of the steps, the smaller first.")
+    picture, kind = open_picture(values["picture"], "control", notes=notes), FORM.text("kind", values.get("kind"))
+    is_photo = kind == EDGES and not is_drawing(picture)
+    if is_photo and notes is not None:
+        notes.append(
+            f"control: kind {EDGES} of a photo: its edges are drawn, by Canny's {LOW} and {HIGH}, and followed"
+        )
     return Control(
-        open_picture(values["picture"], "control", notes=notes),
+        picture,
         FORM.text("model", values.get("model")),
         FORM.number("strength", values.get("strength", 1.0), 0, STRENGTH_LIMIT),
-        FORM.text("kind", values.get("kind")),
+        kind,
         start,
         end,
+        is_photo,
     )

@@ -72,7 +72,7 @@ class Job:
         size = self.settings.width, self.settings.height
         controls = tuple(
             ControlPicture(
-                _centred_pixels(control.picture, size),
+                _centred_pixels(control.drawn_at(size), size),
                 control.model,
                 control.strength,
                 control.kind,
