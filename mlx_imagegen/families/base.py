@@ -25,6 +25,7 @@ from ..hub.manifest import Manifest
 from ..image import fingerprint
 from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
+from ..layers.sharing import Sharing
 from ..loading.component import Component
 from ..loading.names import RowRange
 from ..loading.weights import Weights, WeightTransforms
@@ -308,6 +309,25 @@ class Family(ABC, Generic[Branch]):
         self.components |= chosen
         own = tuple(name for name in self.stages["denoise"] if name not in former)
         self.stages = self.stages | {"denoise": (*own, *chosen)}
+
+    def share_layers(self, sharing: Sharing) -> None:
+        """Makes the components hold this machine's part of their layers from now on. The denoiser's must; others of
+        which the machines are too many stay complete on each."""
+        machines = len(sharing.parts)
+        if not self.transformer.cuts:
+            raise RequestError(
+                f"the layers of {self.spec.title} cannot be shared out over machines; share out pictures."
+            )
+        refused = {name: each.sharing_refusal(sharing) for name, each in self.components.items()}
+        denoising = filter(None, (refused[name] for name in self.stages["denoise"]))
+        if reason := next(denoising, None):
+            raise RequestError(
+                f"the layers of {self.spec.title} cannot be shared out over {machines} machines: {reason}; use fewer "
+                "machines, or share out pictures."
+            )
+        for name, component in self.components.items():
+            if component.cuts and not refused[name]:
+                component.share(sharing)
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""
