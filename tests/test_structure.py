@@ -12,7 +12,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
     ("measuring", "selftest"),
-    ("quantization",),
+    ("quantization", "distributed"),
     ("pipeline", "preflight"),
     ("planning",),
     ("lora", "result"),
@@ -37,6 +37,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("image", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
+    ("distributed.group", "distributed.connections", "distributed.watch", "distributed.messages"),
+    ("launched",),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
 SHARED = {"base", "cell_files", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
