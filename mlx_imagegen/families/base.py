@@ -213,6 +213,7 @@ class Family(ABC, Generic[Branch]):
     components: dict[str, Component]
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
+    sharing: Sharing | None = None  # of layers over several machines
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -310,24 +311,25 @@ class Family(ABC, Generic[Branch]):
         own = tuple(name for name in self.stages["denoise"] if name not in former)
         self.stages = self.stages | {"denoise": (*own, *chosen)}
 
-    def share_layers(self, sharing: Sharing) -> None:
-        """Makes the components hold this machine's part of their layers from now on. The denoiser's must; others of
-        which the machines are too many stay complete on each."""
-        machines = len(sharing.parts)
+    def check_sharing(self, sharing: Sharing) -> None:
+        """Raises where the denoiser's layers cannot be shared out over machines so."""
+        machines, title = len(sharing.parts), self.spec.title
         if not self.transformer.cuts:
+            raise RequestError(f"{title}: its layers cannot be shared out over machines; share out pictures.")
+        refused = (self.components[name].sharing_refusal(sharing) for name in self.stages["denoise"])
+        if reason := next(filter(None, refused), None):
             raise RequestError(
-                f"the layers of {self.spec.title} cannot be shared out over machines; share out pictures."
+                f"{title}: its layers cannot be shared out over {machines} machines, for {reason}; use fewer machines, "
+                "or share out pictures."
             )
-        refused = {name: each.sharing_refusal(sharing) for name, each in self.components.items()}
-        denoising = filter(None, (refused[name] for name in self.stages["denoise"]))
-        if reason := next(denoising, None):
-            raise RequestError(
-                f"the layers of {self.spec.title} cannot be shared out over {machines} machines: {reason}; use fewer "
-                "machines, or share out pictures."
-            )
-        for name, component in self.components.items():
-            if component.cuts and not refused[name]:
-                component.share(sharing)
+
+    def share_layers(self, sharing: Sharing | None) -> None:
+        """Makes the components hold this machine's part of their layers from now on; None: all of them. Of others than
+        the denoiser, those of which the machines are too many stay complete on each."""
+        self.sharing = sharing
+        for component in self.components.values():
+            possible = sharing is not None and component.cuts and component.sharing_refusal(sharing) is None
+            component.share(sharing if possible else None)
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""

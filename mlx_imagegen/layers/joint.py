@@ -17,14 +17,14 @@ from .rope import Rope, rotate
 from .sharing import Cut, channels, columns, heads, rows
 
 
-def attention_cuts(dims: int, count: int, summed: bool = True) -> dict[str, Cut]:
+def attention_cuts(dims: int, count: int, together: int = 1) -> dict[str, Cut]:
     """How the layers of attention by `count` heads are shared out over several machines."""
     shared = heads(dims, count)
     return {
         "*.to_[qkv]": rows(shared),
         "*.add_[qkv]_proj": rows(shared),
-        "*.to_out.0": columns(shared, summed=summed),
-        "*.to_add_out": columns(shared, summed=summed),
+        "*.to_out.0": columns(shared, together=together),
+        "*.to_add_out": columns(shared, together=together),
     }
 
 
@@ -113,10 +113,10 @@ class FeedForward(nn.Module):
         return out
 
 
-def gated_feed_forward_cuts(inner: int, summed: bool = True) -> dict[str, Cut]:
+def gated_feed_forward_cuts(inner: int, together: int = 1) -> dict[str, Cut]:
     return {
         "*.linear_in": rows(channels(inner), channels(inner)),
-        "*.linear_out": columns(channels(inner), summed=summed),
+        "*.linear_out": columns(channels(inner), together=together),
     }
 
 

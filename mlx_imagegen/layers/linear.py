@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..precision import on_gpu
-from .sharing import Share
+from .sharing import Share, summed
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
@@ -65,13 +65,16 @@ class Linear(nn.Module):
             self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if self.share is not None and self.share.adds_up:  # the bias once, after the sum
-            out = self.share.sum(self._product(x)) if self.share.cut.summed else self._product(x)
-            return out + self.bias if "bias" in self else out
-        if self.packing is None and "bias" in self:
+        sums = self.share is not None and self.share.sums_itself
+        if self.packing is None and "bias" in self and not sums:
             return mx.addmm(self.bias, x, self.weight.T)
-        out = self._product(x)
-        return out + self.bias if "bias" in self else out
+        out = summed(self._product(x), self) if sums else self._product(x)
+        return out + self.bias if "bias" in self else out  # once, after the sum
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """Of the part of an empty layer's weight that is to be here."""
+        return self.share.shape(self.weight.shape) if self.share else self.weight.shape
 
     def _product(self, x: mx.array) -> mx.array:
         if self.packing is None:

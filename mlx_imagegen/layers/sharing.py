@@ -37,7 +37,7 @@ class Cut:
 
     axis: int
     spans: tuple[Span, ...]
-    summed: bool = True  # a product of columns by the layer itself; otherwise by whoever adds several (`summed`)
+    together: int = 1  # the products of so many layers are added before they are summed, by whoever adds them
 
 
 # Globs over layers' paths -> how their weights are cut. Other layers are complete on every machine.
@@ -58,9 +58,9 @@ class Share:
         return [stop - start for start, stop in self.runs]
 
     @property
-    def adds_up(self) -> bool:
-        """Whether the layer's product has to be summed over the machines."""
-        return self.cut.axis == COLUMNS
+    def sums_itself(self) -> bool:
+        """Whether the layer's product is summed over the machines before anything is added to it."""
+        return self.cut.axis == COLUMNS and self.cut.together == 1
 
     def sum(self, x: mx.array) -> mx.array:
         """Over the machines."""
@@ -119,9 +119,9 @@ def rows(*spans: Span) -> Cut:
     return Cut(ROWS, spans)
 
 
-def columns(*spans: Span, summed: bool = True) -> Cut:
+def columns(*spans: Span, together: int = 1) -> Cut:
     """Of a layer that reads them."""
-    return Cut(COLUMNS, spans, summed)
+    return Cut(COLUMNS, spans, together)
 
 
 def heads(length: int, count: int) -> Span:
@@ -155,6 +155,6 @@ def lengths_of(layer: nn.Module, complete: Sequence[int]) -> Sequence[int]:
 
 
 def summed(x: mx.array, layer: nn.Module) -> mx.array:
-    """The sum over the machines of what `layer`, which leaves it to the caller, has a part in."""
+    """The sum over the machines of what `layer` and others were added up to."""
     share = share_of(layer)
     return x if share is None else share.sum(x)

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from ..layers.linear import Linear, Packing
 from ..layers.sharing import Cuts, Sharing, cut_of
 from .modules import join, layers, own_parameters
-from .shares import refusal
+from .shares import held_packing, refusal
 from .tensors import Shape
 from .transforms import PackingOf
 from .weights import Weights
@@ -163,8 +163,10 @@ def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
     floats = rest_bytes = 0
     for _, layer, packing in planned:
         if isinstance(layer, Linear) and (packing or layer.share):
-            shape = layer.share.shape(layer.weight.shape) if layer.share else layer.weight.shape
-            layer = _of_shape(shape, "bias" in layer, packing)
+            if packing and layer.share:
+                scales = packing.packed_shapes(*layer.weight.shape)["scales"]
+                packing = held_packing(packing, scales, layer.share)
+            layer = _of_shape(layer.held_shape, "bias" in layer, packing)
         for value in own_parameters(layer).values():
             floating = mx.issubdtype(value.dtype, mx.floating)
             floats += value.size if floating else 0

@@ -63,9 +63,9 @@ def _columns(piece: Slice, shape: Shape, runs: Runs) -> mx.array:
 
 def cut_out(tensors: LayerTensors, share: Share) -> LayerTensors:
     """That part of a complete layer."""
-    values, packing = dict(tensors.values), tensors.packing
-    if packing and share.cut.axis == 1 and share.scaled(values["scales"].shape[1]) is None:
-        values, packing = finer_groups(values, packing), replace(packing, group_size=LEAST_GROUP)
+    values, packing = tensors.values, tensors.packing
+    if packing and packing != (held := held_packing(packing, values["scales"].shape, share)):
+        values, packing = finer_groups(values, packing), held
     return replace(tensors, values={name: _part(value, share) for name, value in values.items()}, packing=packing)
 
 
@@ -80,6 +80,12 @@ def _part(value: mx.array, share: Share) -> mx.array:
 
 def _places(runs: Runs) -> np.ndarray:
     return np.concatenate([np.arange(*run) for run in runs])
+
+
+def held_packing(packing: Packing, scales: Shape, share: Share) -> Packing:
+    """How the part is packed: in finer groups, where a cut falls within one. `scales`: those of the complete layer."""
+    cuts_groups = share.cut.axis == 1 and share.scaled(scales[1]) is None
+    return replace(packing, group_size=LEAST_GROUP) if cuts_groups else packing
 
 
 def finer_groups(values: Mapping[str, mx.array], packing: Packing) -> dict[str, mx.array]:

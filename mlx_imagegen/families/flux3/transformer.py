@@ -35,8 +35,8 @@ class Modulation(NamedTuple):
 
 def cuts(config: Flux3Config) -> Cuts:
     """How the layers are shared out over several machines."""
-    attention = attention_cuts(config.inner_dim, config.num_attention_heads, summed=False)
-    return attention | gated_feed_forward_cuts(config.mlp_dim, summed=False)
+    attention = attention_cuts(config.inner_dim, config.num_attention_heads, together=2)
+    return attention | gated_feed_forward_cuts(config.mlp_dim, together=2)
 
 
 class Flux3Transformer(nn.Module):
