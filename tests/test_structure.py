@@ -12,7 +12,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
     ("measuring", "selftest"),
-    ("quantization",),
+    ("quantization", "distributed"),
     ("pipeline", "preflight"),
     ("planning",),
     ("lora", "result"),
@@ -39,6 +39,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("image", "edges", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
+    ("distributed.group", "distributed.connections", "distributed.watch", "distributed.messages"),
+    ("launched",),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
 SHARED = {name.partition(".")[2] for floor in FLOORS for name in floor if name.startswith("families.")} - {"*"}

@@ -25,6 +25,7 @@ from ..hub.manifest import Manifest
 from ..image import fingerprint
 from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
+from ..layers.sharing import Sharing
 from ..loading.component import Component
 from ..loading.names import RowRange
 from ..loading.weights import Weights, WeightTransforms
@@ -222,6 +223,7 @@ class Family(ABC, Generic[Branch]):
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
     adapters: Mapping[AdapterSource, ImageAdapter[Any]] = MappingProxyType({})  # of the same request
+    sharing: Sharing | None = None  # of layers over several machines
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -337,6 +339,26 @@ class Family(ABC, Generic[Branch]):
 
     def encode_images(self, prompts: Sequence[Prompt]) -> None:
         """Encodes what these prompts' adapters read, for `encode`; forgets what others made."""
+
+    def check_sharing(self, sharing: Sharing) -> None:
+        """Raises where the denoiser's layers cannot be shared out over machines so."""
+        machines, title = len(sharing.parts), self.spec.title
+        if not self.transformer.cuts:
+            raise RequestError(f"{title}: its layers cannot be shared out over machines; share out pictures.")
+        refused = (self.components[name].sharing_refusal(sharing) for name in self.stages["denoise"])
+        if reason := next(filter(None, refused), None):
+            raise RequestError(
+                f"{title}: its layers cannot be shared out over {machines} machines, for {reason}; use fewer machines, "
+                "or share out pictures."
+            )
+
+    def share_layers(self, sharing: Sharing | None) -> None:
+        """Makes the components hold this machine's part of their layers from now on; None: all of them. Of others than
+        the denoiser, those of which the machines are too many stay complete on each."""
+        self.sharing = sharing
+        for component in self.components.values():
+            possible = sharing is not None and component.cuts and component.sharing_refusal(sharing) is None
+            component.share(sharing if possible else None)
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""

@@ -1,7 +1,8 @@
 """The one linear layer: y = x Wᵀ + b, with W dense or in MLX's packed affine format.
 
 A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated); loading/weights.py fills it.
-Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint.
+Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint;
+and so is whether it is here in full, or shared out over several machines (sharing.py).
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..precision import on_gpu
+from .sharing import Share, summed
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
@@ -52,6 +54,7 @@ class Linear(nn.Module):
             self.bias = mx.zeros((outputs,))
         self.packing: Packing | None = None
         self.kernel: str | None = None  # how a packed weight is multiplied; kernels.py chooses
+        self.share: Share | None = None  # of the weight, that is here; None: all of it
 
     def pack(self, packing: Packing) -> None:
         """Changes the expected tensors to those of a packed weight."""
@@ -62,10 +65,21 @@ class Linear(nn.Module):
             self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
+        sums = self.share is not None and self.share.sums_itself
+        if self.packing is None and "bias" in self and not sums:
+            return mx.addmm(self.bias, x, self.weight.T)
+        out = summed(self._product(x), self) if sums else self._product(x)
+        return out + self.bias if "bias" in self else out  # once, after the sum
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """Of the part of an empty layer's weight that is to be here."""
+        return self.share.shape(self.weight.shape) if self.share else self.weight.shape
+
+    def _product(self, x: mx.array) -> mx.array:
         if self.packing is None:
-            return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
-        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
-        return out + self.bias if "bias" in self else out
+            return x @ self.weight.T
+        return packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
 
 
 def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:

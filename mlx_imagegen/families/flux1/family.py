@@ -31,6 +31,7 @@ from ...random import TorchGenerator
 from ...sampling import Schedule, flow_match_schedule
 from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
+from ...text.t5 import cuts as t5_cuts
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..controls import ControlNetwork, ControlPicture, EncodedControl
@@ -44,7 +45,7 @@ from .modulation import PromptTables
 from .prompts import FluxBranch
 from .redux import FluxRedux, PromptPictures
 from .references import EncodedReferences, reference_positions, reference_size
-from .transformer import FluxTransformer
+from .transformer import FluxTransformer, cuts
 
 THETA = 10000.0  # rope's base; fixed in diffusers' code
 INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
@@ -68,7 +69,11 @@ class Flux1(Family[FluxBranch]):
                 files.clip, lambda: ClipTextModel(files.clip_config), dtype, heads=files.clip_config.num_attention_heads
             ),
             "text_encoder_2": Component(
-                files.t5, lambda: T5Encoder(files.t5_config), dtype, heads=files.t5_config.num_heads
+                files.t5,
+                lambda: T5Encoder(files.t5_config),
+                dtype,
+                heads=files.t5_config.num_heads,
+                cuts=t5_cuts(files.t5_config),
             ),
             "transformer": self._transformer(),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
@@ -87,6 +92,7 @@ class Flux1(Family[FluxBranch]):
             lambda: FluxTransformer(files.config),
             compute_dtype(),
             heads=files.config.num_attention_heads,
+            cuts=cuts(files.config),
         )
 
     @classmethod
@@ -317,8 +323,10 @@ class Flux1(Family[FluxBranch]):
         config = replace(config, in_channels=width, out_channels=config.out_channels or config.in_channels)
         inputs = self.inputs_on_disk if INPUT not in columns else InputKind.CONTROL
         self.files = replace(self.files, config=config, inputs=inputs)
-        self.components["transformer"].release()
+        former = self.components["transformer"]
+        former.release()
         self.components["transformer"] = self._transformer()
+        self.components["transformer"].share(former.sharing)
 
     def forget(self) -> None:
         self._modulation.forget()

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.joint import GatedFeedForward, ProjectedAttention
+from ...layers.joint import GatedFeedForward, ProjectedAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, summed
 from .config import Flux3Config
 
 IMAGE, REFERENCES, TEXT = "image", "image_cond", "txt"  # as the checkpoint calls the kinds of tokens
@@ -30,6 +31,12 @@ class Modulation(NamedTuple):
     own: dict[str, mx.array]
     joint: dict[str, mx.array]
     out: mx.array
+
+
+def cuts(config: Flux3Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    attention = attention_cuts(config.inner_dim, config.num_attention_heads, together=2)
+    return attention | gated_feed_forward_cuts(config.mlp_dim, together=2)
 
 
 class Flux3Transformer(nn.Module):
@@ -81,4 +88,5 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, rope: Rope, parts: Sequence[Part]) -> mx.array:
         y = by_part(lambda tokens, rows: modulate(tokens, rows[0], rows[1], self._eps), x, parts)
-        return x + by_part(lambda tokens, rows: rows[2] * tokens, self.attn(y, rope) + self.ff(y), parts)
+        out = summed(self.attn(y, rope) + self.ff(y), self.ff.linear_out)
+        return x + by_part(lambda tokens, rows: rows[2] * tokens, out, parts)
