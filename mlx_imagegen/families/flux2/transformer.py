@@ -7,8 +7,7 @@ All blocks of a kind share their adaLN vectors; the layers that give them stand 
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -16,6 +15,7 @@ import mlx.nn as nn
 
 from ...layers.activation import swiglu
 from ...layers.attention import KeyValues, attend, prefixed, split_heads
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import GatedFeedForward, JointAttention
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
@@ -52,20 +52,35 @@ class Flux2Transformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         kept: Sequence[KeyValues] = (),
+        after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `kept`: what `keys_values`
         gave for reference tokens that are not among x's."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        prefixes: Iterator[KeyValues | None] = iter(kept or itertools.repeat(None))
-        for double in self.transformer_blocks:
-            img, txt = double(img, txt, rope, modulation.img, modulation.txt, next(prefixes))
-        length = txt.shape[1]
-        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
-        for single in self.single_transformer_blocks:
-            x, _ = single(x, rope, modulation.single, next(prefixes))
+        doubles, singles = self.transformer_blocks, self.single_transformer_blocks
+        prefixes: Sequence[KeyValues | None] = kept or [None] * (len(doubles) + len(singles))
+        own, length = slice(img.shape[1] - references), txt.shape[1]
+
+        def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            out: tuple[mx.array, mx.array] = doubles[index](
+                img, txt, rope, modulation.img, modulation.txt, prefixes[index]
+            )
+            return out
+
+        def others() -> mx.array:
+            x_img, x_txt = img, txt
+            for index in range(1, len(doubles)):
+                x_img, x_txt = double(index, x_img, x_txt)
+            x = mx.concatenate([x_txt, x_img], axis=1)  # [B, T + L, D]
+            for single, prefix in zip(singles, prefixes[len(doubles) :], strict=True):
+                x, _ = single(x, rope, modulation.single, prefix)
+            return x[:, length:][:, own]
+
+        before, (img, txt) = img, double(0, img, txt)
+        last = after_first(before[:, own], img[:, own], others)
         scale, shift = modulation.out
-        return self.proj_out(modulate(x[:, length : x.shape[1] - references], shift, scale, self._eps))
+        return self.proj_out(modulate(last, shift, scale, self._eps))
 
     def keys_values(self, x: mx.array, rope: Rope, modulation: Modulation) -> list[KeyValues]:
         """Each block's keys and values for reference tokens that attend to one another alone, evaluated."""

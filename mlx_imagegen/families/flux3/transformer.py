@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import GatedFeedForward, ProjectedAttention
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate
@@ -59,15 +60,25 @@ class Flux3Transformer(nn.Module):
             x = block(x, rope, [Part(x.shape[1], modulation.own[kind])])
         return x
 
-    def __call__(self, states: Sequence[mx.array], rope: Rope, modulation: Modulation) -> mx.array:
-        """The kinds' states in the order of KINDS, references or not; the rope tables of all, one after another."""
+    def __call__(
+        self, states: Sequence[mx.array], rope: Rope, modulation: Modulation, after_first: AfterFirstBlock = run_all
+    ) -> mx.array:
+        """The kinds' states in the order of KINDS, references or not; the rope tables of all, one after another.
+        `after_first`: of the joint blocks, where the picture meets the prompt."""
         parts = [Part(x.shape[1], modulation.joint[kind]) for kind, x in zip(KINDS, states, strict=False)]
-        x = mx.concatenate(list(states), axis=1)
-        for block in self.single_transformer_blocks:
-            x = block(x, rope, parts)
+        own = slice(parts[0].tokens, parts[0].tokens + parts[1].tokens)
+        first, *others = self.single_transformer_blocks
+        x = first(mx.concatenate(list(states), axis=1), rope, parts)
+
+        def run_others() -> mx.array:
+            out = x
+            for block in others:
+                out = block(out, rope, parts)
+            return out[:, own]
+
+        last = after_first(states[1], x[:, own], run_others)
         scale, shift = modulation.out
-        first, count = parts[0].tokens, parts[1].tokens
-        return self.proj_out(modulate(x[:, first : first + count], shift, scale, self._eps))
+        return self.proj_out(modulate(last, shift, scale, self._eps))
 
 
 class Block(nn.Module):
