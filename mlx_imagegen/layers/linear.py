@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..precision import on_gpu
+from .products import Product
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
@@ -62,10 +63,25 @@ class Linear(nn.Module):
             self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.product(x).sum()
+
+    def product(self, x: mx.array) -> Product:
         if self.packing is None:
-            return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
+            return Product(mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T)
         out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
-        return out + self.bias if "bias" in self else out
+        return Product(out, self.get("bias"))
+
+    def product_of_parts(self, *parts: mx.array) -> Product:
+        """Of runs of columns that follow each other: a dense weight need not have them in one place."""
+        if self.packing is not None:
+            return self.product(mx.concatenate(list(parts), axis=-1))
+        out, start = self.get("bias"), 0
+        for x in parts:
+            weight = self.weight[:, start : start + x.shape[-1]].T
+            out = x @ weight if out is None else mx.addmm(out, x, weight)
+            start += x.shape[-1]
+        assert out is not None
+        return Product(out)
 
 
 def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:

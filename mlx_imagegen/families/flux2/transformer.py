@@ -16,16 +16,18 @@ import mlx.nn as nn
 from ...layers.activation import swiglu
 from ...layers.attention import KeyValues, attend, prefixed, split_heads
 from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
 from ...layers.joint import GatedFeedForward, JointAttention
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
 from ...layers.norm import RMSNorm
+from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope, rotate
 from .config import Flux2Config
 
 
 class Modulation(NamedTuple):
-    """One step's adaLN vectors: img and txt [6, D], single [3, D], out [2, D] (scale, shift)."""
+    """One step's adaLN vectors: img and txt [6, D], single [3, D], out [2, D] (scale, shift); scales with their 1."""
 
     img: mx.array
     txt: mx.array
@@ -122,18 +124,18 @@ class DoubleBlock(nn.Module):
             rope,
             prefix=kept,
         )
-        img = self._fed(self.ff, img + img_gate * img_attn, img_mod)
-        txt = self._fed(self.ff_context, txt + txt_gate * txt_attn, txt_mod)
+        img = self._fed(self.ff, gated_sum_of(img, img_gate, img_attn), img_mod)
+        txt = self._fed(self.ff_context, gated_sum_of(txt, txt_gate, txt_attn), txt_mod)
         return img, txt
 
     def image_alone(self, img: mx.array, rope: Rope, mod: mx.array) -> tuple[mx.array, KeyValues]:
         shift, scale, gate = mod[:3]
         attn, pair = self.attn.image_alone(modulate(img, shift, scale, self._eps), rope)
-        return self._fed(self.ff, img + gate * attn, mod), pair
+        return self._fed(self.ff, gated_sum_of(img, gate, attn), mod), pair
 
     def _fed(self, ff: GatedFeedForward, x: mx.array, mod: mx.array) -> mx.array:
         shift, scale, gate = mod[3:]
-        return x + gate * ff(modulate(x, shift, scale, self._eps))
+        return gated_sum(x, gate, ff(modulate(x, shift, scale, self._eps)))
 
 
 class SingleBlock(nn.Module):
@@ -147,7 +149,7 @@ class SingleBlock(nn.Module):
     ) -> tuple[mx.array, KeyValues]:
         shift, scale, gate = mod
         out, pair = self.attn(modulate(x, shift, scale, self._eps), rope, kept)
-        return x + gate * out, pair
+        return gated_sum_of(x, gate, out), pair
 
 
 class ParallelAttention(nn.Module):
@@ -162,9 +164,9 @@ class ParallelAttention(nn.Module):
         self.to_out = Linear(dims + mlp, dims, bias=False)
         self._heads, self._stops = config.num_attention_heads, [dims, 2 * dims, 3 * dims, 3 * dims + mlp]
 
-    def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[mx.array, KeyValues]:
+    def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[Product, KeyValues]:
         *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), self._stops, axis=-1)
         q, k, v = (split_heads(each, self._heads) for each in projections)
         pair = rotate(self.norm_k(k), rope), v
         out = attend(rotate(self.norm_q(q), rope), *prefixed(pair, kept))
-        return self.to_out(mx.concatenate([out, swiglu(gate, up)], axis=-1)), pair
+        return self.to_out.product_of_parts(out, swiglu(gate, up)), pair

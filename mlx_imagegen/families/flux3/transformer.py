@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum_of_two
 from ...layers.joint import GatedFeedForward, ProjectedAttention
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate
@@ -26,7 +27,7 @@ KINDS = (TEXT, IMAGE, REFERENCES)  # in the joint sequence's order
 
 class Modulation(NamedTuple):
     """One step's adaLN vectors: by kind [3, D] (shift, scale, gate) for its own blocks and for the joint ones; out
-    [2, D] (scale, shift)."""
+    [2, D] (scale, shift); scales with their 1."""
 
     own: dict[str, mx.array]
     joint: dict[str, mx.array]
@@ -91,5 +92,14 @@ class Block(nn.Module):
         self._eps = config.eps
 
     def __call__(self, x: mx.array, rope: Rope, parts: Sequence[Part]) -> mx.array:
-        y = by_part(lambda tokens, rows: modulate(tokens, rows[0], rows[1], self._eps), x, parts)
-        return x + by_part(lambda tokens, rows: rows[2] * tokens, self.attn(y, rope) + self.ff(y), parts)
+        y = by_part(self._modulated, parts, x)
+        return by_part(_gated, parts, x, self.attn(y, rope), self.ff(y))
+
+    def _modulated(self, rows: mx.array, x: mx.array) -> mx.array:
+        shift, scale, _ = rows
+        return modulate(x, shift, scale, self._eps)
+
+
+def _gated(rows: mx.array, x: mx.array, attn: mx.array, ff: mx.array) -> mx.array:
+    _, _, gate = rows
+    return gated_sum_of_two(x, gate, attn, ff)
