@@ -24,6 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
         "families.cells",
         "families.controlled",
         "families.controls",
+        "families.flux_names",
         "families.folder",
         "families.schedule_tables",
         "families.step_cache",
@@ -39,7 +40,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("machine", "random"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cell_files", "cells", "controlled", "controls", "folder", "schedule_tables", "step_cache"}
+SHARED = {"base", "cell_files", "cells", "controlled", "controls", "flux_names", "folder"}
+SHARED |= {"schedule_tables", "step_cache"}
 
 
 def modules() -> dict[str, Path]:
