@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activation import gelu_tanh, swiglu
+from .activation import swiglu
 from .attention import KeyValues, attend, prefixed, split_heads
 from .linear import Linear
 from .norm import RMSNorm
+from .products import Product, gelu_tanh_of
 from .rope import Rope, rotate
 from .sharing import Cut, channels, columns, heads, rows
 
@@ -77,8 +78,9 @@ class JointAttention(Projections):
 
     def __call__(
         self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None, prefix: KeyValues | None = None
-    ) -> tuple[mx.array, mx.array]:
-        """`prefix`: keys and values of other tokens, which both streams attend to as well."""
+    ) -> tuple[Product, Product]:
+        """The image's output and the text's. `prefix`: keys and values of other tokens, which both streams attend to as
+        well."""
         q, k, v = self.project(img)
         txt_q = split_heads(self.add_q_proj(txt), norm=self.norm_added_q, size=self._head_size)
         txt_k = split_heads(self.add_k_proj(txt), norm=self.norm_added_k, size=self._head_size)
@@ -88,13 +90,13 @@ class JointAttention(Projections):
         v = mx.concatenate([txt_v, v], axis=2)
         out = attend(rotate(q, rope), *prefixed((rotate(k, rope), v), prefix), mask=mask)
         length = txt.shape[1]
-        return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
+        return self.to_out[0].product(out[:, length:]), self.to_add_out.product(out[:, :length])
 
-    def image_alone(self, img: mx.array, rope: Rope) -> tuple[mx.array, KeyValues]:
+    def image_alone(self, img: mx.array, rope: Rope) -> tuple[Product, KeyValues]:
         """The image's stream without text, and its keys and values, for `prefix`."""
         q, k, v = self.project(img)
         pair = rotate(k, rope), v
-        return self.to_out[0](attend(rotate(q, rope), *pair)), pair
+        return self.to_out[0].product(attend(rotate(q, rope), *pair)), pair
 
 
 def feed_forward_cuts(dims: int) -> dict[str, Cut]:
@@ -108,8 +110,8 @@ class FeedForward(nn.Module):
         # The checkpoint numbers the layers net.0 (with .proj inside) and net.2; 1 is a dropout.
         self.net: dict[str, Any] = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
 
-    def __call__(self, x: mx.array) -> mx.array:
-        out: mx.array = self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
+    def __call__(self, x: mx.array) -> Product:
+        out: Product = self.net["2"].product(gelu_tanh_of(self.net["0"]["proj"].product(x)))
         return out
 
 

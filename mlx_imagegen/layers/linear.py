@@ -5,7 +5,7 @@ Whether W is packed is a matter of what was loaded, so that no module tree has t
 and so is whether it is here in full, or shared out over several machines (sharing.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..precision import on_gpu
+from .products import Product
 from .sharing import Share, summed
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
@@ -65,21 +66,35 @@ class Linear(nn.Module):
             self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.product(x).sum()
+
+    def product(self, x: mx.array) -> Product:
+        return self.product_of_parts(x)
+
+    def product_of_parts(self, *parts: mx.array) -> Product:
+        """Of runs of columns that follow each other: a dense weight need not have them in one place."""
+        bias = self.get("bias")
         sums = self.share is not None and self.share.sums_itself
-        if self.packing is None and "bias" in self and not sums:
-            return mx.addmm(self.bias, x, self.weight.T)
-        out = summed(self._product(x), self) if sums else self._product(x)
-        return out + self.bias if "bias" in self else out  # once, after the sum
+        if self.packing is None:
+            out = self._dense(parts, None if sums else bias)
+            return Product(summed(out, self), bias) if sums else Product(out)
+        x = parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=-1)
+        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
+        return Product(summed(out, self) if sums else out, bias)  # the bias once, after the sum
+
+    def _dense(self, parts: Sequence[mx.array], out: mx.array | None) -> mx.array:
+        start = 0
+        for x in parts:
+            weight = self.weight if len(parts) == 1 else self.weight[:, start : start + x.shape[-1]]
+            out = x @ weight.T if out is None else mx.addmm(out, x, weight.T)
+            start += x.shape[-1]
+        assert out is not None
+        return out
 
     @property
     def held_shape(self) -> tuple[int, ...]:
         """Of the part of an empty layer's weight that is to be here."""
         return self.share.shape(self.weight.shape) if self.share else self.weight.shape
-
-    def _product(self, x: mx.array) -> mx.array:
-        if self.packing is None:
-            return x @ self.weight.T
-        return packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
 
 
 def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:

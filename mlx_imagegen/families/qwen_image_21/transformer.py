@@ -30,7 +30,7 @@ from .sequence import Segments, attend_in_line, in_line
 
 class Modulation(NamedTuple):
     """One step's vectors, the same for every block: [4, D] (scale and gate for attention, then for the MLP), and the
-    last norm's scale [D]."""
+    last norm's scale [D]; scales with their 1."""
 
     block: mx.array
     out: mx.array
