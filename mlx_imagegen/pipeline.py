@@ -388,16 +388,16 @@ class Pipeline:
         with report.stage("other"):
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
-        with report.stage("step"):
-            try:
+        try:
+            with report.stage("step"):
                 for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                     report.step_seconds.append(step.seconds)
                     if on_step:
                         preview = functools.partial(self._preview, step.denoised, job)
                         on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
-            finally:
-                with report.stage("other"):
-                    report.choices |= denoiser.end_picture()
+        finally:
+            with report.stage("other"):
+                report.choices |= denoiser.end_picture()
         return step.x
 
     def _preview(self, x: mx.array, job: Job) -> Image.Image:
