@@ -41,13 +41,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "redux")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
-    parser.add_argument("--memory", type=float, metavar="GB", help="of that Mac (this machine's)")
+    parser.add_argument(
+        "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
+    )
+    parser.add_argument("--hosts", type=int, metavar="N", help="how the work could be shared out over so many Macs")
     parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..planning.chips import chip_named
+    from .plan_hosts import check_hosts
 
+    check_hosts(args.hosts, args.memory, args.model)
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
     if args.model:
@@ -102,7 +107,13 @@ def plan_model(args: argparse.Namespace) -> None:
         print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
         if recipe:
             print(_copy(family, folder, args.quant))
-        if not args.chip:
+        if args.hosts:
+            from .plan_hosts import hosts_lines
+
+            machine = _machine(args)
+            lines = hosts_lines(args.hosts, args.memory, machine.usable_bytes, family, job, machine.chip, machine.gpu)
+            print("\n".join(["", *lines]))
+        elif not args.chip:
             print(_here(made, family, job, manifest))
 
 
@@ -138,8 +149,9 @@ def _machine(args: argparse.Namespace) -> Machine:
     name = args.chip or chip_of(machine()["device"])
     chip = chip_named(name) if name else CHIP
     if args.memory:
-        usable = working_set_of(int(args.memory * GIB))
-        name = f"a Mac with {args.memory:g} GB, of which {usable / GB:.1f} for the GPU"
+        memory = args.memory[0]
+        usable = working_set_of(int(memory * GIB))
+        name = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
         return Machine(name, usable, usable, chip, True)
     limit = memory_limit()
     return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, on_gpu() or bool(args.chip))

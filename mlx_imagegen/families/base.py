@@ -347,16 +347,18 @@ class Family(ABC, Generic[Branch]):
     def encode_images(self, prompts: Sequence[Prompt]) -> None:
         """Encodes what these prompts' adapters read, for `encode`; forgets what others made."""
 
-    def check_sharing(self, sharing: Sharing) -> None:
-        """Raises where the denoiser's layers cannot be shared out over machines so."""
-        machines, title = len(sharing.parts), self.spec.title
+    def sharing_refusal(self, sharing: Sharing) -> str | None:
+        """Why the denoiser's layers cannot be shared out over machines so; None where they can."""
         if not self.transformer.cuts:
-            raise RequestError(f"{title}: its layers cannot be shared out over machines; share out pictures.")
+            return "the family does not say how they could be cut"
         refused = (self.components[name].sharing_refusal(sharing) for name in self.stages["denoise"])
-        if reason := next(filter(None, refused), None):
+        return next(filter(None, refused), None)
+
+    def check_sharing(self, sharing: Sharing) -> None:
+        if reason := self.sharing_refusal(sharing):
             raise RequestError(
-                f"{title}: its layers cannot be shared out over {machines} machines, for {reason}; use fewer machines, "
-                "or share out pictures."
+                f"{self.spec.title}: its layers cannot be shared out over {len(sharing.parts)} machines, for {reason}; "
+                "use fewer machines, or share out pictures."
             )
 
     def share_layers(self, sharing: Sharing | None) -> None:

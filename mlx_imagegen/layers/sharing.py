@@ -89,6 +89,11 @@ class Sharing:
     parts: tuple[int, ...]  # how large each machine's part is, in relation to the others'
     all_sum: AllSum | None = None  # over the machines; None for plans
 
+    @property
+    def part(self) -> float:
+        """This machine's, of all."""
+        return self.parts[self.rank] / sum(self.parts)
+
     def share_of(self, cut: Cut) -> Share:
         return Share(cut, tuple(self._runs(cut)), self.all_sum)
 

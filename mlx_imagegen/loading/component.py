@@ -71,6 +71,11 @@ class Component:
         for known in (self._planned, self._linears, self._held):
             known.clear()
 
+    @property
+    def held_share(self) -> float:
+        """Of its heads and channels, how much this machine holds."""
+        return self.sharing.part if self.sharing else 1.0
+
     def _shared(self, module: nn.Module) -> nn.Module:
         if self.sharing is not None:
             self.sharing.mark(((join(self.path, path), layer) for path, layer in layers(module)), self.cuts)
@@ -144,10 +149,10 @@ class Component:
         return self._planned[recipe]
 
     def linears(self, recipe: PackingOf | None = None) -> Sequence[tuple[str, Shape, Packing | None]]:
-        """Of `planned` the linear layers: path, [rows, columns], packing."""
+        """Of `planned` the linear layers: path, [rows, columns] of what this machine holds, packing."""
         if recipe not in self._linears:
             self._linears[recipe] = [
-                (path, layer.weight.shape, packing)
+                (path, layer.held_shape, packing)
                 for path, layer, packing in self.planned(recipe)
                 if isinstance(layer, Linear)
             ]

@@ -22,7 +22,6 @@ from ..layers.linear import STRIP, Linear
 from ..layers.strips import STRIP_BYTES
 from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
-from ..loading.tensors import Shape
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, on_gpu
@@ -37,6 +36,7 @@ PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
 QUERIES = TokenRoles().queries
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
 STREAMS = 8
+SHARED_STREAMS = 4  # of them, those of heads, of which a machine has its share: q, k, v and what attention gives
 # On a GPU, what the command buffers in flight hold on top: MLX submits ten before it waits, and their outputs are freed
 # when they are done. A buffer takes operations until its arrays reach some 50 MB: about two at 1024x1024, then one. An
 # estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
@@ -122,7 +122,7 @@ def plan(
     files open. `recipe`: as if the family were open with it."""
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
-    tokens = _tokens(family, settings, prompt)
+    tokens = count_tokens(family, settings, prompt)
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
     shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
@@ -152,7 +152,7 @@ def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None
 
 def held_bytes(component: Component, gpu: bool, recipe: Recipe | None = None) -> int:
     """What a component's weights take when loaded; under another recipe than the one it was opened with, if given."""
-    return component.held_bytes(_size(component, gpu), recipe.packing if recipe else None)
+    return component.held_bytes(number_bytes(component, gpu), recipe.packing if recipe else None)
 
 
 def describe(made: Plan, chip: str | None = None) -> list[str]:
@@ -202,7 +202,7 @@ class Tokens:
         return self.text + self.prefix
 
 
-def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
+def count_tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
@@ -211,7 +211,7 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     return Tokens(read, text, image, more.image, more.prefix)
 
 
-def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
+def tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
     """How many tokens pass through a linear layer of the denoiser."""
     if _any(path, roles.single):
         return 1
@@ -226,11 +226,11 @@ def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
 
 def loaded_linears(family: Family[Any], settings: Settings, prompt: Prompt) -> Iterator[tuple[Linear, int]]:
     """The denoiser's linear layers, loaded, and how many tokens each will see in a step."""
-    tokens = _tokens(family, settings, prompt)
+    tokens = count_tokens(family, settings, prompt)
     for name in family.stages["denoise"]:
         for path, layer in family.components[name].loaded_layers():
             if isinstance(layer, Linear):
-                yield layer, _tokens_through(path, family.spec.roles, tokens)
+                yield layer, tokens_through(path, family.spec.roles, tokens)
 
 
 def _arithmetic(
@@ -240,10 +240,11 @@ def _arithmetic(
     roles = family.spec.roles
     flops, traffic = 0.0, float(held_bytes(denoiser, gpu, recipe))
     for path, (rows, columns), _ in denoiser.linears():
-        count = _tokens_through(path, roles, tokens)
+        count = tokens_through(path, roles, tokens)
         flops += 2.0 * count * rows * columns
-        traffic += count * (rows + columns) * _size(denoiser, gpu)
-        queries = rows if _any(path, roles.queries) else columns if _any(path, roles.fused_queries) else 0
+        traffic += count * (rows + columns) * number_bytes(denoiser, gpu)
+        fused = columns * denoiser.held_share if _any(path, roles.fused_queries) else 0
+        queries = rows if _any(path, roles.queries) else fused
         seen = count if _any(path, roles.apart) else tokens.loop + tokens.before
         flops += 4.0 * count * seen * queries
     return flops, traffic
@@ -275,7 +276,8 @@ def _working_bytes(
     if stage == "denoise" and family.prefix_values:
         branches = 2 if settings.cfg > 1 else 1
         kept = tokens.before if family.prefix_has_text else tokens.prefix
-        most += branches * kept * family.prefix_values * _size(family.transformer, gpu)
+        held = int(family.prefix_values * family.transformer.held_share)
+        most += branches * kept * held * number_bytes(family.transformer, gpu)
     if stage == "encode" and (pixels := family.reference_pixels(prompt, settings)):  # one picture after the other
         encoder = family.components["vae_encoder"]
         held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
@@ -289,17 +291,19 @@ def _working_bytes(
 
 def step_cache_bytes(denoiser: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES) -> int:
     """What one branch's step cache keeps, and makes while it does."""
-    return KEPT_ARRAYS * tokens * _width(denoiser.linears(), queries) * _size(denoiser, gpu)
+    return KEPT_ARRAYS * tokens * _width(denoiser, queries) * number_bytes(denoiser, gpu)
 
 
-def _width(linears: Sequence[tuple[str, Shape, Any]], queries: tuple[str, ...]) -> int:
-    return max((shape[0] for path, shape, _ in linears if _any(path, queries)), default=linears[0][1][1])
+def _width(component: Component, queries: tuple[str, ...]) -> int:
+    """Of the stream, which is complete on every machine."""
+    shapes = [(path, layer.weight.shape) for path, layer, _ in component.planned() if isinstance(layer, Linear)]
+    return max((shape[0] for path, shape in shapes if _any(path, queries)), default=shapes[0][1][1])
 
 
 def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
     """What a control network hands to the denoiser's blocks: all of it is there before the first."""
     outputs = [shape[0] for path, shape, _ in network.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
-    return tokens * sum(outputs) * _size(network, gpu)
+    return tokens * sum(outputs) * number_bytes(network, gpu)
 
 
 def block_bytes(
@@ -316,13 +320,14 @@ def block_bytes(
     linears = component.linears(recipe.packing if recipe else None)
     if not linears:
         return 0
-    width = _width(linears, queries)
+    width, held = _width(component, queries), component.held_share
     widest = max(max(shape) for _, shape, _ in linears)
-    keys = max(keys, tokens)
-    total = (tokens * (STREAMS * width + 2 * widest) + (keys - tokens) * 2 * width) * _size(component, gpu)
+    keys, streams = max(keys, tokens), STREAMS - (1 - held) * SHARED_STREAMS
+    numbers = tokens * (streams * width + 2 * widest) + (keys - tokens) * 2 * width * held
+    total = int(numbers) * number_bytes(component, gpu)
     if gpu:
-        return total + _in_flight_bytes(tokens * width * _size(component, gpu))
-    total += SCORES * component.heads * tokens * keys * 4
+        return total + _in_flight_bytes(tokens * width * number_bytes(component, gpu))
+    total += int(SCORES * component.heads * held) * tokens * keys * 4
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears
@@ -352,7 +357,7 @@ def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, 
     return total + (strip if gpu else _slack(STRIPS_SLACK, total))
 
 
-def _size(component: Component, gpu: bool) -> int:
+def number_bytes(component: Component, gpu: bool) -> int:
     """Bytes of one of the component's floating-point numbers."""
     if component.weights.component == "vae":
         return VAE_DTYPE.size
