@@ -19,21 +19,30 @@ if TYPE_CHECKING:
     from .report import Report
 
 
+def layer_path(path: Path, number: int) -> Path:
+    """Where a picture's layer is written; `number`: from 1, the lowest."""
+    return path.with_name(f"{path.stem}.layer{number}{path.suffix}")
+
+
 @dataclass(frozen=True)
 class Result:
     image: Image.Image
     seed: int
     report: "Report"
     record: dict[str, Any]  # everything needed to make this picture again
+    layers: tuple[Image.Image, ...] = ()  # that the image consists of, the lowest first; () where it is one
 
     def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
-        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing.
+        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing; its layers before it, each to
+        a file next to it (`layer_path`).
 
         `metadata=False`: the pixels alone. `report=False`: without seconds and machine, so that a seed gives the same
         bytes again. `paths`: record where local models and LoRAs are on this machine, not only their names.
         """
-        path = expanded(path)
-        write_picture(self.image, path, self._metadata(report, paths) if metadata else None)
+        path, made = expanded(path), self._metadata(report, paths) if metadata else None
+        for number, layer in enumerate(self.layers, start=1):
+            write_picture(layer, layer_path(path, number), made)
+        write_picture(self.image, path, made)
         return path
 
     def _metadata(self, report: bool = True, paths: bool = False) -> dict[str, Any]:

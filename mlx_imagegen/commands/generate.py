@@ -128,6 +128,8 @@ def _make(
     opened: "Pipeline", wanted: "Sequence[tuple[Job, Path]]", args: argparse.Namespace, progress: "Progress"
 ) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
+    from ..result import layer_path
+
     jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
     on_step = _with_previews(progress.step, paths, args.preview_every)
@@ -135,7 +137,8 @@ def _make(
         progress.clear()
         result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
         progress.note(*result.report.notes)
-        print(_json_line(result, path) if args.json else path, flush=True)
+        layers = [layer_path(path, number) for number, _ in enumerate(result.layers, start=1)]
+        print(_json_line(result, path, layers) if args.json else "\n".join(map(str, [path, *layers])), flush=True)
         progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
 
 
@@ -154,8 +157,9 @@ def _with_previews(
     return on_step
 
 
-def _json_line(result: "Result", path: Path) -> str:
-    return json.dumps({"path": str(path), **result.record, "report": result.report.as_dict()}, ensure_ascii=False)
+def _json_line(result: "Result", path: Path, layers: Sequence[Path]) -> str:
+    places = {"path": str(path), **({"layer_paths": list(map(str, layers))} if layers else {})}
+    return json.dumps(places | result.record | {"report": result.report.as_dict()}, ensure_ascii=False)
 
 
 def size(text: str) -> tuple[int, int]:

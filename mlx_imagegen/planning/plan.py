@@ -42,6 +42,7 @@ STREAMS = 8
 # estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
 BUFFERS_IN_FLIGHT, OUTPUT_STREAMS, SMALL_OUTPUT_BYTES = 10, 2.5, 75 * 10**6
 SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
+LAYER_CHANNELS = 4  # colours and alpha
 DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
 # The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
 UNPACKED_COPIES = {4: 2, 8: 2, 2: 2}
@@ -205,7 +206,7 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
-    text, image = words + more.prompt, math.prod(family.grid(settings))
+    text, image = words + more.prompt, family.frames(settings) * math.prod(family.grid(settings))
     return Tokens(text + -text % multiple, image + -image % multiple, more.image, more.prefix)
 
 
@@ -259,8 +260,9 @@ def _working_bytes(
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder = family.components[names[0]]
-        return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
+        decoder, pixels = family.components[names[0]], settings.width * settings.height
+        layers = (family.frames(settings) - 1) * pixels * LAYER_CHANNELS * VAE_DTYPE.size  # kept until all are decoded
+        return layers + _autoencoder_bytes(decoder, pixels, ("conv_out", -1), gpu)
     count, keys = tokens.text, tokens.text
     if stage == "denoise":  # a step, or what stands before the picture, computed once
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
