@@ -129,7 +129,11 @@ def z_image() -> Case:
 
 
 def flux2(kept: int = 0) -> Case:
-    config = Flux2Config(HEAD_DIM, False, 128, 7680, HEADS, 1, FLUX2_SINGLE, (32, 32, 32, 32), 2000.0)
+    config = Flux2Config(
+        attention_head_dim=HEAD_DIM, axes_dims_rope=(32, 32, 32, 32), guidance_embeds=False, in_channels=128,
+        joint_attention_dim=7680, num_attention_heads=HEADS, num_layers=1, num_single_layers=FLUX2_SINGLE,
+        rope_theta=2000.0,
+    )  # fmt: skip
     transformer, inner = Flux2Transformer(config), config.mlp_dim
     draw(transformer)
     places = np.concatenate([flux2_text(TEXT_TOKENS), flux2_picture((16, IMAGE_TOKENS // 16))])
@@ -151,7 +155,11 @@ def flux2(kept: int = 0) -> Case:
 
 def flux3() -> Case:
     """Text and picture; its references go the same way as its text."""
-    config = Flux3Config(HEAD_DIM, (32, 32, 32, 32), 128, True, 128, 20480, HEADS, 1, FLUX3_JOINT, 1e4)
+    config = Flux3Config(
+        attention_head_dim=HEAD_DIM, axes_dims_rope=(32, 32, 32, 32), cond_in_channels=128, flow_map=True,
+        in_channels=128, joint_attention_dim=20480, num_attention_heads=HEADS, num_layers=1,
+        num_single_layers=FLUX3_JOINT, rope_theta=1e4,
+    )  # fmt: skip
     transformer, inner = Flux3Transformer(config), config.mlp_dim
     del transformer.mode_blocks["image_cond"]
     draw(transformer)

@@ -28,6 +28,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.families.flux1.transformer import Modulation as FluxModulation
+from mlx_imagegen.families.flux2.config import Flux2Config
+from mlx_imagegen.families.flux2.transformer import Flux2Transformer
+from mlx_imagegen.families.flux2.transformer import Modulation as Flux2Modulation
+from mlx_imagegen.families.flux3.config import Flux3Config
+from mlx_imagegen.families.flux3.transformer import IMAGE, TEXT, Flux3Transformer
+from mlx_imagegen.families.flux3.transformer import Modulation as Flux3Modulation
 from mlx_imagegen.families.hidream_o1.config import HiDreamConfig, PixelConfig
 from mlx_imagegen.families.hidream_o1.transformer import HiDreamTransformer
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
@@ -109,6 +115,41 @@ def flux1() -> Step:
     )
 
 
+def flux2() -> Step:
+    """klein 4B."""
+    config = Flux2Config(
+        attention_head_dim=128, axes_dims_rope=(32, 32, 32, 32), guidance_embeds=False, in_channels=128,
+        joint_attention_dim=7680, num_attention_heads=24, num_layers=5, num_single_layers=20, rope_theta=2000.0,
+    )  # fmt: skip
+    model, dims = Flux2Transformer(config), config.inner_dim
+    rows = {"img": (6, dims), "txt": (6, dims), "single": (3, dims), "out": (2, dims)}
+    inputs = _inputs((4096, 128), (512, 7680), 4608, config.attention_head_dim, rows)
+    return Step(
+        model, lambda given: model(given["x"], given["txt"], given["rope"], Flux2Modulation(**given["rows"])), inputs
+    )
+
+
+def flux3() -> Step:
+    """klein's base, whose text passes its own blocks once; without references."""
+    config = Flux3Config(
+        attention_head_dim=128, axes_dims_rope=(32, 32, 32, 32), cond_in_channels=128, flow_map=False, in_channels=128,
+        joint_attention_dim=20480, num_attention_heads=24, num_layers=5, num_single_layers=28, rope_theta=1e4,
+    )  # fmt: skip
+    model, dims = Flux3Transformer(config), config.inner_dim
+    del model.mode_blocks["image_cond"], model.txt_mode_blocks, model.context_embedder
+    rows = {"own": (3, dims), "txt": (3, dims), "image": (3, dims), "out": (2, dims)}
+    inputs = _inputs((4096, 128), (512, dims), 4608, config.attention_head_dim, rows)
+
+    def run(given: Any) -> mx.array:
+        rows, rope = given["rows"], given["rope"]
+        joint = {TEXT: rows["txt"], IMAGE: rows["image"]}
+        modulation = Flux3Modulation({IMAGE: rows["own"]}, joint, rows["out"])
+        states = [given["txt"], model.states(IMAGE, given["x"], rope[512:], modulation)]
+        return model(states, rope, modulation)
+
+    return Step(model, run, inputs)
+
+
 def qwen_image() -> Step:
     config = QwenImageConfig(
         attention_head_dim=128, in_channels=64, joint_attention_dim=3584, num_attention_heads=24, num_layers=60,
@@ -176,6 +217,8 @@ def hidream_o1() -> Step:
 
 STEPS: dict[str, Callable[[], Step]] = {
     "flux1": flux1,
+    "flux2": flux2,
+    "flux3": flux3,
     "qwen_image": qwen_image,
     "qwen_image_21": qwen_image_21,
     "z_image": z_image,

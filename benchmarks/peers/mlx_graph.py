@@ -114,6 +114,8 @@ def _primitive(name: str, arguments: Sequence[Any], inputs: Arrays, outputs: Arr
         return _view(name, arguments, inputs[0], outputs, cost)
     if name in PRODUCTS:
         _copy_unless([inputs[0]], _rows_apart, cost)
+        weights = (inputs[1:], _is_dense) if name == "QuantizedMatmul" else (inputs[1:2], _rows_or_columns_apart)
+        _copy_unless(*weights, cost)
         cost.launches += 1
         cost.product_flops += 2 * math.prod(outputs[0].shape) * inputs[0].shape[-1]
         return outputs
@@ -192,6 +194,14 @@ def _read(arrays: Arrays) -> int:
 
 def _rows_apart(x: np.ndarray) -> bool:
     return x.shape[-1] == 1 or x.strides[-1] == x.itemsize
+
+
+def _rows_or_columns_apart(x: np.ndarray) -> bool:
+    return x.itemsize in x.strides[-2:]
+
+
+def _is_dense(x: np.ndarray) -> bool:
+    return bool(x.flags.c_contiguous)
 
 
 def _rows_adjacent(x: np.ndarray) -> bool:

@@ -13,12 +13,14 @@ from .fused import fused
 _fused = functools.partial(fused, shapeless=True)
 
 
-@_fused
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU's tanh form: x * sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
+def tanh_form(x: mx.array) -> mx.array:
+    """GELU's: x * sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     y = x.astype(mx.float32)
     slope = -2 * math.sqrt(2 / math.pi)
     return (y / (1 + mx.exp(y * (slope + slope * 0.044715 * (y * y))))).astype(x.dtype)
+
+
+gelu_tanh = _fused(tanh_form)
 
 
 @_fused

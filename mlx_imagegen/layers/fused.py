@@ -32,6 +32,12 @@ def gated_sum(x: mx.array, gate: mx.array, y: mx.array) -> mx.array:
 
 
 @fused
+def gated_sum_of_two(x: mx.array, gate: mx.array, y: mx.array, z: mx.array) -> mx.array:
+    """x + gate * (y + z); gate [D]; z like y, or a bias [D]"""
+    return x + gate * (y + z)
+
+
+@fused
 def residual_sum(x: mx.array, y: mx.array) -> mx.array:
     """x + y in x's dtype, where y's is narrower."""
     return x + y.astype(x.dtype)

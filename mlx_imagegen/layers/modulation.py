@@ -23,9 +23,16 @@ def table_row(table: mx.array, index: int) -> mx.array:
 
 
 def modulate(x: mx.array, shift: mx.array | None, scale: mx.array, eps: float) -> mx.array:
-    """LayerNorm(x) * (1 + scale) + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's
-    own weights do. Some models have no shift."""
-    return mx.fast.layer_norm(x, 1 + scale, shift, eps)
+    """LayerNorm(x) * scale + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's own
+    weights do. `scale` has its 1 (`with_ones`). Some models have no shift."""
+    return mx.fast.layer_norm(x, scale, shift, eps)
+
+
+def with_ones(table: mx.array, *scales: int) -> mx.array:
+    """[..., chunks, D] with 1 added to the chunks that are scales, for `modulate`: once, not in every block."""
+    ones = np.zeros((table.shape[-2], 1), np.float32)
+    ones[list(scales)] = 1
+    return table + mx.array(ones).astype(table.dtype)
 
 
 class Part(NamedTuple):
@@ -35,14 +42,14 @@ class Part(NamedTuple):
     rows: mx.array  # [chunks, D]
 
 
-def by_part(function: Callable[[mx.array, mx.array], mx.array], x: mx.array, parts: Sequence[Part]) -> mx.array:
-    """`function` on each part's tokens with that part's vectors. Vectors for every single token would be simpler, and
-    take 0.3 GB in each block when a 1024x1024 picture is edited."""
+def by_part(function: Callable[..., mx.array], parts: Sequence[Part], *xs: mx.array) -> mx.array:
+    """`function(rows, *tokens)` with each part's vectors and its tokens of every x. Vectors for every single token
+    would be simpler, and take 0.3 GB in each block when a 1024x1024 picture is edited."""
     if len(parts) == 1:
-        return function(x, parts[0].rows)
+        return function(parts[0].rows, *xs)
     stops = np.cumsum([part.tokens for part in parts])[:-1].tolist()
-    pieces = mx.split(x, stops, axis=1)
-    return mx.concatenate([function(piece, part.rows) for piece, part in zip(pieces, parts, strict=True)], axis=1)
+    pieces = zip(parts, *(mx.split(x, stops, axis=1) for x in xs), strict=True)
+    return mx.concatenate([function(part.rows, *tokens) for part, *tokens in pieces], axis=1)
 
 
 class FoldedLinear(nn.Module):

@@ -10,9 +10,8 @@ class RMSNorm(nn.Module):
         self.weight = mx.zeros((dims,))
         self._eps = eps
 
-    def __call__(self, x: mx.array, scale: mx.array | None = None) -> mx.array:
-        """`scale`: modulation, [D]: one row holds for all tokens, so that it joins the norm's own weight."""
-        return mx.fast.rms_norm(x, self.weight if scale is None else self.weight * scale, self._eps)
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight, self._eps)
 
 
 class ZeroCentredRMSNorm(nn.Module):

@@ -18,6 +18,8 @@ import mlx.core as mx
 # Winograd transform of the weights (64 MiB at 512 channels), so that it should be well larger than that.
 STRIP_BYTES = 256 * 2**20
 
+TILE_ROWS = 6  # of a 3x3 convolution on Metal (Winograd's F(6, 3)): what a strip has beyond them costs a tile as well
+
 Span = tuple[int, int]  # rows [start, stop)
 
 
@@ -31,6 +33,8 @@ class Cut:
     def spans(self, height: int, row_bytes: int) -> list[Span]:
         """The strips of `height` rows, when making one row takes `row_bytes` of temporaries."""
         rows = self.rows or max(1, self.strip_bytes // row_bytes)
+        if self.rows is None and rows > TILE_ROWS:
+            rows -= rows % TILE_ROWS
         return [(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 

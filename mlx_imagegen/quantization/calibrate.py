@@ -21,6 +21,7 @@ import numpy as np
 
 from ..bfloat import to_bf16
 from ..layers.linear import Linear, Packing
+from ..layers.products import Product
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
 
@@ -94,9 +95,12 @@ class Watched(Linear):
 
     statistics: Statistics
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def product(self, x: mx.array) -> Product:
         self.statistics.add(x)
-        return super().__call__(x)
+        return super().product(x)
+
+    def product_of_parts(self, *parts: mx.array) -> Product:
+        return self.product(mx.concatenate(list(parts), axis=-1))
 
 
 class WatchedComponent(Component):

@@ -42,9 +42,9 @@ def norm_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
     rms.weight, layer.weight, layer.bias = scale, scale, shift
     yield compared(NORM, f"RMS, {case}", rms(x), _unit_rms(numbers) * gain, LIMITS[dtype])
     yield compared(NORM, f"layer, {case}", layer(x), unit * gain + offset, LIMITS[dtype])
-    factor = as_numpy(1 + scale)  # rounded, as the kernel takes it
-    out = modulate(x, shift, scale, EPS)
-    yield compared(NORM, f"layer modulated, {case}", out, unit * factor + offset, LIMITS[dtype])
+    factor = 1 + scale
+    out = modulate(x, shift, factor, EPS)
+    yield compared(NORM, f"layer modulated, {case}", out, unit * as_numpy(factor) + offset, LIMITS[dtype])
 
     heads = width // HEAD  # of queries and keys, which lie apart in memory
     rms.weight, gain = drawn(dtype, HEAD, part=7)

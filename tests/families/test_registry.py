@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import generate, load, quantize
-from mlx_imagegen.errors import ConfigError, LoraError
+from mlx_imagegen.errors import ConfigError, LoraError, RequestError
 from mlx_imagegen.families import BUILT_IN, _registered, family_spec, family_specs, register
 from mlx_imagegen.hub.manifest import KINDS, manifests
 from tests.conftest import DATA, Ran
@@ -44,6 +44,8 @@ def test_it_draws(model: Path) -> None:
         "a red sea", model=model, image=two.image, strength=0.5, guidance=2.0, negative_prompt="sky", **PICTURE
     )
     assert again.record["negative_prompt"] == "sky"
+    with pytest.raises(RequestError, match="no step of colour-field can be predicted"):
+        generate("a red sea", model=model, cache=0.1, **PICTURE)
 
 
 def test_the_command_line_draws_plans_and_lists_it(model: Path, cli: Callable[..., Ran]) -> None:

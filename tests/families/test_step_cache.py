@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlx_imagegen.errors import RequestError
 from mlx_imagegen.families.step_cache import KEPT_ARRAYS, CacheRule, StepCache
@@ -15,6 +16,7 @@ from mlx_imagegen.planning.plan import plan, step_cache_bytes
 from mlx_imagegen.request.job import resolve, usual_job
 from mlx_imagegen.result import Result, StepEvent
 from tests.conftest import DATA
+from tests.families.flux2.test_flux2 import open_pipeline as open_flux2
 
 PROMPT = "a red circle on a white background"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 12, "seed": 5}
@@ -161,14 +163,39 @@ def test_packed_weights_and_pictures_to_start_from(model: str) -> None:
     assert np.abs(pixels(plain) - pixels(cached)).mean() < 6
 
 
-@pytest.mark.parametrize("folder", ["z_image/base", "qwen_image_21/model"])
-def test_families_without_a_demo_model(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("folder", "predicted"), [("z_image/base", 6), ("qwen_image_21/model", 6), ("flux2/klein", 6), ("flux3/base", 5)]
+)
+def test_families_without_a_demo_model(folder: str, predicted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`predicted`: the joint states of the random FLUX.3 once change by more than twice their size in a step."""
     warm, small = load(DATA / folder), SMALL | {"guidance": 3.0}
+    if folder.startswith("flux"):
+        small["max_sequence_length"] = 64  # they pad prompts
     monkeypatch.setitem(warm.model.manifest.extras, "step_cache", {})  # a polynomial of the real model's
     plain, never, always = (warm.generate(PROMPT, cache=cache, **small) for cache in (None, 1e-9, 2.0))
-    assert (pixels(plain) == pixels(never)).all() and reused(never) == 0 and reused(always) == 6
+    assert (pixels(plain) == pixels(never)).all() and reused(never) == 0 and reused(always) == predicted
     count, _ = passes(warm, lambda: warm.generate(PROMPT, guidance_until=0.5, **small))
     assert count == 18
+
+
+@pytest.mark.parametrize("like", ["flux2-klein-4b", "flux2-klein-9b-kv", "flux3-klein"])
+def test_reference_pictures_are_never_predicted(like: str) -> None:
+    """What is kept is of the picture's own tokens, wherever references stand."""
+    folder = DATA / ("flux3/base" if like == "flux3-klein" else "flux2/klein")
+    warm = load(folder) if like == "flux3-klein" else open_flux2(folder, like)
+    kept: list[tuple[int, ...]] = []
+    small: dict[str, Any] = SMALL | {"references": [Image.new("RGB", (64, 96), "red")], "max_sequence_length": 32}
+    plain, never = (warm.generate(PROMPT, cache=cache, **small) for cache in (None, 1e-9))
+
+    def note(event: StepEvent) -> None:
+        cache = warm._denoisers._kept[1].step_cache  # type: ignore[index]
+        assert cache is not None
+        kept.extend(each.added.shape for each in cache._computed.values())
+
+    always = warm.generate(PROMPT, cache=2.0, on_step=note, **small)
+    assert (pixels(plain) == pixels(never)).all() and reused(always) >= 5
+    side = 64 // warm.family.size_multiple
+    assert {shape[1] for shape in kept} == {side * side}
 
 
 def test_guidance_until_drops_the_second_branch(pipeline: Pipeline) -> None:
@@ -204,11 +231,14 @@ def test_a_batch_of_two_branches_becomes_one_of_one() -> None:
     assert len(cache.predicted) >= 4
 
 
-def test_its_memory_is_planned() -> None:
-    family = load("flux-demo").family
-    manifest = manifests()["flux-demo"]
-    job = usual_job(manifest, 16, true_cfg=3.0)
-    cached = usual_job(manifest, 16, true_cfg=3.0, cache=0.1)
+@pytest.mark.parametrize("model", ["flux-demo", "flux2/klein", "flux3/base"])
+def test_its_memory_is_planned(model: str) -> None:
+    opened = load(DATA / model if "/" in model else model)
+    family, multiple = opened.family, opened.family.size_multiple
+    scale = {"true_cfg": 3.0} if opened.model.manifest.guidance == "embedded" else {"guidance": 3.0}
+    size = {"width": 8 * multiple, "height": 8 * multiple}
+    job = usual_job(opened.model.manifest, multiple, **scale, **size)
+    cached = usual_job(opened.model.manifest, multiple, cache=0.1, **scale, **size)
     stages = [{stage.name: stage for stage in plan(family, each.settings).stages} for each in (cached, job)]
     more = stages[0]["denoise"].working_bytes - stages[1]["denoise"].working_bytes
     assert stages[0]["encode"] == stages[1]["encode"]
@@ -225,7 +255,6 @@ def test_requests_are_checked() -> None:
     for manifest, given, message in (
         (schnell, {"cache": "fast"}, "no threshold is known for flux-schnell"),
         (manifests()["qwen-image-lightning"], {"cache": "fast"}, "no threshold is known"),
-        (manifests()["flux2-klein-4b"], {"cache": 0.1}, "no step of flux2-klein-4b can be predicted"),
         (flux, {"cache": "slow"}, "'slow': give 'fast', or a threshold above 0 and up to 2"),
         (flux, {"cache": 0}, "above 0"),
         (flux, {"cache": float("nan")}, "above 0"),

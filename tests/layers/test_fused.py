@@ -11,7 +11,8 @@ import pytest
 from mlx_imagegen.layers import fused, rope
 from mlx_imagegen.layers.activation import gelu_tanh, swiglu
 from mlx_imagegen.layers.attention import split_heads
-from mlx_imagegen.layers.fused import gated_sum, residual_sum
+from mlx_imagegen.layers.fused import gated_sum, gated_sum_of_two, residual_sum
+from mlx_imagegen.layers.products import Product, gelu_tanh_of
 from mlx_imagegen.text import qwen
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="mx.compile on the CPU needs a C++ compiler")
@@ -54,6 +55,9 @@ def test_sums_and_activations(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) 
     wide = drawn(1, 6, 8, seed=4)
     for work in (
         lambda: gated_sum(x, gate, y),
+        lambda: gated_sum_of_two(x, gate, y, gate),
+        lambda: gated_sum_of_two(x, gate, y, x),
+        lambda: gelu_tanh_of(Product(x, gate)),
         lambda: residual_sum(wide, y),
         lambda: gelu_tanh(x),
         lambda: swiglu(x, y),

@@ -63,6 +63,8 @@ def test_cut_by_rows_and_by_memory() -> None:
     assert Cut(strip_bytes=350).spans(8, row_bytes=100) == [(0, 3), (3, 6), (6, 8)]
     assert Cut(strip_bytes=10).spans(2, row_bytes=100) == [(0, 1), (1, 2)]  # one row is the least
     assert Cut(strip_bytes=10**9).spans(8, row_bytes=100) == [(0, 8)]
+    spans = Cut(strip_bytes=1000).spans(20, row_bytes=100)  # 10 rows would take two tiles of 6 all the same
+    assert spans == [(0, 6), (6, 12), (12, 18), (18, 20)]
 
 
 def plain_conv(layer: Conv2d, x: mx.array) -> mx.array:

@@ -1,8 +1,5 @@
 """FLUX.2 against diffusers on freshly drawn models: other widths, heads, axes and sizes each time."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +17,14 @@ from tests.families.flux2.test_flux2 import (
     check_states,
     check_transformer,
 )
+from tests.parity.draws import draw_kind
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/flux2.py"
-
-
-def draw(folder: Path, kind: str, *options: str) -> Path:
-    seed = str(secrets.randbelow(10**6))
-    folder = folder / f"{kind}-{seed}"  # the seed is in every failure's path
-    subprocess.run(
-        [sys.executable, SCRIPT, folder, "--kind", kind, "--seed", seed, *options], check=True, capture_output=True
-    )
-    return folder
 
 
 @pytest.fixture(scope="module", params=WAYS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("flux2"), request.param)
+    return draw_kind("flux2.py", tmp_path_factory.mktemp("drawn"), request.param)
 
 
 def test_blocks(drawn: Path) -> None:
@@ -62,7 +50,9 @@ def test_pictures(drawn: Path) -> None:
 
 @pytest.mark.parametrize("kind", WAYS)
 def test_the_real_number_of_text_tokens(kind: str, tmp_path: Path) -> None:
-    folder = draw(tmp_path, kind, "--length", "512" if kind == "klein" else "488")  # the script adds dev's template
+    folder = draw_kind(
+        "flux2.py", tmp_path, kind, "--length", "512" if kind == "klein" else "488"
+    )  # the script adds dev's template
     check_states(folder)
     check_picture(folder, "seed")
 

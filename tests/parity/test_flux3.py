@@ -1,8 +1,5 @@
 """FLUX.3 against diffusers on freshly drawn models: other widths, heads, axes and sizes each time."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +17,15 @@ from tests.families.flux3.test_flux3 import (
     check_states,
     check_transformer,
 )
+from tests.parity.draws import draw_kind
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/flux3.py"
 SIZES = [(1500, 1000), (64, 511), (1031, 1024), (300, 2390), (5000, 3000), (2047, 2049), (4100, 40), (15, 200)]
 
 
 @pytest.fixture(scope="module", params=WAYS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = str(secrets.randbelow(10**6))
-    folder = tmp_path_factory.mktemp("flux3") / f"{request.param}-{seed}"  # the seed is in every failure's path
-    subprocess.run(
-        [sys.executable, SCRIPT, folder, "--kind", request.param, "--seed", seed], check=True, capture_output=True
-    )
-    return folder
+    return draw_kind("flux3.py", tmp_path_factory.mktemp("drawn"), request.param)
 
 
 def test_blocks_and_transformer(drawn: Path) -> None:

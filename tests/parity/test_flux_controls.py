@@ -1,32 +1,19 @@
 """FLUX.1's control networks against diffusers on freshly drawn models."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.families.flux1.test_controls import EACH, check_picture
-from tests.families.flux1.test_tools import assembled
+from tests.parity.draws import draw_additions
 
 pytestmark = pytest.mark.parity
-REFERENCES = Path(__file__).parents[1] / "references"
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = str(2 * secrets.randbelow(10**6))
-    folder = tmp_path_factory.mktemp(f"controls-{seed}")  # the seed is in every failure's path
-    for arguments in (
-        ["inpaint.py", folder, "--draw", "flux", "--ways"],
-        ["flux_controls.py", folder / "drawn", folder / "flux"],
-    ):
-        command = [sys.executable, REFERENCES / arguments[0], *arguments[1:], "--seed", seed]
-        subprocess.run(command, check=True, capture_output=True)
-    for kind in {kind for kind, _ in EACH}:
-        assembled(folder / "drawn" / kind, folder / "flux", folder / kind)
-    return folder
+    kinds = {kind for kind, _ in EACH}
+    return draw_additions("flux_controls.py", tmp_path_factory.mktemp("drawn"), "flux", kinds)
 
 
 @pytest.mark.parametrize(("kind", "way"), EACH)

@@ -1,9 +1,6 @@
 """Masks against diffusers: its image processor on drawn masks, and its inpaint pipelines on freshly drawn models."""
 
 import random
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +8,13 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mlx_imagegen.masks import Crop, Region, box_mask, crop_around, feathered, fit
+from tests.parity.draws import fresh_seed, run_script
 from tests.test_masks import check_inpaint, levels
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/inpaint.py"
 KINDS = ("flux", "image", "edit")
 WAYS = ("hard", "soft", "all", "cfg", "crop")
-SEED = secrets.randbelow(10**6)
+SEED = fresh_seed()
 
 
 def boxes(dice: random.Random) -> tuple[Image.Image, tuple[int, int], int]:
@@ -51,8 +48,7 @@ def test_crops_fits_and_overlays() -> None:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"inpaint-{SEED}")  # the seed is in every failure's path
-    command = [sys.executable, SCRIPT, folder, "--seed", str(SEED), "--draw", *KINDS]
-    subprocess.run(command, check=True, capture_output=True)
+    run_script("inpaint.py", folder, "--seed", SEED, "--draw", *KINDS)
     return folder
 
 

@@ -1,8 +1,5 @@
 """Qwen-Image against diffusers on freshly drawn models: other widths, heads, axes and sizes each time."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,24 +13,15 @@ from tests.families.qwen_image.test_qwen_image import (
     check_picture,
     check_transformer,
 )
+from tests.parity.draws import draw_kind
 from tests.quantization.test_fold import check_folded
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/qwen.py"
-
-
-def draw(folder: Path, kind: str, *options: str) -> Path:
-    seed = str(secrets.randbelow(10**6))
-    folder = folder / f"{kind}-{seed}"  # the seed is in every failure's path
-    subprocess.run(
-        [sys.executable, SCRIPT, folder, "--kind", kind, "--seed", seed, *options], check=True, capture_output=True
-    )
-    return folder
 
 
 @pytest.fixture(scope="module", params=WAYS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("qwen"), request.param)
+    return draw_kind("qwen.py", tmp_path_factory.mktemp("drawn"), request.param)
 
 
 def test_block(drawn: Path) -> None:
@@ -58,7 +46,7 @@ def test_folded(drawn: Path, tmp_path: Path) -> None:
 
 
 def test_ids_and_lightning_merged(tmp_path: Path) -> None:
-    folder = draw(tmp_path, "image")
+    folder = draw_kind("qwen.py", tmp_path, "image")
     check_ids(folder)
     check_merged_weights(folder)
 
@@ -66,6 +54,6 @@ def test_ids_and_lightning_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["edit", "zero"])
 def test_editing_at_the_real_sizes(kind: str, tmp_path: Path) -> None:
     """References of 1024 x 1024 pixels for the latents, and of 1024 (first version) or 384 for the language model."""
-    folder = draw(tmp_path, kind, "--full-size")
+    folder = draw_kind("qwen.py", tmp_path, kind, "--full-size")
     check_features(folder)
     check_picture(folder, "cfg")

@@ -1,7 +1,6 @@
 """Qwen-Image-2.1 against diffusers on freshly drawn models: other widths, heads, axes and sizes each time."""
 
 import importlib
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from tests.families.qwen_image_21.test_qwen_image_21 import (
     check_transformer,
     opened,
 )
+from tests.parity.draws import REFERENCES, fresh_seed
 
 pytestmark = pytest.mark.parity
-REFERENCES = Path(__file__).parents[1] / "references"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def script() -> Any:
 
 @pytest.fixture(scope="module", params=["own_sigmas", "even"])
 def drawn(request: pytest.FixtureRequest, script: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = secrets.randbelow(10**6)
+    seed = fresh_seed()
     folder = tmp_path_factory.mktemp("qwen21") / f"{request.param}-{seed}"  # the seed is in every failure's path
     script.draw(folder, seed, turbo=request.param == "own_sigmas")
     return folder
@@ -55,7 +54,7 @@ def test_pictures(drawn: Path, way: str) -> None:
 
 @pytest.mark.parametrize("number", range(4))
 def test_the_autoencoder_alone(number: int, script: Any, tmp_path: Path) -> None:
-    seed = secrets.randbelow(10**6)
+    seed = fresh_seed()
     print(f"seed {seed}")  # shown when the test fails
     script.draw_autoencoder(tmp_path, seed)
     for check in autoencoder.CHECKS:

@@ -1,22 +1,19 @@
 """Tokenizers, CLIP and T5 against the installed transformers, on freshly drawn vocabularies, configs and weights."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.parity.draws import run_script
 from tests.text.test_clip import check_clip
 from tests.text.test_t5 import check_buckets, check_t5
 from tests.text.test_tokenizer import check_ids
-
-SCRIPT = Path(__file__).parent.parent / "references" / "flux_text.py"
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_fresh_draws(seed: int, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, SCRIPT, tmp_path, "--seed", str(seed)], check=True, capture_output=True)
+    run_script("flux_text.py", tmp_path, "--seed", seed)
     check_ids(tmp_path)
     for name in ("clip", "clip_saved"):
         check_clip(tmp_path, name)

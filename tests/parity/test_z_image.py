@@ -1,8 +1,5 @@
 """Z-Image against diffusers on freshly drawn models: other widths, heads, depths, axes and sizes each time."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,15 @@ from tests.families.z_image.test_z_image import (
     check_text,
     check_transformer,
 )
+from tests.parity.draws import draw_parity
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/z_image.py"
 
 
 @pytest.fixture(scope="module", params=["base", "turbo"])
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = 2 * secrets.randbelow(10**6) + (request.param == "turbo")
-    folder = tmp_path_factory.mktemp(f"{request.param}-{seed}")  # the seed is in every failure's path
-    subprocess.run([sys.executable, SCRIPT, folder, "--seed", str(seed)], check=True, capture_output=True)
-    return folder
+    kind = request.param
+    return draw_parity("z_image.py", tmp_path_factory.mktemp("drawn"), kind, odd=kind == "turbo")
 
 
 def test_parts(drawn: Path) -> None:

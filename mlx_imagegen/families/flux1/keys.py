@@ -11,28 +11,16 @@ from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
+from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
 from .original import transformer_config
 
-DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
-
-# Original module -> ours, with the number of equal row units each takes (a fused linear holds several of ours).
-ORIGINAL: dict[str, Parts] = {
-    "img_in": (("x_embedder", 1),),
-    "txt_in": (("context_embedder", 1),),
+ORIGINAL: dict[str, Parts] = COMMON | {
     "time_in.in_layer": (("time_text_embed.timestep_embedder.linear_1", 1),),
     "time_in.out_layer": (("time_text_embed.timestep_embedder.linear_2", 1),),
     "vector_in.in_layer": (("time_text_embed.text_embedder.linear_1", 1),),
     "vector_in.out_layer": (("time_text_embed.text_embedder.linear_2", 1),),
     "guidance_in.in_layer": (("time_text_embed.guidance_embedder.linear_1", 1),),
     "guidance_in.out_layer": (("time_text_embed.guidance_embedder.linear_2", 1),),
-    "double_blocks.{i}.img_attn.qkv": tuple((DOUBLE + f"attn.to_{part}", 1) for part in "qkv"),
-    "double_blocks.{i}.txt_attn.qkv": tuple((DOUBLE + f"attn.add_{part}_proj", 1) for part in "qkv"),
-    "double_blocks.{i}.img_attn.proj": ((DOUBLE + "attn.to_out.0", 1),),
-    "double_blocks.{i}.txt_attn.proj": ((DOUBLE + "attn.to_add_out", 1),),
-    "double_blocks.{i}.img_attn.norm.query_norm": ((DOUBLE + "attn.norm_q", 1),),
-    "double_blocks.{i}.img_attn.norm.key_norm": ((DOUBLE + "attn.norm_k", 1),),
-    "double_blocks.{i}.txt_attn.norm.query_norm": ((DOUBLE + "attn.norm_added_q", 1),),
-    "double_blocks.{i}.txt_attn.norm.key_norm": ((DOUBLE + "attn.norm_added_k", 1),),
     "double_blocks.{i}.img_mlp.0": ((DOUBLE + "ff.net.0.proj", 1),),
     "double_blocks.{i}.img_mlp.2": ((DOUBLE + "ff.net.2", 1),),
     "double_blocks.{i}.txt_mlp.0": ((DOUBLE + "ff_context.net.0.proj", 1),),
@@ -41,14 +29,8 @@ ORIGINAL: dict[str, Parts] = {
     "double_blocks.{i}.txt_mod.lin": ((DOUBLE + "norm1_context.linear", 1),),
     "single_blocks.{i}.linear1": (*((SINGLE + f"attn.to_{part}", 1) for part in "qkv"), (SINGLE + "proj_mlp", 4)),
     "single_blocks.{i}.linear2": ((SINGLE + "proj_out", 1),),
-    "single_blocks.{i}.norm.query_norm": ((SINGLE + "attn.norm_q", 1),),
-    "single_blocks.{i}.norm.key_norm": ((SINGLE + "attn.norm_k", 1),),
     "single_blocks.{i}.modulation.lin": ((SINGLE + "norm.linear", 1),),
-    "final_layer.linear": (("proj_out", 1),),
-    "final_layer.adaLN_modulation.1": (("norm_out.linear", 1),),
 }
-# The original orders the last norm's rows (shift, scale), diffusers (scale, shift).
-SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
 
 # XLabs' LoRAs sit in attention processors; its qkv of a single block leaves linear1's MLP rows alone.
 XLABS: dict[str, Parts] = {

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ...layers.activation import silu
 from ...layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
-from ...layers.modulation import Fill, adaln_table
+from ...layers.modulation import Fill, adaln_table, with_ones
 from ...loading.component import Component
 from ...loading.single_layers import KeptLayers, reading_ahead
 from ...loading.weights import Weights
@@ -28,6 +28,7 @@ from .transformer import Modulation
 TABLES_BYTES = 256 * 2**20
 # Paths of the adaLN linears.
 IMG, TXT = "transformer_blocks.{}.norm1.linear", "transformer_blocks.{}.norm1_context.linear"
+SCALES = 1, 4  # of a block's vectors: before attention, before the feed-forward
 SINGLE, OUT = "single_transformer_blocks.{}.norm.linear", "norm_out.linear"
 
 
@@ -127,7 +128,9 @@ def tabulate(
 
     doubles, singles = config.num_layers, config.num_single_layers
     none = mx.zeros((len(pooled), len(timesteps), 0), dtype)
-    parts = stacked(IMG, doubles), stacked(TXT, doubles), stacked(SINGLE, singles), tables.get(OUT, none)
+    img, txt, single = stacked(IMG, doubles), stacked(TXT, doubles), stacked(SINGLE, singles)
+    out = with_ones(tables[OUT], 0) if OUT in tables else none
+    parts = with_ones(img, *SCALES), with_ones(txt, *SCALES), with_ones(single, SCALES[0]) if singles else none, out
     steps = [[Modulation(*(part[p, s] for part in parts)) for s in range(len(timesteps))] for p in range(len(pooled))]
     mx.eval(steps)
     return steps

@@ -13,20 +13,21 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.activation import gelu_tanh
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.fused import gated_sum
-from ...layers.joint import Attention, FeedForward, JointAttention
+from ...layers.joint import Attention, FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate, table_row
+from ...layers.products import gated_sum_of, gelu_tanh_of
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, channels, columns, heads, rows
 from .config import FluxConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
 
 
 class Modulation(NamedTuple):
-    """One step's adaLN vectors: img and txt [layers, 6, D], single [layers, 3, D], out [2, D] (scale, shift)."""
+    """One step's adaLN vectors: img and txt [layers, 6, D], single [layers, 3, D], out [2, D] (scale, shift); scales
+    with their 1."""
 
     img: mx.array
     txt: mx.array
@@ -39,6 +40,17 @@ class Residuals(NamedTuple):
 
     double: Sequence[mx.array]  # [B, L, D]
     single: Sequence[mx.array]
+
+
+def cuts(config: FluxConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    dims, count = config.inner_dim, config.num_attention_heads
+    return {
+        **attention_cuts(dims, count),
+        **feed_forward_cuts(dims),
+        "*.proj_mlp": rows(channels(4 * dims)),
+        "single_transformer_blocks.*.proj_out": columns(heads(dims, count), channels(4 * dims)),
+    }
 
 
 class FluxBlocks(nn.Module):
@@ -115,10 +127,10 @@ class DoubleBlock(nn.Module):
         img_attn, txt_attn = self.attn(
             modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
         )
-        img = gated_sum(img, img_gate, img_attn)
-        img = gated_sum(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
-        txt = gated_sum(txt, txt_gate, txt_attn)
-        txt = gated_sum(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
+        img = gated_sum_of(img, img_gate, img_attn)
+        img = gated_sum_of(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
+        txt = gated_sum_of(txt, txt_gate, txt_attn)
+        txt = gated_sum_of(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
         return img, txt
 
 
@@ -133,5 +145,5 @@ class SingleBlock(nn.Module):
     def __call__(self, x: mx.array, rope: Rope, mod: mx.array) -> mx.array:
         shift, scale, gate = mod
         y = modulate(x, shift, scale, NORM_EPS)
-        y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # [B, L, 5 D]
-        return gated_sum(x, gate, self.proj_out(y))
+        parts = self.attn(y, rope), gelu_tanh_of(self.proj_mlp.product(y))  # [B, L, D], [B, L, 4 D]
+        return gated_sum_of(x, gate, self.proj_out.product_of_parts(*parts))

@@ -45,5 +45,6 @@ class Flux2Denoiser(Denoiser[Condition]):
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         x, count = with_references(x.astype(compute_dtype()), self._references)
         transformer, modulation = self._transformer.load(), branch.modulation[index]
-        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept)
+        after_first = self.after_first_block(index, branch)
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept, after_first)
         return velocity

@@ -11,14 +11,10 @@ from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
 from ...text.layouts import Fits, mistral_files, qwen3_files
+from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
 from .spec import LARGER_HEADS
 
-DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
-
-# Original module -> ours, with the number of equal row units each takes (a fused linear holds several of ours).
-ORIGINAL: dict[str, Parts] = {
-    "img_in": (("x_embedder", 1),),
-    "txt_in": (("context_embedder", 1),),
+ORIGINAL: dict[str, Parts] = COMMON | {
     "time_in.in_layer": (("time_guidance_embed.timestep_embedder.linear_1", 1),),
     "time_in.out_layer": (("time_guidance_embed.timestep_embedder.linear_2", 1),),
     "guidance_in.in_layer": (("time_guidance_embed.guidance_embedder.linear_1", 1),),
@@ -26,27 +22,14 @@ ORIGINAL: dict[str, Parts] = {
     "double_stream_modulation_img.lin": (("double_stream_modulation_img.linear", 1),),
     "double_stream_modulation_txt.lin": (("double_stream_modulation_txt.linear", 1),),
     "single_stream_modulation.lin": (("single_stream_modulation.linear", 1),),
-    "double_blocks.{i}.img_attn.qkv": tuple((DOUBLE + f"attn.to_{part}", 1) for part in "qkv"),
-    "double_blocks.{i}.txt_attn.qkv": tuple((DOUBLE + f"attn.add_{part}_proj", 1) for part in "qkv"),
-    "double_blocks.{i}.img_attn.proj": ((DOUBLE + "attn.to_out.0", 1),),
-    "double_blocks.{i}.txt_attn.proj": ((DOUBLE + "attn.to_add_out", 1),),
-    "double_blocks.{i}.img_attn.norm.query_norm": ((DOUBLE + "attn.norm_q", 1),),
-    "double_blocks.{i}.img_attn.norm.key_norm": ((DOUBLE + "attn.norm_k", 1),),
-    "double_blocks.{i}.txt_attn.norm.query_norm": ((DOUBLE + "attn.norm_added_q", 1),),
-    "double_blocks.{i}.txt_attn.norm.key_norm": ((DOUBLE + "attn.norm_added_k", 1),),
     "double_blocks.{i}.img_mlp.0": ((DOUBLE + "ff.linear_in", 1),),
     "double_blocks.{i}.img_mlp.2": ((DOUBLE + "ff.linear_out", 1),),
     "double_blocks.{i}.txt_mlp.0": ((DOUBLE + "ff_context.linear_in", 1),),
     "double_blocks.{i}.txt_mlp.2": ((DOUBLE + "ff_context.linear_out", 1),),
     "single_blocks.{i}.linear1": ((SINGLE + "attn.to_qkv_mlp_proj", 1),),
     "single_blocks.{i}.linear2": ((SINGLE + "attn.to_out", 1),),
-    "single_blocks.{i}.norm.query_norm": ((SINGLE + "attn.norm_q", 1),),
-    "single_blocks.{i}.norm.key_norm": ((SINGLE + "attn.norm_k", 1),),
-    "final_layer.linear": (("proj_out", 1),),
-    "final_layer.adaLN_modulation.1": (("norm_out.linear", 1),),
 }
-# The original orders the last norm's rows (shift, scale), diffusers (scale, shift).
-LAYOUT = Layout(ORIGINAL, ("final_layer.adaLN_modulation.1",))
+LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
 # Beside the language model in Mistral's multimodal file.
 UNREAD = ("vision_tower.", "multi_modal_projector.", "tekken_model")
 STATES, CELL = 3, 4  # language models' states next to each other in the text; latents in a token

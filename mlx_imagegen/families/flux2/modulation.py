@@ -15,7 +15,7 @@ import numpy as np
 from ...layers.activation import silu
 from ...layers.embed import EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
-from ...layers.modulation import Fill, adaln_table
+from ...layers.modulation import Fill, adaln_table, with_ones
 from .config import Flux2Config
 from .transformer import Modulation
 
@@ -26,6 +26,7 @@ LAYERS = {
     "single": ("single_stream_modulation.linear", 3),
     "out": ("norm_out.linear", 2),
 }
+SCALES = 1, 4  # of a double block's vectors
 
 
 class Flux2Modulators(nn.Module):
@@ -51,7 +52,9 @@ class Tables(NamedTuple):
     out: mx.array
 
     def steps(self) -> tuple[Modulation, ...]:
-        steps = tuple(Modulation(*rows) for rows in zip(*self, strict=True))
+        img, txt = (with_ones(table, *SCALES) for table in (self.img, self.txt))
+        tables = img, txt, with_ones(self.single, SCALES[0]), with_ones(self.out, 0)
+        steps = tuple(Modulation(*rows) for rows in zip(*tables, strict=True))
         mx.eval(steps)
         return steps
 

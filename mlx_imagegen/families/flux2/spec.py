@@ -40,6 +40,6 @@ SPEC = FamilySpec(
     single_files="mlx_imagegen.families.flux2.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer"},
     packaged_tokenizers={"tokenizer": "qwen3"},
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "step_cache"}),
     lora_sign=r"(double|single)_stream_modulation[._]|double_stream_modulation|to_qkv_mlp_proj|ff_context[._]linear_",
 )

@@ -8,7 +8,7 @@ Must not know: schedules, guidance by two branches, files. Parameters carry diff
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -16,21 +16,37 @@ import mlx.nn as nn
 
 from ...layers.activation import swiglu
 from ...layers.attention import KeyValues, attend, prefixed, split_heads
-from ...layers.joint import GatedFeedForward, JointAttention
+from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum
+from ...layers.joint import GatedFeedForward, JointAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
 from ...layers.norm import RMSNorm
+from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope, rotate
+from ...layers.sharing import Cuts, channels, columns, heads, lengths_of, rows
 from .config import Flux2Config
 
 
 class Modulation(NamedTuple):
-    """One step's adaLN vectors: img and txt [6, D], single [3, D], out [2, D] (scale, shift)."""
+    """One step's adaLN vectors: img and txt [6, D], single [3, D], out [2, D] (scale, shift); scales with their 1."""
 
     img: mx.array
     txt: mx.array
     single: mx.array
     out: mx.array
+
+
+def cuts(config: Flux2Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    dims, count = config.inner_dim, config.num_attention_heads
+    attention, inner = heads(dims, count), channels(config.mlp_dim)
+    return {
+        **attention_cuts(dims, count),
+        **gated_feed_forward_cuts(config.mlp_dim),
+        "*.attn.to_qkv_mlp_proj": rows(attention, attention, attention, inner, inner),
+        "*.attn.to_out": columns(attention, inner),
+    }
 
 
 class Flux2Transformer(nn.Module):
@@ -52,20 +68,35 @@ class Flux2Transformer(nn.Module):
         modulation: Modulation,
         references: int = 0,
         kept: Sequence[KeyValues] = (),
+        after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `kept`: what `keys_values`
         gave for reference tokens that are not among x's."""
         img = self.x_embedder(x)  # [B, L, D]
         txt = self.context_embedder(txt)  # [B, T, D]
-        prefixes: Iterator[KeyValues | None] = iter(kept or itertools.repeat(None))
-        for double in self.transformer_blocks:
-            img, txt = double(img, txt, rope, modulation.img, modulation.txt, next(prefixes))
-        length = txt.shape[1]
-        x = mx.concatenate([txt, img], axis=1)  # [B, T + L, D]
-        for single in self.single_transformer_blocks:
-            x, _ = single(x, rope, modulation.single, next(prefixes))
+        doubles, singles = self.transformer_blocks, self.single_transformer_blocks
+        prefixes: Sequence[KeyValues | None] = kept or [None] * (len(doubles) + len(singles))
+        own, length = slice(img.shape[1] - references), txt.shape[1]
+
+        def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
+            out: tuple[mx.array, mx.array] = doubles[index](
+                img, txt, rope, modulation.img, modulation.txt, prefixes[index]
+            )
+            return out
+
+        def others() -> mx.array:
+            x_img, x_txt = img, txt
+            for index in range(1, len(doubles)):
+                x_img, x_txt = double(index, x_img, x_txt)
+            x = mx.concatenate([x_txt, x_img], axis=1)  # [B, T + L, D]
+            for single, prefix in zip(singles, prefixes[len(doubles) :], strict=True):
+                x, _ = single(x, rope, modulation.single, prefix)
+            return x[:, length:][:, own]
+
+        before, (img, txt) = img, double(0, img, txt)
+        last = after_first(before[:, own], img[:, own], others)
         scale, shift = modulation.out
-        return self.proj_out(modulate(x[:, length : x.shape[1] - references], shift, scale, self._eps))
+        return self.proj_out(modulate(last, shift, scale, self._eps))
 
     def keys_values(self, x: mx.array, rope: Rope, modulation: Modulation) -> list[KeyValues]:
         """Each block's keys and values for reference tokens that attend to one another alone, evaluated."""
@@ -107,18 +138,18 @@ class DoubleBlock(nn.Module):
             rope,
             prefix=kept,
         )
-        img = self._fed(self.ff, img + img_gate * img_attn, img_mod)
-        txt = self._fed(self.ff_context, txt + txt_gate * txt_attn, txt_mod)
+        img = self._fed(self.ff, gated_sum_of(img, img_gate, img_attn), img_mod)
+        txt = self._fed(self.ff_context, gated_sum_of(txt, txt_gate, txt_attn), txt_mod)
         return img, txt
 
     def image_alone(self, img: mx.array, rope: Rope, mod: mx.array) -> tuple[mx.array, KeyValues]:
         shift, scale, gate = mod[:3]
         attn, pair = self.attn.image_alone(modulate(img, shift, scale, self._eps), rope)
-        return self._fed(self.ff, img + gate * attn, mod), pair
+        return self._fed(self.ff, gated_sum_of(img, gate, attn), mod), pair
 
     def _fed(self, ff: GatedFeedForward, x: mx.array, mod: mx.array) -> mx.array:
         shift, scale, gate = mod[3:]
-        return x + gate * ff(modulate(x, shift, scale, self._eps))
+        return gated_sum(x, gate, ff(modulate(x, shift, scale, self._eps)))
 
 
 class SingleBlock(nn.Module):
@@ -132,7 +163,7 @@ class SingleBlock(nn.Module):
     ) -> tuple[mx.array, KeyValues]:
         shift, scale, gate = mod
         out, pair = self.attn(modulate(x, shift, scale, self._eps), rope, kept)
-        return x + gate * out, pair
+        return gated_sum_of(x, gate, out), pair
 
 
 class ParallelAttention(nn.Module):
@@ -145,11 +176,12 @@ class ParallelAttention(nn.Module):
         self.norm_q = RMSNorm(config.attention_head_dim, config.eps)
         self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
         self.to_out = Linear(dims + mlp, dims, bias=False)
-        self._heads, self._stops = config.num_attention_heads, [dims, 2 * dims, 3 * dims, 3 * dims + mlp]
+        self._head_size, self._lengths = config.attention_head_dim, (dims, dims, dims, mlp, mlp)
 
-    def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[mx.array, KeyValues]:
-        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), self._stops, axis=-1)
-        q, k, v = (split_heads(each, self._heads) for each in projections)
+    def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[Product, KeyValues]:
+        stops = list(itertools.accumulate(lengths_of(self.to_qkv_mlp_proj, self._lengths)))[:-1]
+        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), stops, axis=-1)
+        q, k, v = (split_heads(each, size=self._head_size) for each in projections)
         pair = rotate(self.norm_k(k), rope), v
         out = attend(rotate(self.norm_q(q), rope), *prefixed(pair, kept))
-        return self.to_out(mx.concatenate([out, swiglu(gate, up)], axis=-1)), pair
+        return self.to_out.product_of_parts(out, swiglu(gate, up)), pair

@@ -63,7 +63,8 @@ class Flux3Denoiser(Denoiser[Condition]):
         ]
         if self._references is not None:
             states.append(self._states(REFERENCES, self._references, modulation))
-        velocity: mx.array = transformer(states, branch.rope, modulation)
+        after_first = self.after_first_block(index, branch)
+        velocity: mx.array = transformer(states, branch.rope, modulation, after_first)
         return velocity
 
     def _states(self, kind: str, tokens: Tokens, modulation: Modulation) -> mx.array:

@@ -14,7 +14,7 @@ import numpy as np
 from ...layers.activation import silu
 from ...layers.embed import EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
-from ...layers.modulation import Fill, adaln_table
+from ...layers.modulation import Fill, adaln_table, with_ones
 from .config import Flux3Config
 from .transformer import IMAGE, KINDS, Modulation
 
@@ -51,6 +51,7 @@ def tabulate(config: Flux3Config, fill: Fill, timesteps: Sequence[float], dtype:
 
 def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
     """The tables' rows, evaluated."""
+    tables = {path: with_ones(table, 0 if path == OUT else 1) for path, table in tables.items()}
     made = tuple(
         Modulation(
             {kind: tables[f"{OWN}.{kind}"][index] for kind in KINDS},

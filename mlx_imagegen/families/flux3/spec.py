@@ -30,7 +30,7 @@ SPEC = FamilySpec(
     single_files="mlx_imagegen.families.flux3.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "text_encoder"},
     packaged_tokenizers={"tokenizer": "qwen3"},
-    capabilities=frozenset({"image", "negative_prompt", "guidance", "references"}),
+    capabilities=frozenset({"image", "negative_prompt", "guidance", "references", "step_cache"}),
     lora_sign=r"mode_blocks[._]|early_stream_modulations|single_stream_modulations|single_blocks[._]\d+[._](q_proj|mlp_in)"
     r"|single_transformer_blocks[._]\d+[._](ff[._]|attn[._]to_out[._]0)",
 )

@@ -13,10 +13,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.joint import GatedFeedForward, ProjectedAttention
+from ...layers.blocks import AfterFirstBlock, run_all
+from ...layers.fused import gated_sum, gated_sum_of_two
+from ...layers.joint import GatedFeedForward, ProjectedAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, share_of
 from .config import Flux3Config
 
 IMAGE, REFERENCES, TEXT = "image", "image_cond", "txt"  # as the checkpoint calls the kinds of tokens
@@ -25,11 +28,17 @@ KINDS = (TEXT, IMAGE, REFERENCES)  # in the joint sequence's order
 
 class Modulation(NamedTuple):
     """One step's adaLN vectors: by kind [3, D] (shift, scale, gate) for its own blocks and for the joint ones; out
-    [2, D] (scale, shift)."""
+    [2, D] (scale, shift); scales with their 1."""
 
     own: dict[str, mx.array]
     joint: dict[str, mx.array]
     out: mx.array
+
+
+def cuts(config: Flux3Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    attention = attention_cuts(config.inner_dim, config.num_attention_heads, together=2)
+    return attention | gated_feed_forward_cuts(config.mlp_dim, together=2)
 
 
 class Flux3Transformer(nn.Module):
@@ -59,15 +68,25 @@ class Flux3Transformer(nn.Module):
             x = block(x, rope, [Part(x.shape[1], modulation.own[kind])])
         return x
 
-    def __call__(self, states: Sequence[mx.array], rope: Rope, modulation: Modulation) -> mx.array:
-        """The kinds' states in the order of KINDS, references or not; the rope tables of all, one after another."""
+    def __call__(
+        self, states: Sequence[mx.array], rope: Rope, modulation: Modulation, after_first: AfterFirstBlock = run_all
+    ) -> mx.array:
+        """The kinds' states in the order of KINDS, references or not; the rope tables of all, one after another.
+        `after_first`: of the joint blocks, where the picture meets the prompt."""
         parts = [Part(x.shape[1], modulation.joint[kind]) for kind, x in zip(KINDS, states, strict=False)]
-        x = mx.concatenate(list(states), axis=1)
-        for block in self.single_transformer_blocks:
-            x = block(x, rope, parts)
+        own = slice(parts[0].tokens, parts[0].tokens + parts[1].tokens)
+        first, *others = self.single_transformer_blocks
+        x = first(mx.concatenate(list(states), axis=1), rope, parts)
+
+        def run_others() -> mx.array:
+            out = x
+            for block in others:
+                out = block(out, rope, parts)
+            return out[:, own]
+
+        last = after_first(states[1], x[:, own], run_others)
         scale, shift = modulation.out
-        first, count = parts[0].tokens, parts[1].tokens
-        return self.proj_out(modulate(x[:, first : first + count], shift, scale, self._eps))
+        return self.proj_out(modulate(last, shift, scale, self._eps))
 
 
 class Block(nn.Module):
@@ -80,5 +99,22 @@ class Block(nn.Module):
         self._eps = config.eps
 
     def __call__(self, x: mx.array, rope: Rope, parts: Sequence[Part]) -> mx.array:
-        y = by_part(lambda tokens, rows: modulate(tokens, rows[0], rows[1], self._eps), x, parts)
-        return x + by_part(lambda tokens, rows: rows[2] * tokens, self.attn(y, rope) + self.ff(y), parts)
+        y = by_part(self._modulated, parts, x)
+        attn, ff = self.attn(y, rope), self.ff(y)
+        if share := share_of(self.ff.linear_out):
+            return by_part(_gated, parts, x, share.sum(attn + ff))
+        return by_part(_gated_of_two, parts, x, attn, ff)
+
+    def _modulated(self, rows: mx.array, x: mx.array) -> mx.array:
+        shift, scale, _ = rows
+        return modulate(x, shift, scale, self._eps)
+
+
+def _gated(rows: mx.array, x: mx.array, y: mx.array) -> mx.array:
+    _, _, gate = rows
+    return gated_sum(x, gate, y)
+
+
+def _gated_of_two(rows: mx.array, x: mx.array, attn: mx.array, ff: mx.array) -> mx.array:
+    _, _, gate = rows
+    return gated_sum_of_two(x, gate, attn, ff)

@@ -17,7 +17,7 @@ from ...folding import Read
 from ...layers.activation import silu
 from ...layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
-from ...layers.modulation import Fill, FoldedLinear, adaln_table, folded_adaln_table
+from ...layers.modulation import Fill, FoldedLinear, adaln_table, folded_adaln_table, with_ones
 from ...loading.weights import layers
 from .config import QwenImageConfig
 from .transformer import Modulation
@@ -26,6 +26,7 @@ EMBEDDER = "time_text_embed.timestep_embedder"
 ADDED = "time_text_embed.addition_t_embedding"  # Qwen-Image-Layered's, of which pictures with alpha take the first row
 # (an adaLN linear's path, its chunks) -> its outputs, [rows, chunks, D]
 Outputs = Callable[[str, int], mx.array]
+SCALES = 1, 4  # of a block's vectors: before attention, before the MLP
 
 
 class QwenImageModulators(nn.Module):
@@ -71,8 +72,10 @@ class Tables(NamedTuple):
     clean: mx.array | None = None
 
     def steps(self) -> tuple[Modulation, ...]:
-        rows = zip(self.img, self.txt, self.out, strict=True)
-        steps = tuple(Modulation(*step, self.clean) for step in rows)
+        img, txt = (with_ones(table, *SCALES) for table in (self.img, self.txt))
+        out = with_ones(self.out, 0) if self.out.ndim == 3 else self.out  # a control network has none
+        clean = None if self.clean is None else with_ones(self.clean, *SCALES)
+        steps = tuple(Modulation(*step, clean) for step in zip(img, txt, out, strict=True))
         mx.eval(steps)
         return steps
 

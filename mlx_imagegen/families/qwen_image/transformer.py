@@ -14,12 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.fused import gated_sum
-from ...layers.joint import FeedForward, JointAttention
+from ...layers.joint import FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate, table_row
 from ...layers.norm import RMSNorm
+from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts
 from .config import QwenImageConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code
@@ -27,8 +28,8 @@ NORM_EPS = 1e-6  # diffusers fixes it in code
 
 class Modulation(NamedTuple):
     """One step's adaLN vectors: img and txt [layers, 6, D] (shift, scale, gate for attention, then for the MLP), out
-    [2, D] (scale, shift). `clean`: img's at t = 0, for the
-    tokens of reference pictures, where the model wants it so (zero_cond_t); otherwise None, and img is for all."""
+    [2, D] (scale, shift); scales with their 1. `clean`: img's at t = 0, for the tokens of reference pictures, where the
+    model wants it so (zero_cond_t); otherwise None, and img is for all."""
 
     img: mx.array
     txt: mx.array
@@ -43,6 +44,11 @@ class Modulation(NamedTuple):
         if self.clean is None or lengths[1] == 0:
             return [Part(sum(lengths), table_row(self.img, block))]
         return [Part(lengths[0], table_row(self.img, block)), Part(lengths[1], table_row(self.clean, block))]
+
+
+def cuts(config: QwenImageConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    return attention_cuts(config.inner_dim, config.num_attention_heads) | feed_forward_cuts(config.inner_dim)
 
 
 class QwenImageBlocks(nn.Module):
@@ -123,11 +129,12 @@ class Block(nn.Module):
 def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
     """The norm, shift and scale before attention (`first` 0) or the MLP (3)."""
     return by_part(
-        lambda tokens, rows: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), x, parts
+        lambda rows, tokens: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), parts, x
     )
 
 
-def _gated(x: mx.array, out: mx.array, parts: Sequence[Part], first: int) -> mx.array:
-    if len(parts) == 1:
-        return gated_sum(x, table_row(parts[0].rows, first + 2), out)
-    return x + by_part(lambda tokens, rows: table_row(rows, first + 2) * tokens, out, parts)
+def _gated(x: mx.array, out: Product, parts: Sequence[Part], first: int) -> mx.array:
+    def gated(rows: mx.array, tokens: mx.array, y: mx.array) -> mx.array:
+        return gated_sum_of(tokens, table_row(rows, first + 2), Product(y, out.bias))
+
+    return by_part(gated, parts, x, out.out)

@@ -14,7 +14,7 @@ import numpy as np
 from ...layers.activation import silu
 from ...layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
 from ...layers.linear import Linear
-from ...layers.modulation import Fill, adaln_table
+from ...layers.modulation import Fill, adaln_table, with_ones
 from ...loading.weights import layers
 from .config import QwenImage21Config
 from .transformer import Modulation
@@ -41,7 +41,8 @@ class Tables(NamedTuple):
     out: mx.array
 
     def steps(self) -> tuple[Modulation, ...]:
-        rows = tuple(Modulation(*row) for row in zip(self.blocks, self.out, strict=True))
+        blocks = with_ones(self.blocks, 0, 2)
+        rows = tuple(Modulation(*row) for row in zip(blocks, 1 + self.out, strict=True))
         mx.eval(rows)
         return rows
 

@@ -14,8 +14,9 @@ from ...layers.activation import silu
 from ...layers.embed import TimestepEmbedder
 from ...layers.linear import Linear
 from ...layers.modulation import Fill, adaln_table
+from ...layers.norm import RMSNorm
 from .config import ZImageConfig
-from .transformer import Modulation
+from .transformer import NORMS, Modulation
 
 TIME_HIDDEN = 1024  # diffusers fixes it in code
 
@@ -46,14 +47,16 @@ def tabulate(config: ZImageConfig, fill: Fill, timesteps: Sequence[float], dtype
     def table(path: str) -> mx.array:
         out = adaln_table(fill, f"{path}.adaLN_modulation.0", vec, 4, mx.float32, config.dim)
         scale, gate, ffn_scale, ffn_gate = out.swapaxes(0, 1)
-        rows = mx.stack([1 + scale, mx.tanh(gate), 1 + ffn_scale, mx.tanh(ffn_gate)], axis=1).astype(dtype)
+        factors = 1 + scale, mx.tanh(gate), 1 + ffn_scale, mx.tanh(ffn_gate)
+        norms = (fill(RMSNorm(config.dim, config.norm_eps), f"{path}.{name}").weight for name in NORMS)
+        rows = mx.stack([factor * norm for factor, norm in zip(factors, norms, strict=True)], axis=1).astype(dtype)
         mx.eval(rows)
         return rows
 
     refiner = mx.stack([table(f"noise_refiner.{i}") for i in range(config.n_refiner_layers)], axis=1)
     layers = mx.stack([table(f"layers.{i}") for i in range(config.n_layers)], axis=1)  # [S, layers, 4, D]
     path = f"all_final_layer.{config.patch_key}.adaLN_modulation.1"
-    out = adaln_table(fill, path, silu(vec), 1, dtype, config.dim)[:, 0]
+    out = 1 + adaln_table(fill, path, silu(vec), 1, dtype, config.dim)[:, 0]
     steps = [Modulation(refiner[s], layers[s], out[s]) for s in range(len(timesteps))]
     mx.eval(steps)
     return steps

@@ -15,25 +15,39 @@ import mlx.nn as nn
 
 from ...layers.activation import swiglu
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import ProjectedAttention
+from ...layers.joint import ProjectedAttention, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, channels, columns, rows
 from .config import ZImageConfig
 
 # All three are fixed in diffusers' code.
 MULTIPLE = 32  # of tokens in a sequence
 HEAD_NORM_EPS, LAST_NORM_EPS = 1e-5, 1e-6
+# Of a block: before and after attention, before and after the feed-forward.
+NORMS = "attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"
 
 
 class Modulation(NamedTuple):
-    """One step's adaLN vectors: refiner and layers [blocks, 4, D] (scale and gate of attention, then of the
-    feed-forward; scales with their 1, gates after their tanh), out [D] (a scale without its 1)."""
+    """One step's adaLN vectors: refiner and layers [blocks, 4, D], scale and gate of attention, then of the
+    feed-forward, each multiplied with its norm's weight (scales with their 1, gates after their tanh); out [D], a scale
+    with its 1."""
 
     refiner: mx.array
     layers: mx.array
     out: mx.array
+
+
+def cuts(config: ZImageConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    inner = channels(config.ffn_dim)
+    return {
+        **attention_cuts(config.dim, config.n_heads),
+        "*.feed_forward.w[13]": rows(inner),
+        "*.feed_forward.w2": columns(inner),
+    }
 
 
 def filled_length(tokens: int) -> int:
@@ -108,13 +122,18 @@ class Block(nn.Module):
         dims, eps = config.dim, config.norm_eps
         self.attention = ProjectedAttention(dims, config.n_heads, HEAD_NORM_EPS, bias=False)
         self.feed_forward = FeedForward(dims, config.ffn_dim)
-        self.attention_norm1, self.attention_norm2 = RMSNorm(dims, eps), RMSNorm(dims, eps)
-        self.ffn_norm1, self.ffn_norm2 = RMSNorm(dims, eps), RMSNorm(dims, eps)
+        for name in NORMS:
+            self[name] = RMSNorm(dims, eps)
+        self._eps = eps
 
     def __call__(self, x: mx.array, rope: Rope, mod: mx.array | None = None) -> mx.array:
-        scale, gate, ffn_scale, ffn_gate = (None,) * 4 if mod is None else mod
-        x = x + self.attention_norm2(self.attention(self.attention_norm1(x, scale), rope), gate)
-        return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x, ffn_scale)), ffn_gate)
+        """`mod` [4, D] in the place of the norms' own weights."""
+        before, after, ffn_before, ffn_after = [self[name].weight for name in NORMS] if mod is None else mod
+        x = x + self._normed(self.attention(self._normed(x, before), rope), after)
+        return x + self._normed(self.feed_forward(self._normed(x, ffn_before)), ffn_after)
+
+    def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self._eps)
 
 
 class FeedForward(nn.Module):

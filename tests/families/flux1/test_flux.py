@@ -20,6 +20,7 @@ from mlx_imagegen.families.flux1.modulation import tabulate
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.modulation import with_ones
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.pipeline import Pipeline
 from tests.draw import drawn_data
@@ -49,7 +50,7 @@ def check_blocks(folder: Path) -> None:
 
     def mod(path: str, chunks: int) -> mx.array:
         linear = weights.fill(Linear(config.inner_dim, chunks * config.inner_dim), path)
-        return linear(silu(r["temb"])).reshape(chunks, -1)
+        return with_ones(linear(silu(r["temb"])).reshape(chunks, -1), *((1, 4) if chunks == 6 else (1,)))
 
     img, txt = model.transformer_blocks[0](
         r["img"], r["txt"], rope, mod("transformer_blocks.0.norm1.linear", 6),

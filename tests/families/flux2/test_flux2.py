@@ -23,6 +23,7 @@ from mlx_imagegen.families.flux2.prompts import read_dev, read_klein
 from mlx_imagegen.families.flux2.transformer import Flux2Transformer, Modulation
 from mlx_imagegen.hub.manifest import Model, manifests
 from mlx_imagegen.hub.recognition import recognize
+from mlx_imagegen.layers.modulation import with_ones
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.masks import Region
@@ -76,7 +77,8 @@ def check_blocks(folder: Path) -> None:
     model = family.files.transformer.fill(Flux2Transformer(family.files.config))
     given = {name: mx.array(value) for name, value in reference.items() if value.dtype == np.float32}
     img, txt = given["img"], given["txt"]
-    mods = [given[f"mod_{name}"].reshape(-1, img.shape[2]) for name in ("img", "txt", "single")]
+    scales = {"img": (1, 4), "txt": (1, 4), "single": (1,)}
+    mods = [with_ones(given[f"mod_{name}"].reshape(-1, img.shape[2]), *scales[name]) for name in scales]
     first, *others = grids_of(reference)
     placed = (text_positions(txt.shape[1]), picture_positions(first), reference_positions(others))
     rope = family.rope_of(np.concatenate(placed))

@@ -22,7 +22,7 @@ from mlx_imagegen.families.flux3.prompts import WINDOW, read_prompt
 from mlx_imagegen.families.flux3.transformer import IMAGE, REFERENCES, TEXT, Flux3Transformer, Modulation
 from mlx_imagegen.hub.manifest import Model
 from mlx_imagegen.hub.recognition import recognize
-from mlx_imagegen.layers.modulation import Part
+from mlx_imagegen.layers.modulation import Part, with_ones
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
@@ -73,7 +73,7 @@ def check_blocks(folder: Path) -> None:
     family, reference = opened(folder)
     model = family.files.transformer.fill(Flux3Transformer(family.files.config))
     img, txt = mx.array(reference["img"]), mx.array(reference["txt"])
-    mods = mx.array(reference["mods"]).reshape(2, 3, -1)
+    mods = with_ones(mx.array(reference["mods"]).reshape(2, 3, -1), 1)
     picture = family.rope_of(picture_positions(tuple(reference["grids"][0].tolist())))
     own = model.mode_blocks[IMAGE][0](img, picture, [Part(img.shape[1], mods[0])])
     assert relative(own, reference["own"]) < RELATIVE

@@ -27,6 +27,7 @@ from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.modulation import with_ones
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
@@ -90,7 +91,7 @@ def check_block(folder: Path) -> None:
 
     def mod(path: str) -> mx.array:
         linear = weights.fill(Linear(config.inner_dim, 6 * config.inner_dim), f"transformer_blocks.0.{path}")
-        return linear(silu(temb)).reshape(temb.shape[0], 6, -1)
+        return with_ones(linear(silu(temb)).reshape(temb.shape[0], 6, -1), 1, 4)
 
     target = grids[0][0] * grids[0][1]
     lengths = (target, img.shape[1] - target) if config.zero_cond_t else (img.shape[1],)

@@ -23,7 +23,7 @@ from mlx_imagegen.hub.manifest import Model
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.attention import attend, split_heads
-from mlx_imagegen.layers.modulation import modulate
+from mlx_imagegen.layers.modulation import modulate, with_ones
 from mlx_imagegen.layers.rope import rope_table, rotate
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
@@ -97,6 +97,7 @@ def check_block(folder: Path) -> None:
     config = family.files.config
     block = family.files.transformer.fill(Block(config), "transformer_blocks.0")
     x, rows = mx.array(reference["block.x"]), mx.array(reference["block.modulation"]).reshape(2, 4, -1)
+    rows = with_ones(rows, 0, 2)
     now, clean = mx.concatenate([rows[:, :1], mx.tanh(rows[:, 1:2]), rows[:, 2:3], mx.tanh(rows[:, 3:])], axis=1)
     segments: Segments = (5, (2, 2), 3)
     rope = rope_table(positions((*segments, (2, 4))), config.axes_dims_rope, THETA)
@@ -155,11 +156,11 @@ def masked(
     eps = 1e-6
     for block in model.transformer_blocks:
         scale, gate, mlp_scale, mlp_gate = rows
-        normed = mx.fast.layer_norm(x, None, None, eps) * (1 + scale)
+        normed = mx.fast.layer_norm(x, None, None, eps) * scale
         q, k, v = block.attn.project(normed)
         out = attend(rotate(q, rope), rotate(k, rope), v, mask=mask)
         x = x + gate * block.attn.to_out[0](out)
-        x = x + mlp_gate * block.img_mlp(mx.fast.layer_norm(x, None, None, eps) * (1 + mlp_scale))
+        x = x + mlp_gate * block.img_mlp(mx.fast.layer_norm(x, None, None, eps) * mlp_scale)
     return model.proj_out(modulate(x[:, -16:], None, modulation[0].out, eps))
 
 

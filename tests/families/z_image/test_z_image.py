@@ -20,7 +20,7 @@ from mlx_imagegen.families.z_image.family import ZImage
 from mlx_imagegen.families.z_image.modulation import tabulate
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
 from mlx_imagegen.families.z_image.prompts import prompt_ids
-from mlx_imagegen.families.z_image.transformer import PromptRefiner, ZImageTransformer, filled_length
+from mlx_imagegen.families.z_image.transformer import NORMS, PromptRefiner, ZImageTransformer, filled_length
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.patches import patchified, unpatchified
 from mlx_imagegen.layers.rope import rope_table
@@ -76,6 +76,7 @@ def check_blocks(folder: Path) -> None:
     scale, gate, ffn_scale, ffn_gate = linear(r["block.adaln"]).reshape(4, -1)
     mod = mx.stack([1 + scale, mx.tanh(gate), 1 + ffn_scale, mx.tanh(ffn_gate)])
     block = weights.fill(ZImageTransformer(config)).layers[0]
+    mod = mod * mx.stack([block[name].weight for name in NORMS])
     assert relative(block(r["block.x"], rope, mod), reference["block.modulated"]) < RELATIVE
     plain = weights.fill(PromptRefiner(config)).context_refiner[0]
     assert relative(plain(r["block.x"], rope), reference["block.plain"]) < RELATIVE
