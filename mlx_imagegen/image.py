@@ -3,6 +3,7 @@
 Must not know: models, prompts' meaning.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -38,6 +39,16 @@ Box = tuple[float, float, float, float]  # x1, x2, y1, y2, as shares of a pictur
 def to_image(pixels: np.ndarray) -> Image.Image:
     """[H, W, 3], or 4 with alpha, in 0..1 -> PIL, rounded to the nearest of 256 levels."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
+
+
+def to_layers(pixels: np.ndarray) -> list[Image.Image]:
+    """The same of a picture that comes in layers, [N, H, W, 4], the lowest first; of any other, the one picture."""
+    return [to_image(layer) for layer in (pixels if pixels.ndim == 4 else [pixels])]
+
+
+def laid_over(layers: Sequence[Image.Image]) -> Image.Image:
+    """Each layer over those before it."""
+    return functools.reduce(Image.alpha_composite, layers)
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -27,7 +27,7 @@ from .hub.download import Notify, files_of, identify, notify_stderr
 from .hub.manifest import Model
 from .hub.networks import locate_network
 from .hub.record import record_of, revision_of
-from .image import to_image
+from .image import laid_over, to_layers
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
 from .loading.weights import WeightTransforms
@@ -405,11 +405,11 @@ class Pipeline:
         latents = self.family.unpack(x, job.settings) if job.preview == FAST else None
         colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
         if latents is None or colours is None:
-            return to_image(self._pixels(x, job.settings))
+            return laid_over(to_layers(self._pixels(x, job.settings)))
         return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
 
     def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
-        """[H, W, 3] in 0..1"""
+        """[H, W, 3] in 0..1; as `Family.decode` has them"""
         pixels = np.array(self.family.decode(x, settings))
         if not np.isfinite(pixels).all():
             raise CheckpointError(
@@ -461,7 +461,8 @@ class Pipeline:
             pixels = self._pixels(x, job.settings)
             if job.blend_seams is not None and self.family.seam_pixels:
                 pixels = blend_seams(pixels, self.family.seam_pixels, job.blend_seams)
-            image = to_image(pixels)
+            layers = to_layers(pixels)
+            image = laid_over(layers)
             if job.crop is not None:
                 image = image.crop(job.crop)
             if (region := job.region) is not None:
@@ -469,7 +470,7 @@ class Pipeline:
         report.note(*self.merge.notes())
         with report.stage("other"):
             record = self._record(job)
-        return Result(image, job.seed, report, record)
+        return Result(image, job.seed, report, record, tuple(layers) if pixels.ndim == 4 else ())
 
     def _record(self, job: Job) -> dict[str, Any]:
         manifest = self.model.manifest

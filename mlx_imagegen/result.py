@@ -19,30 +19,49 @@ if TYPE_CHECKING:
     from .report import Report
 
 
+def layer_path(path: Path, number: int) -> Path:
+    """Where a picture's layer is written; `number`: from 1, the lowest."""
+    return path.with_name(f"{path.stem}.layer{number}{path.suffix}")
+
+
 @dataclass(frozen=True)
 class Result:
     image: Image.Image
     seed: int
     report: "Report"
     record: dict[str, Any]  # everything needed to make this picture again
+    layers: tuple[Image.Image, ...] = ()  # that the image consists of, the lowest first; () where it is one
 
     def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
-        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing.
+        """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing; its layers before it, each to
+        a file next to it (`layer_path`).
 
         `metadata=False`: the pixels alone. `report=False`: without seconds and machine, so that a seed gives the same
         bytes again. `paths`: record where local models and LoRAs are on this machine, not only their names.
         """
-        path = expanded(path)
-        write_picture(self.image, path, self._metadata(report, paths) if metadata else None)
+        path, made = expanded(path), self._metadata(report, paths) if metadata else None
+        for place, picture in self._pictures(path):
+            write_picture(picture, place, made)
         return path
 
-    def encoded(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> bytes:
-        """The contents of the file that `save` would write."""
-        return encoded_picture(self.image, Path(path), self._metadata(report, paths) if metadata else None)
+    def encoded(
+        self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False
+    ) -> dict[Path, bytes]:
+        """The contents of the files that `save` would write, in their order."""
+        made = self._metadata(report, paths) if metadata else None
+        return {place: encoded_picture(picture, place, made) for place, picture in self._pictures(Path(path))}
 
-    def json_line(self, path: Path) -> str:
-        """Where it was written, its record and its report, on one line."""
-        return json.dumps({"path": str(path), **self.record, "report": self.report.as_dict()}, ensure_ascii=False)
+    def line(self, path: Path, as_json: bool = False) -> str:
+        """What is printed of a picture: where it and its layers were written; as JSON its record and report as well."""
+        layers = [str(place) for place, _ in self._pictures(path)[:-1]]
+        if not as_json:
+            return "\n".join([str(path), *layers])
+        places = {"path": str(path)} | ({"layer_paths": layers} if layers else {})
+        return json.dumps(places | self.record | {"report": self.report.as_dict()}, ensure_ascii=False)
+
+    def _pictures(self, path: Path) -> list[tuple[Path, Image.Image]]:
+        layers = [(layer_path(path, number), layer) for number, layer in enumerate(self.layers, start=1)]
+        return [*layers, (path, self.image)]
 
     def _metadata(self, report: bool = True, paths: bool = False) -> dict[str, Any]:
         record = self.record | ({"report": self.report.as_dict()} if report else {})
@@ -50,7 +69,8 @@ class Result:
 
     def _repr_png_(self) -> bytes:
         """Shows the picture in a notebook, as the PNG that `save` writes."""
-        return self.encoded("picture.png")
+        path = Path("picture.png")
+        return self.encoded(path)[path]
 
 
 @dataclass(frozen=True)

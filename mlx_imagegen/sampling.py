@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .loading.config import EXPONENT, MANY, POSITIVE, Config, Range
 from .precision import SOLVER_DTYPE
 
+SHIFT_TYPES = ("exponential", "linear")  # whether mu is the log of a dynamic shift, or the shift
 EMPIRICAL_TOKENS = 4300  # of a picture; more are beyond FLUX.2's measurements at few steps
 
 
@@ -43,7 +44,10 @@ class FlowMatchConfig(Config):
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
+        off = (
+            {"shift_terminal": None} if data.get("shift_terminal") is False else {}
+        )  # as Qwen-Image-Layered's file says
+        config = super().read(data | off, where)
         kind = data.get("_class_name", "FlowMatchEulerDiscreteScheduler")
         odd = [f"'{name}' is on" for name in sorted(cls.IGNORED) if data.get(name)]
         if kind != "FlowMatchEulerDiscreteScheduler" or odd:
@@ -53,10 +57,10 @@ class FlowMatchConfig(Config):
             )
         if config.base_image_seq_len == config.max_image_seq_len:
             raise ConfigError(f"{where}: 'base_image_seq_len' equals 'max_image_seq_len': no line goes through both.")
-        if config.use_dynamic_shifting and config.time_shift_type != "exponential":
+        if config.use_dynamic_shifting and config.time_shift_type not in SHIFT_TYPES:
             raise ConfigError(
                 f"{where}: time_shift_type '{config.time_shift_type}' is not known; FLUX.1 and Qwen-Image use "
-                "'exponential'. Take the file from the model's repository."
+                "'exponential', Qwen-Image-Layered 'linear'. Take the file from the model's repository."
             )
         return config
 
@@ -209,14 +213,16 @@ def flow_match_schedule(
     own_sigmas: Sequence[float] = (),
 ) -> Schedule:
     """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if
-    asked. `mu`: the log of the shift, where it does not follow from the config's two points. `own_sigmas`: a distilled
-    model's, in place of evenly spaced ones; for another number of steps, evenly picked between them."""
+    asked. `mu`: the log of the shift, or the shift itself where the config's type is linear, where it does not follow
+    from the config's two points. `own_sigmas`: a distilled model's, in place of evenly spaced ones; for another number
+    of steps, evenly picked between them."""
     sigmas = np.linspace(1.0, 1 / steps, steps)
     if own_sigmas:
         places = np.linspace(0, len(own_sigmas) - 1, steps)
         sigmas = np.interp(places, range(len(own_sigmas)), own_sigmas)
     mu = _mu(config, tokens) if mu is None else mu
-    factor = float(np.exp(mu)) if config.use_dynamic_shifting else config.shift
+    dynamic = mu if config.time_shift_type == "linear" else float(np.exp(mu))
+    factor = dynamic if config.use_dynamic_shifting else config.shift
     sigmas = factor * sigmas / (1 + (factor - 1) * sigmas)
     if config.shift_terminal and steps > 1:
         sigmas = 1 - (1 - sigmas) * (1 - config.shift_terminal) / (1 - sigmas[-1])

@@ -13,6 +13,7 @@ from mlx_imagegen.pipeline import load
 from mlx_imagegen.previews import LatentColours, latent_colours
 from mlx_imagegen.request.job import resolve
 from mlx_imagegen.result import StepEvent
+from tests.draw import drawn_data
 from tests.test_threads import in_a_thread
 
 PROMPT = "a green circle on a white background"
@@ -31,7 +32,10 @@ def test_factors_and_bias_as_published() -> None:
 def test_every_published_model_with_latents_names_factors() -> None:
     names = {name: manifest.extras.get("latent_rgb") for name, manifest in manifests().items()}
     assert names["flux-dev"] == names["z-image-turbo"] == "flux" and names["qwen-image-edit"] == "wan21"
+    assert names["flux2-dev"] == names["flux2-klein-9b-kv"] == names["flux3-klein-base"] == "flux2"
     assert names["hidream-o1"] is None
+    cells = latent_colours(manifests()["flux3-klein"], 32)
+    assert cells is not None and np.allclose(cells.factors[3], [0.2144, 0.3009, 0.3652])
     flux = latent_colours(manifests()["flux-dev"], 16)
     assert flux is not None and np.allclose(flux.factors[0], [-0.0346, 0.0244, 0.0681])
     assert np.allclose(flux.bias, [-0.0329, -0.0718, -0.0851])
@@ -48,6 +52,26 @@ def test_a_fast_preview_is_like_the_picture_and_needs_no_decoder(
     shown = in_a_thread(events[-1].preview)
     assert isinstance(shown, Image.Image) and shown.size == (64, 96)
     assert np.corrcoef(np.asarray(shown).ravel(), want.ravel())[0, 1] > correlation
+
+
+@pytest.mark.parametrize("model", ["flux2/klein", "flux2/dev", "flux3/klein"])
+def test_models_of_cells_show_the_latents_in_them(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's values are (channel, row, column): 2 x 2 latents, which the decoder is given in the same order."""
+    pipeline, events = load(drawn_data() / model), list[StepEvent]()
+    colours = LatentColours(np.random.default_rng(1).normal(0, 0.3, (4, 3)), np.array([-0.1, 0.0, 0.1]))
+    monkeypatch.setattr("mlx_imagegen.pipeline.latent_colours", lambda _, channels: colours if channels == 4 else None)
+    decode, seen = type(pipeline.family).decode, list[mx.array]()
+    monkeypatch.setattr(
+        type(pipeline.family), "decode", lambda self, x, *rest: seen.append(x) or decode(self, x, *rest)
+    )
+    options = {"seed": 1, "steps": 1, "width": 48, "height": 64, "max_sequence_length": 96}
+    pipeline.generate("a fox", on_step=events.append, **options)
+    (x,) = seen  # of the only step: the denoised picture is the last x
+    shown = np.asarray(events[-1].preview())
+    assert len(seen) == 1, "the preview was decoded"
+    cells = np.array(x[0]).reshape(4, 3, 4, 2, 2)  # rows, columns of cells; channels; rows, columns in a cell
+    latents = cells.transpose(2, 0, 3, 1, 4).reshape(4, 8, 6)
+    assert np.array_equal(shown, np.asarray(colours.picture(latents, (48, 64)))) and shown.std() > 10
 
 
 @pytest.mark.parametrize("model", ["flux-demo", "qwen-demo"])

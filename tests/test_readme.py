@@ -22,6 +22,7 @@ from mlx_imagegen.planning.plan import Plan, plan
 from mlx_imagegen.quantization import conversion_plan
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.request.kinds import Parameter
+from tests.draw import drawn_data
 from tests.lora.test_pipeline import draw_lora
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,9 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             found = identify(model)
             return replace(found, manifest=small(found.manifest))
         manifest = download.find(model).manifest
+        if manifest.name == "qwen-image-layered":
+            manifest = replace(manifest, extras=manifest.extras | {"references_area": 48 * 32})
+            return Model(small(manifest), drawn_data() / "qwen_image/layered", model)
         manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
         return Model(small(manifest), flux_folder, model)
 

@@ -31,7 +31,7 @@ def test_flow_match_equals_diffusers(name: str) -> None:
         ({"invert_sigmas": True}, "'invert_sigmas' is on"),
         ({"_class_name": "DDIMScheduler"}, "this is a DDIMScheduler"),
         ({"base_image_seq_len": 4096}, "'base_image_seq_len' equals"),
-        ({"time_shift_type": "linear"}, "time_shift_type 'linear'"),
+        ({"time_shift_type": "cosine"}, "time_shift_type 'cosine'"),
     ],
 )
 def test_other_schedules_are_refused_rather_than_ignored(change: dict[str, object], words: str) -> None:

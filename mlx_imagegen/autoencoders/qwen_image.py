@@ -1,7 +1,8 @@
 """Qwen-Image's autoencoder, a video model of which one picture is asked: latents -> pixels, pixels -> the posterior.
 
-In: latents [B, C, h, w] as the loop leaves them, normalised, or pixels [B, H, W, 3] in -1..1. Out: pixels in -1..1, or
-(mean, logvar) of the unnormalised posterior, [B, C, h, w] each. In float32, and in row strips (layers/strips.py).
+In: latents [B, C, h, w] as the loop leaves them, normalised, or pixels [B, H, W, 3] in -1..1, or 4 with alpha. Out:
+pixels in -1..1, or (mean, logvar) of the unnormalised posterior, [B, C, h, w] each. In float32, and in row strips
+(layers/strips.py).
 For one picture every causal 3-D convolution sees zeros in all time slices but its last: it equals the 2-D convolution
 with that slice, exactly. So convolutions here are 2-D, loading takes the last slice of a 5-D weight, and the tensors of
 `time_conv`, which act only between frames, are not read: 44.6 M parameters instead of 126.9 M.
@@ -23,7 +24,7 @@ from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activat
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
 from ..layers.strips import Cut, Strips
-from ..loading.config import COLOURS, LAYERS, POSITIVE, Config
+from ..loading.config import LAYERS, POSITIVE, Config, Range
 from ..precision import VAE_DTYPE
 
 LEAST_LENGTH = 1e-12  # torch's F.normalize divides by at least this
@@ -45,7 +46,7 @@ class VaeConfig(Config):
     latents_mean: tuple[float, ...]
     latents_std: tuple[Annotated[float, POSITIVE], ...]
     attn_scales: tuple[float, ...] = ()
-    input_channels: Annotated[int, COLOURS] = 3
+    input_channels: Annotated[int, Range(3, 4)] = 3  # colours, and perhaps alpha
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:

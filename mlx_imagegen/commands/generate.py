@@ -146,6 +146,7 @@ def _make(
     opened: "Pipeline", wanted: "Sequence[tuple[Job, Path]]", args: argparse.Namespace, progress: "Progress"
 ) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
+
     jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
     on_step = _with_previews(progress.step, paths, args.preview_every)
@@ -153,7 +154,7 @@ def _make(
         progress.clear()
         result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
         progress.note(*result.report.notes)
-        print(result.json_line(path) if args.json else path, flush=True)
+        print(result.line(path, args.json), flush=True)
         progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
 
 

@@ -137,18 +137,18 @@ class _Pictures:
     _unread: int | None = None  # bytes that may still be printed; None: all
 
     def finish(self, index: int, result: Result) -> Message:
-        """The file's contents, unless they stay on this host, and what is printed."""
+        """The files with their contents, unless they stay on this host, and what is printed."""
         args, path, rank = self.args, self.paths[index], self.group.rank
         result.report.choices.setdefault("parallel", f"{PICTURES}, drawn by rank {rank} of {self.group.size}")
         how = {"metadata": not args.no_metadata, "report": not args.no_report, "paths": args.record_paths}
-        contents = None
+        files: dict[Path, bytes] = {}
         if args.output_on_each_host:
             result.save(path, **how)
         else:
-            contents = result.encoded(path, **how)
+            files = result.encoded(path, **how)
         return {
-            "contents": contents,
-            "line": result.json_line(path) if args.json else str(path),
+            "files": list(files.items()),
+            "line": result.line(path, args.json),
             "notes": result.report.notes,
             "said": f"seed {result.seed}, {result.report.total_seconds:.1f} s",
         }
@@ -161,8 +161,8 @@ class _Pictures:
         return {"step": event.step, "steps": event.steps, "preview": preview}
 
     def keep(self, index: int, finished: Message, rank: int) -> None:
-        if finished["contents"] is not None:
-            write_atomically(self.paths[index], lambda file: file.write(finished["contents"]))
+        for path, contents in finished["files"]:
+            _write(Path(path), contents)
         with self._turn:
             self.progress.clear()
             self.progress.note(*finished["notes"])
@@ -173,7 +173,7 @@ class _Pictures:
         if observed["preview"] is not None:
             path = self.paths[index]
             path = path.with_name(f"{path.stem}.step{observed['step']:03}{path.suffix}")
-            write_atomically(path, lambda file: file.write(observed["preview"]))
+            _write(path, observed["preview"])
         with self._turn:
             self._steps[index] = observed["step"]
             self.progress.steps(self._steps.total(), observed["steps"] * len(self.paths))
@@ -192,3 +192,7 @@ class _Pictures:
             self._unread -= len(os.fsencode(line)) + 1
         if self._unread is None or self._unread >= 0:
             print(line, flush=True)
+
+
+def _write(path: Path, contents: bytes) -> None:
+    write_atomically(path, lambda file: file.write(contents))

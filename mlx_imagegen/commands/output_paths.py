@@ -36,7 +36,7 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
             f"--output {pattern}: {times} pictures would be written to {path}; put {{seed}} or {{index}} into the name."
         )
     for path, job in zip(paths, jobs, strict=True):
-        picture_format(path, alpha=bool(job.settings.extras.get("transparent")))
+        picture_format(path, alpha=bool(job.settings.extras.get("transparent") or job.settings.extras.get("layers")))
     largest = max(job.settings.width * job.settings.height for job in jobs)
     longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
     for path in {path.parent: path for path in longest}.values():

@@ -250,11 +250,12 @@ class Family(ABC, Generic[Branch]):
 
     @abstractmethod
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        """[1, C, h, w]: of the noise, of a clean picture, and of what `pack` takes."""
+        """[1, C, h, w]: of the noise, of a clean picture, and of what `pack` takes. Where several are drawn together
+        (`frames`), there are as many."""
 
     @abstractmethod
     def pack(self, x: mx.array) -> mx.array:
-        """[1, C, h, w] -> the loop's layout, [1, tokens, values]."""
+        """[frames, C, h, w] -> the loop's layout, [1, tokens, values]."""
 
     @abstractmethod
     def schedule(self, settings: Settings) -> Schedule: ...
@@ -265,7 +266,8 @@ class Family(ABC, Generic[Branch]):
 
     @abstractmethod
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside; [H, W, 4] with alpha."""
+        """The loop's x -> pixels [H, W, 3] in -1..1, or a little outside; [H, W, 4] with alpha; [N, H, W, 4] where the
+        picture comes in layers, the lowest first."""
 
     @abstractmethod
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
@@ -276,7 +278,8 @@ class Family(ABC, Generic[Branch]):
     # What a family may have otherwise.
 
     def unpack(self, x: mx.array, settings: Settings) -> mx.array | None:
-        """The loop's layout -> latents [1, C, h, w]; None where a decode is no work, for there are no latents."""
+        """The loop's layout -> latents [frames, C, h, w], the picture put together first; None where a decode is no
+        work, for there are no latents."""
         return None
 
     def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
@@ -388,6 +391,10 @@ class Family(ABC, Generic[Branch]):
     def grid(self, settings: Settings) -> Grid:
         """The picture's rows and columns in tokens."""
         return settings.height // self.size_multiple, settings.width // self.size_multiple
+
+    def frames(self, settings: Settings) -> int:
+        """How many pictures of that grid are drawn together: one, or with its layers."""
+        return 1
 
     @property
     def seam_pixels(self) -> int | None:

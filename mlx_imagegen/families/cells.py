@@ -106,9 +106,13 @@ class CellFamily(Family[CellBranch], Generic[Modulation]):
     def pack(self, x: mx.array) -> mx.array:
         return patchified(x, 1)
 
+    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
+        """Its cells taken apart; still normalised."""
+        return unpatchified(x, self.grid(settings), SIDE)
+
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(unpatchified(x, self.grid(settings), SIDE))[0]
+        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
         return pixels
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:

@@ -9,10 +9,11 @@ from .manifest import Manifest, manifests
 
 
 def abilities(manifest: Manifest) -> list[str]:
-    """The parameters by which the model can be given pictures."""
-    starts = "image" in family_spec(manifest.family).capabilities
+    """The parameters by which the model can be given pictures, and layers, if it makes some."""
+    layered = "layers" in manifest.extras.get("takes", ())
+    starts = "image" in family_spec(manifest.family).capabilities and not layered
     follows = "control" in manifest.extras.get("needs", ()) or bool(networks_of(manifest, "control"))
-    has = {"image": starts, "mask": starts, "references": manifest.edits, "control": follows}
+    has = {"image": starts, "mask": starts, "references": manifest.edits, "control": follows, "layers": layered}
     adapters = dict.fromkeys(adapter.extras["parameter"] for adapter in manifests("image adapter").values())
     has |= {parameter: bool(networks_of(manifest, parameter)) for parameter in adapters}
     return [name for name, here in has.items() if here]

@@ -85,6 +85,7 @@ class SharedExtras:
     takes: tuple[str, ...] = ()
     references_limit: int = 1
     references_least: Annotated[int, Range(0, 100)] = 0
+    layers: Annotated[int, Range(1, 100)] = 1
     references_area: Annotated[int, MANY] = 1
     whole_prompt: bool = False
     sizes: Sizes | None = None

@@ -28,9 +28,10 @@ from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
-from .manifest import Manifest, data_folder, manifests
+from .manifest import Manifest, manifests
 from .mlx_folders import component_folders, saved_packings
 from .snapshots import cache_folder, cached
+from .tensor_shapes import read_tensor_shapes
 from .tokenizer_data import write_tokenizer
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -227,9 +228,7 @@ def published_files(manifest: Manifest) -> dict[str, Any]:
     """The small files of the published model, as far as they are in the package."""
     if manifest.tensor_shapes is None:
         return {}
-    files: dict[str, Any] = read_json(data_folder("weights") / "tensor_shapes" / f"{manifest.tensor_shapes}.json")[
-        "files"
-    ]
+    files: dict[str, Any] = read_tensor_shapes(manifest.tensor_shapes)["files"]
     return files
 
 

@@ -33,16 +33,16 @@ def has_tensor_shapes(manifest: Manifest) -> bool:
 @contextmanager
 def shape_only_folder(manifest: Manifest) -> Iterator[Path]:
     """A folder with the manifest's headers, for as long as the block runs."""
-    data = _read(str(manifest.tensor_shapes))
+    data = read_tensor_shapes(str(manifest.tensor_shapes))
     with tempfile.TemporaryDirectory(prefix="mlx-imagegen-") as name:
         write_shape_only(Path(name), data)
         yield Path(name)
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_tensor_shapes(name: str) -> dict[str, Any]:
     """A file's shapes, on top of its `base` file's where it names one."""
     data = read_json(data_folder("weights") / "tensor_shapes" / f"{name}.json")
-    return _merged(_read(data.pop("base")), data) if "base" in data else data
+    return _merged(read_tensor_shapes(data.pop("base")), data) if "base" in data else data
 
 
 def _merged(base: Any, changes: Any) -> Any:

@@ -42,6 +42,7 @@ SHARED_STREAMS = 4  # of them, those of heads, of which a machine has its share:
 # estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
 BUFFERS_IN_FLIGHT, OUTPUT_STREAMS, SMALL_OUTPUT_BYTES = 10, 2.5, 75 * 10**6
 SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
+LAYER_CHANNELS = 4  # colours and alpha
 DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
 # The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
 UNPACKED_COPIES = {4: 2, 8: 2, 2: 2}
@@ -206,7 +207,7 @@ def count_tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tok
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
-    read, image = words + more.prompt, math.prod(family.grid(settings))
+    read, image = words + more.prompt, family.frames(settings) * math.prod(family.grid(settings))
     read, text, image = (count + -count % multiple for count in (read, read + more.adapted, image))
     return Tokens(read, text, image, more.image, more.prefix)
 
@@ -262,8 +263,9 @@ def _working_bytes(
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder = family.components[names[0]]
-        return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
+        decoder, pixels = family.components[names[0]], settings.width * settings.height
+        layers = (family.frames(settings) - 1) * pixels * LAYER_CHANNELS * VAE_DTYPE.size  # kept until all are decoded
+        return layers + _autoencoder_bytes(decoder, pixels, ("conv_out", -1), gpu)
     count = keys = tokens.prompt
     if stage == "adapters":
         count = keys = max((adapter.encoder_tokens for adapter in family.adapters.values()), default=0)

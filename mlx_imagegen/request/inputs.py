@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..families.base import Settings
-from ..hub.abilities import able
+from ..hub.abilities import abilities, able
 from ..hub.manifest import Manifest
 from ..image import Picture, open_picture
 from ..masks import sampled
@@ -37,7 +37,7 @@ def open_references(
     limit = manifest.extras.get("references_limit")
     if limit is not None and len(given) > limit:
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
-    alpha = options.takes(manifest, "transparent")
+    alpha = options.takes(manifest, "transparent") or options.takes(manifest, "layers")
     pictures = tuple(open_picture(reference, "references", alpha, notes) for reference in given)
     for width, height in (picture.size for picture in pictures):
         if max(width, height) > MAX_ASPECT * min(width, height):
@@ -48,8 +48,13 @@ def open_references(
     return pictures
 
 
-def check_needs(manifest: Manifest, masked: bool, controls: int) -> None:
-    """Raises where the model is made for pictures that are not given."""
+def check_needs(manifest: Manifest, drawn_on: bool, masked: bool, controls: int) -> None:
+    """Raises where the model is made for pictures that are not given, or for others than are."""
+    if drawn_on and "image" not in abilities(manifest):
+        raise RequestError(
+            f"image: {manifest.name} starts from noise alone; give the picture as references, or use "
+            f"{able('image', manifest)}."
+        )
     needs = manifest.extras.get("needs", ())
     if "mask" in needs and not masked:
         raise RequestError(

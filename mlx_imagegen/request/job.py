@@ -177,7 +177,7 @@ def _jobs(
     is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
     pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
     controls = open_controls(given.get("control"), notes)
-    check_needs(manifest, canvas is not None and canvas.mask is not None, len(controls))
+    check_needs(manifest, canvas is not None, canvas is not None and canvas.mask is not None, len(controls))
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
@@ -195,6 +195,7 @@ def _jobs(
     guidance = _guidance(manifest, asked_guidance, given.get("true_cfg"), negative_prompt, notes)
     steps = _steps(manifest, steps)
     extras |= options.transparency(manifest, given.get("transparent"))
+    extras |= options.layers(manifest, given.get("layers"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
         steps=steps,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..escaping import quoted
+from ..hub.abilities import able
 from ..hub.manifest import Manifest
 from ..image import Box
 from ..previews import FAST, FULL
@@ -187,6 +188,22 @@ def transparency(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
             f"transparent: {manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1."
         )
     return {"transparent": True} if wanted else {}
+
+
+def layers(manifest: Manifest, count: int | None) -> dict[str, Any]:
+    """How many layers a picture is taken apart into; nothing for models that make none."""
+    if not takes(manifest, "layers"):
+        if count is not None:
+            raise RequestError(
+                f"layers: {manifest.name} makes one picture; leave it out, or use a model that takes a picture apart: "
+                f"{able('layers', manifest)}."
+            )
+        return {}
+    low, high = map(int, limits("layers"))
+    count = int(manifest.extras["layers"]) if count is None else count
+    if not low <= count <= high:
+        raise RequestError(f"layers {count}: give a number from {low} to {high}; each takes as long as a picture.")
+    return {"layers": count}
 
 
 def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int | str | None:

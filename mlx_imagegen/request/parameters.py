@@ -139,8 +139,11 @@ class PictureParameters(TypedDict, total=False):
     ]  # fmt: skip
     cfg_normalization: Annotated[
         bool | None,
-        Parameter(SWITCH, "Z-Image: the guided velocity is at most as long as the unguided", "how", default=False),
-    ]
+        Parameter(
+            SWITCH, "Z-Image, Qwen-Image-Layered: the guided velocity is no longer than the unguided", "how",
+            default=False, aliases=("cfg_normalize",),
+        ),
+    ]  # fmt: skip
     guidance_until: Annotated[
         float | None,
         Parameter(
@@ -271,6 +274,13 @@ class PictureParameters(TypedDict, total=False):
             default=False,
         ),
     ]
+    layers: Annotated[
+        int | None,
+        Parameter(
+            WHOLE_NUMBER, "Qwen-Image-Layered: how many layers the reference is taken apart into", "pictures", "N",
+            default_text=MODELS_OWN, limits=(1, 20), aliases=("num_layers",),
+        ),
+    ]  # fmt: skip
     layout: Annotated[
         "Sequence[Any] | None",
         Parameter(

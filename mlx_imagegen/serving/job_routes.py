@@ -6,6 +6,7 @@ Must not know: how jobs run.
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ from .replay import command_line, python_code
 from .requests import TAKEN
 from .safety import COOKIE, Access
 
-OF_SOME_MODELS = ("blend_seams", "layout", "keep_original_aspect")  # their manifests name them under `takes`
+OF_SOME_MODELS = ("blend_seams", "layout", "keep_original_aspect", "layers")  # their manifests name them under `takes`
 SESSION_SECONDS = 30 * 24 * 60 * 60
 
 
@@ -70,7 +71,11 @@ async def show_picture(request: Request) -> Response:
     form = output_format(request.path_params["form"])
     if index >= len(job.results):
         raise HTTPException(404, f"the job has no picture {index}.")
-    data = await asyncio.to_thread(encode, job.results[index], form)
+    result, number = job.results[index], request.path_params.get("layer", 0)
+    if number > len(result.layers):
+        raise HTTPException(404, f"the picture has no layer {number}.")
+    shown = replace(result, image=result.layers[number - 1]) if number else result
+    data = await asyncio.to_thread(encode, shown, form)
     return Response(data, media_type=form.media_type, headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 
@@ -118,6 +123,7 @@ ROUTES = [
     Route("/jobs/{id}", show_job),
     Route("/jobs/{id}", cancel_job, methods=["DELETE"]),
     Route("/jobs/{id}/events", job_events),
+    Route("/pictures/{id}/{index:int}.layer{layer:int}.{form}", show_picture),
     Route("/pictures/{id}/{index:int}.{form}", show_picture),
     Route("/models", list_models),
     Route("/models/{name:path}/fits", model_fits),
@@ -153,6 +159,7 @@ def _described(request: Request, job: Job) -> dict[str, Any]:
     results = [
         {
             "url": f"/pictures/{job.id}/{index}.png",
+            "layer_urls": [f"/pictures/{job.id}/{index}.layer{n}.png" for n, _ in enumerate(result.layers, 1)],
             "seed": result.seed,
             "width": result.image.width,
             "height": result.image.height,

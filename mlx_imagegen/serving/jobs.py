@@ -136,7 +136,7 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        images = [*(result.image for result in self.results), *self.partials]
+        images = [*(each for result in self.results for each in (result.image, *result.layers)), *self.partials]
         return sum(image.width * image.height * BYTES_PER_PIXEL for image in images)
 
     async def changes(self, heartbeat: float) -> AsyncIterator[bool]:

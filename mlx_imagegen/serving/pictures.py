@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import RequestError
-from ..image import UNREADABLE, save_picture
+from ..image import ALPHA, UNREADABLE, on_white, save_picture
 from ..result import Result
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # that are read; others would let a client reach more of Pillow's decoders
@@ -117,6 +117,8 @@ def _file(image: Image.Image, form: OutputFormat, metadata: Mapping[str, Any] | 
     if form.name == "png":
         save_picture(image, file, "PNG", None if metadata is None else dict(metadata))
     else:
+        if form.name == "jpeg" and image.mode == ALPHA:  # which JPEG does not have
+            image = on_white(image.convert("RGB"), image.getchannel("A"))
         image.save(file, form.name.upper(), quality=form.quality or QUALITY[form.name])
     return file.getvalue()
 

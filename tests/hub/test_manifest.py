@@ -143,9 +143,9 @@ def test_a_folder_is_told_by_its_own_files(
     [
         ({}, MissingFileError, "has no model_index.json, config.json or transformer/config.json"),
         (
-            {"model_index.json": {"_class_name": "QwenImageLayeredPipeline"}},
+            {"model_index.json": {"_class_name": "QwenImageLayeredControlPipeline"}},
             ConfigError,
-            "says QwenImageLayeredPipeline",
+            "says QwenImageLayeredControlPipeline",
         ),
         ({"config.json": {"architectures": ["LlamaForCausalLM"]}}, ConfigError, "not an architecture this library has"),
     ],

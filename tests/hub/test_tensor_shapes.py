@@ -24,6 +24,7 @@ PUBLISHED = {
     "flux-depth-dev",
     "qwen-image",
     "qwen-image-2.1",
+    "qwen-image-layered",
     "hidream-o1",
 }
 PUBLISHED |= {"flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "flux3-klein", "flux3-klein-base"}

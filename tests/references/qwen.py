@@ -200,28 +200,31 @@ def with_picture_positions(model: Qwen2_5_VLForConditionalGeneration) -> None:
     model.forward = told
 
 
-def draw_transformer(dice: random.Random, text: int, channels: int, zero: bool) -> QwenImageTransformer2DModel:
+def draw_transformer(
+    dice: random.Random, text: int, channels: int, zero: bool, **flags: bool
+) -> QwenImageTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (4, 10, 10)])
     return QwenImageTransformer2DModel(
         in_channels=4 * channels, out_channels=channels, num_layers=2, attention_head_dim=sum(axes),
         num_attention_heads=dice.choice([2, 3]), joint_attention_dim=text, axes_dims_rope=axes, zero_cond_t=zero,
+        **flags,
     )  # fmt: skip
 
 
-def draw_vae(dice: random.Random) -> AutoencoderKLQwenImage:
+def draw_vae(dice: random.Random, channels: int = 4, colours: int = 3) -> AutoencoderKLQwenImage:
     config = vae_config(dice)
     config |= {
         "base_dim": 4,
         "num_res_blocks": 1,
         "dim_mult": [1, 1, 2, dice.choice([1, 2])],
         "temperal_downsample": [False, True, True],
-        "z_dim": 4,
+        "z_dim": channels,
     }
     config |= {
-        name: [round(dice.uniform(low, 1), 4) for _ in range(4)]
+        name: [round(dice.uniform(low, 1), 4) for _ in range(channels)]
         for name, low in (("latents_mean", -1), ("latents_std", 0.5))
     }
-    return AutoencoderKLQwenImage(**config)
+    return AutoencoderKLQwenImage(**config, input_channels=colours)
 
 
 def write_ids(folder: Path, pipeline: QwenImagePipeline) -> None:

@@ -37,6 +37,18 @@ def test_a_job_from_its_start_to_its_picture(live: LiveServer, drawn: Callable[.
     assert listed[0]["id"] == job["id"] and "prompt" not in listed[0]
 
 
+def test_layers_are_pictures_of_their_own(live: LiveServer) -> None:
+    id = live.call("POST", "/jobs", {"prompt": "a hen", "seed": 3} | SMALL)[1]["id"]
+    assert live.finished(id)["results"][0]["layer_urls"] == []
+    job, layers = live.service.store.get(id), [Image.new("RGBA", (8, 8), (0, 0, 255, alpha)) for alpha in (255, 9)]
+    assert job is not None
+    before, job.results[0] = job.nbytes, replace(job.results[0], layers=tuple(layers))
+    assert job.nbytes > before
+    urls = live.finished(id)["results"][0]["layer_urls"]
+    assert [live.picture(url).getpixel((0, 0)) for url in urls] == [(0, 0, 255, 255), (0, 0, 255, 9)]
+    assert live.call("GET", urls[0].replace("layer1", "layer3"))[0] == 404
+
+
 def test_events_tell_steps_previews_and_the_end(live: LiveServer) -> None:
     job = live.call("POST", "/jobs", {"prompt": "a hen", "seed": 3} | SMALL | {"steps": 60})[1]
     seen = list(events(live, job["id"]))

@@ -76,3 +76,10 @@ def test_output_formats() -> None:
 def test_previews_are_small() -> None:
     shown = Image.open(io.BytesIO(preview(Image.new("RGB", (2048, 1024)))))
     assert shown.size == (512, 256) and shown.format == "JPEG"
+
+
+def test_a_jpeg_shows_what_is_transparent_as_white() -> None:
+    clear = Image.new("RGBA", (48, 32), (0, 0, 255, 0))
+    for data in (preview(clear), encode_partial(clear, OutputFormat("jpeg"))):
+        with Image.open(io.BytesIO(data)) as shown:
+            assert shown.format == "JPEG" and np.asarray(shown).min() > 250

@@ -11,7 +11,7 @@ from ...errors import ConfigError
 from ...escaping import quoted, shown
 from ...loading.config import HEADS, LAYERS, Config, Range
 
-SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509 and -Edit-2511."
+SUPPORTED = "This library has Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, -Edit-2509, -Edit-2511 and -Layered."
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class QwenImageConfig(Config):
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
     guidance_embeds: bool = False
     zero_cond_t: bool = False  # Qwen-Image-Edit-2511: reference tokens are modulated as at t = 0
-    use_additional_t_cond: bool = False
-    use_layer3d_rope: bool = False
+    use_additional_t_cond: bool = False  # Qwen-Image-Layered: a learned vector is added to the timestep's
+    use_layer3d_rope: bool = False  # Qwen-Image-Layered: pictures are layers, and the last one is taken apart
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
@@ -43,8 +43,12 @@ class QwenImageConfig(Config):
             known = "Qwen-Image-2.1" if kind == "QwenImage21Transformer2DModel" else f"a {quoted(kind)}"
             raise ConfigError(f"{where}: this is {known}, another architecture. {SUPPORTED}")
         config = super().read(data, where)
-        if config.use_additional_t_cond or config.use_layer3d_rope:
-            raise ConfigError(f"{where}: this is Qwen-Image-Layered, another architecture. {SUPPORTED}")
+        flags = config.use_additional_t_cond, config.use_layer3d_rope, config.zero_cond_t
+        if flags[0] != flags[1] or all(flags):
+            raise ConfigError(
+                f"{where}: 'use_additional_t_cond', 'use_layer3d_rope' and 'zero_cond_t' are {flags}, another "
+                f"architecture: Qwen-Image-Layered has the first two, all others neither of them. {SUPPORTED}"
+            )
         if config.guidance_embeds:
             raise ConfigError(f"{where}: 'guidance_embeds' is true; no published Qwen-Image has it, nor has this port.")
         counts = ("attention_head_dim", "num_attention_heads", "num_layers", "patch_size")
@@ -59,6 +63,11 @@ class QwenImageConfig(Config):
                 f"{config.attention_head_dim}; take the file from the model's repository."
             )
         return config
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether it takes a picture apart into layers."""
+        return self.use_layer3d_rope
 
     @property
     def inner_dim(self) -> int:

@@ -2,7 +2,7 @@
 
 In: what `QwenImage.denoiser` computed for each branch, and the reference pictures' latents. Out: dx/dsigma at each
 step. Guidance is the scale between two branches, with the length of every token's velocity kept at the prompt's
-branch's.
+branch's, unless Qwen-Image-Layered is asked for the plain one.
 Must not know: prompts, schedules, pictures.
 """
 
@@ -42,14 +42,16 @@ class QwenImageDenoiser(ControlledDenoiser[Condition, list[mx.array]]):
         one_batch: bool,
         tables_source: str,
         passes: Mapping[str, ControlPass] = MappingProxyType({}),
+        normalizes: bool = True,
     ):
         """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
-        batch. `passes`: control networks."""
+        batch. `passes`: control networks. `normalizes`: whether guidance keeps the length of the prompt's velocity."""
         super().__init__(conditions, cfg, tables_source, passes, len(conditions[0].modulation))
         self._transformer = transformer
         self._encoded = references
         self._references = references
         self._one_batch = one_batch
+        self._normalizes = normalizes
 
     def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
@@ -83,6 +85,8 @@ class QwenImageDenoiser(ControlledDenoiser[Condition, list[mx.array]]):
         """As long, token by token, as the prompt's own velocity."""
         wanted, unwanted = velocities
         v = apply_cfg(wanted, unwanted, self.cfg)
+        if not self._normalizes:
+            return v
         return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
 
 

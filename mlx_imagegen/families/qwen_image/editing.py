@@ -30,10 +30,10 @@ class Editing(Config):
         return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
 
     def for_language(self, picture: Image.Image) -> Image.Image:
-        return _resized(picture, self.language_size(picture.size))
+        return resized(picture, self.language_size(picture.size))
 
     def for_latents(self, picture: Image.Image) -> Image.Image:
-        return _resized(picture, self.latent_size(picture.size))
+        return resized(picture, self.latent_size(picture.size))
 
     def language_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return proportioned(size, self.language_area, self.multiple)
@@ -48,5 +48,5 @@ class Editing(Config):
         )
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

@@ -1,8 +1,10 @@
-"""Qwen-Image, its Lightning and editing checkpoints as a family.
+"""Qwen-Image, its Lightning and editing checkpoints, and the one that takes a picture apart, as a family.
 
 Qwen2.5-VL's features of the prompt (and, for editing, of reference pictures) -> rectified flow on packed 16-channel
 latents, followed by the latents of reference pictures -> VAE. Guidance is the scale between two branches, with the
 length of every token's velocity kept at the positive branch's.
+Qwen-Image-Layered draws the picture put together and its layers at once, each with alpha, followed by the latents of
+the picture that is taken apart; the picture put together is not decoded.
 """
 
 import functools
@@ -20,7 +22,7 @@ from ...autoencoders.qwen_image import Decoder, Encoder, normalised
 from ...errors import RequestError
 from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
-from ...image import to_pixels
+from ...image import ALPHA, to_pixels
 from ...layers.patches import Grid, patchified, unpatchified
 from ...layers.posterior import sample
 from ...layers.rope import rope_table
@@ -40,6 +42,7 @@ from ..controls import ControlNetwork, ControlPicture, EncodedControl
 from ..schedule_tables import find_tables
 from .control import ControlPass, QwenImageControlNetwork
 from .denoiser import Condition, QwenImageDenoiser
+from .editing import resized
 from .files import TABLE, QwenImageFiles, columns, open_files
 from .lightning import lightning_notes
 from .modulation import Tables, fold_inputs, modulators, tabulate, unfold
@@ -48,6 +51,7 @@ from .prompts import ids_of
 from .transformer import Modulation, QwenImageTransformer, cuts
 
 THETA = 10000.0  # diffusers fixes rope's base in code
+LAYERED_TOKENS = 256  # of a picture whose shift is 1, in Qwen-Image-Layered's pipeline
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class QwenImage(Family[QwenImageBranch]):
                 heads=vision.num_heads,
             )
             self.stages = QwenImage.stages | {"encode": ("text_encoder", "vision", "vae_encoder")}
+        if files.config.is_layered:
+            self.stages = QwenImage.stages | {"encode": ("text_encoder", "vae_encoder")}
         self._references = LastValueCache[EncodedReferences]()  # the same for all branches
         self._tables = LastValueCache[tuple[tuple[Modulation, ...], str]]()  # the same for every prompt
 
@@ -117,7 +123,7 @@ class QwenImage(Family[QwenImageBranch]):
         return self.files.config.patch_size * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[QwenImageBranch, list[str]]:
-        references, length = self._encoded(prompt), settings.extras["max_sequence_length"]
+        references, length = self._encoded(prompt, settings), settings.extras["max_sequence_length"]
         read = ids_of(self._tokenizer, prompt.text, self.files.editing, references.merged, length)
         x = self.files.text.gather(TABLE, read.ids, compute_dtype())
         if references.features:
@@ -133,17 +139,23 @@ class QwenImage(Family[QwenImageBranch]):
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         side, (rows, columns) = self.files.config.patch_size, self.grid(settings)
-        return 1, self.files.vae_config.z_dim, side * rows, side * columns
+        return self.frames(settings), self.files.vae_config.z_dim, side * rows, side * columns
+
+    def frames(self, settings: Settings) -> int:
+        return 1 + int(settings.extras["layers"]) if self.files.config.is_layered else 1
 
     def pack(self, x: mx.array) -> mx.array:
-        return patchified(x, self.files.config.patch_size)
+        tokens = patchified(x, self.files.config.patch_size)
+        return tokens.reshape(1, -1, tokens.shape[-1])  # frame after frame
 
     def schedule(self, settings: Settings) -> Schedule:
         config = self.files.scheduler
         if "shift" in settings.extras:
             shift = settings.extras["shift"]
             config = replace(config, use_dynamic_shifting=False, shift=shift, shift_terminal=None)
-        schedule = flow_match_schedule(config, settings.steps, math.prod(self.grid(settings)))
+        tokens = math.prod(self.grid(settings))
+        mu = math.sqrt(tokens / LAYERED_TOKENS) if self.files.config.is_layered else None
+        schedule = flow_match_schedule(config, settings.steps, tokens, mu)
         if self.files.folded is not None:
             folder, size = self.files.tokenizer.parent, (settings.width, settings.height)
             self.files.folded.check(schedule.timesteps, folder, settings.steps, size, settings.extras.get("shift"))
@@ -153,17 +165,19 @@ class QwenImage(Family[QwenImageBranch]):
         self, branches: Sequence[QwenImageBranch], schedule: Schedule, settings: Settings
     ) -> "QwenImageDenoiser":
         references = branches[0].references  # all branches show the same pictures
-        grids, axes = (self.grid(settings), *references.grids), self.files.config.axes_dims_rope
+        config, axes = self.files.config, self.files.config.axes_dims_rope
+        grids = (*[self.grid(settings)] * self.frames(settings), *references.grids)
         lengths = [branch.txt.shape[1] for branch in branches]
         table, source = self._tables.get(schedule, lambda: self.tables(schedule))
         conditions = [
-            Condition(branch.txt, rope_table(positions(length, grids), axes, THETA), table)
+            Condition(branch.txt, rope_table(positions(length, grids, config.is_layered), axes, THETA), table)
             for branch, length in zip(branches, lengths, strict=True)
         ]
         together = self._in_one_batch(max(lengths) + sum(map(math.prod, grids)))
         passes = {name: self._control_pass(name, conditions[0], schedule) for name in self.controls}
+        normalizes = not config.is_layered or settings.extras.get("cfg_normalization", False)
         return QwenImageDenoiser(
-            self.transformer, conditions, settings.cfg, references.latents, together, source, passes
+            self.transformer, conditions, settings.cfg, references.latents, together, source, passes, normalizes
         )
 
     def _control_pass(self, name: str, condition: Condition, schedule: Schedule) -> ControlPass:
@@ -181,12 +195,19 @@ class QwenImage(Family[QwenImageBranch]):
         return QwenImageControlNetwork(name, folder, self.files.config, transforms)
 
     def unpack(self, x: mx.array, settings: Settings) -> mx.array:
-        return unpatchified(x, self.grid(settings), self.files.config.patch_size)
+        frames = x.reshape(self.frames(settings), -1, x.shape[-1])
+        return unpatchified(frames, self.grid(settings), self.files.config.patch_size)
 
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
-        return pixels
+        decoder, latents = self.components["vae_decoder"].load(), self.unpack(x, settings)
+        if not self.files.config.is_layered:
+            pixels: mx.array = decoder.decode(latents)[0]
+            return pixels
+        layers = []
+        for layer in latents[1:]:
+            layers.append(decoder.decode(layer[None])[0])
+            mx.eval(layers[-1])  # now, so that one layer's activations take the room of the former's
+        return mx.stack(layers)
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
         encoded = self.encode_inputs(Inputs(picture), seed, settings)
@@ -218,14 +239,15 @@ class QwenImage(Family[QwenImageBranch]):
 
     def check_inputs(self, inputs: Inputs) -> None:
         super().check_inputs(inputs)
-        if inputs.controls and self.files.editing is not None:
+        if inputs.controls and (self.files.editing is not None or self.files.config.is_layered):
             raise RequestError(
                 f"control: {inputs.controls[0].network} goes with Qwen-Image, not with the models that edit; choose "
                 "qwen-image."
             )
 
     def latents(self, picture: mx.array, stream: TorchGenerator | None) -> mx.array:
-        """Pixels [H, W, 3] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the mode."""
+        """Pixels [H, W, colours] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the
+        mode."""
         mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
         z = mean if stream is None else sample(mean, logvar, stream)
         return normalised(z, self.files.vae_config)
@@ -237,6 +259,8 @@ class QwenImage(Family[QwenImageBranch]):
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         editing, patches = self.files.editing, self.files.patches
+        if self.files.config.is_layered:
+            return ReferenceTokens(image=len(prompt.references) * math.prod(self.grid(settings)))
         if editing is None or patches is None:
             return ReferenceTokens()
         sizes = [picture.size for picture in prompt.references]
@@ -247,6 +271,8 @@ class QwenImage(Family[QwenImageBranch]):
 
     def reference_pixels(self, prompt: Prompt, settings: Settings) -> int:
         editing = self.files.editing
+        if self.files.config.is_layered:
+            return settings.width * settings.height if prompt.references else 0
         sizes = (editing.latent_size(picture.size) for picture in prompt.references) if editing else ()
         return max(map(math.prod, sizes), default=0)
 
@@ -289,8 +315,21 @@ class QwenImage(Family[QwenImageBranch]):
         )
         return Tables(**arrays).steps(), source
 
-    def _encoded(self, prompt: Prompt) -> EncodedReferences:
+    def _encoded(self, prompt: Prompt, settings: Settings) -> EncodedReferences:
+        if self.files.config.is_layered:
+            size = settings.width, settings.height
+            return self._references.get(
+                (prompt.references_key, size), lambda: self._encode_composite(prompt.references, size)
+            )
         return self._references.get(prompt.references_key, lambda: self._encode_references(prompt.references))
+
+    def _encode_composite(self, pictures: Sequence[Image.Image], size: tuple[int, int]) -> EncodedReferences:
+        """The picture that is taken apart, with alpha and in the size of its layers."""
+        (picture,) = pictures
+        z = self._latents(resized(picture.convert(ALPHA), size))
+        packed, side = self.pack(z), self.files.config.patch_size
+        mx.eval(packed)
+        return EncodedReferences(latents=packed, grids=((z.shape[2] // side, z.shape[3] // side),))
 
     def _encode_references(self, pictures: Sequence[Image.Image]) -> EncodedReferences:
         editing, patch_config = self.files.editing, self.files.patches

@@ -1,7 +1,8 @@
 """Qwen-Image's files on disk, opened and checked: a diffusers folder, for text-to-image or for editing.
 
 In: a folder. Out: `QwenImageFiles`, the configs and weights of every component, each tensor accounted for by name and
-shape. Whether it is for editing is the manifest's to say: the tensors are the same.
+shape. Whether it is for editing is the manifest's to say: the tensors are the same. Whether it finds layers, the
+transformer's config says.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .modulation import QwenImageModulators
 from .transformer import QwenImageTransformer
 
 TABLE = "embed_tokens.weight"
+ALPHA_CHANNELS = 4  # of a picture with alpha
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
     data = {part: read_json(path) for part, path in paths.items()}
     config = QwenImageConfig.read(data["transformer"], paths["transformer"])
+    _check_layered(config, manifest, paths["transformer"])
     text_config = read_config(data["text_encoder"], paths["text_encoder"])
     vae_config = VaeConfig.read(data["vae"], paths["vae"])
     folded = Folded.read(data["transformer"], paths["transformer"])
@@ -73,6 +76,11 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
             ("in_channels", config.in_channels, vae_config.z_dim * config.patch_size**2, "vae's z_dim in patches"),
         ),
     )
+    channels = ALPHA_CHANNELS if config.is_layered else ALPHA_CHANNELS - 1
+    check_widths(
+        paths["vae"],
+        (("input_channels", vae_config.input_channels, channels, "number that the transformer's pictures have"),),
+    )
     vae = check_tensors(
         name_component(folder, "vae"),
         [Encoder(vae_config), Decoder(vae_config)],
@@ -81,7 +89,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     )
     trees: list[nn.Module] = [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
     opened = config, text_config, vae_config, read_scheduler(folder, manifest), transformer
-    if not manifest.edits:
+    if config.is_layered or not manifest.edits:  # the language model sees no pictures
         text = check_tensors(text_tensors, trees, (HEAD, VISION), transforms=transforms)
         return QwenImageFiles(*opened, text, vae, folder / "tokenizer", folded=folded)
     vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
@@ -92,6 +100,14 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     return QwenImageFiles(
         *opened, text, vae, folder / "tokenizer", Editing.of(manifest), vision_config, patches, folded
     )
+
+
+def _check_layered(config: QwenImageConfig, manifest: Manifest, where: Path) -> None:
+    if config.is_layered != ("layers" in manifest.extras.get("takes", ())):
+        raise ConfigError(
+            f"{where}: 'use_layer3d_rope' is {config.is_layered}, but the folder is opened as {manifest.name}: the "
+            "file is of another model. Take it from the model's repository."
+        )
 
 
 def columns(config: QwenImageConfig, folded: Folded | None) -> int:

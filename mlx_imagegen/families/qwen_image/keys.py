@@ -1,15 +1,19 @@
 """Qwen-Image as single files: ComfyUI's and GGUF's, which carry diffusers' names, and what mflux saves."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...autoencoders.layouts import mflux_wan_file, wan_files
-from ...errors import ConfigError
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen2_5_vl_file, qwen2_5_vl_files
 
+COLOURS = 3
+
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:
-    """The variants' tensors are alike: the file's name tells, and a marker in -Edit-2511."""
+    """The variants' tensors are alike, but for one of -Layered: the file's name tells, and a marker in -Edit-2511."""
     if "time_text_embed.addition_t_embedding.weight" in tensors:
-        raise ConfigError(f"{name} is Qwen-Image-Layered, another architecture, which this library does not have.")
+        return "qwen-image-layered"
     if "2511" in name or "__index_timestep_zero__" in tensors:
         return "qwen-image-edit-2511"
     if "2509" in name:
@@ -32,6 +36,12 @@ def _config(tensors: Tensors) -> dict[str, object]:
     }
 
 
+def _vae_fits(config: Mapping[str, Any], transformer: Mapping[str, Any]) -> bool:
+    """In the number of latents, and in whether pictures have alpha."""
+    colours = COLOURS + bool(transformer.get("use_layer3d_rope"))
+    return (4 * config["z_dim"], config.get("input_channels", COLOURS)) == (transformer["in_channels"], colours)
+
+
 MFLUX = (
     (r"\.attn\.attn_to_out\.0\.", ".attn.to_out.0."),
     (r"\.(img|txt)_mod_linear\.", r".\1_mod.1."),
@@ -51,7 +61,7 @@ SINGLE_FILES = (
     *qwen2_5_vl_files(
         "text_encoder", lambda config, transformer: config["hidden_size"] == transformer["joint_attention_dim"]
     ),
-    *wan_files("vae", lambda config, transformer: 4 * config["z_dim"] == transformer["in_channels"]),
+    *wan_files("vae", _vae_fits),
     SingleFile(
         "transformer",
         "Qwen-Image's transformer, saved by mflux",

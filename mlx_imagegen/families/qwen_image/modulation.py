@@ -23,6 +23,7 @@ from .config import QwenImageConfig
 from .transformer import Modulation
 
 EMBEDDER = "time_text_embed.timestep_embedder"
+ADDED = "time_text_embed.addition_t_embedding"  # Qwen-Image-Layered's, of which pictures with alpha take the first row
 # (an adaLN linear's path, its chunks) -> its outputs, [rows, chunks, D]
 Outputs = Callable[[str, int], mx.array]
 SCALES = 1, 4  # of a block's vectors: before attention, before the MLP
@@ -42,13 +43,23 @@ class QwenImageModulators(nn.Module):
             return FoldedLinear(chunks * dims, columns) if columns else Linear(dims, chunks * dims)
 
         if not columns:
-            self.time_text_embed = {"timestep_embedder": EmbeddingMLP(FREQUENCIES, dims)}
+            self.time_text_embed: dict[str, nn.Module] = {"timestep_embedder": EmbeddingMLP(FREQUENCIES, dims)}
+            if config.use_additional_t_cond:
+                self.time_text_embed["addition_t_embedding"] = AddedEmbedding(dims)
         # The checkpoint calls the linears img_mod.1 and txt_mod.1; 0 is the SiLU before them.
         self.transformer_blocks = [
             {"img_mod": {"1": adaln(6)}, "txt_mod": {"1": adaln(6)}} for _ in range(config.num_layers)
         ]
         if config.has_head:
             self.norm_out = {"linear": adaln(2)}
+
+
+class AddedEmbedding(nn.Module):
+    """What is added to the timestep's vector: a row for pictures with alpha, and one for those without."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.weight = mx.zeros((2, dims))
 
 
 class Tables(NamedTuple):
@@ -75,13 +86,16 @@ class Tables(NamedTuple):
 def modulators(config: QwenImageConfig) -> tuple[frozenset[str], frozenset[str]]:
     """The paths of the adaLN linears, and of the layers before them that they share."""
     paths = {path for path, _ in layers(QwenImageModulators(config))}
-    shared = frozenset(path for path in paths if path.startswith(EMBEDDER))
+    shared = frozenset(path for path in paths if path.startswith((EMBEDDER, ADDED)))
     return frozenset(paths) - shared, shared
 
 
 def tabulate(config: QwenImageConfig, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> Tables:
     """S timesteps (0..1000) -> S modulations, in `dtype`."""
-    vec = silu(fill(EmbeddingMLP(FREQUENCIES, config.inner_dim), EMBEDDER)(embedded(config, timesteps)))  # [S (+ 1), D]
+    vec = fill(EmbeddingMLP(FREQUENCIES, config.inner_dim), EMBEDDER)(embedded(config, timesteps))  # [S (+ 1), D]
+    if config.use_additional_t_cond:
+        vec = vec + fill(AddedEmbedding(config.inner_dim), ADDED).weight[0]
+    vec = silu(vec)
     mx.eval(vec)
     return _gathered(config, lambda path, chunks: adaln_table(fill, path, vec, chunks, dtype))
 
@@ -97,6 +111,8 @@ def fold_inputs(config: QwenImageConfig, timesteps: Sequence[float], read: Read)
     x = np.array(embedded(config, timesteps)).astype(np.float64)
     for name in ("linear_1", "linear_2"):
         x = x @ read(f"{EMBEDDER}.{name}", "weight").T + read(f"{EMBEDDER}.{name}", "bias")
+        if name == "linear_2" and config.use_additional_t_cond:
+            x = x + read(ADDED, "weight")[0]
         x = x / (1 + np.exp(-x))
     return x
 

@@ -8,6 +8,7 @@ PIPELINES = {
     "QwenImagePipeline": "qwen-image",
     "QwenImageEditPipeline": "qwen-image-edit",
     "QwenImageEditPlusPipeline": "qwen-image-edit-2509",
+    "QwenImageLayeredPipeline": "qwen-image-layered",
 }
 TRANSFORMER = "QwenImageTransformer2DModel"
 
@@ -15,7 +16,10 @@ TRANSFORMER = "QwenImageTransformer2DModel"
 def recognize(folder: ModelFolder) -> str | None:
     if folder.pipeline not in PIPELINES and not (folder.pipeline is None and folder.transformer == TRANSFORMER):
         return None
-    if folder.config("transformer/config.json").get("zero_cond_t"):
+    config = folder.config("transformer/config.json")
+    if config.get("use_layer3d_rope"):
+        return "qwen-image-layered"
+    if config.get("zero_cond_t"):
         return "qwen-image-edit-2511"
     return PIPELINES.get(folder.pipeline or "", "qwen-image")
 

@@ -144,7 +144,6 @@ def test_modulation_is_33_percent_and_not_in_the_loop() -> None:
 
 RELATIVES = {
     "Qwen-Image-2.1": {"_class_name": "QwenImage21Transformer2DModel", "num_layers": 32},
-    "Qwen-Image-Layered": {"use_additional_t_cond": True, "use_layer3d_rope": True},
 }
 
 
