@@ -3,9 +3,9 @@
     python tests/references/flux_controls.py FOLDER BASE [--seed N] [--kinds KIND …]
 
 BASE is a draw of flux.py with an even seed. FOLDER/KIND gets a transformer with more blocks than BASE's, network/ (a
-union that is told kinds of pictures, one without, one of XLabs' that looks at pixels), options.json, pictures, masks
-and reference.safetensors: pictures of the whole pipeline. What is not there is as in BASE. Needs torch, diffusers and
-transformers.
+union that is told kinds of pictures, one without, one of XLabs' that looks at pixels), options.json, pictures, masks,
+a LoRA (style, of plain) and reference.safetensors: pictures of the whole pipeline. What is not there is as in BASE.
+Needs torch, diffusers, transformers and peft.
 """
 
 import argparse
@@ -20,13 +20,15 @@ from diffusers import (
     FluxControlNetInpaintPipeline,
     FluxControlNetModel,
     FluxControlNetPipeline,
+    FluxPipeline,
     FluxTransformer2DModel,
 )
 from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
 from flux_text import spread
-from flux_tools import LATENTS, Caller, draw_pictures
+from flux_tools import LATENTS, RANK, Caller, draw_pictures, lora_spread
 from inpaint import open_flux
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from weight_descriptions import redraw
 
 DEPTHS = {"num_layers": 5, "num_single_layers": 4}  # of the transformer: no multiples of the networks'
 NETWORKS = {
@@ -39,6 +41,7 @@ NETWORKS = {
         "conditioning_embedding_channels": LATENTS // 4,
     },
 }
+BASE_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 FIRST, SECOND = (2, 0.7), (0, 0.4)  # the mode (depth, canny) and the strength of each picture
 START, END = 0.2, 0.8
 KEYS = ("attention_head_dim", "axes_dims_rope", "guidance_embeds", "in_channels", "joint_attention_dim")
@@ -85,7 +88,25 @@ def pictures(folder: Path, kind: str, parts: dict[str, Any], options: dict[str, 
         both = {"control_image": [second, first], "controlnet_conditioning_scale": list(strengths)}
         both |= {"control_guidance_start": [0.0, 0.0], "control_guidance_end": [1.0, 1.0]}  # one each: else one counts
         out["two"] = run(FluxControlNetPipeline, twice, **both, control_mode=list(modes))
+    else:
+        made = FluxPipeline(**{name: part for name, part in parts.items() if name in BASE_PARTS})
+        made.load_lora_weights(draw_lora(folder, parts["transformer"], options["seed"]))
+        out["lora"] = run(FluxControlNetPipeline, parts, **one)
     return out
+
+
+def draw_lora(folder: Path, model: FluxTransformer2DModel, seed: int) -> dict[str, torch.Tensor]:
+    """On the queries and values of the image's stream, in both kinds of blocks."""
+    path = folder / "style/model.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith((".to_q", ".to_v")):
+            tensors[f"transformer.{name}.lora_A.weight"] = torch.zeros(RANK, module.in_features)
+            tensors[f"transformer.{name}.lora_B.weight"] = torch.zeros(module.out_features, RANK)
+    save_file(tensors, path)
+    redraw(path, lora_spread, seed)
+    return load_file(path)
 
 
 if __name__ == "__main__":

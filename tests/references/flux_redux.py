@@ -23,6 +23,7 @@ from inpaint import open_flux
 from safetensors.torch import save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from weight_descriptions import description_path
 
 HALF = (0.5, 0.5, 0.5)
 SCALES = 0.9, 0.4  # of two pictures
@@ -56,6 +57,9 @@ def draw_redux(folder: Path, text: int, dice: random.Random, seed: int) -> dict[
     tower = save_text(SiglipVisionModel(config), folder / "image_encoder", seed)
     embedder = ReduxImageEncoder(redux_dim=config.hidden_size, txt_in_features=text)
     embedder = save_drawn(embedder, folder / "image_embedder", large, seed)
+    drawn = folder / "image_embedder/diffusion_pytorch_model.safetensors"
+    description_path(drawn).unlink()  # 4 tensors are stored as they are
+    drawn.rename(drawn.with_name("embedder.safetensors"))
     processor = SiglipImageProcessorPil(size={"height": side, "width": side}, image_mean=HALF, image_std=HALF)
     (folder / "feature_extractor").mkdir(exist_ok=True)
     said = {"do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": HALF}

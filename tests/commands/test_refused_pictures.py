@@ -1,0 +1,43 @@
+"""Pictures that cannot be used as they are given: one line, exit code 2, and nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ran
+from PIL import Image
+
+WAYS = {
+    "a mask without a picture": (("--mask", "white.png"), "no image is given"),
+    "a mask of another shape": (("--image", "photo.png", "--mask", "tall.png"), "it has another shape"),
+    "nothing white": (("--image", "photo.png", "--mask", "black.png"), "the mask has nothing white"),
+    "margins beyond the limit": (("--image", "photo.png", "--expand", "left=99999"), "pictures may be up to"),
+    "control without a network": (("--control", "photo.png"), "takes no control pictures by itself"),
+    "another family's network": (
+        ("--control", "photo.png,qwen-image-controlnet-union"),
+        "qwen-image-controlnet-union goes with Qwen-Image",
+    ),
+    "an adapter as a network": (("--control", "photo.png,flux-redux-dev"), "neither a folder nor a control network"),
+    "redux with true CFG": (("--redux", "photo.png", "--true-cfg", "3"), "a negative prompt has none"),
+    "a network as an adapter": (("--redux", "photo.png:1:flux-controlnet-union"), "nor an image adapter's name"),
+    "a scale that is none": (("--redux", "photo.png:much"), "redux: scale 'much': give a number from 0 to 10"),
+    "an unreadable picture": (("--image", "text.png"), "cannot be read as a picture"),
+    "an unreadable mask": (("--image", "photo.png", "--mask", "text.png"), "cannot be read as a picture"),
+    "an unreadable control": (("--control", "text.png"), "cannot be read as a picture"),
+    "an unreadable prompt": (("--redux", "text.png:0.5"), "cannot be read as a picture"),
+    "a picture that is not there": (("--redux", "gone.png"), "gone.png is not there"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_refused_in_one_line(way: str, cli: Callable[..., Ran], flux_folder: Path) -> None:
+    Image.new("RGB", (48, 32), "red").save("photo.png")
+    Image.new("L", (32, 48), 255).save("tall.png")
+    Image.new("L", (48, 32), 255).save("white.png")
+    Image.new("L", (48, 32)).save("black.png")
+    Path("text.png").write_text("no picture")
+    flags, words = WAYS[way]
+    before = sorted(Path().iterdir())
+    ran = cli("generate", "a fox", "--model", flux_folder, *flags, "--seed", 1, "-o", "made.png")
+    assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1 and not ran.out
+    assert sorted(Path().iterdir()) == before
