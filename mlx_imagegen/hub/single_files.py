@@ -29,7 +29,7 @@ from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, data_folder, manifests
-from .mlx_folders import component_folders, saved_packings
+from .mlx_folders import component_folders, saved_name, saved_packings
 from .snapshots import cache_folder, cached
 from .tokenizer_data import write_tokenizer
 
@@ -52,7 +52,9 @@ class Component:
     def nearest_manifest(self) -> Manifest:
         chooser = self.found.layout.manifest
         assert chooser is not None  # only denoisers are asked
-        return manifests()[chooser(self.found.path.name.lower(), self.found.tensors)]
+        path = self.found.path
+        name = saved_name(path) if path.is_dir() else path.name
+        return manifests()[chooser(name.lower(), self.found.tensors)]
 
 
 def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
@@ -65,9 +67,10 @@ def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
 
 def components_in(path: Path) -> list[Component]:
     """All that a file is, of every family that can use it."""
-    tensors = open_checkpoint(path).tensors
-    specs = [spec for spec in family_specs() if spec.single_files]
-    found = ((spec, find_layout(path, tensors, layout)) for spec in specs for layout in layouts_of(spec))
+    checkpoint = open_checkpoint(path)
+    layouts = ((spec, layout) for spec in family_specs() if spec.single_files for layout in layouts_of(spec))
+    fitting = ((spec, layout) for spec, layout in layouts if layout.architecture in ("", checkpoint.architecture))
+    found = ((spec, find_layout(path, checkpoint.tensors, layout)) for spec, layout in fitting)
     return [Component(spec, each) for spec, each in found if each]
 
 
@@ -124,7 +127,7 @@ def assemble(path: Path) -> Assembly:
     sources = [manifest, *_manifests_with_parts_for(manifest)]
     folders = {place: _cached(spec, sources, place, _is_complete) for place in wanted}
     for place, published in spec.tokenizers.items():
-        own = path / place if _has_tokenizer(path / place) else None
+        own = next((path / each for each in (place, published) if _has_tokenizer(path / each)), None)
         folders[place] = own or _cached(spec, sources, published, _has_tokenizer)
     there = {place: folder for place, folder in folders.items() if folder}
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)

@@ -42,6 +42,7 @@ class SingleFile:
     of_manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # more of config.json, by its name
     # Of what goes with a diffusion model: whether its config.json fits the diffusion model's.
     fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda config, denoiser: True
+    architecture: str = ""  # that a GGUF file must give, where its names are another model's too
     channels_last: bool = False  # whether convolutions are in MLX's order of axes
     dense: str = r"(?!)"  # a regular expression for modules that take no codes, where a file has them packed
     place: str = ""  # its folder in the model's; named like the component, if not given
@@ -84,7 +85,8 @@ class Found:
             for target in self.layout.rename(name):
                 rows = cut(tensor, target)
                 place = rows.row, rows.rows, rows.swap_halves
-                yield Part(target.name, tensor.path, tensor.name, *place, self.layout.channels_last, numbers_of)
+                last, head = self.layout.channels_last, target.interleaved
+                yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head)
 
 
 def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | None:
