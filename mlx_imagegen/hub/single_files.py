@@ -353,8 +353,7 @@ def missing_line(assembly: Assembly) -> str:
     free = next((each.repo for each in known if each.repo and not each.gated), None)
     repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
     folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
-    kinds = VAES if parts == ["vae"] else ENCODERS
-    put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
+    put = f" put files of {_put_into(folder, parts)}, or" if folder and parts else ""
     published = [spec.tokenizers.get(place, place) for place in places]
     names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
     patterns = " ".join(f"'{name}'" for name in names)
@@ -363,6 +362,13 @@ def missing_line(assembly: Assembly) -> str:
         f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
         f"download {repo} --include {patterns}`, {access}."
     )
+
+
+def _put_into(folder: ComfyFolder, parts: Sequence[str]) -> str:
+    """In which of ComfyUI's folders the parts' files belong."""
+    encoders = [part for part in parts if part != "vae"]
+    groups = ((encoders, ENCODERS[0]), (["vae"] if "vae" in parts else [], VAES[0]))
+    return " and ".join(f"{' and '.join(group)} into {folder.models / kind}" for group, kind in groups if group)
 
 
 def _write_json(path: Path, data: Any) -> None:

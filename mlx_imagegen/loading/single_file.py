@@ -25,6 +25,11 @@ VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 MARKERS = frozenset({"logit_scale", "__index_timestep_zero__", "spiece_model", "tekken_model", "tokenizer_json"})
 
 
+def with_its_folder(config: Mapping[str, Any], denoiser: Mapping[str, Any]) -> bool:
+    """`fits` of what is saved in a folder of its model alone: it goes with no other diffusion model's file."""
+    return False
+
+
 @dataclass(frozen=True)
 class SingleFile:
     """One layout of one component."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..loading.names import Rename, RowRange
-from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute
+from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute, with_its_folder
 
 Config = Mapping[str, Any]
 Fits = Callable[[Config, Config], bool]  # (the encoder's config.json, the diffusion model's)
@@ -117,7 +117,8 @@ def mflux_t5_file(component: str) -> SingleFile:
         yield RowRange(substitute(name, MFLUX_T5))
 
     matches = has("t5_blocks.0.attention.SelfAttention.q.weight")
-    return SingleFile(component, "T5 v1.1, saved by mflux", matches, rename, dense=r"\.relative_attention_bias$")
+    dense, title = r"\.relative_attention_bias$", "T5 v1.1, saved by mflux"
+    return SingleFile(component, title, matches, rename, dense=dense, fits=with_its_folder)
 
 
 def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -142,7 +143,8 @@ def mflux_qwen2_5_vl_file(component: str) -> SingleFile:
     """Qwen2.5-VL as mflux saves it, without the head, which no picture needs."""
     matches = has("encoder.layers.0.self_attn.k_proj.bias", "encoder.norm.weight")
     title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5, drop=COMPUTED)
-    return SingleFile(component, title, matches, rename, channels_last=True, dense=r"^encoder\.visual\.")
+    dense, fits = r"^encoder\.visual\.", with_its_folder
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
 
 
 def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -163,14 +165,16 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 def mflux_qwen3_file(component: str) -> SingleFile:
     """Qwen3, or Qwen3-VL without its vision tower, as mflux saves them."""
     matches = has("layers.0.self_attn.q_norm.weight", "embed_tokens.weight")
-    return SingleFile(component, "Qwen3, saved by mflux", matches, renamed((r"^", "model."), drop=COMPUTED))
+    rename, title = renamed((r"^", "model."), drop=COMPUTED), "Qwen3, saved by mflux"
+    return SingleFile(component, title, matches, rename, fits=with_its_folder)
 
 
 def mflux_qwen3_vl_file(component: str) -> SingleFile:
     """Qwen3-VL with its vision tower, which takes numbers."""
     matches = has("language_model.layers.0.self_attn.q_norm.weight", "visual.patch_embed.proj.weight")
-    rename, title = renamed((r"^", "model."), (r"^model\.lm_head\.", "lm_head."), drop=COMPUTED), "Qwen3-VL"
-    return SingleFile(component, f"{title}, saved by mflux", matches, rename, channels_last=True, dense=r"^visual\.")
+    rename = renamed((r"^", "model."), (r"^model\.lm_head\.", "lm_head."), drop=COMPUTED)
+    dense, title, fits = r"^visual\.", "Qwen3-VL, saved by mflux", with_its_folder
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
 
 
 def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
