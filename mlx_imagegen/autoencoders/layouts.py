@@ -9,7 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from ..loading.names import RowRange
-from ..loading.single_file import VAE_PREFIXES, SingleFile, Tensors, count, has, renamed, shape, substitute
+from ..loading.single_file import (
+    VAE_PREFIXES,
+    SingleFile,
+    Tensors,
+    count,
+    has,
+    renamed,
+    shape,
+    substitute,
+    with_its_folder,
+)
 
 Fits = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 LEVELS = 4  # of the decoder, which the original counts from the finest and diffusers from the coarsest
@@ -115,9 +125,18 @@ def cell_kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 
 def mflux_kl_file(component: str) -> SingleFile:
     """AutoencoderKL as mflux saves it, with MLX's order of a convolution's axes."""
-    rename = renamed((r"\.conv2d\.", "."), (r"\.conv_norm_out\.norm\.", ".conv_norm_out."))
-    matches = has("decoder.conv_in.conv2d.weight", "encoder.conv_in.conv2d.weight")
-    return SingleFile(component, "AutoencoderKL, saved by mflux", matches, rename, channels_last=True, dense="")
+    rename = renamed((r"\.(conv_in|conv_out)\.conv(2d)?\.", r".\1."), (r"\.conv_norm_out\.norm\.", ".conv_norm_out."))
+    matches = has("encoder.conv_in.conv2d.weight")
+    title = "AutoencoderKL, saved by mflux"
+    return SingleFile(component, title, matches, rename, channels_last=True, dense="", fits=with_its_folder)
+
+
+def mflux_cell_kl_file(component: str) -> SingleFile:
+    """FLUX.2's autoencoder as mflux saves it: diffusers' names but one, with MLX's order of a convolution's axes."""
+    matches = has("bn.running_mean", "decoder.mid_block.attentions.0.to_out.weight")
+    rename = renamed((r"\.to_out\.(\w+)$", r".to_out.0.\1"))
+    title = "FLUX.2's AutoencoderKL, saved by mflux"
+    return SingleFile(component, title, matches, rename, channels_last=True, dense="", fits=with_its_folder)
 
 
 def from_wan(name: str) -> Iterator[RowRange]:
@@ -190,4 +209,15 @@ def from_mflux_wan(name: str) -> Iterator[RowRange]:
 def mflux_wan_file(component: str) -> SingleFile:
     matches = has("decoder.conv_in.conv3d.weight", "decoder.up_block0.resnets.0.norm1.weight")
     title = "Wan 2.1's autoencoder, saved by mflux"
-    return SingleFile(component, title, matches, from_mflux_wan, channels_last=True, dense="")
+    return SingleFile(component, title, matches, from_mflux_wan, channels_last=True, dense="", fits=with_its_folder)
+
+
+def mflux_wan_residual_file(component: str) -> SingleFile:
+    """Qwen-Image-2.1's as mflux saves it: diffusers' names, with MLX's order of a convolution's axes."""
+
+    def matches(tensors: Tensors) -> bool:
+        names = has("encoder.down_blocks.0.resnets.0.norm1.gamma", "encoder.conv_out.weight", "post_quant_conv.weight")
+        return names(tensors) and shape(tensors, "encoder.conv_out.weight")[1:3] == (3, 3)
+
+    title = "Qwen-Image-2.1's autoencoder, saved by mflux"
+    return SingleFile(component, title, matches, from_wan_residual, channels_last=True, fits=with_its_folder)

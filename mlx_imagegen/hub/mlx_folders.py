@@ -1,10 +1,11 @@
 """Folders that mflux and mlx-gen have saved: their components, and how their weights are packed.
 
-In: a folder. Out: whether it is one, and the packings that its metadata and shapes give. Such folders have a component
-in every subfolder, in names of their own, in MLX's packing, without config.json files.
+In: a folder. Out: whether it is one, which model it was saved from, and the packings that its metadata and shapes give.
+Such folders have a component in every subfolder, in names of their own, in MLX's packing, mostly without config.json.
 Must not know: any family's names (they are layouts in each family's `single_files`).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..paths import visible
 
 VERSION, LEVEL = "mflux_version", "quantization_level"
 SCALES = ".scales"
+NOTE = "mflux_model.json"  # what newer versions write next to the components
 
 
 def component_folders(folder: Path) -> list[Path]:
@@ -35,8 +37,19 @@ def saved_metadata(component: Path) -> Mapping[str, str]:
     return read_metadata(files[0]) if files else {}
 
 
+def saved_name(component: Path) -> str:
+    """Of the model that a component was saved from: as its maker noted it, or else its folder's name, which in the
+    hub's cache is a revision, and the repository's is above it."""
+    folder = component.parent
+    note = read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
+    if name := note.get("base_model") or note.get("model_name"):
+        return str(name)
+    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
+
+
 def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, Packing]:
-    """By the file's names of modules: the bits are the metadata's, the groups follow from the shapes."""
+    """By the file's names of modules. The metadata gives the bits of most, and with them the size of all groups; a few
+    modules may have other bits."""
     modules = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
     if not modules:
         return {}
@@ -46,16 +59,26 @@ def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
             f"{component}: it has packed weights, and its metadata's '{LEVEL}' is {level}, which is no number of bits "
             "that MLX packs. Save the model again."
         )
-    return {module: _packing(component, module, int(level), tensors) for module in modules}
+    sizes = Counter(_columns(module, int(level), tensors) / _groups(module, tensors) for module in modules)
+    group_size = sizes.most_common(1)[0][0]
+    return {module: _packing(component, module, (int(level), group_size), tensors) for module in modules}
 
 
-def _packing(component: Path, module: str, bits: int, tensors: Mapping[str, Tensor]) -> Packing:
-    codes, scales = tensors[f"{module}.weight"], tensors[f"{module}{SCALES}"]
-    columns = codes.shape[-1] * 32 // bits
-    group_size = columns // max(1, scales.shape[-1])
-    if group_size not in GROUP_SIZES["affine"] or group_size * scales.shape[-1] != columns:
+def _columns(module: str, bits: int, tensors: Mapping[str, Tensor]) -> float:
+    return tensors[f"{module}.weight"].shape[-1] * 32 / bits
+
+
+def _groups(module: str, tensors: Mapping[str, Tensor]) -> int:
+    return max(1, tensors[f"{module}{SCALES}"].shape[-1])
+
+
+def _packing(component: Path, module: str, usual: tuple[int, float], tensors: Mapping[str, Tensor]) -> Packing:
+    level, group_size = usual
+    bits = _columns(module, 1, tensors) / (_groups(module, tensors) * group_size)
+    if group_size not in GROUP_SIZES["affine"] or bits not in MODES["affine"]:
+        codes, scales = tensors[f"{module}.weight"], tensors[f"{module}{SCALES}"]
         raise CheckpointError(
             f"{component}: '{module}' has codes {list(codes.shape)} and scales {list(scales.shape)}, which are not of "
-            f"{bits} bits as the metadata says. Save the model again."
+            f"{level} bits as the metadata says. Save the model again."
         )
-    return Packing(bits, group_size)
+    return Packing(int(bits), int(group_size))

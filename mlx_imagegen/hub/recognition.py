@@ -14,7 +14,7 @@ from ..escaping import article, shown
 from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
 from ..paths import expanded
-from .comfy import SUFFIXES, chosen_folder, is_model_file
+from .comfy import ENCODERS, SUFFIXES, VAES, chosen_folder, is_model_file
 from .manifest import KINDS, Manifest, Model, manifests
 from .mlx_folders import component_folders
 from .record import record_of
@@ -75,12 +75,12 @@ def requested_as(model: str) -> str:
 
 
 def _single_file(model: str) -> Path | None:
-    """A path, or a name in the ComfyUI folder that is set."""
+    """A path, or a name in the ComfyUI folder that is set; of a part too, so that it is refused as one."""
     path = expanded(model)
     if is_model_file(path):
         return path
     chosen = chosen_folder()
-    return chosen.named(model) if chosen else None
+    return chosen.named(model) or chosen.named(model, (*ENCODERS, *VAES)) if chosen else None
 
 
 def recognize(folder: Path) -> Manifest:

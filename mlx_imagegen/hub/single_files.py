@@ -29,7 +29,7 @@ from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .manifest import Manifest, manifests
-from .mlx_folders import component_folders, saved_packings
+from .mlx_folders import component_folders, saved_name, saved_packings
 from .snapshots import cache_folder, cached
 from .tensor_shapes import read_tensor_shapes
 from .tokenizer_data import write_tokenizer
@@ -53,7 +53,9 @@ class Component:
     def nearest_manifest(self) -> Manifest:
         chooser = self.found.layout.manifest
         assert chooser is not None  # only denoisers are asked
-        return manifests()[chooser(self.found.path.name.lower(), self.found.tensors)]
+        path = self.found.path
+        name = saved_name(path) if path.is_dir() else path.name
+        return manifests()[chooser(name.lower(), self.found.tensors)]
 
 
 def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
@@ -66,9 +68,10 @@ def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
 
 def components_in(path: Path) -> list[Component]:
     """All that a file is, of every family that can use it."""
-    tensors = open_checkpoint(path).tensors
-    specs = [spec for spec in family_specs() if spec.single_files]
-    found = ((spec, find_layout(path, tensors, layout)) for spec in specs for layout in layouts_of(spec))
+    checkpoint = open_checkpoint(path)
+    layouts = ((spec, layout) for spec in family_specs() if spec.single_files for layout in layouts_of(spec))
+    fitting = ((spec, layout) for spec, layout in layouts if layout.architecture in ("", checkpoint.architecture))
+    found = ((spec, find_layout(path, checkpoint.tensors, layout)) for spec, layout in fitting)
     return [Component(spec, each) for spec, each in found if each]
 
 
@@ -125,7 +128,7 @@ def assemble(path: Path) -> Assembly:
     sources = [manifest, *_manifests_with_parts_for(manifest)]
     folders = {place: _cached(spec, sources, place, _is_complete) for place in wanted}
     for place, published in spec.tokenizers.items():
-        own = path / place if _has_tokenizer(path / place) else None
+        own = next((path / each for each in (place, published) if _has_tokenizer(path / each)), None)
         folders[place] = own or _cached(spec, sources, published, _has_tokenizer)
     there = {place: folder for place, folder in folders.items() if folder}
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
@@ -349,8 +352,7 @@ def missing_line(assembly: Assembly) -> str:
     free = next((each.repo for each in known if each.repo and not each.gated), None)
     repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
     folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
-    kinds = VAES if parts == ["vae"] else ENCODERS
-    put = f" put files of {' and '.join(parts)} into {folder.models / kinds[0]}, or" if folder and parts else ""
+    put = f" put files of {_put_into(folder, parts)}, or" if folder and parts else ""
     published = [spec.tokenizers.get(place, place) for place in places]
     names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
     patterns = " ".join(f"'{name}'" for name in names)
@@ -359,6 +361,13 @@ def missing_line(assembly: Assembly) -> str:
         f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
         f"download {repo} --include {patterns}`, {access}."
     )
+
+
+def _put_into(folder: ComfyFolder, parts: Sequence[str]) -> str:
+    """In which of ComfyUI's folders the parts' files belong."""
+    encoders = [part for part in parts if part != "vae"]
+    groups = ((encoders, ENCODERS[0]), (["vae"] if "vae" in parts else [], VAES[0]))
+    return " and ".join(f"{' and '.join(group)} into {folder.models / kind}" for group, kind in groups if group)
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -15,7 +15,7 @@ from ..escaping import shown
 from ..layers.linear import Packing
 from ..paths import is_file_name, visible
 from .comfy_quant import unpack_layers
-from .gguf import is_gguf, read_gguf
+from .gguf import ARCHITECTURE, is_gguf, read_gguf
 from .parts import PARTS, open_parts
 from .safetensors import read_header
 from .tensor import DTYPES, REMEDY, Tensor, as_mlx
@@ -26,10 +26,11 @@ __all__ = ["DTYPES", "Checkpoint", "Tensor", "as_mlx", "open_checkpoint", "read_
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one component, whatever number of files they lie in."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], paths: Sequence[Path], where: Path):
+    def __init__(self, tensors: Mapping[str, Tensor], paths: Sequence[Path], where: Path, architecture: str = ""):
         self.tensors = tensors
         self.paths = list(paths)
         self.where = where
+        self.architecture = architecture  # what a GGUF file says that it is of
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -66,6 +67,9 @@ class Checkpoint(Mapping[str, Tensor]):
 
 def open_checkpoint(where: Path) -> Checkpoint:
     """Opens a .safetensors or .gguf file, or a folder holding one .safetensors file or an index over shards."""
+    if where.is_file() and is_gguf(where):
+        file = read_gguf(where)
+        return Checkpoint(file.tensors, [where], where, str(file.metadata.get(ARCHITECTURE, "")))
     if where.is_file():
         return Checkpoint(_open_file(where), [where], where)
     if not where.is_dir():

@@ -41,6 +41,7 @@ MAX_ALIGNMENT = 2**20
 MAX_VALUES, MAX_KEYS = 2**21, 100_000  # in an array, in the header
 KEPT_NUMBERS = 16  # arrays up to this length are kept, for shapes; vocabularies are not
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # a key, before the name of a tensor that is stored with other rows
+ARCHITECTURE = "general.architecture"  # a key
 SPLIT = "split.count"  # a key: of how many files this is one
 
 

@@ -23,6 +23,7 @@ class RowRange:
     share: int = 1
     of: int = 1
     swap_halves: bool = False
+    interleaved: int = 0  # over so many rows, a head's, our first half's alternate with our second's
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,29 @@ class RowsTensor(Tensor):
 
 
 @dataclass(frozen=True)
+class InterleavedTensor(RowsTensor):
+    """Rows of heads in which those of two halves alternate, as llama.cpp turns them, one half after the other."""
+
+    head: int = 2
+
+    @classmethod
+    def over(cls, source: Tensor, head: int) -> Self:
+        if source.shape[0] % head or head % 2:
+            raise ValueError(f"{source.shape[0]} rows in heads of {head}")
+        return cls(
+            source.path, source.name, source.dtype, source.shape, source.start, source.stop, source, 0, head=head
+        )
+
+    def _joined(self, read: Callable[[int, int | None], np.ndarray], row: int, rows: int | None) -> np.ndarray:
+        stop = self.shape[0] if rows is None else row + rows
+        first = row // self.head * self.head
+        last = -(-stop // self.head) * self.head
+        stored = read(first, last - first)
+        heads = stored.reshape(-1, self.head // 2, 2, *stored.shape[1:])  # [heads, pairs, halves, …]
+        return heads.swapaxes(1, 2).reshape(stored.shape)[row - first : stop - first]
+
+
+@dataclass(frozen=True)
 class ChannelsLastTensor(Tensor):
     """A convolution's weight as MLX keeps it, [out, …, in], in torch's order of axes."""
 
@@ -130,6 +153,7 @@ class Part:
     swap_halves: bool = False
     channels_last: bool = False  # of a convolution
     numbers_of: tuple[int, int] | None = None  # bits and group size of codes that are read as numbers
+    interleaved: int = 0  # how many rows a head has, in which those of two halves alternate
 
 
 def index(parts: Iterable[Part]) -> dict[str, Any]:
@@ -146,6 +170,7 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
             part.swap_halves,
             part.channels_last,
             part.numbers_of,
+            part.interleaved,
         ]
         for part in parts
     }
@@ -168,13 +193,14 @@ def open_parts(
         paths = [Path(file) for file in data[FILES]]
         opened = [open_file(path, not data.get(UNPACKED)) for path in paths]
         tensors: dict[str, Tensor] = {}
-        for name, (number, stored, row, rows, swap_halves, channels_last, numbers_of) in data[PARTS].items():
+        for name, (number, stored, *run, swap_halves, channels_last, numbers_of, head) in data[PARTS].items():
             if stored not in opened[number]:
                 raise CheckpointError(f"{paths[number]} has no tensor '{shown(stored)}' any more; open it again.")
             source = opened[number][stored]
             source = NumbersTensor.of(opened[number], stored, *numbers_of) if numbers_of else source
             source = ChannelsLastTensor.of(source) if channels_last else source
-            tensors[name] = RowsTensor.of(name, source, *_run(source, row, rows), swap_halves is True)
+            source = InterleavedTensor.over(source, head) if head else source
+            tensors[name] = RowsTensor.of(name, source, *_run(source, *run), swap_halves is True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -25,6 +25,11 @@ VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 MARKERS = frozenset({"logit_scale", "__index_timestep_zero__", "spiece_model", "tekken_model", "tokenizer_json"})
 
 
+def with_its_folder(config: Mapping[str, Any], denoiser: Mapping[str, Any]) -> bool:
+    """`fits` of what is saved in a folder of its model alone: it goes with no other diffusion model's file."""
+    return False
+
+
 @dataclass(frozen=True)
 class SingleFile:
     """One layout of one component."""
@@ -42,6 +47,7 @@ class SingleFile:
     of_manifest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # more of config.json, by its name
     # Of what goes with a diffusion model: whether its config.json fits the diffusion model's.
     fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda config, denoiser: True
+    architecture: str = ""  # that a GGUF file must give, where its names are another model's too
     channels_last: bool = False  # whether convolutions are in MLX's order of axes
     dense: str = r"(?!)"  # a regular expression for modules that take no codes, where a file has them packed
     place: str = ""  # its folder in the model's; named like the component, if not given
@@ -84,7 +90,8 @@ class Found:
             for target in self.layout.rename(name):
                 rows = cut(tensor, target)
                 place = rows.row, rows.rows, rows.swap_halves
-                yield Part(target.name, tensor.path, tensor.name, *place, self.layout.channels_last, numbers_of)
+                last, head = self.layout.channels_last, target.interleaved
+                yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head)
 
 
 def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..loading.names import Rename, RowRange
-from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute
+from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute, with_its_folder
 
 Config = Mapping[str, Any]
 Fits = Callable[[Config, Config], bool]  # (the encoder's config.json, the diffusion model's)
@@ -49,7 +49,11 @@ MFLUX_QWEN_2_5 = (
     (r"\.merger\.mlp_0\.", ".merger.mlp.0."),
     (r"\.merger\.mlp_1\.", ".merger.mlp.2."),
 )
+COMPUTED = ("inv_freq",)  # how the names of tables end that mflux saves and no module reads
+GGUF_QWEN3 = "blk.0.attn_q_norm.weight"
+HIGHER_MODEL = r"^model\.(layers|embed_tokens|norm)\."  # ComfyUI's language model
 QWEN3_VL_TOWER = "model.visual.deepstack_merger_list.0.norm.weight"  # a tensor of its vision tower
+MISTRAL_HEAD, TURNED = 128, re.compile(r"\.attn_[qk]\.")
 QWEN_2_5_HEAD = 128  # numbers of an attention head, of every size of the model; no shape tells
 
 
@@ -113,7 +117,8 @@ def mflux_t5_file(component: str) -> SingleFile:
         yield RowRange(substitute(name, MFLUX_T5))
 
     matches = has("t5_blocks.0.attention.SelfAttention.q.weight")
-    return SingleFile(component, "T5 v1.1, saved by mflux", matches, rename, dense=r"\.relative_attention_bias$")
+    dense, title = r"\.relative_attention_bias$", "T5 v1.1, saved by mflux"
+    return SingleFile(component, title, matches, rename, dense=dense, fits=with_its_folder)
 
 
 def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -137,8 +142,9 @@ def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 def mflux_qwen2_5_vl_file(component: str) -> SingleFile:
     """Qwen2.5-VL as mflux saves it, without the head, which no picture needs."""
     matches = has("encoder.layers.0.self_attn.k_proj.bias", "encoder.norm.weight")
-    title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5)
-    return SingleFile(component, title, matches, rename, channels_last=True, dense=r"^encoder\.visual\.")
+    title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5, drop=COMPUTED)
+    dense, fits = r"^encoder\.visual\.", with_its_folder
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
 
 
 def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -149,16 +155,32 @@ def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 
     plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight", without=(QWEN3_VL_TOWER,))
     prefixes = ("", "text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.")
-    gguf = has("blk.0.attn_q_norm.weight", "output_norm.weight")
+    gguf = has(GGUF_QWEN3, "output_norm.weight")
     return (
         SingleFile(component, "Qwen3", plain, config=config, prefixes=prefixes, fits=fits),
-        _in_gguf(component, "Qwen3", gguf, GGUF_DECODER, config, fits),
+        _in_gguf(component, "Qwen3", gguf, GGUF_DECODER, config, fits, "qwen3"),
     )
+
+
+def mflux_qwen3_file(component: str) -> SingleFile:
+    """Qwen3, or Qwen3-VL without its vision tower, as mflux saves them."""
+    matches = has("layers.0.self_attn.q_norm.weight", "embed_tokens.weight")
+    rename, title = renamed((r"^", "model."), drop=COMPUTED), "Qwen3, saved by mflux"
+    return SingleFile(component, title, matches, rename, fits=with_its_folder)
+
+
+def mflux_qwen3_vl_file(component: str) -> SingleFile:
+    """Qwen3-VL with its vision tower, which takes numbers."""
+    matches = has("language_model.layers.0.self_attn.q_norm.weight", "visual.patch_embed.proj.weight")
+    rename = renamed((r"^", "model."), (r"^model\.lm_head\.", "lm_head."), drop=COMPUTED)
+    dense, title, fits = r"^visual\.", "Qwen3-VL, saved by mflux", with_its_folder
+    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
 
 
 def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Qwen3-VL with its vision tower, in its repository's names or in ComfyUI's, whose language model is one level
-    higher. Without the tower the latter are the names of Qwen3, another model of the same sizes."""
+    higher. Without the tower the latter are the names of Qwen3, another model of the same sizes. In GGUF it has none,
+    and the file says which of the two it is."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
         text = {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}
@@ -167,27 +189,47 @@ def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
         vision["depth"] = count(text, r"model\.visual\.blocks\.(\d+)\.")
         return {"text_config": _qwen3_config(text, "model.language_model"), "vision_config": vision}
 
-    prefixes = ("", "text_encoders.qwen3vl_8b.transformer.")
-    rename = renamed((r"^model\.(layers|embed_tokens|norm)\.", r"model.language_model.\1."))
-    return tuple(
+    def text_config(tensors: Tensors) -> dict[str, Any]:
+        return {"text_config": _qwen3_config(tensors, "model.language_model")}
+
+    prefixes, higher = ("", "text_encoders.qwen3vl_8b.transformer."), (HIGHER_MODEL, r"model.language_model.\1.")
+    rename = renamed(higher)
+    plain = [
         SingleFile(component, "Qwen3-VL", has(norm, QWEN3_VL_TOWER), rename, config, prefixes, fits=fits)
         for norm in ("model.language_model.norm.weight", "model.norm.weight")
-    )
+    ]
+    rules = (*GGUF_DECODER, higher)
+    return (*plain, _in_gguf(component, "Qwen3-VL", has(GGUF_QWEN3), rules, text_config, fits, "qwen3vl"))
 
 
 def qwen3_vl_text_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
-    """Qwen3-VL, with its vision tower or without. In llama.cpp's names it is a Qwen3, and not taken; nor is it in
-    ComfyUI's without the tower."""
-    return tuple(
+    """Qwen3-VL, with its vision tower or without. In ComfyUI's names without the tower it is a Qwen3, and not taken."""
+    plain = [
         _multimodal(component, "Qwen3-VL", before, "self_attn.q_norm.weight", (), fits, needs)
         for before, needs in (("model.language_model.", ()), ("model.", (QWEN3_VL_TOWER,)))
-    )
+    ]
+    return (*plain, _in_gguf(component, "Qwen3-VL", has(GGUF_QWEN3), GGUF_DECODER, _width, fits, "qwen3vl"))
 
 
 def mistral_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Mistral Small 3, without its vision tower. ComfyUI's file may lack the last layers, so that none are counted."""
     others = ("model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias")
-    return (_multimodal(component, "Mistral Small 3", "model.", "self_attn.o_proj.weight", others, fits),)
+    return (
+        _multimodal(component, "Mistral Small 3", "model.", "self_attn.o_proj.weight", others, fits),
+        _mistral_in_gguf(component, fits),
+    )
+
+
+def _mistral_in_gguf(component: str, fits: Fits) -> SingleFile:
+    """llama.cpp turns neighbouring rows of queries and keys as pairs, Hugging Face a head's halves with each other."""
+
+    def rename(name: str) -> Iterator[RowRange]:
+        head = MISTRAL_HEAD if TURNED.search(name) else 0
+        yield RowRange(substitute(name, GGUF_DECODER), interleaved=head)
+
+    matches = has("blk.0.attn_output.weight", "token_embd.weight", without=(GGUF_QWEN3, "blk.0.attn_q.bias"))
+    config, title = (lambda tensors: _width(_under(rename, tensors))), "Mistral Small 3 in llama.cpp's names"
+    return SingleFile(component, title, matches, rename, config, fits=fits)
 
 
 def _multimodal(
@@ -205,6 +247,10 @@ def _multimodal(
         component, title, has(table, f"{before}layers.0.{sign}", *needs, without=without),
         config=lambda tensors: {"hidden_size": shape(tensors, table)[1]}, fits=fits,
     )  # fmt: skip
+
+
+def _width(tensors: Tensors) -> dict[str, Any]:
+    return {"hidden_size": shape(tensors, "model.embed_tokens.weight")[1]}
 
 
 def _qwen3_config(tensors: Tensors, model: str) -> dict[str, Any]:
@@ -234,11 +280,12 @@ def _in_gguf(
     rules: tuple[tuple[str, str], ...],
     config: Callable[[Tensors], dict[str, Any]],
     fits: Fits,
+    architecture: str = "",
 ) -> SingleFile:
     rename = renamed(*rules)
     return SingleFile(
         component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(_under(rename, tensors)),
-        fits=fits,
+        fits=fits, architecture=architecture,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
 from .patches import PatchConfig, Patches, read_patch_config
+from .presence import check_has_tower
 
 VISUAL = "model.visual"
 
@@ -60,6 +61,7 @@ def vision_tower(config: VisionConfig) -> nn.Module:
 
 def open_tower(config: VisionConfig, weights: Weights) -> Component:
     """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check."""
+    check_has_tower(weights, f"{VISUAL}.")
     root = nn.Module()
     root.model = nn.Module()
     root.model.visual = vision_tower(config)

@@ -14,6 +14,7 @@ import pytest
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, LoraError
 from mlx_imagegen.families import family_spec, open_family
+from mlx_imagegen.hub.mlx_folders import saved_name
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import layouts_of
 from mlx_imagegen.hub.tensor_shapes import each_name
@@ -22,6 +23,9 @@ from mlx_imagegen.loading.weights import WeightTransforms
 from tests.comfy_files import NAMES, draw_flux, read_tensors
 from tests.draw import drawn_data
 
+# What mflux's saver writes of the published models at 4 bits (tests/references/mflux_saved.py): FAMILY/COMPONENT ->
+# bits, 0 for numbers -> name, or a run of names -> the numbers' shape.
+SAVED: dict[str, dict[str, dict[str, list[int]]]] = json.loads((NAMES / "mflux_saved.json").read_text())
 TABLES: dict[str, dict[str, str]] = json.loads((NAMES / "mflux.json").read_text())
 OPTIONS = {"seed": 3, "steps": 2, "width": 32, "height": 48, "guidance": 2.0, "max_sequence_length": 32}
 GROUP = 32  # the small model has few layers that are 64 wide
@@ -163,13 +167,64 @@ def test_the_published_models_as_mflux_saves_them_bind(
     assert {packing.bits for each in weights.values() for packing in each.stored.values()} == {4}
 
 
-def saved_shapes(name: str, shape: list[int]) -> dict[str, tuple[str, list[int]]]:
+@pytest.mark.parametrize(
+    ("family", "name", "manifest", "bits"),
+    [
+        ("flux1", "FLUX.1-dev-mflux-q4", "flux-dev", {4}),
+        ("flux1", "FLUX.1-Kontext-dev-mflux-q4", "flux-kontext-dev", {4}),
+        ("qwen_image", "Qwen-Image-mflux-q4", "qwen-image", {4, 8}),
+        ("qwen_image", "Qwen-Image-2512-mflux-q4", "qwen-image-2512", {4, 8}),
+        ("qwen_image_edit", "Qwen-Image-Edit-2511-mflux-q4", "qwen-image-edit-2511", {4, 8}),
+        ("z_image", "Z-Image-mflux-q4", "z-image", {4}),
+        ("z_image", "Z-Image-Turbo-mflux-q4", "z-image-turbo", {4}),
+        ("flux2", "FLUX.2-klein-4B-mflux-q4", "flux2-klein-4b", {4}),
+        ("flux2", "FLUX.2-klein-base-4B-mflux-q4", "flux2-klein-base-4b", {4}),
+        ("flux3", "FLUX.3-klein-mflux-q4", "flux3-klein", {4}),
+        ("qwen_image_21", "Qwen-Image-2.1-mflux-q4", "qwen-image-2.1", {4}),
+        ("qwen_image_21", "Qwen-Image-2.1-Turbo-mflux-q4", "qwen-image-2.1-turbo", {4}),
+    ],
+)
+def test_what_mfluxs_saver_writes_binds(tmp_path: Path, family: str, name: str, manifest: str, bits: set[int]) -> None:
+    """Every tensor is taken, with the few modules that mflux packs at other bits, and tables that no module reads."""
+    for table in (table for table in SAVED if table.startswith(f"{family}/")):
+        write_hollow(tmp_path / name / table.partition("/")[2], saved_header(SAVED[table]))
+    for tokenizer in (drawn_data() / "flux/dev" if family == "flux1" else tmp_path).glob("tokenizer*"):
+        shutil.copytree(tokenizer, tmp_path / name / tokenizer.name)
+    found = find(str(tmp_path / name))
+    assert found.manifest.name == manifest and found.folder is not None
+    weights = open_family(found.manifest, found.folder, WeightTransforms()).weights
+    assert {packing.bits for each in weights.values() for packing in each.stored.values()} == bits
+
+
+def saved_header(by_bits: Mapping[str, Mapping[str, list[int]]]) -> dict[str, tuple[str, list[int]]]:
+    out: dict[str, tuple[str, list[int]]] = {}
+    for bits, shapes in by_bits.items():
+        for names, shape in shapes.items():
+            for name in each_name(names):
+                out |= saved_shapes(name, shape, int(bits)) if int(bits) else {name: ("F32", shape)}
+    return out
+
+
+def test_a_saved_models_name_is_its_makers_note_or_its_folders(tmp_path: Path) -> None:
+    """The hub's cache has the repository's name above the revision's."""
+    component = tmp_path / "models--someone--Z-Image-Turbo-mflux-4bit/snapshots/0123abcd/transformer"
+    component.mkdir(parents=True)
+    assert saved_name(component) == "models--someone--Z-Image-Turbo-mflux-4bit"
+    assert saved_name(tmp_path / "klein-base/transformer") == "klein-base"
+    note = component.parent / "mflux_model.json"
+    note.write_text(json.dumps({"model_name": "z-image", "base_model": None}))
+    assert saved_name(component) == "z-image"
+    note.write_text(json.dumps({"model_name": "someone/a-finetune", "base_model": "z-image-turbo"}))
+    assert saved_name(component) == "z-image-turbo"
+
+
+def saved_shapes(name: str, shape: list[int], bits: int = 4) -> dict[str, tuple[str, list[int]]]:
     if len(shape) >= 4:
         return {name: ("BF16", [shape[0], *shape[2:], shape[1]])}
     if len(shape) != 2 or shape[1] % 64:
         return {name: ("BF16", shape)}
     module, grid = name.removesuffix("weight"), ("BF16", [shape[0], shape[1] // 64])
-    return {name: ("U32", [shape[0], shape[1] // 8]), f"{module}scales": grid, f"{module}biases": grid}
+    return {name: ("U32", [shape[0], shape[1] * bits // 32]), f"{module}scales": grid, f"{module}biases": grid}
 
 
 def write_hollow(folder: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> None:
@@ -177,7 +232,7 @@ def write_hollow(folder: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> 
     header: dict[str, object] = {"__metadata__": {"quantization_level": "4", "mflux_version": "0.24.0"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
-        size = math.prod(shape) * (4 if dtype == "U32" else 2)
+        size = math.prod(shape) * (2 if dtype == "BF16" else 4)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()

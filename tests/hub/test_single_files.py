@@ -171,6 +171,23 @@ def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path, flux: Pat
     assert "`hf download unsloth/FLUX.1-schnell --include 'vae/*' 'tokenizer/*' 'tokenizer_2/*'`" in str(caught.value)
 
 
+def test_parts_are_put_into_their_own_folders(tmp_path: Path, flux: Path) -> None:
+    file = comfy_flux(tmp_path / "models", flux)
+    for place in ("vae/ae.safetensors", "clip/t5xxl_fp16.safetensors", "text_encoders/clip_l.safetensors"):
+        (tmp_path / "models" / place).unlink()
+    with pytest.raises(MissingFileError) as caught:
+        find(str(file))
+    models = tmp_path / "models"
+    places = f"text_encoder and text_encoder_2 into {models}/text_encoders and vae into {models}/vae"
+    assert f"put files of {places}, or run" in str(caught.value)
+
+
+def test_a_parts_name_in_the_folder_that_is_set_is_refused_as_a_part(tmp_path: Path, flux: Path) -> None:
+    comfy_flux(tmp_path / "models", flux)
+    with pytest.raises(ConfigError, match=r"ae.safetensors is AutoencoderKL in its original names, a part of FLUX.1"):
+        load("ae", comfy=tmp_path / "models")
+
+
 def test_a_part_is_not_taken_for_a_model(tmp_path: Path, flux: Path) -> None:
     comfy_flux(tmp_path / "models", flux)
     with pytest.raises(

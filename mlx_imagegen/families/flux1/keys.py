@@ -78,8 +78,10 @@ def nearest_manifest(name: str, tensors: Tensors) -> str:
 
 
 def mflux_manifest(name: str, tensors: Tensors) -> str:
-    guided = any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
-    return "flux-dev" if guided else "flux-schnell"
+    """Packed weights do not show how many channels they take: the name tells FLUX.1's tools."""
+    if not any(tensor.startswith("time_text_embed.guidance_embedder.") for tensor in tensors):
+        return "flux-schnell"
+    return next((f"flux-{tool}-dev" for tool in ("kontext", "fill", "depth") if tool in name), "flux-dev")
 
 
 def _fits(of_encoder: str, of_transformer: str) -> Fits:

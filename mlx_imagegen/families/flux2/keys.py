@@ -6,11 +6,11 @@ Modules carry diffusers' names, so its layout needs no table.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...autoencoders.layouts import cell_kl_files
+from ...autoencoders.layouts import cell_kl_files, mflux_cell_kl_file
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import Fits, mistral_files, qwen3_files
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...text.layouts import Fits, mflux_qwen3_file, mistral_files, qwen3_files
 from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
 from .spec import LARGER_HEADS
 
@@ -48,9 +48,16 @@ def nearest_manifest(name: str, tensors: Tensors) -> str:
     """Nothing in the weights tells the distilled ones from the others, nor those that keep references: only the file's
     name."""
     config = transformer_config(tensors)
-    if config["guidance_embeds"]:
-        return "flux2-dev"
-    large = config["num_attention_heads"] >= LARGER_HEADS
+    return "flux2-dev" if config["guidance_embeds"] else _klein(name, config["num_attention_heads"])
+
+
+def mflux_manifest(name: str, tensors: Tensors) -> str:
+    inner, head = (shape(tensors, f"{module}.weight")[0] for module in ("x_embedder", IMAGE_NORM))
+    return _klein(name, inner // head)
+
+
+def _klein(name: str, heads: int) -> str:
+    large = heads >= LARGER_HEADS
     if large and "kv" in name:
         return "flux2-klein-9b-kv"
     return f"flux2-klein-{'base-' if 'base' in name else ''}{'9b' if large else '4b'}"
@@ -80,6 +87,11 @@ def _fits(guided: bool) -> Fits:
     )
 
 
+MFLUX = (
+    (r"^time_guidance_embed\.linear_", "time_guidance_embed.timestep_embedder.linear_"),
+    (r"^(transformer_blocks\.\d+\.attn\.to_out)\.", r"\1.0."),
+)
+IMAGE_NORM = "transformer_blocks.0.attn.norm_k"
 SINGLE_FILES = (
     SingleFile(
         "transformer",
@@ -93,4 +105,13 @@ SINGLE_FILES = (
     *qwen3_files("text_encoder", _fits(guided=False)),
     *mistral_files("text_encoder", _fits(guided=True)),
     *cell_kl_files("vae", lambda config, transformer: CELL * config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "FLUX.2's transformer, saved by mflux",  # klein alone
+        has("time_guidance_embed.linear_1.weight", f"{IMAGE_NORM}.weight"),
+        renamed(*MFLUX),
+        manifest=mflux_manifest,
+    ),
+    mflux_qwen3_file("text_encoder"),
+    mflux_cell_kl_file("vae"),
 )

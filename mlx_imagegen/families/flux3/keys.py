@@ -6,11 +6,11 @@ Modules carry diffusers' names, so its layout needs no table.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...autoencoders.layouts import cell_kl_files
+from ...autoencoders.layouts import cell_kl_files, mflux_cell_kl_file
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import qwen3_vl_text_files
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...text.layouts import mflux_qwen3_file, qwen3_vl_text_files
 from .transformer import IMAGE, KINDS, REFERENCES
 
 BLOCKS = {
@@ -62,6 +62,10 @@ def nearest_manifest(name: str, tensors: Tensors) -> str:
     return "flux3-klein" if transformer_config(tensors)["flow_map"] else "flux3-klein-base"
 
 
+def mflux_manifest(name: str, tensors: Tensors) -> str:
+    return "flux3-klein" if f"{EMBEDDERS['ref_time_in']}.linear_1.weight" in tensors else "flux3-klein-base"
+
+
 def transformer_config(tensors: Tensors) -> dict[str, Any]:
     inner, channels = shape(tensors, "emb_in.image.weight")
     head = shape(tensors, "single_blocks.0.norm.key_norm.scale")[0]
@@ -93,4 +97,13 @@ SINGLE_FILES = (
         "text_encoder", lambda config, transformer: STATES * config["hidden_size"] == transformer["joint_attention_dim"]
     ),
     *cell_kl_files("vae", lambda config, transformer: CELL * config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "FLUX.3's transformer, saved by mflux",
+        has("early_stream_modulations.image.linear.weight", "single_transformer_blocks.0.attn.to_out.weight"),
+        renamed((r"\.attn\.to_out\.", ".attn.to_out.0.")),
+        manifest=mflux_manifest,
+    ),
+    mflux_qwen3_file("text_encoder"),
+    mflux_cell_kl_file("vae"),
 )

@@ -20,6 +20,7 @@ from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import HEAD, LanguageModel, QwenConfig, from_published, read_config
 from ...vision.patches import PatchConfig
+from ...vision.presence import check_has_tower
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
 from ..folder import check_widths, name_component, read_scheduler
 from .config import QwenImageConfig
@@ -92,6 +93,7 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     if config.is_layered or not manifest.edits:  # the language model sees no pictures
         text = check_tensors(text_tensors, trees, (HEAD, VISION), transforms=transforms)
         return QwenImageFiles(*opened, text, vae, folder / "tokenizer", folded=folded)
+    check_has_tower(text_tensors, VISION)
     vision_config = VisionConfig.read_part(data["text_encoder"], paths["text_encoder"])
     text = check_tensors(text_tensors, [*trees, vision_shapes(vision_config)], (HEAD,), transforms=transforms)
     preprocessor = folder / "processor" / "preprocessor_config.json"

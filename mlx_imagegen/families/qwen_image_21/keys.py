@@ -4,10 +4,10 @@ in those names are read by the same table."""
 import re
 from collections.abc import Iterable, Mapping
 
-from ...autoencoders.layouts import wan_residual_files
+from ...autoencoders.layouts import mflux_wan_residual_file, wan_residual_files
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import qwen3_vl_files
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...text.layouts import mflux_qwen3_vl_file, qwen3_vl_files
 
 FUSED, PARTS = "img_mlp.gate_up", ("img_mlp.gate_layer", "img_mlp.proj")
 PREFIX = "model.diffusion_model."
@@ -67,4 +67,13 @@ SINGLE_FILES = (
         lambda config, transformer: config["text_config"]["hidden_size"] == transformer["context_in_dim"],
     ),
     *wan_residual_files("vae", lambda config, transformer: config["z_dim"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "Qwen-Image-2.1's transformer, saved by mflux",
+        has("txt_in.text_norm.weight", "modulation.layers.1.weight"),
+        renamed((r"^modulation\.layers\.", "modulation.")),
+        manifest=nearest_manifest,
+    ),
+    mflux_qwen3_vl_file("text_encoder"),
+    mflux_wan_residual_file("vae"),
 )

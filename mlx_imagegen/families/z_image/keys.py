@@ -6,10 +6,10 @@ Modules carry diffusers' names, so its layout needs no table, and the two share 
 import re
 from collections.abc import Iterable, Mapping
 
-from ...autoencoders.layouts import kl_files
+from ...autoencoders.layouts import kl_files, mflux_kl_file
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, shape
-from ...text.layouts import qwen3_files
+from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...text.layouts import mflux_qwen3_file, qwen3_files
 
 PREFIX = "model.diffusion_model."  # in files that hold several models
 # ComfyUI's module -> ours: the ends of the model, and what stands in a block's attention.
@@ -69,6 +69,11 @@ def _config(tensors: Tensors) -> dict[str, object]:
     }
 
 
+MFLUX = (
+    (r"^t_embedder\.linear1\.", "t_embedder.mlp.0."),
+    (r"^t_embedder\.linear2\.", "t_embedder.mlp.2."),
+    (r"^(all_final_layer\.[\d-]+\.adaLN_modulation)\.0\.", r"\1.1."),
+)
 SINGLE_FILES = (
     SingleFile(
         "transformer",
@@ -81,4 +86,13 @@ SINGLE_FILES = (
     ),
     *qwen3_files("text_encoder", lambda config, transformer: config["hidden_size"] == transformer["cap_feat_dim"]),
     *kl_files("vae", lambda config, transformer: config["latent_channels"] == transformer["in_channels"]),
+    SingleFile(
+        "transformer",
+        "Z-Image's transformer, saved by mflux",
+        has("t_embedder.linear1.weight", "noise_refiner.0.attention.norm_k.weight"),
+        renamed(*MFLUX),
+        manifest=nearest_manifest,
+    ),
+    mflux_qwen3_file("text_encoder"),
+    mflux_kl_file("vae"),
 )
