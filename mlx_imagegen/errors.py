@@ -12,6 +12,7 @@
     ├── FileAccessError       (OSError)             the system refuses or fails to read or write a file
     ├── DownloadError         (OSError)             gated, offline, no room, or an incomplete download
     ├── OutputError           (OSError)             a picture or folder cannot be written
+    ├── DistributedError      (ConnectionError)     one of several ranks, its host or the way to it has failed
     └── InsufficientMemoryError (MemoryError)        the run cannot fit in this machine
 
 A message is one line: what happened, why, and how to fix it. What it quotes from files is escaped. The CLI prints it
@@ -73,6 +74,10 @@ class DownloadError(ImagegenError, OSError):
 
 
 class OutputError(ImagegenError, OSError):
+    pass
+
+
+class DistributedError(ImagegenError, ConnectionError):
     pass
 
 

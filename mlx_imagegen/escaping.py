@@ -54,3 +54,8 @@ def _short_repr(value: object, length: int) -> str:
 
 def _spelled(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+def article(noun: str) -> str:
+    """a or an."""
+    return "an" if noun[0] in "aeiou" else "a"

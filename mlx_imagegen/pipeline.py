@@ -21,6 +21,7 @@ from .escaping import quoted
 from .families import open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, Settings
 from .families.controls import ControlNetwork, EncodedControl
+from .families.image_prompts import AdapterSource, ImageAdapter
 from .hub.comfy import using_folder
 from .hub.download import Notify, files_of, identify, notify_stderr
 from .hub.manifest import Model
@@ -149,6 +150,7 @@ class Pipeline:
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
+        self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
         self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
@@ -245,6 +247,7 @@ class Pipeline:
                 for control in inputs.controls:
                     if control.network == name:
                         network.check(control, inputs.mask is not None, job.strength)
+        self._adapters_of(jobs)
         return jobs
 
     def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
@@ -255,6 +258,15 @@ class Pipeline:
                 folder = locate_network(name, self.model.manifest)
                 self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
         return {name: self._networks[name] for name in names}
+
+    def _adapters_of(self, jobs: Sequence[Job]) -> dict[AdapterSource, ImageAdapter[Any]]:
+        """The image adapters that these pictures name, opened once; they run once a prompt, and are never packed."""
+        sources = dict.fromkeys(image.adapter for job in jobs for image in job.prompt.images)
+        for source in sources:
+            if source not in self._adapters:
+                folder = locate_network(source.name, self.model.manifest, source.parameter)
+                self._adapters[source] = self.family.open_adapter(source, folder)
+        return {source: self._adapters[source] for source in sources}
 
     def _control_transforms(self) -> WeightTransforms:
         quant = self.quant or record_of(self.folder).get("recipe")
@@ -286,6 +298,7 @@ class Pipeline:
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
         with reports[0].stage("load"):
             self.family.select_controls(self._networks_of(jobs))
+            self.family.select_adapters(self._adapters_of(jobs))
             sizes = {_sizes(job): job for job in jobs}.values()
             plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
             family_bytes = self.family.prompt_weight_bytes
@@ -334,6 +347,7 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
+        self._encode_images([prompt for prompt, _ in new.values() if prompt.images], report)
         stages = self.family.encode_stages(prompt for prompt, _ in new.values())
         for stage in stages:
             self._load(stage, report)
@@ -344,6 +358,14 @@ class Pipeline:
         for stage in stages:
             self._release(self.family.stages[stage], report)
         return branches
+
+    def _encode_images(self, prompts: Sequence[Prompt], report: Report) -> None:
+        if not prompts:
+            return
+        self._load("adapters", report)
+        with report.stage("encode"):
+            self.family.encode_images(prompts)
+        self._release(self.family.stages["adapters"], report)
 
     def _denoise(
         self, job: Job, branches: dict[Hashable, Any], report: Report, index: int, total: int, on_step: OnStep | None
@@ -366,16 +388,16 @@ class Pipeline:
         with report.stage("other"):
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
-        with report.stage("step"):
-            try:
+        try:
+            with report.stage("step"):
                 for step in denoise(start.masked(denoiser.velocity, schedule), start.x, schedule, solver):
                     report.step_seconds.append(step.seconds)
                     if on_step:
                         preview = functools.partial(self._preview, step.denoised, job)
                         on_step(StepEvent(index, total, step.index + 1, schedule.steps, step.seconds, preview))
-            finally:
-                with report.stage("other"):
-                    report.choices |= denoiser.end_picture()
+        finally:
+            with report.stage("other"):
+                report.choices |= denoiser.end_picture()
         return step.x
 
     def _preview(self, x: mx.array, job: Job) -> Image.Image:
@@ -488,7 +510,8 @@ class Pipeline:
 
 def _sizes(job: Job) -> Hashable:
     """All that decides how much memory a picture takes."""
-    return job.settings.width, job.settings.height, tuple(picture.size for picture in job.prompt.references)
+    sizes = tuple(picture.size for picture in job.prompt.references)
+    return job.settings.width, job.settings.height, sizes, tuple(image.adapter for image in job.prompt.images)
 
 
 def _prompts(job: Job) -> list[Prompt]:

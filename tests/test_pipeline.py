@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_imagegen import load
@@ -76,6 +77,13 @@ def test_another_guidance_encodes_no_text_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pipeline.family, "encode", lambda *given: encoded.append(given) or encode(*given))
     pictures = [pipeline.generate("a fox", seed=1, guidance=value, **SIZE) for value in (1.5, 3.0)]
     assert len(encoded) == 1 and pixels(pictures[0]) != pixels(pictures[1])
+
+
+def test_the_peak_of_the_steps_is_the_one_that_they_reached(flux_folder: Path) -> None:
+    peaks: list[int] = []
+    options: dict[str, Any] = {"steps": 2, "width": 32, "height": 32}
+    result = load(flux_folder).generate("a fox", **options, on_step=lambda _: peaks.append(mx.get_peak_memory()))
+    assert result.report.mlx_peak_bytes["step"] >= max(peaks) > 0
 
 
 def test_a_preview_can_be_looked_at_in_another_thread(pipeline: Pipeline) -> None:

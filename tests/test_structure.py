@@ -12,7 +12,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("__main__", "quantize", "cli", "commands", "serving"),
     ("api", ""),
     ("measuring", "selftest"),
-    ("quantization",),
+    ("quantization", "distributed"),
     ("pipeline", "preflight"),
     ("planning",),
     ("lora", "result"),
@@ -26,6 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
         "families.controls",
         "families.flux_names",
         "families.folder",
+        "families.image_prompts",
         "families.schedule_tables",
         "families.step_cache",
     ),
@@ -35,13 +36,14 @@ FLOORS: list[tuple[str, ...]] = [
     ("families",),
     ("loading", "cache", "packing"),
     ("layers", "report"),
-    ("image", "masks", "seams"),
+    ("image", "edges", "masks", "seams"),
     ("limits",),
     ("machine", "random"),
+    ("distributed.group", "distributed.connections", "distributed.watch", "distributed.messages"),
+    ("launched",),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
-SHARED = {"base", "cell_files", "cells", "controlled", "controls", "flux_names", "folder"}
-SHARED |= {"schedule_tables", "step_cache"}
+SHARED = {name.partition(".")[2] for floor in FLOORS for name in floor if name.startswith("families.")} - {"*"}
 
 
 def modules() -> dict[str, Path]:

@@ -107,6 +107,12 @@ def _control(text: str) -> Any:
     return parse_control(text)
 
 
+def _image_prompt(text: str) -> Any:
+    from ..request.image_prompts import parse_image_prompt
+
+    return parse_image_prompt(text)
+
+
 # What argparse's add_argument takes for each kind.
 FORMS: dict[Kind, dict[str, Any]] = {
     kinds.TEXT: {},
@@ -129,5 +135,6 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.ARRAY: {"type": Path},
     kinds.ARRAYS: {"type": Path, "nargs": "+"},
     kinds.CONTROLS: {"type": _control, "action": "append"},
+    kinds.IMAGE_PROMPTS: {"type": _image_prompt, "action": "append"},
     kinds.LORAS: {"type": _lora, "action": "append"},
 }

@@ -13,6 +13,7 @@ from .generate import size
 if TYPE_CHECKING:
     from ..families.base import Family
     from ..families.controls import ControlNetwork
+    from ..families.image_prompts import AdapterSource, ImageAdapter
     from ..hub.manifest import Manifest
     from ..packing.recipes import Recipe
     from ..planning.chips import Chip
@@ -38,6 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
     )
+    add_flag(parser, "redux")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument("--memory", type=float, metavar="GB", help="of that Mac (this machine's)")
     parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
@@ -79,11 +81,15 @@ def plan_model(args: argparse.Namespace) -> None:
 
     asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     asked |= {"references": args.references} if args.references else {}
+    asked |= {"redux": args.redux} if args.redux else {}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
         family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
+        family.select_adapters(
+            {image.adapter: _adapter(image.adapter, manifest, family) for image in job.prompt.images}
+        )
         made = plan(family, job.settings, True if args.chip else None, job.prompt)
         if not recipe:
             machine, download = _machine(args), manifest.download_bytes if note else 0
@@ -173,6 +179,14 @@ def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Re
     transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
     with network_headers(name, manifest) as folder:
         return family.open_control(name, folder, transforms)
+
+
+def _adapter(source: "AdapterSource", manifest: "Manifest", family: "Family[Any]") -> "ImageAdapter[Any]":
+    """By its files or its published shapes."""
+    from ..hub.networks import network_headers
+
+    with network_headers(source.name, manifest, source.parameter) as folder:
+        return family.open_adapter(source, folder)
 
 
 @contextmanager

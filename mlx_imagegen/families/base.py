@@ -25,6 +25,7 @@ from ..hub.manifest import Manifest
 from ..image import fingerprint
 from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
+from ..layers.sharing import Sharing
 from ..loading.component import Component
 from ..loading.names import RowRange
 from ..loading.weights import Weights, WeightTransforms
@@ -34,6 +35,7 @@ from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
 from .controls import ControlNetwork, ControlPicture, EncodedControl
+from .image_prompts import AdapterSource, ImageAdapter, ImagePrompt
 from .step_cache import CacheRule, StepCache
 
 Branch = TypeVar("Branch")
@@ -47,6 +49,12 @@ class Prompt:
     text: str
     references: tuple[Image.Image, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()  # a family's own (layout boxes …), hashable
+    images: tuple[ImagePrompt, ...] = ()  # what image adapters read
+
+    @functools.cached_property
+    def images_key(self) -> Hashable:
+        """Equal where those pictures, their scales and adapters are."""
+        return tuple(image.key for image in self.images)
 
     @functools.cached_property
     def references_key(self) -> Hashable:
@@ -56,16 +64,17 @@ class Prompt:
     @property
     def key(self) -> Hashable:
         """Equal for prompts with the same encoding."""
-        return self.text, self.references_key
+        return self.text, self.references_key, self.images_key
 
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """What a prompt's reference pictures add to the sequence."""
+    """What a prompt's pictures add to the sequence."""
 
     prompt: int = 0  # where the prompt shows them
     image: int = 0  # next to the picture's own, in every step
     prefix: int = 0  # before the picture, beyond those of the prompt: their keys and values are computed once
+    adapted: int = 0  # after the prompt's, in the denoiser alone
 
 
 @dataclass(frozen=True)
@@ -207,11 +216,14 @@ class Denoiser(ABC, Generic[Branch]):
 class Family(ABC, Generic[Branch]):
     name: ClassVar[str]  # the registry's
     # The components that each stage needs in memory: encode, denoise, decode, encode_image; "references" (with encode,
-    # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components.
+    # where a prompt has some) and "prepare" (the making of a denoiser) only where they need whole components;
+    # "adapters" (before encode) where a request has image adapters.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
+    adapters: Mapping[AdapterSource, ImageAdapter[Any]] = MappingProxyType({})  # of the same request
+    sharing: Sharing | None = None  # of layers over several machines
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
@@ -301,13 +313,52 @@ class Family(ABC, Generic[Branch]):
     def select_controls(self, networks: Mapping[str, ControlNetwork]) -> None:
         """Makes these networks a part of the denoise stage, in place of the former."""
         former = {network.component_name for network in self.controls.values()}
-        for name in former:
-            self.components.pop(name).release()
         self.controls = dict(networks)
         chosen = {network.component_name: network.component for network in networks.values()}
-        self.components |= chosen
         own = tuple(name for name in self.stages["denoise"] if name not in former)
-        self.stages = self.stages | {"denoise": (*own, *chosen)}
+        self._exchange("denoise", former, chosen, own)
+
+    def open_adapter(self, source: AdapterSource, folder: Path) -> ImageAdapter[Any]:
+        """An image adapter's files, checked by names and shapes; loads no weights."""
+        raise RequestError(f"{source.parameter}: {self.spec.title} takes no image adapters; leave it out.")
+
+    def select_adapters(self, adapters: Mapping[AdapterSource, ImageAdapter[Any]]) -> None:
+        """Makes these adapters the stage in which image prompts are encoded, in place of the former."""
+        former = {name for adapter in self.adapters.values() for name in adapter.components}
+        self.adapters = dict(adapters)
+        chosen = {name: part for adapter in adapters.values() for name, part in adapter.components.items()}
+        self._exchange("adapters", former, chosen)
+
+    def _exchange(
+        self, stage: str, former: Iterable[str], chosen: Mapping[str, Component], own: tuple[str, ...] = ()
+    ) -> None:
+        for name in former:
+            self.components.pop(name).release()
+        self.components |= chosen
+        self.stages = self.stages | {stage: (*own, *chosen)}
+
+    def encode_images(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes what these prompts' adapters read, for `encode`; forgets what others made."""
+
+    def check_sharing(self, sharing: Sharing) -> None:
+        """Raises where the denoiser's layers cannot be shared out over machines so."""
+        machines, title = len(sharing.parts), self.spec.title
+        if not self.transformer.cuts:
+            raise RequestError(f"{title}: its layers cannot be shared out over machines; share out pictures.")
+        refused = (self.components[name].sharing_refusal(sharing) for name in self.stages["denoise"])
+        if reason := next(filter(None, refused), None):
+            raise RequestError(
+                f"{title}: its layers cannot be shared out over {machines} machines, for {reason}; use fewer machines, "
+                "or share out pictures."
+            )
+
+    def share_layers(self, sharing: Sharing | None) -> None:
+        """Makes the components hold this machine's part of their layers from now on; None: all of them. Of others than
+        the denoiser, those of which the machines are too many stay complete on each."""
+        self.sharing = sharing
+        for component in self.components.values():
+            possible = sharing is not None and component.cuts and component.sharing_refusal(sharing) is None
+            component.share(sharing if possible else None)
 
     def expect(self, branches: Sequence[Branch]) -> None:
         """The prompts of the request that begins, in order: what reads weights for one may do so for several."""
@@ -400,6 +451,7 @@ class Family(ABC, Generic[Branch]):
     @property
     def weights(self) -> dict[str, Weights]:
         """The model's checkpoints that the components are read from, each once."""
-        networks = {network.component_name for network in self.controls.values()}
-        own = (component.weights for name, component in self.components.items() if name not in networks)
+        added = {network.component_name for network in self.controls.values()}
+        added |= {name for adapter in self.adapters.values() for name in adapter.components}
+        own = (component.weights for name, component in self.components.items() if name not in added)
         return {weights.component: weights for weights in own}

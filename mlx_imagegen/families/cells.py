@@ -22,11 +22,13 @@ from ..folding import Fold
 from ..image import to_pixels
 from ..layers.patches import Grid, patchified, unpatchified
 from ..layers.rope import Rope, rope_table
+from ..layers.sharing import Cuts
 from ..loading.component import Component
 from ..masks import interpolated
 from ..precision import VAE_DTYPE, compute_dtype
 from ..random import TorchGenerator
 from ..text.qwen import LanguageModel
+from ..text.qwen import cuts as text_cuts
 from ..text.tokenizer import Tokenizer, qwen_tokenizer
 from .base import Family, LastValueCache, Prompt, Settings
 from .cell_files import TABLE, CellFiles
@@ -70,7 +72,8 @@ class CellFamily(Family[CellBranch], Generic[Modulation]):
         "encode_image": ("vae_encoder",),
     }
 
-    def __init__(self, files: CellFiles, preparation: Preparation, transformer: Callable[[], nn.Module]):
+    def __init__(self, files: CellFiles, preparation: Preparation, transformer: Callable[[], nn.Module], cuts: Cuts):
+        """`cuts`: how the transformer's layers are shared out over several machines."""
         dtype, text, vae = compute_dtype(), files.text_config, files.vae_config
         last = max(files.text_layers)
         self._files = files
@@ -81,9 +84,15 @@ class CellFamily(Family[CellBranch], Generic[Modulation]):
             "vae_decoder": Component(files.vae, lambda: Decoder(vae), VAE_DTYPE),
             "vae_encoder": Component(files.vae, lambda: Encoder(vae), VAE_DTYPE),
             "text_encoder": Component(
-                files.text, lambda: LanguageModel(text, last), dtype, heads=text.num_attention_heads
+                files.text,
+                lambda: LanguageModel(text, last),
+                dtype,
+                heads=text.num_attention_heads,
+                cuts=text_cuts(text),
             ),
-            "transformer": Component(files.transformer, transformer, dtype, heads=files.config.num_attention_heads),
+            "transformer": Component(
+                files.transformer, transformer, dtype, heads=files.config.num_attention_heads, cuts=cuts
+            ),
         }
 
     @property

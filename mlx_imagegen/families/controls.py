@@ -18,6 +18,7 @@ from ..errors import ConfigError, RequestError
 from ..loading.component import Component
 
 Residuals_co = TypeVar("Residuals_co", covariant=True)
+EDGES = "canny"  # the kind that every network may be given: of a photo, it asks for its edges
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ControlNetwork(ABC):
             raise RequestError(f"control: {self.name} has to be told what the picture is; give kind: {kinds}.")
         if self.kinds and picture.kind not in self.kinds:
             raise RequestError(f"control: kind '{picture.kind}': {self.name} follows {kinds}.")
-        if picture.kind is not None and not self.kinds:
+        if picture.kind not in (None, EDGES) and not self.kinds:
             raise RequestError(f"control: {self.name} sees by itself what the picture is; leave kind out.")
 
 

@@ -1,6 +1,6 @@
 """What each model can be asked besides a prompt, by its manifest and its family.
 
-Out: the pictures that a model takes, and which models take one that another does not.
+Out: the pictures that a model takes, the networks that run next to it, and which models take what another does not.
 Must not know: requests, tensors.
 """
 
@@ -11,16 +11,28 @@ from .manifest import Manifest, manifests
 def abilities(manifest: Manifest) -> list[str]:
     """The parameters by which the model can be given pictures."""
     starts = "image" in family_spec(manifest.family).capabilities
-    follows = "control" in manifest.extras.get("needs", ()) or bool(control_networks(manifest))
+    follows = "control" in manifest.extras.get("needs", ()) or bool(networks_of(manifest, "control"))
     has = {"image": starts, "mask": starts, "references": manifest.edits, "control": follows}
+    adapters = dict.fromkeys(adapter.extras["parameter"] for adapter in manifests("image adapter").values())
+    has |= {parameter: bool(networks_of(manifest, parameter)) for parameter in adapters}
     return [name for name, here in has.items() if here]
 
 
-def control_networks(manifest: Manifest) -> list[str]:
-    """The control networks that go with a model."""
-    if manifest.edits or "needs" in manifest.extras:  # they are shown pictures of their own
+def networks(parameter: str) -> dict[str, Manifest]:
+    """What a parameter may name, whatever the model."""
+    if parameter == "control":
+        return manifests("control network")
+    adapters = manifests("image adapter").items()
+    return {name: adapter for name, adapter in adapters if adapter.extras["parameter"] == parameter}
+
+
+def networks_of(manifest: Manifest, parameter: str) -> list[str]:
+    """Those that go with a model."""
+    if parameter == "control" and (manifest.edits or "needs" in manifest.extras):  # shown pictures of their own
         return []
-    return [name for name, network in manifests("control network").items() if manifest.family in network.families]
+    if parameter != "control" and manifest.folder:  # a demo has other widths than what is published
+        return []
+    return [name for name, network in networks(parameter).items() if manifest.family in network.families]
 
 
 def able(ability: str, manifest: Manifest) -> str:

@@ -1,6 +1,7 @@
-"""Where a control network is: a manifest's name, its repository, or a local folder.
+"""Where a control network or an image adapter is: a manifest's name, its repository, or a local folder.
 
-In: what the user called it, and the model that it is for. Out: a folder with config.json and the tensors next to it.
+In: what the user called it, the parameter that names it, and the model that it is for. Out: a folder with the
+repository's files.
 Must not know: tensors, what networks do.
 """
 
@@ -9,32 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import MissingFileError, RequestError
+from ..escaping import article
 from ..families import family_spec
-from .abilities import control_networks
+from .abilities import networks, networks_of
 from .download import Notify, fetch, local_folder, notify_stderr
-from .manifest import Manifest, manifests
+from .manifest import Manifest
 from .tensor_shapes import shape_only_folder
 
 
-def locate_network(name: str, model: Manifest, tell: Notify = notify_stderr) -> Path:
+def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    manifest = find_network(name, model)
+    manifest = find_network(name, model, parameter)
     if manifest.revision is None:
         raise MissingFileError(
-            f"control: {manifest.name} is not here, and this version knows no commit of {manifest.repo} to download; "
-            "download it yourself and give its folder."
+            f"{parameter}: {manifest.name} is not here, and this version knows no commit of {manifest.repo} to "
+            "download; download it yourself and give its folder."
         )
     return local_folder(manifest) or fetch(manifest, tell)
 
 
 @contextmanager
-def network_headers(name: str, model: Manifest) -> Iterator[Path]:
+def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
     folder = Path(name).expanduser()
-    manifest = None if folder.is_dir() else find_network(name, model)
+    manifest = None if folder.is_dir() else find_network(name, model, parameter)
     here = folder if manifest is None else local_folder(manifest)
     if manifest is None or here:
         yield here or folder
@@ -43,20 +45,20 @@ def network_headers(name: str, model: Manifest) -> Iterator[Path]:
             yield shapes
 
 
-def find_network(name: str, model: Manifest) -> Manifest:
+def find_network(name: str, model: Manifest, parameter: str = "control") -> Manifest:
     """By name or repository; raises where it goes with other models."""
-    known = manifests("control network")
+    known = networks(parameter)
     by_repo = {manifest.repo: manifest for manifest in known.values() if manifest.repo}
     manifest = known.get(name) or by_repo.get(name)
-    fitting = ", ".join(control_networks(model)) or "none"
+    fitting, kind = ", ".join(networks_of(model, parameter)) or "none", next(iter(known.values())).kind
     if manifest is None:
         raise RequestError(
-            f"control: '{name}' is neither a folder nor a control network's name; those that go with {model.name}: "
-            f"{fitting}. A folder with config.json and a .safetensors file works too."
+            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; those that go with "
+            f"{model.name}: {fitting}. A folder with config.json and a .safetensors file works too."
         )
     if model.family not in manifest.families:
         titles = ", ".join(family_spec(family).title for family in manifest.families)
         raise RequestError(
-            f"control: {manifest.name} goes with {titles}, and {model.name} is another; for this: {fitting}."
+            f"{parameter}: {manifest.name} goes with {titles}, and {model.name} is another; for this: {fitting}."
         )
     return manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MissingFileError, UnknownModelError
-from ..escaping import shown
+from ..escaping import article, shown
 from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
 from ..paths import expanded
@@ -55,7 +55,9 @@ def find(model: str) -> Model:
         )
     if other := next((kind for kind in KINDS if model in manifests(kind)), None):
         families = ", ".join(family_spec(name).title for name in manifests(other)[model].families)
-        raise UnknownModelError(f"{model} is not a model but {_article(other)}: it goes with a model of {families}.")
+        raise UnknownModelError(
+            f"{model} is not a model but {article(other)} {other}: it goes with a model of {families}."
+        )
     near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(known)}."
     raise UnknownModelError(
@@ -122,7 +124,3 @@ def _nearest(folder: ModelFolder) -> str:
         f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as "
         "a model. Point to the folder that holds the whole repository, config files included."
     )
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

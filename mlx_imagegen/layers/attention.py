@@ -7,10 +7,13 @@ import mlx.core as mx
 KeyValues = tuple[mx.array, mx.array]  # [B, heads, L, D] each, after norm and rope
 
 
-def split_heads(x: mx.array, heads: int, norm: Callable[[mx.array], mx.array] | None = None) -> mx.array:
-    """[B, L, H*D] -> [B, H, L, D]. `norm`: of each head, before they change places: it would copy them after."""
+def split_heads(
+    x: mx.array, heads: int = -1, norm: Callable[[mx.array], mx.array] | None = None, *, size: int = -1
+) -> mx.array:
+    """[B, L, H*D] -> [B, H, L, D]. `norm`: of each head, before they change places: it would copy them after. `size`:
+    D, in the place of H, of which a machine has fewer where layers are shared out."""
     batch, length, _ = x.shape
-    x = x.reshape(batch, length, heads, -1)
+    x = x.reshape(batch, length, heads, size)
     return (norm(x) if norm else x).transpose(0, 2, 1, 3)
 
 

@@ -15,6 +15,18 @@ from .linear import Linear
 from .norm import RMSNorm
 from .products import Product, gelu_tanh_of
 from .rope import Rope, rotate
+from .sharing import Cut, channels, columns, heads, rows
+
+
+def attention_cuts(dims: int, count: int, together: int = 1) -> dict[str, Cut]:
+    """How the layers of attention by `count` heads are shared out over several machines."""
+    shared = heads(dims, count)
+    return {
+        "*.to_[qkv]": rows(shared),
+        "*.add_[qkv]_proj": rows(shared),
+        "*.to_out.0": columns(shared, together=together),
+        "*.to_add_out": columns(shared, together=together),
+    }
 
 
 class Projections(nn.Module):
@@ -24,13 +36,14 @@ class Projections(nn.Module):
         super().__init__()
         self.to_q, self.to_k, self.to_v = (Linear(dims, dims, bias) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(dims // heads, eps), RMSNorm(dims // heads, eps)
-        self._heads = heads
+        self._head_size = dims // heads
 
     def project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """[B, L, D] -> q, k, v [B, H, L, D/H], q and k normed."""
         norms = self.norm_q, self.norm_k, None
         linears = self.to_q, self.to_k, self.to_v
-        q, k, v = (split_heads(linear(x), self._heads, norm) for linear, norm in zip(linears, norms, strict=True))
+        pairs, size = zip(linears, norms, strict=True), self._head_size
+        q, k, v = (split_heads(linear(x), norm=norm, size=size) for linear, norm in pairs)
         return q, k, v
 
 
@@ -69,9 +82,9 @@ class JointAttention(Projections):
         """The image's output and the text's. `prefix`: keys and values of other tokens, which both streams attend to as
         well."""
         q, k, v = self.project(img)
-        txt_q = split_heads(self.add_q_proj(txt), self._heads, self.norm_added_q)
-        txt_k = split_heads(self.add_k_proj(txt), self._heads, self.norm_added_k)
-        txt_v = split_heads(self.add_v_proj(txt), self._heads)
+        txt_q = split_heads(self.add_q_proj(txt), norm=self.norm_added_q, size=self._head_size)
+        txt_k = split_heads(self.add_k_proj(txt), norm=self.norm_added_k, size=self._head_size)
+        txt_v = split_heads(self.add_v_proj(txt), size=self._head_size)
         q = mx.concatenate([txt_q, q], axis=2)  # [B, H, T + L, D/H]
         k = mx.concatenate([txt_k, k], axis=2)
         v = mx.concatenate([txt_v, v], axis=2)
@@ -86,6 +99,11 @@ class JointAttention(Projections):
         return self.to_out[0].product(attend(rotate(q, rope), *pair)), pair
 
 
+def feed_forward_cuts(dims: int) -> dict[str, Cut]:
+    inner = channels(4 * dims)
+    return {"*.net.0.proj": rows(inner), "*.net.2": columns(inner)}
+
+
 class FeedForward(nn.Module):
     def __init__(self, dims: int):
         super().__init__()
@@ -95,6 +113,13 @@ class FeedForward(nn.Module):
     def __call__(self, x: mx.array) -> Product:
         out: Product = self.net["2"].product(gelu_tanh_of(self.net["0"]["proj"].product(x)))
         return out
+
+
+def gated_feed_forward_cuts(inner: int, together: int = 1) -> dict[str, Cut]:
+    return {
+        "*.linear_in": rows(channels(inner), channels(inner)),
+        "*.linear_out": columns(channels(inner), together=together),
+    }
 
 
 class GatedFeedForward(nn.Module):

@@ -1,10 +1,11 @@
 """The one linear layer: y = x Wᵀ + b, with W dense or in MLX's packed affine format.
 
 A layer is built empty, with its shapes only (MLX arrays are lazy: nothing is allocated); loading/weights.py fills it.
-Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint.
+Whether W is packed is a matter of what was loaded, so that no module tree has to be rebuilt for a quantized checkpoint;
+and so is whether it is here in full, or shared out over several machines (sharing.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import mlx.nn as nn
 
 from ..precision import on_gpu
 from .products import Product
+from .sharing import Share, summed
 
 # The two ways to multiply by a packed weight: MLX's quantized kernel, or unpacking it first.
 PACKED, DENSE = "quantized_matmul", "dequantize + matmul"
@@ -53,6 +55,7 @@ class Linear(nn.Module):
             self.bias = mx.zeros((outputs,))
         self.packing: Packing | None = None
         self.kernel: str | None = None  # how a packed weight is multiplied; kernels.py chooses
+        self.share: Share | None = None  # of the weight, that is here; None: all of it
 
     def pack(self, packing: Packing) -> None:
         """Changes the expected tensors to those of a packed weight."""
@@ -66,22 +69,32 @@ class Linear(nn.Module):
         return self.product(x).sum()
 
     def product(self, x: mx.array) -> Product:
-        if self.packing is None:
-            return Product(mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T)
-        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
-        return Product(out, self.get("bias"))
+        return self.product_of_parts(x)
 
     def product_of_parts(self, *parts: mx.array) -> Product:
         """Of runs of columns that follow each other: a dense weight need not have them in one place."""
-        if self.packing is not None:
-            return self.product(mx.concatenate(list(parts), axis=-1))
-        out, start = self.get("bias"), 0
+        bias = self.get("bias")
+        sums = self.share is not None and self.share.sums_itself
+        if self.packing is None:
+            out = self._dense(parts, None if sums else bias)
+            return Product(summed(out, self), bias) if sums else Product(out)
+        x = parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=-1)
+        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
+        return Product(summed(out, self) if sums else out, bias)  # the bias once, after the sum
+
+    def _dense(self, parts: Sequence[mx.array], out: mx.array | None) -> mx.array:
+        start = 0
         for x in parts:
-            weight = self.weight[:, start : start + x.shape[-1]].T
-            out = x @ weight if out is None else mx.addmm(out, x, weight)
+            weight = self.weight if len(parts) == 1 else self.weight[:, start : start + x.shape[-1]]
+            out = x @ weight.T if out is None else mx.addmm(out, x, weight.T)
             start += x.shape[-1]
         assert out is not None
-        return Product(out)
+        return out
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """Of the part of an empty layer's weight that is to be here."""
+        return self.share.shape(self.weight.shape) if self.share else self.weight.shape
 
 
 def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:

@@ -8,18 +8,22 @@ Must not know: which stage it is for, what it computes.
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from types import MappingProxyType
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..layers.linear import Linear, Packing
+from ..layers.sharing import Cuts, Sharing, cut_of
 from .modules import join, layers, own_parameters
+from .shares import held_packing, refusal
 from .tensors import Shape
 from .transforms import PackingOf
 from .weights import Weights
 
 # A layer's path in the checkpoint, the layer without weights, and how it is packed or will be.
 Planned = tuple[str, nn.Module, Packing | None]
+NO_CUTS: Cuts = MappingProxyType({})
 
 
 class Component:
@@ -31,12 +35,16 @@ class Component:
         path: str = "",
         shapes: Callable[[], nn.Module] | None = None,
         heads: int = 0,
+        cuts: Cuts = NO_CUTS,
     ):
-        """`shapes`: a module with the same parameters, where `build` is slow. `heads`: of its attention, for plans."""
+        """`shapes`: a module with the same parameters, where `build` is slow. `heads`: of its attention, for plans.
+        `cuts`: how its layers can be shared out over several machines."""
         self.weights = weights
         self.dtype = dtype
         self.heads = heads
-        self.empty = build  # the module's shapes, without weights
+        self.cuts = cuts
+        self.sharing: Sharing | None = None
+        self._build = build
         self.path = path  # where in the checkpoint's tree the module stands
         self._shapes = shapes or build
         # Of each recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
@@ -44,6 +52,29 @@ class Component:
         self._linears: dict[PackingOf | None, list[tuple[str, Shape, Packing | None]]] = {}
         self._held: dict[PackingOf | None, tuple[int, int]] = {}
         self._module: nn.Module | None = None
+
+    def empty(self) -> nn.Module:
+        """The module's shapes, without weights."""
+        return self._shared(self._build())
+
+    def sharing_refusal(self, sharing: Sharing) -> str | None:
+        """Why its layers cannot be shared out so; None where they can."""
+        planned = ((path, packing, cut_of(path, self.cuts)) for path, _, packing in self.planned())
+        refused = (refusal(path, packing, cut, sharing) for path, packing, cut in planned if cut)
+        return next(filter(None, refused), None)
+
+    def share(self, sharing: Sharing | None) -> None:
+        """Makes it hold this machine's part of its layers alone from now on; None: all of them."""
+        self.release()
+        self.sharing = sharing
+        self.__dict__.pop("_empty_layers", None)
+        for known in (self._planned, self._linears, self._held):
+            known.clear()
+
+    def _shared(self, module: nn.Module) -> nn.Module:
+        if self.sharing is not None:
+            self.sharing.mark(((join(self.path, path), layer) for path, layer in layers(module)), self.cuts)
+        return module
 
     @property
     def loaded(self) -> bool:
@@ -124,15 +155,18 @@ class Component:
 
     @functools.cached_property
     def _empty_layers(self) -> list[tuple[str, nn.Module]]:
-        return [(join(self.path, path), layer) for path, layer in layers(self._shapes())]
+        return [(join(self.path, path), layer) for path, layer in layers(self._shared(self._shapes()))]
 
 
 def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
     """How many floating-point numbers are held, and the bytes of all others."""
     floats = rest_bytes = 0
     for _, layer, packing in planned:
-        if packing and isinstance(layer, Linear):
-            layer = _packed(layer.weight.shape, "bias" in layer, packing)
+        if isinstance(layer, Linear) and (packing or layer.share):
+            if packing and layer.share:
+                scales = packing.packed_shapes(*layer.weight.shape)["scales"]
+                packing = held_packing(packing, scales, layer.share)
+            layer = _of_shape(layer.held_shape, "bias" in layer, packing)
         for value in own_parameters(layer).values():
             floating = mx.issubdtype(value.dtype, mx.floating)
             floats += value.size if floating else 0
@@ -141,11 +175,12 @@ def _counted(planned: Iterable[Planned]) -> tuple[int, int]:
 
 
 @functools.cache
-def _packed(shape: Shape, bias: bool, packing: Packing) -> Linear:
+def _of_shape(shape: Shape, bias: bool, packing: Packing | None) -> Linear:
     """An empty layer; models have few that differ."""
     rows, columns = shape
     layer = Linear(columns, rows, bias)
-    layer.pack(packing)
+    if packing:
+        layer.pack(packing)
     return layer
 
 

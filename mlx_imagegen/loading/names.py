@@ -43,6 +43,10 @@ class Slice:
         value = self.tensor.read(self.row, self.rows)
         return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
 
+    def read_rows(self, row: int, rows: int) -> mx.array:
+        """A run of rows of ours; it must not cross the middle of swapped halves."""
+        return self.tensor.read(self.row + self._unswapped(row), rows)
+
     def gather(self, rows: Sequence[int]) -> mx.array:
         """Single rows of a table."""
         return self.tensor.gather(rows)

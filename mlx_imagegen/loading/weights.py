@@ -19,9 +19,11 @@ from ..errors import CheckpointError, MismatchError
 from ..escaping import shown
 from ..layers.embed import Table
 from ..layers.linear import Linear, Packing
+from ..layers.sharing import Share, share_of
 from .checkpoint import Checkpoint
 from .modules import join, layers, own_parameters
 from .names import Rename, same_names
+from .shares import cut_out, read_share
 from .tensors import NamedTensors, Shape, fits, name_tensors
 from .transforms import LayerTensors, PackingOf, Progress, WeightTransforms
 
@@ -60,7 +62,25 @@ class Weights(NamedTensors):
         return module
 
     def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype | None) -> None:
-        _bind(self.transforms.apply(self.read_layer(layer, path)), dtype)
+        share = share_of(layer)
+        if share is None:
+            _bind(self.transforms.apply(self.read_layer(layer, path)), dtype)
+        elif (part := self._read_part(layer, path, share)) is not None:
+            _bind(self.transforms.apply(part), dtype)
+        else:
+            _bind(cut_out(self.transforms.apply(self.read_layer(layer, path)), share), dtype)
+
+    def _read_part(self, layer: nn.Module, path: str, share: Share) -> LayerTensors | None:
+        """One machine's part of a layer; None where the layer is changed or packed, which is done in full."""
+        if self.changed([path]) or self.recipe_packing(layer, path):
+            return None
+        packing = _pack_as_stored(layer, self.stored.get(path))
+        parts = {
+            name: read_share(self, join(path, name), value.shape, share)
+            for name, value in own_parameters(layer).items()
+        }
+        values = {name: value for name, value in parts.items() if value is not None}
+        return LayerTensors(self, path, layer, values, values, packing) if len(values) == len(parts) else None
 
     def read_layer(self, layer: nn.Module, path: str) -> LayerTensors:
         """The layer's tensors as they are stored; `layer` is packed if they are."""

@@ -98,7 +98,7 @@ class Plan:
     @property
     def decode_at_once_peak_bytes(self) -> int:
         """With decoder and denoiser in memory together."""
-        both = [stage for stage in self.stages if stage.name != "encode"]
+        both = [stage for stage in self.stages if stage.name not in ("adapters", "encode")]
         held = sum(stage.resident_bytes for stage in both)
         return held + max(stage.base_bytes + stage.working_bytes for stage in both)
 
@@ -126,7 +126,7 @@ def plan(
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
     shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
-    parts = {name: family.stages[name] for name in ("encode", "denoise", "decode")}
+    parts = {name: family.stages.get(name, ()) for name in ("adapters", "encode", "denoise", "decode")}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
         Stage(
@@ -186,7 +186,8 @@ def gigabytes(size: float) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    text: int
+    prompt: int  # that the text encoder reads
+    text: int  # those, and what image adapters add to them
     image: int  # the picture's own
     references: int
     prefix: int  # of references that stand before the picture, beyond those of the text
@@ -205,8 +206,9 @@ def _tokens(family: Family[Any], settings: Settings, prompt: Prompt) -> Tokens:
     length = settings.extras.get("max_sequence_length", PROMPT_TOKENS)
     words = length if family.spec.roles.pads_prompt else min(length, PROMPT_TOKENS)
     more, multiple = family.reference_tokens(prompt, settings), family.spec.roles.multiple
-    text, image = words + more.prompt, math.prod(family.grid(settings))
-    return Tokens(text + -text % multiple, image + -image % multiple, more.image, more.prefix)
+    read, image = words + more.prompt, math.prod(family.grid(settings))
+    read, text, image = (count + -count % multiple for count in (read, read + more.adapted, image))
+    return Tokens(read, text, image, more.image, more.prefix)
 
 
 def _tokens_through(path: str, roles: TokenRoles, tokens: Tokens) -> int:
@@ -261,7 +263,9 @@ def _working_bytes(
     if stage == "decode":
         decoder = family.components[names[0]]
         return _autoencoder_bytes(decoder, settings.width * settings.height, ("conv_out", -1), gpu)
-    count, keys = tokens.text, tokens.text
+    count = keys = tokens.prompt
+    if stage == "adapters":
+        count = keys = max((adapter.encoder_tokens for adapter in family.adapters.values()), default=0)
     if stage == "denoise":  # a step, or what stands before the picture, computed once
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
     queries = family.spec.roles.queries

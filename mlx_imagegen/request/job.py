@@ -5,7 +5,7 @@ stand here, before anything is loaded.
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from ..errors import RequestError
 from ..escaping import quoted
 from ..families.base import Inputs, Prompt, Settings
 from ..families.controls import ControlPicture
+from ..families.image_prompts import ImagePrompt
 from ..hub.manifest import Manifest
 from ..image import fingerprint, to_pixels
 from ..masks import Region, drawn_pixels
@@ -24,6 +25,7 @@ from ..previews import FAST
 from ..random import SEED_LIMIT
 from . import options
 from .controls import Control, open_controls
+from .image_prompts import adapters_own, described, open_image_prompts
 from .inputs import check_needs, noise_array, noise_notes, open_references, step_noise_arrays
 from .parameters import (
     DEFAULT_STRENGTH,
@@ -70,7 +72,7 @@ class Job:
         size = self.settings.width, self.settings.height
         controls = tuple(
             ControlPicture(
-                _centred_pixels(control.picture, size),
+                _centred_pixels(control.drawn_at(size), size),
                 control.model,
                 control.strength,
                 control.kind,
@@ -115,6 +117,7 @@ class Job:
             "strength": None if self.image is None else self.strength,
             **(self.canvas.values if self.canvas else {}),
             "control": self.controls or None,
+            **_by_parameter(self.prompt.images),
             "references": None if self.image_is_reference else self.prompt.references or None,
             "noise": self.noise,
             "step_noise": self.step_noise,
@@ -132,7 +135,14 @@ def _centred_pixels(picture: Image.Image, size: tuple[int, int]) -> mx.array:
 def _hashed(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_hashed(each) for each in value]
+    if isinstance(value, ImagePrompt):
+        return described(value)
     return value.described() if isinstance(value, Control) else fingerprint(value)
+
+
+def _by_parameter(images: Sequence[ImagePrompt]) -> dict[str, tuple[ImagePrompt, ...]]:
+    parameters = dict.fromkeys(image.adapter.parameter for image in images)
+    return {name: tuple(image for image in images if image.adapter.parameter == name) for name in parameters}
 
 
 def resolve(
@@ -177,7 +187,12 @@ def _jobs(
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
-    guidance = _guidance(manifest, given.get("guidance"), given.get("true_cfg"), negative_prompt, notes)
+    images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
+    own = adapters_own(images)
+    asked_guidance = given.get("guidance")
+    if asked_guidance is None and manifest.guidance == "embedded":
+        asked_guidance = own.get("guidance")
+    guidance = _guidance(manifest, asked_guidance, given.get("true_cfg"), negative_prompt, notes)
     steps = _steps(manifest, steps)
     extras |= options.transparency(manifest, given.get("transparent"))
     settings = Settings(
@@ -186,7 +201,7 @@ def _jobs(
         **guidance,
         guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
         cache=cache_rule(manifest, given.get("cache"), steps, notes),
-        extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length")), **extras},
+        extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length"), own), **extras},
     )
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
@@ -208,7 +223,7 @@ def _jobs(
         "notes": tuple(notes),
     }
     return [
-        Job(Prompt(_text(prompt), pictures, prompt_options), negative, settings, seed, **common)
+        Job(Prompt(_text(prompt, images), pictures, prompt_options, images), negative, settings, seed, **common)
         for prompt in prompts
         for seed in seeds
     ]
@@ -253,10 +268,11 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _text(prompt: str) -> str:
+def _text(prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
+    """`images`: those that stand in the prompt, and may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
-    if not prompt.strip():
+    if not prompt.strip() and not images:
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
 
@@ -295,8 +311,8 @@ def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None)
     return float(strength)
 
 
-def _sequence_length(manifest: Manifest, asked: int | None) -> int:
-    limit = manifest.defaults.max_sequence_length
+def _sequence_length(manifest: Manifest, asked: int | None, adapters: Mapping[str, Any]) -> int:
+    limit: int = adapters.get("max_sequence_length", manifest.defaults.max_sequence_length)
     if asked is None:
         return limit
     if manifest.extras.get("whole_prompt") and asked != limit:  # that one stands in every picture's record

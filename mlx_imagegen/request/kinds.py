@@ -43,6 +43,7 @@ PICTURES = Kind()
 ARRAY = Kind()
 ARRAYS = Kind("a list", (list, tuple), arrays=True)
 CONTROLS = Kind()
+IMAGE_PROMPTS = Kind()
 CALLBACK = Kind()
 
 

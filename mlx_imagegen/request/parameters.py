@@ -20,6 +20,7 @@ from .kinds import (
     CONTROLS,
     CORNERS,
     EXPANSION,
+    IMAGE_PROMPTS,
     LORAS,
     NUMBER,
     NUMBERS,
@@ -252,6 +253,13 @@ class PictureParameters(TypedDict, total=False):
         Parameter(
             PICTURES, "pictures that the prompt refers to, for models that edit", "pictures", "FILE", hashed=True,
             aliases=("images", "image_paths", "reference_images", "ref_images"),
+        ),
+    ]  # fmt: skip
+    redux: Annotated[
+        "Picture | Sequence[Any] | None",
+        Parameter(
+            IMAGE_PROMPTS, "FLUX.1: pictures as a part of the prompt: (picture, scale, folder of FLUX.1-Redux-dev)",
+            "pictures", "FILE[:SCALE[:MODEL]]", hashed=True, aliases=("redux_image", "image_prompt"),
         ),
     ]  # fmt: skip
     transparent: Annotated[

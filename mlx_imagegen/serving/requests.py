@@ -14,7 +14,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
+from ..hub.abilities import networks
 from ..request import kinds
+from ..request.controls import FORM as CONTROL_FORM
+from ..request.image_prompts import FORMS as IMAGE_FORMS
 from ..request.job import Job as PictureJob
 from ..request.job import resolve
 from ..request.kinds import Parameter
@@ -27,6 +30,7 @@ NOT_OVER_THE_WIRE = (kinds.CALLBACK, kinds.ARRAY, kinds.ARRAYS)
 SERVERS_CHOICE = ("resident",)
 TAKEN = {row.name: row for row in PARAMETERS if row.kind not in NOT_OVER_THE_WIRE and row.name not in SERVERS_CHOICE}
 UNITS = {"steps": "steps", "pixels": "pixels a picture", "count": "pictures a request"}
+ENTRY_FORMS = {"control": CONTROL_FORM, **IMAGE_FORMS}
 LONGEST_NUMBER = 20  # digits; the largest seed has as many
 AS_TEXT = (kinds.TEXT, kinds.SHAPE)  # what a form's field is; fields of other kinds are written as in JSON
 
@@ -163,6 +167,8 @@ def _opened(row: Parameter, value: Any, limits: Limits) -> Any:
         check_unicode(row.name, value)
     if row.kind is kinds.PICTURE:
         return _picture(value, row.name)
+    if row.kind in (kinds.CONTROLS, kinds.IMAGE_PROMPTS):
+        return _entries(row.name, value, limits)
     if row.kind is not kinds.PICTURES:
         return value
     given = value if isinstance(value, list) else [value]
@@ -173,9 +179,23 @@ def _opened(row: Parameter, value: Any, limits: Limits) -> Any:
     return [_picture(each, row.name) for each in given]
 
 
+def _entries(name: str, value: Any, limits: Limits) -> list[dict[str, Any]]:
+    """Pictures, each alone or with what goes with it; networks by their names alone: nothing of this machine's files is
+    opened for a client."""
+    if isinstance(value, list) and len(value) > limits.pictures:
+        raise RequestError(f"{name}: {len(value)} pictures are given, and this server takes up to {limits.pictures}.")
+    entries = ENTRY_FORMS[name].entries(value)
+    for entry in entries:
+        network = entry.get("model")
+        if network is not None and network not in networks(name):
+            raise RequestError(f"{name}: model {shortened(network)}: give one of {', '.join(networks(name))}.")
+    return [entry | {"picture": _picture(entry["picture"], name)} for entry in entries]
+
+
 def _check_sent(parameters: Mapping[str, Any], limits: Limits) -> None:
     """They wait in memory, unpacked."""
     values = [each for value in parameters.values() for each in (value if isinstance(value, list) else [value])]
+    values = [value["picture"] if isinstance(value, dict) and "picture" in value else value for value in values]
     pixels = sum(value.width * value.height for value in values if isinstance(value, Image.Image))
     if pixels > limits.sent_pixels:
         raise RequestError(

@@ -13,13 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError, RequestError
-from ..layers.activation import gelu, gelu_tanh, quick_gelu
-from ..layers.attention import attend, split_heads
-from ..layers.linear import Linear
+from ..layers.encoder import ACTIVATIONS, EncoderLayer
 from ..layers.norm import LayerNorm
 from ..loading.config import HEADS, INDEX, LAYERS, MANY, POSITIVE, Config
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 # What configs said before transformers 4.32, whatever the end token's real id: FLUX.1's file still does.
 OLD_EOS_TOKEN_ID = 2
 
@@ -61,7 +58,9 @@ class ClipTextModel(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.embeddings = {"position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size)}
-        self.encoder = {"layers": [Layer(config) for _ in range(config.num_hidden_layers)]}
+        layer = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        kind = config.layer_norm_eps, config.hidden_act, "causal"
+        self.encoder = {"layers": [EncoderLayer(*layer, *kind) for _ in range(config.num_hidden_layers)]}
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self._eos_token_id = config.eos_token_id
 
@@ -82,40 +81,3 @@ class ClipTextModel(nn.Module):
         if self._eos_token_id == OLD_EOS_TOKEN_ID:
             return mx.argmax(ids, axis=-1)  # the end token's id is the largest of the vocabulary
         return mx.argmax(ids == self._eos_token_id, axis=-1)
-
-
-class Layer(nn.Module):
-    def __init__(self, config: CLIPConfig):
-        super().__init__()
-        self.self_attn = Attention(config)
-        self.mlp = FeedForward(config)
-        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class Attention(nn.Module):
-    def __init__(self, config: CLIPConfig):
-        super().__init__()
-        dims = config.hidden_size
-        self.q_proj, self.k_proj, self.v_proj = Linear(dims, dims), Linear(dims, dims), Linear(dims, dims)
-        self.out_proj = Linear(dims, dims)
-        self._heads = config.num_attention_heads
-
-    def __call__(self, x: mx.array) -> mx.array:
-        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attend(q, k, v, mask="causal"))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: CLIPConfig):
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
-        self._activation = ACTIVATIONS[config.hidden_act]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self._activation(self.fc1(x)))

@@ -28,6 +28,7 @@ from ..layers.fused import residual_sum
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.rope import turned
+from ..layers.sharing import Cuts, channels, columns, heads, rows
 from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
 from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE, on_gpu
@@ -296,6 +297,20 @@ class LanguageModel(nn.Module):
         return out
 
 
+def cuts(config: QwenConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    queries, pairs = (count * config.head_size for count in (config.num_attention_heads, config.num_key_value_heads))
+    inner = channels(config.intermediate_size)
+    return {
+        "*.self_attn.q_proj": rows(heads(queries, config.num_key_value_heads)),
+        "*.self_attn.[kv]_proj": rows(heads(pairs, config.num_key_value_heads)),
+        "*.self_attn.o_proj": columns(heads(queries, config.num_key_value_heads)),
+        "*.mlp.gate_proj": rows(inner),
+        "*.mlp.up_proj": rows(inner),
+        "*.mlp.down_proj": columns(inner),
+    }
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
@@ -327,14 +342,14 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * head, dims, bias=config.attention_bias)
         if config.third_generation:
             self.q_norm, self.k_norm = RMSNorm(head, config.rms_norm_eps), RMSNorm(head, config.rms_norm_eps)
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._head_size = head
 
     def __call__(
         self, x: mx.array, rope: Rope, mask: mx.array | str | None, prefix: KeyValues | None
     ) -> tuple[mx.array, KeyValues]:
-        q = split_heads(self.q_proj(x), self._heads, self.get("q_norm"))  # [B, H, L, D]
-        k = split_heads(self.k_proj(x), self._kv_heads, self.get("k_norm"))
-        v = split_heads(self.v_proj(x), self._kv_heads)
+        q = split_heads(self.q_proj(x), norm=self.get("q_norm"), size=self._head_size)  # [B, H, L, D]
+        k = split_heads(self.k_proj(x), norm=self.get("k_norm"), size=self._head_size)
+        v = split_heads(self.v_proj(x), size=self._head_size)
         q, k = rotate_halves(q, rope), rotate_halves(k, rope)
         return self.o_proj(attend(q, *prefixed((k, v), prefix), mask=mask)), (k, v)
 

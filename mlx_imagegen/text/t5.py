@@ -21,6 +21,7 @@ from ..layers.activation import gelu_tanh
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..layers.sharing import Cuts, channels, columns, heads, rows
 from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config, Range
 
 
@@ -64,6 +65,18 @@ class T5Config(Config):
                 f"{exact}, a fourth of relative_attention_num_buckets; take the file from the model's repository."
             )
         return config
+
+
+def cuts(config: T5Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    attention = heads(config.num_heads * config.d_kv, config.num_heads)
+    return {
+        "*.SelfAttention.[qkv]": rows(attention),
+        "*.SelfAttention.o": columns(attention),
+        "*.relative_attention_bias": columns(heads(config.num_heads, config.num_heads)),
+        "*.DenseReluDense.wi_?": rows(channels(config.d_ff)),
+        "*.DenseReluDense.wo": columns(channels(config.d_ff)),
+    }
 
 
 class T5Encoder(nn.Module):
@@ -126,10 +139,10 @@ class Attention(nn.Module):
         self.o = Linear(inner, dims, bias=False)
         if first:
             self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self._heads = config.num_heads
+        self._head_size = config.d_kv
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
-        q, k, v = (split_heads(linear(x), self._heads) for linear in (self.q, self.k, self.v))
+        q, k, v = (split_heads(linear(x), size=self._head_size) for linear in (self.q, self.k, self.v))
         return self.o(attend(q, k, v, scale=1.0, mask=bias))
 
 

@@ -14,34 +14,29 @@ import numpy as np
 from PIL import Image
 
 from ..documents import read_json
-from ..errors import ConfigError, MissingFileError, RequestError
-from ..escaping import shown
+from ..errors import MissingFileError, RequestError
 from ..layers.patches import Grid
-from ..loading.config import INDEX, MANY, POSITIVE, Config, Range
+from ..loading.config import MANY, Range
+from .pixels import PixelConfig
 
-COLOURS = 3
 MAX_ASPECT = 200  # transformers refuses narrower pictures
 
 
-@dataclass(frozen=True)
-class PatchConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig(PixelConfig):
     """processor/preprocessor_config.json"""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset(
-        """ crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize
-        do_rescale do_resize image_processor_type input_data_format min_frames max_frames pad_size processor_class
-        return_tensors size """.split()
-    )
+    IGNORED: ClassVar[frozenset[str]] = PixelConfig.IGNORED | {"max_frames", "min_frames", "size"}
 
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
     min_pixels: Annotated[int, MANY]
     max_pixels: Annotated[int, MANY]
     patch_size: Annotated[int, Range(1, 256)]
     merge_size: Annotated[int, Range(1, 64)]
     temporal_patch_size: Annotated[int, Range(1, 64)]
-    resample: Annotated[int, INDEX] = int(Image.Resampling.BICUBIC)
-    rescale_factor: Annotated[float, POSITIVE] = 1 / 255
+
+    @property
+    def sound(self) -> dict[str, bool]:
+        return {"max_pixels": 0 < self.min_pixels <= self.max_pixels} | super().sound
 
     @classmethod
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
@@ -50,19 +45,9 @@ class PatchConfig(Config):
         size = data.get("size") or {}
         named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given = {name: value for name, value in data.items() if value is not None}
-        config = cls.read({name: value for name, value in named.items() if value is not None} | given, where)
-        sound = {
-            "max_pixels": 0 < config.min_pixels <= config.max_pixels,
-            "image_mean": len(config.image_mean) == COLOURS,
-            "image_std": len(config.image_std) == COLOURS and min(config.image_std) > 0,
-            "resample": config.resample in list(Image.Resampling),
-        }
-        if odd := next((name for name, fits in sound.items() if not fits), None):
-            raise ConfigError(
-                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, by which no picture can be prepared; take "
-                "the file from the model's repository."
-            )
-        return config
+        return cls.read({name: value for name, value in named.items() if value is not None} | given, where).checked(
+            where
+        )
 
 
 def read_patch_config(*folders: Path) -> PatchConfig:
@@ -90,9 +75,7 @@ class Patches(NamedTuple):
 def to_patches(image: Image.Image, config: PatchConfig) -> Patches:
     """A picture, resized to whole merged patches, in the order of merged patches."""
     width, height = _fitting(image.size, config)
-    image = image.convert("RGB").resize((width, height), Image.Resampling(config.resample))
-    pixels: np.ndarray = np.asarray(image, np.float32) * np.float32(config.rescale_factor)
-    pixels = (pixels - np.array(config.image_mean, np.float32)) / np.array(config.image_std, np.float32)
+    pixels = config.pixels(image, (width, height))
     patch, merge = config.patch_size, config.merge_size
     rows, columns = height // patch, width // patch
     # [H, W, C] -> [rows/m, m, p, columns/m, m, p, C] -> [rows/m, columns/m, m, m, C, p, p]

@@ -123,8 +123,9 @@ class Caller:
         made.set_progress_bar_config(disable=True)
         seeded = torch.Generator().manual_seed(options["seed"])
         common = {"num_inference_steps": options["steps"], "guidance_scale": options["guidance"], "generator": seeded}
+        common |= {"prompt": options["prompt"]}
         common |= {"max_sequence_length": options["length"], "width": options["width"], "height": options["height"]}
-        return torch.from_numpy(np.array(made(prompt=options["prompt"], **(common | more)).images[0]))
+        return torch.from_numpy(np.array(made(**(common | more)).images[0]))
 
     def open(self, name: str) -> Image.Image:
         return Image.open(self.folder / f"{name}.png")

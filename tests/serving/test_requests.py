@@ -74,6 +74,13 @@ def test_loras_by_name(catalogue: Catalogue, tmp_path: Path) -> None:
             read_request({"prompt": "x", "lora": [name]}, own, LIMITS)
 
 
+def test_control_pictures_are_sent_and_networks_named(catalogue: Catalogue) -> None:
+    entry = {"picture": in_base64(png()), "model": "flux-controlnet-union-pro-2", "strength": 0.5}
+    (job,) = read_request({"prompt": "x", "control": [entry]}, catalogue, LIMITS).jobs
+    (control,) = job.controls
+    assert (control.model, control.strength) == ("flux-controlnet-union-pro-2", 0.5) and control.picture.width > 1
+
+
 def test_recipes_by_name(catalogue: Catalogue, tmp_path: Path) -> None:
     assert read_request({"prompt": "x", "quant": "q6"}, catalogue, LIMITS).quant == "q6"
     assert read_request({"prompt": "x"}, catalogue, LIMITS, "q8").quant == "q8"
@@ -101,6 +108,14 @@ def test_recipes_by_name(catalogue: Catalogue, tmp_path: Path) -> None:
         ({"prompt": "x", "references": [in_base64(png())] * 3}, "up to 2"),
         ({"prompt": "x", "image": "/etc/passwd"}, "paths are not read"),
         ({"prompt": "x", "image": in_base64(png(size=(64, 63)))}, "million pixels in all"),
+        ({"prompt": "x", "control": "/etc/passwd"}, "paths are not read"),
+        ({"prompt": "x", "redux": [["/etc/passwd", 1.0]]}, "paths are not read"),
+        (
+            {"prompt": "x", "control": [{"picture": in_base64(png()), "model": "/etc"}]},
+            "model '?/etc'?: give one of flux-",
+        ),
+        ({"prompt": "x", "control": [in_base64(png())] * 3}, "up to 2"),
+        ({"prompt": "x", "control": [[in_base64(png(size=(64, 63)))]]}, "million pixels in all"),
         ({"prompt": "x", "lora": ["flux-night"] * 3}, "merges up to 2"),
         ({"prompt": "x", "model": 3}, "model 3"),
     ],

@@ -143,7 +143,7 @@ class ControlPass:
         return embedded
 
     def residuals(self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float) -> Residuals:
-        mode = self.network.kinds.index(kind) if kind is not None else None
+        mode = self.network.kinds.index(kind) if kind is not None and self.network.kinds else None
         samples = self.network.component.load()(x, embedded, self.txt, self.rope, self.modulation[index], mode)
         double, single = ([sample * strength for sample in each] for each in samples)
         repeat = self.network.reads_pixels  # XLabs' outputs come by turns

@@ -7,7 +7,7 @@ what they are shown in further channels of every token, Kontext in further token
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +31,11 @@ from ...random import TorchGenerator
 from ...sampling import Schedule, flow_match_schedule
 from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
+from ...text.t5 import cuts as t5_cuts
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from ..image_prompts import AdapterSource, ImageAdapter
 from .control import ControlPass, FluxControlNetwork
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
@@ -41,8 +43,9 @@ from .inputs import SIDE, InputKind, hole_condition
 from .keys import lora_names
 from .modulation import PromptTables
 from .prompts import FluxBranch
+from .redux import FluxRedux, PromptPictures
 from .references import EncodedReferences, reference_positions, reference_size
-from .transformer import FluxTransformer
+from .transformer import FluxTransformer, cuts
 
 THETA = 10000.0  # rope's base; fixed in diffusers' code
 INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
@@ -66,7 +69,11 @@ class Flux1(Family[FluxBranch]):
                 files.clip, lambda: ClipTextModel(files.clip_config), dtype, heads=files.clip_config.num_attention_heads
             ),
             "text_encoder_2": Component(
-                files.t5, lambda: T5Encoder(files.t5_config), dtype, heads=files.t5_config.num_heads
+                files.t5,
+                lambda: T5Encoder(files.t5_config),
+                dtype,
+                heads=files.t5_config.num_heads,
+                cuts=t5_cuts(files.t5_config),
             ),
             "transformer": self._transformer(),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
@@ -76,6 +83,7 @@ class Flux1(Family[FluxBranch]):
             self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
         self.inputs_on_disk = files.inputs  # whatever a LoRA makes of them
         self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
+        self._pictures: dict[Hashable, PromptPictures] = {}  # by prompts' images_key, of the latest request
 
     def _transformer(self) -> Component:
         files = self.files
@@ -84,6 +92,7 @@ class Flux1(Family[FluxBranch]):
             lambda: FluxTransformer(files.config),
             compute_dtype(),
             heads=files.config.num_attention_heads,
+            cuts=cuts(files.config),
         )
 
     @classmethod
@@ -95,14 +104,26 @@ class Flux1(Family[FluxBranch]):
         return SIDE * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
-        clip_ids, clip_cut = self._clip_tokenizer.encode(prompt.text)
-        t5_ids, t5_cut = self._t5_tokenizer.encode(prompt.text, settings.extras["max_sequence_length"])
+        length = settings.extras["max_sequence_length"]
+        pictures = self._pictures.get(prompt.images_key)
+        (txt, pooled), notes = (
+            self._encode_text(prompt.text, length) if _has_text(prompt) else (self._no_text(length), [])
+        )
+        if pictures:
+            txt, pooled = pictures.after(txt, pooled)
+        mx.eval(txt, pooled)
+        references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt))
+        return FluxBranch(txt, pooled, references), notes
+
+    def _encode_text(self, text: str, length: int) -> tuple[tuple[mx.array, mx.array], list[str]]:
+        """T5's features and CLIP's vector, and notes on what was cut off."""
+        clip_ids, clip_cut = self._clip_tokenizer.encode(text)
+        t5_ids, t5_cut = self._t5_tokenizer.encode(text, length)
         dtype = compute_dtype()
         clip = self.components["text_encoder"].load()
         _, pooled = clip(self.files.clip.gather(CLIP_TABLE, clip_ids, dtype)[None], mx.array(clip_ids)[None])
         t5 = self.components["text_encoder_2"].load()
         txt = t5(self.files.t5.gather(T5_TABLE, t5_ids, dtype)[None])  # padding attends, as in the reference
-        mx.eval(pooled, txt)
         notes = []
         if t5_cut:
             notes.append(f"the prompt is longer than the {len(t5_ids)} tokens T5 reads; cut off: '{t5_cut}'")
@@ -110,8 +131,30 @@ class Flux1(Family[FluxBranch]):
             notes.append(
                 f"CLIP reads the first {len(clip_ids)} tokens only (T5 reads all); it does not see: '{clip_cut}'"
             )
-        references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt))
-        return FluxBranch(txt, pooled, references), notes
+        return (txt, pooled), notes
+
+    def _no_text(self, length: int) -> tuple[mx.array, mx.array]:
+        """What stands before pictures that are the prompt alone; as in diffusers, where no text encoder is loaded."""
+        widths = self.files.config.joint_attention_dim, self.files.config.pooled_projection_dim
+        return mx.zeros((1, length, widths[0]), compute_dtype()), mx.zeros((1, widths[1]), compute_dtype())
+
+    def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
+        """None where no prompt has words, and none has references."""
+        prompts = list(prompts)
+        return (
+            super().encode_stages(prompts) if any(_has_text(prompt) or prompt.references for prompt in prompts) else ()
+        )
+
+    def open_adapter(self, source: AdapterSource, folder: Path) -> ImageAdapter[PromptPictures]:
+        return FluxRedux(source.name, folder, self.files.config)
+
+    def encode_images(self, prompts: Sequence[Prompt]) -> None:
+        wanted = {prompt.images_key: prompt.images for prompt in prompts}
+        self._pictures = {key: made for key, made in self._pictures.items() if key in wanted}
+        for key, images in wanted.items():
+            if key not in self._pictures:
+                (adapter,) = {image.adapter for image in images}
+                self._pictures[key] = self.adapters[adapter].encode(images)
 
     @functools.cached_property
     def _clip_tokenizer(self) -> Tokenizer:
@@ -232,7 +275,9 @@ class Flux1(Family[FluxBranch]):
         return normalized(z, self.files.vae_config)
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
-        return ReferenceTokens(image=sum(map(math.prod, self._reference_grids(prompt))))
+        adapters = {image.adapter for image in prompt.images}
+        adapted = sum(self.adapters[name].prompt_tokens for name in adapters)
+        return ReferenceTokens(adapted=adapted, image=sum(map(math.prod, self._reference_grids(prompt))))
 
     def _reference_grids(self, prompt: Prompt) -> list[Grid]:
         sizes, multiple = self.files.reference_sizes, self.size_multiple
@@ -278,12 +323,15 @@ class Flux1(Family[FluxBranch]):
         config = replace(config, in_channels=width, out_channels=config.out_channels or config.in_channels)
         inputs = self.inputs_on_disk if INPUT not in columns else InputKind.CONTROL
         self.files = replace(self.files, config=config, inputs=inputs)
-        self.components["transformer"].release()
+        former = self.components["transformer"]
+        former.release()
         self.components["transformer"] = self._transformer()
+        self.components["transformer"].share(former.sharing)
 
     def forget(self) -> None:
         self._modulation.forget()
         self._references.forget()
+        self._pictures = {}
         for network in self.controls.values():
             network.forget()
 
@@ -294,3 +342,8 @@ class Flux1(Family[FluxBranch]):
         shown = [reference_positions(references.grids)] if references else []
         positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image, *shown])
         return rope_table(positions, self.files.config.axes_dims_rope, THETA)
+
+
+def _has_text(prompt: Prompt) -> bool:
+    """Pictures may be the prompt alone."""
+    return bool(prompt.text.strip()) or not prompt.images

@@ -22,8 +22,8 @@ GUIDANCE_BY_NAME = {"krea": 4.5, "canny": 30.0}
 def recognize(folder: ModelFolder) -> str | None:
     if folder.pipeline == REDUX:
         raise ConfigError(
-            f"{folder.path}: model_index.json says {REDUX}: FLUX.1-Redux has no transformer of its own, and this "
-            "version cannot set it before another FLUX.1. Take FLUX.1-dev or -schnell."
+            f"{folder.path}: model_index.json says {REDUX}: FLUX.1-Redux draws nothing by itself. Choose flux-dev or "
+            "flux-schnell, and give this folder with each picture of redux."
         )
     single = folder.files(SINGLE_FILE)
     if folder.pipeline not in (None, *PIPELINES) or folder.transformer not in (None, TRANSFORMER):

@@ -14,11 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import Attention, FeedForward, JointAttention
+from ...layers.joint import Attention, FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate, table_row
 from ...layers.products import gated_sum_of, gelu_tanh_of
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, channels, columns, heads, rows
 from .config import FluxConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
@@ -39,6 +40,17 @@ class Residuals(NamedTuple):
 
     double: Sequence[mx.array]  # [B, L, D]
     single: Sequence[mx.array]
+
+
+def cuts(config: FluxConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    dims, count = config.inner_dim, config.num_attention_heads
+    return {
+        **attention_cuts(dims, count),
+        **feed_forward_cuts(dims),
+        "*.proj_mlp": rows(channels(4 * dims)),
+        "single_transformer_blocks.*.proj_out": columns(heads(dims, count), channels(4 * dims)),
+    }
 
 
 class FluxBlocks(nn.Module):

@@ -32,7 +32,7 @@ from .keys import lora_names
 from .modulation import Flux2Modulators, Tables, tabulate
 from .positions import picture_positions, reference_positions, text_positions
 from .prompts import read_dev, read_klein
-from .transformer import Flux2Transformer, Modulation
+from .transformer import Flux2Transformer, Modulation, cuts
 
 
 class Flux2(CellFamily[Modulation]):
@@ -40,7 +40,7 @@ class Flux2(CellFamily[Modulation]):
     prefix_has_text = False
 
     def __init__(self, files: Flux2Files):
-        super().__init__(files, files.editing, lambda: Flux2Transformer(files.config))
+        super().__init__(files, files.editing, lambda: Flux2Transformer(files.config), cuts(files.config))
         self.files = files
         if files.keeps_references:  # their keys and values are computed when a denoiser is made
             self.stages = CellFamily.stages | {"prepare": ("transformer",)}

@@ -7,6 +7,7 @@ All blocks of a kind share their adaLN vectors; the layers that give them stand 
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,12 +18,13 @@ from ...layers.activation import swiglu
 from ...layers.attention import KeyValues, attend, prefixed, split_heads
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.fused import gated_sum
-from ...layers.joint import GatedFeedForward, JointAttention
+from ...layers.joint import GatedFeedForward, JointAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
 from ...layers.norm import RMSNorm
 from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope, rotate
+from ...layers.sharing import Cuts, channels, columns, heads, lengths_of, rows
 from .config import Flux2Config
 
 
@@ -33,6 +35,18 @@ class Modulation(NamedTuple):
     txt: mx.array
     single: mx.array
     out: mx.array
+
+
+def cuts(config: Flux2Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    dims, count = config.inner_dim, config.num_attention_heads
+    attention, inner = heads(dims, count), channels(config.mlp_dim)
+    return {
+        **attention_cuts(dims, count),
+        **gated_feed_forward_cuts(config.mlp_dim),
+        "*.attn.to_qkv_mlp_proj": rows(attention, attention, attention, inner, inner),
+        "*.attn.to_out": columns(attention, inner),
+    }
 
 
 class Flux2Transformer(nn.Module):
@@ -162,11 +176,12 @@ class ParallelAttention(nn.Module):
         self.norm_q = RMSNorm(config.attention_head_dim, config.eps)
         self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
         self.to_out = Linear(dims + mlp, dims, bias=False)
-        self._heads, self._stops = config.num_attention_heads, [dims, 2 * dims, 3 * dims, 3 * dims + mlp]
+        self._head_size, self._lengths = config.attention_head_dim, (dims, dims, dims, mlp, mlp)
 
     def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[Product, KeyValues]:
-        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), self._stops, axis=-1)
-        q, k, v = (split_heads(each, self._heads) for each in projections)
+        stops = list(itertools.accumulate(lengths_of(self.to_qkv_mlp_proj, self._lengths)))[:-1]
+        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), stops, axis=-1)
+        q, k, v = (split_heads(each, size=self._head_size) for each in projections)
         pair = rotate(self.norm_k(k), rope), v
         out = attend(rotate(self.norm_q(q), rope), *prefixed(pair, kept))
         return self.to_out.product_of_parts(out, swiglu(gate, up)), pair

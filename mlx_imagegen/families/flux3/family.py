@@ -27,7 +27,7 @@ from .keys import lora_names
 from .modulation import Flux3Modulators, steps, tabulate
 from .positions import picture_positions, reference_positions, text_positions
 from .prompts import read_prompt
-from .transformer import Flux3Transformer, Modulation
+from .transformer import Flux3Transformer, Modulation, cuts
 
 PAD_POSITION = 1  # where the language model is told that padding stands, as it was in training
 
@@ -36,7 +36,7 @@ class Flux3(CellFamily[Modulation]):
     name = "flux3"
 
     def __init__(self, files: Flux3Files):
-        super().__init__(files, files.editing, lambda: Flux3Transformer(files.config))
+        super().__init__(files, files.editing, lambda: Flux3Transformer(files.config), cuts(files.config))
         self.files = files
 
     @classmethod

@@ -14,11 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.fused import gated_sum_of_two
-from ...layers.joint import GatedFeedForward, ProjectedAttention
+from ...layers.fused import gated_sum, gated_sum_of_two
+from ...layers.joint import GatedFeedForward, ProjectedAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, share_of
 from .config import Flux3Config
 
 IMAGE, REFERENCES, TEXT = "image", "image_cond", "txt"  # as the checkpoint calls the kinds of tokens
@@ -32,6 +33,12 @@ class Modulation(NamedTuple):
     own: dict[str, mx.array]
     joint: dict[str, mx.array]
     out: mx.array
+
+
+def cuts(config: Flux3Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    attention = attention_cuts(config.inner_dim, config.num_attention_heads, together=2)
+    return attention | gated_feed_forward_cuts(config.mlp_dim, together=2)
 
 
 class Flux3Transformer(nn.Module):
@@ -93,13 +100,21 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, rope: Rope, parts: Sequence[Part]) -> mx.array:
         y = by_part(self._modulated, parts, x)
-        return by_part(_gated, parts, x, self.attn(y, rope), self.ff(y))
+        attn, ff = self.attn(y, rope), self.ff(y)
+        if share := share_of(self.ff.linear_out):
+            return by_part(_gated, parts, x, share.sum(attn + ff))
+        return by_part(_gated_of_two, parts, x, attn, ff)
 
     def _modulated(self, rows: mx.array, x: mx.array) -> mx.array:
         shift, scale, _ = rows
         return modulate(x, shift, scale, self._eps)
 
 
-def _gated(rows: mx.array, x: mx.array, attn: mx.array, ff: mx.array) -> mx.array:
+def _gated(rows: mx.array, x: mx.array, y: mx.array) -> mx.array:
+    _, _, gate = rows
+    return gated_sum(x, gate, y)
+
+
+def _gated_of_two(rows: mx.array, x: mx.array, attn: mx.array, ff: mx.array) -> mx.array:
     _, _, gate = rows
     return gated_sum_of_two(x, gate, attn, ff)

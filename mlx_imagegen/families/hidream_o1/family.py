@@ -28,7 +28,7 @@ from ...sampling import (
     timesteps_schedule,
     twice_shifted_schedule,
 )
-from ...text.qwen import mrope
+from ...text.qwen import cuts, mrope
 from ...vision.qwen3 import placed
 from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
 from .denoiser import Condition, HiDreamO1Denoiser
@@ -59,6 +59,7 @@ class HiDreamO1(Family[HiDreamBranch]):
             compute_dtype(),
             "model",
             heads=files.config.text.num_attention_heads,
+            cuts=cuts(files.config.text),
         )
         # The vision tower is not among them: without references it is neither loaded nor even imported.
         self.components = {"transformer": transformer}

@@ -31,6 +31,7 @@ from ...precision import VAE_DTYPE, compute_dtype, on_gpu
 from ...random import TorchGenerator
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
+from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid, to_patches
 from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
@@ -44,7 +45,7 @@ from .lightning import lightning_notes
 from .modulation import Tables, fold_inputs, modulators, tabulate, unfold
 from .positions import positions
 from .prompts import ids_of
-from .transformer import Modulation, QwenImageTransformer
+from .transformer import Modulation, QwenImageTransformer, cuts
 
 THETA = 10000.0  # diffusers fixes rope's base in code
 
@@ -79,13 +80,18 @@ class QwenImage(Family[QwenImageBranch]):
         dtype = compute_dtype()
         self.components = {
             "text_encoder": Component(
-                files.text, lambda: LanguageModel(files.text_config), dtype, heads=files.text_config.num_attention_heads
+                files.text,
+                lambda: LanguageModel(files.text_config),
+                dtype,
+                heads=files.text_config.num_attention_heads,
+                cuts=text_cuts(files.text_config),
             ),
             "transformer": Component(
                 files.transformer,
                 lambda: QwenImageTransformer(files.config),
                 dtype,
                 heads=files.config.num_attention_heads,
+                cuts=cuts(files.config),
             ),
             "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE),
             "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE),

@@ -14,12 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import FeedForward, JointAttention
+from ...layers.joint import FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts
 from .config import QwenImageConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code
@@ -43,6 +44,11 @@ class Modulation(NamedTuple):
         if self.clean is None or lengths[1] == 0:
             return [Part(sum(lengths), table_row(self.img, block))]
         return [Part(lengths[0], table_row(self.img, block)), Part(lengths[1], table_row(self.clean, block))]
+
+
+def cuts(config: QwenImageConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    return attention_cuts(config.inner_dim, config.num_attention_heads) | feed_forward_cuts(config.inner_dim)
 
 
 class QwenImageBlocks(nn.Module):

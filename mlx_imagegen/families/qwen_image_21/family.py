@@ -26,6 +26,7 @@ from ...loading.weights import WeightTransforms
 from ...precision import VAE_DTYPE, compute_dtype
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
+from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid
 from ...vision.qwen3 import VISUAL, placed
@@ -38,7 +39,7 @@ from .modulation import Tables, modulators, tabulate
 from .prompts import SLOT, read_prompt
 from .references import EncodedReferences, ReferenceRules, encode_references
 from .sequence import length_of, positions
-from .transformer import Modulation, QwenImage21Transformer
+from .transformer import Modulation, QwenImage21Transformer, cuts
 
 THETA = 10000.0  # diffusers fixes rope's base in code
 COLOURS = 3
@@ -69,10 +70,19 @@ class QwenImage21(Family[QwenImage21Branch]):
         # The vision tower is not among them: without references it is neither loaded nor even imported.
         self.components = {
             "text_encoder": Component(
-                files.text, lambda: LanguageModel(text), dtype, LANGUAGE, heads=text.num_attention_heads
+                files.text,
+                lambda: LanguageModel(text),
+                dtype,
+                LANGUAGE,
+                heads=text.num_attention_heads,
+                cuts=text_cuts(text),
             ),
             "transformer": Component(
-                files.transformer, lambda: QwenImage21Transformer(config), dtype, heads=config.num_attention_heads
+                files.transformer,
+                lambda: QwenImage21Transformer(config),
+                dtype,
+                heads=config.num_attention_heads,
+                cuts=cuts(config),
             ),
             "vae_decoder": Component(files.vae, lambda: Decoder(vae), VAE_DTYPE),
             "vae_encoder": Component(files.vae, lambda: Encoder(vae), VAE_DTYPE),

@@ -18,11 +18,12 @@ from ...layers.activation import gelu_tanh, swiglu
 from ...layers.attention import KeyValues, attend, prefixed
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.fused import gated_sum
-from ...layers.joint import Projections
+from ...layers.joint import Projections, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
 from ...layers.norm import ZeroCentredRMSNorm
 from ...layers.rope import Rope, rotate
+from ...layers.sharing import Cuts, channels, columns, rows
 from .config import QwenImage21Config
 from .sequence import Segments, attend_in_line, in_line
 
@@ -33,6 +34,17 @@ class Modulation(NamedTuple):
 
     block: mx.array
     out: mx.array
+
+
+def cuts(config: QwenImage21Config) -> Cuts:
+    """How the layers are shared out over several machines."""
+    inner = channels(config.mlp_ratio * config.inner_dim)
+    return {
+        **attention_cuts(config.inner_dim, config.num_attention_heads),
+        "*.img_mlp.proj": rows(inner),
+        "*.img_mlp.gate_layer": rows(inner),
+        "*.img_mlp.out": columns(inner),
+    }
 
 
 class QwenImage21Transformer(nn.Module):

@@ -26,6 +26,7 @@ from ...loading.weights import WeightTransforms
 from ...precision import VAE_DTYPE, compute_dtype
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
+from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ..base import Family, LastValueCache, Prompt, Settings
 from .denoiser import Condition, ZImageDenoiser
@@ -34,7 +35,7 @@ from .keys import lora_names
 from .modulation import tabulate
 from .positions import picture_positions, prompt_positions
 from .prompts import prompt_ids
-from .transformer import Modulation, PromptRefiner, ZImageTransformer, filled_length
+from .transformer import Modulation, PromptRefiner, ZImageTransformer, cuts, filled_length
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,21 @@ class ZImage(Family[ZImageBranch]):
     def __init__(self, files: ZImageFiles):
         self.files = files
         config, text, vae, dtype = files.config, files.text_config, files.vae_config, compute_dtype()
+        shared = cuts(config)
         self.components = {
             "text_encoder": Component(
-                files.text, lambda: LanguageModel(text, files.text_layer), dtype, heads=text.num_attention_heads
+                files.text,
+                lambda: LanguageModel(text, files.text_layer),
+                dtype,
+                heads=text.num_attention_heads,
+                cuts=text_cuts(text),
             ),
-            "prompt_refiner": Component(files.transformer, lambda: PromptRefiner(config), dtype, heads=config.n_heads),
-            "transformer": Component(files.transformer, lambda: ZImageTransformer(config), dtype, heads=config.n_heads),
+            "prompt_refiner": Component(
+                files.transformer, lambda: PromptRefiner(config), dtype, heads=config.n_heads, cuts=shared
+            ),
+            "transformer": Component(
+                files.transformer, lambda: ZImageTransformer(config), dtype, heads=config.n_heads, cuts=shared
+            ),
             "vae_decoder": Component(files.vae, lambda: Decoder(vae), VAE_DTYPE, "decoder"),
             "vae_encoder": Component(files.vae, lambda: Encoder(vae), VAE_DTYPE, "encoder"),
         }

@@ -15,11 +15,12 @@ import mlx.nn as nn
 
 from ...layers.activation import swiglu
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import ProjectedAttention
+from ...layers.joint import ProjectedAttention, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
+from ...layers.sharing import Cuts, channels, columns, rows
 from .config import ZImageConfig
 
 # All three are fixed in diffusers' code.
@@ -37,6 +38,16 @@ class Modulation(NamedTuple):
     refiner: mx.array
     layers: mx.array
     out: mx.array
+
+
+def cuts(config: ZImageConfig) -> Cuts:
+    """How the layers are shared out over several machines."""
+    inner = channels(config.ffn_dim)
+    return {
+        **attention_cuts(config.dim, config.n_heads),
+        "*.feed_forward.w[13]": rows(inner),
+        "*.feed_forward.w2": columns(inner),
+    }
 
 
 def filled_length(tokens: int) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mlx_imagegen import load
+from mlx_imagegen.edges import draw_edges
 from mlx_imagegen.errors import ConfigError, ImagegenError, MismatchError, RequestError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.base import Inputs
@@ -129,6 +131,25 @@ def test_the_record_says_what_was_followed(drawn: Callable[[str], Path]) -> None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["union", "plain"])
+def test_edges_are_drawn_where_a_photo_is_given(kind: str, drawn: Callable[[str], Path], tmp_path: Path) -> None:
+    """At the picture's size; as if they had been given themselves, with or without a kind for the network."""
+    asked, pipeline = asked_of(drawn(kind), "one"), load(drawn(kind))
+    rng = np.random.default_rng(3)
+    photo = Image.fromarray(rng.integers(0, 255, (4, 6, 3), np.uint8)).resize((90, 70), Image.Resampling.BICUBIC)
+    edges = draw_edges(photo.resize((asked["width"], asked["height"]), Image.Resampling.LANCZOS))
+    entry = {"model": asked["control"][0]["model"], "strength": 1.0}
+    by_photo = pipeline.generate(**asked | {"control": [{"picture": photo, "kind": "canny", **entry}]})
+    told = {"kind": "canny"} if kind == "union" else {}
+    by_edges = pipeline.generate(**asked | {"control": [{"picture": edges, **told, **entry}]})
+    as_it_is = pipeline.generate(**asked | {"control": [{"picture": photo, **told, **entry}]}) if not told else None
+    assert np.array_equal(np.asarray(by_photo.image), np.asarray(by_edges.image))
+    assert by_photo.record["control_sha256"][0]["edges"] == [50, 200]
+    assert any("its edges are drawn" in note for note in by_photo.report.notes)
+    assert "edges" not in by_edges.record["control_sha256"][0]
+    assert as_it_is is None or not np.array_equal(np.asarray(as_it_is.image), np.asarray(by_edges.image))
+
+
 def test_without_strength_it_changes_nothing(drawn: Callable[[str], Path]) -> None:
     """But the noise: the picture is encoded all the same, and draws from the seed's stream first."""
     pipeline, asked = load(drawn("plain")), asked_of(drawn("plain"), "one")
@@ -199,7 +220,7 @@ def test_networks_of_others_are_refused(drawn: Callable[[str], Path], tmp_path: 
         asked["control"] = [(drawn("plain") / "picture1.png", str(folder))]
         with pytest.raises(kind, match=message):
             pipeline.jobs(**asked)
-    asked["control"] = [(drawn("plain") / "picture1.png", str(path.parent), 1, "canny")]
+    asked["control"] = [(drawn("plain") / "picture1.png", str(path.parent), 1, "depth")]
     with pytest.raises(RequestError, match="sees by itself what the picture is"):
         pipeline.jobs(**asked)
 

@@ -1,0 +1,1 @@
+"""Several ranks, one on each Mac, that draw together: imported only where MLX's launcher has started them."""

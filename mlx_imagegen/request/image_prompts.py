@@ -1,0 +1,71 @@
+"""Pictures that stand in the prompt: which adapter reads each, and how much it counts.
+
+In: what the user gave as `redux`. Out: `ImagePrompt`s, checked as far as that can be done without their adapters.
+Must not know: adapters, how they are opened.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import RequestError
+from ..families.image_prompts import AdapterSource, ImagePrompt
+from ..hub.abilities import able, networks, networks_of
+from ..hub.manifest import Manifest
+from ..image import fingerprint, open_picture
+from ..paths import expanded
+from .entries import EntryForm
+
+FIELDS = ("picture", "scale", "model")
+FORMS = {name: EntryForm(name, FIELDS) for name in ("redux",)}  # by parameter
+SCALE_LIMIT = 10.0
+
+
+def open_image_prompts(
+    manifest: Manifest, given: Mapping[str, Any], cfg: float, notes: list[str] | None = None
+) -> tuple[ImagePrompt, ...]:
+    """Of all parameters that give some. `cfg`: the scale between two branches."""
+    images = []
+    for parameter, form in FORMS.items():
+        entries = form.entries(given.get(parameter))
+        if entries and not networks_of(manifest, parameter):
+            raise RequestError(
+                f"{parameter}: {manifest.name} takes no such pictures. Models that do: {able(parameter, manifest)}."
+            )
+        images += [_image_prompt(form, entry, notes) for entry in entries]
+    if images and cfg > 1:
+        raise RequestError(
+            f"{images[0].adapter.parameter}: the pictures stand in the prompt, and a negative prompt has none; leave "
+            "true_cfg out."
+        )
+    return tuple(images)
+
+
+def parse_image_prompt(text: str) -> dict[str, Any]:
+    """PICTURE[:SCALE[:MODEL]] of the command line."""
+    if expanded(text).exists():  # a name may hold a colon
+        return {"picture": text}
+    return {name: part for name, part in zip(FIELDS, text.split(":", len(FIELDS) - 1), strict=False) if part}
+
+
+def described(image: ImagePrompt) -> dict[str, Any]:
+    """For records: the picture by what tells it apart."""
+    return {"sha256": fingerprint(image.picture), "scale": image.scale, "model": image.adapter.name}
+
+
+def adapters_own(images: tuple[ImagePrompt, ...]) -> dict[str, Any]:
+    """What the adapters say of guidance and of the prompt's length, by the first picture's."""
+    own: dict[str, Any] = {}
+    for image in images[:1]:
+        known = networks(image.adapter.parameter)
+        manifest = known.get(image.adapter.name) or next(iter(known.values()))
+        own = manifest.extras.get("prompt", {})
+    return own
+
+
+def _image_prompt(form: EntryForm, values: Mapping[str, Any], notes: list[str] | None) -> ImagePrompt:
+    usual = next(iter(networks(form.parameter)))
+    return ImagePrompt(
+        open_picture(values["picture"], form.parameter, notes=notes),
+        form.number("scale", values.get("scale", 1.0), 0, SCALE_LIMIT),
+        AdapterSource(form.parameter, form.text("model", values.get("model")) or usual),
+    )

@@ -1,0 +1,46 @@
+"""Processes that are started as MLX's launcher starts them: one a rank, each with its host file."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS = 60  # none may take so long; a hang is a failure
+ROOT = str(Path(__file__).parents[2])
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+
+
+def start(count: int, arguments: Sequence[str], folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
+    """`arguments`: Python's."""
+    ports = free_ports(count)
+    hosts = folder / f"hosts-{ports[0]}.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    common = {**os.environ, **ENVIRONMENT, "MLX_HOSTFILE": str(hosts), **environment}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=common | {"MLX_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], seconds: float = SECONDS) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each; none is left behind."""
+    try:
+        outputs = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
