@@ -2,13 +2,14 @@
 
     python benchmarks/quant_quality.py MODEL [MODEL …] [--pictures 32] [--steps N] [--schemes NAME …]
 
-A table in Markdown for every model, a row a scheme: bits a weight in the denoiser, error of the first step's velocity
-(% of its size), PSNR of whole pictures against full precision's (dB, mean over the pictures), what each picture gains
-over mx.quantize's uniform packing of as many bits (dB, mean and standard error of the paired differences), brightness
-shift (of 255: mean over the pictures of its size), contrast (standard deviation against full precision's). "uniform":
-every linear layer of the denoiser alike, as mflux and mlx pack it. "recipe": quant/*.toml. Same prompts and seeds for
-all, one process. The standard error is that of the choice of pictures: another rounding of the same weights moves a
-model this small by up to 1 dB more.
+A table in Markdown for every model, a row a scheme: bits a weight in the denoiser, and its MB in the loop; error of the
+first step's velocity (% of its size), PSNR of whole pictures against full precision's (dB, mean over the pictures),
+what each picture gains over mx.quantize's uniform packing of as many bits (dB, mean and standard error of the paired
+differences), GMSD, brightness shift (of 255: mean over the pictures of its size), contrast (standard deviation against
+full precision's), and where the picture is flat, the drift and the grain that was added (of 255). "uniform": every
+linear layer of the denoiser alike, as mlx packs it, and mflux 0.24 but for Qwen-Image at 4 bits ("as mflux"). "recipe":
+quant/*.toml. Same prompts and seeds for all, one process. The standard error is that of the choice of pictures: another
+rounding of the same weights moves a model this small by up to 1 dB more.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
@@ -24,13 +25,16 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.families import family_spec, open_family
+from mlx_imagegen.families.base import Denoiser
 from mlx_imagegen.hub.download import locate
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.loading.weights import WeightTransforms, layers
+from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.packing.affine import pack
 from mlx_imagegen.packing.packer import Pack, Packer
 from mlx_imagegen.packing.recipes import fitted, read_recipe
@@ -40,6 +44,11 @@ from mlx_imagegen.quantization.quantizer import quantize
 BITS = (8, 6, 4)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
+ENDS = {"img_in", "txt_in", "norm_out.linear", "proj_out"}
+HEADER = (
+    "packing", "bits", "MB", "velocity %", "PSNR dB", "over mx.quantize", "GMSD", "shift", "contrast",
+    "flat: drift, grain",
+)  # fmt: skip
 LESSONS = 12  # prompts to calibrate with; none of them is measured
 
 
@@ -65,6 +74,14 @@ class Drawn:
 
     def shift(self, wanted: "Drawn") -> float:
         return float(np.abs((self.pictures - wanted.pictures).mean(axis=(1, 2, 3))).mean())
+
+    def distances(self, wanted: "Drawn") -> list[str]:
+        """GMSD, drift and grain of flat areas, means over the pictures."""
+        pairs = zip(self.pictures, wanted.pictures, strict=True)
+        each = [compared(*(Image.fromarray(picture.astype(np.uint8)) for picture in pair)) for pair in pairs]
+        flat = [one for one in each if one.flat_shift_levels is not None]
+        drift = [np.mean([getattr(one, name) for one in flat]) for name in ("flat_shift_levels", "flat_grain_levels")]
+        return [f"{np.mean([one.gmsd for one in each]):.4f}", f"{drift[0]:.2f}, {drift[1]:.2f}"]
 
     def contrast(self, wanted: "Drawn") -> float:
         return float(np.mean(self.pictures.std(axis=(1, 2, 3)) / wanted.pictures.std(axis=(1, 2, 3))))
@@ -94,6 +111,12 @@ def uniform(bits: int, component: str, path: str, shape: tuple[int, ...], depth:
     return fitted(Packing(bits, 64), shape) if component == "transformer" else None
 
 
+def as_mflux(bits: int, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
+    """Qwen-Image's transformer: 16 bits at both ends and for all modulation at 4 bits."""
+    spared = path in ENDS or ".img_mod." in path or ".txt_mod." in path or path.startswith("time_text_embed.")
+    return None if spared else uniform(bits, component, path, shape, depth)
+
+
 def only_transformer(recipe: Any, component: str, path: str, shape: tuple[int, ...], depth: int) -> Packing | None:
     """The recipe's rows for the denoiser; text encoders stay as they are, so that the denoiser's errors stand alone."""
     return recipe.packing(component, path, shape, depth) if component == "transformer" else None
@@ -113,6 +136,8 @@ def schemes(family: str) -> list[Scheme]:
         ]
         if bits == 4:  # where rounding shows most
             out.insert(-1, Scheme(f"q{bits} recipe, mx.quantize", mixed, by_mlx))
+            if family == "qwen_image":
+                out.insert(-3, Scheme(f"q{bits} as mflux, mx.quantize", functools.partial(as_mflux, bits), by_mlx))
     return out
 
 
@@ -127,18 +152,21 @@ def opened(folder: Path, scheme: Scheme) -> Pipeline:
 
 def drawn(pipeline: Pipeline, count: int, asked: dict[str, Any]) -> Drawn:
     first: list[np.ndarray] = []
-    velocity = pipeline.family.velocity
+    velocity = Denoiser.velocity
 
-    def watched(x: mx.array, index: int, conditioning: Any) -> mx.array:
-        v = velocity(x, index, conditioning)
+    def watched(denoiser: Denoiser[Any], x: mx.array, index: int) -> mx.array:
+        v = velocity(denoiser, x, index)
         if index == 0:
             first.append(np.array(v.astype(mx.float32)))
         return v
 
-    pipeline.family.velocity = watched  # type: ignore[method-assign]
     prompts = captions(LESSONS + count, 0)[LESSONS:]
     jobs = [job for n, prompt in enumerate(prompts) for job in pipeline.jobs(prompt, seed=100 + n, **asked)]
-    pictures = [np.asarray(result.image, np.float64) for result in pipeline.stream(jobs)]
+    Denoiser.velocity = watched  # type: ignore[method-assign]
+    try:
+        pictures = [np.asarray(result.image, np.float64) for result in pipeline.stream(jobs)]
+    finally:
+        Denoiser.velocity = velocity  # type: ignore[method-assign]
     return Drawn(np.array(pictures), np.array(first))
 
 
@@ -168,7 +196,7 @@ def bits_per_weight(pipeline: Pipeline) -> float:
 
 def compare(folder: Path, count: int, asked: dict[str, Any], wanted: list[str]) -> None:
     print(f"\n`{folder.name}`, {count} pictures, {asked or 'its own settings'}\n")
-    print("| packing | bits | velocity % | PSNR dB | over mx.quantize | shift | contrast |\n" + "| --- " * 7 + "|")
+    print("| " + " | ".join(HEADER) + " |\n" + "| --- " * len(HEADER) + "|")
     reference = drawn(opened(folder, Scheme("full precision", None, None)), count, asked)
     known: dict[str, np.ndarray] = {}  # q8 … -> PSNR of mx.quantize's uniform packing
     for scheme in schemes(find(str(folder)).manifest.family):
@@ -190,8 +218,12 @@ def report(
     psnr = made.psnr(reference)
     gain = psnr - known.setdefault(name[:2], psnr)
     over = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / np.sqrt(len(gain)):.2f}" if gain.any() else "–"
-    numbers = f"{bits_per_weight(pipeline):.2f} | {made.velocity_percent(reference):.3f} | {psnr.mean():.2f} | {over}"
-    print(f"| {name} | {numbers} | {made.shift(reference):.2f} | {made.contrast(reference):.4f} |", flush=True)
+    size = pipeline.family.transformer.held_bytes(2) / 1e6  # as on a GPU
+    error = made.velocity_percent(reference)
+    numbers = f"{bits_per_weight(pipeline):.2f} | {size:.2f} | {error:.3f} | {psnr.mean():.2f} | {over}"
+    gmsd, flat = made.distances(reference)
+    shift, contrast = f"{made.shift(reference):.2f}", f"{made.contrast(reference):.4f}"
+    print(f"| {name} | {numbers} | {gmsd} | {shift} | {contrast} | {flat} |", flush=True)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from .flags import threshold
 from .generate import size
 from .requests import readable
 
@@ -24,6 +25,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", type=size, default=[None], metavar="N|WxH", help="the model's own")
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--guidance", type=float, metavar="X")
+    parser.add_argument(
+        "--cache", type=threshold, nargs="+", default=[], metavar="fast|X", help="step caches, each next to none"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT")
     parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     given |= {"references": readable(args.references)} if args.references else {}
-    asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up)
+    asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up, args.cache)
     folder = output_folder(args.output)
     if args.share:
         check_writable(args.share)

@@ -88,7 +88,7 @@ def _radius(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _threshold(text: str) -> float | str:
+def threshold(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
@@ -125,7 +125,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": _radius},
-    kinds.THRESHOLD: {"type": _threshold},
+    kinds.THRESHOLD: {"type": threshold},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},
     kinds.EXPANSION: {},

@@ -40,6 +40,7 @@ class Asked:
     parameters: dict[str, Any]  # steps, seed …: as generate() takes them
     repeat: int = 3
     warm_up: int = 1
+    caches: Sequence[float | str] = ()  # step caches to measure, next to none
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Row:
     quant: str
     size: tuple[int, int] | None
     reason: str | None = None  # why there is nothing else
+    cache: float | str | None = None  # as it was asked for
+    reused_steps: int = 0
     steps: int = 0
     manifest: str = ""
     denoiser: str = ""
@@ -82,7 +85,11 @@ class Row:
     @property
     def name(self) -> str:
         size = f" {self.size[0]}x{self.size[1]}" if self.size else ""
-        return f"{self.model} {self.quant}{size}"
+        return f"{self.model} {self.way}{size}"
+
+    @property
+    def way(self) -> str:
+        return self.quant if self.cache is None else f"{self.quant}, cache {self.cache}"
 
     @property
     def peak_bytes(self) -> int:
@@ -94,10 +101,12 @@ def bench(asked: Asked, folder: Path, tell: Notify) -> Iterator[Row]:
     if asked.repeat < 1 or asked.warm_up < 0:
         raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
     lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
-    for number, (model, quant, size) in enumerate(_cells(asked), 1):
-        row = Row(model, quant, size, lost.get(model))
+    ways = [(*cell, cache) for cell in _cells(asked) for cache in dict.fromkeys((None, *asked.caches))]
+    for number, (model, quant, size, cache) in enumerate(ways, 1):
+        row = Row(model, quant, size, lost.get(model), cache)
         if not row.reason:
-            failed = measured(row, asked, folder / f"{number:02}-{slug(model)}-{slug(quant)}.png")
+            name = f"{number:02}-{slug(model)}-{slug(quant)}" + (f"-cache-{slug(str(cache))}" if cache else "")
+            failed = measured(row, asked, folder / f"{name}.png")
             if failed and failed.scope == "model":
                 lost[model] = failed.reason
             tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
@@ -109,6 +118,8 @@ def measured(row: Row, asked: Asked, path: Path) -> Failed | None:
     parameters = dict(asked.parameters)
     if row.size:
         parameters |= {"width": row.size[0], "height": row.size[1]}
+    if row.cache is not None:
+        parameters["cache"] = row.cache
     runs: list[Rendered] = []
     with Worker(row.model, row.quant) as worker:
         for _ in range(asked.warm_up + asked.repeat):
@@ -136,6 +147,7 @@ def _fill(row: Row, warm_up: Sequence[Rendered], runs: Sequence[Rendered]) -> No
     row.mlx_peak_bytes = _highest([run.report["peak_bytes"]["mlx"] for run in runs])
     row.process_peak_bytes = first.report["peak_bytes"]["process_after"]
     row.notes = list(last.report["notes"])
+    row.reused_steps = int(last.report["choices"].get("step cache", "0").split()[0])
     unseen = row.seconds["unseen"].median / row.seconds["total"].median
     if unseen > UNSEEN_SHARE:
         row.notes.append(f"{unseen:.0%} of the total passed between the stages, as on a machine that is busy.")
@@ -143,15 +155,17 @@ def _fill(row: Row, warm_up: Sequence[Rendered], runs: Sequence[Rendered]) -> No
 
 def compare_pictures(rows: Sequence[Row], folder: Path) -> None:
     """Each against the heaviest of its model and size. The heaviest itself against what is heavier under another name:
-    a quantized copy against its source. Models of the same weight are two models, of which neither is right."""
+    a quantized copy against its source. Models of the same weight are two models, of which neither is right. A picture
+    with a step cache against the same without."""
     made = [(row, open_picture(folder / row.picture)) for row in rows if row.picture]
     for row, picture in made:
-        heavier = [
-            (other, reference)
-            for other, reference in made
-            if (other.manifest, other.size) == (row.manifest, row.size) and other.weight_bytes > row.weight_bytes
-        ]
-        if heavier:
+        alike = [each for each in made if (each[0].manifest, each[0].size) == (row.manifest, row.size)]
+        computed = [each for each in alike if each[0].cache is None]  # every step
+        heavier = [each for each in computed if each[0].weight_bytes > row.weight_bytes]
+        if row.cache is not None:
+            own = [reference for each, reference in computed if (each.model, each.quant) == (row.model, row.quant)]
+            row.quality, row.reference = (compared(picture, own[0]), f"{row.quant}, no cache") if own else (None, None)
+        elif heavier:
             best, reference = max(heavier, key=lambda pair: (pair[0].model == row.model, pair[0].weight_bytes))
             row.quality = compared(picture, reference)
             row.reference = best.quant if best.model == row.model else f"{best.model} {best.quant}"
@@ -165,6 +179,24 @@ SPACE = (
     "model", "quant", "size", "weights GB", "MLX peak GB", "process peak GB", "PSNR dB", "SSIM", "GMSD", "difference",
     "brightness", "contrast %", "flat shift, grain", "against",
 )  # fmt: skip
+CACHES = (
+    "model", "quant", "size", "steps", "reused", "steps s", "of no cache's", "PSNR dB", "SSIM", "GMSD", "difference",
+)  # fmt: skip
+
+
+def cache_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """What step caches save and change; nothing without one."""
+    plain = {(row.model, row.quant, row.size): row for row in rows if row.cache is None and not row.reason}
+    return [
+        [
+            *_which(row), str(row.steps), f"{row.reused_steps / row.steps:.0%}", row.seconds["steps"].shown(),
+            NONE if before is None else short(row.seconds["steps"].median / before.seconds["steps"].median),
+            *_quality(row.quality)[:4],
+        ]
+        for row in rows
+        if row.cache is not None and not row.reason
+        for before in [plain.get((row.model, row.quant, row.size))]
+    ]  # fmt: skip
 
 
 def time_rows(rows: Sequence[Row]) -> list[list[str]]:
@@ -207,7 +239,7 @@ def _quality(quality: Quality | None) -> list[str]:
 
 def _which(row: Row) -> list[str]:
     width, height = row.size or (0, 0)
-    return [row.model, row.quant, f"{width}x{height}"]
+    return [row.model, row.way, f"{width}x{height}"]
 
 
 def skipped(rows: Sequence[Row]) -> list[str]:
@@ -229,17 +261,21 @@ def _said(words: Iterable[tuple[Row, str]]) -> list[str]:
 def in_terminal(rows: Sequence[Row]) -> str:
     parts = ["seconds, median (least–most)", tables.aligned(TIMES, time_rows(rows)), ""]
     parts += ["memory; difference from the best quant, in levels of 255", tables.aligned(SPACE, space_rows(rows))]
+    if cached := cache_rows(rows):
+        parts += ["", "step caches; difference from the same picture without", tables.aligned(CACHES, cached)]
     parts += [f"note: {line}" for line in noted(rows)] + [f"skipped: {line}" for line in skipped(rows)]
     return "\n".join(parts)
 
 
 def in_markdown(rows: Sequence[Row], asked: Asked, where: dict[str, str | None]) -> str:
+    cached = cache_rows(rows)
+    caches = ["Step caches, against the same picture without.", "", tables.markdown(CACHES, cached), ""]
     parts = [
         f"Seconds: median of {asked.repeat} runs (least–most), after {asked.warm_up} to warm up, shown but not counted."
         " By the wall's clock; the last column is the processor's time for the total, over all threads."
         " Each row ran in a process of its own.", "", tables.markdown(TIMES, time_rows(rows)), "",
         "Memory; quality against the highest precision of the run with the same seed, in levels of 255.", "",
-        tables.markdown(SPACE, space_rows(rows)), "",
+        tables.markdown(SPACE, space_rows(rows)), "", *(caches if cached else []),
         *[f"- note: {line}" for line in noted(rows)], *[f"- skipped: {line}" for line in skipped(rows)],
         "", measured_on(where), "",
     ]  # fmt: skip
@@ -275,7 +311,7 @@ def _flat(row: Row) -> dict[str, Any]:
     width, height = row.size or (None, None)
     flat: dict[str, Any] = {
         "model": row.model, "quant": row.quant, "width": width, "height": height, "steps": row.steps,
-        "denoiser": row.denoiser, "reason": row.reason,
+        "denoiser": row.denoiser, "cache": row.cache, "reused_steps": row.reused_steps, "reason": row.reason,
         "cold_load_seconds": row.cold_load_seconds, "weight_bytes": row.weight_bytes,
     }  # fmt: skip
     spreads = {**row.seconds, "step": row.step_seconds, "processor": row.processor_seconds}

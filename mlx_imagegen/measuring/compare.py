@@ -27,6 +27,7 @@ from ..packing.recipes import read_recipe, recipe_names
 from ..paths import expanded
 from . import tables
 from .environment import environment, measured_on
+from .quality import Quality, compared
 from .sheet import Tile, contact_sheet, unwritable
 from .tables import NONE, gigabytes, short, slug
 from .worker import AS_STORED, Failed, Rendered, Worker
@@ -225,14 +226,29 @@ def _line(entry: Any, where: str) -> Line:
 
 
 WITHOUT = "Seconds: encoding, steps and decoding; loading and preparing, which a model's first picture pays for, apart"
-HEADER = ("model", "prompt", "size", "steps", "seconds", "load", "prepare", "encode", "a step", "decode", "MLX peak GB")
+HEADER = (
+    "model", "prompt", "size", "steps", "seconds", "load", "prepare", "encode", "a step", "decode", "MLX peak GB",
+    "PSNR dB", "GMSD",
+)  # fmt: skip
+DISTANCE = "PSNR and GMSD of packed weights' pictures: against the same model as stored, where that is a column"
 
 
 def rows(sheet: Sequence[Sequence[Cell]]) -> list[list[str]]:
-    return [_row(cell) for cells in sheet for cell in cells]
+    return [_row(cell, distance(cell, sheet)) for cells in sheet for cell in cells]
 
 
-def _row(cell: Cell) -> list[str]:
+def distance(cell: Cell, sheet: Sequence[Sequence[Cell]]) -> Quality | None:
+    """From the picture that the same model draws with its weights as stored."""
+    if cell.path is None or cell.column.quant == AS_STORED:
+        return None
+    others = [other for cells in sheet for other in cells if other.line == cell.line and other.path]
+    stored = [o for o in others if (o.column.model, o.column.quant) == (cell.column.model, AS_STORED)]
+    if not stored or stored[0].path is None:
+        return None
+    return compared(open_picture(cell.path), open_picture(stored[0].path))
+
+
+def _row(cell: Cell, quality: Quality | None) -> list[str]:
     if cell.record is None:
         return [cell.column.label, cell.line.axis, *[NONE] * (len(HEADER) - 2)]
     report = cell.record["report"]
@@ -242,6 +258,8 @@ def _row(cell: Cell) -> list[str]:
         cell.column.label, cell.line.axis, f"{cell.record['width']}x{cell.record['height']}", str(len(steps)),
         short(cell.seconds), short(taken["load"]), short(taken["prepare"]), short(taken["encode"]),
         short(sum(steps) / len(steps)), short(taken["decode"]), gigabytes(max(report["peak_bytes"]["mlx"].values())),
+        NONE if quality is None else short(quality.psnr_db) if quality.psnr_db is not None else "∞",
+        NONE if quality is None else f"{quality.gmsd:.4f}",
     ]  # fmt: skip
 
 
@@ -269,7 +287,7 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
     where = environment()
     said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
-    text = [tables.markdown(HEADER, rows(sheet)), "", *said, "", f"{WITHOUT}. {measured_on(where)}", ""]
+    text = [tables.markdown(HEADER, rows(sheet)), "", *said, "", f"{WITHOUT}. {DISTANCE}. {measured_on(where)}", ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
     data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
     tables.write_json(folder / "compare.json", data)

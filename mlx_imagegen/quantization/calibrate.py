@@ -95,12 +95,10 @@ class Watched(Linear):
 
     statistics: Statistics
 
-    def product(self, x: mx.array) -> Product:
-        self.statistics.add(x)
-        return super().product(x)
-
     def product_of_parts(self, *parts: mx.array) -> Product:
-        return self.product(mx.concatenate(list(parts), axis=-1))
+        x = mx.concatenate(list(parts), axis=-1)
+        self.statistics.add(x)
+        return super().product_of_parts(x)
 
 
 class WatchedComponent(Component):

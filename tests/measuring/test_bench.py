@@ -86,6 +86,23 @@ def test_every_file_parses_and_says_the_same(folder: Path, rows: dict[str, dict[
     )
 
 
+def test_step_caches_stand_next_to_the_same_without(wide: Path, tmp_path: Path) -> None:
+    """Their pictures are held against the uncached one of the same quant, and no chip's speed is taken from them."""
+    out, shared = tmp_path / "out", tmp_path / "shared.json"
+    arguments = ["bench", "--model", wide, "--quant", "none", "--size", "64", "--steps", "9", "--cache", "2", "0.001"]
+    arguments += ["--repeat", "1", "--warm-up", "0", "--share", shared, "-o", out]
+    assert main([str(each) for each in arguments]) == 0
+    made = {row["cache"]: row for row in json.loads((out / "bench.json").read_text())["rows"]}
+    assert {cache: row["reused_steps"] for cache, row in made.items()} == {None: 0, 2.0: 3, 0.001: 0}
+    assert made[None]["quality"] is None
+    assert made[2.0]["reference"] == made[0.001]["reference"] == "none, no cache"
+    assert made[0.001]["quality"]["psnr_db"] is None and made[2.0]["quality"]["psnr_db"] > 15
+    assert made[2.0]["quality"] == asdict(compared(*(Image.open(out / made[key]["picture"]) for key in (2.0, None))))
+    text = (out / "bench.md").read_text()
+    assert "| none, cache 2.0 | 64x64 | 9 | 33% |" in text and "| none, cache 0.001 | 64x64 | 9 | 0% |" in text
+    assert len(json.loads(shared.read_text())["rows"]) == 1
+
+
 def test_stages_sum_to_the_total(rows: dict[str, dict[str, Any]]) -> None:
     for quant in ("q4", "none"):
         for run in rows[quant]["runs"]:

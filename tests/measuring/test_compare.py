@@ -18,6 +18,7 @@ from PIL import Image
 
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring.compare import Cell, Column, Line, _answers, identified, key, read_columns, read_lines
+from mlx_imagegen.measuring.quality import compared
 from mlx_imagegen.measuring.worker import Failed, Rendered, Worker
 from tests.draw import drawn_data
 from tests.tiny import draw_flux
@@ -275,3 +276,14 @@ def test_a_quant_that_a_model_lacks_leaves_the_rest(cli: Cli, tmp_path: Path) ->
     ran = cli("compare", "--models", f"{tmp_path / 'small'}@q4", wide, "--prompts", "p.txt", *QUICK)
     assert ran.code == 0 and "quantized already" in ran.err
     assert len(pictures(Path("compare"))) == 1
+
+
+def test_packed_weights_are_held_against_the_model_as_stored(cli: Cli, tmp_path: Path) -> None:
+    wide = draw_flux(tmp_path / "wide")
+    Path("p.txt").write_text("a fox")
+    assert cli("compare", "--models", wide, f"{wide}@q4", "--prompts", "p.txt", *QUICK).code == 0
+    data = json.loads(Path("compare/compare.json").read_text())
+    stored, packed = (Image.open(Path("compare") / cell["picture"]) for cell in data["cells"])
+    quality = compared(packed, stored)
+    lines = Path("compare/compare.md").read_text().splitlines()
+    assert lines[2].endswith("| – | – |") and lines[3].endswith(f"| {quality.gmsd:.4f} |") and quality.gmsd > 0
