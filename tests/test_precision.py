@@ -14,6 +14,7 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.products import Product
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.pipeline import Pipeline
 from tests.draw import drawn_data
@@ -89,11 +90,12 @@ def watch_linears(monkeypatch: pytest.MonkeyPatch) -> set[tuple[tuple[int, ...],
     """Of each linear that runs: its weight's shape, and the dtypes of its input and weight (or of a packed one's
     scales)."""
     seen: set[tuple[tuple[int, ...], tuple[mx.Dtype, mx.Dtype]]] = set()
-    call = Linear.__call__
+    product = Linear.product_of_parts
 
-    def watched(self: Linear, x: mx.array) -> mx.array:
-        seen.add((tuple(self.weight.shape), (x.dtype, self.get("scales", self.weight).dtype)))
-        return call(self, x)
+    def watched(self: Linear, *parts: mx.array) -> Product:
+        weight = self.get("scales", self.weight)
+        seen.update((tuple(self.weight.shape), (x.dtype, weight.dtype)) for x in parts)
+        return product(self, *parts)
 
-    monkeypatch.setattr(Linear, "__call__", watched)
+    monkeypatch.setattr(Linear, "product_of_parts", watched)
     return seen

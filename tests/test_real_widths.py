@@ -15,6 +15,8 @@ from mlx_imagegen.families.flux1.transformer import DoubleBlock, SingleBlock
 from mlx_imagegen.families.qwen_image.transformer import Block, Part
 from mlx_imagegen.layers.conv import GroupNorm, ResidualBlock
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.modulation import with_ones
+from mlx_imagegen.layers.products import Product
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.layers.strips import Cut, Strips
 from mlx_imagegen.text.qwen import DecoderLayer, QwenConfig
@@ -35,7 +37,7 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Few tokens on the CPU; many on a GPU, whose kernels are others then."""
     if request.param == "cpu":
         # The CPU backend's bfloat16 products are 30 times slower than float32's, which round the same at the end.
-        monkeypatch.setattr(Linear, "__call__", in_float32)
+        monkeypatch.setattr(Linear, "product_of_parts", in_float32)
         yield "few"
         return
     if not HAS_GPU:
@@ -45,9 +47,10 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     mx.set_default_device(mx.cpu)
 
 
-def in_float32(layer: Linear, x: mx.array) -> mx.array:
+def in_float32(layer: Linear, *parts: mx.array) -> Product:
+    x = mx.concatenate(list(parts), axis=-1)
     out = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
-    return (out + layer.bias if "bias" in layer else out).astype(x.dtype)
+    return Product((out + layer.bias if "bias" in layer else out).astype(x.dtype))
 
 
 def filled(block: nn.Module, dtype: mx.Dtype) -> nn.Module:
@@ -72,6 +75,11 @@ def array(numbers: np.ndarray, dtype: mx.Dtype) -> mx.array:
     return mx.array(numbers).astype(dtype)
 
 
+def modulation(name: str, rows: int, dtype: mx.Dtype) -> mx.array:
+    """Shift, scale with its 1, and gate, once or twice."""
+    return with_ones(array(drawn.modulation(name, rows), dtype), *range(1, rows, 3))
+
+
 def streams(size: Size, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
     shapes = {"img": size.image, "txt": size.text}
     img, txt = (array(drawn.tokens(name, 1, count, FLUX_WIDTH), dtype) for name, count in shapes.items())
@@ -84,7 +92,7 @@ def flux_rope(size: Size) -> mx.array:
 
 def flux_double(size: Size, dtype: mx.Dtype) -> Outputs:
     block = filled(DoubleBlock(FLUX), dtype)  # type: ignore[arg-type]
-    rows = (array(drawn.modulation(name, 6), dtype) for name in ("img", "txt"))
+    rows = (modulation(name, 6, dtype) for name in ("img", "txt"))
     img, txt = block(*streams(size, dtype), flux_rope(size), *rows)
     return {"flux_double.img": img, "flux_double.txt": txt}
 
@@ -93,13 +101,13 @@ def flux_single(size: Size, dtype: mx.Dtype) -> Outputs:
     block = filled(SingleBlock(FLUX), dtype)  # type: ignore[arg-type]
     img, txt = streams(size, dtype)
     x = mx.concatenate([txt, img], axis=1)
-    return {"flux_single": block(x, flux_rope(size), array(drawn.modulation("single", 3), dtype))}
+    return {"flux_single": block(x, flux_rope(size), modulation("single", 3, dtype))}
 
 
 def qwen_image(size: Size, dtype: mx.Dtype) -> Outputs:
     block = filled(Block(FLUX), dtype)  # type: ignore[arg-type]
     img, txt = streams(size, dtype)
-    img_mod, txt_mod = (array(drawn.modulation(name, 6), dtype) for name in ("img", "txt"))
+    img_mod, txt_mod = (modulation(name, 6, dtype) for name in ("img", "txt"))
     parts = [Part(img.shape[1], img_mod)], [Part(txt.shape[1], txt_mod)]
     img, txt = block(img, txt, flux_rope(size), *parts)
     return {"qwen_image.img": img, "qwen_image.txt": txt}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import numpy as np
 
-from ..layers import activation
+from ..layers import activation, fused, products
 from ..layers.attention import split_heads
 from ..layers.conv import GroupNorm
 from ..layers.modulation import modulate
@@ -15,7 +15,7 @@ from ..layers.strips import Cut, Strips
 from ..text.qwen import rotate_halves
 from .check import DTYPES, Check, as_numpy, compared, drawn, dtype_name, real
 
-NORM, ROPE, ACTIVATION = "norm", "rotary positions", "activation"
+NORM, ROPE, ACTIVATION, SUM = "norm", "rotary positions", "activation", "residual sum"
 LIMITS = {mx.bfloat16: 5e-3, mx.float32: 1e-5}
 EPS = 1e-6
 HEAD, AXES, THETA = 128, (16, 56, 56), 10_000.0  # FLUX.1's
@@ -27,6 +27,7 @@ def elementwise_checks() -> Iterator[Check]:
         yield from norm_checks(dtype, tokens, real(3072, 384))
         yield from rope_checks(dtype, tokens)
         yield from activation_checks(dtype, real(512, 129), real(3072, 512))
+        yield from sum_checks(dtype, real(512, 129), real(3072, 512))
     yield group_norm_check(real(128, 12), real(512, 64))
 
 
@@ -98,6 +99,22 @@ def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Chec
     out = activation.swiglu(x, y)
     # The product of two rounded numbers is rounded once more.
     yield compared(ACTIVATION, f"swiglu, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])
+
+
+def sum_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
+    """What is added to the residual stream, and the biases of packed products on their way."""
+    (x, before), (y, added) = drawn(dtype, tokens, width), drawn(dtype, tokens, width, part=3)
+    (gate, factor), (bias, offset) = drawn(dtype, width, part=5), drawn(dtype, width, part=7)
+    case = f"{dtype_name(dtype)}, [{tokens}, {width}]"
+    limit = 2 * LIMITS[dtype]  # each sum and product is rounded
+    gated, biased = products.Product(y), products.Product(y, bias)
+    yield compared(SUM, f"gated, {case}", products.gated_sum_of(x, gate, gated), before + factor * added, limit)
+    expected = before + factor * (added + offset)
+    yield compared(SUM, f"gated with bias, {case}", products.gated_sum_of(x, gate, biased), expected, limit)
+    wide, numbers = drawn(mx.float32, tokens, width, part=9)
+    yield compared(SUM, f"residual, {case}", fused.residual_sum(wide, y), numbers + added, limit)
+    expected = ACTIVATIONS["gelu_tanh"]((added + offset).astype(np.float64))
+    yield compared(ACTIVATION, f"gelu_tanh with bias, {case}", products.gelu_tanh_of(biased), expected, limit)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ def movement_checks() -> Iterator[Check]:
 
 
 def gather_checks(dtype: mx.Dtype) -> Iterator[Check]:
-    """T5's distances, [buckets, H] -> [H, L, L], and single rows of a table, as modulation's."""
+    """T5's distances, [buckets, H] -> [H, L, L]; rows of a table, as modulation's; columns, as of a shared weight."""
     table, numbers = drawn(dtype, 32, 64)
     length = real(512, 64)
     buckets = np.abs(np.subtract.outer(np.arange(length), np.arange(length))) % 32
@@ -34,6 +34,9 @@ def gather_checks(dtype: mx.Dtype) -> Iterator[Check]:
     table, numbers = drawn(dtype, 999, real(3072, 256))
     rows = np.arange(0, 999, 7)[::-1].copy()
     yield compared(MOVEMENT, f"rows, {dtype_name(dtype)}, {table.shape}", table[mx.array(rows)], numbers[rows], EXACT)
+    columns = np.r_[32:64, 128:192]
+    out = mx.take(table, mx.array(columns), axis=1)
+    yield compared(MOVEMENT, f"taken columns, {dtype_name(dtype)}, {out.shape}", out, numbers[:, columns], EXACT)
 
 
 def sequence_checks(dtype: mx.Dtype) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import mlx.core as mx
+import numpy as np
 
 from ..layers.linear import Linear
 from .check import DTYPES, ROUNDING, Check, compared, drawn, dtype_name, real
@@ -14,6 +15,7 @@ def product_checks() -> Iterator[Check]:
     for dtype in DTYPES:
         for tokens, rows, columns, bias in shapes():
             yield product_check(dtype, tokens, rows, columns, bias)
+        yield parts_check(dtype, real(4608, 129), real(3072, 192))
 
 
 def shapes() -> list[tuple[int, int, int, bool]]:
@@ -42,3 +44,15 @@ def product_check(dtype: mx.Dtype, tokens: int, rows: int, columns: int, bias: b
     how = "with bias" if bias else "without bias"
     case = f"{dtype_name(dtype)}, [{tokens}, {columns}] x [{rows}, {columns}] {how}"
     return compared(PRODUCT, case, layer(x), expected, ROUNDING[dtype])
+
+
+def parts_check(dtype: mx.Dtype, tokens: int, width: int) -> Check:
+    """The last of FLUX.1's single-stream blocks: attention's columns, then four times as many of the feed-forward."""
+    parts = drawn(dtype, tokens, width), drawn(dtype, tokens, 4 * width, part=5)
+    layer = Linear(5 * width, width)
+    layer.weight, weight = drawn(dtype, width, 5 * width, part=3)
+    layer.bias, offsets = drawn(dtype, width, part=7)
+    expected = np.concatenate([numbers for _, numbers in parts], axis=1) @ weight.T + offsets
+    out = layer.product_of_parts(*(x for x, _ in parts)).sum()
+    case = f"{dtype_name(dtype)}, [{tokens}, {width} + {4 * width}] x [{width}, {5 * width}] with bias"
+    return compared(PRODUCT, case, out, expected, ROUNDING[dtype])

@@ -19,6 +19,7 @@ from mlx_imagegen.families.base import Prompt, ReferenceTokens, Settings
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.products import Product
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
@@ -52,20 +53,20 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.flops, self.on = 0.0, False
-        call, attention = Linear.__call__, mx.fast.scaled_dot_product_attention
+        product, attention = Linear.product_of_parts, mx.fast.scaled_dot_product_attention
 
-        def linear(layer: Linear, x: mx.array) -> mx.array:
-            out = call(layer, x)
-            if self.on and x.size // x.shape[-1] > 1:
-                self.flops += 2.0 * out.size * x.shape[-1]
-            return out
+        def linear(layer: Linear, *parts: mx.array) -> Product:
+            made = product(layer, *parts)
+            if self.on and parts[0].size // parts[0].shape[-1] > 1:
+                self.flops += 2.0 * made.out.size * sum(x.shape[-1] for x in parts)
+            return made
 
         def attend(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
             if self.on:
                 self.flops += 4.0 * q.size * k.shape[2]
             return attention(q, k, v, **options)
 
-        monkeypatch.setattr(Linear, "__call__", linear)
+        monkeypatch.setattr(Linear, "product_of_parts", linear)
         monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
 
 
@@ -320,19 +321,19 @@ def test_unknown_chip() -> None:
 def test_the_steps_bytes_are_the_weights_and_what_passes_through_the_layers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline, passed, call = load(STORED[name]), [0.0], Linear.__call__
+    pipeline, passed, product = load(STORED[name]), [0.0], Linear.product_of_parts
 
-    def linear(layer: Linear, x: mx.array) -> mx.array:
-        out = call(layer, x)
-        passed[0] += (x.nbytes + out.nbytes) * (x.size // x.shape[-1] > 1)
-        return out
+    def linear(layer: Linear, *parts: mx.array) -> Product:
+        made, x = product(layer, *parts), parts[0]
+        passed[0] += (sum(part.nbytes for part in parts) + made.out.nbytes) * (x.size // x.shape[-1] > 1)
+        return made
 
     steps = 2
 
     def watched(velocity: Velocity) -> Velocity:
         def counted_velocity(x: mx.array, index: int) -> mx.array:
             with monkeypatch.context() as patch:
-                patch.setattr(Linear, "__call__", linear)
+                patch.setattr(Linear, "product_of_parts", linear)
                 return velocity(x, index)
 
         return counted_velocity

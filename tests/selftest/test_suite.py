@@ -51,17 +51,19 @@ def spoil_group_norm(patch: pytest.MonkeyPatch) -> None:
 
 # Kind of checks -> what is wrong when all of them have to be.
 PLACES: dict[str, list[tuple[Any, str]]] = {
-    "dense products": [(Linear, "__call__")],
+    "dense products": [(Linear, "_dense")],
     "packed products": [(packed, "packed_matmul"), (packed, "unpacked")],
     "attention": [(attention, "attend")],
     "norms, rotary positions and activations": [
         (RMSNorm, "__call__"), (LayerNorm, "__call__"), (elementwise, "modulate"), (elementwise, "rotate"),
         (elementwise, "rotate_halves"), *((activation, name) for name in (*elementwise.ACTIVATIONS, "swiglu")),
+        (elementwise.products, "gated_sum_of"), (elementwise.products, "gelu_tanh_of"),
+        (elementwise.fused, "residual_sum"),
     ],
     "convolutions": [(conv.Conv2d, "rows")],
     "moving numbers": [
         (mx, "contiguous"), (mx, "pad"), (movement, "doubled"), (movement, "patchified"), (movement, "unpatchified"),
-        (movement, "as_mlx"), (Strips, "rows"), (mx, "repeat"), (mx, "where"),
+        (movement, "as_mlx"), (Strips, "rows"), (mx, "repeat"), (mx, "where"), (mx, "take"),
     ],
 }  # fmt: skip
 
