@@ -224,7 +224,7 @@ def test_a_reason_is_said_once_with_all_that_it_is_true_of() -> None:
 
 
 def test_time_that_no_stage_saw_is_told() -> None:
-    """Beside the tables: seconds that do not sum to the total within 2% are no good seconds."""
+    """Next to the tables: seconds that do not sum to the total within 2% are no good seconds."""
     for unseen, said in ((0.04, ["a q4 64x64: 4% of the total passed between the stages"]), (0.01, [])):
         seconds = {"load": 0.1, "encode": 0.1, "prepare": 0.1, "steps": [0.5], "decode": 0.1, "other": 0.1 - unseen}
         peaks = {"mlx": {"step": 1}, "process_after": {"step": 1}}
