@@ -4,12 +4,16 @@ In: an open pipeline and the group. Out: the pipeline, whose components load thi
 products are summed over the ranks; how much was summed. Must not know: families' tables, requests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
+from ..families.base import Family
 from ..layers.sharing import AllSum, Sharing
 from ..pipeline import Pipeline
+from ..request.job import Job
 from .group import Group
 
 
@@ -26,16 +30,25 @@ class Sums:
         self.bytes += x.nbytes
         return self.all_sum(x)
 
+    def take_statistics(self) -> dict[str, Any]:
+        """Since the last call: the sums that this rank took part in, and how large its own arrays were. A picture that
+        is the first of its prompt has the text encoder's sums too."""
+        taken = {"sums": self.count, "summed_bytes": self.bytes}
+        self.count = self.bytes = 0
+        return taken
 
-def check_layers(pipeline: Pipeline, size: int) -> None:
-    """Raises where the model's layers cannot be shared out over so many ranks."""
-    pipeline.family.check_sharing(Sharing(0, (1,) * size))
+
+def why_not_layers(family: Family[Any], jobs: Sequence[Job], size: int) -> str | None:
+    """Why the model's layers cannot be shared out over so many ranks for these pictures."""
+    if any(job.settings.cache is not None for job in jobs):
+        return "ranks could differ in which steps --cache predicts; leave --cache out"
+    refused = family.sharing_refusal(Sharing(0, (1,) * size))
+    return refused and f"{family.spec.title} over {size} ranks: {refused}; launch fewer, or share out pictures"
 
 
-def share_layers(pipeline: Pipeline, group: Group) -> Sums:
-    """On every rank, before any weight is read and after `group.start_collectives`."""
+def share_layers(pipeline: Pipeline, group: Group, parts: Sequence[int]) -> Sums:
+    """On every rank, before any weight is read and after `group.start_collectives`. `parts`: each rank's, in relation
+    to the others'."""
     sums = Sums(group.all_sum)
-    sharing = Sharing(group.rank, (1,) * group.size, sums)
-    pipeline.family.check_sharing(sharing)
-    pipeline.family.share_layers(sharing)
+    pipeline.family.share_layers(Sharing(group.rank, tuple(parts), sums))
     return sums
