@@ -16,8 +16,8 @@ from typing import Any
 from ..distributed.agreement import check_same
 from ..distributed.branches import BranchExchange
 from ..distributed.group import Group
-from ..distributed.layers import Sums, share_layers
-from ..distributed.lockstep import draw_in_lockstep
+from ..distributed.layers import share_layers
+from ..distributed.lockstep import Shared, draw_in_lockstep
 from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import draw_pictures
@@ -106,7 +106,7 @@ def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], mode: Mode, pictu
         draw_pictures(group, opened, jobs, pictures, _resident_ranks(group, opened, jobs))
         return
     group.start_collectives()
-    shared: Sums | BranchExchange
+    shared: Shared
     if mode.name == LAYERS:
         shared = share_layers(opened, group, mode.parts)
     else:
@@ -117,7 +117,7 @@ def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], mode: Mode, pictu
         if group.rank == 0:
             pictures.show(event.picture, pictures.observe(event.picture, event), 0)
 
-    results = draw_in_lockstep(group, opened, jobs, mode.describe(), shared.take_statistics, on_step)
+    results = draw_in_lockstep(group, opened, jobs, mode.describe(), shared, on_step)
     for index, result in enumerate(results):
         if group.rank == 0:
             pictures.keep(index, pictures.finish(index, result), 0)

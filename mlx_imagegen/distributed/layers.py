@@ -5,7 +5,6 @@ products are summed over the ranks; how much was summed. Must not know: families
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -17,24 +16,36 @@ from ..request.job import Job
 from .group import Group
 
 
-@dataclass
 class Sums:
-    """Sums over the ranks, counted as they are asked for."""
+    """Sums over the ranks, counted as they are asked for, and made in that order on every rank.
 
-    all_sum: AllSum
-    count: int = 0
-    bytes: int = 0  # of one rank's arrays
+    MLX's ring adds what comes next, whatever it is. Ranks may differ in when they evaluate, for one may unpack a weight
+    by strips where another one's kernel is faster: so each sum waits for the one before it.
+    """
+
+    def __init__(self, all_sum: AllSum):
+        self._all_sum = all_sum
+        self._last: mx.array | None = None
+        self._count = self._bytes = 0
 
     def __call__(self, x: mx.array) -> mx.array:
-        self.count += 1
-        self.bytes += x.nbytes
-        return self.all_sum(x)
+        self._count += 1
+        self._bytes += x.nbytes  # of this rank
+        if self._last is not None:
+            (x,) = mx.depends([x], [self._last])
+        self._last = self._all_sum(x)
+        return self._last
+
+    def end_step(self) -> None:
+        """Makes those that nothing has asked for, which another rank may have made."""
+        mx.eval(self._last)
+        self._last = None
 
     def take_statistics(self) -> dict[str, Any]:
         """Since the last call: the sums that this rank took part in, and how large its own arrays were. A picture that
         is the first of its prompt has the text encoder's sums too."""
-        taken = {"sums": self.count, "summed_bytes": self.bytes}
-        self.count = self.bytes = 0
+        taken = {"sums": self._count, "summed_bytes": self._bytes}
+        self._count = self._bytes = 0
         return taken
 
 
