@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
-from .flags import Group, add_aliases, add_flags
+from .flags import Group, add_aliases, add_flags, as_path
 from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
 from .recorded_model import opening_of_record, read_record, revision_notes
 from .requests import read_requests
@@ -48,10 +48,10 @@ def _requests(group: Group) -> None:
     )
     group.add_argument("--prompt", dest="prompt_text", metavar="TEXT", help="the same, as a flag")
     group.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"
+        "--prompt-file", type=as_path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"
     )
     group.add_argument(
-        "--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override"
+        "--from", type=as_path, dest="replay", metavar="PNG", help="make this picture again; flags override"
     )
     group.add_argument(
         "--yes", action="store_true", help="with --from: download what the picture's record names without a question"

@@ -13,6 +13,7 @@ from typing import Any
 from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
 from ..errors import MissingFileError, RequestError
 from ..escaping import shown
+from ..paths import expanded
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -63,7 +64,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
     from ..image import read_metadata
     from ..request.record_paths import fields_to_give, is_same_place
 
-    record = read_metadata(path.expanduser())
+    record = read_metadata(expanded(path))
     _check_record(path, record)
     if "model" in opening and not is_same_place(record.get("model"), requested_as(opening["model"])):
         return {name: record[name] for name in PORTABLE_FIELDS if name in record}
@@ -135,11 +136,11 @@ def readable(references: Sequence[Path]) -> list[str]:
 
     for path in references:
         open_picture(path, "references")
-    return [str(path.expanduser()) for path in references]
+    return [str(expanded(path)) for path in references]
 
 
 def _text(path: Path, flag: str) -> str:
-    path = path.expanduser()
+    path = expanded(path)
     if path.suffix.lower() in (".toml", ".json"):  # each of its lines would become a picture
         raise RequestError(
             f"{flag}: {path} is not read as such; write a prompt, or a job as a JSON object, on each line."
@@ -191,7 +192,7 @@ def _array(name: str, path: str | Path) -> Any:
     import numpy as np
 
     try:
-        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+        loaded = np.load(expanded(path), allow_pickle=False)
         return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
         raise MissingFileError(f"{name}: {path} is not there.") from error

@@ -132,7 +132,9 @@ def chosen_quant(quant: str | None, bits: int | None) -> str:
     """The recipe of `quant=` and `bits=`, of which one may be given."""
     if quant is not None and bits is not None:
         raise RequestError(f"quant {quant!r} and bits {bits!r} both name a recipe; give one of the two.")
-    return quant_of_bits(bits) if bits is not None else quant or DEFAULT_QUANT
+    if bits is not None:
+        return quant_of_bits(bits)
+    return DEFAULT_QUANT if quant is None else quant
 
 
 def quant_of_bits(bits: int) -> str:
