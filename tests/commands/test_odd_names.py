@@ -63,3 +63,20 @@ def test_a_pattern_that_asks_for_gigabytes_is_refused_at_once(pattern: str, cli:
 def test_a_name_that_is_too_long_is_shortened(cli: Cli) -> None:
     refused(cli(*given("generate", "-o", "x" * 300 + ".png")), "File name too long")
     refused(cli(*given("plan", "--model", "y" * 5000)), "File name too long")
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ('{"prompt": "b", "steps": -1}', "given.jsonl, line 2: steps -1: give a whole number"),
+        ('{"prompt": "b", "width": 7}', "given.jsonl, line 2: width 7: flux-demo needs a multiple of 16"),
+        ('{"prompt": ""}', "given.jsonl, line 2: the prompt is empty"),
+        ('{"prompt": "b", "image": "nowhere.png"}', "given.jsonl, line 2: image: nowhere.png is not there"),
+    ],
+)
+def test_a_value_of_a_line_is_refused_with_the_line(job: str, words: str, cli: Cli) -> None:
+    """And separators of lines that are none of JSON's stand within a prompt."""
+    Path("given.jsonl").write_text(f'{{"prompt": "a\u2028b\x85c", "steps": 1}}\n{job}\n')
+    ran = cli("generate", "--model", "flux-demo", "--prompt-file", "given.jsonl", "-o", "{index}.png")
+    assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1, ran
+    assert not list(Path().glob("*.png"))
