@@ -129,7 +129,7 @@ def canonical_name(quant: str) -> str:
 
 
 def read_recipe(quant: str, family: str) -> Recipe:
-    """`quant`: a name (q4, q6, q8) or the path of a .toml file, which is read each time: it may have been edited."""
+    """`quant`: a name (q4, q6, q8), or the path of a .toml file, which is read each time: it may have been edited."""
     if not isinstance(quant, str):
         raise QuantizationError(
             f"quant {quoted(quant)}: give a recipe's name, such as 'q6', or a .toml file's path as text."
@@ -141,6 +141,11 @@ def read_recipe(quant: str, family: str) -> Recipe:
             f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file; without one, weights "
             "stay as they are stored."
         )
+    return _read(quant, path, family) if quant.endswith(".toml") else _read_once(quant, path, family)
+
+
+def _read(quant: str, path: Path, family: str) -> Recipe:
+    known = ", ".join(recipe_names())
     data = read_toml(path, QuantizationError, f"see the recipes that come with it: {known}")
     rows = data.get(family)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
@@ -163,6 +168,9 @@ def read_recipe(quant: str, family: str) -> Recipe:
         _globs(path, rest, "drop"),
         digest,
     )
+
+
+_read_once = functools.cache(_read)  # and what it finds out of a layer's path once (Recipe.row_packing)
 
 
 def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:

@@ -1,5 +1,6 @@
 """kill -9 at every kind of moment: the target is not there or whole, and the next run makes the same bytes."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ MOMENTS = {
     "between the journal's end and the renaming": "Path.rename = {dies}",
 }
 CODE = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
 from mlx_imagegen.quantization import convert, partial
 from mlx_imagegen.quantization.quantizer import quantize
@@ -54,16 +55,23 @@ def torn(self, key):
 def half_record(path, data):
     path.with_name(path.name + ".new").write_text("{{")
     dies()
-source, target = map(Path, sys.argv[1:])
 {moment}
-quantize(source, target, quant="q4")
+quantize("{source}", "{target}", quant="{quant}")
 """
 
 
-def die(source: Path, target: Path, moment: str) -> None:
-    code = CODE.format(dies=DIES, moment=MOMENTS[moment].format(dies="dies"))
-    done = subprocess.run([sys.executable, "-c", code, source, target], cwd=ROOT, check=False, stderr=subprocess.PIPE)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+# Under Linux each process is forked from one that has imported all, which takes most of a short run.
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+PROCESSES.set_forkserver_preload(["mlx_imagegen.quantization.quantizer"])
+
+
+def die(source: Path, target: Path, moment: str, quant: str = "q4") -> None:
+    """In a process of its own, killed where the line `moment` makes it so."""
+    code = CODE.format(dies=DIES, moment=moment.format(dies="dies"), source=source, target=target, quant=quant)
+    process = PROCESSES.Process(target=exec, args=(code, {}))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def whole(source: Path) -> dict[str, str]:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_run_again(source: Path, whole: dict[str, str], tmp_path: Path, moment: str) -> None:
     target = tmp_path / "made"
-    die(source, target, moment)
+    die(source, target, MOMENTS[moment])
     assert not target.exists()
     assert digest(quantize(source, target, quant="q4")) == whole
     assert not (tmp_path / "made.partial").exists() and not (target / partial.JOURNAL).exists()
@@ -89,8 +97,8 @@ def test_killed_and_run_again(source: Path, whole: dict[str, str], tmp_path: Pat
 def test_killed_again_and_again(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
     """One folder, killed at one moment after the other, and at last by another recipe."""
     target = tmp_path / "made"
-    for moment in MOMENTS:
-        if moment == "after the record":  # from here on only the renaming is left
+    for name, moment in MOMENTS.items():
+        if name == "after the record":  # from here on only the renaming is left
             break
         die(source, target, moment)
         assert not target.exists()
@@ -100,7 +108,7 @@ def test_killed_again_and_again(source: Path, whole: dict[str, str], tmp_path: P
 
 def test_a_sealed_folder_that_was_not_renamed_is_not_taken_for_another_recipe_s(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "made"
-    die(source, target, "between the journal's end and the renaming")
+    die(source, target, MOMENTS["between the journal's end and the renaming"])
     made = quantize(source, target, quant="q8")
     assert digest(made) == digest(quantize(source, tmp_path / "whole", quant="q8"))
 
@@ -121,16 +129,14 @@ def test_killed_from_outside_at_any_time(source: Path, whole: dict[str, str], tm
 def test_killed_while_another_one_s_leavings_are_cleared(
     source: Path, whole: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    """The first one, run once more, must not find its own journal or record beside files that are gone."""
+    """The first one, run once more, must not find its own journal or record next to files that are gone."""
     target = tmp_path / "made"
-    die(source, target, moment)
+    die(source, target, MOMENTS[moment])
     clears = """
 def clear(folder):
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     dies()
 partial._clear = clear"""
-    code = CODE.format(dies=DIES, moment=clears).replace('quant="q4"', 'quant="q8"')
-    done = subprocess.run([sys.executable, "-c", code, source, target], cwd=ROOT, check=False, stderr=subprocess.PIPE)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    die(source, target, clears, "q8")
     assert digest(quantize(source, target, quant="q4")) == whole

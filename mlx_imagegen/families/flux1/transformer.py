@@ -20,6 +20,7 @@ from ...layers.modulation import modulate, table_row
 from ...layers.products import gated_sum_of, gelu_tanh_of
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, heads, rows
+from ...precision import stream_dtype
 from .config import FluxConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
@@ -81,8 +82,9 @@ class FluxTransformer(FluxBlocks):
         after_first: AfterFirstBlock = run_all,
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'."""
-        img = self.x_embedder(x)  # [B, L, D]
-        txt = self.context_embedder(txt)  # [B, T, D]
+        stream = stream_dtype(x.dtype)
+        img = self.x_embedder(x).astype(stream)  # [B, L, D]
+        txt = self.context_embedder(txt).astype(stream)  # [B, T, D]
         own = slice(img.shape[1] - references)
 
         def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
