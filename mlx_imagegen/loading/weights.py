@@ -31,7 +31,7 @@ __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "op
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LISTED_LENGTH = 200  # of all names in a message
+LISTED_LENGTH = 190  # of all names in a message
 
 
 NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
@@ -216,8 +216,8 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
             + _described_faults({what: names for what, names in faults.items() if names})
-            + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
-            "files from the same repository."
+            + ". The files are of another model or version: take config.json and the .safetensors files from one "
+            "repository."
         )
 
 
