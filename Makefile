@@ -1,4 +1,4 @@
-# demo, test, parity, fuzz, lint, wheel: each sets up what it needs in .venv, on a machine with Python 3.11 or newer, pip and make.
+# demo, test, parity, fuzz, ranks, lint, wheel: each sets up what it needs in .venv, on a machine with Python 3.11 or newer, pip and make.
 # uv is used where it is there. Stamps under .venv/stamps keep a second run from installing anything again.
 
 # The first interpreter that is new enough; `make PYTHON=...` chooses another.
@@ -10,7 +10,7 @@ STAMPS := .venv/stamps
 # In an environment that uv made there is no pip; in one that pip made, uv may have come later.
 INSTALL = $(if $(wildcard $(BIN)/pip),$(BIN)/python -m pip install -q,uv pip install -q --python $(BIN)/python)
 
-.PHONY: demo test parity fuzz lint wheel clean
+.PHONY: demo test parity fuzz ranks lint wheel clean
 
 # All cores; a file's tests stay in one process, so that what they share is made once.
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
@@ -34,6 +34,10 @@ fuzz: $(STAMPS)/dev $(STAMPS)/blas
 	$(BIN)/python -m tests.fuzz.faults kills $$(($(N) / 20)) $(SEED)
 	$(BIN)/python -m tests.fuzz.faults calls $$(($(N) / 20)) $(SEED)
 	$(BIN)/python -m tests.fuzz.hub $$(($(N) / 30)) $(SEED)
+
+# Every family drawn by 2 and 4 ranks on this machine, next to one process: minutes.
+ranks: $(STAMPS)/dev $(STAMPS)/blas
+	$(BIN)/python -m tests.distributed.every_family
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

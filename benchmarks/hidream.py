@@ -3,9 +3,9 @@ will take.
 
 Three tables. Seconds: a step on the image tokens alone against the whole sequence under a dense mask, as upstream runs
 it, at 1024x1024's token counts, in turns, on 2 of the real 36 layers at a fourth of the real width, without
-the small layers at both ends (they are the same in both and would weigh too much beside two layers).
+the small layers at both ends (they are the same in both and would weigh too much next to two layers).
 Memory: one real layer at full width, packed to 4 bits, added at a time. Prediction: the published files' shapes under
-each recipe, beside the peaks that others measured on a Mac (512x512 to 1024x1024, RSS).
+each recipe, next to the peaks that others measured on a Mac (512x512 to 1024x1024, RSS).
 """
 
 import json
@@ -98,7 +98,7 @@ def prediction_table() -> dict[str, float]:
     out = {}
     print(
         "  predicted resident memory, 1024x1024, prompt of 300 tokens with a second branch, in GB (published "
-        "peak beside it)"
+        "peak next to it)"
     )
     for recipe, published in PUBLISHED_GB.items():
         named = name_tensors("transformer", Checkpoint(tensors, [], where), config=data["config"])
@@ -115,7 +115,7 @@ def prediction_table() -> dict[str, float]:
 
 
 def _activations(config: HiDreamConfig, kept_tokens: int) -> int:
-    """The most that a step holds beside the weights: both branches' prefixes, the float32 stream twice, and the larger
+    """The most that a step holds next to the weights: both branches' prefixes, the float32 stream twice, and the larger
     of a layer's two halves; the MLP's gate, up and their product, in bf16 with one in float32 on the way."""
     text, tokens = config.text, math.prod(GRID) + 1
     prefix = kept_tokens * text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_size * 2

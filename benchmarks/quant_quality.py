@@ -1,4 +1,4 @@
-"""How far packed models' pictures are from full precision: our packing beside mx.quantize, on trained models.
+"""How far packed models' pictures are from full precision: our packing next to mx.quantize, on trained models.
 
     python benchmarks/quant_quality.py MODEL [MODEL …] [--pictures 32] [--steps N] [--schemes NAME …]
 
@@ -49,7 +49,7 @@ HEADER = (
     "packing", "bits", "MB", "velocity %", "PSNR dB", "over mx.quantize", "GMSD", "shift", "contrast",
     "flat: drift, grain",
 )  # fmt: skip
-LESSONS = 12  # prompts to calibrate with; none of them is measured
+CALIBRATION = 12  # prompts to calibrate with; none of them is measured
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def drawn(pipeline: Pipeline, count: int, asked: dict[str, Any]) -> Drawn:
             first.append(np.array(v.astype(mx.float32)))
         return v
 
-    prompts = captions(LESSONS + count, 0)[LESSONS:]
+    prompts = captions(CALIBRATION + count, 0)[CALIBRATION:]
     jobs = [job for n, prompt in enumerate(prompts) for job in pipeline.jobs(prompt, seed=100 + n, **asked)]
     Denoiser.velocity = watched  # type: ignore[method-assign]
     try:
@@ -178,7 +178,7 @@ def calibrated(folder: Path, bits: int | str, scratch: Path) -> Path:
         recipe = str(scratch / f"uniform{bits}.toml")
         rows = f'[[{family}]]\nmatch = "transformer/*"\nbits = {bits}\n'
         Path(recipe).write_text(f"bits = 16\nsearch = true\nkeep = ['vae', 'text_encoder', 'text_encoder_2']\n{rows}")
-    return quantize(folder, scratch / f"calibrated-{bits}", quant=recipe, calibrate=captions(LESSONS, 0))
+    return quantize(folder, scratch / f"calibrated-{bits}", quant=recipe, calibrate=captions(CALIBRATION, 0))
 
 
 def bits_per_weight(pipeline: Pipeline) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6] [--size 256]
 
 Others: flux2, qwen_image_21, z_image. FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied
-again. Each model runs in a process of its own; its peak RSS stands beside what plan.py says from the headers.
+again. Each model runs in a process of its own; its peak RSS stands next to what plan.py says from the headers.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

@@ -26,7 +26,7 @@ from tests.draw import drawn_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 60
-# Of the published config what decides the widths; the rest is the stored draw's, whose other parts lie beside it.
+# Of the published config what decides the widths; the rest is the stored draw's, whose other parts lie next to it.
 WIDTHS = {"attention_head_dim": 128, "num_attention_heads": 24, "axes_dims_rope": [16, 56, 56]}
 PREPARE = """
 import sys, time, resource

@@ -1,6 +1,6 @@
 """Runs a benchmark: python benchmarks/run.py NAME [what it takes itself]. Without a name it lists them.
 
-A benchmark is a script beside this one. Those that measure ways of doing one thing time them in turns in one run and
+A benchmark is a script next to this one. Those that measure ways of doing one thing time them in turns in one run and
 print a ratio: that says something on any machine, seconds alone do not. What was tried, measured and kept or undone
 stands in LOG.md.
 """

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
@@ -64,8 +64,10 @@ def main() -> None:
     parser.add_argument("family", nargs="*", choices=[[], *STEPS], help="all, if none is named")
     parser.add_argument("--json", action="store_true", help="ours alone, as JSON")
     parser.add_argument("--kinds", action="store_true", help="each kind of operation in a row of its own")
+    parser.add_argument("--float16", action="store_true", help="ours in float16, for families that take it")
     options = parser.parse_args()
-    costs = {family: ours(family) for family in options.family or STEPS}
+    dtype = mx.float16 if options.float16 else mx.bfloat16
+    costs = {family: ours(family, dtype) for family in options.family or STEPS}
     if options.json:
         print(json.dumps({f: {name: vars(cost) for name, cost in both.items()} for f, both in costs.items()}))
         return
@@ -79,19 +81,20 @@ def main() -> None:
             _print_row(f"  {peer}", cost)
 
 
-def ours(family: str) -> dict[str, mlx_graph.Cost]:
-    return {name: cost_of(STEPS[family](), packing) for name, packing in (("dense", None), ("packed", Q4))}
+def ours(family: str, dtype: mx.Dtype = mx.bfloat16) -> dict[str, mlx_graph.Cost]:
+    return {name: cost_of(STEPS[family](), packing, dtype) for name, packing in (("dense", None), ("packed", Q4))}
 
 
-def cost_of(step: Step, packing: Packing | None) -> mlx_graph.Cost:
+def cost_of(step: Step, packing: Packing | None, dtype: mx.Dtype = mx.bfloat16) -> mlx_graph.Cost:
     places = []  # of the weights
     for _, layer in layers(step.model):
         if packing and isinstance(layer, Linear) and layer.weight.shape[1] % packing.group_size == 0:
             layer.pack(packing)
         for name, value in own_parameters(layer).items():
-            layer[name] = mx.zeros(value.shape, value.dtype if value.dtype == mx.uint32 else mx.bfloat16)
+            layer[name] = mx.zeros(value.shape, value.dtype if value.dtype == mx.uint32 else dtype)
             places.append((layer, name))
-    names, arrays = zip(*tree_flatten([[layer[name] for layer, name in places], step.inputs]), strict=True)
+    inputs = tree_map(lambda x: x.astype(dtype) if x.dtype == mx.bfloat16 else x, step.inputs)
+    names, arrays = zip(*tree_flatten([[layer[name] for layer, name in places], inputs]), strict=True)
 
     def run(*given: mx.array) -> mx.array:
         weights, inputs = tree_unflatten(list(zip(names, given, strict=True)))

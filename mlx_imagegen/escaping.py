@@ -5,6 +5,7 @@ Must not know: which file it is from, who reads it.
 """
 
 import reprlib
+from collections.abc import Sequence
 
 SHOWN_LENGTH = 80  # characters of a value
 LONGEST_MESSAGE = 2000
@@ -32,6 +33,14 @@ def shown(value: object, length: int = SHOWN_LENGTH) -> str:
 def quoted(value: object, length: int = SHOWN_LENGTH) -> str:
     """The same, with text in quotes."""
     return f"'{shown(value, length)}'" if isinstance(value, str) else shown(value, length)
+
+
+def listed(items: Sequence[str], most: int = 3, length: int = 150, joint: str = ", ") -> str:
+    """The first few, of so many characters together, and how many there are more."""
+    each = max(length // max(1, min(most, len(items))), 20)
+    first = [shown(item, each) for item in items[:most]]
+    more = f" … and {len(items) - most} more" if len(items) > most else ""
+    return joint.join(first) + more
 
 
 def shortened(text: str, length: int) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .precision import on_gpu
+from .precision import gpu_generation, on_gpu
 
 GB = 1e9
 GIB = 2**30
@@ -97,11 +97,9 @@ def macos_version() -> tuple[int, ...]:
 
 def matrix_units() -> str:
     """Whether MLX multiplies on the GPU's matrix units: its generation, the system and MLX's wheel decide."""
-    if not on_gpu() or not macos_version():
-        return "none"
-    found = re.fullmatch(r"applegpu_g(\d+)(\w)", str(mx.device_info(mx.gpu).get("architecture", "")))
+    generation = gpu_generation() if macos_version() else None
     # A phone's chip has them a generation later.
-    if found is None or int(found[1]) < MATRIX_GENERATION + (found[2] == "p"):
+    if generation is None or generation[0] < MATRIX_GENERATION + (generation[1] == "p"):
         return "none"
     if macos_version() < MATRIX_MACOS:
         return f"not used: they need macOS {'.'.join(map(str, MATRIX_MACOS))}"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .errors import CheckpointError, InsufficientMemoryError, RequestError, file_errors
 from .escaping import quoted
-from .families import open_family
+from .families import family_spec, open_family
 from .families.base import Denoiser, Family, LastValueCache, Prompt, RunBranches, Settings
 from .families.controls import ControlNetwork, EncodedControl
 from .families.image_prompts import AdapterSource, ImageAdapter
@@ -38,7 +38,7 @@ from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe
 from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
-from .precision import compute_dtype
+from .precision import Precision, denoiser_precision
 from .preflight import refuse_before_download
 from .previews import FAST, latent_colours
 from .report import Report
@@ -63,6 +63,7 @@ def load(
     *,
     quant: str | None = None,
     lora: Sequence[Wanted] | None = None,
+    precision: str | None = None,
     lora_partial: bool = False,
     resident: bool | None = None,
     comfy: str | Path | None = None,
@@ -71,16 +72,19 @@ def load(
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
-    check_types({"quant": quant, "lora_partial": lora_partial, "resident": resident})
+    check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
     opening = Report()  # downloads are no part of loading
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)
         with opening.stage("load"):
             found = identify(str(model))
+            spec = family_spec(found.manifest.family)
+            chosen = denoiser_precision(precision, spec.title, spec.fits_float16, spec.overflowing)
             refuse_before_download(found, quant, loras, lora_partial)
         folder = files_of(found, on_download)
     with opening.stage("load"):
         pipeline = _opened(found, folder, quant, resident, on_load, on_download)
+        pipeline.use_precision(chosen)
         pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = opening.load_seconds
     return pipeline
@@ -146,6 +150,7 @@ class Pipeline:
         self.residency = Residency(False, False, "no picture was asked for yet")
         self.merge = merge or Merge()
         self.quant = quant
+        self.precision = Precision(family.transformer.dtype)
         self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
@@ -198,6 +203,11 @@ class Pipeline:
         with self._turn:
             results = list(self.stream(jobs, on_step))
         return results[0] if is_single(prompt, seed, count) else results
+
+    def use_precision(self, precision: Precision) -> None:
+        """Before anything is loaded."""
+        self.precision = precision
+        self.family.use_precision(precision.dtype)
 
     def set_lora(
         self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Notify = notify_stderr
@@ -384,8 +394,9 @@ class Pipeline:
         report.choices |= denoiser.choices()
         self._load("denoise", report)
         with report.stage("prepare"):
-            chosen = choose(loaded_linears(family, settings, job.prompt), compute_dtype())
+            chosen = choose(loaded_linears(family, settings, job.prompt), self.precision.dtype)
         report.choices |= {"kernels": chosen} if chosen else {}
+        report.choices |= {"precision": str(self.precision)} if self.precision.reason else {}
         with report.stage("other"):
             step_noise = None if job.step_noise is None else [mx.array(noise) for noise in job.step_noise]
             solver = family.solver(schedule, job.seed, settings, step_noise)
@@ -481,6 +492,7 @@ class Pipeline:
             "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
+            **({"precision": self.precision.name} if self.precision.is_asked else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }

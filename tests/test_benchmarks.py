@@ -1,4 +1,4 @@
-"""benchmarks/run.py finds every script beside it and runs it with what it takes itself."""
+"""benchmarks/run.py finds every script next to it and runs it with what it takes itself."""
 
 import subprocess
 import sys

@@ -558,7 +558,8 @@ def test_bad_input_gets_one_line(case: str, cli: Cli, flux_folder: Path) -> None
 
 MISTYPED = (None, 5, "x", [], {}, True, float("inf"))
 OF_THEIR_KIND: dict[str, tuple[object, ...]] = {
-    "model": ("x",), "quant": ("x",), "lora": ([],), "lora_partial": (True,), "prompt": ("x",), "seed": (5,),
+    "model": ("x",), "quant": ("x",), "precision": ("x",), "lora": ([],), "lora_partial": (True,), "prompt": ("x",),
+    "seed": (5,),
     "steps": (5,), "negative_prompt": ("x",), "guidance": (5,), "true_cfg": (5,), "max_sequence_length": (5,),
     "layout": ([], {}), "timesteps": ([],), "sampler": (),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from mlx_imagegen.errors import (
     MissingFileError,
     file_errors,
 )
-from mlx_imagegen.escaping import LONGEST_MESSAGE, one_line, quoted, shown
+from mlx_imagegen.escaping import LONGEST_MESSAGE, listed, one_line, quoted, shown
 
 
 def test_nothing_in_a_message_steers_a_terminal() -> None:
@@ -22,6 +22,13 @@ def test_nothing_in_a_message_steers_a_terminal() -> None:
 def test_a_message_is_bounded() -> None:
     message = str(CheckpointError("begin " + "x" * 20_000 + " end"))
     assert len(message) == LONGEST_MESSAGE and message.startswith("begin") and message.endswith("end")
+
+
+def test_a_list_of_names_is_bounded_as_a_whole() -> None:
+    assert listed([]) == ""
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(["a", "b", "c", "d", "e"], joint="; ") == "a; b; c … and 2 more"
+    assert len(listed(["x" * 1000] * 5000, 3, 150)) < 180
 
 
 def test_values_are_shortened_whatever_they_are() -> None:

@@ -94,7 +94,8 @@ def test_the_sweep_grows_dark(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_loop_moves_towards_the_prompt() -> None:
     Image.new("RGB", (128, 128), "white").save("photo.jpg")
-    script("image_loop").main(["photo.jpg", "a large blue square on a black background", "--rounds", "3"])
+    asked = ["photo.jpg", "a large blue square on a black background", "--rounds", "3", "--strength", "0.7"]
+    script("image_loop").main(asked)
     with Image.open("loop.gif") as frames:
         assert frames.n_frames == 3  # type: ignore[attr-defined]
         means = []

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_imagegen import machine
+from mlx_imagegen import machine, precision
 from mlx_imagegen.machine import GIB, memory_limit, system, working_set_of
 
 
@@ -20,6 +20,7 @@ def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
         info = {"max_recommended_working_set_size": working_set, "architecture": architecture}
         monkeypatch.setattr(mx, "device_info", lambda _: info)
         monkeypatch.setattr(machine, "on_gpu", lambda: True)
+        monkeypatch.setattr(precision, "on_gpu", lambda: True)
         monkeypatch.setattr(machine, "physical_bytes", lambda: memory)
         monkeypatch.setattr(machine, "macos_version", lambda: macos)
         monkeypatch.setattr(machine, "wheel_macos", lambda: wheel)

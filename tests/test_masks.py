@@ -72,7 +72,7 @@ def check_inpaint(folder: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Region, "paste", lambda region, image: drawn.append(image) or paste(region, image))
     result = pipeline.generate(options["prompt"], **asked)
     (job,) = pipeline.jobs(options["prompt"], **asked)
-    assert reference.std() > 10 and job.region is not None
+    assert reference.std() > 3 and job.region is not None
     if way != "crop":
         assert np.abs(levels(drawn[0]) - reference).max() <= 1
     given, weights = given_and_weights(job.region, drawn[0].size)

@@ -71,7 +71,7 @@ def to_original(folder: Path) -> None:
 
 
 def to_scaled_fp8(folder: Path, ending: str = "scale_weight", rows: bool = False) -> None:
-    """Rewrites the folder's matrices as ComfyUI's fp8 files have them: numbers below 448 and a scale beside them."""
+    """Rewrites the folder's matrices as ComfyUI's fp8 files have them: numbers below 448 and a scale next to them."""
     tensors = dict(mx.load(str(folder / WEIGHTS)))
     for name, value in list(tensors.items()):
         if value.ndim == 2:

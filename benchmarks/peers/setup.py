@@ -1,4 +1,4 @@
-"""Makes .venv-mflux and .venv-diffusers beside this file. Nothing outside this folder imports what they hold."""
+"""Makes .venv-mflux and .venv-diffusers next to this file. Nothing outside this folder imports what they hold."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """Train the HiDream-O1 demo: clean patches from noisy ones and a caption.
 
-In: the pool of pictures. Out: a run folder with averaged weights (see training.py). Beside the pictures' loss, the
+In: the pool of pictures. Out: a run folder with averaged weights (see training.py). Next to the pictures' loss, the
 prompt's last hidden state has to name the scene's parts: without it the caption is ignored for a thousand steps.
 
 `train_hidream.py open` goes on from the run `hidream` with captions that leave things open, and writes `hidream_open`.

@@ -61,7 +61,7 @@ class LoraLinear(nn.Module):
 
 
 def with_lora(model: nn.Module, rank: int) -> nn.ModuleDict:
-    """Put a change beside every linear of the blocks but the modulation's; gives the changes, named as in files."""
+    """Put a change next to every linear of the blocks but the modulation's; gives the changes, named as in files."""
     model.requires_grad_(False)
     changes = nn.ModuleDict()
     for name, module in list(model.named_modules()):
@@ -83,7 +83,7 @@ def factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def exported(kind: str, state: dict[str, Tensor]) -> None:
-    """The file as its kind is published, with the words that trainers write beside."""
+    """The file as its kind is published, with the words that trainers write next to it."""
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in factors(state).items():
         a, b = a.bfloat16().contiguous(), b.bfloat16().contiguous()

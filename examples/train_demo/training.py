@@ -119,7 +119,7 @@ class Run:
 
 
 def save(path: Path, value: object) -> None:
-    """Write beside, then rename: a killed run leaves the old file or the new one, never half of one."""
+    """Write a new file, then rename it: a killed run leaves the old file or the new one, never half of one."""
     temporary = path.with_suffix(".tmp")
     torch.save(value, temporary)
     temporary.replace(path)

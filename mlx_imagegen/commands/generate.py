@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..result import StepEvent
     from .progress import Progress
 
-PARALLEL = ("auto", "pictures", "branches")
+PARALLEL = ("auto", "pictures", "branches", "layers")
 GROUPS = {
     "what": ("what", None),
     "how": ("how", "What is not given, the model's manifest says."),
@@ -86,7 +86,8 @@ def _output(group: Group) -> None:
 def _ranks(group: Group) -> None:
     group.add_argument(
         "--parallel", choices=PARALLEL,
-        help="what each rank draws: pictures, or one branch of guidance of each picture (auto: by the request)",
+        help="what each rank computes: pictures; one branch of guidance of each picture; or its part of each layer "
+        "and no more of the model (auto: what is fastest and fits)",
     )  # fmt: skip
     group.add_argument(
         "--output-on-each-host", action="store_true", help="leave pictures on the host that has drawn them"

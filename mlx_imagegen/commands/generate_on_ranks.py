@@ -16,15 +16,18 @@ from typing import Any
 from ..distributed.agreement import check_same
 from ..distributed.branches import BranchExchange
 from ..distributed.group import Group
-from ..distributed.lockstep import draw_in_lockstep
+from ..distributed.layers import share_layers
+from ..distributed.lockstep import Shared, draw_in_lockstep
 from ..distributed.messages import Message
-from ..distributed.modes import PICTURES, choose
+from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import draw_pictures
 from ..distributed.requests import packed, unpacked, with_seeds
 from ..image import encoded_picture, write_atomically
 from ..launched import Launch
+from ..machine import memory_limit
 from ..pipeline import Pipeline, load
 from ..planning.fitting import check_fits, residency
+from ..planning.hosts import LAYERS, PICTURES
 from ..request.job import Job
 from ..result import Result, StepEvent
 from .output_paths import existing, output_paths
@@ -44,10 +47,10 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
             opened = load(**opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
         check_same(group, opened, jobs)
-        paths, wanted, parallel = _shared_plan(group, args, opened, jobs, progress)
+        paths, wanted, mode = _shared_plan(group, args, opened, jobs, progress)
         if wanted:
             jobs = [jobs[index] for index in wanted]
-            _draw(group, opened, jobs, parallel, _Pictures(group, args, [paths[index] for index in wanted], progress))
+            _draw(group, opened, jobs, mode, _Pictures(group, args, [paths[index] for index in wanted], progress))
 
 
 def _shared_requests(
@@ -69,17 +72,21 @@ def _shared_requests(
 
 def _shared_plan(
     group: Group, args: argparse.Namespace, opened: Pipeline, jobs: Sequence[Job], progress: Progress
-) -> tuple[list[Path], list[int], str]:
+) -> tuple[list[Path], list[int], Mode]:
     """Every picture's path, the numbers of those to be drawn, and how they are shared out."""
     manifest = opened.model.manifest
     own_paths = output_paths(args.output, jobs, manifest) if args.output_on_each_host or not group.rank else []
+    memories = [each["memory"] for each in group.gather({"kind": "memory", "memory": memory_limit().most_bytes})]
     if group.rank:
         plan = group.share()
-        return own_paths or [Path(path) for path in plan["paths"]], plan["wanted"], plan["parallel"]
+        mode = Mode(plan["parallel"], tuple(plan["parts"]))
+        return own_paths or [Path(path) for path in plan["paths"]], plan["wanted"], mode
     present = existing(own_paths, args.overwrite, args.skip_existing)
     wanted = [index for index, path in enumerate(own_paths) if path not in present]
-    parallel = choose(args.parallel or "auto", [jobs[index] for index in wanted], group.size)
-    group.share({"paths": [str(path) for path in own_paths], "wanted": wanted, "parallel": parallel})
+    chosen = [jobs[index] for index in wanted] or jobs
+    mode = choose(args.parallel or AUTO, opened.family, chosen, memories)
+    paths = [str(path) for path in own_paths]
+    group.share({"paths": paths, "wanted": wanted, "parallel": mode.name, "parts": mode.parts})
     if present:
         progress.say(f"skipped: {len(present)} of {len(own_paths)} pictures are there already")
     if args.replay:
@@ -88,25 +95,29 @@ def _shared_plan(
         record = read_record(args)
         progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
     if wanted:
-        progress.say(f"{len(wanted)} {'picture' if len(wanted) == 1 else 'pictures'} on {group.size} ranks: {parallel}")
-    return own_paths, wanted, parallel
+        pictures = "picture" if len(wanted) == 1 else "pictures"
+        progress.say(f"{len(wanted)} {pictures} on {group.size} ranks: {mode.describe()}")
+    return own_paths, wanted, mode
 
 
-def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], parallel: str, pictures: "_Pictures") -> None:
+def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], mode: Mode, pictures: "_Pictures") -> None:
     pictures.progress.note(*(note for job in jobs for note in job.notes))
-    resident = _resident_ranks(group, opened, jobs)
-    if parallel == PICTURES:
-        draw_pictures(group, opened, jobs, pictures, resident)
+    if mode.name == PICTURES:
+        draw_pictures(group, opened, jobs, pictures, _resident_ranks(group, opened, jobs))
         return
     group.start_collectives()
-    exchange = BranchExchange(group)
-    opened.run_branches = exchange
+    shared: Shared
+    if mode.name == LAYERS:
+        shared = share_layers(opened, group, mode.parts)
+    else:
+        shared = opened.run_branches = BranchExchange(group)
+    _resident_ranks(group, opened, jobs)
 
     def on_step(event: StepEvent) -> None:
         if group.rank == 0:
             pictures.show(event.picture, pictures.observe(event.picture, event), 0)
 
-    results = draw_in_lockstep(group, opened, jobs, parallel, exchange.take_statistics, on_step)
+    results = draw_in_lockstep(group, opened, jobs, mode.describe(), shared, on_step)
     for index, result in enumerate(results):
         if group.rank == 0:
             pictures.keep(index, pictures.finish(index, result), 0)

@@ -103,8 +103,10 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
             if folder:
                 yield manifest.name, manifest, nullcontext(folder)
         plain = [manifest for manifest in ours if has_tensor_shapes(manifest) and "needs" not in manifest.extras]
-        sizes = {manifest.tensor_shapes: manifest for manifest in reversed(plain)}
-        for manifest in reversed(sizes.values()):
+        sizes: dict[str | None, Manifest] = {}
+        for manifest in plain:
+            sizes.setdefault(manifest.tensor_shapes, manifest)
+        for manifest in sizes.values():
             yield manifest.name, manifest, shape_only_folder(manifest)
 
 

@@ -67,7 +67,7 @@ def _is_folder(path: Path) -> bool:
 def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:
     settings = job.settings
     return {
-        "prompt": _slug(job.prompt.text), "seed": job.seed, "index": index, "model": manifest.name,
+        "prompt": _slug(job.asked), "seed": job.seed, "index": index, "model": manifest.name,
         "steps": settings.steps, "width": settings.width, "height": settings.height,
         "guidance": job.guidance(manifest.guidance),
     }  # fmt: skip

@@ -46,6 +46,9 @@ class BranchExchange:
         self._exchanged_bytes += own.nbytes
         return [all_of_them[branch] for branch in range(self._group.size)]
 
+    def end_step(self) -> None:
+        """All are evaluated."""
+
     def take_statistics(self) -> dict[str, Any]:
         """Since the last call: how long this rank waited for the others, and how much it sent to each."""
         taken = {"waited_seconds": self._waited_seconds, "sent_bytes": self._exchanged_bytes}

@@ -4,38 +4,62 @@ In: an open pipeline and the group. Out: the pipeline, whose components load thi
 products are summed over the ranks; how much was summed. Must not know: families' tables, requests.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from ..families.base import Family
 from ..layers.sharing import AllSum, Sharing
 from ..pipeline import Pipeline
+from ..request.job import Job
 from .group import Group
 
 
-@dataclass
 class Sums:
-    """Sums over the ranks, counted as they are asked for."""
+    """Sums over the ranks, counted as they are asked for, and made in that order on every rank.
 
-    all_sum: AllSum
-    count: int = 0
-    bytes: int = 0  # of one rank's arrays
+    MLX's ring adds what comes next, whatever it is. Ranks may differ in when they evaluate, for one may unpack a weight
+    by strips where another one's kernel is faster: so each sum waits for the one before it.
+    """
+
+    def __init__(self, all_sum: AllSum):
+        self._all_sum = all_sum
+        self._last: mx.array | None = None
+        self._count = self._bytes = 0
 
     def __call__(self, x: mx.array) -> mx.array:
-        self.count += 1
-        self.bytes += x.nbytes
-        return self.all_sum(x)
+        self._count += 1
+        self._bytes += x.nbytes  # of this rank
+        if self._last is not None:
+            (x,) = mx.depends([x], [self._last])
+        self._last = self._all_sum(x)
+        return self._last
+
+    def end_step(self) -> None:
+        """Makes those that nothing has asked for, which another rank may have made."""
+        mx.eval(self._last)
+        self._last = None
+
+    def take_statistics(self) -> dict[str, Any]:
+        """Since the last call: the sums that this rank took part in, and how large its own arrays were. A picture that
+        is the first of its prompt has the text encoder's sums too."""
+        taken = {"sums": self._count, "summed_bytes": self._bytes}
+        self._count = self._bytes = 0
+        return taken
 
 
-def check_layers(pipeline: Pipeline, size: int) -> None:
-    """Raises where the model's layers cannot be shared out over so many ranks."""
-    pipeline.family.check_sharing(Sharing(0, (1,) * size))
+def why_not_layers(family: Family[Any], jobs: Sequence[Job], size: int) -> str | None:
+    """Why the model's layers cannot be shared out over so many ranks for these pictures."""
+    if any(job.settings.cache is not None for job in jobs):
+        return "ranks could differ in which steps --cache predicts; leave --cache out"
+    refused = family.sharing_refusal(Sharing(0, (1,) * size))
+    return refused and f"{family.spec.title} over {size} ranks: {refused}; launch fewer, or share out pictures"
 
 
-def share_layers(pipeline: Pipeline, group: Group) -> Sums:
-    """On every rank, before any weight is read and after `group.start_collectives`."""
+def share_layers(pipeline: Pipeline, group: Group, parts: Sequence[int]) -> Sums:
+    """On every rank, before any weight is read and after `group.start_collectives`. `parts`: each rank's, in relation
+    to the others'."""
     sums = Sums(group.all_sum)
-    sharing = Sharing(group.rank, (1,) * group.size, sums)
-    pipeline.family.check_sharing(sharing)
-    pipeline.family.share_layers(sharing)
+    pipeline.family.share_layers(Sharing(group.rank, tuple(parts), sums))
     return sums

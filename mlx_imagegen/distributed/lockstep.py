@@ -5,9 +5,9 @@ seconds of all.
 Must not know: what is shared out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..pipeline import Pipeline
 from ..request.job import Job
@@ -17,23 +17,33 @@ from .group import Group
 Statistics = dict[str, Any]
 
 
+class Shared(Protocol):
+    """What the ranks exchange within the loop."""
+
+    def end_step(self) -> None: ...
+
+    def take_statistics(self) -> Statistics:
+        """Of this rank since the last call."""
+
+
 def draw_in_lockstep(
     group: Group,
     pipeline: Pipeline,
     jobs: Sequence[Job],
     parallel: str,
-    take_statistics: Callable[[], Statistics],
+    shared: Shared,
     on_step: OnStep | None = None,
 ) -> Iterator[Result]:
-    """`take_statistics`: of this rank since the last call. Ranks meet after the last step of a picture, and nowhere
-    outside the loop: one of them may decode each picture at once, another one all at the end."""
+    """Ranks meet after the last step of a picture, and nowhere outside the loop: one of them may decode each picture at
+    once, another one all at the end."""
     seconds: list[float] = []
     ranks: dict[int, list[Statistics]] = {}
 
     def observe(event: StepEvent) -> None:
+        shared.end_step()
         seconds.append(event.seconds)
         if event.step == event.steps:
-            ranks[event.picture] = group.gather({"step_seconds": seconds.copy(), **take_statistics()})
+            ranks[event.picture] = group.gather({"step_seconds": seconds.copy(), **shared.take_statistics()})
             seconds.clear()
         if on_step:
             on_step(event)

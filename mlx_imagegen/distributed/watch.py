@@ -66,12 +66,13 @@ class Watch:
             signal.signal(number, handler)
 
     def end(self) -> None:
-        """This process fails, and has a little time to say why: MLX may wait for its peers even then."""
+        """This process fails, and has a little time to say why, on a busy machine too: MLX may wait for its peers even
+        then."""
         self._ended.set()
         signal.set_wakeup_fd(self._former_wakeup)
         for number, _ in self._former:
             signal.signal(number, signal.SIG_IGN)
-        signal.alarm(int(GRACE_SECONDS))
+        signal.alarm(int(2 * GRACE_SECONDS))
 
     def fail(self, reason: str, code: int = 2) -> None:
         """Ends all ranks, from any thread; the first reason counts."""

@@ -75,6 +75,8 @@ class FamilySpec:
     # What the published files of the family say of sizes and noise in a block of their own: config -> manifest keys.
     own_numbers: Callable[["Manifest", ModelFolder], "Manifest"] | None = None
     manifests: Path | None = None  # a folder with manifests of a family outside this package
+    fits_float16: bool = False  # the denoiser, shown by a test; then its precision may be chosen
+    overflowing: tuple[str, ...] = ()  # globs of its layers whose outputs are known not to fit
     # "package.module:NAME", the layouts (loading/single_file.py) in which its components are published as single files.
     single_files: str | None = None
     tokenizers: Mapping[str, str] = field(default_factory=dict)  # a model's folder -> the repository's that it is

@@ -364,6 +364,10 @@ class Family(ABC, Generic[Branch]):
                 "use fewer machines, or share out pictures."
             )
 
+    def use_precision(self, dtype: mx.Dtype) -> None:
+        """Of the denoiser's weights and activations; before anything is loaded."""
+        self.transformer.dtype = dtype
+
     def share_layers(self, sharing: Sharing | None) -> None:
         """Makes the components hold this machine's part of their layers from now on; None: all of them. Of others than
         the denoiser, those of which the machines are too many stay complete on each."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DownloadError, ImagegenError, UnknownModelError
-from ..escaping import shown
+from ..escaping import listed, shown
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
 from ..paths import is_file_name
@@ -162,11 +162,11 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
     hub = hub or HuggingFace()
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and (gone := remove_damaged(folder, wanted.patterns, tell)):
-        tell(f"note: {', '.join(gone[:3])} of {wanted.title} was damaged in the cache, and is downloaded again")
+        tell(f"note: {listed(gone)} of {wanted.title} was damaged in the cache, and is downloaded again")
     folder = _fetch_files(wanted, tell, hub)
     if gone := remove_damaged(folder, wanted.patterns, tell):
         raise DownloadError(
-            f"{wanted.title}: {', '.join(gone[:3])} came with other bytes than were published, and was removed; run it "
+            f"{wanted.title}: {listed(gone)} came with other bytes than were published, and was removed; run it "
             "again to download it."
         )
     return folder
@@ -290,7 +290,7 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
     state = "it is not in the cache"
     if folder:
         lacking = absent(folder, wanted.patterns)
-        state = "its copy in the cache " + (f"lacks {', '.join(lacking[:3])}" if lacking else "is not complete")
+        state = "its copy in the cache " + (f"lacks {listed(lacking)}" if lacking else "is not complete")
     reason = shown(" ".join(str(error).split()), 110) or "no reason given"
     return (
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"

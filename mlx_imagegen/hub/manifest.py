@@ -139,6 +139,7 @@ class Manifest:
     note: Annotated[str, TEXT] | None = None  # one line shown when the model is chosen
     words: tuple[str, ...] = ()  # lists of all words that it knows, files next to the manifests; none: any word
     example: Annotated[str, TEXT] | None = None  # a prompt that it draws well
+    captions: str | None = None  # what its captions consist of, a file next to the manifests: prompts are completed
     extras: dict[str, Any] = field(default_factory=dict)  # the family's own keys
 
     @property

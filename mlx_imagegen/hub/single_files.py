@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingFileError
+from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
@@ -322,7 +323,7 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
     left = sorted(name for name in others if name.rpartition(".")[2] not in MARKERS)
     if left:
         raise CheckpointError(
-            f"{path}: {len(left)} tensors belong to no part of the model ({', '.join(left[:3])} …): the file is of "
+            f"{path}: {len(left)} tensors belong to no part of the model ({listed(left)}): the file is of "
             "another model or version, or holds more than one. Take another file."
         )
 
@@ -337,7 +338,7 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
     tensors: Mapping[str, Tensor] = open_checkpoint(path).tensors
     families = ", ".join(spec.title for spec in family_specs() if spec.single_files)
     return ConfigError(
-        f"{path} is not recognized: its tensors ({', '.join(list(tensors)[:3])} …) are those of no model that this "
+        f"{path} is not recognized: its tensors ({listed(list(tensors))}) are those of no model that this "
         f"library opens from a single file ({families})."
     )
 

@@ -27,14 +27,14 @@ def fused(function: Pointwise, shapeless: bool = False) -> Pointwise:
 
 @fused
 def gated_sum(x: mx.array, gate: mx.array, y: mx.array) -> mx.array:
-    """x + gate * y; gate [D]"""
-    return x + gate * y
+    """x + gate * y in x's dtype; gate [D]"""
+    return x + gate.astype(x.dtype) * y.astype(x.dtype)
 
 
 @fused
 def gated_sum_of_two(x: mx.array, gate: mx.array, y: mx.array, z: mx.array) -> mx.array:
-    """x + gate * (y + z); gate [D]; z like y, or a bias [D]"""
-    return x + gate * (y + z)
+    """x + gate * (y + z) in x's dtype; gate [D]; z like y, or a bias [D]"""
+    return x + gate.astype(x.dtype) * (y.astype(x.dtype) + z.astype(x.dtype))
 
 
 @fused

@@ -13,7 +13,7 @@ from .activation import swiglu
 from .attention import KeyValues, attend, prefixed, split_heads
 from .linear import Linear
 from .norm import RMSNorm
-from .products import Product, gelu_tanh_of
+from .products import Product, divided_gelu_tanh_of, gelu_tanh_of
 from .rope import Rope, rotate
 from .sharing import Cut, channels, columns, heads, rows
 
@@ -117,8 +117,11 @@ class FeedForward(nn.Module):
         self.net: dict[str, Any] = {"0": {"proj": Linear(dims, 4 * dims)}, "2": Linear(4 * dims, dims)}
 
     def __call__(self, x: mx.array) -> Product:
-        out: Product = self.net["2"].product(gelu_tanh_of(self.net["0"]["proj"].product(x)))
-        return out
+        inner: Product = self.net["0"]["proj"].product(x)
+        outer: Linear = self.net["2"]
+        if x.dtype == mx.float16:  # its output is the largest of a block's
+            return outer.product_of_divided(divided_gelu_tanh_of(inner))
+        return outer.product(gelu_tanh_of(inner))
 
 
 def gated_feed_forward_cuts(inner: int, together: int = 1) -> dict[str, Cut]:

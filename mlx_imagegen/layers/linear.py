@@ -71,16 +71,24 @@ class Linear(nn.Module):
     def product(self, x: mx.array) -> Product:
         return self.product_of_parts(x)
 
-    def product_of_parts(self, *parts: mx.array) -> Product:
-        """Of runs of columns that follow each other: a dense weight need not have them in one place."""
+    def product_of_divided(self, x: mx.array) -> Product:
+        """Of an input that was divided by FLOAT16_DIVISOR (precision.py)."""
+        return self.product_of_parts(x, divided=True)
+
+    def product_of_parts(self, *parts: mx.array, divided: bool = False) -> Product:
+        """Of runs of columns that follow each other: a dense weight need not have them in one place. The bias of a
+        `divided` input is added after the multiplication."""
         bias = self.get("bias")
         sums = self.share is not None and self.share.sums_itself
         if self.packing is None:
-            out = self._dense(parts, None if sums else bias)
-            return Product(summed(out, self), bias) if sums else Product(out)
-        x = parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=-1)
-        out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
-        return Product(summed(out, self) if sums else out, bias)  # the bias once, after the sum
+            later = sums or divided
+            out = self._dense(parts, None if later else bias)
+        else:
+            later = True
+            x = parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=-1)
+            out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
+        # After the sum over machines the bias is added once.
+        return Product(summed(out, self) if sums else out, bias if later else None, divided)
 
     def _dense(self, parts: Sequence[mx.array], out: mx.array | None) -> mx.array:
         start = 0

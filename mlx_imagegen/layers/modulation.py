@@ -24,8 +24,8 @@ def table_row(table: mx.array, index: int) -> mx.array:
 
 def modulate(x: mx.array, shift: mx.array | None, scale: mx.array, eps: float) -> mx.array:
     """LayerNorm(x) * scale + shift, [D] each: one row holds for all tokens, so that it can stand where a norm's own
-    weights do. `scale` has its 1 (`with_ones`). Some models have no shift."""
-    return mx.fast.layer_norm(x, scale, shift, eps)
+    weights do. `scale` has its 1 (`with_ones`), and its dtype is the result's. Some models have no shift."""
+    return mx.fast.layer_norm(x, scale, shift, eps).astype(scale.dtype)
 
 
 def with_ones(table: mx.array, *scales: int) -> mx.array:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import CheckpointError, MissingFileError
-from ..escaping import shown
+from ..escaping import listed, shown
 from ..layers.linear import Packing
 from ..paths import is_file_name, visible
 from .comfy_quant import unpack_layers
@@ -129,7 +129,7 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise MissingFileError(
-            f"{folder}: {len(absent)} of {len(names)} shards are missing ({_listed(absent)}), as {index.name}"
+            f"{folder}: {len(absent)} of {len(names)} shards are missing ({listed(absent)}), as {index.name}"
             " names them. The download did not finish: run it again."
         )
     tensors: dict[str, Tensor] = {}
@@ -145,11 +145,5 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         tensors.update(shard)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
-        raise CheckpointError(
-            f"{index} names {len(missing)} tensors that no shard holds ({_listed(missing)}). {REMEDY}"
-        )
+        raise CheckpointError(f"{index} names {len(missing)} tensors that no shard holds ({listed(missing)}). {REMEDY}")
     return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:3]))

@@ -122,6 +122,14 @@ def read_part(kind: type[Any], value: Any, where: str | Path) -> Any:
     return kind(**values)
 
 
+def read_table(data: Mapping[str, Any], key: str, where: str | Path) -> dict[str, Any]:
+    """A table within a table; empty where it is not there."""
+    table = data.get(key) or {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: field '{key}' is {quoted(table)}, where a table of fields is needed.")
+    return table
+
+
 def range_of(name: str, hint: Any) -> Range | None:
     """What a field's name says of its numbers; None if nothing."""
     return next((limits for kind, end, limits in BY_NAME if kind in _kinds(hint) and re.search(end, name)), None)

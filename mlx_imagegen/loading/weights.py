@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, MismatchError
-from ..escaping import shown
+from ..escaping import listed
 from ..layers.embed import Table
 from ..layers.linear import Linear, Packing
 from ..layers.sharing import Share, share_of
@@ -31,7 +31,7 @@ __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "op
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LISTED_LENGTH = 110  # of the names of one fault, in a message
+LISTED_LENGTH = 200  # of all names in a message
 
 
 NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
@@ -215,16 +215,21 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
     if any(faults.values()):
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
-            + "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in faults.items() if names)
+            + _described_faults({what: names for what, names in faults.items() if names})
             + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
             "files from the same repository."
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first two, so that the message stays a line."""
-    width = LISTED_LENGTH // min(2, len(names))
-    return ", ".join(shown(name, width) for name in names[:2]) + (" …" if len(names) > 2 else "")
+def _described_faults(faults: Mapping[str, Sequence[str]]) -> str:
+    """The first two names of each, or one where several kinds of faults share the line; whole where there is room."""
+    most = 2 if len(faults) == 1 else 1
+
+    def text(length: int) -> str:
+        return "; ".join(f"{len(names)} {what}: {listed(names, most, length)}" for what, names in faults.items())
+
+    whole = text(LISTED_LENGTH)
+    return whole if len(whole) <= LISTED_LENGTH else text(LISTED_LENGTH // len(faults))
 
 
 def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]) -> None:
@@ -238,10 +243,9 @@ def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array],
         if (codes, scales) != tuple(expected[name].shape for name in names):
             other.append(_described(path, packing, linears[path], codes, scales))
     if other:
-        more = f" … and {len(other) - 3} more" if len(other) > 3 else ""
         raise MismatchError(
             f"{named.checkpoint.shown}: config.json's 'quantization' does not describe the {named.component}'s packed "
-            f"weights: {'; '.join(other[:3])}{more}. The files are of another packing: take config.json and the "
+            f"weights: {listed(other, 1)}. The files are of another packing: take config.json and the "
             ".safetensors files from the same repository, or correct 'quantization'."
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..documents import parse_json, read_json
 from ..errors import LoraError, MissingFileError
-from ..escaping import quoted, shown
+from ..escaping import listed, quoted, shown
 from ..families import family_specs
 from ..hub.comfy import LORAS, chosen_folder
 from ..hub.download import REPOSITORY, Download, Notify, fetch_files, notify_stderr
@@ -307,8 +307,8 @@ def _only_file(folder: Path) -> Path:
     if not files:
         for path in visible(folder, "*"):
             _refuse_pickle(path)
-    listed = ", ".join(path.name for path in files[:4]) or "none"
-    raise LoraError(f"{folder} should hold one .safetensors file and holds {len(files)} ({listed}); name the file.")
+    names = listed([path.name for path in files]) if files else "none"
+    raise LoraError(f"{folder} should hold one .safetensors file and holds {len(files)} ({names}); name the file.")
 
 
 def _refuse_pickle(path: Path) -> None:

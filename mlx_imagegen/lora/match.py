@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import LoraError
+from ..escaping import listed
 from ..families.base import Family
 from ..loading.names import RowRange
 from ..loading.weights import Weights
@@ -205,8 +206,7 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     file = match.lora.file
     other = file.family if file.families and title not in file.families else None
     looks = f" It looks like a LoRA for {other}." if other else ""
-    unmatched = "; ".join(f"'{name}' ({why})" for name, why in list(match.unmatched.items())[:4])
-    unmatched += f"; and {len(match.unmatched) - 4} more" if len(match.unmatched) > 4 else ""
+    unmatched = listed([f"'{name}' ({why})" for name, why in match.unmatched.items()], joint="; ")
     if not match.total:
         raise LoraError(
             f"{file.requested_as} holds no tensors; download it again, or take another save of the training."
@@ -216,9 +216,8 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
             f"{file.requested_as}: none of its {match.total} modules has a place in {title}: {unmatched}.{looks}"
         )
     if match.misshapen:
-        more = f" … and {len(match.misshapen) - 3} more" if len(match.misshapen) > 3 else ""
         raise LoraError(
-            f"{file.requested_as} has shapes that do not fit this model: {'; '.join(match.misshapen[:3])}{more}."
+            f"{file.requested_as} has shapes that do not fit this model: {listed(match.misshapen, joint='; ')}."
             f"{looks} A LoRA fits only the model it was trained on."
         )
     if other and not match.unmatched:

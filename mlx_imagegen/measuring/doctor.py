@@ -18,7 +18,7 @@ from ..hub.download import HuggingFace
 from ..kernels import cache_file
 from ..limits import bound_cache
 from ..machine import GB, machine, memory_limit, wheel_macos
-from ..precision import compute_dtype, on_gpu
+from ..precision import compute_dtype, emulates_bfloat16, on_gpu
 from .sheet import unwritable
 
 
@@ -36,13 +36,19 @@ def facts() -> dict[str, str]:
         "GPU": _gpu(),
         "MLX's Metal wheel": f"for macOS {wheel_macos()} and later" if wheel_macos() else "none",
         "low-power mode": _low_power(),
-        "numbers": f"{str(compute_dtype()).removeprefix('mlx.core.')} (precision.py says why)",
+        "numbers": _numbers(),
         "MLX's cache of freed buffers": f"up to {_cache_limit() / GB:.2f} GB",
         "measured kernels": f"{cache_file()}{'' if cache_file().is_file() else ', none yet'}",
         "downloads": f"{cache}: {_folder_bytes(cache) / GB:.1f} GB, {room / GB:.0f} GB free there",
         "letters on sheets": "Latin only: no Chinese or Japanese font was found" if unwritable(["字"]) else "all",
         **versions,
     }
+
+
+def _numbers() -> str:
+    usual = str(compute_dtype()).removeprefix("mlx.core.")
+    chosen = "; FLUX.1's transformer float16, for this chip only emulates bfloat16" if emulates_bfloat16() else ""
+    return f"{usual}{chosen} (precision.py says why)"
 
 
 def warnings(known: dict[str, str]) -> list[str]:

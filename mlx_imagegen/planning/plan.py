@@ -24,7 +24,7 @@ from ..limits import CPU_CACHE_LIMIT_BYTES
 from ..loading.component import Component
 from ..machine import GB
 from ..packing.recipes import Recipe
-from ..precision import VAE_DTYPE, on_gpu
+from ..precision import VAE_DTYPE, compute_dtype, on_gpu
 from .chips import SOURCES, Chip, chip_named
 
 NO_REFERENCES = Prompt("")
@@ -363,6 +363,8 @@ def number_bytes(component: Component, gpu: bool) -> int:
     """Bytes of one of the component's floating-point numbers."""
     if component.weights.component == "vae":
         return VAE_DTYPE.size
+    if component.dtype != compute_dtype():  # chosen for it
+        return component.dtype.size
     return GPU_SIZE if gpu else 4
 
 

@@ -1,6 +1,6 @@
 """Which model to begin with on a Mac whose GPU may hold so much: the best that fits, and the fastest.
 
-In: the bytes that a run may hold, and a chip to reckon seconds with. Out: a model and a recipe for each, from the
+In: the bytes that a run may hold, and a chip to compute seconds with. Out: a model and a recipe for each, from the
 published tensor shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured
 here: the best is the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so.
 Models that ask for access first, or for pictures to change, are no start.

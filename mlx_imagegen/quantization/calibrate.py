@@ -24,6 +24,7 @@ from ..layers.linear import Linear, Packing
 from ..layers.products import Product
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
+from ..precision import FLOAT16_DIVISOR
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -95,10 +96,10 @@ class Watched(Linear):
 
     statistics: Statistics
 
-    def product_of_parts(self, *parts: mx.array) -> Product:
+    def product_of_parts(self, *parts: mx.array, divided: bool = False) -> Product:
         x = mx.concatenate(list(parts), axis=-1)
-        self.statistics.add(x)
-        return super().product_of_parts(x)
+        self.statistics.add(x.astype(mx.float32) * FLOAT16_DIVISOR if divided else x)
+        return super().product_of_parts(x, divided=divided)
 
 
 class WatchedComponent(Component):

@@ -4,6 +4,7 @@ In: generate()'s parameters. Out: `Job`s, one a picture, in which nothing is lef
 stand here, before anything is loaded.
 """
 
+import itertools
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ..masks import Region, drawn_pixels
 from ..previews import FAST
 from ..random import SEED_LIMIT
 from . import options
+from .completion import completed
 from .controls import Control, open_controls
 from .image_prompts import adapters_own, described, negative_images, open_image_prompts
 from .inputs import check_needs, noise_array, noise_notes, open_references, step_noise_arrays
@@ -47,6 +49,7 @@ BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance:
 @dataclass(frozen=True)
 class Job:
     prompt: Prompt
+    asked: str  # the prompt as given; the model's may say more (completion.py)
     negative: Prompt | None  # None: no second branch runs
     settings: Settings
     seed: int
@@ -103,7 +106,7 @@ class Job:
         """By parameter; None where there is none to give again."""
         settings = self.settings
         return {
-            "prompt": self.prompt.text,
+            "prompt": self.asked,
             "seed": self.seed,
             "steps": settings.steps,
             "width": None if self.crop else settings.width,  # it follows from the reference
@@ -211,6 +214,8 @@ def _jobs(
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
+        "negative": negative,
+        "settings": settings,
         "image": image,
         "canvas": canvas,
         "image_is_reference": is_reference,
@@ -221,13 +226,13 @@ def _jobs(
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
         "preview": options.preview(given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
-        "notes": tuple(notes),
     }
-    return [
-        Job(Prompt(_text(prompt, images), pictures, prompt_options, images), negative, settings, seed, **common)
-        for prompt in prompts
-        for seed in seeds
-    ]
+    jobs = []
+    for asked_prompt, one_seed in itertools.product(prompts, seeds):
+        text, said = completed(manifest, _text(asked_prompt, images), one_seed)
+        prompt = Prompt(text, pictures, prompt_options, images)
+        jobs.append(Job(prompt, asked_prompt, seed=one_seed, notes=(*notes, *said), **common))
+    return jobs
 
 
 def is_single(prompt: object, seed: object, count: int | None) -> bool:

@@ -363,6 +363,13 @@ class LoadParameters(TypedDict, total=False):
             aliases=("loras", "lora_paths", "lora_path"),
         ),
     ]  # fmt: skip
+    precision: Annotated[
+        str | None,
+        Parameter(
+            TEXT, "FLUX.1: how its transformer computes: float32, bfloat16 or float16", "weights", "DTYPE",
+            default_text="bfloat16; float16 on M1 and M2; float32 on the CPU", aliases=("dtype", "torch_dtype"),
+        ),
+    ]  # fmt: skip
     lora_partial: Annotated[
         bool,
         Parameter(SWITCH, "allow LoRAs of which a part fits no module", "weights", default=False),

@@ -12,6 +12,7 @@ from ..layers.modulation import modulate
 from ..layers.norm import LayerNorm, RMSNorm
 from ..layers.rope import rope_table, rotate
 from ..layers.strips import Cut, Strips
+from ..precision import FLOAT16_DIVISOR
 from ..text.qwen import rotate_halves
 from .check import DTYPES, Check, as_numpy, compared, drawn, dtype_name, real
 
@@ -115,6 +116,10 @@ def sum_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
     yield compared(SUM, f"residual, {case}", fused.residual_sum(wide, y), numbers + added, limit)
     expected = ACTIVATIONS["gelu_tanh"]((added + offset).astype(np.float64))
     yield compared(ACTIVATION, f"gelu_tanh with bias, {case}", products.gelu_tanh_of(biased), expected, limit)
+    part = products.divided_gelu_tanh_of(biased)
+    yield compared(ACTIVATION, f"divided gelu_tanh, {case}", part, expected / FLOAT16_DIVISOR, limit)
+    divided, expected = products.Product(y, bias, divided=True), numbers + factor * (FLOAT16_DIVISOR * added + offset)
+    yield compared(SUM, f"gated and divided, {case}", products.gated_sum_of(wide, gate, divided), expected, limit)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.rope import turned
 from ..layers.sharing import Cuts, channels, columns, heads, rows
-from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config
+from ..loading.config import HEADS, LAYERS, MANY, POSITIVE, Config, read_table
 from ..loading.names import RowRange
 from ..precision import ROPE_DTYPE, on_gpu
 
@@ -97,19 +97,12 @@ class QwenConfig(Config):
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
 
 
-def _table(data: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
-    table = data.get(key) or {}
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where}: field '{key}' is {quoted(table)}, where a table of fields is needed.")
-    return table
-
-
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
     """From a config.json of Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral, old (all at the top) or new (text_config,
     rope_parameters)."""
     flat = {key: value for key, value in data.items() if key not in MULTIMODAL}
-    text = dict(_table(data, "text_config", where) or flat)
-    rope = _table(text, "rope_scaling", where) | _table(text, "rope_parameters", where)
+    text = dict(read_table(data, "text_config", where) or flat)
+    rope = read_table(text, "rope_scaling", where) | read_table(text, "rope_parameters", where)
     text = {key: value for key, value in text.items() if key not in ("rope_scaling", "rope_parameters")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):

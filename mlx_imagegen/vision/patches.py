@@ -16,7 +16,7 @@ from PIL import Image
 from ..documents import read_json
 from ..errors import MissingFileError, RequestError
 from ..layers.patches import Grid
-from ..loading.config import MANY, Range
+from ..loading.config import MANY, Range, read_table
 from .pixels import PixelConfig
 
 MAX_ASPECT = 200  # transformers refuses narrower pictures
@@ -42,7 +42,7 @@ class PatchConfig(PixelConfig):
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
         """Older files give min_pixels and max_pixels, newer ones a size with a shortest and a longest edge; both mean
         areas."""
-        size = data.get("size") or {}
+        size = read_table(data, "size", where)
         named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given = {name: value for name, value in data.items() if value is not None}
         return cls.read({name: value for name, value in named.items() if value is not None} | given, where).checked(

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ConfigError
-from ..loading.config import HEADS, INDEX, LAYERS, Config, Range
+from ..escaping import quoted
+from ..loading.config import HEADS, INDEX, LAYERS, Config, Range, read_table
 from ..text.qwen import UNUSED
 from .patches import Patches
 
@@ -48,16 +49,17 @@ class VisionConfig(Config):
             raise ConfigError(
                 f"{where}: field 'vision_config' is missing, and editing needs the vision tower; download it again."
             )
-        part = dict(data["vision_config"])
-        theta = (part.pop("rope_parameters", None) or {}).get("rope_theta", THETA)
+        part = dict(read_table(data, "vision_config", where))
+        theta = read_table(part, "rope_parameters", f"{where}: vision_config").get("rope_theta", THETA)
+        part.pop("rope_parameters", None)
         if theta != THETA:
             raise ConfigError(
-                f"{where}: vision_config's rope_theta {theta} is not known to this port; Qwen2.5-VL has {THETA}."
+                f"{where}: vision_config's rope_theta {quoted(theta)} is not known here; Qwen2.5-VL has {THETA}."
             )
         config = cls.read(part, f"{where}: vision_config")
         if config.hidden_act != "silu":
             raise ConfigError(
-                f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known; Qwen2.5-VL has 'silu'."
+                f"{where}: vision_config's hidden_act {quoted(config.hidden_act)} is not known; Qwen2.5-VL has 'silu'."
             )
         return config
 

@@ -20,9 +20,10 @@ from tests.distributed.ranks import ENVIRONMENT, finish, free_ports, start
 from tests.draw import drawn_data
 
 SCHNELL, DEV = str(drawn_data() / "flux/schnell"), str(drawn_data() / "flux/dev")
+ONE_HEAD = str(drawn_data() / "qwen_image_21/model")  # one head alone
 SMALL = ("--steps", "2", "--size", "64")
 SOON = 10.0  # seconds in which all ranks end after one has been killed
-DEAD = "mlx-imagegen: rank 1 (host) has ended without a word"
+DEAD = "mlx-imagegen: rank {} (host) has ended without a word"
 
 
 def command(*arguments: object) -> list[str]:
@@ -126,34 +127,39 @@ def test_the_first_rank_killed_ends_the_batch_on_all(out: Path, tmp_path: Path) 
     assert time.monotonic() - started < SOON
     assert [code for code, _, _ in outputs] == [-9, 2, 2]
     for line in last_lines(outputs)[1:]:
-        assert line.startswith("mlx-imagegen: rank 0 (host) has ended without a word"), line
+        assert line.startswith(DEAD.format(0)), line
 
 
-def test_branches_are_recorded_and_counted(out: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("mode", "counted"), [("branches", "sent_bytes"), ("layers", "summed_bytes")])
+def test_a_picture_drawn_together(mode: str, counted: str, out: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    """It is recorded and counted, and one process takes up the record."""
     arguments = ("an owl", "--seed", "3", "--model", DEV, *SMALL, "--true-cfg", "3", "--record-paths")
-    first, second = finish(start(2, command(*arguments, "-o", out / "shared.png"), tmp_path))
+    first, second = finish(start(2, command(*arguments, "--parallel", mode, "-o", out / "shared.png"), tmp_path))
     assert first[0] == 0 and second == (0, "", ""), first[2] + second[2]
-    assert "1 picture on 2 ranks: branches" in first[2]
+    assert f"1 picture on 2 ranks: {mode}" in first[2]
     record = read_metadata(out / "shared.png")
-    assert record["parallel"] == "branches"
+    assert record["parallel"] == mode and record["report"]["choices"]["parallel"] == f"{mode}, over 2 ranks"
     ranks = record["report"]["ranks"]
     assert [len(rank["step_seconds"]) for rank in ranks] == [2, 2]
-    assert all(rank["sent_bytes"] > 0 and rank["waited_seconds"] > 0 for rank in ranks)
-    assert cli("--from", out / "shared.png", "-o", out / "alone.png").code == 0  # one process takes up the record
+    assert len({rank[counted] for rank in ranks}) == 1 and ranks[0][counted] > 0
+    assert mode == "layers" or all(rank["waited_seconds"] > 0 for rank in ranks)
+    assert cli("--from", out / "shared.png", "-o", out / "alone.png").code == 0
     alone, shared = (np.asarray(Image.open(out / f"{name}.png")).astype(int) for name in ("alone", "shared"))
     assert abs(alone - shared).max() <= 1 and shared.std() > 0
 
 
-def test_a_rank_killed_among_branches_ends_both(out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "dead"), [("branches", 1), ("layers", 0)])
+def test_a_rank_killed_in_the_middle_of_a_picture_ends_both(mode: str, dead: int, out: Path, tmp_path: Path) -> None:
     arguments = ("an owl", "--model", DEV, "--steps", "1000", "--size", "64", "--true-cfg", "3", "--preview-every", "2")
-    processes = start(2, command(*arguments, "-o", out / "{seed}.png"), tmp_path)
+    processes = start(2, command(*arguments, "--parallel", mode, "-o", out / "{seed}.png"), tmp_path)
     wait_for(out, "*step004.png", 1)
     started = time.monotonic()
-    processes[1].kill()
+    processes[dead].kill()
     outputs = finish(processes)
     assert time.monotonic() - started < SOON
-    assert [code for code, _, _ in outputs] == [2, -9]
-    assert last_lines(outputs)[0].startswith(DEAD) and "Traceback" not in outputs[0][2], outputs[0][2]
+    code, _, error = outputs[1 - dead]
+    assert code == 2 and outputs[dead][0] == -9
+    assert last_lines(outputs)[1 - dead].startswith(DEAD.format(dead)) and "Traceback" not in error, error
 
 
 def test_ranks_with_other_weights_are_refused_on_both(out: Path, tmp_path: Path) -> None:
@@ -176,6 +182,8 @@ def test_ranks_with_other_weights_are_refused_on_both(out: Path, tmp_path: Path)
     [
         (["--model", SCHNELL, "--parallel", "branches"], "without guidance between two branches there is one alone"),
         (["--model", DEV, "--true-cfg", "3", "--cache", "0.1", "--parallel", "branches"], "leave --cache out"),
+        (["--model", ONE_HEAD, "--parallel", "layers"], "over 2 ranks: 'transformer_blocks.0.attn.to_q' has 1 heads"),
+        (["--model", DEV, "--cache", "0.1", "--parallel", "layers"], "leave --cache out"),
         (["--model", str(drawn_data() / "nowhere")], "nowhere"),
     ],
 )

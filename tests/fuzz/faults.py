@@ -5,6 +5,7 @@ Children are forked from a process that has the library imported and has compute
 take minutes. `python -m tests.fuzz.faults kills|calls COUNT SEED [COMMAND]`.
 """
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -100,6 +101,8 @@ def forked(arguments: list[str], report: Path, before: Callable[[], object] = la
             code = main(arguments, report)
         finally:
             os._exit(code)
+    with contextlib.suppress(OSError):  # a group from now on, before the child has said so itself
+        os.setpgid(child, child)
     return child
 
 

@@ -139,8 +139,10 @@ def configs(folder: Path, dice: Random) -> Read:
         from mlx_imagegen.pipeline import load
 
         pipeline = load(str(folder / source.name), on_download=lambda line: None)
-        least = pipeline.family.size_multiple
-        jobs = pipeline.jobs("a", seed=1, steps=1, width=max(64, least), height=max(64, least))
+        least = max(64, pipeline.family.size_multiple)
+        needed = pipeline.model.manifest.extras.get("references_least", 0)
+        pictures = {"references": [Image.new("RGB", (least, least))] * needed} if needed else {}
+        jobs = pipeline.jobs("a", seed=1, steps=1, width=least, height=least, **pictures)
         check_fits(pipeline.family, jobs[0], pipeline.model.manifest)
 
     return read
@@ -148,7 +150,11 @@ def configs(folder: Path, dice: Random) -> Read:
 
 @cache
 def drawn_models() -> list[Path]:
-    return [drawn_data() / name for name in ("flux/dev", "z_image/turbo", "z_image/base", "qwen_image/edit")]
+    names = (
+        "flux/dev", "flux2/dev", "flux2/klein", "flux3/base", "flux3/klein", "hidream_o1", "qwen_image/edit",
+        "qwen_image/layered", "qwen_image_21/model", "z_image/base", "z_image/turbo",
+    )  # fmt: skip
+    return [drawn_data() / name for name in names]
 
 
 def manifest(folder: Path, dice: Random) -> Read:

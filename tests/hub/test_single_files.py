@@ -201,7 +201,7 @@ def test_tensors_of_no_component_are_refused(tmp_path: Path, flux: Path) -> None
     path = save_with_config(
         tmp_path / "a.safetensors", tensors | {"ema.decay": np.zeros(1, np.float32)}, flux / "vae/config.json"
     )
-    with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the model \(ema.decay …\)"):
+    with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the model \(ema.decay\)"):
         find(str(path))
 
 
@@ -227,7 +227,7 @@ def test_flux_tools_are_told_by_width_and_name(tmp_path: Path, flux: Path) -> No
 
 def test_other_models_are_named(tmp_path: Path) -> None:
     save_file({"down.0.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(ConfigError, match=r"is not recognized: its tensors \(down.0.weight …\) are those of no model"):
+    with pytest.raises(ConfigError, match=r"is not recognized: its tensors \(down.0.weight\) are those of no model"):
         find(str(tmp_path / "other.safetensors"))
 
 

@@ -7,7 +7,8 @@ import pytest
 from mlx_imagegen.layers.activation import gelu_tanh
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.layers.modulation import with_ones
-from mlx_imagegen.layers.products import gated_sum_of, gelu_tanh_of
+from mlx_imagegen.layers.products import divided_gelu_tanh_of, gated_sum_of, gelu_tanh_of
+from mlx_imagegen.precision import FLOAT16_DIVISOR
 
 
 def drawn_linear(packed: bool, bias: bool = True) -> tuple[Linear, np.ndarray, np.ndarray]:
@@ -45,6 +46,20 @@ def test_inputs_in_parts_are_those_in_one_place(packed: bool, bias: bool) -> Non
     parts = x[..., :64], x[..., 64:]
     want = np.array(x) @ weight.T + offset
     np.testing.assert_allclose(np.array(layer.product_of_parts(*parts).sum()), want, atol=2e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_divided_input_gives_the_same_product(packed: bool, bias: bool) -> None:
+    layer, weight, offset = drawn_linear(packed, bias)
+    x, y, gate = (mx.random.normal(shape, key=mx.random.key(3)) for shape in ((1, 5, 192), (1, 5, 24), (24,)))
+    want = np.array(x) @ weight.T + offset
+    product = layer.product_of_divided(x / FLOAT16_DIVISOR)
+    np.testing.assert_allclose(np.array(product.sum()), want, atol=2e-4)
+    gated = np.array(y) + np.array(gate) * want
+    np.testing.assert_allclose(np.array(gated_sum_of(y, gate, product)), gated, atol=1e-3)
+    part = divided_gelu_tanh_of(layer.product(x))
+    np.testing.assert_allclose(8 * np.array(part), np.array(gelu_tanh(mx.array(want))), atol=2e-4)
 
 
 def test_only_scales_get_their_one() -> None:

@@ -206,7 +206,7 @@ def test_an_index_must_agree_with_its_shards(tmp_path: Path) -> None:
 
 
 def test_of_two_indexes_none_is_taken(tmp_path: Path) -> None:
-    """A full set of weights and an fp16 variant, as both are called when they are saved beside each other."""
+    """A full set of weights and an fp16 variant, as both are called when they are saved next to each other."""
     folder = shards(tmp_path / "model", first={"a": np.ones(2, np.float32)})
     index = folder / "model.safetensors.index.json"
     for variant in ("model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"):

@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar
 import pytest
 
 from mlx_imagegen.errors import ConfigError, MissingFileError
-from mlx_imagegen.loading.config import Config, Range, read_json
+from mlx_imagegen.loading.config import Config, Range, read_json, read_table
+from mlx_imagegen.vision.patches import PatchConfig
+from mlx_imagegen.vision.qwen2_5 import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,19 @@ def test_every_number_has_a_range_without_asking_for_it(change: dict[str, Any]) 
         Numbers.read(change, "config.json")
     assert len(str(caught.value)) < 400
     assert Numbers.read({"num_layers": 0, "shift_factor": -1.5}, "x").num_layers == 0
+
+
+@pytest.mark.parametrize("value", [5, "text", [1], True, 0.5])
+def test_a_table_within_a_table_must_be_one(value: Any) -> None:
+    """Whatever stands where a table belongs is refused by name, also where a vision tower's config is read."""
+    assert read_table({"a": {"b": 1}}, "a", "x.json") == {"b": 1}
+    assert read_table({"a": None}, "a", "x.json") == read_table({}, "a", "x.json") == {}
+    readers = (
+        lambda: read_table({"size": value}, "size", "x.json"),
+        lambda: PatchConfig.read_part({"size": value}, Path("x.json")),
+        lambda: VisionConfig.read_part({"vision_config": value}, Path("x.json")),
+        lambda: VisionConfig.read_part({"vision_config": {"rope_parameters": value}}, Path("x.json")),
+    )
+    for read in readers:
+        with pytest.raises(ConfigError, match="x.json.* is .* where a table of fields is needed"):
+            read()

@@ -71,7 +71,7 @@ def test_every_name_of_every_module(family: str) -> None:
     assert ours == expanded(NAMES[family])
 
 
-@pytest.mark.skipif(not FACTS.is_dir(), reason="the tables that names.json was made from are not beside this checkout")
+@pytest.mark.skipif(not FACTS.is_dir(), reason="the tables that names.json was made from are not next to this checkout")
 @pytest.mark.parametrize("short", FAMILIES)
 def test_the_stored_tables_are_the_published_ones(short: str) -> None:
     published = json.loads((FACTS / f"map_{short}.json").read_text())["aliases"]

@@ -224,10 +224,11 @@ def test_a_reason_is_said_once_with_all_that_it_is_true_of() -> None:
 
 
 def test_time_that_no_stage_saw_is_told() -> None:
-    """Beside the tables: seconds that do not sum to the total within 2% are no good seconds."""
+    """Next to the tables: seconds that do not sum to the total within 2% are no good seconds."""
     for unseen, said in ((0.04, ["a q4 64x64: 4% of the total passed between the stages"]), (0.01, [])):
         seconds = {"load": 0.1, "encode": 0.1, "prepare": 0.1, "steps": [0.5], "decode": 0.1, "other": 0.1 - unseen}
-        report = {"seconds": seconds, "peak_bytes": {"mlx": {"step": 1}, "process_after": {"step": 1}}, "notes": []}
+        peaks = {"mlx": {"step": 1}, "process_after": {"step": 1}}
+        report = {"seconds": seconds, "peak_bytes": peaks, "notes": [], "choices": {}}
         record = {"width": 64, "height": 64, "steps": 1, "manifest": "m"}
         row = Row("a", "q4", None)
         _fill(row, [], [Rendered("a.png", report, record, 1.0, 1.0, 1, "float32")])

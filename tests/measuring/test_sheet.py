@@ -50,7 +50,7 @@ def test_pictures_stand_in_their_row_and_column() -> None:
     image = contact_sheet(["a", "b"], [("photo", "a boat"), ("art", "a fox")], tiles, SIDE)
     red, blue = columns_of(image, RED), columns_of(image, BLUE)
     assert red[2] - red[0] == red[3] - red[1] == SIDE
-    assert red[0] == MARGIN + SIDE + MARGIN, "beside the labels"
+    assert red[0] == MARGIN + SIDE + MARGIN, "next to the labels"
     assert blue[0] - red[0] == SIDE + MARGIN, "one column to the right"
     assert blue[1] > red[3], "one row below"
 

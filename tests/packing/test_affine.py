@@ -88,7 +88,7 @@ def test_the_weighted_search_is_never_worse_by_its_own_measure() -> None:
 
 
 def test_no_scale_and_bias_would_be_much_closer() -> None:
-    """Beside the best of 3600 pairs of ends for each group."""
+    """Next to the best of 3600 pairs of ends for each group."""
     w = drawn(40, 64)
     searched = ((unpacked(pack_rows(w, Packing(4, 64), True), Packing(4, 64)) - w) ** 2).sum()
     best = 0.0

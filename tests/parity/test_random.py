@@ -1,4 +1,4 @@
-"""Noise against torch's generator, for shapes and seeds drawn anew."""
+"""Noise against torch's generator, for shapes and seeds drawn again."""
 
 import numpy as np
 import pytest

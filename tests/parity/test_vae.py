@@ -1,4 +1,4 @@
-"""Each family's autoencoder against the installed diffusers, on configs, weights and sizes drawn anew at every run."""
+"""Each family's autoencoder against the installed diffusers, on configs, weights and sizes drawn again at every run."""
 
 import importlib
 from pathlib import Path

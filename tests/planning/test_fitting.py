@@ -86,14 +86,14 @@ def test_all_stages_stay_only_where_their_arithmetic_fits_too(tmp_path: Path, mo
     usable = (plans[0].resident_peak_bytes + plans[1].resident_peak_bytes) / 2
     assert sum(component.nbytes for component in pipeline.family.components.values()) < usable
     memory_of(monkeypatch, int(usable / USABLE_SHARE))
-    chosen, beside = [], []
+    chosen, loaded = [], []
 
     def look(_: StepEvent) -> None:
-        beside.append(len([part for part in pipeline.family.components.values() if part.loaded]))
+        loaded.append(len([part for part in pipeline.family.components.values() if part.loaded]))
 
     for asked in (small, large, small):
         chosen.append(pipeline.generate("a cat", on_step=look, **asked).report.choices["memory"].split(":")[0])
-    assert chosen == ["resident", "staged", "resident"] and beside == [3, 1, 3]
+    assert chosen == ["resident", "staged", "resident"] and loaded == [3, 1, 3]
     memory_of(monkeypatch, plans[1].resident_peak_bytes - 1)
     with pytest.raises(InsufficientMemoryError, match="resident: all stages at once need .* Leave it out"):
         load(tmp_path / "model", resident=True).generate("a cat", **large)

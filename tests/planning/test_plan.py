@@ -155,7 +155,7 @@ def test_hidream_s_references_are_counted(extra: dict[str, Any], monkeypatch: py
 
 
 def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
-    """It comes and goes before the denoiser; where that stays in memory, beside it."""
+    """It comes and goes before the denoiser; where that stays in memory, next to it."""
     family = load(STORED["hidream_o1"]).family
     assert isinstance(family, HiDreamO1)
     folder = family.files.folder
@@ -169,17 +169,17 @@ def test_what_sees_hidream_s_references_is_counted_while_it_is_there() -> None:
     encode, denoise = made.stages
     assert (encode.name, encode.resident_bytes, encode.working_bytes) == ("encode", 0, loaded)
     assert made.resident_bytes == alone.resident_bytes == denoise.resident_bytes
-    beside = denoise.base_bytes + denoise.resident_bytes + max(loaded, denoise.working_bytes)
-    assert made.resident_peak_bytes == beside and "sees the references" in describe(made)[1]
+    together = denoise.base_bytes + denoise.resident_bytes + max(loaded, denoise.working_bytes)
+    assert made.resident_peak_bytes == together and "sees the references" in describe(made)[1]
 
 
 def test_the_command_counts_references(tmp_path: Path, cli: Any) -> None:
     for index, size in enumerate(((1024, 1024), (640, 480))):
         Image.new("RGB", size).save(tmp_path / f"{index}.png")
     asked = ("plan", "--model", "hidream-o1-dev", "--chip", "m4-max")
-    beside = cli(*asked, "--references", tmp_path / "0.png", tmp_path / "1.png")
-    assert beside.code == 0 and "2048x2048, 28 steps, 2 reference pictures" in beside.out
-    step = [float(done.out.split("a step: ")[1].split()[0]) for done in (cli(*asked), beside)]
+    together = cli(*asked, "--references", tmp_path / "0.png", tmp_path / "1.png")
+    assert together.code == 0 and "2048x2048, 28 steps, 2 reference pictures" in together.out
+    step = [float(done.out.split("a step: ")[1].split()[0]) for done in (cli(*asked), together)]
     assert step[1] > 2 * step[0]
 
 
@@ -187,10 +187,10 @@ def test_kernels_are_chosen_for_the_references_tokens_too() -> None:
     """Each layer's share of the sequence, with and without references."""
     family, prompt = load(STORED["hidream_o1"]).family, Prompt("a cat", (Image.new("RGB", (128, 128)),))
     settings = Settings(128, 128, 1, 0.0, extras={"max_sequence_length": 8})
-    alone, beside = (dict(seen(family, settings, each)) for each in (Prompt("a cat"), prompt))
+    alone, together = (dict(seen(family, settings, each)) for each in (Prompt("a cat"), prompt))
     own, more = family.reference_tokens(Prompt("a cat"), settings), family.reference_tokens(prompt, settings)
     assert own == ReferenceTokens() and more.image == (128 // family.size_multiple) ** 2
-    for path, count in beside.items():
+    for path, count in together.items():
         within = ".language_model." in path
         assert count == alone[path] + (more.image if within else 0), path
 

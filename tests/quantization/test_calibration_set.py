@@ -20,6 +20,7 @@ from mlx_imagegen.hub.manifest import Model, manifests
 from mlx_imagegen.hub.record import RECORD
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.products import Product
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.quantization import conversion_plan, partial, quantizer
@@ -255,9 +256,10 @@ def test_loras_are_learnt_with(source: Path, tmp_path: Path, seen: list[Conversi
     inputs: list[np.ndarray] = []
 
     class Listening(Linear):
-        def __call__(self, x: mx.array) -> mx.array:
+        def product_of_parts(self, *parts: mx.array) -> Product:
+            x = mx.concatenate(list(parts), axis=-1)
             inputs.append(np.array(x).reshape(-1, x.shape[-1]))
-            return super().__call__(x)
+            return super().product_of_parts(*parts)
 
     warm = load(source, lora=[tmp_path / "style.safetensors"])
     warm.family.components["transformer"].load().single_transformer_blocks[1].proj_out.__class__ = Listening

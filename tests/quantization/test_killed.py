@@ -129,7 +129,7 @@ def test_killed_from_outside_at_any_time(source: Path, whole: dict[str, str], tm
 def test_killed_while_another_one_s_leavings_are_cleared(
     source: Path, whole: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    """The first one, run once more, must not find its own journal or record beside files that are gone."""
+    """The first one, run once more, must not find its own journal or record next to files that are gone."""
     target = tmp_path / "made"
     die(source, target, MOMENTS[moment])
     clears = """

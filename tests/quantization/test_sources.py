@@ -78,8 +78,8 @@ def test_a_source_that_is_exchanged_and_put_back(source: Path, tmp_path: Path) -
         calls.append(call)
         if len(calls) == 120:
             (source / WEIGHTS).rename(mine)
-            shutil.copyfile(other / WEIGHTS, tmp_path / "beside")
-            (tmp_path / "beside").rename(source / WEIGHTS)
+            shutil.copyfile(other / WEIGHTS, tmp_path / "aside")
+            (tmp_path / "aside").rename(source / WEIGHTS)
 
     with pytest.raises(CheckpointError, match="changed while it was read"):
         quantize(source, target, quant="q4", workers=1, on_progress=exchange)

@@ -42,7 +42,7 @@ NETWORKS = {
     },
 }
 BASE_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
-FIRST, SECOND = (2, 0.7), (0, 0.4)  # the mode (depth, canny) and the strength of each picture
+FIRST, SECOND = (2, 0.7), (1, 0.4)  # the mode (depth, tile) and the strength of each picture
 START, END = 0.2, 0.8
 KEYS = ("attention_head_dim", "axes_dims_rope", "guidance_embeds", "in_channels", "joint_attention_dim")
 KEYS += ("num_attention_heads", "pooled_projection_dim")

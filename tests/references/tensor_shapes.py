@@ -19,7 +19,7 @@ from mlx_imagegen.loading.config import read_json
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 LIST = re.compile(r"\[[^\[\]{}]*\]")
-# A tokenizer in name only, for layouts that keep it beside the weights: planning encodes nothing.
+# A tokenizer in name only, for layouts that keep it next to the weights: planning encodes nothing.
 TOKENIZER = {
     "vocab.json": {"<|endoftext|>": 0, "<|boi_token|>": 1, "<|tms_token|>": 2}, "merges.txt": "#version: 0.2\n",
 }  # fmt: skip
@@ -41,7 +41,7 @@ def shapes_of(folder: Path) -> dict[str, Any]:
 
 def _kinds(place: Path) -> dict[str, dict[str, list[int]]]:
     alike: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
-    whole = place / "model.safetensors"  # small models keep other tensors beside it
+    whole = place / "model.safetensors"  # small models keep other tensors next to it
     for name, tensor in open_checkpoint(whole if whole.is_file() else place).items():
         number = NUMBER.search(name)
         pattern = NUMBER.sub("#", name, count=1)

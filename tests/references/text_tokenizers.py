@@ -86,7 +86,7 @@ QWEN_ADDED = (
 ).split()
 
 
-QWEN3_ADDED = "<tool_response> </tool_response> <think> </think>".split()  # beside those of the second generation
+QWEN3_ADDED = "<tool_response> </tool_response> <think> </think>".split()  # next to those of the second generation
 
 
 def draw_qwen_tokenizer(folder: Path, texts: list[str], more: Sequence[str] = ()) -> None:
@@ -165,7 +165,7 @@ CLASSES = {"clip": CLIPTokenizer, "t5": T5TokenizerFast, "qwen": Qwen2Tokenizer}
 
 
 def vary(folder: Path) -> None:
-    """Other states in which a tokenizer's folder is met, beside the published one (`clip`, `t5`, `qwen`)."""
+    """Other states in which a tokenizer's folder is met, next to the published one (`clip`, `t5`, `qwen`)."""
     for name, kind in CLASSES.items():
         saved = folder / f"{name}-saved"  # by the installed transformers
         kind.from_pretrained(folder / name).save_pretrained(saved)

@@ -152,7 +152,7 @@ def test_bad_parameters_are_refused_with_a_way_out(case: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         resolve(DEV, 16, **({"prompt": "a fox", "seed": 1} | parameters))
     assert isinstance(caught.value, ImagegenError | ValueError)
-    assert len(str(caught.value)) > 20, "what, why and how to mend"
+    assert len(str(caught.value)) > 20, "what, why and how to fix"
 
 
 def test_true_cfg_is_another_model_s_word() -> None:

@@ -58,6 +58,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (RMSNorm, "__call__"), (LayerNorm, "__call__"), (elementwise, "modulate"), (elementwise, "rotate"),
         (elementwise, "rotate_halves"), *((activation, name) for name in (*elementwise.ACTIVATIONS, "swiglu")),
         (elementwise.products, "gated_sum_of"), (elementwise.products, "gelu_tanh_of"),
+        (elementwise.products, "divided_gelu_tanh_of"),
         (elementwise.fused, "residual_sum"),
     ],
     "convolutions": [(conv.Conv2d, "rows")],

@@ -11,7 +11,6 @@ import mlx.core as mx
 
 from ...layers.rope import Rope
 from ...loading.component import Component
-from ...precision import compute_dtype
 from ..base import with_references
 from ..controlled import ControlledDenoiser
 from ..controls import EncodedControl
@@ -52,7 +51,7 @@ class Flux1Denoiser(ControlledDenoiser[Condition, Residuals]):
         super().start_picture(condition, controls)
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        transformer, x = self._transformer.load(), x.astype(compute_dtype())
+        transformer, x = self._transformer.load(), x.astype(self._transformer.dtype)
         if self._channels is not None:
             x = mx.concatenate([x, self._channels.astype(x.dtype)], axis=-1)
         x, references = with_references(x, self._references)

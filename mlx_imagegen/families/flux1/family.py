@@ -192,7 +192,12 @@ class Flux1(Family[FluxBranch]):
         tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
         references = branches[0].references  # all branches show the same pictures
         conditions = [
-            Condition(branch.txt, self._rope(branch.txt.shape[1], settings, references), table, branch.attended)
+            Condition(
+                branch.txt.astype(self.transformer.dtype),
+                self._rope(branch.txt.shape[1], settings, references),
+                table,
+                [picture.astype(self.transformer.dtype) for picture in branch.attended],
+            )
             for branch, table in zip(branches, tables, strict=True)
         ]
         latents = references.latents if references else None
@@ -330,6 +335,11 @@ class Flux1(Family[FluxBranch]):
         former.release()
         self.components["transformer"] = self._transformer()
         self.components["transformer"].share(former.sharing)
+        self.use_precision(former.dtype)
+
+    def use_precision(self, dtype: mx.Dtype) -> None:
+        super().use_precision(dtype)
+        self._modulation.dtype = dtype
 
     def forget(self) -> None:
         self._modulation.forget()

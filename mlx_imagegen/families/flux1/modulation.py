@@ -61,6 +61,7 @@ class PromptTables:
     def __init__(self, config: FluxConfig, weights: Weights):
         self.layers = KeptLayers(weights)
         self.expected: Sequence[FluxBranch] = ()  # of the request that lasts, in order
+        self.dtype = compute_dtype()  # the tables'
         self._config = config
         self._weights = weights
         self._schedule: tuple[object, ...] = ()
@@ -88,7 +89,7 @@ class PromptTables:
             together = self._with_next(branches, len(timesteps))
             self._tables.clear()  # before others are made
             pooled = [branch.pooled for branch in together]
-            made = tabulate(self._config, self.layers.fill, timesteps, guidance, pooled, compute_dtype())
+            made = tabulate(self._config, self.layers.fill, timesteps, guidance, pooled, self.dtype)
             self._tables.update(zip(together, made, strict=True))
             self._schedule = schedule
             self._source = f"for {len(together)} prompt{'s' * (len(together) > 1)} at once, " + (
@@ -100,7 +101,7 @@ class PromptTables:
         """These, and of those that are expected as many as there is room for."""
         places = [self.expected.index(branch) for branch in branches if branch in self.expected]
         later = [branch for branch in self.expected[max(places, default=0) :] if branch not in branches]
-        count = TABLES_BYTES // (_table_size(self._config) * steps * compute_dtype().size)
+        count = TABLES_BYTES // (_table_size(self._config) * steps * self.dtype.size)
         return [*branches, *later[: max(0, count - len(branches))]]
 
 

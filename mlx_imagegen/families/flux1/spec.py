@@ -84,6 +84,7 @@ SPEC = FamilySpec(
         {"image", "negative_prompt", "guidance", "references", "control", "mask_input", "step_cache"}
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
+    fits_float16=True,
     own_numbers=own_numbers,
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},

@@ -21,6 +21,7 @@ from ...layers.modulation import modulate, table_row
 from ...layers.products import gated_sum_of, gelu_tanh_of
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, heads, rows
+from ...precision import stream_dtype
 from .config import FluxConfig
 from .prompts import AttendedPicture
 
@@ -85,8 +86,9 @@ class FluxTransformer(FluxBlocks):
     ) -> mx.array:
         """`references`: how many of x's tokens, the last ones, are reference pictures'. `pictures`: what the double
         blocks look at besides."""
-        img = self.x_embedder(x)  # [B, L, D]
-        txt = self.context_embedder(txt)  # [B, T, D]
+        stream = stream_dtype(x.dtype)
+        img = self.x_embedder(x).astype(stream)  # [B, L, D]
+        txt = self.context_embedder(txt).astype(stream)  # [B, T, D]
         own = slice(img.shape[1] - references)
 
         def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:

@@ -1,6 +1,6 @@
 """FLUX.2 klein and dev as a family.
 
-States after three layers of a language model -> rectified flow on cells of 2 x 2 latents, beside which reference
+States after three layers of a language model -> rectified flow on cells of 2 x 2 latents, next to which reference
 pictures' own stand -> VAE. klein's guidance is the scale between two branches, dev's a number that the transformer is
 given.
 """
@@ -102,9 +102,9 @@ class Flux2(CellFamily[Modulation]):
             (schedule, settings.guidance), lambda: self.tables(schedule, settings.guidance)
         )
         keeps = self.files.keeps_references and references.tokens is not None
-        beside = () if keeps else references.grids
+        grids = () if keeps else references.grids
         conditions = [
-            Condition(branch.txt, self._rope(branch.txt.shape[1], self.grid(settings), beside), table)
+            Condition(branch.txt, self._rope(branch.txt.shape[1], self.grid(settings), grids), table)
             for branch in branches
         ]
         tokens, kept = (None, self._keys_values(references)) if keeps else (references.tokens, ())

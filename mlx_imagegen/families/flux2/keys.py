@@ -30,7 +30,7 @@ ORIGINAL: dict[str, Parts] = COMMON | {
     "single_blocks.{i}.linear2": ((SINGLE + "attn.to_out", 1),),
 }
 LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
-# Beside the language model in Mistral's multimodal file.
+# Next to the language model in Mistral's multimodal file.
 UNREAD = ("vision_tower.", "multi_modal_projector.", "tekken_model")
 STATES, CELL = 3, 4  # language models' states next to each other in the text; latents in a token
 

@@ -135,6 +135,6 @@ def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
 
 def _gated(x: mx.array, out: Product, parts: Sequence[Part], first: int) -> mx.array:
     def gated(rows: mx.array, tokens: mx.array, y: mx.array) -> mx.array:
-        return gated_sum_of(tokens, table_row(rows, first + 2), Product(y, out.bias))
+        return gated_sum_of(tokens, table_row(rows, first + 2), out._replace(out=y))
 
     return by_part(gated, parts, x, out.out)

@@ -62,7 +62,7 @@ def asked_of(folder: Path, way: str) -> dict[str, Any]:
     window = {"start": 0.2, "end": 0.8} if way == "window" else {}
     control = [{"picture": second, "model": str(folder / "network"), "strength": 0.7, **told, **window}]
     if way == "two":
-        control += [(first, str(folder / "network"), 0.4, "canny")]
+        control += [(first, str(folder / "network"), 0.4, "tile")]
     if way == "cfg":
         asked |= {"negative_prompt": options["negative_prompt"], "true_cfg": options["cfg"]}
     if way == "mask":
@@ -76,7 +76,7 @@ def check_picture(folder: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> No
     loras = [folder / "style"] if way == "lora" else []  # of the model; the network stays as it is
     ours = np.asarray(load(folder, lora=loras).generate(**asked_of(folder, way)).image).astype(int)
     theirs = load_file(folder / "reference.safetensors")[way].astype(int)
-    assert theirs.std() > 10 and np.abs(ours - theirs).max() <= 1
+    assert theirs.std() > 3 and np.abs(ours - theirs).max() <= 1
 
 
 @pytest.mark.parametrize(("kind", "way"), EACH)

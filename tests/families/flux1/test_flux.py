@@ -89,7 +89,7 @@ def check_picture(folder: Path, way: str, pipeline: Pipeline | None = None) -> N
         parameters |= {"image": folder / "picture.png", "strength": options["strength"]}
     result = (pipeline or load(folder)).generate(options["prompt"], **parameters)
     ours, theirs = np.asarray(result.image).astype(int), reference[f"picture.{way}"].astype(int)
-    assert ours.shape == theirs.shape and theirs.std() > 10
+    assert ours.shape == theirs.shape and theirs.std() > 3
     assert np.abs(ours - theirs).max() <= 1
 
 

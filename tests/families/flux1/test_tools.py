@@ -111,9 +111,7 @@ def check_picture(folder: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Region, "paste", lambda region, image: drawn.append(image) or image)
     result = pipeline.generate(options["prompt"], **asked_of(folder, way, options))
     ours, theirs = (np.asarray(each).astype(int) for each in (result.image, reference_of(folder)[way]))
-    assert (
-        ours.shape == theirs.shape and theirs.std() > 10 and bool(drawn) == ("mask" in asked_of(folder, way, options))
-    )
+    assert ours.shape == theirs.shape and theirs.std() > 3 and bool(drawn) == ("mask" in asked_of(folder, way, options))
     assert np.abs(ours - theirs).max() <= 1
 
 

@@ -1,4 +1,4 @@
-"""HiDream-O1 against upstream's own code: recordings of 128x128 runs, read from beside the checkout where they are.
+"""HiDream-O1 against upstream's own code: recordings of 128x128 runs, read from next to the checkout where they are.
 
 The recordings (45 MB) are not part of the repository; tests/hidream_o1/test_hidream.py holds the same checks on a
 small model that is. What they need least of, the solvers' trajectories and the references' sizes, is stored here.

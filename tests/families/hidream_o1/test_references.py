@@ -136,15 +136,15 @@ def test_tokens_are_those_of_the_sequence(count: int, extra: dict) -> None:
     said = family.reference_tokens(prompt, asked)
     branch, _ = family.encode(prompt, asked)
     bare, _ = family.encode(Prompt("a fox"), asked)
-    beside = 0 if branch.references is None else branch.references.shape[1]
+    references = 0 if branch.references is None else branch.references.shape[1]
     marks = 2 * (count + bool(layout and count))  # around each picture in the prompt
-    assert said == ReferenceTokens(branch.txt.shape[1] - bare.txt.shape[1] - marks, beside)
+    assert said == ReferenceTokens(branch.txt.shape[1] - bare.txt.shape[1] - marks, references)
     assert branch.positions.shape[1] == bare.positions.shape[1] + said.prompt + marks + said.image
     assert bool(said.image) == bool(said.prompt) == bool(count)
 
 
 def test_tokens_at_full_size() -> None:
-    """By the recorded cases: one picture beside 2048x2048 is as large as it, two are three quarters a side."""
+    """By the recorded cases: one picture next to 2048x2048 is as large as it, two are three quarters a side."""
     with shape_only_folder(MANIFEST) as folder:
         family = HiDreamO1.open(folder, MANIFEST, WeightTransforms())
         square = Image.new("RGB", (1024, 1024))

@@ -1,8 +1,8 @@
 """Qwen-Image's published files, name by name and shape by shape, at full size and without allocating any of it.
 
 tests/data/names holds the lists (tests/references/names.py). Qwen-Image, -2512, -Edit, -Edit-2509 and -Edit-2511 have
-the same tensors; of -Edit-2511 the transformer's config differs. Where the published lists lie beside the checkout, all
-five are checked.
+the same tensors; of -Edit-2511 the transformer's config differs. Where the published lists lie next to the checkout,
+all five are checked.
 """
 
 import json
@@ -90,7 +90,7 @@ def test_the_eyes_shapes_are_those_of_the_tower() -> None:
 def test_every_tensor_of_the_full_lists_is_bound(model: str, component: str) -> None:
     path = PUBLISHED / model / f"{component.partition(' ')[0]}.json"
     if not path.is_file():
-        pytest.skip("the published lists do not lie beside this checkout")
+        pytest.skip("the published lists do not lie next to this checkout")
     data = json.loads(path.read_text())
     shapes = {name: tuple(entry["shape"]) for name, entry in data["tensors"].items()}
     assert shapes == stored("Qwen-Image", component)[1]

@@ -170,7 +170,7 @@ def test_every_published_tensor_is_bound_and_none_left_over(component: str) -> N
         shapes = {name: tensor.shape for name, tensor in open_checkpoint(folder / component).items()}
     path = PUBLISHED / "Qwen-Image-Layered" / f"{component}.json"
     if not path.is_file():
-        pytest.skip("the published lists do not lie beside this checkout")
+        pytest.skip("the published lists do not lie next to this checkout")
     data = json.loads(path.read_text())
     assert shapes == {name: tuple(entry["shape"]) for name, entry in data["tensors"].items()}
     assert all(value is False or config[name] == value for name, value in data["config"].items())

@@ -64,7 +64,7 @@ def family_settings() -> Any:
 def test_the_stored_shapes_are_those_of_the_published_lists(model: str, component: str) -> None:
     path = PUBLISHED / model / f"{component}.json"
     if not path.is_file():
-        pytest.skip("the published lists do not lie beside this checkout")
+        pytest.skip("the published lists do not lie next to this checkout")
     listed = {name: tuple(entry["shape"]) for name, entry in read_json(path)["tensors"].items()}
     manifest = manifests()["qwen-image-2.1"]
     with shape_only_folder(manifest) as folder:
