@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, UnknownModelError
-from .flags import add_flag
+from .flags import add_flag, as_path
 from .generate import size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=size, metavar="N|WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
     parser.add_argument(
-        "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
+        "--references", type=as_path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
     )
     parser.add_argument(
         "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     check_hosts(args.hosts, args.memory, args.model)
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
-    if args.model:
+    if args.model is not None:
         plan_model(args)
     else:
         plan_machine(args)
