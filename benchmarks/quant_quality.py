@@ -6,10 +6,11 @@ A table in Markdown for every model, a row a scheme: bits a weight in the denois
 first step's velocity (% of its size), PSNR of whole pictures against full precision's (dB: mean and standard deviation
 over the pictures; and pooled, that of the mean squared error of them all), what each picture gains over mx.quantize's
 uniform packing of as many bits (dB, mean and standard error of the paired differences), GMSD, brightness shift (of 255:
-mean over the pictures of its size), contrast (standard deviation against full precision's), and where the picture is flat, the drift and the grain that was added (of 255). "uniform": every
-linear layer of the denoiser alike, as mlx packs it, and mflux 0.24 but for Qwen-Image at 4 bits ("as mflux"). "recipe":
-quant/*.toml. Same prompts and seeds for all, one process. The standard error is that of the choice of pictures: another
-rounding of the same weights moves a model this small by up to 1 dB more.
+mean over the pictures of its size), contrast (standard deviation against full precision's), and where the picture is
+flat, the drift and the grain that was added (of 255). "uniform": every linear layer of the denoiser alike, as mlx packs
+it, and mflux 0.24 but for Qwen-Image at 4 bits ("as mflux"). "recipe": quant/*.toml. Same prompts and seeds for all,
+one process. The standard error is that of the choice of pictures: another rounding of the same weights moves a model
+this small by up to 1 dB more.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
