@@ -40,6 +40,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
     )
     add_flag(parser, "redux")
+    add_flag(parser, "ip_adapter")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -86,7 +87,7 @@ def plan_model(args: argparse.Namespace) -> None:
 
     asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     asked |= {"references": args.references} if args.references else {}
-    asked |= {"redux": args.redux} if args.redux else {}
+    asked |= {name: value for name in ("redux", "ip_adapter") if (value := getattr(args, name))}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())

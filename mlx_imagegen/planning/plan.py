@@ -32,6 +32,9 @@ NO_REFERENCES = Prompt("")
 
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
+# Of a machine that shares layers with others, measured: MLX's ring sends from buffers of its own; on the CPU, Linux's
+# allocator keeps what the columns were read through, up to twice its largest threshold.
+RING_BYTES, READING_BYTES = 32 * 2**20, 64 * 2**20
 PROMPT_TOKENS = 128  # of families that do not pad the prompt: a long one
 QUERIES = TokenRoles().queries
 # Activations alive at once in a block, counted in streams (tokens x width): residual, its norm, q, k, v, the products.
@@ -139,13 +142,18 @@ def plan(
             _disk_bytes((family.components[each] for each in names), disk),
             sum(held_bytes(family.components[each], gpu, recipe) for each in names),
             _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe),
-            GPU_BASE_BYTES if gpu else CPU_BASE_BYTES,
+            _base_bytes(gpu, family.sharing is not None),
         )
         for name, names in parts.items()
         if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, flops, traffic)
+
+
+def _base_bytes(gpu: bool, shared: bool) -> int:
+    alone = GPU_BASE_BYTES if gpu else CPU_BASE_BYTES
+    return alone + shared * (RING_BYTES + (0 if gpu else READING_BYTES))
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
