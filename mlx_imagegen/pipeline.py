@@ -45,7 +45,7 @@ from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
 from .request.known_words import unknown_words_note
-from .request.options import check_types
+from .request.options import check_callable, check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
 from .request.sizes import check_multiple
@@ -71,6 +71,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
+    check_callable(on_load=on_load, on_download=on_download)
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
     opening = Report()  # downloads are no part of loading
@@ -186,6 +187,7 @@ class Pipeline:
     ) -> list[Result]: ...  # fmt: skip
 
     @documented(*PICTURE_ROWS)
+    @file_errors()
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -209,6 +211,7 @@ class Pipeline:
         self.precision = precision
         self.family.use_precision(precision.dtype)
 
+    @file_errors()
     def set_lora(
         self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Notify = notify_stderr
     ) -> None:
@@ -234,6 +237,7 @@ class Pipeline:
             self._forget()
 
     @documented(*PICTURE_ROWS)
+    @file_errors()
     def jobs(
         self,
         prompt: str | Sequence[str],
@@ -296,11 +300,11 @@ class Pipeline:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
         and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
         it has ended or is closed."""
-        jobs = list(jobs)
+        jobs = _checked_jobs(jobs)
         if not jobs:
             return
         self._check_use(on_step)
-        with self._turn:
+        with self._turn, file_errors():
             yield from self._stream_checked(jobs, on_step)
 
     def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
@@ -521,6 +525,13 @@ class Pipeline:
         with report.stage("other"):
             for name in names:
                 self.family.components[name].release()
+
+
+def _checked_jobs(jobs: Iterable[Job]) -> list[Job]:
+    made = list(jobs) if isinstance(jobs, Iterable) and not isinstance(jobs, str | bytes) else [jobs]
+    if odd := [job for job in made if not isinstance(job, Job)]:
+        raise RequestError(f"stream: {quoted(odd[0])}: give the list that pipeline.jobs(prompt, …) returns.")
+    return made
 
 
 def _sizes(job: Job) -> Hashable:

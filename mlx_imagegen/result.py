@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from .errors import file_errors
 from .image import encoded_picture, write_picture
 from .paths import expanded
 from .request.record_paths import without_places
@@ -32,6 +33,7 @@ class Result:
     record: dict[str, Any]  # everything needed to make this picture again
     layers: tuple[Image.Image, ...] = ()  # that the image consists of, the lowest first; () where it is one
 
+    @file_errors()
     def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
         """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing; its layers before it, each to
         a file next to it (`layer_path`).

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .flags import add_flag
+from ..paths import expanded
+from .flags import add_flag, as_path
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=Path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
+        "file", type=as_path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
     )
     add_flag(parser, "comfy")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    record = _record(args.file.expanduser())
+    record = _record(expanded(args.file))
     if args.json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return

@@ -6,13 +6,15 @@ checks.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
-from ..errors import MissingFileError, RequestError
+from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import shown
+from ..paths import expanded
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -27,6 +29,26 @@ SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "versi
 MOST_LORAS = 100
 
 
+class Request(dict[str, Any]):
+    """generate()'s parameters, and the line of a file that they were written in, if any."""
+
+    def __init__(self, parameters: Mapping[str, Any], where: str = ""):
+        super().__init__(parameters)
+        self.where = where
+
+
+@contextmanager
+def naming_line(request: Mapping[str, Any]) -> Iterator[None]:
+    """Around what checks a request: errors name the line that it is from."""
+    try:
+        yield
+    except ImagegenError as error:
+        where = request.where if isinstance(request, Request) else ""
+        if not where or str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How to open the model, and the requests: flags over the record of --from, a job's own line over both."""
     given = _flags(args)
@@ -34,10 +56,10 @@ def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[s
     record = _record(args.replay, given, opening) if args.replay else {}
     opening = {name: record[name] for name in LOAD_FIELDS if name in record} | opening
     shared = {name: record[name] for name in ("seed", *RECORD_FIELDS) if name in record} | given
-    prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
+    prompts = list(_prompts(args)) or [Request({"prompt": record.get("prompt")})]
     if prompts[0].get("prompt") is None:
         raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
-    return opening, [_opened(shared | prompt) for prompt in prompts]
+    return opening, [Request(_opened(shared | prompt), prompt.where) for prompt in prompts]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +85,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
     from ..image import read_metadata
     from ..request.record_paths import fields_to_give, is_same_place
 
-    record = read_metadata(path.expanduser())
+    record = read_metadata(expanded(path))
     _check_record(path, record)
     if "model" in opening and not is_same_place(record.get("model"), requested_as(opening["model"])):
         return {name: record[name] for name in PORTABLE_FIELDS if name in record}
@@ -106,7 +128,7 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
         raise RequestError(f"{path}: its record names {len(record['lora'])} LoRAs, and {MOST_LORAS} are taken at most.")
 
 
-def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _prompts(args: argparse.Namespace) -> Iterator[Request]:
     """The prompts that are given directly, or in a file; each with the parameters of its own line."""
     if args.prompt is not None and args.prompt_text is not None:
         raise RequestError("the prompt is given twice; give it alone or as --prompt TEXT, not both.")
@@ -121,7 +143,7 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise RequestError(f"standard input is not {error.encoding} text ({error.reason}).") from error
     elif prompt is not None:
-        yield {"prompt": prompt}
+        yield Request({"prompt": prompt})
 
 
 def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
@@ -135,11 +157,11 @@ def readable(references: Sequence[Path]) -> list[str]:
 
     for path in references:
         open_picture(path, "references")
-    return [str(path.expanduser()) for path in references]
+    return [str(expanded(path)) for path in references]
 
 
 def _text(path: Path, flag: str) -> str:
-    path = path.expanduser()
+    path = expanded(path)
     if path.suffix.lower() in (".toml", ".json"):  # each of its lines would become a picture
         raise RequestError(
             f"{flag}: {path} is not read as such; write a prompt, or a job as a JSON object, on each line."
@@ -153,13 +175,14 @@ def _text(path: Path, flag: str) -> str:
         raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
+def _lines(text: str, where: str) -> Iterator[Request]:
     """One prompt a line; a line that begins with { is a job with parameters of its own."""
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise RequestError(f"{where} holds no prompt; write one on each line.")
     for number, line in lines:
-        yield _job(line, f"{where}, line {number}") if line.startswith("{") else {"prompt": line}
+        place = f"{where}, line {number}"
+        yield Request(_job(line, place) if line.startswith("{") else {"prompt": line}, place)
 
 
 def _job(line: str, where: str) -> dict[str, Any]:
@@ -191,7 +214,7 @@ def _array(name: str, path: str | Path) -> Any:
     import numpy as np
 
     try:
-        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+        loaded = np.load(expanded(path), allow_pickle=False)
         return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
         raise MissingFileError(f"{name}: {path} is not there.") from error
