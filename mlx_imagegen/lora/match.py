@@ -206,7 +206,7 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     file = match.lora.file
     other = file.family if file.families and title not in file.families else None
     looks = f" It looks like a LoRA for {other}." if other else ""
-    unmatched = listed([f"'{name}' ({why})" for name, why in match.unmatched.items()], joint="; ")
+    unmatched = listed([f"'{name}' ({why})" for name, why in match.unmatched.items()], most=5, joint="; ")
     if not match.total:
         raise LoraError(
             f"{file.requested_as} holds no tensors; download it again, or take another save of the training."
