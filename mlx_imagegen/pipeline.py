@@ -133,6 +133,9 @@ class Start(NamedTuple):
 class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
+    def __repr__(self) -> str:
+        return f"Pipeline({self.model.requested_as!r}{f', quant={self.quant!r}' if self.quant else ''})"
+
     def __init__(
         self,
         model: Model,
