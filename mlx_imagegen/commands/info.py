@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .flags import add_flag
-
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=Path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
     )
-    add_flag(parser, "comfy")
+    parser.add_argument("--comfy", metavar="DIR", help="ComfyUI's folder, where what goes with a file is found")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
