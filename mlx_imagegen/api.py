@@ -6,6 +6,7 @@ Its parameters, and what they mean, are in request/parameters.py.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from .errors import file_errors
 from .request.parameters import DEFAULT_MODEL, LOAD, LOAD_FIELDS, PICTURE_FIELDS, PICTURE_ROWS, Parameters, check_names
 from .request.signatures import documented
 
@@ -42,6 +43,7 @@ def generate(
 
 
 @documented(*PICTURE_ROWS, *LOAD)
+@file_errors()
 def generate(
     prompt: str | Sequence[str],
     *,

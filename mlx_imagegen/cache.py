@@ -87,6 +87,6 @@ def _checksum(heads: Sequence[str], arrays: Sequence[np.ndarray]) -> str:
     """Of the header too: other names, types or shapes would be other arrays."""
     total = 0
     for head, array in zip(heads, arrays, strict=True):
-        total = zlib.crc32(f"{head} {array.shape}".encode(), total)
+        total = zlib.crc32(f"{head} {array.shape}".encode(errors="surrogatepass"), total)
         total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).data.cast("B"), total)
     return f"{total:08x}"

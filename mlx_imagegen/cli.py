@@ -5,20 +5,19 @@ Must not know: what any command does.
 """
 
 import argparse
-import contextlib
 import difflib
 import importlib
-import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from . import __version__
-from .errors import ImagegenError, OutputError, RequestError, file_errors
+from .errors import ImagegenError, RequestError, file_errors
 from .launched import launch
+from .streams import drop_output, standard_streams
 
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
@@ -73,8 +72,18 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        with _output(), file_errors():
-            _run(list(sys.argv[1:] if argv is None else argv))
+        with standard_streams():
+            return _exit_code(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # `mlx-imagegen models | head`
+        drop_output()
+        return 141
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        with file_errors():
+            _run(arguments)
+            sys.stdout.flush()  # a reader who has gone or a full disk is noticed here
     except ImagegenError as error:
         print(f"mlx-imagegen: {error}", file=sys.stderr)
         return 2
@@ -84,28 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `mlx-imagegen models | head`: the reader has gone, which is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
-
-
-@contextlib.contextmanager
-def _output() -> Iterator[None]:
-    """Standard output in whatever encoding, flushed here, where a reader who has gone or a full disk is noticed."""
-    if sys.stdout is None:  # closed by the caller
-        yield
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    yield
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its end
-        raise OutputError(f"standard output cannot be written ({error.strerror}); free some room.") from error
 
 
 def entry() -> NoReturn:

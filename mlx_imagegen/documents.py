@@ -41,9 +41,9 @@ def open_file(path: Path, kind: Kind = ConfigError, again: str = "download it ag
     except ImagegenError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is not there; {again}, or point to a complete folder.") from error
+        raise MissingFileError(f"{_name(path)} is not there; {again}, or point to a complete folder.") from error
     except OSError as error:
-        raise kind(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
+        raise kind(f"{_name(path)} cannot be read ({error.strerror}); see to its permissions and its disk.") from error
 
 
 def _handle(path: Path, kind: Kind, again: str) -> int:
@@ -51,13 +51,17 @@ def _handle(path: Path, kind: Kind, again: str) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a NUL in its name
-        raise kind(f"{path} is no file's name ({error}).") from error
+        raise kind(f"{_name(path)} is no file's name ({error}).") from error
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return handle
     os.close(handle)
     what = next((text for test, text in NO_FILES.items() if test(mode)), "it is a device")
     raise kind(f"{path} cannot be read ({what}), and a file is needed; {again}.")
+
+
+def _name(path: Path) -> str:
+    return shown(str(path), 200)
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:

@@ -93,6 +93,8 @@ def file_errors() -> Iterator[None]:
     except (ImagegenError, BrokenPipeError):
         raise
     except OSError as error:
+        if isinstance(error, ConnectionError) and error.filename is None:  # a caller's own, from a callback
+            raise
         name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else "a file"
         reason = error.strerror or str(error) or type(error).__name__
         denied = isinstance(error, PermissionError)

@@ -35,11 +35,15 @@ def quoted(value: object, length: int = SHOWN_LENGTH) -> str:
     return f"'{shown(value, length)}'" if isinstance(value, str) else shown(value, length)
 
 
-def listed(items: Sequence[str], most: int = 3, length: int = 150, joint: str = ", ") -> str:
-    """The first few, of so many characters together, and how many there are more."""
-    each = max(length // max(1, min(most, len(items))), 20)
-    first = [shown(item, each) for item in items[:most]]
-    more = f" … and {len(items) - most} more" if len(items) > most else ""
+def listed(items: Sequence[str], most: int = 3, length: int = 220, joint: str = ", ") -> str:
+    """The first few that have room in so many characters, one at least, and how many there are more."""
+    first: list[str] = []
+    for item in items[:most]:
+        text = shown(item, length)
+        if first and len(joint.join([*first, text])) > length:
+            break
+        first.append(text)
+    more = f" … and {len(items) - len(first)} more" if len(items) > len(first) else ""
     return joint.join(first) + more
 
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from .atomic import atomic_replace
 from .documents import parse_json
 from .errors import MissingFileError, OutputError, RequestError
+from .escaping import shown
 from .paths import expanded
 
 METADATA_KEY = "mlx_imagegen"  # the iTXt chunk that holds the JSON of a picture's making
@@ -301,7 +302,9 @@ def check_writable(path: Path, pixels: int = 0) -> None:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} is not writable ({reason}); choose another place or name.") from error
+        raise OutputError(
+            f"{shown(str(path), 200)} is not writable ({reason}); choose another place or name."
+        ) from error
     disk = shutil.disk_usage(folder)
     if disk.total and disk.free < pixels * CHANNELS:  # some network drives do not say, and give 0 of 0
         raise OutputError(

@@ -8,8 +8,10 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,6 +24,8 @@ GIB = 2**30
 USABLE_SHARE = 0.7
 # What macOS lets the GPU hold of a Mac's memory: two thirds up to 32 GiB, three quarters above.
 SMALL_BYTES, SMALL_SHARE, LARGE_SHARE = 32 * GIB, 2 / 3, 3 / 4
+SPARE_ADDRESS_BYTES = 2**28  # for the stacks of threads and what else libraries take
+STATM = Path("/proc/self/statm")  # Linux: how much a process has, in pages
 # The first GPU generation with matrix units, and what MLX needs to use them.
 MATRIX_GENERATION, MATRIX_MACOS, MATRIX_WHEEL = 17, (26, 2), 26
 
@@ -33,8 +37,11 @@ class MemoryLimit(NamedTuple):
     usable_bytes: int  # what it takes without being asked to
     physical_bytes: int
     on_gpu: bool
+    is_ulimit: bool = False  # less than the machine's, by a limit of this process
 
     def __str__(self) -> str:
+        if self.is_ulimit:
+            return f"this process may take {self.most_bytes / GB:.1f} GB more (ulimit -v)"
         if not self.on_gpu:
             return f"this machine has {self.physical_bytes / GB:.1f} GB"
         return f"this machine's GPU may hold {self.most_bytes / GB:.1f} of {self.physical_bytes / GB:.1f} GB"
@@ -44,10 +51,23 @@ def memory_limit() -> MemoryLimit:
     """On a GPU its working set, which `sysctl iogpu.wired_limit_mb` can raise: what is beyond it fails or is paged out
     in the middle of a step. On the CPU all of the memory, of which a share is used."""
     physical = physical_bytes()
+    left = _address_bytes_left()
+    if left is not None and left < physical:
+        return MemoryLimit(left, left, physical, on_gpu(), True)
     if not on_gpu():
         return MemoryLimit(physical, int(physical * USABLE_SHARE), physical, False)
     working_set = _working_set_bytes() or working_set_of(physical)
     return MemoryLimit(working_set, working_set, physical, True)
+
+
+def _address_bytes_left() -> int | None:
+    """What `ulimit -v` leaves this process beyond what it has and MLX does not use; None without such a limit. Arrays
+    beyond it end some libraries' threads, and the process with them."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY or not STATM.is_file():  # macOS does not keep to it
+        return None
+    used = int(STATM.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return max(most - used - SPARE_ADDRESS_BYTES + mx.get_active_memory() + mx.get_cache_memory(), 0)
 
 
 def working_set_of(physical: int) -> int:

@@ -5,10 +5,18 @@ Must not know: what files hold.
 
 from pathlib import Path
 
+from .errors import RequestError
+from .escaping import quoted
+
 
 def expanded(path: str | Path) -> Path:
     """With the home folder in the place of ~; a name of whose home nothing is known stays as it is."""
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise RequestError(f"{quoted(path)} is no path; give text or a pathlib.Path.") from error
+    if "\0" in str(path):
+        raise RequestError(f"{quoted(str(path))} is no file's name: it holds a zero character.")
     try:
         return path.expanduser()
     except RuntimeError:

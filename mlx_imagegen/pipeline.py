@@ -45,7 +45,7 @@ from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
 from .request.known_words import unknown_words_note
-from .request.options import check_types
+from .request.options import check_callable, check_types
 from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
 from .request.signatures import documented
 from .request.sizes import check_multiple
@@ -71,6 +71,7 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
+    check_callable(on_load=on_load, on_download=on_download)
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
     opening = Report()  # downloads are no part of loading
@@ -189,6 +190,7 @@ class Pipeline:
     ) -> list[Result]: ...  # fmt: skip
 
     @documented(*PICTURE_ROWS)
+    @file_errors()
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -212,6 +214,7 @@ class Pipeline:
         self.precision = precision
         self.family.use_precision(precision.dtype)
 
+    @file_errors()
     def set_lora(
         self, lora: Sequence[Wanted] = (), lora_partial: bool = False, on_download: Notify = notify_stderr
     ) -> None:
@@ -237,6 +240,7 @@ class Pipeline:
             self._forget()
 
     @documented(*PICTURE_ROWS)
+    @file_errors()
     def jobs(
         self,
         prompt: str | Sequence[str],
@@ -299,11 +303,11 @@ class Pipeline:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
         and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
         it has ended or is closed."""
-        jobs = list(jobs)
+        jobs = _checked_jobs(jobs)
         if not jobs:
             return
         self._check_use(on_step)
-        with self._turn:
+        with self._turn, file_errors():
             yield from self._stream_checked(jobs, on_step)
 
     def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
@@ -336,12 +340,14 @@ class Pipeline:
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         branches = self._encode(jobs, reports[0])
         self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
+        starts = self._encoded_starts(jobs, reports)
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             with report.stage("other"):
                 report.note(*self._model_notes(job.prompt.text), *job.notes)
-            drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
+            start = starts.pop(index, None) or self._start(job, self._schedule(job), report)
+            drawn.append((job, self._denoise(job, branches, start, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
@@ -381,15 +387,33 @@ class Pipeline:
             self.family.encode_images(prompts)
         self._release(self.family.stages["adapters"], report)
 
+    def _schedule(self, job: Job) -> Schedule:
+        schedule = self.family.schedule(job.settings)
+        return schedule if job.image is None else schedule.from_strength(job.strength)
+
+    def _encoded_starts(self, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[int, Start]:
+        """Of the pictures that others are drawn from, by place: encoded before the denoiser is in memory."""
+        given = [place for place, job in enumerate(jobs) if job.image is not None or job.controls]
+        if not given:
+            return {}
+        self._load("encode_image", reports[given[0]])
+        starts = {place: self._start(jobs[place], self._schedule(jobs[place]), reports[place]) for place in given}
+        self._release(self.family.stages["encode_image"], reports[given[-1]])
+        return starts
+
     def _denoise(
-        self, job: Job, branches: dict[Hashable, Any], report: Report, index: int, total: int, on_step: OnStep | None
+        self,
+        job: Job,
+        branches: dict[Hashable, Any],
+        start: Start,
+        report: Report,
+        index: int,
+        total: int,
+        on_step: OnStep | None,
     ) -> mx.array:
         family, settings = self.family, job.settings
         with report.stage("other"):
-            schedule = family.schedule(settings)
-            if job.image is not None:
-                schedule = schedule.from_strength(job.strength)
-        start = self._start(job, schedule, report)
+            schedule = self._schedule(job)
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
@@ -437,8 +461,6 @@ class Pipeline:
         family, settings = self.family, job.settings
         inputs = job.inputs()
         given = inputs.image is not None or inputs.controls
-        if given:
-            self._load("encode_image", report)
         with report.stage("encode" if given else "other"):
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
@@ -450,8 +472,6 @@ class Pipeline:
                 mixed = sigma * noise + (1 - sigma) * clean
                 start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
-        if given:
-            self._release(family.stages["encode_image"], report)
         return start
 
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
@@ -524,6 +544,13 @@ class Pipeline:
         with report.stage("other"):
             for name in names:
                 self.family.components[name].release()
+
+
+def _checked_jobs(jobs: Iterable[Job]) -> list[Job]:
+    made = list(jobs) if isinstance(jobs, Iterable) and not isinstance(jobs, str | bytes) else [jobs]
+    if odd := [job for job in made if not isinstance(job, Job)]:
+        raise RequestError(f"stream: {quoted(odd[0])}: give the list that pipeline.jobs(prompt, …) returns.")
+    return made
 
 
 def _sizes(job: Job) -> Hashable:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from .errors import file_errors
 from .image import encoded_picture, write_picture
 from .paths import expanded
 from .request.record_paths import without_places
@@ -37,6 +38,7 @@ class Result:
         width, height = self.image.size
         return f"Result({width}x{height}, seed {self.seed}, {self.report.total_seconds:.3g} s)"
 
+    @file_errors()
     def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
         """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing; its layers before it, each to
         a file next to it (`layer_path`).

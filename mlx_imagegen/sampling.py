@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import ConfigError
+from .escaping import shown
 from .loading.config import EXPONENT, MANY, POSITIVE, Config, Range
 from .precision import SOLVER_DTYPE
 
@@ -52,7 +53,7 @@ class FlowMatchConfig(Config):
         odd = [f"'{name}' is on" for name in sorted(cls.IGNORED) if data.get(name)]
         if kind != "FlowMatchEulerDiscreteScheduler" or odd:
             raise ConfigError(
-                f"{where}: {odd[0] if odd else 'this is a ' + str(kind)}, which this library does not have; it would"
+                f"{where}: {odd[0] if odd else 'this is a ' + shown(kind)}, which this library does not have; it would"
                 " make another picture than the model's own. Take the file from the model's repository."
             )
         if config.base_image_seq_len == config.max_image_seq_len:

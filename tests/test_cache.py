@@ -97,3 +97,14 @@ def test_another_header_is_other_arrays(tmp_path: Path) -> None:
         assert recall(tmp_path, "key") is None
     path.write_bytes(data)
     assert recall(tmp_path, "key") is not None
+
+
+def test_a_name_that_is_no_text_is_another_array(tmp_path: Path) -> None:
+    """JSON may hold half of a surrogate pair."""
+    keep(tmp_path, "key", {"x": mx.ones((4,))})
+    path = tmp_path / "key.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"x":', b'"\\ud800":', 1))
+    data = path.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    path.write_bytes((header + 5).to_bytes(8, "little") + data[8:])
+    assert recall(tmp_path, "key") is None

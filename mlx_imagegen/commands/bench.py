@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from .flags import threshold
+from .flags import as_path, threshold
 from .generate import size
 from .requests import readable
 
@@ -30,15 +30,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT")
-    parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
+    parser.add_argument("--references", type=as_path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="measured runs of each (3)")
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before those (1)")
     parser.add_argument(
-        "--share", type=Path, metavar="FILE", help="also write chip, versions, seconds and memory to it"
+        "--share", type=as_path, metavar="FILE", help="also write chip, versions, seconds and memory to it"
     )
     parser.add_argument("--plot", action="store_true", help="also draw plot.png")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("bench"), metavar="FOLDER", help="for tables and pictures (bench)"
+        "-o", "--output", type=as_path, default=Path("bench"), metavar="FOLDER", help="for tables and pictures (bench)"
     )
     parser.add_argument("--json", action="store_true", help="print bench.json instead of the tables")
 

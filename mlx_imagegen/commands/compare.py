@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .flags import as_path
 from .generate import size
 from .requests import readable
 
@@ -13,14 +14,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", required=True, metavar="MODEL[@QUANT]", help="names or folders; @q6 packs while loading"
     )
     parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="as examples/prompts.toml, or a line a prompt"
+        "--prompts", type=as_path, required=True, metavar="FILE", help="as examples/prompts.toml, or a line a prompt"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--steps", type=int, metavar="N", help="each model's own if not said")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="each model's own if not said")
-    parser.add_argument("--references", type=Path, nargs="+", metavar="FILE", help="pictures, for models that edit")
+    parser.add_argument("--references", type=as_path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"
+        "-o", "--output", type=as_path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"
     )
 
 

@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
     known, chip = facts(), measured_chip()
     known["measured"] = f"{chip.teraflops:.3g} TFLOP/s in products, {chip.bandwidth_gb_per_second:.3g} GB/s copied"
     warned = warnings(known) + slowness(chip, known["chip"])
-    advice = None if args.model else recommend(memory_limit().usable_bytes, chip, on_gpu())
+    advice = None if args.model is not None else recommend(memory_limit().usable_bytes, chip, on_gpu())
     narrowed = advice.models if advice and not args.all else []
-    found = fits(args.model or narrowed, chip)
+    found = fits(narrowed if args.model is None else args.model, chip)
     if not args.json:
         print(answer(advice, found, narrowed != []) + "\n\n" + machine_lines(known, warned), flush=True)
     started = time.perf_counter()

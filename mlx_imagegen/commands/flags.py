@@ -62,6 +62,13 @@ class _Alias(argparse.Action):
         parser.error(f"there is no {flag}; did you mean {self.const}?")
 
 
+def as_path(text: str) -> Path:
+    """An empty one would mean the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a file or a folder")
+    return Path(text)
+
+
 def seeds(text: str) -> list[int]:
     """One seed or a range: 7 or 1-4."""
     first, dash, last = text.partition("-")
@@ -130,10 +137,10 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CORNERS: {},
     kinds.EXPANSION: {},
     kinds.PLACE: {},
-    kinds.PICTURE: {"type": Path},
-    kinds.PICTURES: {"type": Path, "nargs": "+"},
-    kinds.ARRAY: {"type": Path},
-    kinds.ARRAYS: {"type": Path, "nargs": "+"},
+    kinds.PICTURE: {"type": as_path},
+    kinds.PICTURES: {"type": as_path, "nargs": "+"},
+    kinds.ARRAY: {"type": as_path},
+    kinds.ARRAYS: {"type": as_path, "nargs": "+"},
     kinds.CONTROLS: {"type": _control, "action": "append"},
     kinds.IMAGE_PROMPTS: {"type": _image_prompt, "action": "append"},
     kinds.LORAS: {"type": _lora, "action": "append"},

@@ -4,17 +4,18 @@ import argparse
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
-from .flags import Group, add_aliases, add_flags
+from .flags import Group, add_aliases, add_flags, as_path
 from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
 from .recorded_model import opening_of_record, read_record, revision_notes
-from .requests import read_requests
+from .requests import naming_line, read_requests
 
 if TYPE_CHECKING:
+    from ..hub.manifest import Manifest
     from ..pipeline import Pipeline
     from ..request.job import Job
     from ..result import StepEvent
@@ -48,10 +49,10 @@ def _requests(group: Group) -> None:
     )
     group.add_argument("--prompt", dest="prompt_text", metavar="TEXT", help="the same, as a flag")
     group.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"
+        "--prompt-file", type=as_path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"
     )
     group.add_argument(
-        "--from", type=Path, dest="replay", metavar="PNG", help="make this picture again; flags override"
+        "--from", type=as_path, dest="replay", metavar="PNG", help="make this picture again; flags override"
     )
     group.add_argument(
         "--yes", action="store_true", help="with --from: download what the picture's record names without a question"
@@ -112,12 +113,10 @@ def run(args: argparse.Namespace) -> None:
     from .. import pipeline
     from ..hub.record import revision_of
     from ..preflight import manifest_before_opening
-    from ..request.job import resolve
-    from ..request.sizes import multiple_of
     from .progress import Progress
 
     manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
-    resolved = [resolve(manifest, multiple_of(manifest), **request) for request in requests] if manifest else []
+    resolved = _resolved(manifest, requests) if manifest else []
     paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
     present = existing(paths, args.overwrite, args.skip_existing)
     with Progress(args.quiet) as progress:
@@ -125,10 +124,11 @@ def run(args: argparse.Namespace) -> None:
             progress.say(_skipped(present))
             return
         opened = pipeline.load(**opening, on_load=progress.loading, on_download=progress.say)
-        if resolved:
-            jobs = [job for each in resolved for job in opened.check(each)]
-        else:
-            jobs = [job for request in requests for job in opened.jobs(**request)]
+        jobs = []
+        for place, request in enumerate(requests):
+            with naming_line(request):
+                jobs += opened.check(resolved[place]) if resolved else opened.jobs(**request)
+        if not resolved:
             paths = output_paths(args.output, jobs, opened.model.manifest)
             present = existing(paths, args.overwrite, args.skip_existing)
         progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
@@ -137,6 +137,18 @@ def run(args: argparse.Namespace) -> None:
         wanted = [(job, path) for job, path in zip(jobs, paths, strict=True) if path not in present]
         if wanted:
             _make(opened, wanted, args, progress)
+
+
+def _resolved(manifest: "Manifest", requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
+    """Each request's jobs, before the model is opened."""
+    from ..request.job import resolve
+    from ..request.sizes import multiple_of
+
+    jobs = []
+    for request in requests:
+        with naming_line(request):
+            jobs.append(resolve(manifest, multiple_of(manifest), **request))
+    return jobs
 
 
 def _skipped(present: Collection[Path]) -> str:

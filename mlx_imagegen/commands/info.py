@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..paths import expanded
+from .flags import as_path
+
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=Path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
+        "file", type=as_path, help="a PNG made by mlx-imagegen, a model's folder, or a .safetensors or .gguf file"
     )
     parser.add_argument("--comfy", metavar="DIR", help="ComfyUI's folder, where what goes with a file is found")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    record = _record(args.file.expanduser())
+    record = _record(expanded(args.file))
     if args.json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from ..errors import ImagegenError, MissingFileError
+from ..paths import expanded
 from ..request.parameters import DEFAULT_MODEL
+from .flags import as_path
 
 FOLDER = Path("~/Pictures/mlx-imagegen")
 
@@ -12,11 +14,13 @@ FOLDER = Path("~/Pictures/mlx-imagegen")
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of calls that name none ({DEFAULT_MODEL})")
     parser.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
-    parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="its folders can be asked for by name")
-    parser.add_argument("--loras-dir", type=Path, metavar="FOLDER", help="its LoRAs can be asked for by name")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="FOLDER", help=f"for pictures ({FOLDER})")
+    parser.add_argument("--models-dir", type=as_path, metavar="FOLDER", help="its folders can be asked for by name")
+    parser.add_argument("--loras-dir", type=as_path, metavar="FOLDER", help="its LoRAs can be asked for by name")
     parser.add_argument(
-        "--images", type=Path, action="append", default=[], metavar="FOLDER",
+        "-o", "--output", type=as_path, default=FOLDER, metavar="FOLDER", help=f"for pictures ({FOLDER})"
+    )
+    parser.add_argument(
+        "--images", type=as_path, action="append", default=[], metavar="FOLDER",
         help="pictures in it may be edited, next to those in the output folder; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -43,4 +47,4 @@ def run(args: argparse.Namespace) -> None:
         )
     service = Service(catalogue, Options(check_quant(args.quant), idle_seconds=args.idle_unload * 60 or None))
     service.start(open_model=False)
-    serve(Tools(service, args.output.expanduser(), tuple(args.images)))
+    serve(Tools(service, expanded(args.output), tuple(args.images)))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from ..escaping import shown
+from ..paths import expanded
 
 if TYPE_CHECKING:
     from ..hub.manifest import Manifest
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 SLUG_LENGTH = 48
+LONGEST_NAME = 255  # bytes of a file's name
 FIELDS = ("prompt", "seed", "index", "model", "steps", "width", "height", "guidance")
 
 
@@ -23,11 +26,13 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
     """One path for every job; {index} counts from 1."""
     from ..image import check_writable, picture_format
 
-    if pattern.endswith("/") or _is_folder(Path(pattern).expanduser()):
-        pattern = str(Path(pattern).expanduser() / DEFAULT_PATTERN)
+    if not pattern:
+        raise RequestError("--output is empty; give a file's name or a folder.")
+    if pattern.endswith("/") or _is_folder(expanded(pattern)):
+        pattern = str(expanded(pattern) / DEFAULT_PATTERN)
     _check(pattern)
     try:
-        paths = [Path(pattern.format(**_fields(job, n, manifest))).expanduser() for n, job in enumerate(jobs, 1)]
+        paths = [expanded(pattern.format(**_fields(job, n, manifest))) for n, job in enumerate(jobs, 1)]
     except (ValueError, KeyError, IndexError) as error:
         raise RequestError(f"--output {pattern}: it cannot be filled in ({error}); {_known()}") from error
     path, times = Counter(paths).most_common(1)[0]
@@ -76,14 +81,17 @@ def _fields(job: "Job", index: int, manifest: "Manifest") -> dict[str, Any]:
 def _check(pattern: str) -> None:
     """Plain field names only: a pattern must not reach into objects."""
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None]
+        parts = [(field, form) for _, field, form, _ in string.Formatter().parse(pattern) if field is not None]
     except ValueError as error:
         raise RequestError(
             f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such."
         ) from error
-    unknown = [field for field in fields if field not in FIELDS]
+    unknown = [field for field, _ in parts if field not in FIELDS]
     if unknown:
-        raise RequestError(f"--output {pattern}: there is no {{{unknown[0]}}}; {_known()}")
+        raise RequestError(f"--output {pattern}: there is no {{{shown(unknown[0])}}}; {_known()}")
+    for _, form in parts:
+        if any(len(number) > 3 or int(number) > LONGEST_NAME for number in re.findall("[0-9]+", form or "")):
+            raise RequestError(f"--output: ':{shown(form)}' makes a name of more than {LONGEST_NAME} bytes.")
 
 
 def _known() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, RequestError, UnknownModelError
-from .flags import add_flag
+from .flags import add_flag, as_path
 from .generate import size
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=size, metavar="N|WxH", help="of the picture; the model's own if not given")
     parser.add_argument("--steps", type=int)
     parser.add_argument(
-        "--references", type=Path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
+        "--references", type=as_path, nargs="+", metavar="FILE", help="pictures to attend to; only their sizes matter"
     )
     parser.add_argument(
         "--control", nargs="+", metavar="NETWORK", help="control networks that run next to it, by name or folder"
     )
     add_flag(parser, "redux")
+    add_flag(parser, "ip_adapter")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     check_hosts(args.hosts, args.memory, args.model)
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened
-    if args.model:
+    if args.model is not None:
         plan_model(args)
     else:
         plan_machine(args)
@@ -94,7 +95,7 @@ def plan_model(args: argparse.Namespace) -> None:
 
     asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     asked |= {"references": args.references} if args.references else {}
-    asked |= {"redux": args.redux} if args.redux else {}
+    asked |= {name: value for name in ("redux", "ip_adapter") if (value := getattr(args, name))}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
         family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())

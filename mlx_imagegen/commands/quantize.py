@@ -3,11 +3,10 @@
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .flags import add_flag
+from .flags import add_flag, as_path
 from .generate import size
 from .plan import headers
 from .requests import read_jobs
@@ -26,14 +25,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--bits", type=int, help="8, 6 or 4: the recipe q8, q6 or q4")
     recipe.add_argument("--quant", metavar="RECIPE", help="a recipe's name or .toml file (q6)")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="where the copy goes; must not be there yet"
+        "-o", "--output", type=as_path, metavar="FOLDER", help="where the copy goes; must not be there yet"
     )
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge it first; may be repeated"
     )
     parser.add_argument("--lora-partial", action="store_true", help="allow LoRAs of which a part fits no module")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="FILE",
+        "--calibrate", type=as_path, metavar="FILE",
         help="prompts to be drawn first for calibration, one a line; or jobs, one JSON object a line (references …)",
     )  # fmt: skip
     parser.add_argument(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, UnknownModelError
+from ..paths import expanded
 from .confirm import confirm
 
 
 def read_record(args: argparse.Namespace) -> dict[str, Any]:
     from ..image import read_metadata
 
-    return read_metadata(args.replay.expanduser()) if args.replay else {}
+    return read_metadata(expanded(args.replay)) if args.replay else {}
 
 
 def opening_of_record(

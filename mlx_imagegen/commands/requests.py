@@ -6,13 +6,16 @@ checks.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
-from ..errors import MissingFileError, RequestError
+from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import shown
+from ..paths import expanded
+from ..request.kinds import Parameter
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -24,7 +27,28 @@ HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
 SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
+OF_THE_PICTURE = {"sha256", "edges", "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
+
+
+class Request(dict[str, Any]):
+    """generate()'s parameters, and the line of a file that they were written in, if any."""
+
+    def __init__(self, parameters: Mapping[str, Any], where: str = ""):
+        super().__init__(parameters)
+        self.where = where
+
+
+@contextmanager
+def naming_line(request: Mapping[str, Any]) -> Iterator[None]:
+    """Around what checks a request: errors name the line that it is from."""
+    try:
+        yield
+    except ImagegenError as error:
+        where = request.where if isinstance(request, Request) else ""
+        if not where or str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -34,10 +58,10 @@ def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[s
     record = _record(args.replay, given, opening) if args.replay else {}
     opening = {name: record[name] for name in LOAD_FIELDS if name in record} | opening
     shared = {name: record[name] for name in ("seed", *RECORD_FIELDS) if name in record} | given
-    prompts = list(_prompts(args)) or [{"prompt": record.get("prompt")}]
+    prompts = list(_prompts(args)) or [Request({"prompt": record.get("prompt")})]
     if prompts[0].get("prompt") is None:
         raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
-    return opening, [_opened(shared | prompt) for prompt in prompts]
+    return opening, [Request(_opened(shared | prompt), prompt.where) for prompt in prompts]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +87,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
     from ..image import read_metadata
     from ..request.record_paths import fields_to_give, is_same_place
 
-    record = read_metadata(path.expanduser())
+    record = read_metadata(expanded(path))
     _check_record(path, record)
     if "model" in opening and not is_same_place(record.get("model"), requested_as(opening["model"])):
         return {name: record[name] for name in PORTABLE_FIELDS if name in record}
@@ -72,6 +96,8 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
             raise RequestError(
                 f"{path} was made from {row.name}, which is not kept in it; give it again with {row.flag}."
             )
+        if key in record and isinstance(given[row.name], list):
+            given[row.name] = _as_recorded(path, row, given[row.name], record[key])
     for field, name in fields_to_give(record):
         if field not in opening:
             raise RequestError(
@@ -80,6 +106,23 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
             )
     gone = {name for row in GIVEN if row.name in given for name in row.replaces}
     return {name: value for name, value in record.items() if name not in gone}
+
+
+def _as_recorded(path: Path, row: Parameter, entries: list[Any], recorded: Any) -> list[Any]:
+    """Pictures that are given again, with what the record says of how each counted; networks are to be named, since
+    they may be fetched."""
+    if not isinstance(recorded, list) or len(recorded) != len(entries):
+        return entries
+    if not all(isinstance(each, dict) for each in (*recorded, *entries)):
+        return entries
+    for was, entry in zip(recorded, entries, strict=True):
+        if was.get("model") and "model" not in entry:
+            raise RequestError(
+                f"{path} was made from {row.name} by {shown(was['model'])}; name that with the picture again, or "
+                f"another one: {row.flag} {row.metavar}."
+            )
+    counted = [{name: was[name] for name in was if name not in OF_THE_PICTURE} for was in recorded]
+    return [was | entry for was, entry in zip(counted, entries, strict=True)]
 
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:
@@ -106,7 +149,7 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
         raise RequestError(f"{path}: its record names {len(record['lora'])} LoRAs, and {MOST_LORAS} are taken at most.")
 
 
-def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _prompts(args: argparse.Namespace) -> Iterator[Request]:
     """The prompts that are given directly, or in a file; each with the parameters of its own line."""
     if args.prompt is not None and args.prompt_text is not None:
         raise RequestError("the prompt is given twice; give it alone or as --prompt TEXT, not both.")
@@ -121,7 +164,7 @@ def _prompts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise RequestError(f"standard input is not {error.encoding} text ({error.reason}).") from error
     elif prompt is not None:
-        yield {"prompt": prompt}
+        yield Request({"prompt": prompt})
 
 
 def read_jobs(path: Path, flag: str) -> list[dict[str, Any]]:
@@ -135,11 +178,11 @@ def readable(references: Sequence[Path]) -> list[str]:
 
     for path in references:
         open_picture(path, "references")
-    return [str(path.expanduser()) for path in references]
+    return [str(expanded(path)) for path in references]
 
 
 def _text(path: Path, flag: str) -> str:
-    path = path.expanduser()
+    path = expanded(path)
     if path.suffix.lower() in (".toml", ".json"):  # each of its lines would become a picture
         raise RequestError(
             f"{flag}: {path} is not read as such; write a prompt, or a job as a JSON object, on each line."
@@ -153,13 +196,14 @@ def _text(path: Path, flag: str) -> str:
         raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _lines(text: str, where: str) -> Iterator[dict[str, Any]]:
+def _lines(text: str, where: str) -> Iterator[Request]:
     """One prompt a line; a line that begins with { is a job with parameters of its own."""
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise RequestError(f"{where} holds no prompt; write one on each line.")
     for number, line in lines:
-        yield _job(line, f"{where}, line {number}") if line.startswith("{") else {"prompt": line}
+        place = f"{where}, line {number}"
+        yield Request(_job(line, place) if line.startswith("{") else {"prompt": line}, place)
 
 
 def _job(line: str, where: str) -> dict[str, Any]:
@@ -191,7 +235,7 @@ def _array(name: str, path: str | Path) -> Any:
     import numpy as np
 
     try:
-        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+        loaded = np.load(expanded(path), allow_pickle=False)
         return np.asarray(loaded, np.float32)
     except FileNotFoundError as error:
         raise MissingFileError(f"{name}: {path} is not there.") from error

@@ -3,11 +3,11 @@
 import argparse
 import os
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ImagegenError, RequestError
 from ..request.parameters import DEFAULT_MODEL
+from .flags import as_path
 
 if TYPE_CHECKING:
     from ..serving.service import Options
@@ -22,8 +22,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("models")
     model.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of requests that name none ({DEFAULT_MODEL})")
     model.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
-    model.add_argument("--models-dir", type=Path, metavar="FOLDER", help="its folders can be asked for by name")
-    model.add_argument("--loras-dir", type=Path, metavar="FOLDER", help="its LoRAs can be asked for by name")
+    model.add_argument("--models-dir", type=as_path, metavar="FOLDER", help="its folders can be asked for by name")
+    model.add_argument("--loras-dir", type=as_path, metavar="FOLDER", help="its LoRAs can be asked for by name")
     model.add_argument(
         "--idle-unload", type=float, default=15, metavar="MINUTES", help="then the model leaves memory; 0 is never (15)"
     )

@@ -22,6 +22,7 @@ CONFIGS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 WORDS = {
     "manifest": "the model {value}",
     "quant": "the quant {value}",
+    "dtype": "a denoiser in {value} (see --precision)",
     "held": "weights held as {value}",
     "jobs": "other pictures to draw",
 }
@@ -42,6 +43,7 @@ def identity(pipeline: Pipeline, jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "manifest": manifest.name,
         "quant": canonical_name(pipeline.quant) if pipeline.quant else "none",
+        "dtype": str(pipeline.family.transformer.dtype).removeprefix("mlx.core."),
         "held": {name: str(component.held_as) for name, component in pipeline.family.components.items()},
         "jobs": hashlib.sha256(records.encode()).hexdigest(),
         "files": {name: _digest(path) for name, path in _files(pipeline)},

@@ -113,7 +113,13 @@ def open_family(manifest: "Manifest", folder: Path, transforms: "WeightTransform
     spec = family_spec(manifest.family)
     _check_classes(spec, ModelFolder(folder))
     module, _, name = spec.opens.partition(":")
-    opened: Family[Any] = getattr(importlib.import_module(module), name).open(folder, manifest, transforms)
+    try:
+        opened: Family[Any] = getattr(importlib.import_module(module), name).open(folder, manifest, transforms)
+    except OverflowError as error:  # each of a config's numbers is within its range, and their product in no array's
+        raise ConfigError(
+            f"{shown(str(folder), 160)}: the widths in its configs make a layer larger than any array may be; take "
+            "them from the model's repository."
+        ) from error
     return opened
 
 

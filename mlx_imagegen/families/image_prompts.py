@@ -31,6 +31,11 @@ class AdapterSource(NamedTuple):
     parameter: str
     name: str  # its manifest's, its repository's or its folder's
 
+    @property
+    def in_prompt(self) -> bool:
+        """Whether pictures stand in the prompt, next to words or in their place; others are looked at besides."""
+        return self.parameter == "redux"
+
 
 @dataclass(frozen=True)
 class ImagePrompt:

@@ -73,10 +73,10 @@ def folder_of(file: Path) -> ComfyFolder | None:
 @contextmanager
 def using_folder(path: "str | Path | None") -> Iterator[None]:
     """For as long as the block runs; None changes nothing."""
-    token = _chosen.set(Path(path) if path is not None else _chosen.get())
+    token = _chosen.set(expanded(path) if path is not None else _chosen.get())
     try:
         if path is not None:
-            comfy_folder(Path(path))  # refused here, not when a file is not found
+            comfy_folder(expanded(path))  # refused here, not when a file is not found
         yield
     finally:
         _chosen.reset(token)

@@ -3,7 +3,9 @@
 In: a manifest, or a `Download`. Out: the folder that holds the files it asks for. A complete folder in the cache is
 used without asking the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it
 is and under which licence, and only if the disk has room. Files appear in the cache under their name only when they are
-whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py.
+whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py. Whole files
+are never downloaded again. Within a run the client goes on in the middle of a file after a pause of the network, and a
+connection that is reset is tried again here; a run that is killed begins the files that it was at again.
 Must not know: what is in the files.
 """
 
@@ -12,6 +14,7 @@ import fnmatch
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,12 +30,14 @@ from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import COMMIT, revision_of
-from .snapshots import cache_folder, cached
+from .snapshots import cache_folder, cached, remove_orphans
 
 GB = 1e9
 SPARE_BYTES = 2 * 10**9  # left free on the disk: a system without free space fails in unexpected places
 LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
+TRIES, PAUSE_SECONDS = 3, 1  # of a download whose connection broke
+DROPPED = ("ReadError", "WriteError", "RemoteProtocolError")  # of the client's HTTP library
 REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -280,8 +285,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk became full while {wanted.title} was downloaded; free some room and run it again: it goes on"
-            " from there."
+            f"the disk became full while {wanted.title} was downloaded; free some room and run it again: files "
+            "that are whole are kept."
         )
     return None
 
@@ -300,6 +305,11 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
 
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_dropped(error: BaseException) -> bool:
+    """Whether the connection broke while something was sent; the client itself goes on after other failures."""
+    return isinstance(error, ConnectionError) or any(kind.__name__ in DROPPED for kind in type(error).__mro__)
 
 
 class HuggingFace:
@@ -325,7 +335,15 @@ class HuggingFace:
 
     def download(self, wanted: Download) -> Path:
         self._reach()
-        return Path(self._snapshot(wanted))
+        for tries_left in reversed(range(TRIES)):
+            remove_orphans(self.cache, wanted.repo)
+            try:
+                return Path(self._snapshot(wanted))
+            except Exception as error:
+                if not tries_left or not _is_dropped(error):
+                    raise
+                time.sleep(PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
 
     def _reach(self) -> None:
         """One request without a second try: the client would retry for half a minute where there is no network."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import MissingFileError, RequestError
 from ..escaping import article
 from ..families import family_spec
+from ..paths import expanded
 from .abilities import networks, networks_of
 from .download import Notify, fetch, local_folder, notify_stderr
 from .manifest import Manifest
@@ -20,7 +21,7 @@ from .tensor_shapes import shape_only_folder
 
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return folder
     manifest = find_network(name, model, parameter)
@@ -35,7 +36,7 @@ def locate_network(name: str, model: Manifest, parameter: str = "control", tell:
 @contextmanager
 def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     manifest = None if folder.is_dir() else find_network(name, model, parameter)
     here = folder if manifest is None else local_folder(manifest)
     if manifest is None or here:

@@ -5,6 +5,7 @@ Must not know: tensors, downloads.
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from .mlx_folders import component_folders
 from .record import record_of
 from .single_files import open_single_file
 
-LISTED_BY = "`mlx-imagegen models` lists the names"  # some forty: too many for a message of one line
-
 
 def find(model: str) -> Model:
     """A manifest's name, a repository id, a folder (with config files in it), or a diffusion model's file."""
     known = manifests()
     if not model.strip():
-        raise UnknownModelError(f"the model's name is empty; give a name, a repository id or a folder. {LISTED_BY}.")
+        raise UnknownModelError(
+            f"the model's name is empty; give a folder, a repository id or one of: {_examples(known)}."
+        )
     if model in known:
         return Model(known[model], known[model].bundled, model)
     folder = expanded(model)
@@ -50,8 +51,8 @@ def find(model: str) -> Model:
         chosen = chosen_folder()
         there = f", nor a file of a diffusion model in {chosen.models}" if chosen else ""
         raise MissingFileError(
-            f"{model} is not a folder here, nor a .safetensors or .gguf file{there}. Give a model's folder, a "
-            f"repository id or a name. {LISTED_BY}."
+            f"{shown(model, 160)} is not a folder here, nor a .safetensors or .gguf file{there}. Give a model folder, "
+            f"a repository id or one of: {_examples(known)}."
         )
     if other := next((kind for kind in KINDS if model in manifests(kind)), None):
         families = ", ".join(family_spec(name).title for name in manifests(other)[model].families)
@@ -59,10 +60,18 @@ def find(model: str) -> Model:
             f"{model} is not a model but {article(other)} {other}: it goes with a model of {families}."
         )
     near = difflib.get_close_matches(model, [*known, *by_repo], n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"{LISTED_BY}."
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {_examples(known)}."
     raise UnknownModelError(
-        f"no model is called '{model}'; {hint} A local folder or a repository id of one of these works too."
+        f"no model is called '{shown(model)}'; {hint} A local folder or a repository id of one of these works too."
     )
+
+
+def _examples(known: Mapping[str, Manifest]) -> str:
+    """One published model of each family, that with the shortest name, and a built-in one."""
+    shipped = [name for name, manifest in known.items() if manifest.folder]
+    published = sorted((name for name in known if name not in shipped), key=len, reverse=True)
+    shortest = {known[name].family: name for name in published}
+    return f"{', '.join([*shipped[:1], *sorted(shortest.values())])} … (mlx-imagegen models lists all)"
 
 
 def requested_as(model: str) -> str:

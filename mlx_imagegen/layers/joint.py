@@ -81,16 +81,22 @@ class JointAttention(Projections):
     ) -> tuple[Product, Product]:
         """The image's output and the text's. `prefix`: keys and values of other tokens, which both streams attend to as
         well."""
-        q, k, v = self.project(img)
+        return self.with_queries(img, txt, rope, mask, prefix)[:2]
+
+    def with_queries(
+        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None, prefix: KeyValues | None = None
+    ) -> tuple[Product, Product, mx.array]:
+        """The same, and the image's queries before rope, for what has no place: [B, H, L, D/H]."""
+        img_q, k, v = self.project(img)
         txt_q = split_heads(self.add_q_proj(txt), norm=self.norm_added_q, size=self._head_size)
         txt_k = split_heads(self.add_k_proj(txt), norm=self.norm_added_k, size=self._head_size)
         txt_v = split_heads(self.add_v_proj(txt), size=self._head_size)
-        q = mx.concatenate([txt_q, q], axis=2)  # [B, H, T + L, D/H]
+        q = mx.concatenate([txt_q, img_q], axis=2)  # [B, H, T + L, D/H]
         k = mx.concatenate([txt_k, k], axis=2)
         v = mx.concatenate([txt_v, v], axis=2)
         out = attend(rotate(q, rope), *prefixed((rotate(k, rope), v), prefix), mask=mask)
         length = txt.shape[1]
-        return self.to_out[0].product(out[:, length:]), self.to_add_out.product(out[:, :length])
+        return self.to_out[0].product(out[:, length:]), self.to_add_out.product(out[:, :length]), img_q
 
     def image_alone(self, img: mx.array, rope: Rope) -> tuple[Product, KeyValues]:
         """The image's stream without text, and its keys and values, for `prefix`."""

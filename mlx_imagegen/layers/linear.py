@@ -76,17 +76,18 @@ class Linear(nn.Module):
         return self.product_of_parts(x, divided=True)
 
     def product_of_parts(self, *parts: mx.array, divided: bool = False) -> Product:
-        """Of runs of columns that follow each other: a dense weight need not have them in one place. The bias of a
-        `divided` input is added after the multiplication."""
+        """Of runs of columns that follow each other: on a GPU a dense weight need not have them in one place; the CPU
+        backend would copy its columns. The bias of a `divided` input is added after the multiplication."""
         bias = self.get("bias")
         sums = self.share is not None and self.share.sums_itself
+        if len(parts) > 1 and (self.packing is not None or not on_gpu()):
+            parts = (mx.concatenate(list(parts), axis=-1),)
         if self.packing is None:
             later = sums or divided
             out = self._dense(parts, None if later else bias)
         else:
             later = True
-            x = parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=-1)
-            out = packed_matmul(x, self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
+            out = packed_matmul(parts[0], self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
         # After the sum over machines the bias is added once.
         return Product(summed(out, self) if sums else out, bias if later else None, divided)
 

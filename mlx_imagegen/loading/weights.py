@@ -31,7 +31,7 @@ __all__ = ["WeightTransforms", "Weights", "check_tensors", "join", "layers", "op
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LISTED_LENGTH = 200  # of all names in a message
+LISTED_LENGTH = 190  # of all names in a message
 
 
 NO_LAYER: nn.Module = nn.Module()  # type: ignore[no-untyped-call]  # of a table, whose rows are gathered
@@ -216,20 +216,18 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
             + _described_faults({what: names for what, names in faults.items() if names})
-            + ". The files are of another model or version, or incomplete: take config.json and the .safetensors "
-            "files from the same repository."
+            + ". The files are of another model or version: take them all from one repository."
         )
 
 
 def _described_faults(faults: Mapping[str, Sequence[str]]) -> str:
-    """The first two names of each, or one where several kinds of faults share the line; whole where there is room."""
-    most = 2 if len(faults) == 1 else 1
+    """The first two names of each where there is room for them, and one where there is not."""
 
-    def text(length: int) -> str:
+    def text(most: int, length: int) -> str:
         return "; ".join(f"{len(names)} {what}: {listed(names, most, length)}" for what, names in faults.items())
 
-    whole = text(LISTED_LENGTH)
-    return whole if len(whole) <= LISTED_LENGTH else text(LISTED_LENGTH // len(faults))
+    whole = text(2, LISTED_LENGTH)
+    return whole if len(whole) <= LISTED_LENGTH else text(1, LISTED_LENGTH // len(faults))
 
 
 def _refuse_other_packing(named: NamedTensors, expected: Mapping[str, mx.array], linears: Mapping[str, Shape]) -> None:

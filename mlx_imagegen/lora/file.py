@@ -286,7 +286,7 @@ def _locate(source: str, notify: Notify) -> tuple[Path, str | None]:
 def is_local(source: str) -> bool:
     """Whether a LoRA can be opened without a download; asks nobody."""
     remote = REMOTE.fullmatch(source)
-    if remote is None or Path(source).expanduser().exists():
+    if remote is None or expanded(source).exists():
         return True
     folder = cached(cache_folder(), remote["repo"], remote["revision"] or "main")
     return folder is not None and (folder / remote["file"]).is_file()

@@ -20,7 +20,6 @@ from .deltas import Entry
 from .file import LoraFile
 from .names import find_module, known_names
 
-NAMES_LENGTH = 360  # characters of a refusal's three names: each is shown in full, for they differ in their ends
 OtherNames = Callable[[str, Iterable[str]], Mapping[str, Sequence[RowRange]]]  # Family.lora_names
 Key = tuple[str, str, str]  # component, module path, parameter
 
@@ -207,7 +206,7 @@ def _refuse_misfit(match: Match, title: str, partial: bool) -> None:
     file = match.lora.file
     other = file.family if file.families and title not in file.families else None
     looks = f" It looks like a LoRA for {other}." if other else ""
-    unmatched = listed([f"'{name}' ({why})" for name, why in match.unmatched.items()], length=NAMES_LENGTH, joint="; ")
+    unmatched = listed([f"'{name}' ({why})" for name, why in match.unmatched.items()], most=5, joint="; ")
     if not match.total:
         raise LoraError(
             f"{file.requested_as} holds no tensors; download it again, or take another save of the training."

@@ -156,7 +156,7 @@ def _read(quant: str, path: Path, family: str) -> Recipe:
     _refuse_unknown(path, rest, KEYS)
     search = rest.get("search", False)
     if not isinstance(search, bool):
-        raise QuantizationError(f"{path}: search {search!r} is not possible; give true or false.")
+        raise QuantizationError(f"{path}: search {quoted(search)} is not possible; give true or false.")
     digest = hashlib.sha256(repr((rows, sorted(rest.items()))).encode()).hexdigest()[:16]
     general = Row(("*",), _packing(path, rest))
     return Recipe(
@@ -182,7 +182,9 @@ def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
         )
     depth = row.get("depth", 0)
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
-        raise QuantizationError(f"{path}: depth {depth!r} is no number of layers; give the least that the row is for.")
+        raise QuantizationError(
+            f"{path}: depth {quoted(depth)} is no number of layers; give the least that the row is for."
+        )
     return Row(globs, _packing(path, general | row), depth)
 
 
@@ -192,7 +194,7 @@ def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
     if bits == DENSE_BITS:
         return None
     if not isinstance(mode, str) or mode not in MODES:
-        raise QuantizationError(f"{path}: mode '{mode}' is not one of MLX's: {', '.join(MODES)}.")
+        raise QuantizationError(f"{path}: mode {quoted(mode)} is not one of MLX's: {', '.join(MODES)}.")
     group_size = row.get("group_size", max(size for size in GROUP_SIZES[mode] if size <= 64))
     for what, value, choices in (("bits", bits, MODES[mode]), ("group_size", group_size, GROUP_SIZES[mode])):
         if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
@@ -208,7 +210,9 @@ def _kept(path: Path, table: dict[str, Any]) -> tuple[str, ...]:
     globs = _globs(path, table, "keep")
     for glob in globs:
         if not fnmatch.filter(COMPONENTS, glob):
-            raise QuantizationError(f"{path}: keep '{glob}' is no part of a model; there are {', '.join(COMPONENTS)}.")
+            raise QuantizationError(
+                f"{path}: keep {quoted(glob)} is no part of a model; there are {', '.join(COMPONENTS)}."
+            )
     return globs
 
 
@@ -225,5 +229,5 @@ def _globs(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
 def _refuse_unknown(path: Path, given: dict[str, Any], known: frozenset[str]) -> None:
     if unknown := given.keys() - known:
         raise QuantizationError(
-            f"{path}: '{min(unknown)}' is not known in a recipe; known: {', '.join(sorted(known))}."
+            f"{path}: {quoted(min(unknown))} is not known in a recipe; known: {', '.join(sorted(known))}."
         )

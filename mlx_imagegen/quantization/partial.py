@@ -191,6 +191,8 @@ def partial_path(target: Path) -> Path:
 
 def place_of(output: str | Path) -> Path:
     """Where the folder will be: a link's own place cannot be renamed over."""
+    if not str(output):
+        raise OutputError("the output's name is empty; give a folder.")
     target = expanded(output).absolute()
     return target.resolve() if target.is_symlink() else target
 

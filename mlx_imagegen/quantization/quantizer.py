@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
-from ..errors import QuantizationError, RequestError
+from ..errors import QuantizationError, RequestError, file_errors
 from ..folding import Fold, Read
 from ..hub.download import Notify, notify_stderr
 from ..hub.record import revision_of
@@ -23,7 +23,7 @@ from ..lora.merge import Merge, Wanted
 from ..packing.importance import importance_in
 from ..packing.recipes import recipe_names
 from ..pipeline import load
-from ..request.options import check_types
+from ..request.options import check_callable, check_types
 from ..result import OnStep
 from .calibrate import Statistics, collect
 from .calibration_set import CalibrationItem
@@ -37,6 +37,7 @@ DEFAULT_QUANT = "q6"
 SEARCH_COST = 6  # how many times longer looking for scales may take than plain rounding
 
 
+@file_errors()
 def quantize(
     model: str | Path,
     output: str | Path,
@@ -64,6 +65,7 @@ def quantize(
     other. `fold_size`: (width, height) to go with it, where the schedule depends on the size.
     """
     check_types({"lora_partial": lora_partial})
+    check_callable(on_progress=on_progress, on_step=on_step, on_download=on_download)
     if workers is not None and (type(workers) is not int or not 1 <= workers <= MOST_WORKERS):
         raise RequestError(f"workers {workers!r}: give a number of threads from 1 to {MOST_WORKERS}.")
     target = place_of(output)
@@ -132,7 +134,9 @@ def chosen_quant(quant: str | None, bits: int | None) -> str:
     """The recipe of `quant=` and `bits=`, of which one may be given."""
     if quant is not None and bits is not None:
         raise RequestError(f"quant {quant!r} and bits {bits!r} both name a recipe; give one of the two.")
-    return quant_of_bits(bits) if bits is not None else quant or DEFAULT_QUANT
+    if bits is not None:
+        return quant_of_bits(bits)
+    return DEFAULT_QUANT if quant is None else quant
 
 
 def quant_of_bits(bits: int) -> str:

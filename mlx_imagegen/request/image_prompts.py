@@ -1,11 +1,15 @@
-"""Pictures that stand in the prompt: which adapter reads each, and how much it counts.
+"""Pictures that go with the prompt: which adapter reads each, and how much it counts.
 
-In: what the user gave as `redux`. Out: `ImagePrompt`s, checked as far as that can be done without their adapters.
+In: what the user gave as `redux` and `ip_adapter`. Out: `ImagePrompt`s, checked as far as that can be done without
+their adapters.
 Must not know: adapters, how they are opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from PIL import Image
 
 from ..errors import RequestError
 from ..families.image_prompts import AdapterSource, ImagePrompt
@@ -16,8 +20,9 @@ from ..paths import expanded
 from .entries import EntryForm
 
 FIELDS = ("picture", "scale", "model")
-FORMS = {name: EntryForm(name, FIELDS) for name in ("redux",)}  # by parameter
+FORMS = {name: EntryForm(name, FIELDS) for name in ("redux", "ip_adapter")}  # by parameter
 SCALE_LIMIT = 10.0
+BLACK_SIDE = 16  # a black picture's size makes no difference
 
 
 def open_image_prompts(
@@ -32,12 +37,23 @@ def open_image_prompts(
                 f"{parameter}: {manifest.name} takes no such pictures. Models that do: {able(parameter, manifest)}."
             )
         images += [_image_prompt(form, entry, notes) for entry in entries]
-    if images and cfg > 1:
+    if cfg > 1 and any(image.adapter.in_prompt for image in images):
         raise RequestError(
             f"{images[0].adapter.parameter}: the pictures stand in the prompt, and a negative prompt has none; leave "
             "true_cfg out."
         )
     return tuple(images)
+
+
+def negative_images(images: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
+    """What a negative prompt has of them: as in diffusers, black pictures to look at."""
+    black = Image.new("RGB", (BLACK_SIDE, BLACK_SIDE))
+    return tuple(replace(image, picture=black) for image in images if not image.adapter.in_prompt)
+
+
+def image_prompt_text(entry: Mapping[str, Any]) -> str:
+    """What `parse_image_prompt` takes apart."""
+    return f"{entry['picture']}:{entry['scale']:g}:{entry['model']}"
 
 
 def parse_image_prompt(text: str) -> dict[str, Any]:

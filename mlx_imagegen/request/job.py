@@ -27,7 +27,7 @@ from ..random import SEED_LIMIT
 from . import options
 from .completion import completed
 from .controls import Control, open_controls
-from .image_prompts import adapters_own, described, open_image_prompts
+from .image_prompts import adapters_own, described, negative_images, open_image_prompts
 from .inputs import check_needs, noise_array, noise_notes, open_references, step_noise_arrays
 from .parameters import (
     DEFAULT_STRENGTH,
@@ -212,7 +212,7 @@ def _jobs(
     if boxes and keep_aspect:
         notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
-    negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options)
+    negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
         "negative": negative,
         "settings": settings,
@@ -275,10 +275,10 @@ def _plain(value: Any) -> Any:
 
 
 def _text(prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
-    """`images`: those that stand in the prompt, and may be all of it."""
+    """`images`: those that stand in the prompt may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
-    if not prompt.strip() and not images:
+    if not prompt.strip() and not any(image.adapter.in_prompt for image in images):
         raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
 
@@ -370,8 +370,9 @@ def _negative(
     negative_prompt: str | None,
     pictures: tuple[Image.Image, ...],
     chosen: tuple[tuple[str, Any], ...],
+    images: tuple[ImagePrompt, ...],
 ) -> Prompt | None:
     if settings.cfg <= 1:
         return None
     default = manifest.defaults.negative_prompt or ""
-    return Prompt(default if negative_prompt is None else negative_prompt, pictures, chosen)
+    return Prompt(default if negative_prompt is None else negative_prompt, pictures, chosen, images)

@@ -36,6 +36,12 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
 
 
+def check_callable(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise RequestError(f"{name} is {quoted(value)}: give a function.")
+
+
 def sampling(
     manifest: Manifest, steps: int | None, references: int, given: Mapping[str, Any], notes: list[str]
 ) -> tuple[int | None, dict[str, Any]]:

@@ -265,6 +265,13 @@ class PictureParameters(TypedDict, total=False):
             "pictures", "FILE[:SCALE[:MODEL]]", hashed=True, aliases=("redux_image", "image_prompt"),
         ),
     ]  # fmt: skip
+    ip_adapter: Annotated[
+        "Picture | Sequence[Any] | None",
+        Parameter(
+            IMAGE_PROMPTS, "FLUX.1: pictures to look at next to the words: (picture, scale, folder of an IP-Adapter)",
+            "pictures", "FILE[:SCALE[:MODEL]]", hashed=True, aliases=("ip_adapter_image",),
+        ),
+    ]  # fmt: skip
     transparent: Annotated[
         bool | None,
         Parameter(

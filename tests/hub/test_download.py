@@ -1,12 +1,15 @@
 """Downloads against a hub of our own: in memory, and over HTTP on this machine with the real client."""
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import http.server
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +26,7 @@ from mlx_imagegen.errors import DownloadError, MissingFileError, RequestError, U
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.download import Download, RemoteFile, absent, fetch, locate
 from mlx_imagegen.hub.manifest import Defaults, Manifest, manifests
-from mlx_imagegen.hub.snapshots import cached
+from mlx_imagegen.hub.snapshots import cached, remove_orphans
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -154,7 +157,7 @@ def test_a_full_disk_is_refused_before_and_explained_within(tmp_path: Path, monk
     monkeypatch.setattr(
         hub, "download", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     )
-    with pytest.raises(DownloadError, match="disk became full while Tiny.*goes on from there"):
+    with pytest.raises(DownloadError, match="disk became full while Tiny.*files that are whole are kept"):
         fetch(MODEL, lambda line: None, hub)
 
 
@@ -215,6 +218,8 @@ def test_generate_refuses_a_bad_request_before_a_download(monkeypatch: pytest.Mo
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub's protocol as a snapshot needs."""
 
+    resets = ""  # the file whose next transfer breaks off
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -237,9 +242,28 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif "/resolve/" not in path:
             self._answer(404, path.encode(), {})
         else:
-            data = FILES[path.partition("/resolve/")[2].partition("/")[2]]
+            name = path.partition("/resolve/")[2].partition("/")[2]
+            data = FILES[name]
+            if path.startswith("/someone/shaky/") and name == Hub.resets and self.command == "GET":
+                Hub.resets = ""
+                self._reset(data)
+                return
             git_hash = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             self._answer(200, data, {"ETag": f'"{git_hash}"', "X-Repo-Commit": COMMIT})
+
+    def _reset(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a connection that was closed on purpose
+            super().handle()
 
     def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -301,6 +325,30 @@ def test_the_real_client_downloads_resumes_and_works_offline(hub_address: str, f
         assert refused.startswith("refused: Tiny cannot be downloaded") and f"its copy in the cache {state}" in refused
         assert fetched(hub_address) == str(folder)
         assert (folder / name).read_bytes() == FILES[name]
+
+
+def test_a_reset_connection_is_tried_again(hub_address: str, fetched: Callable[..., str]) -> None:
+    Hub.resets = "transformer/two.safetensors"
+    folder = Path(fetched(hub_address, repo="someone/shaky"))
+    assert Hub.resets == "", "the connection was reset"
+    assert (folder / "transformer/two.safetensors").read_bytes() == FILES["transformer/two.safetensors"]
+
+
+def test_what_killed_downloads_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    put(tmp_path, FILES)
+    storage, locks = tmp_path / "models--someone--tiny", tmp_path / ".locks" / "models--someone--tiny"
+    locks.mkdir(parents=True)
+    blob, busy = "a" * 64, "b" * 64
+    kept = {path.name for path in (storage / "blobs").iterdir()} | {f"{busy}.0123abcd.incomplete", f"{blob}.incomplete"}
+    for name in (f"{blob}.0123abcd.incomplete", f"{blob}.89abcdef.incomplete", *kept):
+        (storage / "blobs" / name).write_bytes(b"half")
+    for name in (blob, busy):
+        (locks / f"{name}.lock").touch()
+    with (locks / f"{busy}.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert remove_orphans(tmp_path, "someone/tiny") == 8
+    assert {path.name for path in (storage / "blobs").iterdir()} == kept
+    assert remove_orphans(tmp_path, "someone/tiny") == 4  # nobody holds that lock any more
 
 
 def test_the_real_client_s_refusals_are_explained(hub_address: str, fetched: Callable[..., str]) -> None:

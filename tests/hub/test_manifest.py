@@ -92,13 +92,9 @@ def test_unknown_names_list_the_near_ones(name: str, near: str) -> None:
         find(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("zzz", UnknownModelError), ("", UnknownModelError), ("./z", MissingFileError)]
-)
-def test_names_far_from_all_say_what_lists_them(name: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match="`mlx-imagegen models` lists the names") as caught:
-        find(name)
-    assert len(str(caught.value)) < 200
+def test_names_far_from_all_list_one_of_each_family() -> None:
+    with pytest.raises(UnknownModelError, match="known models: .*flux-dev.*qwen-image.*mlx-imagegen models lists all"):
+        find("zzz")
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/no/such/model"])

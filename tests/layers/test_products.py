@@ -38,9 +38,14 @@ def test_a_bias_is_added_once_by_whatever_comes_next(packed: bool, bias: bool) -
     np.testing.assert_allclose(np.array(gated_sum_of(y, gate, product)), gated, atol=1e-3)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_inputs_in_parts_are_those_in_one_place(packed: bool, bias: bool) -> None:
+def test_inputs_in_parts_are_those_in_one_place(
+    packed: bool, bias: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a dense weight is read in parts as well."""
+    monkeypatch.setattr("mlx_imagegen.layers.linear.on_gpu", lambda: gpu)
     layer, weight, offset = drawn_linear(packed, bias)
     x = mx.random.normal((1, 5, 192), key=mx.random.key(3))
     parts = x[..., :64], x[..., 64:]

@@ -136,7 +136,7 @@ def test_no_key_matches(tmp_path: Path) -> None:
         matched(file)
     message = str(refused.value)
     assert "none of its 4 modules has a place in FLUX.1" in message
-    assert all(f"'unheard.of.{i}' (no such module)" in message for i in range(3)) and "… and 1 more" in message
+    assert all(f"'unheard.of.{i}' (no such module)" in message for i in range(4))
 
 
 def test_names_without_a_place_are_shown_in_full() -> None:

@@ -193,6 +193,14 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> Non
         read_recipe(str(path), "flux1")
 
 
+@pytest.mark.parametrize("row", ["keep = '{}'", "mode = '{}'", "depth = '{}'", "{} = 1", "bits = '{}'"])
+def test_a_refusal_quotes_no_more_than_fits_a_line(tmp_path: Path, row: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"{row.format('y' * 5000)}\n[[flux1]]\nmatch = '*'")
+    with pytest.raises(QuantizationError) as caught:
+        read_recipe(str(tmp_path / "mine.toml"), "flux1")
+    assert len(str(caught.value).replace(str(tmp_path), "")) <= 400
+
+
 def test_one_glob_needs_no_list(tmp_path: Path) -> None:
     """Taken letter by letter, its * would drop every tensor."""
     path = tmp_path / "mine.toml"

@@ -15,6 +15,7 @@ from ..base import with_references
 from ..controlled import ControlledDenoiser
 from ..controls import EncodedControl
 from .control import ControlPass
+from .prompts import AttendedPicture
 from .transformer import Modulation, Residuals
 
 
@@ -25,6 +26,7 @@ class Condition:
     txt: mx.array  # [1, T, D]
     rope: Rope
     modulation: Sequence[Modulation]  # one a step
+    pictures: Sequence[AttendedPicture] = ()
 
 
 class Flux1Denoiser(ControlledDenoiser[Condition, Residuals]):
@@ -55,6 +57,6 @@ class Flux1Denoiser(ControlledDenoiser[Condition, Residuals]):
         x, references = with_references(x, self._references)
         velocity: mx.array = transformer(
             x, branch.txt, branch.rope, branch.modulation[index], references, self._residuals,
-            self.after_first_block(index, branch),
+            self.after_first_block(index, branch), branch.pictures,
         )  # fmt: skip
         return velocity

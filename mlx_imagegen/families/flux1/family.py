@@ -6,13 +6,13 @@ what they are shown in further channels of every token, Kontext in further token
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ...autoencoders.kl import Decoder, Encoder, normalized
 from ...errors import QuantizationError, RequestError
@@ -21,7 +21,7 @@ from ...hub.manifest import Manifest
 from ...image import to_pixels
 from ...layers.patches import Grid, patchified, unpatchified
 from ...layers.posterior import sample
-from ...layers.rope import Rope, rope_table
+from ...layers.rope import Rope
 from ...loading.component import Component
 from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
@@ -36,18 +36,18 @@ from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..controls import ControlNetwork, ControlPicture, EncodedControl
 from ..image_prompts import AdapterSource, ImageAdapter
+from .adapters import encode_pictures, has_text, open_adapter
 from .control import ControlPass, FluxControlNetwork
 from .denoiser import Condition, Flux1Denoiser
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
 from .keys import lora_names
 from .modulation import PromptTables
-from .prompts import FluxBranch
-from .redux import FluxRedux, PromptPictures
-from .references import EncodedReferences, reference_positions, reference_size
+from .positions import rope
+from .prompts import FluxBranch, PromptPictures
+from .references import EncodedReferences, reference_size
 from .transformer import FluxTransformer, cuts
 
-THETA = 10000.0  # rope's base; fixed in diffusers' code
 INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
 
 
@@ -83,7 +83,7 @@ class Flux1(Family[FluxBranch]):
             self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
         self.inputs_on_disk = files.inputs  # whatever a LoRA makes of them
         self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
-        self._pictures: dict[Hashable, PromptPictures] = {}  # by prompts' images_key, of the latest request
+        self._pictures: dict[Hashable, tuple[PromptPictures, ...]] = {}  # by prompts' images_key, of the latest request
 
     def _transformer(self) -> Component:
         files = self.files
@@ -105,15 +105,15 @@ class Flux1(Family[FluxBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
         length = settings.extras["max_sequence_length"]
-        pictures = self._pictures.get(prompt.images_key)
         (txt, pooled), notes = (
-            self._encode_text(prompt.text, length) if _has_text(prompt) else (self._no_text(length), [])
+            self._encode_text(prompt.text, length) if has_text(prompt) else (self._no_text(length), [])
         )
-        if pictures:
-            txt, pooled = pictures.after(txt, pooled)
+        pictures = self._pictures.get(prompt.images_key, ())
+        for each in pictures:
+            txt, pooled = each.after(txt, pooled)
         mx.eval(txt, pooled)
         references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt))
-        return FluxBranch(txt, pooled, references), notes
+        return FluxBranch(txt, pooled, references, tuple(itertools.chain(*(each.attended for each in pictures)))), notes
 
     def _encode_text(self, text: str, length: int) -> tuple[tuple[mx.array, mx.array], list[str]]:
         """T5's features and CLIP's vector, and notes on what was cut off."""
@@ -142,19 +142,22 @@ class Flux1(Family[FluxBranch]):
         """None where no prompt has words, and none has references."""
         prompts = list(prompts)
         return (
-            super().encode_stages(prompts) if any(_has_text(prompt) or prompt.references for prompt in prompts) else ()
+            super().encode_stages(prompts) if any(has_text(prompt) or prompt.references for prompt in prompts) else ()
         )
 
     def open_adapter(self, source: AdapterSource, folder: Path) -> ImageAdapter[PromptPictures]:
-        return FluxRedux(source.name, folder, self.files.config)
+        return open_adapter(source, folder, self.files.config)
 
     def encode_images(self, prompts: Sequence[Prompt]) -> None:
         wanted = {prompt.images_key: prompt.images for prompt in prompts}
-        self._pictures = {key: made for key, made in self._pictures.items() if key in wanted}
-        for key, images in wanted.items():
-            if key not in self._pictures:
-                (adapter,) = {image.adapter for image in images}
-                self._pictures[key] = self.adapters[adapter].encode(images)
+        if self.sharing and not all(image.adapter.in_prompt for images in wanted.values() for image in images):
+            raise RequestError(
+                "ip_adapter: its keys are of all heads, and layers shared out have a part; use one machine."
+            )
+        known = self._pictures
+        self._pictures = {
+            key: known.get(key) or encode_pictures(images, self.adapters) for key, images in wanted.items()
+        }
 
     @functools.cached_property
     def _clip_tokenizer(self) -> Tokenizer:
@@ -193,6 +196,7 @@ class Flux1(Family[FluxBranch]):
                 branch.txt.astype(self.transformer.dtype),
                 self._rope(branch.txt.shape[1], settings, references),
                 table,
+                [picture.astype(self.transformer.dtype) for picture in branch.attended],
             )
             for branch, table in zip(branches, tables, strict=True)
         ]
@@ -345,14 +349,5 @@ class Flux1(Family[FluxBranch]):
             network.forget()
 
     def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
-        """Every text token stands at (0, 0, 0), image tokens at (0, row, column)."""
-        rows, columns = np.indices(self.grid(settings)).reshape(2, -1)
-        image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
-        shown = [reference_positions(references.grids)] if references else []
-        positions = np.concatenate([np.zeros((text_length, 3), image.dtype), image, *shown])
-        return rope_table(positions, self.files.config.axes_dims_rope, THETA)
-
-
-def _has_text(prompt: Prompt) -> bool:
-    """Pictures may be the prompt alone."""
-    return bool(prompt.text.strip()) or not prompt.images
+        grids = references.grids if references else ()
+        return rope(text_length, self.grid(settings), grids, self.files.config.axes_dims_rope)

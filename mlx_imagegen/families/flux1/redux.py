@@ -24,6 +24,7 @@ from ...vision.pixels import read_fixed_size
 from ...vision.siglip import UNUSED, SiglipConfig, SiglipVisionModel, from_siglip
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
+from .prompts import PromptPictures
 
 EXPANSION = 3  # of the layer in between, in widths of the text; fixed in diffusers' code
 
@@ -47,19 +48,6 @@ class ReduxEmbedder(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.redux_down(silu(self.redux_up(x)))
-
-
-@dataclass(frozen=True)
-class PromptPictures:
-    """What Redux makes of a prompt's pictures."""
-
-    tokens: mx.array  # [1, R, D], added up
-    scale: float  # the sum of the pictures', by which the text is multiplied
-
-    def after(self, txt: mx.array, pooled: mx.array) -> tuple[mx.array, mx.array]:
-        """The prompt with the pictures in it: text features [1, T, D] and pooled [1, P]."""
-        scale = mx.array(self.scale, txt.dtype)
-        return mx.concatenate([txt * scale, self.tokens.astype(txt.dtype)], axis=1), pooled * scale
 
 
 class FluxRedux(ImageAdapter[PromptPictures]):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...layers.attention import KeyValues, attend
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import Attention, FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
@@ -22,6 +23,7 @@ from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, heads, rows
 from ...precision import stream_dtype
 from .config import FluxConfig
+from .prompts import AttendedPicture
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
 
@@ -80,8 +82,10 @@ class FluxTransformer(FluxBlocks):
         references: int = 0,
         residuals: Sequence[Residuals] = (),
         after_first: AfterFirstBlock = run_all,
+        pictures: Sequence[AttendedPicture] = (),
     ) -> mx.array:
-        """`references`: how many of x's tokens, the last ones, are reference pictures'."""
+        """`references`: how many of x's tokens, the last ones, are reference pictures'. `pictures`: what the double
+        blocks look at besides."""
         stream = stream_dtype(x.dtype)
         img = self.x_embedder(x).astype(stream)  # [B, L, D]
         txt = self.context_embedder(txt).astype(stream)  # [B, T, D]
@@ -89,7 +93,9 @@ class FluxTransformer(FluxBlocks):
 
         def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
             rows = table_row(modulation.img, index), table_row(modulation.txt, index)
-            img, txt = self.transformer_blocks[index](img, txt, rope, *rows)
+            img, txt = self.transformer_blocks[index](
+                img, txt, rope, *rows, [(picture.scale, picture.blocks[index]) for picture in pictures]
+            )
             for each in residuals:
                 img = img + each.double[index] if each.double else img
             return img, txt
@@ -122,15 +128,24 @@ class DoubleBlock(nn.Module):
         self.ff_context = FeedForward(dims)
 
     def __call__(
-        self, img: mx.array, txt: mx.array, rope: Rope, img_mod: mx.array, txt_mod: mx.array
+        self,
+        img: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        img_mod: mx.array,
+        txt_mod: mx.array,
+        pictures: Sequence[tuple[float, KeyValues]] = (),
     ) -> tuple[mx.array, mx.array]:
+        """`pictures`: the scale, keys and values of each that is looked at besides."""
         img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = img_mod
         txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = txt_mod
-        img_attn, txt_attn = self.attn(
+        img_attn, txt_attn, queries = self.attn.with_queries(
             modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
         )
         img = gated_sum_of(img, img_gate, img_attn)
         img = gated_sum_of(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
+        for scale, pair in pictures:
+            img = img + scale * attend(queries, *pair)
         txt = gated_sum_of(txt, txt_gate, txt_attn)
         txt = gated_sum_of(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
         return img, txt

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...errors import ConfigError
+from ...escaping import quoted
 from ...loading.config import Config
 from .spec import TRANSFORMER
 
@@ -30,8 +31,8 @@ class QwenImage21Config(Config):
         kind = data.get("_class_name", TRANSFORMER)
         if kind != TRANSFORMER:
             raise ConfigError(
-                f"{where}: this is a '{kind}', another architecture than Qwen-Image-2.1's {TRANSFORMER}; take the file "
-                "from the model's repository."
+                f"{where}: this is a {quoted(kind)}, another architecture than Qwen-Image-2.1's {TRANSFORMER}; take "
+                "the file from the model's repository."
             )
         config = super().read(data, where)
         counts = ("attention_head_dim", "num_attention_heads", "num_layers", "mlp_ratio")

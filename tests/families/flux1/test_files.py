@@ -3,6 +3,8 @@
 tests/data/names holds the lists (tests/references/names.py); nothing here reads a weight.
 """
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +15,20 @@ import pytest
 
 from mlx_imagegen.autoencoders.kl import Autoencoder, VaeConfig
 from mlx_imagegen.autoencoders.layouts import from_ldm
-from mlx_imagegen.errors import MismatchError
+from mlx_imagegen.errors import ConfigError, MismatchError
+from mlx_imagegen.families import open_family
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.files import CLIP_TABLE, T5_TABLE
 from mlx_imagegen.families.flux1.keys import from_clip, from_original, from_t5
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.families.flux1.original import autoencoder_config, transformer_config
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading.checkpoint import Checkpoint, Tensor
 from mlx_imagegen.loading.names import Rename, same_names
 from mlx_imagegen.loading.tensors import NamedTensors, name_tensors
-from mlx_imagegen.loading.weights import check_tensors, layers, own_parameters
+from mlx_imagegen.loading.weights import WeightTransforms, check_tensors, layers, own_parameters
 from mlx_imagegen.text.clip import CLIPConfig, ClipTextModel
 from mlx_imagegen.text.t5 import T5Config, T5Encoder
 from tests.references.names import expand
@@ -124,3 +128,13 @@ def test_modulation_is_27_percent_and_not_in_the_loop() -> None:
     _, (loop, folded) = published("FLUX.1-dev", "transformer")
     assert count(loop) + count(folded) == 11_901_408_320
     assert 0.26 < count(folded) / 11_901_408_320 < 0.29
+
+
+def test_widths_whose_product_is_no_arrays_are_refused(flux_folder: Path, tmp_path: Path) -> None:
+    """Each is within its range."""
+    shutil.copytree(flux_folder, tmp_path / "model")
+    config = tmp_path / "model" / "transformer" / "config.json"
+    wide = {"attention_head_dim": 2**18, "num_attention_heads": 4096, "axes_dims_rope": [2**17, 2**16, 2**16]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | wide))
+    with pytest.raises(ConfigError, match="larger than any array may be"):
+        open_family(manifests()["flux-schnell"], tmp_path / "model", WeightTransforms())

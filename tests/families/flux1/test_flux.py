@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError
-from mlx_imagegen.families.flux1.family import THETA, Flux1
+from mlx_imagegen.families.flux1.family import Flux1
 from mlx_imagegen.families.flux1.modulation import tabulate
+from mlx_imagegen.families.flux1.positions import THETA
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.layers.activation import silu
 from mlx_imagegen.layers.linear import Linear

@@ -1,0 +1,40 @@
+"""What makes ranks differ, by name; equal ones do not."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_imagegen.distributed.agreement import difference, identity
+from mlx_imagegen.pipeline import Pipeline, load
+
+
+@pytest.fixture
+def opened(flux_folder: Path) -> Pipeline:
+    return load(flux_folder)
+
+
+def test_the_same_is_the_same(opened: Pipeline, flux_copy: Path) -> None:
+    jobs = opened.jobs("an owl", seed=1)
+    assert difference(identity(opened, jobs), identity(load(flux_copy), jobs)) is None, "wherever the files lie"
+
+
+def test_a_denoiser_in_another_dtype(opened: Pipeline) -> None:
+    """An M1 takes float16 where later chips take bfloat16: a sum of both would be noise."""
+    first = identity(opened, [])
+    opened.family.transformer.dtype = mx.float16
+    wanted = "a denoiser in float16 (see --precision), and rank 0 a denoiser in float32 (see --precision)"
+    assert difference(first, identity(opened, [])) == wanted
+
+
+def test_other_pictures_files_and_quants(opened: Pipeline, flux_folder: Path, flux_copy: Path) -> None:
+    first = identity(opened, opened.jobs("an owl", seed=1))
+    assert difference(first, identity(opened, opened.jobs("an owl", seed=2))) == "other pictures to draw"
+    packed = load(flux_folder, quant="q8")
+    assert (
+        difference(first, identity(packed, packed.jobs("an owl", seed=1))) == "the quant q8, and rank 0 the quant none"
+    )
+    weights = next((flux_copy / "transformer").glob("*.safetensors"))
+    weights.rename(weights.with_name("model.safetensors"))
+    found = difference(first, identity(load(flux_copy), []))
+    assert found == f"no transformer/{weights.name}, which rank 0 has", found

@@ -1,0 +1,26 @@
+"""XLabs' IP-Adapter against transformers and diffusers on freshly drawn models."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.families.flux1.test_ip_adapter import KINDS, WAYS, check_features, check_picture
+from tests.parity.draws import draw_adapters
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_adapters("flux_ip_adapter.py", tmp_path_factory.mktemp("ip_adapter"), KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features(drawn: Path, kind: str) -> None:
+    check_features(drawn / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_pictures(drawn: Path, kind: str, way: str) -> None:
+    check_picture(drawn / kind, way)
