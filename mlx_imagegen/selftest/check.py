@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..precision import on_gpu
+from ..precision import emulates_bfloat16, on_gpu
 
-DTYPES = (mx.bfloat16, mx.float32)
 # What rounding explains where the arithmetic inside is float32. TF32 is off by 3e-4 of a product, and is found.
-ROUNDING = {mx.bfloat16: 5e-3, mx.float32: 1e-4}
+ROUNDING = {mx.bfloat16: 5e-3, mx.float16: 1e-3, mx.float32: 1e-4}
 EXACT = 0.0  # of what only moves numbers
 
 
@@ -63,6 +62,11 @@ def drawn(dtype: mx.Dtype, *shape: int, part: int = 0) -> tuple[mx.array, np.nda
 def normals() -> np.ndarray:
     """Drawn once. Larger arrays repeat them; an odd count never begins two rows alike."""
     return np.random.default_rng(0).standard_normal(2**24 + 1, np.float32)
+
+
+def dtypes() -> tuple[mx.Dtype, ...]:
+    """Those that a run here may compute in."""
+    return (mx.bfloat16, mx.float16, mx.float32) if emulates_bfloat16() else (mx.bfloat16, mx.float32)
 
 
 def real(size: int, small: int) -> int:

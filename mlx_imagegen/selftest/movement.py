@@ -9,13 +9,13 @@ from ..layers.conv import doubled
 from ..layers.patches import patchified, unpatchified
 from ..layers.strips import Cut, Strips
 from ..loading.tensor import as_mlx
-from .check import DTYPES, EXACT, Check, compared, drawn, dtype_name, real
+from .check import EXACT, Check, compared, drawn, dtype_name, dtypes, real
 
 MOVEMENT = "gathering and moving"
 
 
 def movement_checks() -> Iterator[Check]:
-    for dtype in DTYPES:
+    for dtype in dtypes():
         yield from gather_checks(dtype)
         yield from sequence_checks(dtype)
     yield from picture_checks(real(128, 24))

@@ -6,13 +6,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..layers.linear import Linear
-from .check import DTYPES, ROUNDING, Check, compared, drawn, dtype_name, real
+from .check import ROUNDING, Check, compared, drawn, dtype_name, dtypes, real
 
 PRODUCT = "dense product"
 
 
 def product_checks() -> Iterator[Check]:
-    for dtype in DTYPES:
+    for dtype in dtypes():
         for tokens, rows, columns, bias in shapes():
             yield product_check(dtype, tokens, rows, columns, bias)
         yield parts_check(dtype, real(4608, 129), real(3072, 192))

@@ -81,6 +81,16 @@ def test_each_check_is_right_here_and_wrong_when_its_operation_is(kind: str, mon
     assert not missed
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PLACES if kind != "convolutions"])
+def test_a_chip_that_emulates_bfloat16_is_checked_in_float16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = len(list(suite.self_test([kind])))
+    for module in (check, packed):
+        monkeypatch.setattr(module, "emulates_bfloat16", lambda: True)
+    checks = list(suite.self_test([kind]))
+    narrow = [each for each in checks if "float16" in each.case.replace("bfloat16", "")]
+    assert narrow and len(checks) == usual + len(narrow) and all(each.right for each in checks)
+
+
 def test_a_gather_of_wrong_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movement, "drawn", lambda dtype, *shape: _shifted(*check.drawn(dtype, *shape)))
     assert not any(each.right for each in movement.gather_checks(mx.float32))
