@@ -31,9 +31,11 @@ from mlx_imagegen.masks import (
     sampled,
 )
 from mlx_imagegen.pipeline import Pipeline
+from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.sampling import Solver, UniPC, denoise, euler, flash, timesteps_schedule
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import open_pipeline
+from tests.tiny import draw_flux
 
 DATA = drawn_data()
 FOLDERS = (DATA / "flux/dev", DATA / "qwen_image/image", DATA / "qwen_image/edit")
@@ -147,6 +149,22 @@ def test_places_are_drawn_where_their_first_pixel_is() -> None:
     assert np.array_equal(np.array(sampled(mx.array(mask), (2, 3))), [[0, 0, 0], [0, 0, 1]])
     greys = Image.fromarray(np.array([[HALF - 1, HALF]], np.uint8))
     assert np.array(drawn_pixels(greys)).tolist() == [[0, 1]]
+
+
+def test_a_packed_model_leaves_the_rest_alone(tmp_path: Path) -> None:
+    """By a recipe while it is read, and from a folder that was packed before."""
+    source = draw_flux(tmp_path / "source")
+    noise = np.random.default_rng(3).integers(0, 255, (64, 64, 3), np.uint8)
+    asked: dict[str, Any] = {"image": noise, "mask_box": (16, 0, 64, 40), "strength": 0.7, "seed": 1, "steps": 3}
+    plain = levels(load(source).generate("a fox", **asked).image)
+    for pipeline in (load(source, quant="q8"), load(quantize(source, tmp_path / "packed", quant="q8"))):
+        result = pipeline.generate("a fox", **asked)
+        assert "8-bit" in result.record["quantization"]["transformer"]
+        ours = levels(result.image)
+        outside = np.ones((64, 64), bool)
+        outside[:40, 16:] = False
+        assert np.array_equal(ours[outside], noise[outside])
+        assert 0 < np.abs(ours - plain)[~outside].mean() < 4 < np.abs(ours - noise)[~outside].mean()
 
 
 def test_the_drawn_picture_fades_in_inside_the_mask() -> None:

@@ -15,6 +15,7 @@ from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
 from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import shown
 from ..paths import expanded
+from ..request.kinds import Parameter
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -26,6 +27,7 @@ HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
 SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
+OF_THE_PICTURE = {"sha256", "edges", "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
 
 
@@ -94,6 +96,8 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
             raise RequestError(
                 f"{path} was made from {row.name}, which is not kept in it; give it again with {row.flag}."
             )
+        if key in record and isinstance(given[row.name], list):
+            given[row.name] = _as_recorded(path, row, given[row.name], record[key])
     for field, name in fields_to_give(record):
         if field not in opening:
             raise RequestError(
@@ -102,6 +106,23 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
             )
     gone = {name for row in GIVEN if row.name in given for name in row.replaces}
     return {name: value for name, value in record.items() if name not in gone}
+
+
+def _as_recorded(path: Path, row: Parameter, entries: list[Any], recorded: Any) -> list[Any]:
+    """Pictures that are given again, with what the record says of how each counted; networks are to be named, since
+    they may be fetched."""
+    if not isinstance(recorded, list) or len(recorded) != len(entries):
+        return entries
+    if not all(isinstance(each, dict) for each in (*recorded, *entries)):
+        return entries
+    for was, entry in zip(recorded, entries, strict=True):
+        if was.get("model") and "model" not in entry:
+            raise RequestError(
+                f"{path} was made from {row.name} by {shown(was['model'])}; name that with the picture again, or "
+                f"another one: {row.flag} {row.metavar}."
+            )
+    counted = [{name: was[name] for name in was if name not in OF_THE_PICTURE} for was in recorded]
+    return [was | entry for was, entry in zip(counted, entries, strict=True)]
 
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:

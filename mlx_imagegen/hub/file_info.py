@@ -14,6 +14,7 @@ from ..families import family_spec
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
 from ..loading.tensor import Tensor
+from .mlx_folders import saved_by
 from .recognition import find
 from .record import record_of
 from .single_files import Component, assemble, known_components, missing_line
@@ -48,14 +49,14 @@ def file_info(path: Path) -> dict[str, Any]:
 
 
 def folder_info(folder: Path) -> dict[str, Any]:
-    """What a model's folder is: by its own files, and by what our converter noted of its making."""
+    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making."""
     manifest = find(str(folder)).manifest
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     about = {
         "folder": str(folder.absolute()), "size": f"{size / GB:.2f} GB", "family": family_spec(manifest.family).title,
         "manifest": manifest.name, "licence": manifest.licence,
     }  # fmt: skip
-    return about | record_of(folder)
+    return about | saved_by(folder) | record_of(folder)
 
 
 def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

@@ -47,6 +47,17 @@ def saved_name(component: Path) -> str:
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
+def saved_by(folder: Path) -> dict[str, str]:
+    """For people: which program saved such a folder, of what, and at how many bits; empty for any other."""
+    components = component_folders(folder)
+    if not components:
+        return {}
+    metadata = [saved_metadata(component) for component in components]
+    levels = {str(each.get(LEVEL)) for each in metadata} & {str(bits) for bits in MODES["affine"]}
+    packed = f"packed to {' and '.join(sorted(levels))} bits" if levels else "not packed"
+    return {"saved_by": f"mflux {metadata[0][VERSION]}, {packed}", "saved_from": saved_name(components[0])}
+
+
 def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, Packing]:
     """By the file's names of modules. The metadata gives the bits of most, and with them the size of all groups; a few
     modules may have other bits."""

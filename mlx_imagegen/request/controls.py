@@ -18,6 +18,7 @@ from ..paths import expanded
 from .entries import EntryForm
 
 FORM = EntryForm("control", ("picture", "model", "strength", "kind", "start", "end"))
+USUAL = {"strength": 1.0, "kind": None, "start": 0.0, "end": 1.0}
 STRENGTH_LIMIT = 10.0
 
 
@@ -47,6 +48,13 @@ class Control:
 def open_controls(given: Any, notes: list[str] | None = None) -> tuple[Control, ...]:
     """Of `control=`: one picture, or a list of pictures and of entries with more."""
     return tuple(_control(entry, notes) for entry in FORM.entries(given))
+
+
+def control_text(entry: Mapping[str, Any]) -> str:
+    """What `parse_control` takes apart."""
+    picture, model, *rest = FORM.fields
+    named = [f"{name}={entry[name]}" for name in rest if entry.get(name, USUAL[name]) != USUAL[name]]
+    return ",".join([entry[picture], *([entry[model]] if entry.get(model) else []), *named])
 
 
 def parse_control(text: str) -> dict[str, Any]:

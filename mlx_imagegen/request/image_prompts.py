@@ -51,6 +51,11 @@ def negative_images(images: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
     return tuple(replace(image, picture=black) for image in images if not image.adapter.in_prompt)
 
 
+def image_prompt_text(entry: Mapping[str, Any]) -> str:
+    """What `parse_image_prompt` takes apart."""
+    return f"{entry['picture']}:{entry['scale']:g}:{entry['model']}"
+
+
 def parse_image_prompt(text: str) -> dict[str, Any]:
     """PICTURE[:SCALE[:MODEL]] of the command line."""
     if expanded(text).exists():  # a name may hold a colon

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..request import kinds
+from ..request.controls import control_text
+from ..request.image_prompts import image_prompt_text
 from ..request.kinds import Parameter
 from ..request.parameters import PARAMETERS
 
 FILE = "FILE"  # stands for a picture that the record has only a fingerprint of
+OF_THE_PICTURE = ("sha256", "edges")  # what the record says of a picture itself
+TEXTS = {kinds.CONTROLS: control_text, kinds.IMAGE_PROMPTS: image_prompt_text}
 
 
 def command_line(record: Mapping[str, Any]) -> str:
@@ -37,9 +41,16 @@ def _given(record: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
 
 
 def _files(fingerprints: Any) -> Any:
+    """Files in the place of fingerprints; what goes with a picture stays."""
     if isinstance(fingerprints, list):
-        return [f"{FILE}{index}" for index, _ in enumerate(fingerprints, 1)]
+        return [_file(value, f"{FILE}{index}") for index, value in enumerate(fingerprints, 1)]
     return FILE
+
+
+def _file(recorded: Any, name: str) -> Any:
+    if not isinstance(recorded, Mapping):
+        return name
+    return {"picture": name} | {field: value for field, value in recorded.items() if field not in OF_THE_PICTURE}
 
 
 def _words(row: Parameter, value: Any) -> list[str]:
@@ -48,6 +59,8 @@ def _words(row: Parameter, value: Any) -> list[str]:
         return [row.flag]
     if row.kind is kinds.LORAS:
         return [word for file, scale in value for word in (row.flag, f"{file}:{scale:g}")]
+    if row.kind in TEXTS:
+        return [word for entry in value for word in (row.flag, TEXTS[row.kind](entry))]
     if row.kind is kinds.BOXES:
         return [row.flag, json.dumps(value)]
     if isinstance(value, Sequence) and not isinstance(value, str):

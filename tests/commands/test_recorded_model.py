@@ -9,7 +9,11 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
+from mlx_imagegen.cli import Parser
+from mlx_imagegen.commands import generate
 from mlx_imagegen.commands.recorded_model import at_recorded_revision, revision_notes
+from mlx_imagegen.commands.requests import read_requests
+from mlx_imagegen.errors import RequestError
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.download import identify, is_local
 from mlx_imagegen.hub.manifest import manifests
@@ -139,3 +143,26 @@ def test_no_metadata_writes_the_pixels_alone(cli: Cli, flux_folder: Path) -> Non
         assert image.info == {}
     ran = cli("info", "a.png")
     assert ran.code == 2 and "holds no record" in ran.err
+
+
+def test_pictures_given_again_count_as_they_did(cli: Cli) -> None:
+    """Strength, kind and steps are the record's; the network is to be named, since it may be fetched."""
+    entry = {"sha256": "0" * 16, "model": "flux-controlnet-union", "strength": 0.7, "kind": "depth", "end": 0.8}
+    given = recorded(control_sha256=[entry], redux_sha256=[{"sha256": "1" * 16, "scale": 0.25, "model": "redux"}])
+    parser = Parser()
+    generate.flags(parser)
+
+    def asked(*words: str) -> dict[str, Any]:
+        _, (request,) = read_requests(parser.parse_args(["--from", str(given), *words]))
+        return request
+
+    redux = ("--redux", "a.png:0.5:other")
+    request = asked("--control", "a.png,net", *redux)
+    assert request["control"] == [{"strength": 0.7, "kind": "depth", "end": 0.8, "picture": "a.png", "model": "net"}]
+    assert request["redux"] == [{"scale": "0.5", "picture": "a.png", "model": "other"}], "what is given counts"
+    assert asked("--control", "a.png", "--control", "b.png", *redux)["control"] == [
+        {"picture": "a.png"},
+        {"picture": "b.png"},
+    ]
+    with pytest.raises(RequestError, match="from control by flux-controlnet-union; name that with the picture again"):
+        asked("--control", "a.png", *redux)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from mlx_imagegen import load
+from mlx_imagegen.cli import main
 from mlx_imagegen.errors import CheckpointError, LoraError
 from mlx_imagegen.families import family_spec, open_family
+from mlx_imagegen.hub.file_info import folder_info
 from mlx_imagegen.hub.mlx_folders import saved_name
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import layouts_of
@@ -112,6 +114,18 @@ def test_a_saved_folder_gives_the_picture_of_its_numbers(tmp_path: Path, bits: i
     assert (found.manifest.name, found.file) == ("flux-dev", saved)
     ours, theirs = picture(saved), picture(numbers)
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
+
+
+@pytest.mark.parametrize(("bits", "said"), [(None, "not packed"), (4, "packed to 4 bits")])
+def test_info_says_who_saved_it(
+    tmp_path: Path, bits: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, same = save_as_mflux(tmp_path / "saved", draw_flux(tmp_path / "diffusers"), bits)
+    assert main(["info", str(saved), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["saved_by"] == f"mflux 0.24.0, {said}"
+    assert (shown["saved_from"], shown["family"], shown["manifest"]) == ("saved", "FLUX.1", "flux-dev")
+    assert "saved_by" not in folder_info(same)
 
 
 def test_packed_layers_stay_packed(tmp_path: Path) -> None:

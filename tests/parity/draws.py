@@ -51,3 +51,14 @@ def draw_additions(script: str, place: Path, base: str, kinds: Iterable[str]) ->
     for kind in kinds:
         assembled(folder / "drawn" / kind, folder / base, folder / kind)
     return folder
+
+
+def draw_adapters(script: str, place: Path, kinds: Iterable[str]) -> Path:
+    """Of each kind a FLUX.1, with an image adapter next to it, in a folder of the kind's name."""
+    seed = 2 * fresh_seed()
+    folder = place / f"seed-{seed}"
+    for number, kind in enumerate(kinds, seed):  # inpaint.py draws one kind for even seeds, and the other for odd ones
+        run_script("inpaint.py", folder / "bases" / kind, "--draw", "flux", "--ways", "--seed", number)
+        run_script(script, folder / "drawn" / kind, folder / "bases" / kind / "flux", "--seed", number)
+        assembled(folder / "drawn" / kind, folder / "bases" / kind / "flux", folder / kind)
+    return folder

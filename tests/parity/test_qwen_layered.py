@@ -1,8 +1,5 @@
 """Qwen-Image-Layered on fresh draws: the stored ones cannot be matched by accident or by fitting to them."""
 
-import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +11,16 @@ from tests.families.qwen_image.test_layered import (
     check_schedules,
     check_transformer,
 )
+from tests.parity.draws import fresh_seed, run_script
 
 pytestmark = pytest.mark.parity
-SCRIPT = Path(__file__).parents[1] / "references/qwen_layered.py"
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = str(secrets.randbelow(10**6))
+    seed = fresh_seed()
     folder = tmp_path_factory.mktemp("qwen") / f"layered-{seed}"  # the seed is in every failure's path
-    subprocess.run([sys.executable, SCRIPT, folder, "--seed", seed], check=True, capture_output=True)
+    run_script("qwen_layered.py", folder, "--seed", seed)
     return folder
 
 

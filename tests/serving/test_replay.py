@@ -53,6 +53,44 @@ def test_both_ask_for_the_same(record: dict[str, Any], monkeypatch: pytest.Monke
     assert given == {"lora": [], **record}
 
 
+def test_pictures_keep_what_goes_with_them() -> None:
+    """Each with a flag of its own: how strongly, by which network, in which steps."""
+    record = {
+        "prompt": "x",
+        "control_sha256": [
+            {
+                "sha256": "01",
+                "model": "net-a",
+                "strength": 0.7,
+                "kind": "canny",
+                "start": 0.0,
+                "end": 0.8,
+                "edges": [1, 2],
+            },
+            {"sha256": "02", "strength": 1.0, "start": 0.0, "end": 1.0},
+        ],
+        "redux_sha256": [{"sha256": "03", "scale": 0.25, "model": "folder"}],
+    }
+    line = command_line(record)
+    assert line == (
+        "mlx-imagegen generate x --control FILE1,net-a,strength=0.7,kind=canny,end=0.8 --control FILE2 "
+        "--redux FILE1:0.25:folder"
+    )
+    parser = Parser()
+    generate.flags(parser)
+    _, (request,) = read_requests(parser.parse_args(shlex.split(line)[2:]))
+    first, second = open_fields(request["control"])
+    assert first == {"picture": "FILE1", "model": "net-a", "strength": 0.7, "kind": "canny", "end": 0.8}
+    assert second == {"picture": "FILE2"}
+    assert request["redux"] == [{"picture": "FILE1", "scale": "0.25", "model": "folder"}]
+    assert "    redux=[{'picture': 'FILE1', 'scale': 0.25, 'model': 'folder'}],\n" in python_code(record)
+
+
+def open_fields(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    numbers = ("strength", "start", "end")
+    return [{name: float(value) if name in numbers else value for name, value in each.items()} for each in entries]
+
+
 def test_pictures_that_are_not_in_the_record_are_named(tmp_path: Path) -> None:
     record = {"prompt": "x", "image_sha256": "0123", "references_sha256": ["4", "5"], "strength": 0.5}
     assert command_line(record) == "mlx-imagegen generate x --image FILE --strength 0.5 --references FILE1 FILE2"

@@ -196,7 +196,7 @@ class Flux1(Family[FluxBranch]):
                 branch.txt.astype(self.transformer.dtype),
                 self._rope(branch.txt.shape[1], settings, references),
                 table,
-                branch.attended,
+                [picture.astype(self.transformer.dtype) for picture in branch.attended],
             )
             for branch, table in zip(branches, tables, strict=True)
         ]

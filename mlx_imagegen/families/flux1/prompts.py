@@ -16,6 +16,9 @@ class AttendedPicture:
     scale: float
     blocks: Sequence[KeyValues]  # of each block
 
+    def astype(self, dtype: mx.Dtype) -> "AttendedPicture":
+        return AttendedPicture(self.scale, [(k.astype(dtype), v.astype(dtype)) for k, v in self.blocks])
+
 
 @dataclass(frozen=True)
 class PromptPictures:

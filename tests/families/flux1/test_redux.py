@@ -156,6 +156,17 @@ def test_pictures_are_encoded_once_for_all_prompts_and_seeds(
     assert encoded == [2, 1] and not np.array_equal(np.asarray(other.image), np.asarray(again.image))
 
 
+def test_a_packed_model_draws_nearly_the_same(drawn: Callable[[str], Path]) -> None:
+    """Redux itself is never packed: it runs once a prompt."""
+    asked = asked_of(drawn("dev"), "one")
+    plain = np.asarray(load(drawn("dev")).generate(**asked).image).astype(int)
+    result = load(drawn("dev"), quant="q8").generate(**asked)
+    assert 0 < np.abs(np.asarray(result.image).astype(int) - plain).mean() < 4
+    assert "8-bit" in result.record["quantization"]["transformer"]
+    held = {part: how for part, how in result.record["quantization"].items() if ":" in part}
+    assert set(held.values()) <= {"float32"}
+
+
 def test_the_record_says_what_was_shown(drawn: Callable[[str], Path]) -> None:
     result = load(drawn("dev")).generate(**asked_of(drawn("dev"), "two"))
     first, second = result.record["redux_sha256"]
