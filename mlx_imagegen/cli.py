@@ -63,7 +63,11 @@ class Parser(argparse.ArgumentParser):
 
     def _near(self, message: str) -> str:
         unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        near = (
+            difflib.get_close_matches(unknown[1], self._option_string_actions.keys() - {"--help"}, n=1)
+            if unknown
+            else []
+        )
         if not near:
             return ""
         action = self._option_string_actions[near[0]]  # a hidden one answers with the flag that is meant
