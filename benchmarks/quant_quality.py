@@ -1,15 +1,16 @@
 """How far packed models' pictures are from full precision: our packing next to mx.quantize, on trained models.
 
-    python benchmarks/quant_quality.py MODEL [MODEL …] [--pictures 32] [--steps N] [--schemes NAME …]
+    python benchmarks/quant_quality.py MODEL [MODEL …] [--pictures 32] [--captions SEED] [--steps N] [--schemes NAME …]
 
 A table in Markdown for every model, a row a scheme: bits a weight in the denoiser, and its MB in the loop; error of the
-first step's velocity (% of its size), PSNR of whole pictures against full precision's (dB, mean over the pictures),
-what each picture gains over mx.quantize's uniform packing of as many bits (dB, mean and standard error of the paired
-differences), GMSD, brightness shift (of 255: mean over the pictures of its size), contrast (standard deviation against
-full precision's), and where the picture is flat, the drift and the grain that was added (of 255). "uniform": every
-linear layer of the denoiser alike, as mlx packs it, and mflux 0.24 but for Qwen-Image at 4 bits ("as mflux"). "recipe":
-quant/*.toml. Same prompts and seeds for all, one process. The standard error is that of the choice of pictures: another
-rounding of the same weights moves a model this small by up to 1 dB more.
+first step's velocity (% of its size), PSNR of whole pictures against full precision's (dB: mean and standard deviation
+over the pictures; and pooled, that of the mean squared error of them all), what each picture gains over mx.quantize's
+uniform packing of as many bits (dB, mean and standard error of the paired differences), GMSD, brightness shift (of 255:
+mean over the pictures of its size), contrast (standard deviation against full precision's), and where the picture is
+flat, the drift and the grain that was added (of 255). "uniform": every linear layer of the denoiser alike, as mlx packs
+it, and mflux 0.24 but for Qwen-Image at 4 bits ("as mflux"). "recipe": quant/*.toml. Same prompts and seeds for all,
+one process. The standard error is that of the choice of pictures: another rounding of the same weights moves a model
+this small by up to 1 dB more.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in
@@ -18,7 +19,7 @@ import argparse
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 ENDS = {"img_in", "txt_in", "norm_out.linear", "proj_out"}
 HEADER = (
-    "packing", "bits", "MB", "velocity %", "PSNR dB", "over mx.quantize", "GMSD", "shift", "contrast",
+    "packing", "bits", "MB", "velocity %", "PSNR dB", "pooled dB", "over mx.quantize", "GMSD", "shift", "contrast",
     "flat: drift, grain",
 )  # fmt: skip
 CALIBRATION = 12  # prompts to calibrate with; none of them is measured
@@ -71,6 +72,9 @@ class Drawn:
         """[N], dB; pictures that are the same to a tenth of a level count as that near."""
         error = ((self.pictures - wanted.pictures) ** 2).mean(axis=(1, 2, 3))
         return 10 * np.log10(255**2 / np.maximum(error, 0.01))
+
+    def pooled_psnr(self, wanted: "Drawn") -> float:
+        return 10 * float(np.log10(255**2 / max(((self.pictures - wanted.pictures) ** 2).mean(), 0.01)))
 
     def shift(self, wanted: "Drawn") -> float:
         return float(np.abs((self.pictures - wanted.pictures).mean(axis=(1, 2, 3))).mean())
@@ -150,7 +154,7 @@ def opened(folder: Path, scheme: Scheme) -> Pipeline:
     return Pipeline(model, files, family, True)
 
 
-def drawn(pipeline: Pipeline, count: int, asked: dict[str, Any]) -> Drawn:
+def drawn(pipeline: Pipeline, prompts: Sequence[str], asked: dict[str, Any]) -> Drawn:
     first: list[np.ndarray] = []
     velocity = Denoiser.velocity
 
@@ -160,7 +164,6 @@ def drawn(pipeline: Pipeline, count: int, asked: dict[str, Any]) -> Drawn:
             first.append(np.array(v.astype(mx.float32)))
         return v
 
-    prompts = captions(CALIBRATION + count, 0)[CALIBRATION:]
     jobs = [job for n, prompt in enumerate(prompts) for job in pipeline.jobs(prompt, seed=100 + n, **asked)]
     Denoiser.velocity = watched  # type: ignore[method-assign]
     try:
@@ -194,33 +197,39 @@ def bits_per_weight(pipeline: Pipeline) -> float:
     return stored / count
 
 
-def compare(folder: Path, count: int, asked: dict[str, Any], wanted: list[str]) -> None:
-    print(f"\n`{folder.name}`, {count} pictures, {asked or 'its own settings'}\n")
+def compare(folder: Path, prompts: Sequence[str], asked: dict[str, Any], wanted: list[str]) -> None:
+    print(f"\n`{folder.name}`, {len(prompts)} pictures, {asked or 'its own settings'}\n")
     print("| " + " | ".join(HEADER) + " |\n" + "| --- " * len(HEADER) + "|")
-    reference = drawn(opened(folder, Scheme("full precision", None, None)), count, asked)
+    reference = drawn(opened(folder, Scheme("full precision", None, None)), prompts, asked)
     known: dict[str, np.ndarray] = {}  # q8 … -> PSNR of mx.quantize's uniform packing
     for scheme in schemes(find(str(folder)).manifest.family):
         if wanted and not any(word in scheme.name for word in wanted):
             continue
-        report(scheme.name, opened(folder, scheme), reference, known, asked)
+        report(scheme.name, opened(folder, scheme), reference, known, prompts, asked)
     if wanted and "calibrated" not in wanted:
         return
     with tempfile.TemporaryDirectory() as scratch:
         for name, bits in (("q4 uniform, calibrated", 4), ("q4 recipe, calibrated", "q4")):
-            report(name, load(calibrated(folder, bits, Path(scratch))), reference, known, asked)
+            report(name, load(calibrated(folder, bits, Path(scratch))), reference, known, prompts, asked)
 
 
 def report(
-    name: str, pipeline: Pipeline, reference: Drawn, known: dict[str, np.ndarray], asked: dict[str, Any]
+    name: str,
+    pipeline: Pipeline,
+    reference: Drawn,
+    known: dict[str, np.ndarray],
+    prompts: Sequence[str],
+    asked: dict[str, Any],
 ) -> None:
     """Prints one row."""
-    made = drawn(pipeline, len(reference.pictures), asked)
+    made = drawn(pipeline, prompts, asked)
     psnr = made.psnr(reference)
     gain = psnr - known.setdefault(name[:2], psnr)
     over = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / np.sqrt(len(gain)):.2f}" if gain.any() else "–"
     size = pipeline.family.transformer.held_bytes(2) / 1e6  # as on a GPU
     error = made.velocity_percent(reference)
-    numbers = f"{bits_per_weight(pipeline):.2f} | {size:.2f} | {error:.3f} | {psnr.mean():.2f} | {over}"
+    spread, pooled = f"{psnr.mean():.2f} ± {psnr.std(ddof=1):.1f}", f"{made.pooled_psnr(reference):.2f}"
+    numbers = f"{bits_per_weight(pipeline):.2f} | {size:.2f} | {error:.3f} | {spread} | {pooled} | {over}"
     gmsd, flat = made.distances(reference)
     shift, contrast = f"{made.shift(reference):.2f}", f"{made.contrast(reference):.4f}"
     print(f"| {name} | {numbers} | {gmsd} | {shift} | {contrast} | {flat} |", flush=True)
@@ -230,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="names or folders")
     parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--captions", type=int, default=0, metavar="SEED", help="0: those that recipes were chosen on")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--size", type=int, help="side in pixels")
     parser.add_argument("--schemes", nargs="*", default=[], help="only those with one of these words in the name")
@@ -238,7 +248,7 @@ def main() -> None:
     if args.size:
         asked |= {"width": args.size, "height": args.size}
     for folder in args.models:
-        compare(folder, args.pictures, asked, args.schemes)
+        compare(folder, captions(CALIBRATION + args.pictures, args.captions)[CALIBRATION:], asked, args.schemes)
 
 
 if __name__ == "__main__":

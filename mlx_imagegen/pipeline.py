@@ -134,6 +134,9 @@ class Start(NamedTuple):
 class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
+    def __repr__(self) -> str:
+        return f"Pipeline({self.model.requested_as!r}{f', quant={self.quant!r}' if self.quant else ''})"
+
     def __init__(
         self,
         model: Model,
@@ -337,12 +340,14 @@ class Pipeline:
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
         branches = self._encode(jobs, reports[0])
         self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
+        starts = self._encoded_starts(jobs, reports)
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             with report.stage("other"):
                 report.note(*self._model_notes(job.prompt.text), *job.notes)
-            drawn.append((job, self._denoise(job, branches, report, index, len(jobs), on_step), report))
+            start = starts.pop(index, None) or self._start(job, self._schedule(job), report)
+            drawn.append((job, self._denoise(job, branches, start, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
         self._release(self.family.stages["denoise"], reports[-1])
@@ -350,10 +355,11 @@ class Pipeline:
             yield self._finish(*each)
 
     def _model_notes(self, prompt: str) -> list[str]:
-        """A LoRA brings its own words."""
+        """What a model of a few words draws is said where a prompt has others. A LoRA brings its own words."""
         manifest = self.model.manifest
         unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
-        return [*filter(None, [manifest.note]), *unknown]
+        note = [manifest.note] if manifest.note and (unknown or not manifest.words) else []
+        return [*note, *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -382,15 +388,33 @@ class Pipeline:
             self.family.encode_images(prompts)
         self._release(self.family.stages["adapters"], report)
 
+    def _schedule(self, job: Job) -> Schedule:
+        schedule = self.family.schedule(job.settings)
+        return schedule if job.image is None else schedule.from_strength(job.strength)
+
+    def _encoded_starts(self, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[int, Start]:
+        """Of the pictures that others are drawn from, by place: encoded before the denoiser is in memory."""
+        given = [place for place, job in enumerate(jobs) if job.image is not None or job.controls]
+        if not given:
+            return {}
+        self._load("encode_image", reports[given[0]])
+        starts = {place: self._start(jobs[place], self._schedule(jobs[place]), reports[place]) for place in given}
+        self._release(self.family.stages["encode_image"], reports[given[-1]])
+        return starts
+
     def _denoise(
-        self, job: Job, branches: dict[Hashable, Any], report: Report, index: int, total: int, on_step: OnStep | None
+        self,
+        job: Job,
+        branches: dict[Hashable, Any],
+        start: Start,
+        report: Report,
+        index: int,
+        total: int,
+        on_step: OnStep | None,
     ) -> mx.array:
         family, settings = self.family, job.settings
         with report.stage("other"):
-            schedule = family.schedule(settings)
-            if job.image is not None:
-                schedule = schedule.from_strength(job.strength)
-        start = self._start(job, schedule, report)
+            schedule = self._schedule(job)
         self._load("prepare", report)
         with report.stage("prepare"):
             denoiser = self._denoiser(job, branches, schedule)
@@ -438,8 +462,6 @@ class Pipeline:
         family, settings = self.family, job.settings
         inputs = job.inputs()
         given = inputs.image is not None or inputs.controls
-        if given:
-            self._load("encode_image", report)
         with report.stage("encode" if given else "other"):
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
@@ -451,8 +473,6 @@ class Pipeline:
                 mixed = sigma * noise + (1 - sigma) * clean
                 start = Start(mixed, noise, clean, mask, made.condition, made.controls)
                 mx.eval(start.x, noise, clean, [] if mask is None else mask)
-        if given:
-            self._release(family.stages["encode_image"], report)
         return start
 
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:

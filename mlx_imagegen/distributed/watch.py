@@ -7,6 +7,7 @@ and ends the process.
 In: the links. Out: messages that are none of its own; the reason of the end. Must not know: what is drawn.
 """
 
+import atexit
 import contextlib
 import os
 import queue
@@ -73,6 +74,13 @@ class Watch:
         for number, _ in self._former:
             signal.signal(number, signal.SIG_IGN)
         signal.alarm(int(2 * GRACE_SECONDS))
+        atexit.register(self._leave)  # before the interpreter takes itself apart, which MLX may hold up
+
+    def _leave(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(self.code)
 
     def fail(self, reason: str, code: int = 2) -> None:
         """Ends all ranks, from any thread; the first reason counts."""

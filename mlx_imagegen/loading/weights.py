@@ -216,8 +216,7 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
         raise MismatchError(
             f"{named.checkpoint.shown}: the tensors do not fit the {named.component}'s config.json: "
             + _described_faults({what: names for what, names in faults.items() if names})
-            + ". The files are of another model or version: take config.json and the .safetensors files from one "
-            "repository."
+            + ". The files are of another model or version: take them all from one repository."
         )
 
 

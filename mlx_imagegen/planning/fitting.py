@@ -128,4 +128,5 @@ def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe)
+    encodes = job.image is not None or bool(job.controls)
+    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=encodes)

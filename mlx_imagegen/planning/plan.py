@@ -54,7 +54,7 @@ UNPACKED_COPIES_ODD = 7
 # allocator. Where one graph is a step, nearly all is used again; strips come in too many sizes for that.
 GRAPH_SLACK, STRIPS_SLACK = 0.2, 1.5
 SLACK_LIMIT_BYTES = 2 * CPU_CACHE_LIMIT_BYTES
-GPU_SIZE = 2  # bytes of bfloat16
+BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Plan:
     @property
     def decode_at_once_peak_bytes(self) -> int:
         """With decoder and denoiser in memory together."""
-        both = [stage for stage in self.stages if stage.name not in ("adapters", "encode")]
+        both = [stage for stage in self.stages if stage.name in ("denoise", "decode")]
         held = sum(stage.resident_bytes for stage in both)
         return held + max(stage.base_bytes + stage.working_bytes for stage in both)
 
@@ -119,18 +119,21 @@ def plan(
     prompt: Prompt = NO_REFERENCES,
     disk: Mapping[str, int] | None = None,
     recipe: Recipe | None = None,
+    encodes_image: bool = False,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
     freed buffers that MLX keeps (limits.py bounds them) come on top; it gives them back when memory is short.
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
-    files open. `recipe`: as if the family were open with it."""
+    files open. `recipe`: as if the family were open with it. `encodes_image`: a picture to start from or
+    to be controlled by is encoded first."""
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
     tokens = count_tokens(family, settings, prompt)
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
     shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
-    parts = {name: family.stages.get(name, ()) for name in ("adapters", "encode", "denoise", "decode")}
+    names_used = ("adapters", "encode", *(["encode_image"] if encodes_image else []), "denoise", "decode")
+    parts = {name: family.stages.get(name, ()) for name in names_used}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
     stages = tuple(
         Stage(
@@ -166,7 +169,7 @@ def held_bytes(component: Component, gpu: bool, recipe: Recipe | None = None) ->
 
 def describe(made: Plan, chip: str | None = None) -> list[str]:
     """For people, a line each."""
-    lines = [f"{'stage':<9}{'disk':>10}{'resident':>10}{'peak':>10}  holds"]
+    lines = [f"{'stage':<12}{'disk':>10}{'resident':>10}{'peak':>10}  holds"]
     for stage in made.stages:
         sizes = _row(stage.name, stage.disk_bytes, stage.resident_bytes, stage.peak_bytes)
         lines.append(f"{sizes}  {', '.join(stage.components) or 'for a moment what sees the references'}")
@@ -186,7 +189,7 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
 
 
 def _row(name: str, *sizes: int) -> str:
-    return f"{name:<9}" + "".join(f"{gigabytes(size):>10}" for size in sizes)
+    return f"{name:<12}" + "".join(f"{gigabytes(size):>10}" for size in sizes)
 
 
 def gigabytes(size: float) -> str:
@@ -274,6 +277,9 @@ def _working_bytes(
         decoder, pixels = family.components[names[0]], settings.width * settings.height
         layers = (family.frames(settings) - 1) * pixels * LAYER_CHANNELS * VAE_DTYPE.size  # kept until all are decoded
         return layers + _autoencoder_bytes(decoder, pixels, ("conv_out", -1), gpu)
+    if stage == "encode_image":  # one picture after the other, at the size of what is drawn
+        pixels = settings.width * settings.height
+        return max(_autoencoder_bytes(family.components[name], pixels, ("encoder.conv_in", 0), gpu) for name in names)
     count = keys = tokens.prompt
     if stage == "adapters":
         count = keys = max((adapter.encoder_tokens for adapter in family.adapters.values()), default=0)
@@ -293,7 +299,9 @@ def _working_bytes(
         held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
+        most = max(
+            most, family.vision_param_count * (BFLOAT16_BYTES if gpu else 4)
+        )  # it goes before the words are read
     if settings.cache and stage == "denoise":
         most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
@@ -373,7 +381,7 @@ def number_bytes(component: Component, gpu: bool) -> int:
         return VAE_DTYPE.size
     if component.dtype != compute_dtype():  # chosen for it
         return component.dtype.size
-    return GPU_SIZE if gpu else 4
+    return BFLOAT16_BYTES if gpu else 4
 
 
 @functools.cache

@@ -42,5 +42,6 @@ def compared(mode: str, ranks: int, entries: Iterable[Entry], folder: Path, seco
 
 def check(row: Row, steps: int = 2) -> None:
     """One level, of a picture that is no single colour, and all ranks took part in every step."""
+    assert "refused" not in row, row
     assert row["levels"] <= 1 and row["spread"] > 1, row
     assert all(len(rank["step_seconds"]) == steps for rank in row["ranks"]), row

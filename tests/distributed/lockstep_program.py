@@ -22,7 +22,7 @@ from mlx_imagegen.distributed.lockstep import Shared, draw_in_lockstep
 from mlx_imagegen.launched import launch
 from mlx_imagegen.layers.linear import DENSE, PACKED, Linear
 from mlx_imagegen.pipeline import Pipeline
-from mlx_imagegen.planning.hosts import BRANCHES
+from mlx_imagegen.planning.hosts import BRANCHES, LAYERS
 from mlx_imagegen.request.job import Job
 from mlx_imagegen.result import StepEvent
 
@@ -32,7 +32,6 @@ def share(group: Group, pipeline: Pipeline, jobs: list[Job], mode: str, parts: l
         assert why_not_branches(jobs, group.size) is None
         pipeline.run_branches = exchange = BranchExchange(group)
         return exchange
-    assert why_not_layers(pipeline.family, jobs, group.size) is None
     return share_layers(pipeline, group, parts or [1] * group.size)
 
 
@@ -51,9 +50,13 @@ def compare(group: Group, mode: str, entry: dict[str, Any]) -> None:
     asked = entry["asked"]
     if entry["mixed_kernels"]:
         mix_kernels(group.rank)
-    alone = load(entry["model"], **entry["opened"]).generate("a red fox", **asked)
     pipeline = load(entry["model"], **entry["opened"])
     jobs = pipeline.jobs("a red fox", **asked)
+    if mode == LAYERS and (refused := why_not_layers(pipeline.family, jobs, group.size)):
+        if group.rank == 0:
+            print(json.dumps({"refused": refused}), flush=True)
+        return
+    alone = load(entry["model"], **entry["opened"]).generate("a red fox", **asked)
     shared = share(group, pipeline, jobs, mode, entry.get("parts"))
     counted: list[StepEvent] = []
     (together,) = draw_in_lockstep(group, pipeline, jobs, mode, shared, counted.append)

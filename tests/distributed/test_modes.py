@@ -13,8 +13,10 @@ from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import GB
+from mlx_imagegen.pipeline import load
 from mlx_imagegen.planning.hosts import BRANCHES, LAYERS, PICTURES
 from mlx_imagegen.request.job import Job, usual_job
+from tests.draw import drawn_data
 
 Opened = tuple[Family[Any], Job]
 
@@ -86,3 +88,19 @@ def test_more_ranks_than_heads_are_one_line(model: str, ranks: int, reason: str)
         choose(LAYERS, family, [job], [200 * GB] * ranks)
     assert "\n" not in str(caught.value)
     assert choose(AUTO, family, [job] * ranks, [200 * GB] * ranks).name == PICTURES
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked", "reason"),
+    [
+        (BRANCHES, {}, "without guidance between two branches there is one alone"),
+        (BRANCHES, {"true_cfg": 3.0, "cache": 0.1}, "leave --cache out"),
+        (LAYERS, {"cache": 0.1}, "leave --cache out"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(mode: str, asked: dict[str, Any], reason: str) -> None:
+    opened = load(drawn_data() / "flux/dev")
+    jobs = opened.jobs("an owl", seed=1, **asked)
+    with pytest.raises(RequestError, match=f"--parallel {mode}: .*{reason}"):
+        choose(mode, opened.family, jobs, [200 * GB] * 2)
+    assert choose(AUTO, opened.family, jobs, [200 * GB] * 2) == Mode(PICTURES)

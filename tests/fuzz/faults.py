@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -36,6 +37,7 @@ class Command:
     arguments: Callable[[Path], list[str]]  # of the folder that it writes into
     outputs: Callable[[Path], dict[str, str]]  # name -> what it holds, of outputs that are there
     kills: int = 5  # before a run that is let finish
+    grows: bool = False  # output by output, each complete and right; the others appear all at once
 
 
 def pictures(folder: Path) -> dict[str, str]:
@@ -44,6 +46,24 @@ def pictures(folder: Path) -> dict[str, str]:
         if not path.name.startswith("."):
             with Image.open(path) as image:
                 found[str(path.relative_to(folder))] = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    return found
+
+
+def measured(folder: Path) -> dict[str, str]:
+    """Pictures by their pixels, the sheet of them by its size; tables, which have seconds in them, if they can be
+    read."""
+    found = {
+        name: "a sheet" if name.endswith("sheet.png") else digest
+        for name, digest in pictures(folder).items()
+        if not name.endswith(PLOT)
+    }
+    for path in sorted(folder.rglob("*.json")):
+        if not path.name.startswith("."):
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise OSError(f"{path.name}: {error}") from error
+            found[str(path.relative_to(folder))] = "a table"
     return found
 
 
@@ -57,7 +77,16 @@ def copy(folder: Path) -> dict[str, str]:
     }
 
 
+PLOT = "plot.png"
 PROMPTS = '[[prompt]]\naxis = "one"\ntext = "a red circle"\n'
+
+
+def prompts(folder: Path) -> Path:
+    path = folder.parent / "prompts.toml"
+    path.write_text(PROMPTS)
+    return path
+
+
 COMMANDS = {
     "quantize": Command(
         lambda at: ["quantize", "--model", "flux-demo", "--quant", "q4", "--workers", "2", "-o", str(at / "out")], copy
@@ -65,6 +94,14 @@ COMMANDS = {
     "generate": Command(
         lambda at: ["generate", "a red circle", "--model", "flux-demo", "--seed", "1", "--steps", "1", "--overwrite",
                     "-o", str(at / "a.png")], pictures, 3,
+    ),
+    "compare": Command(
+        lambda at: ["compare", "--models", "flux-demo", "flux-demo@q4", "--prompts", str(prompts(at)), "--steps", "1",
+                    "--size", "64", "-o", str(at / "out")], measured, 3, grows=True,
+    ),
+    "bench": Command(
+        lambda at: ["bench", "--model", "flux-demo", "--quant", "none", "q4", "--steps", "1", "--size", "64",
+                    "--repeat", "1", "--warm-up", "0", "-o", str(at / "out")], measured, 3, grows=True,
     ),
 }  # fmt: skip
 
@@ -154,7 +191,7 @@ def kills(count: int, seed: int, names: list[str], root: Path) -> int:
                 failures += 1
                 print(f"kills: {name} seed {seed}, kill {done}: {fault}", flush=True)
                 break
-            if command.outputs(folder):
+            if command.outputs(folder) and not command.grows:
                 break  # complete: what comes next would not write
         if fault := finished(command, folder, right, report):
             failures += 1
@@ -203,7 +240,8 @@ def _partly(command: Command, folder: Path, right: dict[str, str]) -> str | None
         found = command.outputs(folder)
     except OSError as error:  # a picture that cannot be read
         return f"an output is damaged: {error}"
-    return None if not found or found == right else "an output is incomplete or wrong"
+    whole = found.items() <= right.items() if command.grows else not found or found == right
+    return None if whole else "an output is incomplete or wrong"
 
 
 def build_shim(folder: Path) -> Path | None:
@@ -240,4 +278,7 @@ if __name__ == "__main__":
             sys.exit(
                 subprocess.run([sys.executable, "-m", "tests.fuzz.faults", *sys.argv[1:]], env=environment).returncode
             )
-    sys.exit(bool(campaign(what, int(how_many), int(start), chosen or list(COMMANDS))))
+    usual = [
+        name for name, command in COMMANDS.items() if what == "kills" or not command.grows
+    ]  # shims are of one process
+    sys.exit(bool(campaign(what, int(how_many), int(start), chosen or usual)))

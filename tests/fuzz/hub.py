@@ -35,7 +35,7 @@ FILES = {
 PATTERNS = ("model_index.json", "transformer/*.json", "transformer/*.safetensors")
 FAULTS = (
     "reset", "truncate", "flip", "zeros", "long", "listed short", "listed long", "drip", "circle", "page", "no listing",
-    "401", "403", "404", "429", "500", "503",
+    "401", "403", "404", "429", "500", "503", "killed", "reset once",
 )  # fmt: skip
 LINE_LENGTH = 400
 
@@ -59,6 +59,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         fault, _, first = order.partition(":")
         Hub.requests += 1
         faulty = fault if fault and Hub.requests > int(first) else ""
+        faulty = {"killed": "drip", "reset once": "reset"}.get(faulty, faulty)
+        if fault == "reset once" and faulty and "/resolve/" in self.path and self.command == "GET":
+            self.order.write_text("")
         path = unquote(urlparse(self.path).path)
         if faulty.isdigit():
             self._answer(int(faulty), b"", {})
@@ -193,7 +196,9 @@ def campaign(count: int, seed: int) -> int:
         try:
             for number in range(count):
                 fault, first = FAULTS[number % len(FAULTS)], dice.randrange(12)
-                failures += _one(Path(folder), order, f"{fault}:{first}", f"number {number} seed {seed}")
+                failures += _one(
+                    Path(folder), order, f"{fault}:{first}", f"number {number} seed {seed}", dice.uniform(0, 1.5)
+                )
         finally:
             os.kill(serving, signal.SIGKILL)
             os.waitpid(serving, 0)
@@ -201,7 +206,8 @@ def campaign(count: int, seed: int) -> int:
     return failures
 
 
-def _one(folder: Path, order: Path, fault: str, name: str) -> int:
+def _one(folder: Path, order: Path, fault: str, name: str, seconds: float) -> int:
+    """`seconds`: until a download is killed, if it is."""
     cache, report = folder / "cache", folder / "report"
     order.write_text(fault)
     failed = None
@@ -209,13 +215,17 @@ def _one(folder: Path, order: Path, fault: str, name: str) -> int:
         if must_succeed:
             order.write_text("")
         child = forked(lambda: fetch(cache, report))
-        if ended(child, 120) is None:
+        is_killed = fault.startswith("killed") and not must_succeed
+        if ended(child, seconds if is_killed else 120) is None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            failed = "not done after 120 s"
+            failed = None if is_killed else "not done after 120 s"
+        else:
+            failed = wrong(report, cache, must_succeed or fault.startswith("reset once"))
+        if failed:
             break
-        if failed := wrong(report, cache, must_succeed):
-            break
+    if not failed and list(cache.rglob("*.incomplete")):
+        failed = "the second run left a part of a file"
     shutil.rmtree(cache, ignore_errors=True)
     if failed:
         print(f"hub: {fault} {name}: {failed}", flush=True)

@@ -1,5 +1,6 @@
 """The plan against what a run really does: every product counted while it runs, every loaded array weighed."""
 
+import functools
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.chips import CHIPS
+from mlx_imagegen.planning.fitting import check_fits
 from mlx_imagegen.planning.plan import describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
@@ -259,11 +261,13 @@ RUN = """
 import sys
 from pathlib import Path
 from mlx_imagegen import load
-from mlx_imagegen.planning.plan import plan
-model, side = sys.argv[1], int(sys.argv[2])
+from mlx_imagegen.planning.fitting import check_fits
+from PIL import Image
+model, side, starts = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 pipeline = load(model, resident=False)
-asked = {"seed": 1, "steps": 2, "width": side, "height": side}
-made = plan(pipeline.family, pipeline.jobs("a red circle", **asked)[0].settings, gpu=False)
+asked = {"seed": [1, 2] if starts else 1, "steps": 2, "width": side, "height": side}
+asked |= {"image": Image.new("RGB", (side, side), "gray")} if starts else {}
+made = check_fits(pipeline.family, pipeline.jobs("a red circle", **asked)[0], pipeline.model.manifest)
 pipeline.generate("a red circle", **asked)
 lines = Path("/proc/self/status").read_text().splitlines()
 print(made.peak_bytes, next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
@@ -271,16 +275,45 @@ print(made.peak_bytes, next(int(line.split()[1]) * 1024 for line in lines if lin
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a process's peak is read from Linux's /proc")
-@pytest.mark.parametrize(("model", "side"), [("flux-demo", 256), ("hidream-demo", 512)])
-def test_the_peak_is_what_a_process_holds(model: str, side: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "side", "starts"),
+    [("flux-demo", 256, []), ("hidream-demo", 512, []), ("flux-demo", 512, ["image"]), ("qwen-demo", 512, ["image"])],
+)
+def test_the_peak_is_what_a_process_holds(model: str, side: int, starts: list[str]) -> None:
     """In a process of its own, from its first import to the picture; full size is in benchmarks/quant_resident.py."""
     # OpenBLAS keeps some 70 MB more with a second thread; the plan's figures are of two.
     env = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, model, str(side)], cwd=ROOT, env=env, check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-c", RUN, model, str(side), *starts],
+        cwd=ROOT, env=env, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     planned, measured = map(int, done.stdout.split())
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["flux1", "qwen_image"])
+def test_encoding_a_picture_is_a_stage_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one stage at a time in memory, every picture is encoded before the denoiser is."""
+    pipeline = load(STORED[name], resident=False)
+    picture = Image.new("RGB", (64, 64), "gray")
+    asked: dict[str, Any] = {"seed": [1, 2], "steps": 2, "width": 64, "height": 64}
+    plain, drawn_on = (pipeline.jobs("a", **asked, **more) for more in ({}, {"image": picture}))
+    made, both = (check_fits(pipeline.family, jobs[0], pipeline.model.manifest) for jobs in (plain, drawn_on))
+    assert "encode_image" not in [stage.name for stage in made.stages]
+    stage = next(stage for stage in both.stages if stage.name == "encode_image")
+    encoder = pipeline.family.components["vae_encoder"]
+    assert stage.components == ("vae_encoder",) and stage.working_bytes > 64 * 64 * 4
+    assert both.resident_bytes - made.resident_bytes == stage.resident_bytes == held_bytes(encoder, False)
+    loaded: list[str] = []
+    monkeypatch.setattr(Pipeline, "_load", functools.partialmethod(_logged_load, loaded, Pipeline._load))
+    list(pipeline.stream(drawn_on))
+    stages = [name for name in loaded if name in ("encode_image", "denoise", "decode")]
+    assert stages[0] == "encode_image" and stages.count("encode_image") == 1
+
+
+def _logged_load(pipeline: Pipeline, loaded: list[str], load: Any, stage: str, report: Any) -> None:
+    loaded.append(stage)
+    load(pipeline, stage, report)
 
 
 def test_seconds_are_bounded_by_arithmetic_or_by_memory(tmp_path: Path) -> None:
