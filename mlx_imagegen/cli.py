@@ -39,7 +39,7 @@ USAGE = f"""\
 usage: mlx-imagegen COMMAND [options]
        mlx-imagegen "a prompt" [options]
 
-{chr(10).join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())}
+{chr(10).join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())}
 
 mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
 ON_RANKS = ("generate",)  # what several ranks do together
@@ -49,18 +49,25 @@ OTHER_NAMES = {
     "gen": "generate", "txt2img": "generate", "img2img": "generate", "diff": "compare", "check": "doctor",
 }  # fmt: skip
 
+NUMBERS = {"int": "not a whole number", "float": "not a number"}  # in the place of Python's names of types
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with its complaint as one line of ours."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("invalid (int|float) value: (.*)", lambda found: f"{found[2]} is {NUMBERS[found[1]]}", message)
         words = re.match("unrecognized arguments: [^-]", message) and self.prog.endswith("generate")
         quotes = " (a prompt of several words goes in quotes)" if words else ""
         raise RequestError(f"{message}{quotes}{self._near(message)}; {self.prog} --help lists the options.")
 
     def _near(self, message: str) -> str:
         unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        near = (
+            difflib.get_close_matches(unknown[1], self._option_string_actions.keys() - {"--help"}, n=1)
+            if unknown
+            else []
+        )
         if not near:
             return ""
         action = self._option_string_actions[near[0]]  # a hidden one answers with the flag that is meant
@@ -120,7 +127,8 @@ def _help(names: list[str]) -> None:
         return
     name = names[0]
     if len(names) > 1 or name not in COMMANDS:
-        raise RequestError(f"'{' '.join(names)}' is no command; there are {', '.join(COMMANDS)}.{_as_prompt('help')}")
+        prompt = _as_prompt(f'"help {" ".join(names)}"')
+        raise RequestError(f"'{' '.join(names)}' is no command; there are {', '.join(COMMANDS)}.{prompt}")
     _parser(name, _module(name)).print_help()
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,6 +164,14 @@ def _split(opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return opened.convert("RGB"), None if opaque.getextrema() == (255, 255) else opaque
 
 
+def _regular(path: Path) -> Path:
+    """A pipe would wait for ever, and a device may have no end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError("it is a pipe or a device")
+    return path
+
+
 def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] | None = None) -> Image.Image:
     """Upright, in 8 bits a channel."""
     if isinstance(picture, np.ndarray):
@@ -175,7 +184,7 @@ def _opened(picture: Picture, name: str, alpha: bool = False, notes: list[str] |
         if isinstance(picture, Image.Image):
             upright = ImageOps.exif_transpose(picture)  # opened, perhaps, but not read yet
         else:
-            with Image.open(expanded(picture)) as image:
+            with Image.open(_regular(expanded(picture))) as image:
                 if notes is not None and (frames := getattr(image, "n_frames", 1)) > 1:
                     notes.append(f"{name}: of {frames} frames, the first is used")
                 upright = ImageOps.exif_transpose(image)
@@ -257,7 +266,7 @@ def picture_format(path: Path, alpha: bool = False) -> str:
 def read_metadata(path: Path) -> dict[str, Any]:
     """What `write_picture` put into a PNG."""
     try:
-        with Image.open(path) as image:
+        with Image.open(_regular(path)) as image:
             image.load()
             text = getattr(image, "text", {}).get(METADATA_KEY)
     except FileNotFoundError as error:

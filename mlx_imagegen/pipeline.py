@@ -134,6 +134,9 @@ class Start(NamedTuple):
 class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
+    def __repr__(self) -> str:
+        return f"Pipeline({self.model.requested_as!r}{f', quant={self.quant!r}' if self.quant else ''})"
+
     def __init__(
         self,
         model: Model,
@@ -352,10 +355,11 @@ class Pipeline:
             yield self._finish(*each)
 
     def _model_notes(self, prompt: str) -> list[str]:
-        """A LoRA brings its own words."""
+        """What a model of a few words draws is said where a prompt has others. A LoRA brings its own words."""
         manifest = self.model.manifest
         unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
-        return [*filter(None, [manifest.note]), *unknown]
+        note = [manifest.note] if manifest.note and (unknown or not manifest.words) else []
+        return [*note, *unknown]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""

@@ -33,6 +33,11 @@ class Result:
     record: dict[str, Any]  # everything needed to make this picture again
     layers: tuple[Image.Image, ...] = ()  # that the image consists of, the lowest first; () where it is one
 
+    def __repr__(self) -> str:
+        """Short, for a session in Python: reports and records fill a page."""
+        width, height = self.image.size
+        return f"Result({width}x{height}, seed {self.seed}, {self.report.total_seconds:.3g} s)"
+
     @file_errors()
     def save(self, path: str | Path, *, metadata: bool = True, report: bool = True, paths: bool = False) -> Path:
         """Writes the picture (PNG with its record inside, JPEG or WebP), all or nothing; its layers before it, each to

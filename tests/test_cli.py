@@ -416,7 +416,7 @@ def test_help_and_version_are_commands_too(cli: Cli) -> None:
     with pytest.raises(SystemExit):
         cli("models", "--help")
     assert "--cached" in cli("help", "models").out
-    refused(cli("help", "me"), "'me' is no command", "generate, models", "mlx-imagegen generate help")
+    refused(cli("help", "me"), "'me' is no command", "generate, models", 'mlx-imagegen generate "help me"')
 
 
 def test_flags_are_named_like_the_parameters() -> None:
@@ -429,6 +429,26 @@ def test_flags_are_named_like_the_parameters() -> None:
 
 
 # How it says no
+
+
+def test_numbers_are_refused_without_python_s_names_of_types(cli: Cli) -> None:
+    refused(cli("generate", "x", "--steps", "1.5"), "argument --steps: '1.5' is not a whole number")
+    refused(cli("generate", "x", "--guidance", "much"), "argument --guidance: 'much' is not a number")
+
+
+@pytest.mark.parametrize("memory", ["-3", "0", "nan", "inf"])
+def test_a_mac_has_some_memory(cli: Cli, memory: str) -> None:
+    refused(cli("plan", "--memory", memory), f"--memory {memory}: give a Mac's memory in GB")
+
+
+@pytest.mark.parametrize("line", [["bench", "--model", "zzz"], ["compare", "--models", "zzz", "--prompts", "p.txt"]])
+def test_a_measurement_that_is_refused_leaves_no_folder(cli: Cli, line: list[str]) -> None:
+    Path("p.txt").write_text("a red fox")
+    assert cli(*line).code == 2
+    assert [path.name for path in Path().iterdir()] == ["p.txt"]
+    Path(line[0]).mkdir()  # the user's own stays, empty as it is
+    assert cli(*line).code == 2
+    assert Path(line[0]).is_dir()
 
 
 def refused(ran: Ran, *words: str) -> None:

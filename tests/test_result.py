@@ -29,6 +29,15 @@ def test_a_notebook_shows_the_picture_with_its_record(result: Result, tmp_path: 
     assert record == read_metadata(result.save(tmp_path / "a.png"))
 
 
+def test_in_a_session_it_is_one_short_line(result: Result) -> None:
+    assert repr(result) == f"Result(48x32, seed 3, {result.report.total_seconds:.3g} s)"
+
+
+def test_in_a_session_a_pipeline_says_its_model(flux_folder: Path) -> None:
+    assert repr(load(flux_folder)) == f"Pipeline('{flux_folder}')"
+    assert repr(load("flux-demo", quant="q8")) == "Pipeline('flux-demo', quant='q8')"
+
+
 def test_another_process_reads_it(result: Result, tmp_path: Path) -> None:
     (tmp_path / "result.pickle").write_bytes(pickle.dumps(result))
     code = (

@@ -47,23 +47,23 @@ def run(args: argparse.Namespace) -> None:
     from ..hub.download import notify_stderr
     from ..image import check_writable
     from ..measuring.bench import Asked, bench, write
-    from ..measuring.tables import output_folder
+    from ..measuring.tables import new_folder
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     given |= {"references": readable(args.references)} if args.references else {}
     asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up, args.cache)
-    folder = output_folder(args.output)
-    if args.share:
-        check_writable(args.share)
     rows: list[Row] = []
-    try:
-        for row in bench(asked, folder, notify_stderr):
-            rows.append(row)
-            if row.picture:  # a killed run, or a full disk, costs a row and not hours
-                write(rows, asked, folder, plot=False)
-    finally:  # after Ctrl-C, too: what was measured took its time
-        if any(row.picture for row in rows):
-            _report(rows, asked, folder, args)
+    with new_folder(args.output) as folder:
+        if args.share:
+            check_writable(args.share)
+        try:
+            for row in bench(asked, folder, notify_stderr):
+                rows.append(row)
+                if row.picture:  # a killed run, or a full disk, costs a row and not hours
+                    write(rows, asked, folder, plot=False)
+        finally:  # after Ctrl-C, too: what was measured took its time
+            if any(row.picture for row in rows):
+                _report(rows, asked, folder, args)
     if all(row.reason for row in rows):
         raise RequestError(f"nothing could be measured. {rows[0].name}: {rows[0].reason}")
 

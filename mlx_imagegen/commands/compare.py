@@ -28,7 +28,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..hub.download import notify_stderr
     from ..measuring.compare import compare, in_terminal, read_columns, read_lines, write
-    from ..measuring.tables import output_folder
+    from ..measuring.tables import new_folder
 
     parameters: dict[str, Any] = {"seed": args.seed}
     if args.steps is not None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if args.references:
         parameters["references"] = readable(args.references)
     lines = read_lines(args.prompts)
-    folder = output_folder(args.output)
-    sheet = compare(read_columns(args.models), lines, parameters, folder, notify_stderr)
-    notify_stderr(in_terminal(sheet))
-    print(write(sheet, parameters, folder, notify_stderr))
+    with new_folder(args.output) as folder:
+        sheet = compare(read_columns(args.models), lines, parameters, folder, notify_stderr)
+        notify_stderr(in_terminal(sheet))
+        print(write(sheet, parameters, folder, notify_stderr))

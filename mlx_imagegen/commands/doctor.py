@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", default=[], help="only these: names or folders (those recommended)")
+    parser.add_argument("--model", nargs="+", help="only these: names or folders (those recommended)")
     parser.add_argument("--all", action="store_true", help="every known model")
     parser.add_argument("--no-self-test", action="store_true", help="do not check the kernels")
     parser.add_argument("--json", action="store_true", help="print everything as one block of JSON, for an issue")

@@ -83,8 +83,8 @@ def _shared_plan(
         return own_paths or [Path(path) for path in plan["paths"]], plan["wanted"], mode
     present = existing(own_paths, args.overwrite, args.skip_existing)
     wanted = [index for index, path in enumerate(own_paths) if path not in present]
-    chosen = [jobs[index] for index in wanted] or jobs
-    mode = choose(args.parallel or AUTO, opened.family, chosen, memories)
+    chosen = [jobs[index] for index in wanted]
+    mode = choose(args.parallel or AUTO, opened.family, chosen, memories) if wanted else Mode(PICTURES)
     paths = [str(path) for path in own_paths]
     group.share({"paths": paths, "wanted": wanted, "parallel": mode.name, "parts": mode.parts})
     if present:

@@ -1,12 +1,13 @@
 """`plan`: what a run will take, before anything is read, started or downloaded."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import MissingFileError, UnknownModelError
+from ..errors import MissingFileError, RequestError, UnknownModelError
 from .flags import add_flag, as_path
 from .generate import size
 
@@ -49,10 +50,17 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
 
 
+def _check_memory(sizes: list[float]) -> None:
+    for memory in sizes:
+        if not 0 < memory < math.inf:
+            raise RequestError(f"--memory {memory:g}: give a Mac's memory in GB, such as 16.")
+
+
 def run(args: argparse.Namespace) -> None:
     from ..planning.chips import chip_named
     from .plan_hosts import check_hosts
 
+    _check_memory(args.memory or [])
     check_hosts(args.hosts, args.memory, args.model)
     if args.chip:
         chip_named(args.chip)  # refused before anything is opened

@@ -10,10 +10,12 @@ from typing import Any
 
 from ..errors import MissingFileError, file_errors
 from ..paths import expanded
+from ..request import controls, image_prompts
 from ..request.job import seeds_of
-from ..request.kinds import CONTROLS, PICTURE, PICTURES
+from ..request.kinds import ARRAY, ARRAYS, CONTROLS, IMAGE_PROMPTS, PICTURE, PICTURES
 from ..request.parameters import BY_NAME
 
+FORMS = image_prompts.FORMS | {controls.FORM.parameter: controls.FORM}
 NAME, CONTENTS = "file_name", "contents"
 
 
@@ -35,22 +37,24 @@ def unpacked(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _packed(name: str, value: Any) -> Any:
     kind = BY_NAME[name].kind
-    if kind == PICTURE:
+    if value is None:
+        return None
+    if kind in (CONTROLS, IMAGE_PROMPTS):
+        form = FORMS[name]
+        return [{**entry, "picture": _file(name, entry["picture"])} for entry in form.entries(value)]
+    if kind in (PICTURE, ARRAY):
         return _file(name, value)
-    if kind == PICTURES:
-        return [_file(name, path) for path in value]
-    if kind == CONTROLS:
-        entries = value if isinstance(value, list) else [value]
-        return [
-            {**entry, "picture": _file(name, entry["picture"])} if isinstance(entry, Mapping) else _file(name, entry)
-            for entry in entries
-        ]
+    if kind in (PICTURES, ARRAYS):
+        return [_file(name, path) for path in value] if isinstance(value, list | tuple) else _file(name, value)
     return str(value) if isinstance(value, Path) else value
 
 
 @file_errors()
-def _file(name: str, path: str | Path) -> dict[str, Any]:
-    path = expanded(path)
+def _file(name: str, given: Any) -> Any:
+    """What is no path is checked where all parameters are."""
+    if not isinstance(given, str | Path):
+        return given
+    path = expanded(given)
     try:
         return {NAME: path.name, CONTENTS: path.read_bytes()}
     except FileNotFoundError as error:

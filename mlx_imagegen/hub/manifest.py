@@ -41,9 +41,9 @@ class Sizes(Config):
 
     multiple: Annotated[int, Range(1, 1024)] = 1
     least_patches: Annotated[int, Range(1, 1024)] = 1
-    fitting_pixels: Annotated[tuple[int, ...], MANY] = (1, 2**31)
+    fitting_pixels: Annotated[tuple[int, int], MANY] = (1, 2**31)
     reference_side: int = 1
-    presets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    presets: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 @dataclass(frozen=True)
 class FoldedSchedule:
     steps: Annotated[int, Range(1, 1000)]
-    size: Annotated[tuple[int, ...], Range(1, 2**16)] | None = None
+    size: Annotated[tuple[int, int], Range(1, 2**16)] | None = None
 
 
 @dataclass(frozen=True)

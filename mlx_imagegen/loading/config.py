@@ -159,7 +159,7 @@ def _checked(value: Any, hint: Any, where: str, limits: Range | None = None) -> 
         if value is None and type(None) in arguments:
             return None
         return _checked(value, next(kind for kind in arguments if kind is not type(None)), where, limits)
-    if origin is tuple and isinstance(value, list | tuple) and len(value) <= MOST_ENTRIES:
+    if origin is tuple and isinstance(value, list | tuple) and _is_length(len(value), arguments):
         return tuple(_checked(item, arguments[0], where, limits) for item in value)
     if origin is dict and isinstance(value, dict) and len(value) <= MOST_ENTRIES:
         return {key: _checked(item, arguments[1], f"{where}, '{shown(key)}'", limits) for key, item in value.items()}
@@ -173,6 +173,11 @@ def _checked(value: Any, hint: Any, where: str, limits: Range | None = None) -> 
     raise ConfigError(
         f"{where} is {quoted(value)}, where a {expected} is needed; take the file from the model's repository."
     )
+
+
+def _is_length(count: int, arguments: tuple[Any, ...]) -> bool:
+    """Of a list, by its annotation: tuple[int, int] has two, tuple[int, ...] any number."""
+    return count <= MOST_ENTRIES if arguments[-1] is Ellipsis else count == len(arguments)
 
 
 def _within(value: Any, kind: Any, where: str, limits: Range) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..escaping import quoted
 from ..layers.linear import GROUP_SIZES, MODES, Packing
 from .names import Rename
 
@@ -34,7 +35,13 @@ def stored_packings(
         if written in GLOBAL_KEYS:
             continue
         packing = _entry(written, entry, default, where)
-        out |= dict.fromkeys(_our_paths(written, names, rename), packing)
+        paths = list(_our_paths(written, names, rename))
+        if packing and paths and not any(f"{path}.weight" in names for path in paths):
+            raise ConfigError(
+                f"{where}: config.json's 'quantization' names {quoted(written)}, and the file has no such weight: they "
+                "are of different models. Take config.json and the .safetensors files from one repository."
+            )
+        out |= dict.fromkeys(paths, packing)
     return {path: packing for path, packing in out.items() if packing}
 
 

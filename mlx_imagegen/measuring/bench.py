@@ -98,8 +98,10 @@ class Row:
 
 def bench(asked: Asked, folder: Path, tell: Notify) -> Iterator[Row]:
     """Measures one cell after the other; pictures go to `folder`. A cell that fails says why in its row."""
-    if asked.repeat < 1 or asked.warm_up < 0:
-        raise RequestError(f"repeat {asked.repeat}, warm-up {asked.warm_up}: give at least 1 and 0.")
+    if asked.repeat < 1:
+        raise RequestError(f"repeat {asked.repeat}: give at least 1, how many runs of each are measured.")
+    if asked.warm_up < 0:
+        raise RequestError(f"warm-up {asked.warm_up}: give 0 or more, how many runs come before those.")
     lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
     ways = [(*cell, cache) for cell in _cells(asked) for cache in dict.fromkeys((None, *asked.caches))]
     for number, (model, quant, size, cache) in enumerate(ways, 1):

@@ -31,7 +31,6 @@ def facts() -> dict[str, str]:
         **machine(),
         "chip": _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
-        "system": f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.platform(),
         "memory": f"{limit.physical_bytes / GB:.1f} GB, of which {limit.usable_bytes / GB:.1f} GB are counted on",
         "GPU": _gpu(),
         "MLX's Metal wheel": f"for macOS {wheel_macos()} and later" if wheel_macos() else "none",

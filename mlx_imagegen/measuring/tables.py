@@ -3,10 +3,11 @@
 Must not know: what the numbers mean.
 """
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def output_folder(path: Path) -> Path:
         raise OutputError(f"the folder {path} cannot be created ({error.strerror}); choose another place.") from error
     check_writable(path / "report")
     return path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """`output_folder`; one that was not there before is removed again where nothing was written to it."""
+    was_there = expanded(path).exists()
+    folder = output_folder(path)
+    try:
+        yield folder
+    finally:
+        for place in [] if was_there else [*folder.iterdir(), folder]:
+            with contextlib.suppress(OSError):  # it holds something
+                place.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -54,7 +54,7 @@ UNPACKED_COPIES_ODD = 7
 # allocator. Where one graph is a step, nearly all is used again; strips come in too many sizes for that.
 GRAPH_SLACK, STRIPS_SLACK = 0.2, 1.5
 SLACK_LIMIT_BYTES = 2 * CPU_CACHE_LIMIT_BYTES
-GPU_SIZE = 2  # bytes of bfloat16
+BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,9 @@ def _working_bytes(
         held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most = max(most, family.vision_param_count * (GPU_SIZE if gpu else 4))  # it goes before the words are read
+        most = max(
+            most, family.vision_param_count * (BFLOAT16_BYTES if gpu else 4)
+        )  # it goes before the words are read
     if settings.cache and stage == "denoise":
         most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
@@ -379,7 +381,7 @@ def number_bytes(component: Component, gpu: bool) -> int:
         return VAE_DTYPE.size
     if component.dtype != compute_dtype():  # chosen for it
         return component.dtype.size
-    return GPU_SIZE if gpu else 4
+    return BFLOAT16_BYTES if gpu else 4
 
 
 @functools.cache

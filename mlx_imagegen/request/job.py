@@ -1,7 +1,7 @@
 """One picture's parameters, resolved and checked: what the user gave, the manifest's defaults for the rest.
 
-In: generate()'s parameters. Out: `Job`s, one a picture, in which nothing is left open. All refusals of bad parameters
-stand here, before anything is loaded.
+In: generate()'s parameters. Out: `Job`s, one a picture, in which nothing is left open. Bad parameters are refused
+here and in the modules of this package that it calls, before anything is loaded.
 """
 
 import itertools
@@ -42,7 +42,7 @@ from .regions import Canvas, open_canvas
 from .shortcuts import cache_rule, guidance_share
 from .sizes import Asked, Box, kept_box, size_of
 
-SQUARE = 1024  # pixels, the sides of a picture that stands for the user's
+STAND_IN_SIDE = 1024  # pixels, of a picture in the place of the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
 
 
@@ -262,9 +262,9 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
     """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
     blank squares."""
-    blank, needs = Image.new("RGB", (SQUARE, SQUARE)), manifest.extras.get("needs", ())
+    blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
-    given |= {"image": blank, "mask_box": (0, 0, SQUARE, SQUARE)} if "mask" in needs else {}
+    given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}
     given |= {"control": blank} if "control" in needs else {}
     return resolve(manifest, size_multiple, "a prompt", seed=0, **(given | parameters))[0]
 

@@ -1,5 +1,6 @@
 """Names of files as nobody should give them: one line of at most 400 characters, exit code 2, and nothing written."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,14 @@ GIVEN: dict[str, dict[str, str]] = {
     "generate": {"--model": "flux-demo", "--size": "32", "--steps": "1"},
     "quantize": {"--model": "flux-demo", "-o": "out"},
     "plan": {"--model": "flux-demo"},
-    "compare": {"--model": "flux-demo", "--prompts": "prompts.txt"},
+    "compare": {"--models": "flux-demo", "--prompts": "prompts.txt"},
     "bench": {"--model": "flux-demo"},
 }
 FLAGS = {
     "generate": ("--image", "--noise", "--mask", "--lora", "--prompt-file", "--from", "--model", "-o"),
     "quantize": ("--model", "--quant", "--lora", "--calibrate", "-o"),
     "plan": ("--model", "--references"),
-    "compare": ("--model", "--prompts"),
+    "compare": ("--models", "--prompts"),
     "bench": ("--model", "--references"),
 }
 CASES = [(command, flag) for command, flags in FLAGS.items() for flag in flags]
@@ -80,3 +81,16 @@ def test_a_value_of_a_line_is_refused_with_the_line(job: str, words: str, cli: C
     ran = cli("generate", "--model", "flux-demo", "--prompt-file", "given.jsonl", "-o", "{index}.png")
     assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1, ran
     assert not list(Path().glob("*.png"))
+
+
+@pytest.mark.parametrize("command", [("info",), ("generate", "a", "--image"), ("generate", "--from")])
+def test_a_pipe_is_no_picture(command: tuple[str, ...], cli: Cli) -> None:
+    """Nobody writes to it: opening it would wait for ever."""
+    os.mkfifo("given.png")
+    ran = cli(*command, "given.png")
+    assert ran.code == 2 and "cannot be read as a picture (it is a pipe or a device)" in ran.err, ran
+
+
+def test_help_is_no_near_name(cli: Cli) -> None:
+    ran = cli("download", "--model", "flux-dev")
+    assert ran.code == 2 and "--help lists the options" in ran.err and "did you mean" not in ran.err

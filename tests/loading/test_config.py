@@ -122,3 +122,20 @@ def test_a_table_within_a_table_must_be_one(value: Any) -> None:
     for read in readers:
         with pytest.raises(ConfigError, match="x.json.* is .* where a table of fields is needed"):
             read()
+
+
+@dataclass(frozen=True)
+class Pair(Config):
+    ends: tuple[int, int]
+    named: dict[str, tuple[int, int]]
+    many: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"ends": [1]}, {"ends": [1, 2, 3]}, {"ends": []}, {"named": {"a": [1]}}, {"named": {"a": [1, 2, 3]}}]
+)
+def test_a_pair_has_two(change: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"ends": [1, 2], "named": {"a": [3, 4]}, "many": [1, 2, 3]}
+    assert Pair.read(given, "x.json") == Pair((1, 2), {"a": (3, 4)}, (1, 2, 3))
+    with pytest.raises(ConfigError, match=f"field '{next(iter(change))}'"):
+        Pair.read(given | change, "x.json")

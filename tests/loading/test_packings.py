@@ -208,3 +208,15 @@ def test_numbers_for_all_layers_of_a_dense_file_change_nothing(flux_folder: Path
     quantization = {"group_size": 64, "bits": 4}
     weights = open_weights("transformer", open_checkpoint(folder), trees, config={"quantization": quantization})
     assert not weights.stored and len(weights.linears) > 10
+
+
+def test_an_entry_for_a_weight_that_is_not_there_is_refused(flux_folder: Path, tmp_path: Path) -> None:
+    """The folder would be read as if it said nothing."""
+    shutil.copytree(flux_folder, tmp_path / "model")
+    config = tmp_path / "model" / "transformer" / "config.json"
+    for entry in ({"x": {"bits": 4, "group_size": 64}}, {"bits": 4, "group_size": 64, "y.z": True}):
+        config.write_text(json.dumps(read_json(config) | {"quantization": entry}))
+        with pytest.raises(ConfigError, match="names '(x|y.z)', and the file has no such weight"):
+            load(tmp_path / "model")
+    config.write_text(json.dumps(read_json(config) | {"quantization": {"bits": 4, "group_size": 64, "y.z": False}}))
+    load(tmp_path / "model")

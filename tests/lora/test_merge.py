@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, LoraError, MissingFileError
 from mlx_imagegen.families import family_spec
 from mlx_imagegen.families.flux1.family import Flux1
@@ -17,6 +18,7 @@ from mlx_imagegen.families.flux2.family import Flux2
 from mlx_imagegen.families.flux3.family import Flux3
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.families.z_image.family import ZImage
+from mlx_imagegen.hub.manifest import data_folder
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.names import Rename, RowRange
 from mlx_imagegen.loading.weights import Weights, open_weights
@@ -135,6 +137,13 @@ def test_no_key_matches(tmp_path: Path) -> None:
     message = str(refused.value)
     assert "none of its 4 modules has a place in FLUX.1" in message
     assert all(f"'unheard.of.{i}' (no such module)" in message for i in range(4))
+
+
+def test_names_without_a_place_are_shown_in_full() -> None:
+    with pytest.raises(LoraError) as refused:
+        load("flux-demo", lora=[data_folder("weights") / "demo/loras/qwen-lightning.safetensors"])
+    for end in ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj"):
+        assert f"'transformer_blocks.0.{end}' (no such module)" in str(refused.value)
 
 
 def test_halves_of_pairs_are_told_as_such(tmp_path: Path) -> None:
