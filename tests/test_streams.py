@@ -47,7 +47,7 @@ def test_a_full_disk_behind_standard_output_is_said_in_one_line(words: str, tmp_
 
 def test_a_reader_that_has_gone_is_no_failure(tmp_path: Path) -> None:
     ran = run("models | head -1; exit ${PIPESTATUS[0]}", tmp_path)
-    assert ran.returncode in (0, 141) and ran.stderr == "", ran
+    assert ran.returncode in (0, 141) and "mlx-imagegen: " not in ran.stderr and "Traceback" not in ran.stderr, ran
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps to no such limit")
