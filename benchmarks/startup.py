@@ -47,3 +47,7 @@ def _run(arguments: Sequence[str]) -> float:
 def _heavy() -> str:
     code = f"import sys; from mlx_imagegen import generate; print(*[m for m in {HEAVY!r} if m in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,11 @@ def test_all_that_can_be_run_is_listed() -> None:
         assert listing.returncode == code and {line.split()[0] for line in listing.stdout.splitlines()} == scripts
 
 
+def test_each_does_something_when_it_is_run() -> None:
+    scripts = [path for path in FOLDER.glob("*.py") if path.stem != "turns"]  # what the others share
+    assert not [path.name for path in scripts if '__name__ == "__main__"' not in path.read_text()]
+
+
 @pytest.mark.parametrize("name", WITH_ARGUMENTS)
 def test_its_own_arguments_are_passed_on(name: str) -> None:
     shown = ran(name, "--help")

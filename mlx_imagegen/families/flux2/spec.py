@@ -20,7 +20,8 @@ def recognize(folder: ModelFolder) -> str | None:
         return "flux2-klein-9b-kv"
     # Nothing in the weights tells the distilled ones from the others.
     base = folder.pipeline == KLEIN and not folder.config("model_index.json").get("is_distilled")
-    size = "9b" if config.get("num_attention_heads", 0) >= LARGER_HEADS else "4b"
+    heads = config.get("num_attention_heads")  # what is no number is refused when the config is read
+    size = "9b" if isinstance(heads, int) and heads >= LARGER_HEADS else "4b"
     return f"flux2-klein-{'base-' if base else ''}{size}"
 
 

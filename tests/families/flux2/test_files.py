@@ -145,6 +145,7 @@ def folder_of(path: Path, index: dict[str, Any], transformer: dict[str, Any]) ->
         ({"_class_name": "Flux2KleinKVPipeline"}, {"num_attention_heads": 32}, "flux2-klein-9b-kv"),
         ({"_class_name": "Flux2Pipeline"}, {"num_attention_heads": 48, "guidance_embeds": True}, "flux2-dev"),
         ({}, {"num_attention_heads": 24}, "flux2-klein-4b"),
+        ({}, {"num_attention_heads": {}}, "flux2-klein-4b"),  # reading the config refuses it
         ({}, {"num_attention_heads": 48, "guidance_embeds": True}, "flux2-dev"),
     ],
 )
