@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 
+LARGEST_NUMBER = 2**64  # more digits help nobody, and fill a message
+
+
 @dataclass(frozen=True, eq=False)
 class Kind:
     """What values a parameter takes. Without types, the code that reads the value checks it."""
@@ -19,6 +22,8 @@ class Kind:
     def accepts(self, value: object) -> bool:
         if isinstance(value, bool):
             return bool in self.types or not self.types
+        if self.types and isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            return False
         return not self.types or isinstance(value, self.types) or (self.arrays and hasattr(value, "__array__"))
 
 

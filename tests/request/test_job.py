@@ -103,6 +103,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a height of another kind": ({"height": "64"}, "height '64'"),
     "a list for a width": ({"width": [64]}, r"width \[64\]: give a whole number"),
     "steps that are a switch": ({"steps": True}, "steps True: give a whole number"),
+    "a width of 400 digits": ({"width": 10**400}, r"width 10+\.\.\.0+: give a whole number"),
     "a huge width": ({"width": 8208}, "width 8208: pictures may be up to 8192"),
     "a huge picture": ({"width": 8192, "height": 2064}, "8192x2064: pictures may have up to 16.8 million pixels"),
     "a strength of nothing": ({"image": PICTURE, "strength": 0}, "strength 0: give a number above 0"),
