@@ -72,6 +72,11 @@ class VaeConfig(Config):
                     f"{where}: field '{field}' has {len(getattr(config, field))} entries, where 'dim_mult' and 'z_dim' "
                     f"ask for {count}; take the file from the model's repository."
                 )
+        if any(width % 2 for width in config.widths[1:]):
+            raise ConfigError(
+                f"{where}: 'base_dim' and 'dim_mult' make levels of an odd number of channels, which the decoder halves;"
+                " take the file from the model's repository."
+            )
         return config
 
     @property

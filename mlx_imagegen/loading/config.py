@@ -56,7 +56,7 @@ BY_NAME = (
     (int, r"(layers|depth|blocks|layers_per_block)$", LAYERS),
     (int, r"heads$", HEADS),
     (int, r"(area|pixels)$", MANY),
-    (float, r"(eps|epsilon|theta|scaling_factor)$", POSITIVE),
+    (float, r"(eps|epsilon|theta|scaling_factor|ratio)$", POSITIVE),
 )
 
 

@@ -7,7 +7,6 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-
 LARGEST_NUMBER = 2**64  # more digits help nobody, and fill a message
 
 

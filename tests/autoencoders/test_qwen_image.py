@@ -91,6 +91,7 @@ def stored_config() -> dict[str, Any]:
         ("temperal_downsample", [True]),
         ("latents_mean", [0.0]),
         ("latents_std", [1.0] * 17),
+        ("base_dim", 3),  # the decoder halves a level's channels
         ("z_dim", None),
         ("is_residual", True),  # a field of the later Wan autoencoders
     ],

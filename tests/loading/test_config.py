@@ -84,6 +84,7 @@ class Numbers(Config):
     num_single_layers: int = 2
     num_attention_heads: int = 2
     norm_eps: float = 1e-6
+    mlp_ratio: float = 4.0
     shift_factor: float = 0.0
     axes: tuple[int, ...] = (2,)
     tokens: dict[str, int] | None = None
@@ -95,6 +96,7 @@ class Numbers(Config):
     [
         {"hidden_size": 0}, {"hidden_size": -1}, {"hidden_size": 10**400}, {"num_layers": 10**9},
         {"num_single_layers": 1001}, {"num_attention_heads": 0}, {"norm_eps": 0.0}, {"norm_eps": float("nan")},
+        {"mlp_ratio": -2.0},
         {"norm_eps": 10**400}, {"shift_factor": float("inf")}, {"axes": [2, 0]}, {"axes": [[2]]},
         {"axes": list(range(1, 20_000))}, {"tokens": {"a": "1"}}, {"tokens": {"a": {"b": 1}}}, {"steps": 11},
         {"_class_name": "Letters"}, {"_class_name": ["Numbers"]},
