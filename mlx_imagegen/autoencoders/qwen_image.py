@@ -74,8 +74,8 @@ class VaeConfig(Config):
                 )
         if any(width % 2 for width in config.widths[1:]):
             raise ConfigError(
-                f"{where}: 'base_dim' and 'dim_mult' make levels of an odd number of channels, which the decoder halves;"
-                " take the file from the model's repository."
+                f"{where}: 'base_dim' and 'dim_mult' make levels of an odd number of channels, which the decoder "
+                "halves; take the file from the model's repository."
             )
         return config
 
