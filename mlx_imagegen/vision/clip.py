@@ -4,23 +4,20 @@ In: a picture, or pixels [B, H, W, 3], normed, at the tower's one size. Out: the
 Must not know: files, families. Parameters carry the checkpoint's names without `vision_model.`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError
-from ..layers.encoder import ACTIVATIONS, EncoderLayer
+from ..layers.encoder import EncoderLayer
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
-from ..loading.config import COLOURS, HEADS, LAYERS, POSITIVE, Config, Range
-from ..loading.names import RowRange
 from .pixels import PixelConfig
+from .tower import TowerConfig
 
 # Of the whole CLIP, in whose file the tower may be: its text side, and numbers that only training needs.
 UNUSED = ("text_model.", "text_projection.", "logit_scale", "embeddings.position_ids")
@@ -29,8 +26,8 @@ PIXELS = PixelConfig(
 )  # CLIP's, fixed in diffusers' code
 
 
-@dataclass(frozen=True)
-class ClipVisionConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig(TowerConfig):
     """image_encoder/config.json, or the part of it that says so of the tower"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
@@ -38,36 +35,16 @@ class ClipVisionConfig(Config):
     )
     CLASSES: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
 
-    hidden_act: str
-    hidden_size: int
-    image_size: Annotated[int, Range(1, 4096)]
-    intermediate_size: int
-    layer_norm_eps: Annotated[float, POSITIVE]
-    num_attention_heads: Annotated[int, HEADS]
-    num_hidden_layers: Annotated[int, LAYERS]
-    patch_size: Annotated[int, Range(1, 256)]
     projection_dim: int
-    num_channels: Annotated[int, COLOURS] = 3
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(_tower_of(data), where)
-        sound = {
-            "hidden_act": config.hidden_act in ACTIVATIONS,
-            "hidden_size": config.hidden_size % config.num_attention_heads == 0,
-            "patch_size": config.patch_size <= config.image_size,
-        }
-        if odd := next((name for name, fits in sound.items() if not fits), None):
-            raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)}, which is not known or does not fit the others; "
-                "take the file from the model's repository."
-            )
-        return config
+        return super().read(_tower_of(data), where)
 
     @property
     def tokens(self) -> int:
         """Of a picture: its patches, and the one that becomes the vector."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        return self.patches + 1
 
 
 def _tower_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +95,3 @@ def prepared(image: Image.Image, side: int) -> np.ndarray:
     width, height = (side if size == short else side * size // short for size in image.size)
     left, top = (width - side) // 2, (height - side) // 2
     return PIXELS.pixels(image, (width, height))[top : top + side, left : left + side]
-
-
-def from_clip(name: str) -> Iterable[RowRange]:
-    """As published (`vision_model.` before the tower's names), or without."""
-    yield RowRange(name.removeprefix("vision_model."))

@@ -23,7 +23,8 @@ from ...loading.names import RowRange
 from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
-from ...vision.clip import UNUSED, ClipVisionConfig, ClipVisionModel, from_clip, prepared
+from ...vision.clip import UNUSED, ClipVisionConfig, ClipVisionModel, prepared
+from ...vision.tower import without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
 from .prompts import AttendedPicture, PromptPictures
@@ -79,7 +80,7 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
         """`model`: the transformer's config, whose double blocks look at the pictures."""
         self.name = name
         _check_has_tower(folder)
-        path, encoder = open_part(name, folder, "image_encoder", from_clip)
+        path, encoder = open_part(name, folder, "image_encoder", without_prefix)
         tower = ClipVisionConfig.read(dict(encoder.config), path)
         named = name_tensors(f"ip_adapter:{name}", open_checkpoint(folder), from_xlabs)
         rows, columns = _projection(named)

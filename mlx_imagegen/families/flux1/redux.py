@@ -21,7 +21,8 @@ from ...loading.config import Config
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
 from ...vision.pixels import read_fixed_size
-from ...vision.siglip import UNUSED, SiglipConfig, SiglipVisionModel, from_siglip
+from ...vision.siglip import UNUSED, SiglipConfig, SiglipVisionModel
+from ...vision.tower import without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
 from .prompts import PromptPictures
@@ -57,7 +58,7 @@ class FluxRedux(ImageAdapter[PromptPictures]):
         path, embedder = open_part(name, folder, "image_embedder")
         config = ReduxConfig.read(dict(embedder.config), path)
         check_width(path, "txt_in_features", config.txt_in_features, model.joint_attention_dim, "this model's text")
-        path, encoder = open_part(name, folder, "image_encoder", from_siglip)
+        path, encoder = open_part(name, folder, "image_encoder", without_prefix)
         tower = SiglipConfig.read(dict(encoder.config), path)
         check_width(path, "hidden_size", tower.hidden_size, config.redux_dim, "its image_embedder")
         self._pixels = read_fixed_size(folder / "feature_extractor/preprocessor_config.json", tower.image_size)

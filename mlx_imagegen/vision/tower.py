@@ -1,0 +1,52 @@
+"""What CLIP's and SigLIP's vision towers have in common: their configs' fields, and how their tensors are named.
+
+Must not know: either tower.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from ..errors import ConfigError
+from ..layers.encoder import ACTIVATIONS
+from ..loading.config import COLOURS, HEADS, LAYERS, POSITIVE, Config, Range
+from ..loading.names import RowRange
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(Config):
+    hidden_act: str
+    hidden_size: int
+    image_size: Annotated[int, Range(1, 4096)]
+    intermediate_size: int
+    layer_norm_eps: Annotated[float, POSITIVE]
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+    patch_size: Annotated[int, Range(1, 256)]
+    num_channels: Annotated[int, COLOURS] = 3
+
+    @classmethod
+    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
+        config = super().read(data, where)
+        sound = {
+            "hidden_act": config.hidden_act in ACTIVATIONS,
+            "hidden_size": config.hidden_size % config.num_attention_heads == 0,
+            "patch_size": config.patch_size <= config.image_size,
+        }
+        if odd := next((name for name, fits in sound.items() if not fits), None):
+            raise ConfigError(
+                f"{where}: field '{odd}' is {getattr(config, odd)}, which is not known or does not fit the others; "
+                "take the file from the model's repository."
+            )
+        return config
+
+    @property
+    def patches(self) -> int:
+        """Of a picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def without_prefix(name: str) -> Iterable[RowRange]:
+    """As published (`vision_model.` before the tower's names), or as newer transformers saves it (without)."""
+    yield RowRange(name.removeprefix("vision_model."))
