@@ -22,7 +22,7 @@ from .documents import read_json
 from .errors import ImagegenError
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .machine import machine
-from .precision import on_gpu
+from .precision import dtype_name, on_gpu
 
 # The other way than the default has to be so much faster: less is noise.
 MARGIN = 1.05
@@ -109,7 +109,7 @@ def _timed(product: Callable[[], mx.array], count: int) -> float:
 def _key(here: dict[str, str], tokens: int, rows: int, columns: int, packing: Packing, dtype: mx.Dtype) -> str:
     """Tokens by powers of two: nearby counts share a choice."""
     pack = f"{packing.bits}/{packing.group_size}/{packing.mode}"
-    kind = str(dtype).removeprefix("mlx.core.")
+    kind = dtype_name(dtype)
     where = "|".join(here[name] for name in ("device", "system", "matrix units", "mlx"))
     return f"{where}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
 

@@ -50,6 +50,10 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def compute_dtype() -> mx.Dtype:
     """Weights and activations of the text encoders and the transformer."""
     return mx.bfloat16 if on_gpu() else mx.float32
@@ -69,7 +73,7 @@ class Precision(NamedTuple):
 
     @property
     def name(self) -> str:
-        return str(self.dtype).removeprefix("mlx.core.")
+        return dtype_name(self.dtype)
 
     @property
     def is_asked(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import DistributedError
 from ..packing.recipes import canonical_name
 from ..pipeline import Pipeline
+from ..precision import dtype_name
 from ..request.job import Job
 from .group import Group
 
@@ -43,7 +44,7 @@ def identity(pipeline: Pipeline, jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "manifest": manifest.name,
         "quant": canonical_name(pipeline.quant) if pipeline.quant else "none",
-        "dtype": str(pipeline.family.transformer.dtype).removeprefix("mlx.core."),
+        "dtype": dtype_name(pipeline.family.transformer.dtype),
         "held": {name: str(component.held_as) for name, component in pipeline.family.components.items()},
         "jobs": hashlib.sha256(records.encode()).hexdigest(),
         "files": {name: _digest(path) for name, path in _files(pipeline)},

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from ..layers.linear import Linear, Packing
 from ..layers.sharing import Cuts, Sharing, cut_of
+from ..precision import dtype_name
 from .modules import join, layers, own_parameters
 from .shares import held_packing, refusal
 from .tensors import Shape
@@ -125,7 +126,7 @@ class Component:
     @functools.cached_property
     def held_as(self) -> str:
         """How the linears' weights are held, for records: "float32", or "4-bit 96, 8-bit 4"."""
-        dense = str(self.dtype).removeprefix("mlx.core.")
+        dense = dtype_name(self.dtype)
         kinds = Counter(
             f"{packing.bits}-bit" if packing else dense
             for _, layer, packing in self.planned()

@@ -18,7 +18,7 @@ from ..hub.download import HuggingFace
 from ..kernels import cache_file
 from ..limits import bound_cache
 from ..machine import GB, machine, memory_limit, wheel_macos
-from ..precision import compute_dtype, emulates_bfloat16, on_gpu
+from ..precision import compute_dtype, dtype_name, emulates_bfloat16, on_gpu
 from .sheet import unwritable
 
 
@@ -45,7 +45,7 @@ def facts() -> dict[str, str]:
 
 
 def _numbers() -> str:
-    usual = str(compute_dtype()).removeprefix("mlx.core.")
+    usual = dtype_name(compute_dtype())
     chosen = "; FLUX.1's transformer float16, for this chip only emulates bfloat16" if emulates_bfloat16() else ""
     return f"{usual}{chosen} (precision.py says why)"
 

@@ -7,7 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..layers.attention import attend
-from .check import Check, compared, drawn, dtype_name, dtypes, real
+from ..precision import dtype_name
+from .check import Check, compared, drawn, dtypes, real
 
 ATTENTION = "attention"
 # The scores, and the weights after the softmax, may be rounded to the inputs' dtype.

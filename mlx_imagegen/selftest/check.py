@@ -72,7 +72,3 @@ def dtypes() -> tuple[mx.Dtype, ...]:
 def real(size: int, small: int) -> int:
     """`size` on a GPU. The CPU backend has one kernel for all sizes, and a slow one: there `small`."""
     return size if on_gpu() else small
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

@@ -12,9 +12,9 @@ from ..layers.modulation import modulate
 from ..layers.norm import LayerNorm, RMSNorm
 from ..layers.rope import rope_table, rotate
 from ..layers.strips import Cut, Strips
-from ..precision import FLOAT16_DIVISOR
+from ..precision import FLOAT16_DIVISOR, dtype_name
 from ..text.qwen import rotate_halves
-from .check import Check, as_numpy, compared, drawn, dtype_name, dtypes, real
+from .check import Check, as_numpy, compared, drawn, dtypes, real
 
 NORM, ROPE, ACTIVATION, SUM = "norm", "rotary positions", "activation", "residual sum"
 LIMITS = {mx.bfloat16: 5e-3, mx.float16: 1e-3, mx.float32: 1e-5}

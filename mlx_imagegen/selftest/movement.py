@@ -9,7 +9,8 @@ from ..layers.conv import doubled
 from ..layers.patches import patchified, unpatchified
 from ..layers.strips import Cut, Strips
 from ..loading.tensor import as_mlx
-from .check import EXACT, Check, compared, drawn, dtype_name, dtypes, real
+from ..precision import dtype_name
+from .check import EXACT, Check, compared, drawn, dtypes, real
 
 MOVEMENT = "gathering and moving"
 

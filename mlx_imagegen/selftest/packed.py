@@ -13,8 +13,8 @@ import numpy as np
 from ..families import family_specs
 from ..layers.linear import DENSE, GROUP_SIZES, PACKED, Packing, packed_matmul, unpacked
 from ..packing.recipes import read_recipe, recipe_names
-from ..precision import compute_dtype, emulates_bfloat16, on_gpu
-from .check import ROUNDING, Check, as_numpy, compared, drawn, dtype_name
+from ..precision import compute_dtype, dtype_name, emulates_bfloat16, on_gpu
+from .check import ROUNDING, Check, as_numpy, compared, drawn
 
 PRODUCT, UNPACK = "packed product", "unpacking"
 # Looser than a dense product's: on the CPU MLX's quantized kernel accumulates in the dtype of its input.

@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..layers.linear import Linear
-from .check import ROUNDING, Check, compared, drawn, dtype_name, dtypes, real
+from ..precision import dtype_name
+from .check import ROUNDING, Check, compared, drawn, dtypes, real
 
 PRODUCT = "dense product"
 
