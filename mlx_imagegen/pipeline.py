@@ -346,7 +346,7 @@ class Pipeline:
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             with report.stage("other"):
                 report.note(*self._model_notes(job.prompt.text), *job.notes)
-            start = starts.pop(index, None) or self._start(job, self._schedule(job), report)
+            start = starts.pop(index, None) or self._start(job, report)
             drawn.append((job, self._denoise(job, branches, start, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
                 yield self._finish(*drawn.pop())
@@ -394,11 +394,11 @@ class Pipeline:
 
     def _encoded_starts(self, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[int, Start]:
         """Of the pictures that others are drawn from, by place: encoded before the denoiser is in memory."""
-        given = [place for place, job in enumerate(jobs) if job.image is not None or job.controls]
+        given = [place for place, job in enumerate(jobs) if job.encodes_images]
         if not given:
             return {}
         self._load("encode_image", reports[given[0]])
-        starts = {place: self._start(jobs[place], self._schedule(jobs[place]), reports[place]) for place in given}
+        starts = {place: self._start(jobs[place], reports[place]) for place in given}
         self._release(self.family.stages["encode_image"], reports[given[-1]])
         return starts
 
@@ -457,18 +457,17 @@ class Pipeline:
             )
         return np.clip(pixels / 2 + 0.5, 0, 1)
 
-    def _start(self, job: Job, schedule: Schedule, report: Report) -> "Start":
+    def _start(self, job: Job, report: Report) -> "Start":
         """Noise, or a picture with as much noise as the first sigma says."""
         family, settings = self.family, job.settings
         inputs = job.inputs()
-        given = inputs.image is not None or inputs.controls
-        with report.stage("encode" if given else "other"):
+        with report.stage("encode" if job.encodes_images else "other"):
             made = family.encode_inputs(inputs, job.seed, settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
             start = Start(noise, noise, condition=made.condition, controls=made.controls)
             if made.clean is not None:
-                clean, sigma = family.pack(made.clean), schedule.sigmas[0]
+                clean, sigma = family.pack(made.clean), self._schedule(job).sigmas[0]
                 mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
                 mixed = sigma * noise + (1 - sigma) * clean
                 start = Start(mixed, noise, clean, mask, made.condition, made.controls)

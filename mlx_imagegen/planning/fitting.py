@@ -128,5 +128,4 @@ def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    encodes = job.image is not None or bool(job.controls)
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=encodes)
+    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images)

@@ -66,6 +66,11 @@ class Job:
     notes: tuple[str, ...] = ()
 
     @property
+    def encodes_images(self) -> bool:
+        """Whether an encoder reads pictures of it: one to start from, or some to follow."""
+        return self.image is not None or bool(self.controls)
+
+    @property
     def region(self) -> Region | None:
         """The part of the image that is drawn; None: all of it."""
         return self.canvas.region((self.settings.width, self.settings.height)) if self.canvas else None
