@@ -15,7 +15,7 @@ from ..documents import TEXT_LIMIT_BYTES, parse_json, read_file
 from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import shown
 from ..paths import expanded
-from ..request.kinds import Parameter
+from ..request.kinds import OF_THE_PICTURE, Parameter
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
@@ -27,7 +27,7 @@ HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
 SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
-OF_THE_PICTURE = {"sha256", "edges", "model"}  # what a record's entry says besides how the picture counted
+NOT_OF_HOW = {*OF_THE_PICTURE, "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
 
 
@@ -121,7 +121,7 @@ def _as_recorded(path: Path, row: Parameter, entries: list[Any], recorded: Any) 
                 f"{path} was made from {row.name} by {shown(was['model'])}; name that with the picture again, or "
                 f"another one: {row.flag} {row.metavar}."
             )
-    counted = [{name: was[name] for name in was if name not in OF_THE_PICTURE} for was in recorded]
+    counted = [{name: was[name] for name in was if name not in NOT_OF_HOW} for was in recorded]
     return [was | entry for was, entry in zip(counted, entries, strict=True)]
 
 

@@ -135,11 +135,10 @@ def read_recipe(quant: str, family: str) -> Recipe:
             f"quant {quoted(quant)}: give a recipe's name, such as 'q6', or a .toml file's path as text."
         )
     path = expanded(quant) if quant.endswith(".toml") else data_folder("quant") / f"{quant}.toml"
-    known = ", ".join(recipe_names())
     if not path.is_file():
         raise QuantizationError(
-            f"no recipe is called '{quant}'; there are {known}, or give the path of a .toml file; without one, weights "
-            "stay as they are stored."
+            f"no recipe is called '{quant}'; there are {', '.join(recipe_names())}, or give the path of a .toml file; "
+            "without one, weights stay as they are stored."
         )
     return _read(quant, path, family) if quant.endswith(".toml") else _read_once(quant, path, family)
 

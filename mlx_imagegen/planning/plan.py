@@ -299,9 +299,8 @@ def _working_bytes(
         held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
     if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
-        most = max(
-            most, family.vision_param_count * (BFLOAT16_BYTES if gpu else 4)
-        )  # it goes before the words are read
+        seen = family.vision_param_count * (BFLOAT16_BYTES if gpu else 4)
+        most = max(most, seen)  # it goes before the words are read
     if settings.cache and stage == "denoise":
         most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most

@@ -48,6 +48,7 @@ ARRAY = Kind()
 ARRAYS = Kind("a list", (list, tuple), arrays=True)
 CONTROLS = Kind()
 IMAGE_PROMPTS = Kind()
+OF_THE_PICTURE = ("sha256", "edges")  # what a record's entry of the last two says of the picture itself
 CALLBACK = Kind()
 
 

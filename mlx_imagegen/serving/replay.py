@@ -12,11 +12,10 @@ from typing import Any
 from ..request import kinds
 from ..request.controls import control_text
 from ..request.image_prompts import image_prompt_text
-from ..request.kinds import Parameter
+from ..request.kinds import OF_THE_PICTURE, Parameter
 from ..request.parameters import PARAMETERS
 
 FILE = "FILE"  # stands for a picture that the record has only a fingerprint of
-OF_THE_PICTURE = ("sha256", "edges")  # what the record says of a picture itself
 TEXTS = {kinds.CONTROLS: control_text, kinds.IMAGE_PROMPTS: image_prompt_text}
 
 
