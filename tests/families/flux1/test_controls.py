@@ -30,7 +30,7 @@ from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
 from tests.draw import drawn_data
-from tests.families.flux1.test_tools import assembled
+from tests.families.flux1.test_tools import assembled_by_kind
 
 DATA = drawn_data()
 WAYS = {
@@ -43,14 +43,7 @@ EACH = [(kind, way) for kind, ways in WAYS.items() for way in ways]
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    place = tmp_path_factory.mktemp("controls")
-
-    def kind_folder(kind: str) -> Path:
-        if not (place / kind).exists():
-            assembled(DATA / "flux_controls" / kind, DATA / "flux/dev", place / kind)
-        return place / kind
-
-    return kind_folder
+    return assembled_by_kind(tmp_path_factory.mktemp("controls"), "flux_controls", "flux/dev")
 
 
 def asked_of(folder: Path, way: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """XLabs' IP-Adapter against transformers and diffusers on stored draws, in plans, memory and records; what is refused.
 
-tests/references/flux_ip_adapter.py makes the draws; tests/parity/test_flux_ip_adapter.py compares fresh ones with the
+tests/references/flux_ip_adapter.py makes the draws; tests/parity/test_flux_adapters.py compares fresh ones with the
 same functions.
 """
 
@@ -32,7 +32,7 @@ from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import resolve, usual_job
 from mlx_imagegen.vision.clip import ClipVisionConfig, prepared
 from tests.draw import drawn_data
-from tests.families.flux1.test_tools import assembled
+from tests.families.flux1.test_tools import assembled_by_kind
 
 DATA = drawn_data()
 KINDS, WAYS = ("dev", "schnell"), ("one", "two", "cfg")
@@ -42,14 +42,7 @@ RED = Image.new("RGB", (20, 10), "red")
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    place = tmp_path_factory.mktemp("ip-adapter")
-
-    def kind_folder(kind: str) -> Path:
-        if not (place / kind).exists():
-            assembled(DATA / "flux_ip_adapter" / kind, DATA / "flux" / kind, place / kind)
-        return place / kind
-
-    return kind_folder
+    return assembled_by_kind(tmp_path_factory.mktemp("ip-adapter"), "flux_ip_adapter", "flux/{kind}")
 
 
 def asked_of(folder: Path, way: str) -> dict[str, Any]:

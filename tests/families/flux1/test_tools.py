@@ -4,6 +4,7 @@ tests/references/flux_tools.py makes the draws; tests/parity/test_flux_tools.py 
 functions.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -61,16 +62,19 @@ def assembled(folder: Path, base: Path, place: Path) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    place = tmp_path_factory.mktemp("tools")
+def assembled_by_kind(place: Path, drawn: str, base: str) -> Callable[[str], Path]:
+    """Of a kind its draw, assembled when it is first asked for; `base` may name the {kind}."""
 
+    @functools.cache
     def kind_folder(kind: str) -> Path:
-        if not (place / kind).exists():
-            assembled(DATA / "flux_tools" / kind, DATA / "flux/dev", place / kind)
-        return place / kind
+        return assembled(DATA / drawn / kind, DATA / base.format(kind=kind), place / kind)
 
     return kind_folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return assembled_by_kind(tmp_path_factory.mktemp("tools"), "flux_tools", "flux/dev")
 
 
 def open_tool(folder: Path) -> tuple[Pipeline, dict[str, Any]]:
