@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -227,15 +228,23 @@ def test_mlx_s_own_launcher_starts_it(out: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         wait_for(out, "*.png", 3)
-        children = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        subprocess.run(["kill", "-9", children[1]], check=True)
+        os.kill(child_of_rank(1, process.pid), signal.SIGKILL)
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
     assert "has gone; others draw what it has not finished" in error, error
     assert len(list(out.iterdir())) == 12
+
+
+def child_of_rank(rank: int, launcher: int) -> int:
+    """Read from its environment: the launcher starts all ranks at once, and their process numbers come in any order."""
+    children = output_of("pgrep", "-P", launcher).split()
+    (found,) = (child for child in children if f" MLX_RANK={rank} " in output_of("ps", "eww", "-o", "command=", child))
+    return int(found)
+
+
+def output_of(*command: object) -> str:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
 
 
 def alone_environment() -> dict[str, str]:
