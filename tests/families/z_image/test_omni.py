@@ -188,6 +188,11 @@ def test_small_and_narrow_references_are_refused(size: tuple[int, int]) -> None:
         load(DATA).generate("a fox", references=[Image.new("RGB", size)], steps=1)
 
 
+def test_the_last_reference_gives_the_size_where_none_is_asked_for() -> None:
+    (job,) = load(DATA).jobs("a fox", references=shown(DATA, 2))
+    assert (job.settings.width, job.settings.height) == (128, 64)
+
+
 def test_large_references_get_the_area_of_the_picture_to_be_made() -> None:
     """Unless its size follows from them, and then the largest area that they may have."""
     files = load(DATA).family.files.references
