@@ -109,6 +109,9 @@ class WatchedComponent(Component):
         super().__init__(component.weights, component.empty, component.dtype, component.path)
         self._found = found
 
+    def _stack(self, module: nn.Module) -> None:
+        """Each layer sees its input."""
+
     def load(self) -> nn.Module:
         fresh, module = not self.loaded, super().load()
         for path, layer in self.loaded_layers() if fresh else ():
