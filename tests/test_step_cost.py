@@ -14,8 +14,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # 2 % lowers it here as well.
 COSTS = {
     "flux1": {"dense": (994, 42.2), "packed": (1187, 62.7)},
-    "flux2": {"dense": (416, 20.7), "packed": (436, 25.3)},
-    "flux3": {"dense": (536, 26.3), "packed": (536, 26.3)},
+    "flux2": {"dense": (356, 18.4), "packed": (376, 23.0)},
+    "flux3": {"dense": (396, 24.7), "packed": (396, 24.7)},
     "qwen_image": {"dense": (1797, 49.3), "packed": (2040, 58.5)},
     "qwen_image_21": {"dense": (547, 35.6), "packed": (547, 35.6)},
     "z_image": {"dense": (487, 32.9), "packed": (489, 33.0)},

@@ -126,9 +126,3 @@ def test_layers_that_are_watched_stay_apart(as_on_a_gpu: Callable[[], None]) -> 
     with watching(family.components, "transformer", {}):
         assert family.transformer.load().transformer_blocks[0].attn._heads._stacked is None
     assert stacked_heads is not None
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Components stack what they load from then on."""
-    return lambda: monkeypatch.setattr("mlx_imagegen.loading.component.on_gpu", lambda: True)
