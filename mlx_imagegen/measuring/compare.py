@@ -46,6 +46,7 @@ class Column:
     model: str
     quant: str
     label: str
+    precision: str | None = None  # of its denoiser; None: the usual one
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def compare(
 def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify) -> list[Cell]:
     """A column's cells."""
     try:
-        identity = identified(column.model, column.quant, parameters)
+        identity = identified(column.model, column.quant, parameters, column.precision)
     except (ImagegenError, OSError) as error:
         reason = " ".join(str(error).split())
         tell(f"{column.label}: {reason}")
@@ -98,7 +99,7 @@ def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], fold
     if len(wanted) < len(cells):
         tell(f"{column.label}: {len(cells) - len(wanted)} of {len(cells)} are there from before")
     if wanted:
-        with Worker(column.model, column.quant) as worker:
+        with Worker(column.model, column.quant, column.precision) as worker:
             for index, cell in _answers(worker, {index: cells[index] for index in wanted}, parameters):
                 cells[index] = cell
                 tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
@@ -126,7 +127,7 @@ def found(column: Column, line: Line, path: Path) -> Cell:
         return Cell(column, line, path)
 
 
-def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def identified(name: str, quant: str, parameters: dict[str, Any], precision: str | None = None) -> dict[str, Any]:
     """All that decides about a column's pictures and seconds, apart from the prompt."""
     model = _model(name)
     recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
@@ -138,6 +139,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
         "recipe": recipe,
         "parameters": parameters | {"references": pictures} if pictures else parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
+        **({"precision": precision} if precision else {}),
     }
 
 
@@ -163,12 +165,12 @@ def _stamp(model: Model) -> list[str]:
     return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
-def read_columns(texts: Sequence[str]) -> list[Column]:
+def read_columns(texts: Sequence[str], precision: str | None = None) -> list[Column]:
     """`flux-dev@q6` -> a model and a quant, each pair once; with a short label where that is nobody else's."""
     pairs = list(dict.fromkeys(map(_pair, texts)))
     labels = [_label(*pair) for pair in pairs]
     return [
-        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"))
+        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"), precision)
         for pair, label in zip(pairs, labels, strict=True)
     ]
 

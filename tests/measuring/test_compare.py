@@ -120,6 +120,16 @@ def test_other_settings_are_other_cells(sheet: Cli) -> None:
     assert len(pictures(Path("out"))) == 9
 
 
+def test_another_precision_is_another_cell(sheet: Cli, flux_folder: Path) -> None:
+    asked = str(flux_folder), "none", {}
+    assert identified(*asked, "float16") != identified(*asked) != identified(*asked, "float32")
+    sheet("--precision", "float16")
+    data = json.loads(Path("out/compare.json").read_text())
+    made = [cell for cell in data["cells"] if cell["record"]]
+    assert {(cell["precision"], cell["record"]["precision"]) for cell in made} == {("float16", "float16")}
+    assert data["parameters"]["precision"] == "float16" and len(made) == 3
+
+
 def test_the_key_follows_all_that_makes_a_picture(flux_copy: Path) -> None:
     def made(parameters: dict[str, int], quant: str = "none", text: str = "a fox", folder: Path = flux_copy) -> str:
         return key(identified(str(folder), quant, parameters), Line("1", text))

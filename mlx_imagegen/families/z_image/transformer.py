@@ -9,20 +9,20 @@ stand in `modulation.py`: none is in memory during the loop.
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.activation import swiglu
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import ProjectedAttention, attention_cuts
+from ...layers.joint import GatedProjection, ProjectedAttention, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import Part, by_part, modulate, table_row
 from ...layers.norm import RMSNorm
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, rows
+from ...layers.stacked import Stacked
 from .config import ZImageConfig
 
 # All three are fixed in diffusers' code.
@@ -206,6 +206,10 @@ class FeedForward(nn.Module):
     def __init__(self, dims: int, inner: int):
         super().__init__()
         self.w1, self.w2, self.w3 = Linear(dims, inner, False), Linear(inner, dims, False), Linear(dims, inner, False)
+        self._gated = GatedProjection(self.w1, self.w3)
+
+    def stack(self) -> Iterator[Stacked]:
+        return self._gated.stack()
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.w2(swiglu(self.w1(x), self.w3(x)))
+        return self.w2(self._gated(x))
