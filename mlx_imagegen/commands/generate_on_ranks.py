@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..distributed.layers import share_layers
 from ..distributed.lockstep import Shared, draw_in_lockstep
 from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
-from ..distributed.pictures import draw_pictures
+from ..distributed.pictures import by_residency, draw_pictures
 from ..distributed.requests import packed, unpacked, with_seeds
 from ..image import encoded_picture, write_atomically
 from ..launched import Launch
@@ -50,7 +50,7 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
         paths, wanted, mode = _shared_plan(group, args, opened, jobs, progress)
         if wanted:
             jobs = [jobs[index] for index in wanted]
-            _draw(group, opened, jobs, mode, _Pictures(group, args, [paths[index] for index in wanted], progress))
+            _draw(group, mode, _Pictures(group, opened, jobs, args, [paths[index] for index in wanted], progress))
 
 
 def _shared_requests(
@@ -100,10 +100,11 @@ def _shared_plan(
     return own_paths, wanted, mode
 
 
-def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], mode: Mode, pictures: "_Pictures") -> None:
+def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
+    opened, jobs = pictures.opened, pictures.jobs
     pictures.progress.note(*(note for job in jobs for note in job.notes))
     if mode.name == PICTURES:
-        draw_pictures(group, opened, jobs, pictures, _resident_ranks(group, opened, jobs))
+        draw_pictures(group, pictures, [0] * len(jobs), by_residency(_resident_ranks(group, opened, jobs)))
         return
     group.start_collectives()
     shared: Shared
@@ -140,12 +141,22 @@ class _Pictures:
     """What is done with pictures where they are drawn, and on rank 0. Used by several threads there."""
 
     group: Group
+    opened: Pipeline
+    jobs: Sequence[Job]
     args: argparse.Namespace
     paths: Sequence[Path]
     progress: Progress
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _steps: Counter[int] = field(default_factory=Counter)  # done, by picture
     _unread: int | None = None  # bytes that may still be printed; None: all
+
+    def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
+        def observe(event: StepEvent) -> None:
+            index = indices[event.picture]
+            on_step(index, self.observe(index, event))
+
+        for index, result in zip(indices, self.opened.stream([self.jobs[i] for i in indices], observe), strict=True):
+            yield index, self.finish(index, result)
 
     def finish(self, index: int, result: Result) -> Message:
         """The files with their contents, unless they stay on this host, and what is printed."""
