@@ -1,7 +1,8 @@
 """Pictures that wait to be drawn, and which rank draws which.
 
-In: ranks that ask for some, finish or decline them, or are lost. Out: pictures, by their numbers; each is finished once.
-Seconds are measured for every rank and kind of picture. Must not know: what a picture is, how ranks are reached.
+In: ranks that ask for some, finish or decline them, or are lost. Out: pictures, by their numbers; each is finished
+once. Seconds are measured for every rank and kind of picture.
+Must not know: what a picture is, how ranks are reached.
 """
 
 import threading
