@@ -28,6 +28,7 @@ from ..machine import memory_limit
 from ..pipeline import Pipeline, load
 from ..planning.fitting import check_fits, residency
 from ..planning.hosts import LAYERS, PICTURES
+from ..preflight import layers_shared_over
 from ..request.job import Job
 from ..result import Result, StepEvent
 from .output_paths import existing, output_paths
@@ -44,10 +45,12 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
         progress.bars |= not progress.quiet and "COLUMNS" in os.environ  # the launcher's own terminal
         with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
             opening, requests = _shared_requests(group, args, Path(folder))
-            opened = load(**opening, on_load=progress.loading, on_download=progress.say)
+            memories = _memories(group)
+            with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
+                opened = load(**opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
         check_same(group, opened, jobs)
-        paths, wanted, mode = _shared_plan(group, args, opened, jobs, progress)
+        paths, wanted, mode = _shared_plan(group, args, opened, jobs, memories, progress)
         if wanted:
             jobs = [jobs[index] for index in wanted]
             _draw(group, mode, _Pictures(group, opened, jobs, args, [paths[index] for index in wanted], progress))
@@ -70,13 +73,24 @@ def _shared_requests(
     return opening, requests
 
 
+def _memories(group: Group) -> list[int]:
+    """Bytes that each rank may hold, on every rank."""
+    gathered = group.gather({"memory": memory_limit().most_bytes})
+    message = group.share({"memories": [each["memory"] for each in gathered]} if group.rank == 0 else None)
+    return list(message["memories"])
+
+
 def _shared_plan(
-    group: Group, args: argparse.Namespace, opened: Pipeline, jobs: Sequence[Job], progress: Progress
+    group: Group,
+    args: argparse.Namespace,
+    opened: Pipeline,
+    jobs: Sequence[Job],
+    memories: Sequence[int],
+    progress: Progress,
 ) -> tuple[list[Path], list[int], Mode]:
     """Every picture's path, the numbers of those to be drawn, and how they are shared out."""
     manifest = opened.model.manifest
     own_paths = output_paths(args.output, jobs, manifest) if args.output_on_each_host or not group.rank else []
-    memories = [each["memory"] for each in group.gather({"kind": "memory", "memory": memory_limit().most_bytes})]
     if group.rank:
         plan = group.share()
         mode = Mode(plan["parallel"], tuple(plan["parts"]))
