@@ -27,7 +27,7 @@ from ..launched import Launch
 from ..machine import memory_limit
 from ..pipeline import Pipeline, load
 from ..planning.fitting import check_fits, residency
-from ..planning.hosts import LAYERS, PICTURES
+from ..planning.hosts import LAYERS, PICTURES, USUAL_LINK
 from ..preflight import layers_shared_over
 from ..request.job import Job
 from ..result import Result, StepEvent
@@ -90,6 +90,8 @@ def _shared_plan(
 ) -> tuple[list[Path], list[int], Mode]:
     """Every picture's path, the numbers of those to be drawn, and how they are shared out."""
     manifest = opened.model.manifest
+    asked = args.parallel or AUTO
+    speed = group.link_speed() if asked == AUTO else USUAL_LINK
     own_paths = output_paths(args.output, jobs, manifest) if args.output_on_each_host or not group.rank else []
     if group.rank:
         plan = group.share()
@@ -98,7 +100,7 @@ def _shared_plan(
     present = existing(own_paths, args.overwrite, args.skip_existing)
     wanted = [index for index, path in enumerate(own_paths) if path not in present]
     chosen = [jobs[index] for index in wanted]
-    mode = choose(args.parallel or AUTO, opened.family, chosen, memories) if wanted else Mode(PICTURES)
+    mode = choose(asked, opened.family, chosen, memories, speed) if wanted else Mode(PICTURES)
     paths = [str(path) for path in own_paths]
     group.share({"paths": paths, "wanted": wanted, "parallel": mode.name, "parts": mode.parts})
     if present:
@@ -110,7 +112,8 @@ def _shared_plan(
         progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
     if wanted:
         pictures = "picture" if len(wanted) == 1 else "pictures"
-        progress.say(f"{len(wanted)} {pictures} on {group.size} ranks: {mode.describe()}")
+        link = f" (the link carries {speed:.2g} Gb/s)" if asked == AUTO else ""
+        progress.say(f"{len(wanted)} {pictures} on {group.size} ranks: {mode.describe()}{link}")
     return own_paths, wanted, mode
 
 
