@@ -28,9 +28,8 @@ FOLDERS = {
 
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
-    folder = expanded(name)
-    if folder.exists():
-        return folder
+    if here := _path(name, parameter):
+        return here
     manifest = find_network(name, model, parameter)
     if manifest.revision is None:
         raise MissingFileError(
@@ -43,14 +42,17 @@ def locate_network(name: str, model: Manifest, parameter: str = "control", tell:
 @contextmanager
 def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
-    folder = expanded(name)
-    manifest = None if folder.exists() else find_network(name, model, parameter)
-    here = folder if manifest is None else local_folder(manifest)
-    if manifest is None or here:
-        yield here or folder
+    if here := _path(name, parameter) or local_folder(manifest := find_network(name, model, parameter)):
+        yield here
     else:
         with shape_only_folder(manifest) as shapes:
             yield shapes
+
+
+def _path(name: str, parameter: str) -> Path | None:
+    """What a name is as a path: a folder, or a control network's one file."""
+    path = expanded(name)
+    return path if path.is_dir() or (parameter == "control" and path.is_file()) else None
 
 
 def find_network(name: str, model: Manifest, parameter: str = "control") -> Manifest:
