@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -223,3 +225,27 @@ def test_info_says_what_the_file_is(drawn: Path, cli: Callable[..., Ran]) -> Non
     assert "Qwen-Image-2.1's Fun control network" in told and "used_by" not in told
     refused = cli("generate", "a fox", "--model", drawn / "network.safetensors")
     assert refused.code and "give a model, and this file as control with a picture" in refused.err
+
+
+def test_a_file_with_the_mlp_s_inputs_in_one_weight(drawn: Path, tmp_path: Path) -> None:
+    """As ComfyUI's copies of the file have it, the gate's rows first."""
+    tensors, family = load_file(drawn / "network.safetensors"), open_pipeline(drawn).family
+    for block in range(3):
+        halves = [tensors.pop(f"control_blocks.{block}.img_mlp.{part}.weight") for part in ("gate_layer", "proj")]
+        tensors[f"control_blocks.{block}.img_mlp.gate_up.weight"] = np.concatenate(halves)
+    save_file(tensors, tmp_path / "network.safetensors")
+    one, other = (
+        dict(tree_flatten(family.open_control("network", path, WeightTransforms()).component.load().parameters()))
+        for path in (drawn / "network.safetensors", tmp_path)
+    )
+    assert one.keys() == other.keys() and all(mx.array_equal(one[name], other[name]) for name in one)
+
+
+def test_shortcuts(drawn: Path) -> None:
+    """Predicted steps, and a second branch that stops, go with a network as without one."""
+    asked, pipeline = asked_of(drawn, "cfg") | {"steps": 4}, open_pipeline(drawn)
+    full = np.asarray(pipeline.generate(**asked).image).astype(int)
+    assert np.array_equal(full, np.asarray(pipeline.generate(**asked, cache=1e-9).image))
+    for shortcut in ({"cache": 2.0}, {"guidance_until": 0.4}):
+        made = pipeline.generate(**asked, **shortcut)
+        assert np.abs(np.asarray(made.image).astype(int) - full).max() > 3
