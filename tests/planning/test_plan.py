@@ -133,7 +133,7 @@ def test_references_that_stand_before_the_picture_are_counted(monkeypatch: pytes
     assert made.step_flops == pytest.approx(flops, rel=0.01) and made.step_flops > alone.step_flops
     (denoiser,) = pipeline._denoisers._kept[1:]
     (condition,) = denoiser.branches
-    kept = sum(array.size for pair in condition.prefix for array in pair)
+    kept = sum(array.size for pair in condition.prefix({}).own for array in pair)
     assert kept == pipeline.family.prefix_values * (branch.txt.shape[1] + branch.references.shape[1])
     denoise, plain = made.stages[1], alone.stages[1]
     more = denoise.working_bytes - plain.working_bytes
