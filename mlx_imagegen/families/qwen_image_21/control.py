@@ -102,7 +102,7 @@ class QwenImage21ControlNetwork(ControlNetwork):
         checkpoint = open_checkpoint(where)
         if not is_fun_network(checkpoint):
             raise another_network(where, "Qwen-Image-2.1 takes Fun control networks that are made for it")
-        dims, channels = shape(checkpoint, f"{EMBEDDER}.weight")
+        dims, channels = (*shape(checkpoint, f"{EMBEDDER}.weight"), 0, 0)[:2]  # of a damaged file it may have no axes
         blocks = count(checkpoint, r"control_blocks\.(\d+)\.")
         _check_sizes(where, model, dims, channels, blocks)
         self.name = name

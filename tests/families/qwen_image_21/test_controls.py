@@ -155,6 +155,7 @@ def test_the_published_network_fits(base: str) -> None:
 
 WRONG = {
     "channels": ("control_img_in.weight", (192, 8), "reads so many channels: 8, where this model needs 9"),
+    "an axis too few": ("control_img_in.weight", (192,), "reads so many channels: 0, where this model needs 9"),
     "width": ("control_img_in.weight", (64, 9), "gives tokens of the width 64, where this model needs 192"),
     "a block too many": (
         "control_blocks.9.after_proj.weight",
