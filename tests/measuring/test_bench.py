@@ -265,12 +265,12 @@ def test_json_is_the_file(cli: Cli, wide: Path) -> None:
 
 
 def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
-    folder = drawn_data() / "hidream_o1"
+    folder = drawn_data() / "flux2/klein"
     Image.new("RGB", (96, 96), "red").save("a.png")
     asked = ("bench", "--model", folder, "--quant", "none", "--size", 128, "--steps", 1, "--repeat", 1, "--warm-up", 0)
     assert "b.png is not there" in cli(*asked, "--references", "a.png", "b.png").err and not Path("bench").exists()
     ran = cli(*asked, "--references", "a.png")
-    assert ran.code == 0 and read_metadata(Path("bench/01-hidream_o1-none.png"))["references_sha256"], ran.err
+    assert ran.code == 0 and read_metadata(Path("bench/01-klein-none.png"))["references_sha256"], ran.err
 
 
 # The process of its own (cell.py)
@@ -346,7 +346,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(cli: Cli, wide: Path, monkeypat
 
 
 def test_what_was_measured_before_it_was_killed_is_kept(wide: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF), "--repeat", "20"]
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF), "--repeat", "5"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     written = tmp_path / "bench" / "bench.json"
     while not written.exists():
@@ -354,7 +354,7 @@ def test_what_was_measured_before_it_was_killed_is_kept(wide: Path, tmp_path: Pa
         time.sleep(0.01)
     running.kill()
     running.wait()
-    assert [(row["quant"], len(row["runs"])) for row in json.loads(written.read_text())["rows"]] == [("none", 20)]
+    assert [(row["quant"], len(row["runs"])) for row in json.loads(written.read_text())["rows"]] == [("none", 5)]
 
 
 def test_what_was_measured_is_shown_even_if_the_disk_is_full_by_then(

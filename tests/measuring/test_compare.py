@@ -91,7 +91,7 @@ def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
 
 def test_models_that_edit_are_compared_with_references(cli: Cli) -> None:
     """Known again by their pixels; a picture that is not there is refused before anything runs."""
-    folder, picture = drawn_data() / "hidream_o1", Path("a.png")
+    folder, picture = drawn_data() / "flux2/klein", Path("a.png")
     Image.new("RGB", (96, 96), "red").save(picture)
     Path("p.txt").write_text("make it blue")
     asked = ("compare", "--models", folder, "--prompts", "p.txt", "--size", "128", "--steps", "1", "--references")
