@@ -24,7 +24,7 @@ from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
 from ..loading.gguf import is_gguf
-from ..loading.parts import FILES, INDEX, index, unpacked_index
+from ..loading.parts import FILES, INDEX, Part, index, unpacked_index
 from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
@@ -50,6 +50,10 @@ class Component:
     @property
     def is_denoiser(self) -> bool:
         return self.found.layout.manifest is not None
+
+    @property
+    def adds(self) -> str:
+        return self.found.layout.adds
 
     def nearest_manifest(self) -> Manifest:
         chooser = self.found.layout.manifest
@@ -104,6 +108,7 @@ class Assembly:
     denoiser: Component
     config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
+    additions: Mapping[str, Found]  # what these lack, from files of their own
     folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
     packaged: Mapping[str, str]  # tokenizers that come with this package, by name
     missing: Sequence[str]
@@ -118,13 +123,17 @@ def assemble(path: Path) -> Assembly:
     if denoiser is None:
         raise _not_a_model(path, components)
     spec, manifest = denoiser.spec, denoiser.nearest_manifest()
-    parts = {each.found.layout.component: each.found for each in components if each.spec == spec}
+    parts = {each.found.layout.component: each.found for each in components if each.spec == spec and not each.adds}
     for source in inner:
         _check_leftover(source, [found for found in parts.values() if found.path == source])
-    config = component_config(denoiser.found, manifest, published_files(manifest))
+    small_files, additions = published_files(manifest), {}
+    config = component_config(denoiser.found, manifest, small_files)
     for component in spec.components:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
+            encoder = component_config(found, manifest, small_files)
+            if is_gguf(found.path) and (more := _companion(denoiser, component, encoder, path, adding=True)):
+                additions[component] = more
     wanted = [component for component in spec.components if component not in parts]
     sources = [manifest, *_manifests_with_parts_for(manifest)]
     folders = {place: _cached(spec, sources, place, _is_complete) for place in wanted}
@@ -135,7 +144,7 @@ def assemble(path: Path) -> Assembly:
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
     packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
-    return Assembly(path, manifest, denoiser, config, parts, there, packaged, missing)
+    return Assembly(path, manifest, denoiser, config, parts, additions, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -145,8 +154,9 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
         raise MissingFileError(missing_line(assembly))
     folder, published = _temporary_folder(), published_files(assembly.manifest)
     _sources[folder] = assembly.path
-    for found in assembly.parts.values():
-        write_component(folder, found, component_config(found, assembly.manifest, published))
+    for component, found in assembly.parts.items():
+        config = component_config(found, assembly.manifest, published)
+        write_component(folder, found, config, assembly.additions.get(component))
     for place, source in assembly.folders.items():
         (folder / place).symlink_to(source)
     for place, name in assembly.packaged.items():
@@ -168,14 +178,25 @@ def component_config(found: Found, manifest: Manifest, published: Mapping[str, A
     return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
 
 
-def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> None:
-    """config.json and the index of a component's tensors."""
+def write_component(folder: Path, found: Found, config: Mapping[str, Any], addition: Found | None = None) -> None:
+    """config.json and the index of a component's tensors. `addition`: what its file lacks."""
     place = folder / found.layout.folder
+    parts, packed = _parts_of(found)
+    if addition:
+        config = _over(config, config_of(addition, {}))
+        more, codes = _parts_of(addition)
+        parts, packed = [*parts, *more], packed | codes
+    _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
+    _write_json(place / INDEX, index(parts))
+
+
+def _parts_of(found: Found) -> tuple[list[Part], dict[str, Any]]:
+    """A file's tensors by the names of the component's folder, and how those are packed that stay so."""
     formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
     saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
-    dense = {name: packing for name, packing in saved.items() if found.layout.takes_no_codes(name)}
-    parts = list(found.parts(dense))
     kept = {**saved, **formats}
+    dense = {name: packing for name, packing in kept.items() if found.layout.takes_no_codes(name)}
+    parts = list(found.parts(dense))
     packed = {
         part.name.removesuffix(".weight"): asdict(kept[module])
         for part in parts
@@ -183,8 +204,7 @@ def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> No
         and (module := part.tensor[len(found.prefix) :].removesuffix(".weight")) in kept
         and module not in dense
     }
-    _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
-    _write_json(place / INDEX, index(parts))
+    return parts, packed
 
 
 @functools.lru_cache(maxsize=8)
@@ -250,12 +270,14 @@ def companions(path: Path, component: str) -> Iterator[tuple[Path, Component]]:
             yield from ((file, each) for each in known if each.found.layout.component == component)
 
 
-def _companion(denoiser: Component, component: str, config: Mapping[str, Any], path: Path) -> Found | None:
-    """The best of the files that fit."""
+def _companion(
+    denoiser: Component, component: str, config: Mapping[str, Any], path: Path, adding: bool = False
+) -> Found | None:
+    """The best of the files that fit; `adding`: of those for what a component's own file lacks."""
     fitting = []
     for _, each in companions(path, component):
         found = each.found
-        if each.spec == denoiser.spec and found.layout.fits(config_of(found, {}), config):
+        if each.spec == denoiser.spec and bool(each.adds) == adding and found.layout.fits(config_of(found, {}), config):
             fitting.append(found)
     return min(fitting, key=_preference, default=None)
 
@@ -279,7 +301,7 @@ def _published_layouts(manifest: Manifest, source: Manifest) -> dict[str, list[S
     denoiser = _published_config(manifest, place)
     out: dict[str, list[SingleFile]] = {}
     for layout in layouts:
-        if layout.manifest is None:
+        if layout.manifest is None and not layout.adds:
             config = _published_config(source, layout.folder)
             flat = {**config, **config.get("text_config", {})}
             fits = not denoiser or not flat or layout.fits(flat, denoiser)

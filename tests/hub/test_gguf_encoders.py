@@ -42,7 +42,9 @@ def in_llama_cpps_names(folder: Path, arch: MODEL_ARCH) -> tuple[dict[str, Drawn
         numbers[name] = value
         if any(part in name for part in NOT_TEXT):
             continue
-        theirs = table.get_name(BEFORE.sub("model.", name).replace("language_model.lm_head", "lm_head"), (".weight",))
+        theirs = table.get_name(
+            BEFORE.sub("model.", name).replace("language_model.lm_head", "lm_head"), (".weight", ".bias")
+        )
         kind = Kind.Q8_0 if value.ndim == 2 and value.shape[1] % 32 == 0 else Kind.F32
         drawn = encode(value, kind)
         numbers[name] = dequantized(drawn)
