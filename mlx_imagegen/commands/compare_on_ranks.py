@@ -50,7 +50,7 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
 
 
 def _lead(group: Group, args: argparse.Namespace, temporary: Path) -> None:
-    columns, lines, parameters = read_columns(args.models), read_lines(args.prompts), same_for_all(args)
+    columns, lines, parameters = read_columns(args.models, args.precision), read_lines(args.prompts), same_for_all(args)
     with new_folder(args.output) as folder:
         group.share({"columns": [asdict(column) for column in columns], "parameters": packed(parameters)})
         identities = [each["identities"] for each in group.gather({"identities": list(map(identity, columns))})]
@@ -94,10 +94,10 @@ def identity(column: Column) -> dict[str, Any]:
     try:
         model, recipe = opened_as(column.model, column.quant)
         spec = family_spec(model.manifest.family)
+        precision = denoiser_precision(column.precision, spec.title, spec.fits_float16, spec.overflowing)
         files = {_name(path, model.folder): digest(path) for path in model_files(model)} if model.folder else {}
     except (ImagegenError, OSError) as error:
         return {"reason": " ".join(str(error).split())}
-    precision = denoiser_precision(None, spec.title, spec.fits_float16, spec.overflowing)
     return {"manifest": model.manifest.name, "recipe": recipe, "precision": precision.name, "files": files}
 
 
@@ -165,7 +165,7 @@ class Cells:
         if self._worker is None or self._worker[0] != column:
             self._open.close()
             model = self.columns[column]
-            self._worker = column, self._open.enter_context(Worker(model.model, model.quant))
+            self._worker = column, self._open.enter_context(Worker(model.model, model.quant, model.precision))
         return self._worker[1]
 
     def keep(self, index: int, finished: Message, rank: int) -> None:

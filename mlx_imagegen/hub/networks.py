@@ -18,6 +18,13 @@ from .download import Notify, fetch, local_folder, notify_stderr
 from .manifest import Manifest
 from .tensor_shapes import shape_only_folder
 
+# What a local folder must hold, by the parameter that names it.
+FOLDERS = {
+    "control": "config.json and a .safetensors file",
+    "redux": "image_encoder, image_embedder and feature_extractor, as in its repository,",
+    "ip_adapter": "the adapter's .safetensors file, and CLIP in image_encoder,",
+}
+
 
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
@@ -55,7 +62,7 @@ def find_network(name: str, model: Manifest, parameter: str = "control") -> Mani
     if manifest is None:
         raise RequestError(
             f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; those that go with "
-            f"{model.name}: {fitting}. A folder with config.json and a .safetensors file works too."
+            f"{model.name}: {fitting}. A folder with {FOLDERS[parameter]} works too."
         )
     if model.family not in manifest.families:
         titles = ", ".join(family_spec(family).title for family in manifest.families)

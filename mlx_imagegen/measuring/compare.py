@@ -40,6 +40,7 @@ class Column:
     model: str
     quant: str
     label: str
+    precision: str | None = None  # of its denoiser; None: the usual one
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], fold
     """A column's cells."""
     cells = prepared(column, lines, parameters, folder, tell)
     if wanted := {index: cell for index, cell in enumerate(cells) if cell.is_wanted}:
-        with Worker(column.model, column.quant) as worker:
+        with Worker(column.model, column.quant, column.precision) as worker:
             for index, cell in _answers(worker, wanted, parameters):
                 cells[index] = cell
                 tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
@@ -112,7 +113,7 @@ def prepared(
 ) -> list[Cell]:
     """A column's cells: there from before, wanted, or none of them to be had."""
     try:
-        identity = identified(column.model, column.quant, parameters)
+        identity = identified(column.model, column.quant, parameters, column.precision)
     except (ImagegenError, OSError) as error:
         reason = " ".join(str(error).split())
         tell(f"{column.label}: {reason}")
@@ -144,7 +145,7 @@ def found(column: Column, line: Line, path: Path) -> Cell:
         return Cell(column, line, path)
 
 
-def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def identified(name: str, quant: str, parameters: dict[str, Any], precision: str | None = None) -> dict[str, Any]:
     """All that decides about a column's pictures and seconds, apart from the prompt."""
     model, recipe = opened_as(name, quant)
     pictures = [fingerprint(open_picture(path, alpha=True)) for path in parameters.get("references", ())]
@@ -155,6 +156,7 @@ def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, A
         "recipe": recipe,
         "parameters": parameters | {"references": pictures} if pictures else parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
+        **({"precision": precision} if precision else {}),
     }
 
 
@@ -186,12 +188,12 @@ def model_files(model: Model) -> list[Path]:
     return files + ([data_folder("weights") / own["file"]] if own and "repo" not in own else [])
 
 
-def read_columns(texts: Sequence[str]) -> list[Column]:
+def read_columns(texts: Sequence[str], precision: str | None = None) -> list[Column]:
     """`flux-dev@q6` -> a model and a quant, each pair once; with a short label where that is nobody else's."""
     pairs = list(dict.fromkeys(map(_pair, texts)))
     labels = [_label(*pair) for pair in pairs]
     return [
-        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"))
+        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"), precision)
         for pair, label in zip(pairs, labels, strict=True)
     ]
 

@@ -92,7 +92,8 @@ def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
 
 def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Notify) -> Path:
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
-    where = environment()
+    where, precision = environment(), sheet[0][0].column.precision
+    parameters = parameters | ({"precision": precision} if precision else {})
     said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
     unlike = f" {UNLIKE}" if are_several(sheet) else ""
     text = [

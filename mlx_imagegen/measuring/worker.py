@@ -61,7 +61,7 @@ class Failed:
 class Worker:
     """The caller's side: a context, with one process for one opened model."""
 
-    def __init__(self, model: str, quant: str = AS_STORED):
+    def __init__(self, model: str, quant: str = AS_STORED, precision: str | None = None):
         here = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -70,7 +70,8 @@ class Worker:
             env=os.environ | {"PYTHONPATH": path},
             process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
         )  # fmt: skip
-        self._send({"model": model, "quant": None if quant == AS_STORED else quant, "caller": os.getpid()})
+        opening = {"model": model, "quant": None if quant == AS_STORED else quant, "precision": precision}
+        self._send(opening | {"caller": os.getpid()})
 
     def __enter__(self) -> Self:
         return self

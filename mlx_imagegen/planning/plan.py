@@ -193,7 +193,9 @@ def _row(name: str, *sizes: int) -> str:
 
 
 def gigabytes(size: float) -> str:
-    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    if size >= GB / 10:
+        return f"{size / GB:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} KB"
 
 
 @dataclass(frozen=True)

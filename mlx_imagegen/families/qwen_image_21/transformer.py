@@ -8,22 +8,23 @@ The layers that give the modulation, which all blocks share, are not part of `Qw
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.activation import gelu_tanh, swiglu
+from ...layers.activation import gelu_tanh
 from ...layers.attention import KeyValues, attend, prefixed
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.fused import gated_sum
-from ...layers.joint import Projections, attention_cuts
+from ...layers.joint import GatedProjection, Projections, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate
 from ...layers.norm import ZeroCentredRMSNorm
-from ...layers.rope import Rope, rotate
+from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, rows
+from ...layers.stacked import Stacked
 from .config import QwenImage21Config
 from .sequence import Segments, attend_in_line, in_line
 
@@ -128,8 +129,7 @@ class Attention(Projections):
     ) -> tuple[mx.array, KeyValues]:
         """The output, and x's own keys and values. `prefix`: those of the tokens before x, all of which x attends to.
         `segments`: what x consists of, where not every token attends to every other."""
-        q, k, v = self.project(x)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = self.project(x, rope)
         pair = prefixed((k, v), prefix)
         out = attend(q, *pair) if segments is None else attend_in_line(q, *pair, segments)
         return self.to_out[0](out), (k, v)
@@ -141,6 +141,10 @@ class SwiGLU(nn.Module):
         self.proj = Linear(dims, inner, bias=False)
         self.gate_layer = Linear(dims, inner, bias=False)
         self.out = Linear(inner, dims, bias=False)
+        self._gated = GatedProjection(self.gate_layer, self.proj)
+
+    def stack(self) -> Iterator[Stacked]:
+        return self._gated.stack()
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.out(swiglu(self.gate_layer(x), self.proj(x)))
+        return self.out(self._gated(x))
