@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import MissingFileError
-from mlx_imagegen.hub.single_files import components_in, config_of, write_component
+from mlx_imagegen.hub.component_folders import config_of, write_component
+from mlx_imagegen.hub.single_files import components_in
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.single_file import Found
 from mlx_imagegen.loading.weights import Weights

@@ -15,8 +15,9 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.hub.component_folders import unpacked_folder, write_component
 from mlx_imagegen.hub.file_info import file_info
-from mlx_imagegen.hub.single_files import Component, assemble, components_in, unpacked_folder, write_component
+from mlx_imagegen.hub.single_files import Component, assemble, components_in
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.vision import qwen2_5, qwen3
 from mlx_imagegen.vision.patches import Patches
