@@ -36,7 +36,7 @@ def modulate_parts(x: mx.array, parts: Sequence[Part], first: int, eps: float) -
     shifts, scales = ([part.chunk(index) for part in parts] for index in (first, first + 1))
     if len(parts) > 1 and on_gpu():
         return _modulated(mx.fast.layer_norm(x, None, None, eps), *_marks(parts), *shifts, *scales)
-    return _by_part(lambda index, tokens: modulate(tokens, shifts[index], scales[index], eps), parts, x)
+    return by_part(lambda index, tokens: modulate(tokens, shifts[index], scales[index], eps), parts, x)
 
 
 def gated_sum_of_parts(
@@ -49,11 +49,11 @@ def gated_sum_of_parts(
         chosen = *_marks(parts), *gates
         return _gated(x, y.out, *chosen) if more is None else _gated_of_two(x, y.out, more, *chosen)
     if z is not None:
-        return _by_part(lambda index, *xs: gated_sum_of_two(xs[0], gates[index], *xs[1:]), parts, x, y.out, z)
-    return _by_part(lambda index, *xs: gated_sum_of(xs[0], gates[index], y._replace(out=xs[1])), parts, x, y.out)
+        return by_part(lambda index, *xs: gated_sum_of_two(xs[0], gates[index], *xs[1:]), parts, x, y.out, z)
+    return by_part(lambda index, *xs: gated_sum_of(xs[0], gates[index], y._replace(out=xs[1])), parts, x, y.out)
 
 
-def _by_part(function: Callable[..., mx.array], parts: Sequence[Part], *xs: mx.array) -> mx.array:
+def by_part(function: Callable[..., mx.array], parts: Sequence[Part], *xs: mx.array) -> mx.array:
     """`function(index, *tokens)` of each part, with its tokens of every x."""
     if len(parts) == 1:
         return function(0, *xs)

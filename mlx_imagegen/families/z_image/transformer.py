@@ -18,8 +18,9 @@ import mlx.nn as nn
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import GatedProjection, ProjectedAttention, attention_cuts
 from ...layers.linear import Linear
-from ...layers.modulation import Part, by_part, modulate, table_row
+from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
+from ...layers.parts import Part, by_part
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, rows
 from ...layers.stacked import Stacked
@@ -191,15 +192,15 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, rope: Rope, mod: Sequence[Part] | None = None) -> mx.array:
         """`mod`: rows [4, D] in the place of the norms' own weights, for each run of tokens."""
-        parts = [(x.shape[1], [self[name].weight for name in NORMS])] if mod is None else mod
-        before, after, ffn_before, ffn_after = zip(
-            *([Part(tokens, row) for row in rows] for tokens, rows in parts), strict=True
-        )
-        x = x + self._normed(self.attention(self._normed(x, before), rope), after)
-        return x + self._normed(self.feed_forward(self._normed(x, ffn_before)), ffn_after)
+        x = x + self._normed(1, self.attention(self._normed(0, x, mod), rope), mod)
+        return x + self._normed(3, self.feed_forward(self._normed(2, x, mod)), mod)
 
-    def _normed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
-        return by_part(lambda weight, tokens: mx.fast.rms_norm(tokens, weight, self._eps), parts, x)
+    def _normed(self, place: int, x: mx.array, mod: Sequence[Part] | None) -> mx.array:
+        if mod is None:
+            normed: mx.array = self[NORMS[place]](x)
+            return normed
+        weights = [part.chunk(place) for part in mod]
+        return by_part(lambda index, tokens: mx.fast.rms_norm(tokens, weights[index], self._eps), mod, x)
 
 
 class FeedForward(nn.Module):

@@ -22,7 +22,7 @@ from mlx_imagegen.families.z_image.positions import picture_positions, prompt_po
 from mlx_imagegen.families.z_image.prompts import prompt_ids
 from mlx_imagegen.families.z_image.transformer import NORMS, PromptRefiner, ZImageTransformer, filled_length
 from mlx_imagegen.layers.linear import Linear
-from mlx_imagegen.layers.modulation import Part
+from mlx_imagegen.layers.parts import Part
 from mlx_imagegen.layers.patches import patchified, unpatchified
 from mlx_imagegen.layers.rope import rope_table
 from tests.draw import drawn_data
