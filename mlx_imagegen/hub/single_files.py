@@ -32,7 +32,7 @@ from .component_folders import (
     write_json,
 )
 from .manifest import Manifest, manifests
-from .mlx_folders import component_folders, saved_name
+from .mlx_folders import check_no_network, component_folders, saved_name
 from .snapshots import cache_folder, cached
 from .tokenizer_data import write_tokenizer
 
@@ -121,6 +121,7 @@ class Assembly:
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
     path = expanded(path).absolute()
+    check_no_network(path)
     inner = component_folders(path) if path.is_dir() else [path]
     components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)
