@@ -42,7 +42,7 @@ usage: mlx-imagegen COMMAND [options]
 {chr(10).join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())}
 
 mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
-ON_RANKS = ("generate",)  # what several ranks do together
+ON_RANKS = ("generate", "compare")  # what several ranks do together
 # What other programs call them.
 OTHER_NAMES = {
     "list": "models", "ls": "models", "pull": "download", "fetch": "download", "convert": "quantize", "show": "info",

@@ -113,6 +113,14 @@ def test_a_white_mask_equals_no_mask_and_a_box_its_mask(flux_folder: Path) -> No
     assert not np.array_equal(made(mask=boxed), made())
 
 
+def test_a_black_mask_gives_the_picture_back() -> None:
+    """A request with one is refused; what pastes would give back the picture bit for bit."""
+    picture, drawn = (Image.effect_noise((48, 32), spread).convert("RGB") for spread in (90, 30))
+    black = Image.new("L", picture.size)
+    assert np.array_equal(levels(Region(picture, black).paste(drawn)), levels(picture))
+    assert np.array_equal(levels(Region(picture, black, crop_around(black, (32, 32), 0)).paste(drawn)), levels(picture))
+
+
 SCHEDULE = timesteps_schedule([900.0, 600.0, 250.0])
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": lambda: euler(SCHEDULE),

@@ -24,6 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
         "families.cells",
         "families.controlled",
         "families.controls",
+        "families.editing",
         "families.flux_names",
         "families.folder",
         "families.image_prompts",

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from ..errors import RequestError
 from ..escaping import quoted
 from ..image import Picture, on_white, open_with_alpha
-from ..masks import KEPT, Crop, Margins, Region, Size, box_mask, crop_around, expanded, greys, resized
+from ..masks import DRAWN, HALF, Crop, Margins, Region, Size, box_mask, crop_around, expanded, greys, resized
 from .parameters import limits
 from .sizes import SIDE_LIMIT
 
@@ -102,9 +102,10 @@ def _mask(
             f"the mask is {opened.width}x{opened.height}, and the picture {size[0]}x{size[1]}: it has another shape, "
             "so that it is not clear where it belongs. Give a mask in the picture's proportions."
         )
-    if greys(opened).getextrema()[1] == KEPT:
+    if np.asarray(greys(opened)).max() < HALF:
         raise RequestError(
-            "the mask has nothing white: no part of the picture is drawn. White is drawn, black is kept."
+            "the mask has nothing white: no part would be drawn, and the picture would come back as it is. White is "
+            f"drawn, black is kept, greys count from {HALF} of {DRAWN}; invert it if it is the other way round."
         )
     return opened, {"mask": opened}
 

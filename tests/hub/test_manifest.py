@@ -32,6 +32,15 @@ def test_every_manifest_is_complete(manifest: Manifest) -> None:
     assert (manifest.guidance == "none") == (defaults.guidance == 0)
 
 
+@pytest.mark.parametrize(
+    "network", [*manifests("control network").values(), *manifests("image adapter").values()], ids=by_name
+)
+def test_a_network_is_downloaded_by_its_commit_or_says_that_none_is_known(network: Manifest) -> None:
+    text = (data_folder("weights") / f"{network.name}.toml").read_text()
+    assert network.repo and network.download and network.licence != "unknown"
+    assert COMMIT.fullmatch(network.revision or "") or (network.revision is None and "no commit of it is known" in text)
+
+
 def test_every_key_is_read_somewhere() -> None:
     """A misspelt key would change nothing and say nothing."""
     package = Path(manifest_module.__file__).parents[1]

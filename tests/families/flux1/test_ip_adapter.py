@@ -86,7 +86,7 @@ def check_picture(folder: Path, way: str) -> None:
     pipeline, asked = load(folder), asked_of(folder, way)
     ours = np.asarray(pipeline.generate(**asked).image).astype(int)
     theirs = load_file(folder / "reference.safetensors")[way].astype(int)
-    assert theirs.std() > 10 and np.abs(ours - theirs).max() <= 1
+    assert theirs.std() > 3 and np.abs(ours - theirs).max() <= 1
     asked.pop("ip_adapter")
     assert np.abs(np.asarray(pipeline.generate(**asked).image).astype(int) - theirs).max() > 3
 
@@ -218,7 +218,10 @@ def test_the_whole_clip_is_read_too(drawn: Callable[[str], Path]) -> None:
         ({"ip_adapter": [(RED, 11)]}, "ip_adapter: scale 11: give a number from 0 to 10"),
         ({"ip_adapter": [(RED, 1, "x", 2)]}, "ip_adapter: .*; 4 are given"),
         ({"ip_adapter": ["nowhere.png"]}, "ip_adapter: nowhere.png is not there"),
-        ({"ip_adapter": [(RED, 1, "flux-redux-dev")]}, "neither a folder nor an image adapter's name"),
+        (
+            {"ip_adapter": [(RED, 1, "flux-redux-dev")]},
+            "neither a folder nor an image adapter's name; .* A folder with the adapter's .safetensors file, and CLIP",
+        ),
         ({"ip_adapter": [RED]}, "knows no commit of XLabs-AI/flux-ip-adapter to download"),
         ({"prompt": " "}, "the prompt is empty"),
     ],

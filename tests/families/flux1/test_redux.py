@@ -210,8 +210,10 @@ def test_the_published_adapter_fits_every_flux(tmp_path: Path) -> None:
         ({"redux": [(RED, 11)]}, "redux: scale 11: give a number from 0 to 10"),
         ({"redux": [(RED, 1, "x", 2)]}, "redux: .*; 4 are given"),
         ({"redux": ["nowhere.png"]}, "redux: nowhere.png is not there"),
-        ({"redux": [(RED, 1, "flux-redux-pro")]}, "neither a folder nor an image adapter's name; .* flux-redux-dev"),
-        ({"redux": [RED]}, "knows no commit of black-forest-labs/FLUX.1-Redux-dev to download"),
+        (
+            {"redux": [(RED, 1, "flux-redux-pro")]},
+            "neither a folder nor an image adapter's name; .* flux-redux-dev. A folder with image_encoder, image_embed",
+        ),
         ({"redux": [], "prompt": " "}, "the prompt is empty"),
     ],
 )
