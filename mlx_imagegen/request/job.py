@@ -53,6 +53,7 @@ class Job:
     negative: Prompt | None  # None: no second branch runs
     settings: Settings
     seed: int
+    model: str  # the manifest whose rules these are
     image: Image.Image | None = None  # as given, with its transparency
     canvas: Canvas | None = None  # the image as it is drawn on
     strength: float = 1.0
@@ -219,6 +220,7 @@ def _jobs(
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
+        "model": manifest.name,
         "negative": negative,
         "settings": settings,
         "image": image,
