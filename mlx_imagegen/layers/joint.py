@@ -4,13 +4,14 @@ through weights of their own (FLUX.1, Qwen-Image).
 In and out: [B, L, D] of each stream. Parameters carry diffusers' names. Must not know: modulation, block order, files.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .activation import swiglu
-from .attention import KeyValues, attend, prefixed, split_heads
+from .attention import KeyValues, ScaledKeyValues, add_attention, attend, prefixed, split_heads
 from .linear import Linear
 from .norm import RMSNorm
 from .products import Product, divided_gelu_tanh_of, gelu_tanh_of
@@ -50,9 +51,10 @@ class Projections(nn.Module):
 class Attention(Projections):
     """Self-attention over one stream, without an output projection."""
 
-    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
+    def __call__(self, x: mx.array, rope: Rope, others: Iterable[ScaledKeyValues] = ()) -> mx.array:
+        """`others`: keys and values without places, which the queries attend to by themselves."""
         q, k, v = self.project(x)
-        return attend(rotate(q, rope), rotate(k, rope), v)
+        return add_attention(attend(rotate(q, rope), rotate(k, rope), v), q, others)
 
 
 class ProjectedAttention(Attention):
@@ -62,8 +64,8 @@ class ProjectedAttention(Attention):
         super().__init__(dims, heads, eps, bias)
         self.to_out = [Linear(dims, dims, bias)]
 
-    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
-        return self.to_out[0](super().__call__(x, rope))
+    def __call__(self, x: mx.array, rope: Rope, others: Iterable[ScaledKeyValues] = ()) -> mx.array:
+        return self.to_out[0](super().__call__(x, rope, others))
 
 
 class JointAttention(Projections):
@@ -84,9 +86,16 @@ class JointAttention(Projections):
         return self.with_queries(img, txt, rope, mask, prefix)[:2]
 
     def with_queries(
-        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None, prefix: KeyValues | None = None
+        self,
+        img: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        mask: mx.array | None = None,
+        prefix: KeyValues | None = None,
+        others: Iterable[ScaledKeyValues] = (),
     ) -> tuple[Product, Product, mx.array]:
-        """The same, and the image's queries before rope, for what has no place: [B, H, L, D/H]."""
+        """The same, and the image's queries before rope, for what has no place: [B, H, L, D/H]. `others`: keys and
+        values without places, which the image's queries attend to by themselves, before the output layer."""
         img_q, k, v = self.project(img)
         txt_q = split_heads(self.add_q_proj(txt), norm=self.norm_added_q, size=self._head_size)
         txt_k = split_heads(self.add_k_proj(txt), norm=self.norm_added_k, size=self._head_size)
@@ -96,7 +105,8 @@ class JointAttention(Projections):
         v = mx.concatenate([txt_v, v], axis=2)
         out = attend(rotate(q, rope), *prefixed((rotate(k, rope), v), prefix), mask=mask)
         length = txt.shape[1]
-        return self.to_out[0].product(out[:, length:]), self.to_add_out.product(out[:, :length]), img_q
+        img_out = add_attention(out[:, length:], img_q, others)
+        return self.to_out[0].product(img_out), self.to_add_out.product(out[:, :length]), img_q
 
     def image_alone(self, img: mx.array, rope: Rope) -> tuple[Product, KeyValues]:
         """The image's stream without text, and its keys and values, for `prefix`."""

@@ -102,7 +102,7 @@ def _mask(
             f"the mask is {opened.width}x{opened.height}, and the picture {size[0]}x{size[1]}: it has another shape, "
             "so that it is not clear where it belongs. Give a mask in the picture's proportions."
         )
-    if greys(opened).getextrema()[1] < HALF:
+    if np.asarray(greys(opened)).max() < HALF:
         raise RequestError(
             "the mask has nothing white: no part would be drawn, and the picture would come back as it is. White is "
             f"drawn, black is kept, greys count from {HALF} of {DRAWN}; invert it if it is the other way round."
