@@ -114,7 +114,7 @@ def z_image() -> Case:
     )  # fmt: skip
     transformer, dims, inner = ZImageTransformer(config), config.dim, config.ffn_dim
     draw(transformer)
-    positions = np.concatenate([picture_positions((16, 16), TEXT_TOKENS), prompt_positions(TEXT_TOKENS)])
+    positions = np.concatenate([picture_positions((16, 16), TEXT_TOKENS + 1), prompt_positions(TEXT_TOKENS)])
     rope = rope_table(positions, config.axes_dims, config.rope_theta, np.float32)
     mod = ZImageModulation(*(mx.random.normal((*shape, dims)) for shape in ((1, 4), (Z_LAYERS, 4), ())))
     x, txt = mx.random.normal((1, IMAGE_TOKENS, 64)), mx.random.normal((1, TEXT_TOKENS, dims))

@@ -183,7 +183,7 @@ def flux2_step(model: nn.Module, tokens: int) -> mx.array:
 
 def z_image_step(model: nn.Module, tokens: int) -> mx.array:
     side = round(tokens**0.5)
-    positions = np.concatenate([picture_positions((side, side), TEXT_TOKENS), prompt_positions(TEXT_TOKENS)])
+    positions = np.concatenate([picture_positions((side, side), TEXT_TOKENS + 1), prompt_positions(TEXT_TOKENS)])
     rope = rope_table(positions, Z_IMAGE.axes_dims, Z_IMAGE.rope_theta, np.float32)
     mod = ZImageModulation(*(0.1 * mx.random.normal((*shape, Z_IMAGE.dim)) for shape in ((2, 4), (30, 4), ())))
     return model(mx.random.normal((1, tokens, 64)), mx.random.normal((1, TEXT_TOKENS, Z_IMAGE.dim)), rope, mod)

@@ -46,6 +46,7 @@ from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.transformer import Modulation as ZImageModulation
 from mlx_imagegen.families.z_image.transformer import ZImageTransformer
 from mlx_imagegen.layers.linear import Linear, Packing
+from mlx_imagegen.layers.stacked import stack_layers
 from mlx_imagegen.loading.modules import layers, own_parameters
 from mlx_imagegen.text.qwen import read_config
 
@@ -86,13 +87,17 @@ def ours(family: str, dtype: mx.Dtype = mx.bfloat16) -> dict[str, mlx_graph.Cost
 
 
 def cost_of(step: Step, packing: Packing | None, dtype: mx.Dtype = mx.bfloat16) -> mlx_graph.Cost:
-    places = []  # of the weights
+    places: list[tuple[dict[str, Any], str]] = []  # of the weights
     for _, layer in layers(step.model):
         if packing and isinstance(layer, Linear) and layer.weight.shape[1] % packing.group_size == 0:
             layer.pack(packing)
         for name, value in own_parameters(layer).items():
             layer[name] = mx.zeros(value.shape, value.dtype if value.dtype == mx.uint32 else dtype)
             places.append((layer, name))
+    for each in stack_layers(step.model):  # as loading does on a GPU
+        for name, value in each.arrays.items():
+            each.arrays[name] = mx.zeros(value.shape, value.dtype)
+            places.append((each.arrays, name))
     inputs = tree_map(lambda x: x.astype(dtype) if x.dtype == mx.bfloat16 else x, step.inputs)
     names, arrays = zip(*tree_flatten([[layer[name] for layer, name in places], inputs]), strict=True)
 

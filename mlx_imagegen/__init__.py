@@ -4,6 +4,11 @@ from mlx_imagegen import generate
 generate("a lighthouse at dusk").save("lighthouse.png")
 """
 
+from . import interrupts
+
+if interrupts.is_program():  # before all that takes time
+    interrupts.begin()
+
 import importlib
 from typing import TYPE_CHECKING
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, interrupts
 from .errors import ImagegenError, RequestError, file_errors
 from .launched import launch
 from .streams import drop_output, standard_streams
@@ -42,7 +42,7 @@ usage: mlx-imagegen COMMAND [options]
 {chr(10).join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())}
 
 mlx-imagegen help COMMAND lists a command's options; mlx-imagegen version prints the version."""
-ON_RANKS = ("generate",)  # what several ranks do together
+ON_RANKS = ("generate", "compare")  # what several ranks do together
 # What other programs call them.
 OTHER_NAMES = {
     "list": "models", "ls": "models", "pull": "download", "fetch": "download", "convert": "quantize", "show": "info",
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        with file_errors():
+        with interrupts.Raised(), file_errors():
             _run(arguments)
             sys.stdout.flush()  # a reader who has gone or a full disk is noticed here
     except ImagegenError as error:
@@ -95,13 +95,13 @@ def _exit_code(arguments: list[str]) -> int:
         print("mlx-imagegen: the memory that this process may use is not enough; raise its limit.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mlx-imagegen: interrupted; every file that was written is whole.", file=sys.stderr)
-        return 130
+        return interrupts.report()
     return 0
 
 
-def entry() -> NoReturn:
-    sys.exit(main())
+def entry(*command: str) -> NoReturn:
+    interrupts.begin()
+    sys.exit(main([*command, *sys.argv[1:]]))
 
 
 def _run(arguments: list[str]) -> None:

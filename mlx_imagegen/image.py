@@ -79,8 +79,11 @@ def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]], multi
 
 def within_area(size: tuple[int, int], area: int) -> tuple[int, int]:
     """The size itself, or one of at most `area` pixels in its proportions; as diffusers does for FLUX.2."""
-    if size[0] * size[1] <= area:
-        return size
+    return size if size[0] * size[1] <= area else of_area(size, area)
+
+
+def of_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """A size of at most `area` pixels in the proportions of `size`, smaller or larger."""
     scale = math.sqrt(area / (size[0] * size[1]))
     return int(size[0] * scale), int(size[1] * scale)
 

@@ -1,9 +1,12 @@
 """What can be refused before a model is downloaded or opened: by its manifest and its published shapes.
 
-In: a model's name and how it is to be opened. Out: errors. Must not know: pipelines, files of a model that is here.
+In: a model's name and how it is to be opened; the machines that share it, where they are several. Out: errors.
+Must not know: pipelines, files of a model that is here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from .families import family_spec, open_family
@@ -14,6 +17,20 @@ from .loading.transforms import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
 from .packing.recipes import read_recipe
 from .planning.fitting import check_before_download
+from .planning.hosts import check_hosts_before_download
+
+_hosts: ContextVar[Sequence[int]] = ContextVar("hosts", default=())
+
+
+@contextmanager
+def layers_shared_over(memories: Sequence[int]) -> Iterator[None]:
+    """While the block runs, a model need not fit one machine whose layers can be shared out over several. `memories`:
+    what each gives, in bytes."""
+    token = _hosts.set(memories)
+    try:
+        yield
+    finally:
+        _hosts.reset(token)
 
 
 def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
@@ -23,7 +40,10 @@ def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora
     if manifest is None:
         return
     transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    check_before_download(manifest, transforms)
+    if hosts := _hosts.get():
+        check_hosts_before_download(manifest, transforms, hosts)
+    else:
+        check_before_download(manifest, transforms)
     if loras and has_tensor_shapes(manifest):
         with shape_only_folder(manifest) as folder:
             known = module_names(open_family(manifest, folder, WeightTransforms()))

@@ -7,9 +7,9 @@ package, and would hide it.
 import sys
 
 if __name__ == "__main__":
-    from .cli import main
+    from .cli import entry
 
-    sys.exit(main(["quantize", *sys.argv[1:]]))
+    entry("quantize")
 
 from .quantization.quantizer import quantize
 

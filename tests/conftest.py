@@ -65,3 +65,14 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From then on components stack what they load, and layers take a GPU's way, but for what is compiled there."""
+
+    def begin() -> None:
+        for module in ("loading.component", "layers.linear", "layers.parts", "layers.rope"):
+            monkeypatch.setattr(f"mlx_imagegen.{module}.on_gpu", lambda: True)
+
+    return begin

@@ -597,6 +597,15 @@ def test_a_record_with_a_field_of_another_kind_is_refused(name: str, cli: Cli, f
                 refused(cli("--prompt-file", "given.jsonl", "--model", flux_folder, "-o", "a.png"), name)
 
 
+@pytest.mark.parametrize("name", ["prompt", "seed"])
+def test_a_record_without_what_made_the_picture_is_refused(name: str, cli: Cli, flux_folder: Path) -> None:
+    """A seed drawn now would make another picture."""
+    record = {"model": str(flux_folder), "prompt": "a fox", "seed": 1, "steps": 1, "width": 32, "height": 32}
+    del record[name]
+    write_picture(Image.new("RGB", (8, 8)), Path("given.png"), record)
+    refused(cli("--from", "given.png", "-o", "a.png"), f"it has no '{name}'")
+
+
 def test_standard_input_that_is_no_text(make: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe a fox"), encoding="utf-8"))
     refused(make("-"), "standard input is not utf-8 text")

@@ -76,7 +76,7 @@ def test_the_batch_resumes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_q8_is_closer_than_q4(capsys: pytest.CaptureFixture[str]) -> None:
-    script("q6_against_q8").main([FOX, HEN, "--quants", "q8", "q4", "--steps", "4"])
+    script("q6_against_q8").main([FOX, HEN, "--quants", "q8", "q4", "--steps", "2"])
     lines = capsys.readouterr().out.splitlines()
     decibels = {line.split()[0]: float(line.split(" dB")[0].split()[-1]) for line in lines if " dB" in line}
     assert [line.split()[0] for line in lines] == ["none", "q8", "q4"]

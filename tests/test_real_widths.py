@@ -12,10 +12,11 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from mlx_imagegen.families.flux1.transformer import DoubleBlock, SingleBlock
-from mlx_imagegen.families.qwen_image.transformer import Block, Part
+from mlx_imagegen.families.qwen_image.transformer import Block
 from mlx_imagegen.layers.conv import GroupNorm, ResidualBlock
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.modulation import with_ones
+from mlx_imagegen.layers.parts import Part
 from mlx_imagegen.layers.products import Product
 from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.layers.strips import Cut, Strips

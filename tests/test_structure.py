@@ -24,6 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
         "families.cells",
         "families.controlled",
         "families.controls",
+        "families.editing",
         "families.flux_names",
         "families.folder",
         "families.image_prompts",
@@ -40,7 +41,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("limits",),
     ("machine", "random"),
     ("distributed.group", "distributed.connections", "distributed.watch", "distributed.messages"),
-    ("launched", "streams"),
+    ("launched", "streams", "interrupts"),
     ("precision", "atomic", "bfloat", "runtime", "errors", "footprint", "escaping", "paths", "documents"),
 ]
 SHARED = {name.partition(".")[2] for floor in FLOORS for name in floor if name.startswith("families.")} - {"*"}

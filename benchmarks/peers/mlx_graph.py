@@ -54,7 +54,7 @@ def pretend_gpu() -> None:
     for name, value in replacements.items():
         setattr(mx, name, value)
     fast: dict[str, Any] = {
-        "rms_norm": lambda x, weight, eps: _one_operation("RMSNorm", [x, weight], [x])[0],
+        "rms_norm": lambda x, weight=None, eps=0.0: _one_operation("RMSNorm", [x, weight], [x])[0],
         "layer_norm": lambda x, weight, bias, eps: _one_operation("LayerNorm", [x, weight, bias], [x])[0],
         "scaled_dot_product_attention": lambda q, k, v, *, scale, mask=None, **_: _one_operation(
             ATTENTION, [q, k, v, mask], [q]

@@ -129,7 +129,7 @@ def z_image(data: dict[str, Any], path: Path) -> Prepared:
         tables = z_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype)
         x, grid = patchified(inputs["x"], 2, channels_last=True).astype(dtype), (inputs["x"].shape[2] // 2,) * 2
         length = filled_length(inputs["txt"].shape[1])
-        prompt, picture = prompt_positions(length), picture_positions(grid, length)
+        prompt, picture = prompt_positions(length), picture_positions(grid, length + 1)
         ropes = [
             rope_table(places, config.axes_dims, config.rope_theta, np.float32)
             for places in (prompt, np.concatenate([picture, prompt]))

@@ -28,6 +28,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=threshold, nargs="+", default=[], metavar="fast|X", help="step caches, each next to none"
     )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=[None],
+        metavar="DTYPE",
+        help="FLUX.1: how its transformer computes (as usual)",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT")
     parser.add_argument("--references", type=as_path, nargs="+", metavar="FILE", help="pictures, for models that edit")
@@ -51,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "guidance", "seed") if (value := getattr(args, name)) is not None}
     given |= {"references": readable(args.references)} if args.references else {}
-    asked = Asked(args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up, args.cache)
+    asked = Asked(
+        args.model, args.quant, args.size, args.prompt, given, args.repeat, args.warm_up, args.cache, args.precision
+    )
     rows: list[Row] = []
     with new_folder(args.output) as folder:
         if args.share:

@@ -2,11 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from ..launched import launch
 from .flags import as_path
 from .generate import size
-from .requests import readable
+from .requests import same_for_all
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--steps", type=int, metavar="N", help="each model's own if not said")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="each model's own if not said")
+    parser.add_argument(
+        "--precision", metavar="DTYPE", help="FLUX.1: how its transformer computes; as usual if not said"
+    )
     parser.add_argument("--references", type=as_path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument(
         "-o", "--output", type=as_path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"
@@ -26,19 +29,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if launched := launch():
+        from .compare_on_ranks import run_on_ranks
+
+        run_on_ranks(args, launched)
+        return
     from ..hub.download import notify_stderr
-    from ..measuring.compare import compare, in_terminal, read_columns, read_lines, write
+    from ..measuring.compare import compare, read_columns, read_lines
+    from ..measuring.compare_tables import in_terminal, write
     from ..measuring.tables import new_folder
 
-    parameters: dict[str, Any] = {"seed": args.seed}
-    if args.steps is not None:
-        parameters["steps"] = args.steps
-    if args.size:
-        parameters |= {"width": args.size[0], "height": args.size[1]}
-    if args.references:
-        parameters["references"] = readable(args.references)
-    lines = read_lines(args.prompts)
+    parameters, lines = same_for_all(args), read_lines(args.prompts)
     with new_folder(args.output) as folder:
-        sheet = compare(read_columns(args.models), lines, parameters, folder, notify_stderr)
+        sheet = compare(read_columns(args.models, args.precision), lines, parameters, folder, notify_stderr)
         notify_stderr(in_terminal(sheet))
         print(write(sheet, parameters, folder, notify_stderr))

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from ..distributed.layers import share_layers
 from ..distributed.lockstep import Shared, draw_in_lockstep
 from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
-from ..distributed.pictures import draw_pictures
+from ..distributed.pictures import by_residency, draw_pictures
 from ..distributed.requests import packed, unpacked, with_seeds
 from ..image import encoded_picture, write_atomically
 from ..launched import Launch
 from ..machine import memory_limit
 from ..pipeline import Pipeline, load
 from ..planning.fitting import check_fits, residency
-from ..planning.hosts import LAYERS, PICTURES
+from ..planning.hosts import LAYERS, PICTURES, USUAL_LINK
+from ..preflight import layers_shared_over
 from ..request.job import Job
 from ..result import Result, StepEvent
 from .output_paths import existing, output_paths
@@ -44,13 +45,15 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
         progress.bars |= not progress.quiet and "COLUMNS" in os.environ  # the launcher's own terminal
         with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
             opening, requests = _shared_requests(group, args, Path(folder))
-            opened = load(**opening, on_load=progress.loading, on_download=progress.say)
+            memories = _memories(group)
+            with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
+                opened = load(**opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
         check_same(group, opened, jobs)
-        paths, wanted, mode = _shared_plan(group, args, opened, jobs, progress)
+        paths, wanted, mode = _shared_plan(group, args, opened, jobs, memories, progress)
         if wanted:
             jobs = [jobs[index] for index in wanted]
-            _draw(group, opened, jobs, mode, _Pictures(group, args, [paths[index] for index in wanted], progress))
+            _draw(group, mode, _Pictures(group, opened, jobs, args, [paths[index] for index in wanted], progress))
 
 
 def _shared_requests(
@@ -70,13 +73,26 @@ def _shared_requests(
     return opening, requests
 
 
+def _memories(group: Group) -> list[int]:
+    """Bytes that each rank may hold, on every rank."""
+    gathered = group.gather({"memory": memory_limit().most_bytes})
+    message = group.share({"memories": [each["memory"] for each in gathered]} if group.rank == 0 else None)
+    return list(message["memories"])
+
+
 def _shared_plan(
-    group: Group, args: argparse.Namespace, opened: Pipeline, jobs: Sequence[Job], progress: Progress
+    group: Group,
+    args: argparse.Namespace,
+    opened: Pipeline,
+    jobs: Sequence[Job],
+    memories: Sequence[int],
+    progress: Progress,
 ) -> tuple[list[Path], list[int], Mode]:
     """Every picture's path, the numbers of those to be drawn, and how they are shared out."""
     manifest = opened.model.manifest
+    asked = args.parallel or AUTO
+    speed = group.link_speed() if asked == AUTO else USUAL_LINK
     own_paths = output_paths(args.output, jobs, manifest) if args.output_on_each_host or not group.rank else []
-    memories = [each["memory"] for each in group.gather({"kind": "memory", "memory": memory_limit().most_bytes})]
     if group.rank:
         plan = group.share()
         mode = Mode(plan["parallel"], tuple(plan["parts"]))
@@ -84,7 +100,7 @@ def _shared_plan(
     present = existing(own_paths, args.overwrite, args.skip_existing)
     wanted = [index for index, path in enumerate(own_paths) if path not in present]
     chosen = [jobs[index] for index in wanted]
-    mode = choose(args.parallel or AUTO, opened.family, chosen, memories) if wanted else Mode(PICTURES)
+    mode = choose(asked, opened.family, chosen, memories, speed) if wanted else Mode(PICTURES)
     paths = [str(path) for path in own_paths]
     group.share({"paths": paths, "wanted": wanted, "parallel": mode.name, "parts": mode.parts})
     if present:
@@ -96,14 +112,16 @@ def _shared_plan(
         progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
     if wanted:
         pictures = "picture" if len(wanted) == 1 else "pictures"
-        progress.say(f"{len(wanted)} {pictures} on {group.size} ranks: {mode.describe()}")
+        link = f" (the link carries {speed:.2g} Gb/s)" if asked == AUTO else ""
+        progress.say(f"{len(wanted)} {pictures} on {group.size} ranks: {mode.describe()}{link}")
     return own_paths, wanted, mode
 
 
-def _draw(group: Group, opened: Pipeline, jobs: Sequence[Job], mode: Mode, pictures: "_Pictures") -> None:
+def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
+    opened, jobs = pictures.opened, pictures.jobs
     pictures.progress.note(*(note for job in jobs for note in job.notes))
     if mode.name == PICTURES:
-        draw_pictures(group, opened, jobs, pictures, _resident_ranks(group, opened, jobs))
+        draw_pictures(group, pictures, [0] * len(jobs), by_residency(_resident_ranks(group, opened, jobs)))
         return
     group.start_collectives()
     shared: Shared
@@ -140,12 +158,22 @@ class _Pictures:
     """What is done with pictures where they are drawn, and on rank 0. Used by several threads there."""
 
     group: Group
+    opened: Pipeline
+    jobs: Sequence[Job]
     args: argparse.Namespace
     paths: Sequence[Path]
     progress: Progress
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _steps: Counter[int] = field(default_factory=Counter)  # done, by picture
     _unread: int | None = None  # bytes that may still be printed; None: all
+
+    def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
+        def observe(event: StepEvent) -> None:
+            index = indices[event.picture]
+            on_step(index, self.observe(index, event))
+
+        for index, result in zip(indices, self.opened.stream([self.jobs[i] for i in indices], observe), strict=True):
+            yield index, self.finish(index, result)
 
     def finish(self, index: int, result: Result) -> Message:
         """The files with their contents, unless they stay on this host, and what is printed."""

@@ -14,6 +14,7 @@ from ..errors import LoraError
 if TYPE_CHECKING:
     from ..hub.manifest import Manifest
     from ..lora.file import LoraFile
+    from ..lora.match import Match
 
     Candidate = tuple[str, Manifest, AbstractContextManager[Path]]
 
@@ -31,8 +32,14 @@ def run(args: argparse.Namespace) -> None:
     from ..lora.file import open_lora
 
     file = open_lora(args.file)
-    description = described(file) | fit(file, args.model)
-    if args.json:
+    found = best_match(file, args.model)
+    _print(described(file) | fit(found), args.json)
+    if args.model and found and not found[1].matched:
+        raise LoraError(f"{args.file} is for another model: none of its modules has a place in {args.model}.")
+
+
+def _print(description: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
         return
     width = max(map(len, description))
@@ -68,8 +75,8 @@ def targets(names: Sequence[str]) -> list[str]:
     return [kind.replace("{}", f"{{{_range(numbers)}}}", 1) if numbers else kind for kind, numbers in kinds.items()]
 
 
-def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
-    """What matches the model that is named, or the one of the LoRA's family that it fits best."""
+def best_match(file: "LoraFile", named: str | None) -> "tuple[str, Match] | None":
+    """With the model that is named, or the one of the LoRA's family that it fits best."""
     from ..families import open_family
     from ..loading.weights import WeightTransforms
     from ..lora.match import Lora, match_entries, module_names
@@ -80,9 +87,13 @@ def fit(file: "LoraFile", named: str | None) -> dict[str, Any]:
             matches.append(
                 (name, match_entries(Lora(file), module_names(open_family(manifest, folder, WeightTransforms()))))
             )
-    if not matches:
+    return max(matches, key=lambda each: len(each[1].matched), default=None)
+
+
+def fit(found: "tuple[str, Match] | None") -> dict[str, Any]:
+    if found is None:
         return {"matches": "not checked: its names do not tell one model of this library"}
-    name, match = max(matches, key=lambda each: len(each[1].matched))
+    name, match = found
     left = [f"{key}: {why}" for key, why in match.unmatched.items()] + match.misshapen
     more = [f"… and {len(left) - SHOWN} more"] if len(left) > SHOWN else []
     fitting = f"{len(match.matched)} of {match.total} modules of {name}"

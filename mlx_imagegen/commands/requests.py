@@ -181,6 +181,18 @@ def readable(references: Sequence[Path]) -> list[str]:
     return [str(expanded(path)) for path in references]
 
 
+def same_for_all(args: argparse.Namespace) -> dict[str, Any]:
+    """What every picture of `compare` is drawn with."""
+    parameters: dict[str, Any] = {"seed": args.seed}
+    if args.steps is not None:
+        parameters["steps"] = args.steps
+    if args.size:
+        parameters |= {"width": args.size[0], "height": args.size[1]}
+    if args.references:
+        parameters["references"] = readable(args.references)
+    return parameters
+
+
 def _text(path: Path, flag: str) -> str:
     path = expanded(path)
     if path.suffix.lower() in (".toml", ".json"):  # each of its lines would become a picture

@@ -47,19 +47,19 @@ def identity(pipeline: Pipeline, jobs: Sequence[Job]) -> dict[str, Any]:
         "dtype": dtype_name(pipeline.family.transformer.dtype),
         "held": {name: str(component.held_as) for name, component in pipeline.family.components.items()},
         "jobs": hashlib.sha256(records.encode()).hexdigest(),
-        "files": {name: _digest(path) for name, path in _files(pipeline)},
+        "files": {name: digest(path) for name, path in _files(pipeline)},
     }
 
 
-def difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """What another rank has in place of rank 0's."""
+def difference(first: Mapping[str, Any], other: Mapping[str, Any], fields: Mapping[str, str] = WORDS) -> str | None:
+    """What another rank has in place of rank 0's. `fields`: those to compare, in words."""
     if first["manifest"] == other["manifest"]:
         for name in sorted({*first["files"], *other["files"]}):
             if name not in other["files"]:
                 return f"no {name}, which rank 0 has"
             if first["files"].get(name) != other["files"][name]:
                 return f"another {name} than rank 0"
-    for field, words in WORDS.items():
+    for field, words in fields.items():
         if first[field] != other[field]:
             here, there = (words.format(value=each[field]) for each in (other, first))
             return here if here == there else f"{here}, and rank 0 {there}"
@@ -77,7 +77,7 @@ def _files(pipeline: Pipeline) -> Iterator[tuple[str, Path]]:
         yield match.lora.file.path.name, match.lora.file.path
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """Of the size and of evenly spaced samples, the first of which holds a header's beginning."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

@@ -33,7 +33,7 @@ class BranchExchange:
     def __init__(self, group: Group):
         self._group = group
         self._waited_seconds = 0.0
-        self._exchanged_bytes = 0
+        self._exchanged_bytes = self._steps = 0
 
     def __call__(self, velocity: Callable[[int], mx.array]) -> list[mx.array]:
         """`velocity`: of the branch with this number."""
@@ -48,9 +48,12 @@ class BranchExchange:
 
     def end_step(self) -> None:
         """All are evaluated."""
+        self._steps += 1
 
     def take_statistics(self) -> dict[str, Any]:
-        """Since the last call: how long this rank waited for the others, and how much it sent to each."""
-        taken = {"waited_seconds": self._waited_seconds, "sent_bytes": self._exchanged_bytes}
-        self._waited_seconds, self._exchanged_bytes = 0.0, 0
+        """Since the last call: how long this rank waited for the others, in how many steps, and how much it sent to
+        each."""
+        waited = {"waited_seconds": self._waited_seconds, "waited_steps": self._steps}
+        taken = {"sent_bytes": self._exchanged_bytes, **waited}
+        self._waited_seconds, self._exchanged_bytes, self._steps = 0.0, 0, 0
         return taken

@@ -8,6 +8,7 @@ In: a `Launch`. Out: a `Group`. Must not know: models, pictures.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -21,6 +22,8 @@ from .connections import JOIN_SECONDS, connect
 from .messages import Message
 from .watch import INTERRUPTED, SILENCE_SECONDS, Watch
 
+LINK_BYTES, LINK_TRIES = 1 << 21, 3  # 0.1 s in all over a slow Wi-Fi
+RDMA_SPEED = 80.0  # Gb/s: Thunderbolt 5's
 # Ends the process that started it, unless its standard input is closed in time. MLX connects without letting any other
 # thread run.
 ALARM = """
@@ -113,6 +116,28 @@ class Group:
             self._watch.broadcast(message)
             return message
         return self.receive()
+
+    def link_speed(self) -> float:
+        """Of the slowest link between rank 0 and another, in Gb/s, measured; all ranks call it, and all have it. RDMA
+        is no TCP connection, and goes over one kind of cable alone."""
+        if self._launch.backend == "jaccl":
+            return RDMA_SPEED
+        if self.rank:
+            for _ in range(LINK_TRIES):
+                self.receive()
+                self.send({"kind": "answer"})
+            return float(self.share()["speed"])
+        slowest = min(self._speed_to(rank) for rank in range(1, self.size))
+        return float(self.share({"kind": "link", "speed": slowest})["speed"])
+
+    def _speed_to(self, rank: int) -> float:
+        seconds = []
+        for _ in range(LINK_TRIES):
+            started = time.perf_counter()
+            self.send({"kind": "link", "load": bytes(LINK_BYTES)}, rank)
+            self.receive(rank)
+            seconds.append(time.perf_counter() - started)
+        return LINK_BYTES * 8 / min(seconds) / 1e9
 
     @property
     def sent_bytes(self) -> int:

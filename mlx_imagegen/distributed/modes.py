@@ -12,13 +12,12 @@ from ..errors import RequestError
 from ..families.base import Family
 from ..machine import machine
 from ..planning.chips import CHIPS, chip_of
-from ..planning.hosts import BRANCHES, LAYERS, PICTURES, choose_way, layer_parts, ways
+from ..planning.hosts import ANY_CHIP, BRANCHES, LAYERS, PICTURES, USUAL_LINK, choose_way, layer_parts, ways
 from ..request.job import Job
 from .branches import why_not_branches
 from .layers import why_not_layers
 
 AUTO = "auto"
-UNKNOWN_CHIP = "m4"  # where only memory counts
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,10 @@ class Mode:
         return f"{self.name}, in parts of {' : '.join(map(str, self.parts))}" if uneven else self.name
 
 
-def choose(asked: str, family: Family[Any], jobs: Sequence[Job], memories: Sequence[int]) -> Mode:
-    """`memories`: bytes that each rank may hold. All ranks count as equally fast, and their link as the usual one."""
+def choose(
+    asked: str, family: Family[Any], jobs: Sequence[Job], memories: Sequence[int], gigabits: float = USUAL_LINK
+) -> Mode:
+    """`memories`: bytes that each rank may hold; `gigabits`: a second, of their link. All count as equally fast."""
     why_not = {BRANCHES: why_not_branches(jobs, len(memories)), LAYERS: why_not_layers(family, jobs, len(memories))}
     if reason := why_not.get(asked):
         raise RequestError(f"--parallel {asked}: {reason}.")
@@ -48,7 +49,7 @@ def choose(asked: str, family: Family[Any], jobs: Sequence[Job], memories: Seque
     chip = chip_of(machine()["device"])
     fitting = {way.name: way for way in found if way.lacking(memories) is None}
     if chip or not fitting:
-        way = choose_way(found, memories, CHIPS[chip or UNKNOWN_CHIP], pictures=len(jobs))
+        way = choose_way(found, memories, CHIPS[chip or ANY_CHIP], gigabits, len(jobs))
         return Mode(way.name, way.parts)
     few = len(jobs) < len(memories)  # nothing is known of the chip's speed: what costs least to exchange
     name = next(name for name in ((BRANCHES, PICTURES) if few else (PICTURES, BRANCHES)) + (LAYERS,) if name in fitting)

@@ -3,8 +3,8 @@
 Rank 0 has one thread for each other rank, which sends it pictures and waits for them; its main thread draws too. A rank
 that dies loses only what it had not sent, which the others draw. Near the end a slow rank is given nothing that the
 others would finish sooner.
-In: an open pipeline and the same jobs on each rank. Out: what `finish` makes of each result where it was drawn, given
-to `keep` on rank 0. Must not know: files, how pictures are written.
+In: the same `Work` on each rank. Out: what its `draw` gives for each picture, kept on rank 0. Must not know: models,
+files, how pictures are drawn and written.
 """
 
 import contextlib
@@ -14,20 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from ..errors import ImagegenError
-from ..pipeline import Pipeline
-from ..request.job import Job
-from ..result import Result, StepEvent
 from .group import Group
 from .messages import Message
 from .pool import Pool
 
+DECLINED = "declined"  # in place of a picture: why this rank cannot draw this one and others of its kind
 
-class Handling(Protocol):
-    """What is done with a picture: the first two where it is drawn, the others on rank 0, from any of its threads."""
 
-    def finish(self, index: int, result: Result) -> Message: ...
+class Work(Protocol):
+    """Pictures, by their numbers. The first is called where they are drawn, the others on rank 0, from any of its
+    threads."""
 
-    def observe(self, index: int, event: StepEvent) -> Message: ...
+    def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
+        """Each picture with what is sent to rank 0; `on_step` is given what is to be seen of one that is under way."""
 
     def keep(self, index: int, finished: Message, rank: int) -> None: ...
 
@@ -36,63 +35,58 @@ class Handling(Protocol):
     def lose(self, rank: int, indices: Sequence[int]) -> None: ...
 
 
-def draw_pictures(
-    group: Group, pipeline: Pipeline, jobs: Sequence[Job], handling: Handling, resident: Sequence[bool]
-) -> None:
-    """On all ranks. `resident`: by rank, whether it keeps the model in memory; one that does not takes several pictures
-    at once, so that it reads the parts of the model less often."""
+def draw_pictures(group: Group, work: Work, kinds: Sequence[int], at_once: Callable[[Pool, int], int]) -> None:
+    """On all ranks. `kinds`: of each picture, as `Pool` has them; `at_once`: how many a rank takes next."""
     if group.rank:
-        _serve(group, pipeline, jobs, handling)
+        _serve(group, work)
         return
-    pool = Pool(len(jobs), group.size)
+    pool = Pool(kinds, group.size)
     with group.going_on_without_lost_ranks():
         feeding = [
-            threading.Thread(target=_feed, args=(group, rank, pool, handling, resident[rank]), daemon=True)
+            threading.Thread(target=_feed, args=(group, rank, pool, work, at_once), daemon=True)
             for rank in range(1, group.size)
         ]
         for thread in feeding:
             thread.start()
-        while taken := pool.take(0, chunk(pool, group.size, resident[0])):
-            for index, result in _drawn(
-                pipeline, jobs, taken, lambda i, e: handling.show(i, handling.observe(i, e), 0)
-            ):
-                handling.keep(index, handling.finish(index, result), 0)
-                pool.finish(0, index)
+        while taken := pool.take(0, at_once(pool, 0)):
+            for index, finished in work.draw(taken, lambda index, observed: work.show(index, observed, 0)):
+                _end(pool, work, index, finished, 0)
         for thread in feeding:
             thread.join()
 
 
-def chunk(pool: Pool, ranks: int, resident: bool) -> int:
-    """How many pictures a rank takes at once: half of an even share of what waits, where it reads the model for each
-    turn."""
-    return 1 if resident else max(1, math.ceil(pool.waiting / (2 * ranks)))
+def by_residency(resident: Sequence[bool]) -> Callable[[Pool, int], int]:
+    """How many pictures a rank takes at once. `resident`: by rank, whether it keeps the model in memory; one that does
+    not takes half of an even share of what waits, so that it reads the parts of the model less often."""
+
+    def at_once(pool: Pool, rank: int) -> int:
+        return 1 if resident[rank] else max(1, math.ceil(pool.waiting / (2 * len(resident))))
+
+    return at_once
 
 
-def _drawn(
-    pipeline: Pipeline, jobs: Sequence[Job], taken: Sequence[int], on_step: Callable[[int, StepEvent], None]
-) -> Iterator[tuple[int, Result]]:
-    """`on_step` is given the picture's number among all jobs."""
-    results = pipeline.stream([jobs[index] for index in taken], lambda event: on_step(taken[event.picture], event))
-    yield from zip(taken, results, strict=True)
+def _end(pool: Pool, work: Work, index: int, finished: Message, rank: int) -> None:
+    work.keep(index, finished, rank)
+    (pool.decline if DECLINED in finished else pool.finish)(rank, index)
 
 
-def _serve(group: Group, pipeline: Pipeline, jobs: Sequence[Job], handling: Handling) -> None:
+def _serve(group: Group, work: Work) -> None:
     """On a rank other than 0: draws what it is sent until there is no more."""
 
-    def on_step(index: int, event: StepEvent) -> None:
-        group.send({"kind": "step", "index": index, "observed": handling.observe(index, event)})
+    def on_step(index: int, observed: Message) -> None:
+        group.send({"kind": "step", "index": index, "observed": observed})
 
     while (message := group.receive())["kind"] == "draw":
-        for index, result in _drawn(pipeline, jobs, message["indices"], on_step):
-            group.send({"kind": "finished", "index": index, "finished": handling.finish(index, result)})
+        for index, finished in work.draw(message["indices"], on_step):
+            group.send({"kind": "finished", "index": index, "finished": finished})
 
 
-def _feed(group: Group, rank: int, pool: Pool, handling: Handling, resident: bool) -> None:
+def _feed(group: Group, rank: int, pool: Pool, work: Work, at_once: Callable[[Pool, int], int]) -> None:
     """On rank 0, in a thread of its own: one other rank's pictures."""
     try:
-        while taken := pool.take(rank, chunk(pool, group.size, resident)):
-            if not _fed(group, rank, taken, pool, handling):
-                handling.lose(rank, pool.lose(rank))
+        while taken := pool.take(rank, at_once(pool, rank)):
+            if not _fed(group, rank, taken, pool, work):
+                work.lose(rank, pool.lose(rank))
                 return
         with contextlib.suppress(OSError):
             group.send({"kind": "end"}, rank)
@@ -100,7 +94,7 @@ def _feed(group: Group, rank: int, pool: Pool, handling: Handling, resident: boo
         group.fail(str(error) if isinstance(error, ImagegenError) else f"{type(error).__name__}: {error}")
 
 
-def _fed(group: Group, rank: int, taken: Sequence[int], pool: Pool, handling: Handling) -> bool:
+def _fed(group: Group, rank: int, taken: Sequence[int], pool: Pool, work: Work) -> bool:
     """Whether the rank has drawn all of these; if not, it is lost."""
     try:
         group.send({"kind": "draw", "indices": list(taken)}, rank)
@@ -110,10 +104,9 @@ def _fed(group: Group, rank: int, taken: Sequence[int], pool: Pool, handling: Ha
     while left:
         message = group.receive(rank)
         if message["kind"] == "step":
-            handling.show(message["index"], message["observed"], rank)
+            work.show(message["index"], message["observed"], rank)
         elif message["kind"] == "finished":
-            handling.keep(message["index"], message["finished"], rank)
-            pool.finish(rank, message["index"])
+            _end(pool, work, message["index"], message["finished"], rank)
             left.remove(message["index"])
         else:  # "lost" or "left"
             return False

@@ -1,13 +1,14 @@
 """Pictures that wait to be drawn, and which rank draws which.
 
-In: ranks that ask for some, finish them, or are lost. Out: pictures, by their numbers; each is finished once. Seconds
-are measured for every rank. Must not know: what a picture is, how ranks are reached.
+In: ranks that ask for some, finish or decline them, or are lost. Out: pictures, by their numbers; each is finished
+once. Seconds are measured for every rank and kind of picture.
+Must not know: what a picture is, how ranks are reached.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -15,24 +16,22 @@ from dataclasses import dataclass, field
 class Rank:
     drawing: deque[int] = field(default_factory=deque)  # the first one is under way
     since: float = 0.0  # when that one was begun
-    seconds: list[float] = field(default_factory=list)  # of each that was finished
+    kind: int | None = None  # of the pictures that it drew last
+    declined: set[int] = field(default_factory=set)  # kinds that it cannot draw
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # by kind, of each that was finished
 
-    @property
-    def usual_seconds(self) -> float | None:
+    def usual_seconds(self, kind: int) -> float | None:
         """Of a picture; the first one's loading counts least where there are several."""
-        return min(self.seconds) if self.seconds else None
-
-    def free_in(self, now: float) -> float:
-        """Seconds until what it has is finished."""
-        usual = self.usual_seconds or 0.0
-        return max(0.0, self.since + usual * len(self.drawing) - now) if self.drawing else 0.0
+        return min(self.seconds[kind]) if kind in self.seconds else None
 
 
 class Pool:
     """Used by several threads, each for its own rank."""
 
-    def __init__(self, count: int, ranks: int, clock: Callable[[], float] = time.monotonic):
-        self._waiting = deque(range(count))
+    def __init__(self, kinds: Sequence[int], ranks: int, clock: Callable[[], float] = time.monotonic):
+        """`kinds`: of each picture; those of a kind take as long as each other, and are drawn by the same model."""
+        self._kinds = kinds
+        self._waiting = deque(range(len(kinds)))
         self._ranks = {rank: Rank() for rank in range(ranks)}
         self._clock = clock
         self._changed = threading.Condition()
@@ -45,12 +44,15 @@ class Pool:
         """The next pictures for this rank, at most so many; none once there is nothing left that it could draw. It
         waits while others draw the last ones, for they may be lost."""
         with self._changed:
+            own = self._ranks[rank]
             while not self._is_worth_it(rank):
-                if not self._waiting and not any(other.drawing for other in self._ranks.values()):
+                if self._next(own) is None and not any(other.drawing for other in self._ranks.values()):
                     return []
                 self._changed.wait(1.0)
-            own = self._ranks[rank]
-            own.drawing.extend(self._waiting.popleft() for _ in range(min(most, len(self._waiting))))
+            while len(own.drawing) < most and (index := self._next(own)) is not None:
+                self._waiting.remove(index)
+                own.drawing.append(index)
+                own.kind = self._kinds[index]
             own.since = self._clock()
             return list(own.drawing)
 
@@ -58,8 +60,17 @@ class Pool:
         with self._changed:
             own, now = self._ranks[rank], self._clock()
             own.drawing.remove(index)
-            own.seconds.append(now - own.since)
+            own.seconds.setdefault(self._kinds[index], []).append(now - own.since)
             own.since = now
+            self._changed.notify_all()
+
+    def decline(self, rank: int, index: int) -> None:
+        """The rank has tried and cannot draw such pictures; others may."""
+        with self._changed:
+            own = self._ranks[rank]
+            own.drawing.remove(index)
+            own.declined.add(self._kinds[index])
+            self._waiting.appendleft(index)
             self._changed.notify_all()
 
     def lose(self, rank: int) -> list[int]:
@@ -70,24 +81,40 @@ class Pool:
             self._changed.notify_all()
             return lost
 
+    def _next(self, own: Rank) -> int | None:
+        """A picture of the kind that the rank drew last, or else of one that few others are at."""
+        at = [other.kind for other in self._ranks.values()]
+        able = [index for index in self._waiting if self._kinds[index] not in own.declined]
+        return min(able, key=lambda i: (self._kinds[i] != own.kind, at.count(self._kinds[i])), default=None)
+
     def _is_worth_it(self, rank: int) -> bool:
         """Whether a picture is waiting that the other ranks would not all finish sooner."""
-        if not self._waiting:
+        own = self._ranks[rank]
+        index = self._next(own)
+        if index is None:
             return False
-        own = self._ranks[rank].usual_seconds
-        others = {place: other for place, other in self._ranks.items() if place != rank}
-        if own is None or any(other.usual_seconds is None for other in others.values()):
-            return True
-        return own <= self._seconds_without(others)
+        usual = own.usual_seconds(self._kinds[index])
+        others = [other for place, other in self._ranks.items() if place != rank]
+        return usual is None or usual <= self._seconds_without(others)
 
-    def _seconds_without(self, others: dict[int, Rank]) -> float:
-        """Until the others have drawn all that waits, each taking the next as soon as it is free."""
+    def _seconds_without(self, others: Sequence[Rank]) -> float:
+        """Until the others have drawn all that waits, each taking the next as soon as it is free; endless where one is
+        waited for that was not measured."""
         now, last = self._clock(), 0.0
-        free = {place: other.free_in(now) for place, other in others.items()}
-        for _ in self._waiting:
-            if not free:
+        free = [self._free_in(other, now) for other in others]
+        for index in self._waiting:
+            kind = self._kinds[index]
+            able = {i: other.usual_seconds(kind) for i, other in enumerate(others) if kind not in other.declined}
+            if not able or None in able.values():
                 return float("inf")
-            place = min(free, key=lambda each: free[each] + (others[each].usual_seconds or 0.0))
-            free[place] += others[place].usual_seconds or 0.0
-            last = max(last, free[place])
+            ends = {i: free[i] + (seconds or 0.0) for i, seconds in able.items()}
+            soonest = min(ends, key=lambda i: ends[i])
+            free[soonest] = ends[soonest]
+            last = max(last, ends[soonest])
         return last
+
+    def _free_in(self, rank: Rank, now: float) -> float:
+        """Seconds until what the rank has is finished."""
+        if not rank.drawing:
+            return 0.0
+        return max(0.0, rank.since + sum(rank.usual_seconds(self._kinds[i]) or 0.0 for i in rank.drawing) - now)

@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import mlx.core as mx
 
 from ..errors import ConfigError, RequestError
+from ..hub.single_files import components_in
 from ..loading.component import Component
+from ..loading.config import read_json
+from ..loading.single_file import NETWORK
 
 Residuals_co = TypeVar("Residuals_co", covariant=True)
 EDGES = "canny"  # the kind that every network may be given: of a photo, it asks for its edges
@@ -52,6 +55,9 @@ class ControlNetwork(ABC):
     name: str
     component: Component
     kinds: tuple[str, ...] = ()  # of pictures that it is told apart; () for those that it tells apart by itself
+    # Whether it runs in every branch, block by block; or it looks at the prompt alone, for all of them.
+    every_branch: ClassVar[bool] = False
+    prefix_values: int = 0  # numbers that it keeps for each token before the picture (Family.prefix_values)
 
     @property
     def component_name(self) -> str:
@@ -72,36 +78,49 @@ class ControlNetwork(ABC):
             raise RequestError(f"control: {self.name} sees by itself what the picture is; leave kind out.")
 
 
-class ControlPass(Protocol[Residuals_co]):
-    """A network, ready for one prompt."""
-
+class Embeds(Protocol):
     def embed(self, control: EncodedControl) -> mx.array:
         """Once a picture: what all steps read of it."""
         ...
+
+
+class ControlPass(Embeds, Protocol[Residuals_co]):
+    """A network, ready for one prompt."""
 
     def residuals(self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float) -> Residuals_co:
         """What is added to the denoiser's blocks in step `index`."""
         ...
 
 
-class Controls(Generic[Residuals_co]):
+class FollowedPictures:
+    """The pictures of one loop, with what their networks read of them."""
+
+    def __init__(self, networks: Mapping[str, Embeds], steps: int):
+        self._networks = networks
+        self._steps = steps
+        self._pictures: list[tuple[ControlPicture, mx.array]] = []
+
+    def start(self, controls: Sequence[EncodedControl]) -> None:
+        self._pictures = [(each.picture, self._networks[str(each.picture.network)].embed(each)) for each in controls]
+
+    def at(self, index: int) -> list[tuple[ControlPicture, mx.array, float]]:
+        """Those that are followed in step `index`, and how strongly."""
+        strengths = ((*pair, pair[0].strength_at(index, self._steps)) for pair in self._pictures)
+        return [each for each in strengths if each[2]]
+
+
+class Controls(FollowedPictures, Generic[Residuals_co]):
     """The pictures of one loop, and the networks that look at them."""
 
     def __init__(self, passes: Mapping[str, ControlPass[Residuals_co]], steps: int):
+        super().__init__(passes, steps)
         self._passes = passes
-        self._steps = steps
-        self._pictures: list[tuple[ControlPicture, mx.array]] = []  # with what their networks read of them
-
-    def start(self, controls: Sequence[EncodedControl]) -> None:
-        self._pictures = [(each.picture, self._passes[str(each.picture.network)].embed(each)) for each in controls]
 
     def residuals(self, x: mx.array, index: int) -> list[Residuals_co]:
         """Of every picture that is followed in this step."""
-        strengths = ((*pair, pair[0].strength_at(index, self._steps)) for pair in self._pictures)
         return [
             self._passes[str(picture.network)].residuals(x, index, embedded, picture.kind, strength)
-            for picture, embedded, strength in strengths
-            if strength
+            for picture, embedded, strength in self.at(index)
         ]
 
 
@@ -127,3 +146,18 @@ def check_widths(network: Any, model: Any, fields: Sequence[str], path: Path) ->
                 f"{path}: '{field}' is {found}, and this model's is {expected}: the control network is of another "
                 "model. Choose one that is made for it."
             )
+
+
+def read_network_config(folder: Path, model: str) -> tuple[dict[str, Any], Path]:
+    """config.json of a network's folder, and where that is; raises for a folder or file without, by what it holds."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise another_network(folder, f"{model} takes folders with config.json and a .safetensors file")
+    return read_json(path), path
+
+
+def another_network(where: Path, needed: str) -> ConfigError:
+    """For a folder or file that is not the network that is needed: what it is, as far as that is known."""
+    networks = [each.found.layout for each in components_in(where) if each.found.layout.component == NETWORK]
+    what = networks[0].title if networks else "no control network that this library knows by its tensors"
+    return ConfigError(f"{where}: this is {what}. {needed}.")

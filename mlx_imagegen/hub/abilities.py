@@ -29,11 +29,17 @@ def networks(parameter: str) -> dict[str, Manifest]:
 
 def networks_of(manifest: Manifest, parameter: str) -> list[str]:
     """Those that go with a model."""
-    if parameter == "control" and (manifest.edits or "needs" in manifest.extras):  # shown pictures of their own
+    if parameter == "control" and _is_shown_pictures(manifest):
         return []
     if parameter != "control" and manifest.folder:  # a demo has other widths than what is published
         return []
     return [name for name, network in networks(parameter).items() if manifest.family in network.families]
+
+
+def _is_shown_pictures(manifest: Manifest) -> bool:
+    """Whether the model cannot do without pictures of its own, or begins with one."""
+    own = manifest.extras
+    return "needs" in own or own.get("image_is_reference", False) or "layers" in own.get("takes", ())
 
 
 def able(ability: str, manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ from ..errors import ImagegenError
 from ..families import family_spec
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
+from ..loading.single_file import NETWORK
 from ..loading.tensor import Tensor
 from .mlx_folders import saved_by
 from .recognition import find
@@ -45,7 +46,9 @@ def file_info(path: Path) -> dict[str, Any]:
     info["component"] = list(dict.fromkeys(each.found.layout.component for each in components))
     if prefixes := [each.found.prefix for each in components if each.found.prefix]:
         info["prefixes"] = list(dict.fromkeys(prefixes))
-    return info | (_needs(path) if any(each.is_denoiser for each in components) else _used_by(components))
+    if any(each.is_denoiser for each in components):
+        return info | _needs(path)
+    return info if NETWORK in info["component"] else info | _used_by(components)
 
 
 def folder_info(folder: Path) -> dict[str, Any]:

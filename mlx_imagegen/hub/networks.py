@@ -1,7 +1,7 @@
-"""Where a control network or an image adapter is: a manifest's name, its repository, or a local folder.
+"""Where a control network or an image adapter is: a manifest's name, its repository, or what is here.
 
 In: what the user called it, the parameter that names it, and the model that it is for. Out: a folder with the
-repository's files.
+repository's files, or the one file that was named.
 Must not know: tensors, what networks do.
 """
 
@@ -29,7 +29,7 @@ FOLDERS = {
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
     folder = expanded(name)
-    if folder.is_dir():
+    if folder.exists():
         return folder
     manifest = find_network(name, model, parameter)
     if manifest.revision is None:
@@ -44,7 +44,7 @@ def locate_network(name: str, model: Manifest, parameter: str = "control", tell:
 def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
     folder = expanded(name)
-    manifest = None if folder.is_dir() else find_network(name, model, parameter)
+    manifest = None if folder.exists() else find_network(name, model, parameter)
     here = folder if manifest is None else local_folder(manifest)
     if manifest is None or here:
         yield here or folder

@@ -25,7 +25,7 @@ from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
 from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, index, unpacked_index
-from ..loading.single_file import MARKERS, Found, SingleFile, find_layout
+from ..loading.single_file import MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
@@ -329,6 +329,10 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
 
 
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
+    if components and components[0].found.layout.component == NETWORK:
+        return ConfigError(
+            f"{path} is {components[0].found.layout.title}; give a model, and this file as control with a picture."
+        )
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
         return ConfigError(

@@ -5,6 +5,7 @@ Whether W is packed is a matter of what was loaded, so that no module tree has t
 and so is whether it is here in full, or shared out over several machines (sharing.py).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,23 @@ class Linear(nn.Module):
             out = packed_matmul(parts[0], self.weight, self.scales, self.get("biases"), self.packing, self.kernel)
         # After the sum over machines the bias is added once.
         return Product(summed(out, self) if sums else out, bias if later else None, divided)
+
+    def runs(self, x: mx.array, lengths: Sequence[int]) -> list[mx.array]:
+        """The output in runs of so many numbers. On a GPU each is a product of its own: of one product the rows of a
+        run do not lie next to each other, and a norm would copy them first."""
+        stops = list(itertools.accumulate(lengths))
+        if not on_gpu():
+            return list(mx.split(self(x), stops[:-1], axis=-1))
+        return [self._rows(stop - length, stop)(x) for length, stop in zip(lengths, stops, strict=True)]
+
+    def _rows(self, start: int, stop: int) -> "Linear":
+        """A layer of some of the rows, which are not copied."""
+        out = Linear(1, 1, bias=False)
+        out.packing, out.kernel = self.packing, self.kernel
+        for name in ("weight", "scales", "biases", "bias"):
+            if name in self:
+                out[name] = self[name][start:stop]
+        return out
 
     def _dense(self, parts: Sequence[mx.array], out: mx.array | None) -> mx.array:
         start = 0

@@ -5,7 +5,6 @@ schedule before the loop, one layer at a time: its weight is read, used on all r
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,23 +32,6 @@ def with_ones(table: mx.array, *scales: int) -> mx.array:
     ones = np.zeros((table.shape[-2], 1), np.float32)
     ones[list(scales)] = 1
     return table + mx.array(ones).astype(table.dtype)
-
-
-class Part(NamedTuple):
-    """A run of tokens and their adaLN vectors in one block."""
-
-    tokens: int
-    rows: mx.array  # [chunks, D]
-
-
-def by_part(function: Callable[..., mx.array], parts: Sequence[Part], *xs: mx.array) -> mx.array:
-    """`function(rows, *tokens)` with each part's vectors and its tokens of every x. Vectors for every single token
-    would be simpler, and take 0.3 GB in each block when a 1024x1024 picture is edited."""
-    if len(parts) == 1:
-        return function(parts[0].rows, *xs)
-    stops = np.cumsum([part.tokens for part in parts])[:-1].tolist()
-    pieces = zip(parts, *(mx.split(x, stops, axis=1) for x in xs), strict=True)
-    return mx.concatenate([function(part.rows, *tokens) for part, *tokens in pieces], axis=1)
 
 
 class FoldedLinear(nn.Module):

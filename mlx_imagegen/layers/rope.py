@@ -42,6 +42,24 @@ def rotate_fused(x: mx.array, rope: Rope) -> mx.array:
     return turned(pairs, pairs[..., ::-1], table[..., :1], table[..., 1:], signs).reshape(x.shape)
 
 
+@fused
+def turned_scaled(
+    x: mx.array, weight: mx.array, partner: mx.array, partners: mx.array, cos: mx.array, sin: mx.array, signs: mx.array
+) -> mx.array:
+    """`turned`, of numbers that are multiplied with their own weight and their partner's first."""
+    own, other = x.astype(ROPE_DTYPE) * weight, partner.astype(ROPE_DTYPE) * partners
+    return (own * cos + other * (signs * sin)).astype(x.dtype)
+
+
+def rotate_scaled(x: mx.array, weight: mx.array, rope: Rope) -> mx.array:
+    """x [..., L, D] times a weight that has its axes, turned: one kernel on a GPU."""
+    x_pairs, weights = (each.reshape(*each.shape[:-1], -1, 2) for each in (x, weight))
+    table = rope.view(ROPE_DTYPE).reshape(*rope.shape, 2)
+    signs = mx.array([-1.0, 1.0], ROPE_DTYPE)
+    pairs = x_pairs, weights, x_pairs[..., ::-1], weights[..., ::-1]
+    return turned_scaled(*pairs, table[..., :1], table[..., 1:], signs).reshape(x.shape)
+
+
 def rotate(x: mx.array, rope: Rope) -> mx.array:
     """x [B, H, L, D], turned in float32, back in x's dtype."""
     if on_gpu():

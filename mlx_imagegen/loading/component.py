@@ -15,7 +15,8 @@ import mlx.nn as nn
 
 from ..layers.linear import Linear, Packing
 from ..layers.sharing import Cuts, Sharing, cut_of
-from ..precision import dtype_name
+from ..layers.stacked import stack_layers
+from ..precision import dtype_name, on_gpu
 from .modules import join, layers, own_parameters
 from .shares import held_packing, refusal
 from .tensors import Shape
@@ -90,7 +91,16 @@ class Component:
         if self._module is None:
             mx.clear_cache()  # freed buffers have other sizes than the weights to come
             self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.transforms.progress)
+            self._stack(self._module)
         return self._module
+
+    def _stack(self, module: nn.Module) -> None:
+        """One by one: for a moment the weights of each are there twice."""
+        if not on_gpu():
+            return
+        for each in stack_layers(module):
+            mx.eval(each.arrays)
+        mx.eval([own_parameters(layer) for _, layer in layers(module)])  # views: what is kept is not lazy
 
     def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Every layer with its path in the checkpoint."""
@@ -110,6 +120,7 @@ class Component:
             if path in paths:
                 self.weights.fill_layer(fresh[inner], path, self.dtype)
                 _rebind(layer, fresh[inner])
+        self._stack(self._module)
 
     @property
     def nbytes(self) -> int:

@@ -5,8 +5,9 @@ first pictures warm it up: they are shown (cold load, warm-up) and counted nowhe
 Must not know: families, the command line.
 """
 
+import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Asked:
     repeat: int = 3
     warm_up: int = 1
     caches: Sequence[float | str] = ()  # step caches to measure, next to none
+    precisions: Sequence[str | None] = (None,)  # of the denoiser; None: the usual one
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Row:
     size: tuple[int, int] | None
     reason: str | None = None  # why there is nothing else
     cache: float | str | None = None  # as it was asked for
+    precision: str | None = None  # as it was asked for
     reused_steps: int = 0
     steps: int = 0
     manifest: str = ""
@@ -89,7 +92,17 @@ class Row:
 
     @property
     def way(self) -> str:
-        return self.quant if self.cache is None else f"{self.quant}, cache {self.cache}"
+        return self.computed if self.cache is None else f"{self.computed}, cache {self.cache}"
+
+    @property
+    def computed(self) -> str:
+        """Without its step cache."""
+        return self.quant if self.precision is None else f"{self.quant}, {self.precision}"
+
+    @property
+    def same(self) -> Hashable:
+        """Equal where only the step cache differs."""
+        return self.model, self.computed, self.size
 
     @property
     def peak_bytes(self) -> int:
@@ -103,14 +116,14 @@ def bench(asked: Asked, folder: Path, tell: Notify) -> Iterator[Row]:
     if asked.warm_up < 0:
         raise RequestError(f"warm-up {asked.warm_up}: give 0 or more, how many runs come before those.")
     lost: dict[str, str] = {}  # models that cannot be had at all, and why: asking again would take as long again
-    ways = [(*cell, cache) for cell in _cells(asked) for cache in dict.fromkeys((None, *asked.caches))]
-    for number, (model, quant, size, cache) in enumerate(ways, 1):
-        row = Row(model, quant, size, lost.get(model), cache)
+    for number, row in enumerate(_rows(asked), 1):
+        row.reason = lost.get(row.model)
         if not row.reason:
-            name = f"{number:02}-{slug(model)}-{slug(quant)}" + (f"-cache-{slug(str(cache))}" if cache else "")
-            failed = measured(row, asked, folder / f"{name}.png")
+            failed = measured(
+                row, asked, folder / f"{number:02}-{slug(row.model)}-{slug(row.way.replace(', ', '-'))}.png"
+            )
             if failed and failed.scope == "model":
-                lost[model] = failed.reason
+                lost[row.model] = failed.reason
             tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
         yield row
 
@@ -123,7 +136,7 @@ def measured(row: Row, asked: Asked, path: Path) -> Failed | None:
     if row.cache is not None:
         parameters["cache"] = row.cache
     runs: list[Rendered] = []
-    with Worker(row.model, row.quant) as worker:
+    with Worker(row.model, row.quant, row.precision) as worker:
         for _ in range(asked.warm_up + asked.repeat):
             made = worker.render(asked.prompt, path, parameters, reopen=True)
             if isinstance(made, Failed):
@@ -165,12 +178,14 @@ def compare_pictures(rows: Sequence[Row], folder: Path) -> None:
         computed = [each for each in alike if each[0].cache is None]  # every step
         heavier = [each for each in computed if each[0].weight_bytes > row.weight_bytes]
         if row.cache is not None:
-            own = [reference for each, reference in computed if (each.model, each.quant) == (row.model, row.quant)]
-            row.quality, row.reference = (compared(picture, own[0]), f"{row.quant}, no cache") if own else (None, None)
+            own = [reference for each, reference in computed if each.same == row.same]
+            row.quality, row.reference = (
+                (compared(picture, own[0]), f"{row.computed}, no cache") if own else (None, None)
+            )
         elif heavier:
             best, reference = max(heavier, key=lambda pair: (pair[0].model == row.model, pair[0].weight_bytes))
             row.quality = compared(picture, reference)
-            row.reference = best.quant if best.model == row.model else f"{best.model} {best.quant}"
+            row.reference = best.computed if best.model == row.model else f"{best.model} {best.computed}"
 
 
 TIMES = (
@@ -188,7 +203,7 @@ CACHES = (
 
 def cache_rows(rows: Sequence[Row]) -> list[list[str]]:
     """What step caches save and change; nothing without one."""
-    plain = {(row.model, row.quant, row.size): row for row in rows if row.cache is None and not row.reason}
+    plain = {row.same: row for row in rows if row.cache is None and not row.reason}
     return [
         [
             *_which(row), str(row.steps), f"{row.reused_steps / row.steps:.0%}", row.seconds["steps"].shown(),
@@ -197,7 +212,7 @@ def cache_rows(rows: Sequence[Row]) -> list[list[str]]:
         ]
         for row in rows
         if row.cache is not None and not row.reason
-        for before in [plain.get((row.model, row.quant, row.size))]
+        for before in [plain.get(row.same)]
     ]  # fmt: skip
 
 
@@ -312,7 +327,8 @@ def _flat(row: Row) -> dict[str, Any]:
     """A line of the CSV file: plain numbers, one a column."""
     width, height = row.size or (None, None)
     flat: dict[str, Any] = {
-        "model": row.model, "quant": row.quant, "width": width, "height": height, "steps": row.steps,
+        "model": row.model, "quant": row.quant, "precision": row.precision, "width": width, "height": height,
+        "steps": row.steps,
         "denoiser": row.denoiser, "cache": row.cache, "reused_steps": row.reused_steps, "reason": row.reason,
         "cold_load_seconds": row.cold_load_seconds, "weight_bytes": row.weight_bytes,
     }  # fmt: skip
@@ -328,11 +344,13 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat | (asdict(row.quality) if row.quality else {})
 
 
-def _cells(asked: Asked) -> Iterable[tuple[str, str, tuple[int, int] | None]]:
+def _rows(asked: Asked) -> list[Row]:
     """Each once, however often it is asked for."""
-    return dict.fromkeys(
-        (model, quant, size) for model in asked.models for size in asked.sizes for quant in asked.quants
-    )
+    ways = itertools.product(asked.models, asked.sizes, asked.quants, asked.precisions, (None, *asked.caches))
+    return [
+        Row(model, quant, size, cache=cache, precision=precision)
+        for model, size, quant, precision, cache in dict.fromkeys(ways)
+    ]
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -1,20 +1,18 @@
-"""`compare`: several models, the same prompts and seed -> one contact sheet and a table, with each picture's seconds.
+"""`compare`: several models, the same prompts and seed -> the cells of a contact sheet, with each picture's seconds.
 
 In: columns (a model, perhaps with a quant), prompts, parameters. Out: pictures in a folder, found again by a key of all
-that made them: what is there is not made twice, so that a run that was cut off goes on. A cell that cannot be made says
-why on the sheet and is tried again the next time.
-Must not know: families, the command line.
+that made them: what is there is not made twice, so that a run that was cut off goes on. A cell that cannot be made has
+the reason and is tried again the next time.
+Must not know: families, the command line, tables.
 """
 
 import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from .. import __version__
 from ..documents import TEXT_LIMIT_BYTES, parse_toml, read_file
@@ -22,20 +20,16 @@ from ..errors import ImagegenError, MissingFileError, RequestError, UnknownModel
 from ..hub.download import Notify, locate
 from ..hub.manifest import Model, data_folder, manifests
 from ..hub.recognition import find
-from ..image import fingerprint, open_picture, read_metadata, write_picture
+from ..image import fingerprint, open_picture, read_metadata
 from ..packing.recipes import read_recipe, recipe_names
 from ..paths import expanded
-from . import tables
-from .environment import environment, measured_on
-from .quality import Quality, compared
-from .sheet import Tile, contact_sheet, unwritable
-from .tables import NONE, gigabytes, short, slug
+from .tables import output_folder, short, slug
 from .worker import AS_STORED, Failed, Rendered, Worker
 
 AS_EXAMPLE = "examples/prompts.toml shows how one looks"
 
 PROMPT_KEYS = frozenset({"axis", "text"})
-SIDE_PIXELS = 256  # of a picture on the sheet
+RANK = "rank"  # among a report's choices: which of several drew the picture
 CELLS = "cells"  # the folder of the pictures themselves
 
 
@@ -46,6 +40,7 @@ class Column:
     model: str
     quant: str
     label: str
+    precision: str | None = None  # of its denoiser; None: the usual one
 
 
 @dataclass(frozen=True)
@@ -68,18 +63,35 @@ class Cell:
     record: dict[str, Any] | None = None  # the picture's own, with its report
 
     @property
+    def is_wanted(self) -> bool:
+        return self.record is None and self.reason is None
+
+    @property
     def seconds(self) -> float | None:
         """Of the picture alone: a model's first one also loads it, packs it and measures kernels."""
         taken = self.record["report"]["seconds"] if self.record else None
         return taken["encode"] + sum(taken["steps"]) + taken["decode"] if taken else None
+
+    @property
+    def drawn_on(self) -> str | None:
+        """The machine, and which rank that was of several that shared the cells out."""
+        if self.record is None:
+            return None
+        report = self.record["report"]
+        rank = report["choices"].get(RANK)
+        return f"rank {rank}, {report['machine']['device']}" if rank else report["machine"]["device"]
 
 
 def compare(
     columns: Sequence[Column], lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify
 ) -> list[list[Cell]]:
     """Columns of cells, as given. Each column is a process of its own that makes only what is not there yet."""
-    cells = tables.output_folder(folder / CELLS)
-    sheet = [made(column, lines, parameters, cells, tell) for column in columns]
+    cells = output_folder(folder / CELLS)
+    return checked([made(column, lines, parameters, cells, tell) for column in columns])
+
+
+def checked(sheet: list[list[Cell]]) -> list[list[Cell]]:
+    """Raises where there is nothing to be seen."""
     if not any(cell.record for column in sheet for cell in column):
         raise RequestError(f"no picture could be made. {missing(sheet)[0]}")
     return sheet
@@ -87,21 +99,28 @@ def compare(
 
 def made(column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify) -> list[Cell]:
     """A column's cells."""
+    cells = prepared(column, lines, parameters, folder, tell)
+    if wanted := {index: cell for index, cell in enumerate(cells) if cell.is_wanted}:
+        with Worker(column.model, column.quant, column.precision) as worker:
+            for index, cell in _answers(worker, wanted, parameters):
+                cells[index] = cell
+                tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
+    return cells
+
+
+def prepared(
+    column: Column, lines: Sequence[Line], parameters: dict[str, Any], folder: Path, tell: Notify
+) -> list[Cell]:
+    """A column's cells: there from before, wanted, or none of them to be had."""
     try:
-        identity = identified(column.model, column.quant, parameters)
+        identity = identified(column.model, column.quant, parameters, column.precision)
     except (ImagegenError, OSError) as error:
         reason = " ".join(str(error).split())
         tell(f"{column.label}: {reason}")
         return [Cell(column, line, reason=reason) for line in lines]
     cells = [found(column, line, folder / f"{slug(column.label)}-{key(identity, line)}.png") for line in lines]
-    wanted = [index for index, cell in enumerate(cells) if cell.record is None]
-    if len(wanted) < len(cells):
-        tell(f"{column.label}: {len(cells) - len(wanted)} of {len(cells)} are there from before")
-    if wanted:
-        with Worker(column.model, column.quant) as worker:
-            for index, cell in _answers(worker, {index: cells[index] for index in wanted}, parameters):
-                cells[index] = cell
-                tell(f"{column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}")
+    if there := sum(not cell.is_wanted for cell in cells):
+        tell(f"{column.label}: {there} of {len(cells)} are there from before")
     return cells
 
 
@@ -126,27 +145,29 @@ def found(column: Column, line: Line, path: Path) -> Cell:
         return Cell(column, line, path)
 
 
-def identified(name: str, quant: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def identified(name: str, quant: str, parameters: dict[str, Any], precision: str | None = None) -> dict[str, Any]:
     """All that decides about a column's pictures and seconds, apart from the prompt."""
-    model = _model(name)
-    recipe = None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
+    model, recipe = opened_as(name, quant)
     pictures = [fingerprint(open_picture(path, alpha=True)) for path in parameters.get("references", ())]
     return {
         "model": model.requested_as,  # two folders' files can have the same stamp
         "manifest": repr(model.manifest),
-        "files": _stamp(model) if model.folder else model.manifest.revision,
+        "files": _stamps(model) if model.folder else model.manifest.revision,
         "recipe": recipe,
         "parameters": parameters | {"references": pictures} if pictures else parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
+        **({"precision": precision} if precision else {}),
     }
 
 
-def _model(name: str) -> Model:
+def opened_as(name: str, quant: str) -> tuple[Model, str | None]:
+    """A column's model, and what tells its recipe from others."""
     try:
-        return find(name)
+        model = find(name)
     except UnknownModelError:  # of a repository that no manifest names the files have to be here to say what it is
         model, folder = locate(name)
-        return replace(model, folder=folder)
+        model = replace(model, folder=folder)
+    return model, None if quant == AS_STORED else read_recipe(quant, model.manifest.family).digest
 
 
 def key(identity: dict[str, Any], line: Line) -> str:
@@ -154,21 +175,25 @@ def key(identity: dict[str, Any], line: Line) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stamp(model: Model) -> list[str]:
-    """Changes when a file of the model does, or of a bundled LoRA that makes the model out of its base."""
+def _stamps(model: Model) -> list[str]:
+    """Change when a file of the model does."""
+    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in model_files(model)]
+
+
+def model_files(model: Model) -> list[Path]:
+    """Those of its folder that make pictures, and that of a bundled LoRA that makes the model out of its base."""
     assert model.folder
-    files = sorted(path for path in model.folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    files = sorted(path for path in model.folder.rglob("*") if path.suffix in (".safetensors", ".gguf", ".json"))
     own = model.manifest.extras.get("lora", {})
-    files += [data_folder("weights") / own["file"]] if own and "repo" not in own else []
-    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return files + ([data_folder("weights") / own["file"]] if own and "repo" not in own else [])
 
 
-def read_columns(texts: Sequence[str]) -> list[Column]:
+def read_columns(texts: Sequence[str], precision: str | None = None) -> list[Column]:
     """`flux-dev@q6` -> a model and a quant, each pair once; with a short label where that is nobody else's."""
     pairs = list(dict.fromkeys(map(_pair, texts)))
     labels = [_label(*pair) for pair in pairs]
     return [
-        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"))
+        Column(*pair, label if labels.count(label) == 1 else " ".join(pair).removesuffix(f" {AS_STORED}"), precision)
         for pair, label in zip(pairs, labels, strict=True)
     ]
 
@@ -225,116 +250,7 @@ def _line(entry: Any, where: str) -> Line:
     return Line(entry["axis"], entry["text"].strip())
 
 
-WITHOUT = "Seconds: encoding, steps and decoding; loading and preparing, which a model's first picture pays for, apart"
-HEADER = (
-    "model", "prompt", "size", "steps", "seconds", "load", "prepare", "encode", "a step", "decode", "MLX peak GB",
-    "PSNR dB", "GMSD",
-)  # fmt: skip
-DISTANCE = "PSNR and GMSD of packed weights' pictures: against the same model as stored, where that is a column"
-
-
-def rows(sheet: Sequence[Sequence[Cell]]) -> list[list[str]]:
-    return [_row(cell, distance(cell, sheet)) for cells in sheet for cell in cells]
-
-
-def distance(cell: Cell, sheet: Sequence[Sequence[Cell]]) -> Quality | None:
-    """From the picture that the same model draws with its weights as stored."""
-    if cell.path is None or cell.column.quant == AS_STORED:
-        return None
-    others = [other for cells in sheet for other in cells if other.line == cell.line and other.path]
-    stored = [o for o in others if (o.column.model, o.column.quant) == (cell.column.model, AS_STORED)]
-    if not stored or stored[0].path is None:
-        return None
-    return compared(open_picture(cell.path), open_picture(stored[0].path))
-
-
-def _row(cell: Cell, quality: Quality | None) -> list[str]:
-    if cell.record is None:
-        return [cell.column.label, cell.line.axis, *[NONE] * (len(HEADER) - 2)]
-    report = cell.record["report"]
-    taken = report["seconds"]
-    steps = taken["steps"]
-    return [
-        cell.column.label, cell.line.axis, f"{cell.record['width']}x{cell.record['height']}", str(len(steps)),
-        short(cell.seconds), short(taken["load"]), short(taken["prepare"]), short(taken["encode"]),
-        short(sum(steps) / len(steps)), short(taken["decode"]), gigabytes(max(report["peak_bytes"]["mlx"].values())),
-        NONE if quality is None else short(quality.psnr_db) if quality.psnr_db is not None else "∞",
-        NONE if quality is None else f"{quality.gmsd:.4f}",
-    ]  # fmt: skip
-
-
 def missing(sheet: Sequence[Sequence[Cell]]) -> list[str]:
     """Why cells are missing, each reason of a column once."""
     every = [cell for cells in sheet for cell in cells]
     return list(dict.fromkeys(f"{cell.column.label}: {cell.reason}" for cell in every if cell.reason))
-
-
-def noted(sheet: Sequence[Sequence[Cell]]) -> list[str]:
-    """What the pictures' reports tell, each once with the columns that it is true of."""
-    columns: dict[str, dict[str, None]] = {}
-    for cell in [cell for cells in sheet for cell in cells]:
-        for note in cell.record["report"]["notes"] if cell.record else []:
-            columns.setdefault(note, {})[cell.column.label] = None
-    return [f"{', '.join(labels)}: {note}" for note, labels in columns.items()]
-
-
-def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
-    said = [f"note: {line}" for line in noted(sheet)] + [f"missing: {line}" for line in missing(sheet)]
-    return "\n".join([tables.aligned(HEADER, rows(sheet)), *said])
-
-
-def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Notify) -> Path:
-    """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
-    where = environment()
-    said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
-    text = [tables.markdown(HEADER, rows(sheet)), "", *said, "", f"{WITHOUT}. {DISTANCE}. {measured_on(where)}", ""]
-    tables.write_text(folder / "compare.md", "\n".join(text))
-    data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
-    tables.write_json(folder / "compare.json", data)
-    tables.write_csv(folder / "compare.csv", [_flat(cell) for cells in sheet for cell in cells])
-    path = folder / "sheet.png"
-    write_picture(drawn(sheet, parameters, where), path)
-    for prompt in unwritable(cell.line.text for cell in sheet[0]):
-        tell(f"note: no font of this system has the letters of '{prompt}'; the sheet shows the rest of it.")
-    return path
-
-
-def drawn(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], where: dict[str, str | None]) -> Image.Image:
-    tiles = [[_tile(cell) for cell in row] for row in zip(*sheet, strict=True)]
-    pictures = ", ".join(Path(path).name for path in parameters.get("references", ()))
-    shown = parameters | {"references": pictures} if pictures else parameters
-    given = ", ".join(f"{name} {value}" for name, value in shown.items())
-    footer = f"{given}. Under each picture: seconds of encoding, steps and decoding. "
-    footer += f"{where['device']}, mlx {where['mlx']}, {where['date']}."
-    lines = [(cell.line.axis, cell.line.text) for cell in sheet[0]]
-    return contact_sheet([cells[0].column.label for cells in sheet], lines, tiles, SIDE_PIXELS, footer)
-
-
-def _tile(cell: Cell) -> Tile:
-    if cell.path is None or cell.seconds is None:
-        return Tile(cell.reason or "not made")
-    return Tile(f"{short(cell.seconds)} s", open_picture(cell.path))
-
-
-def _data(sheet: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            **asdict(cell.column), **asdict(cell.line), "reason": cell.reason, "reused": cell.reused,
-            "seconds": cell.seconds,
-            "picture": str(cell.path.relative_to(folder)) if cell.path else None, "record": cell.record,
-        }
-        for cells in sheet
-        for cell in cells
-    ]  # fmt: skip
-
-
-def _flat(cell: Cell) -> dict[str, Any]:
-    report = cell.record["report"] if cell.record else None
-    flat: dict[str, Any] = {**asdict(cell.column), **asdict(cell.line), "seconds": cell.seconds, "reason": cell.reason}
-    if report:
-        taken = report["seconds"]
-        stages = {f"{name}_seconds": value for name, value in taken.items() if name != "steps"}
-        flat |= stages | {"steps": len(taken["steps"]), "steps_seconds": sum(taken["steps"])}
-        peaks = report["peak_bytes"]
-        flat |= {"mlx_peak_bytes": max(peaks["mlx"].values()), "process_peak_bytes": peaks["process"]}
-    return flat

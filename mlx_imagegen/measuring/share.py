@@ -28,7 +28,8 @@ def shared(rows: Sequence[Row], where: Mapping[str, str | None]) -> dict[str, An
             row.step_seconds.median, program, device, peak_bytes=row.peak_bytes,
         )
         for row in rows
-        if row.step_seconds and row.size and row.cache is None  # a step that is predicted says nothing of a chip
+        # A step that is predicted says nothing of a chip, and another precision's is not what the plan is about.
+        if row.step_seconds and row.size and row.cache is None and row.precision is None
     ]  # fmt: skip
     return {"machine": {name: where.get(name) for name in MACHINE}, "rows": [each.as_row() for each in made]}
 

@@ -61,7 +61,7 @@ class Failed:
 class Worker:
     """The caller's side: a context, with one process for one opened model."""
 
-    def __init__(self, model: str, quant: str = AS_STORED):
+    def __init__(self, model: str, quant: str = AS_STORED, precision: str | None = None):
         here = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -70,7 +70,8 @@ class Worker:
             env=os.environ | {"PYTHONPATH": path},
             process_group=0,  # a terminal sends Ctrl-C to the caller's group alone, and the caller ends this process
         )  # fmt: skip
-        self._send({"model": model, "quant": None if quant == AS_STORED else quant, "caller": os.getpid()})
+        opening = {"model": model, "quant": None if quant == AS_STORED else quant, "precision": precision}
+        self._send(opening | {"caller": os.getpid()})
 
     def __enter__(self) -> Self:
         return self
@@ -82,13 +83,22 @@ class Worker:
             self._process.terminate()  # interrupted: its picture is not waited for
         self._process.communicate()
 
-    def render(self, prompt: str, path: Path, parameters: dict[str, Any], reopen: bool = False) -> Rendered | Failed:
-        """`reopen`: open the model again, as if this were the process's first picture."""
-        self._send({"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen})
+    def render(
+        self,
+        prompt: str,
+        path: Path,
+        parameters: dict[str, Any],
+        reopen: bool = False,
+        choices: dict[str, str] | None = None,
+    ) -> Rendered | Failed:
+        """`reopen`: open the model again, as if this were the process's first picture. `choices`: the caller's, for the
+        report."""
+        job = {"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen}
+        self._send(job | {"choices": choices or {}})
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            return Failed(_ending(self._process.wait()))
+            return Failed(_ending(self._process.wait()), "opened")
         answer = json.loads(line)
         return Failed(**answer) if "reason" in answer else Rendered(**answer)
 
@@ -177,6 +187,7 @@ def _made(
 
     (result,) = pipeline.stream(pictures, ended_with_caller)
     wall, processor = (now - then for now, then in zip(_clocks(), started, strict=True))
+    result.report.choices |= job["choices"]
     path = result.save(job["path"])
     parts = pipeline.family.components
     return Rendered(

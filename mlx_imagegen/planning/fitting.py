@@ -98,7 +98,7 @@ def _remedy(family: Family[Any], job: Job, most_bytes: int) -> str:
     """What fits into so much memory."""
     smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= most_bytes), None)
     if smaller:
-        return f"quant={smaller} would fit"
+        return f"quant {smaller} would fit (--quant {smaller} on the command line)"
     if job.prompt.references:  # other models are judged without, and most take none
         return "no quant of this model fits; give fewer references, make a smaller picture or use another machine"
     return f"no quant of this model fits; {_largest(most_bytes)}use another machine or a smaller picture"
@@ -113,7 +113,7 @@ def _largest(most_bytes: int) -> str:
         with shape_only_folder(manifest) as folder:
             family = open_family(manifest, folder, WeightTransforms())
             job = usual_job(manifest, family.size_multiple)
-            packed = ((peak, f" with quant={quant}") for quant, peak in _packed_peaks(family, job))
+            packed = ((peak, f" with quant {quant}") for quant, peak in _packed_peaks(family, job))
             sizes = [(_planned(family, job).peak_bytes, ""), *packed]
             best = max([best, *((peak, f"{manifest.name}{how}") for peak, how in sizes if peak <= most_bytes)])
     return f"the largest that fits is {best[1]}: choose that, or " if best[1] else ""

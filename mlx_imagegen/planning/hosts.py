@@ -8,19 +8,26 @@ Must not know: how hosts are connected, how stages run.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import InsufficientMemoryError
+from ..families import open_family
 from ..families.base import Family, Prompt, Settings
+from ..hub.manifest import Manifest
+from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Linear
 from ..layers.sharing import COLUMNS, Sharing
 from ..loading.component import Component
+from ..loading.weights import WeightTransforms
 from ..precision import SOLVER_DTYPE, on_gpu
-from .chips import Chip
-from .plan import NO_REFERENCES, Plan, count_tokens, gigabytes, number_bytes, plan, tokens_through
+from ..request.job import usual_job
+from .chips import CHIPS, Chip
+from .plan import NO_REFERENCES, Plan, count_tokens, gigabytes, held_bytes, number_bytes, plan, tokens_through
 
 PICTURES, BRANCHES, LAYERS = "pictures", "branches", "layers"
 PARTS = 16  # into which layers are shared out by memory
+ANY_CHIP = "m4"  # where only memory counts
 USUAL_LINK = 10.0  # Gb/s, where the link is not known
 LINKS = (1.0, 10.0, 80.0)  # Gb/s: plain Ethernet or Wi-Fi, 10-gigabit Ethernet, Thunderbolt 5
 
@@ -121,6 +128,31 @@ def layer_parts(
             if way.lacking(memories) is None:
                 return parts
     return equal
+
+
+def check_hosts_before_download(manifest: Manifest, transforms: WeightTransforms, memories: Sequence[int]) -> None:
+    """Raises where the weights of one stage alone are too many for a host, whatever the picture's size, and are so with
+    their layers shared out too."""
+    if not has_tensor_shapes(manifest):
+        return
+    with shape_only_folder(manifest) as folder:
+        family = open_family(manifest, folder, transforms)
+        job = usual_job(manifest, family.size_multiple)
+        parts = layer_parts(family, job.settings, memories, prompt=job.prompt)
+        sharings: list[list[Sharing | None]] = [[None] * len(memories)]
+        if not family.sharing_refusal(Sharing(0, parts)):
+            sharings.append([Sharing(rank, parts) for rank in range(len(memories))])
+        if not any(all(map(partial(_holds, family), each, memories)) for each in sharings):
+            choose_way(ways(family, job.settings, parts, prompt=job.prompt), memories, CHIPS[ANY_CHIP])
+
+
+def _holds(family: Family[Any], sharing: Sharing | None, memory: int) -> bool:
+    """The weights of each stage alone."""
+    family.share_layers(sharing)
+    stages = [[family.components[name] for name in names] for names in family.stages.values()]
+    most = max(sum(held_bytes(component, on_gpu()) for component in components) for components in stages)
+    family.share_layers(None)
+    return most <= memory
 
 
 def describe_ways(found: Sequence[Way], memories: Sequence[int], chip: Chip) -> list[str]:

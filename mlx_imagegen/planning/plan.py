@@ -16,6 +16,7 @@ from typing import Any
 
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
+from ..families.controls import ControlNetwork
 from ..families.step_cache import KEPT_ARRAYS
 from ..layers.conv import KERNEL
 from ..layers.linear import STRIP, Linear
@@ -129,7 +130,7 @@ def plan(
     branches = 2 if settings.cfg > 1 else 1
     tokens = count_tokens(family, settings, prompt)
     passes = [_arithmetic(family, family.components[name], tokens, gpu, recipe) for name in family.stages["denoise"]]
-    shares = [branches, *(1 for _ in family.controls)]  # control networks look at the prompt alone
+    shares = [branches, *(branches if network.every_branch else 1 for network in family.controls.values())]
     flops, traffic = (sum(map(operator.mul, shares, column)) for column in zip(*passes, strict=True))
     names_used = ("adapters", "encode", *(["encode_image"] if encodes_image else []), "denoise", "decode")
     parts = {name: family.stages.get(name, ()) for name in names_used}
@@ -192,7 +193,9 @@ def _row(name: str, *sizes: int) -> str:
 
 
 def gigabytes(size: float) -> str:
-    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    if size >= GB / 10:
+        return f"{size / GB:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} KB"
 
 
 @dataclass(frozen=True)
@@ -287,11 +290,12 @@ def _working_bytes(
     queries = family.spec.roles.queries
     most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
     if stage == "denoise":
-        most += sum(_control_bytes(network.component, tokens.image, gpu) for network in family.controls.values())
+        most += sum(_control_bytes(network, tokens.image, gpu, queries) for network in family.controls.values())
     if stage == "denoise" and family.prefix_values:
         branches = 2 if settings.cfg > 1 else 1
         kept = tokens.before if family.prefix_has_text else tokens.prefix
         held = int(family.prefix_values * family.transformer.held_share)
+        held += sum(network.prefix_values for network in family.controls.values())
         most += branches * kept * held * number_bytes(family.transformer, gpu)
     if stage == "encode" and (pixels := family.reference_pixels(prompt, settings)):  # one picture after the other
         encoder = family.components["vae_encoder"]
@@ -316,10 +320,14 @@ def _width(component: Component, queries: tuple[str, ...]) -> int:
     return max((shape[0] for path, shape in shapes if _any(path, queries)), default=shapes[0][1][1])
 
 
-def _control_bytes(network: Component, tokens: int, gpu: bool) -> int:
-    """What a control network hands to the denoiser's blocks: all of it is there before the first."""
-    outputs = [shape[0] for path, shape, _ in network.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
-    return tokens * sum(outputs) * number_bytes(network, gpu)
+def _control_bytes(network: ControlNetwork, tokens: int, gpu: bool, queries: tuple[str, ...]) -> int:
+    """What a control network hands to the denoiser's blocks, all of it before the first; or what one that runs block by
+    block next to them holds: its stream, and what it reads of its picture."""
+    component = network.component
+    if network.every_branch:
+        return 2 * tokens * _width(component, queries) * number_bytes(component, gpu)
+    outputs = [shape[0] for path, shape, _ in component.linears() if fnmatch.fnmatchcase(path, "controlnet*_blocks.*")]
+    return tokens * sum(outputs) * number_bytes(component, gpu)
 
 
 def block_bytes(

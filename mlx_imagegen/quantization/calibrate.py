@@ -101,6 +101,10 @@ class Watched(Linear):
         self.statistics.add(x.astype(mx.float32) * FLOAT16_DIVISOR if divided else x)
         return super().product_of_parts(x, divided=divided)
 
+    def runs(self, x: mx.array, lengths: Sequence[int]) -> list[mx.array]:
+        """Of one product: its input counts once."""
+        return list(mx.split(self(x), list(itertools.accumulate(lengths))[:-1], axis=-1))
+
 
 class WatchedComponent(Component):
     """Replaces a component; what it loads is watched. It keeps no layer alive when its module is released."""
@@ -108,6 +112,9 @@ class WatchedComponent(Component):
     def __init__(self, component: Component, found: Mapping[str, Statistics]):
         super().__init__(component.weights, component.empty, component.dtype, component.path)
         self._found = found
+
+    def _stack(self, module: nn.Module) -> None:
+        """Each layer sees its input."""
 
     def load(self) -> nn.Module:
         fresh, module = not self.loaded, super().load()

@@ -92,14 +92,14 @@ def kept_box(manifest: Manifest, multiple: int, asked: Asked) -> Box | None:
 
 
 def _near(manifest: Manifest, sizes: Sequence[tuple[int, int]], area: int, multiple: int) -> tuple[int, int]:
-    """The size that follows from reference pictures': `last`, in the last one's proportions; `first`, the first one's
-    own, cut; `canvas`, that of a single one with its edges mirrored, else as `first`."""
+    """The size that follows from reference pictures': `last`, in the last one's proportions; `first` or `last cut`,
+    that one's own, cut; `canvas`, that of a single one with its edges mirrored, else as `first`."""
     rule = manifest.extras.get("references_size", "last")
     if rule == "last":
         return proportioned(sizes[-1], area, manifest.extras["references"]["multiple"])
     if rule == "canvas" and len(sizes) == 1:
         return canvas(sizes[0], manifest.extras["references"]["canvas_area"], multiple)[1]
-    return cut_size(within_area(sizes[0], area), multiple)
+    return cut_size(within_area(sizes[-1 if rule == "last cut" else 0], area), multiple)
 
 
 def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int], own_size: bool) -> tuple[int, int]:

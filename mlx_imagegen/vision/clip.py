@@ -17,7 +17,7 @@ from ..layers.encoder import EncoderLayer
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
 from .pixels import PixelConfig
-from .tower import TowerConfig, tower_fields
+from .tower import SquareTowerConfig, tower_fields
 
 # Of the whole CLIP, in whose file the tower may be: its text side, and numbers that only training needs.
 UNUSED = ("text_model.", "text_projection.", "logit_scale", "embeddings.position_ids")
@@ -27,7 +27,7 @@ PIXELS = PixelConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipVisionConfig(TowerConfig):
+class ClipVisionConfig(SquareTowerConfig):
     """image_encoder/config.json, or the part of it that says so of the tower"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(

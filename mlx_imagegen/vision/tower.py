@@ -18,7 +18,6 @@ from ..loading.names import RowRange
 class TowerConfig(Config):
     hidden_act: str
     hidden_size: int
-    image_size: Annotated[int, Range(1, 4096)]
     intermediate_size: int
     layer_norm_eps: Annotated[float, POSITIVE]
     num_attention_heads: Annotated[int, HEADS]
@@ -29,17 +28,31 @@ class TowerConfig(Config):
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
-        sound = {
-            "hidden_act": config.hidden_act in ACTIVATIONS,
-            "hidden_size": config.hidden_size % config.num_attention_heads == 0,
-            "patch_size": config.patch_size <= config.image_size,
-        }
-        if odd := next((name for name, fits in sound.items() if not fits), None):
+        if odd := next((name for name, fits in config.sound.items() if not fits), None):
             raise ConfigError(
                 f"{where}: field '{odd}' is {getattr(config, odd)}, which is not known or does not fit the others; "
                 "take the file from the model's repository."
             )
         return config
+
+    @property
+    def sound(self) -> dict[str, bool]:
+        """By field: whether it is known and fits the others."""
+        return {
+            "hidden_act": self.hidden_act in ACTIVATIONS,
+            "hidden_size": self.hidden_size % self.num_attention_heads == 0,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareTowerConfig(TowerConfig):
+    """Of a tower that takes pictures of one size."""
+
+    image_size: Annotated[int, Range(1, 4096)]
+
+    @property
+    def sound(self) -> dict[str, bool]:
+        return super().sound | {"patch_size": self.patch_size <= self.image_size}
 
     @property
     def patches(self) -> int:

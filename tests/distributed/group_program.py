@@ -42,6 +42,14 @@ def messages(group: Group) -> None:
         print([each["rank"] for each in gathered])
 
 
+def link(group: Group) -> None:
+    """Of which one end takes its time."""
+    if group.rank == 2:
+        send = group.send
+        group.send = lambda message, rank=0: (time.sleep(0.1), send(message, rank))  # type: ignore[method-assign]
+    print(0 < group.link_speed() <= group_module.LINK_BYTES * 8 / 0.1 / 1e9)
+
+
 def killed_in_collective(group: Group, victim: int = 1) -> None:
     group.start_collectives()
     mx.eval(group.all_sum(mx.ones(4)))

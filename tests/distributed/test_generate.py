@@ -143,7 +143,8 @@ def test_a_picture_drawn_together(mode: str, counted: str, out: Path, tmp_path: 
     ranks = record["report"]["ranks"]
     assert [len(rank["step_seconds"]) for rank in ranks] == [2, 2]
     assert len({rank[counted] for rank in ranks}) == 1 and ranks[0][counted] > 0
-    assert mode == "layers" or all(rank["waited_seconds"] > 0 for rank in ranks)
+    assert all(0 < rank["waited_seconds"] < sum(rank["step_seconds"]) for rank in ranks)
+    assert {rank["waited_steps"] for rank in ranks} == {1 if mode == "layers" else 2}
     assert cli("--from", out / "shared.png", "-o", out / "alone.png").code == 0
     alone, shared = (np.asarray(Image.open(out / f"{name}.png")).astype(int) for name in ("alone", "shared"))
     assert abs(alone - shared).max() <= 1 and shared.std() > 0

@@ -29,6 +29,10 @@ def test_messages_carry_arrays_and_bytes(tmp_path: Path) -> None:
     assert run("messages", 3, tmp_path) == [(0, "[0, 1, 2]"), (0, ""), (0, "")]
 
 
+def test_the_slowest_link_counts(tmp_path: Path) -> None:
+    assert run("link", 3, tmp_path) == [(0, "True")] * 3
+
+
 def test_a_rank_killed_in_a_collective_ends_all_with_one_reason(tmp_path: Path) -> None:
     started = time.monotonic()
     first, second, third = run("killed_in_collective", 3, tmp_path)

@@ -62,6 +62,7 @@ def test_a_known_chip_decides_by_seconds(flux: Opened, monkeypatch: pytest.Monke
     room = [200 * GB] * 2
     assert choose(AUTO, *pair(flux), room).name == LAYERS
     assert choose(AUTO, flux[0], [flux[1]] * 2, room).name == PICTURES
+    assert choose(AUTO, *pair(flux), room, gigabits=0.3).name == PICTURES, "over Wi-Fi"
 
 
 def test_what_is_asked_for_is_taken(flux: Opened) -> None:

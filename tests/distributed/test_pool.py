@@ -15,7 +15,7 @@ class Clock:
 def simulate(count: int, seconds: list[float]) -> tuple[list[int], float]:
     """How many pictures each rank draws, and when the last is finished, with ranks that need so long for each."""
     clock = Clock()
-    pool = Pool(count, len(seconds), clock)
+    pool = Pool([0] * count, len(seconds), clock)
     free = dict.fromkeys(range(len(seconds)), 0.0)
     drawing: dict[int, list[int]] = {}
     drawn, last = [0] * len(seconds), 0.0
@@ -42,7 +42,7 @@ def test_a_slow_rank_is_given_nothing_that_the_other_finishes_sooner() -> None:
 
 
 def test_a_lost_rank_s_pictures_are_drawn_by_another_first() -> None:
-    pool = Pool(5, 2)
+    pool = Pool([0] * 5, 2)
     assert pool.take(0, 1) == [0] and pool.take(1, 2) == [1, 2]
     pool.finish(1, 1)
     assert pool.lose(1) == [2]
@@ -55,7 +55,7 @@ def test_a_lost_rank_s_pictures_are_drawn_by_another_first() -> None:
 
 
 def test_a_free_rank_waits_for_what_may_be_lost() -> None:
-    pool = Pool(1, 2)
+    pool = Pool([0], 2)
     assert pool.take(1, 1) == [0]
     taken: list[list[int]] = []
     waiting = threading.Thread(target=lambda: taken.append(pool.take(0, 1)))
@@ -68,7 +68,30 @@ def test_a_free_rank_waits_for_what_may_be_lost() -> None:
 
 
 def test_nothing_is_left_once_all_are_finished() -> None:
-    pool = Pool(1, 2)
+    pool = Pool([0], 2)
     pool.take(1, 1)
     pool.finish(1, 0)
     assert pool.take(0, 1) == [] and pool.take(1, 1) == []
+
+
+def test_a_rank_stays_with_its_model_and_others_begin_with_the_next() -> None:
+    pool = Pool([0, 0, 0, 1, 1, 1], 2)
+    taken: list[list[int]] = [[], []]
+    for rank in (0, 1) * 3:
+        (index,) = pool.take(rank, 1)
+        pool.finish(rank, index)
+        taken[rank].append(index)
+    assert taken == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_a_rank_declines_is_left_to_others() -> None:
+    pool = Pool([0, 0, 1], 2)
+    assert pool.take(1, 1) == [0]
+    pool.decline(1, 0)
+    assert pool.take(1, 1) == [2], "the other kind"
+    pool.finish(1, 2)
+    assert pool.take(0, 1) == [0]
+    pool.finish(0, 0)
+    assert pool.take(0, 1) == [1]
+    pool.decline(0, 1)
+    assert pool.take(0, 1) == [] and pool.take(1, 1) == [] and pool.waiting == 1

@@ -48,7 +48,7 @@ def peak(negative: float | None) -> int:
     """Bytes at once, where a branch holds eight large activations."""
     mx.reset_peak_memory()
     branches = [1.0] if negative is None else [1.0, negative]
-    mx.eval(Plain(branches, 4.0, activations(4 * MEGABYTE)).velocity(mx.zeros(1), 0))
+    mx.eval(Plain(branches, 4.0, activations(MEGABYTE)).velocity(mx.zeros(1), 0))
     return mx.get_peak_memory()
 
 

@@ -152,6 +152,8 @@ def fetch(cache: Path, report: Path) -> None:
     from mlx_imagegen.hub import download
     from mlx_imagegen.hub.manifest import Defaults, Manifest
 
+    wait = time.sleep
+    time.sleep = lambda seconds: wait(float(seconds) / 100)  # the client's, up to 24 s before it gives a hub up
     constants.HF_HUB_CACHE = str(cache / "hub")
     os.environ["XDG_CACHE_HOME"] = str(cache / "own")
     tiny = Manifest("tiny", "Tiny", "flux1", Defaults(4, 64, 64, 0.0), "someone/tiny", COMMIT, download=PATTERNS)
@@ -189,7 +191,7 @@ def campaign(count: int, seed: int) -> int:
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_ETAG_TIMEOUT": "5",
         }  # fmt: skip
-        import huggingface_hub  # noqa: F401
+        from huggingface_hub import hf_hub_download, snapshot_download  # noqa: F401  # here, not in each child
 
         import mlx_imagegen.hub.download  # noqa: F401
 
@@ -197,7 +199,7 @@ def campaign(count: int, seed: int) -> int:
             for number in range(count):
                 fault, first = FAULTS[number % len(FAULTS)], dice.randrange(12)
                 failures += _one(
-                    Path(folder), order, f"{fault}:{first}", f"number {number} seed {seed}", dice.uniform(0, 1.5)
+                    Path(folder), order, f"{fault}:{first}", f"number {number} seed {seed}", dice.uniform(0, 0.8)
                 )
         finally:
             os.kill(serving, signal.SIGKILL)

@@ -152,7 +152,7 @@ def configs(folder: Path, dice: Random) -> Read:
 def drawn_models() -> list[Path]:
     names = (
         "flux/dev", "flux2/dev", "flux2/klein", "flux3/base", "flux3/klein", "hidream_o1", "qwen_image/edit",
-        "qwen_image/layered", "qwen_image_21/model", "z_image/base", "z_image/turbo",
+        "qwen_image/layered", "qwen_image_21/model", "z_image/base", "z_image/omni", "z_image/turbo",
     )  # fmt: skip
     return [drawn_data() / name for name in names]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_imagegen.layers import linear
-from mlx_imagegen.layers.linear import DENSE, Packing, packed_matmul
+from mlx_imagegen.layers.linear import DENSE, Linear, Packing, packed_matmul
 from mlx_imagegen.packing.affine import pack_rows, unpack_rows
 from mlx_imagegen.precision import on_gpu
 
@@ -46,3 +46,21 @@ def test_one_strip_is_unpacked_at_a_time(bits: int) -> None:
     mx.eval(x)
     copies = {4: 3, 6: 8}[bits]
     assert mx.get_peak_memory() - before < copies * 16 * 2**20
+
+
+@pytest.mark.parametrize("packing", [None, Packing(4, 32)])
+def test_runs_of_rows_are_those_of_one_product(packing: Packing | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(64, 48), mx.random.normal((3, 64), key=mx.random.key(2))
+    layer.weight, layer.bias = (
+        mx.random.normal(value.shape, key=mx.random.key(1)) for value in (layer.weight, layer.bias)
+    )
+    if packing:
+        weight = layer.weight
+        layer.pack(packing)
+        layer.weight, layer.scales, layer.biases = mx.quantize(weight, packing.group_size, packing.bits)
+    whole = np.array(layer(x))
+    for gpu in (False, True):
+        monkeypatch.setattr("mlx_imagegen.layers.linear.on_gpu", lambda gpu=gpu: gpu)
+        runs = [np.array(run) for run in layer.runs(x, (8, 30, 10))]
+        assert [run.shape[-1] for run in runs] == [8, 30, 10]
+        np.testing.assert_allclose(np.concatenate(runs, axis=-1), whole, atol=1e-4)

@@ -59,8 +59,10 @@ def test_what_finds_a_place(cli: Cli, model: Path, tmp_path: Path) -> None:
         "transformer.single_transformer_blocks.{0-2}.attn.to_q",
         "transformer.transformer_blocks.{0-1}.attn.to_q",
     ]
-    told = json.loads(cli("lora", DATA / "flux1/kohya/lora.safetensors", "--model", model, "--json").out)
+    ran = cli("lora", DATA / "flux1/kohya/lora.safetensors", "--model", model, "--json")
+    told = json.loads(ran.out)
     assert told["matches"].startswith("0 of 13 modules")
+    assert ran.code == 2 and "none of its modules has a place" in ran.err, "for scripts that ask whether it fits"
     assert (
         "'lora_unet_double_blocks_0_img_attn_proj': expected [64, 64], found down [3, 8], up [8, 3]"
         in told["left over"]

@@ -29,9 +29,9 @@ from mlx_imagegen.measuring.bench import (
     Asked,
     Row,
     Spread,
-    _cells,
     _fill,
     _quality,
+    _rows,
     chart,
     compare_pictures,
     in_markdown,
@@ -101,6 +101,23 @@ def test_step_caches_stand_next_to_the_same_without(wide: Path, tmp_path: Path) 
     text = (out / "bench.md").read_text()
     assert "| none, cache 2.0 | 64x64 | 9 | 33% |" in text and "| none, cache 0.001 | 64x64 | 9 | 0% |" in text
     assert len(json.loads(shared.read_text())["rows"]) == 1
+
+
+def test_precisions_stand_next_to_each_other(cli: Cli, wide: Path) -> None:
+    """The widest is what the others are held against; no chip's speed is taken from them."""
+    arguments = ("--quant", "none", "--size", 64, "--steps", 1, "--repeat", 1, "--warm-up", 0, "--share", "shared.json")
+    ran = cli("bench", "--model", wide, *arguments, "--precision", "float16", "float32", "int4")
+    assert ran.code == 0, ran.err
+    made = {row["precision"]: row for row in json.loads(Path("bench/bench.json").read_text())["rows"]}
+    assert list(made) == ["float16", "float32", "int4"] and "give one of float32," in made["int4"]["reason"]
+    assert made["float16"]["reference"] == "none, float32" and made["float16"]["quality"]["psnr_db"] > 30
+    for dtype in ("float16", "float32"):
+        record = read_metadata(Path("bench") / made[dtype]["picture"])
+        assert record["precision"] == made[dtype]["denoiser"] == dtype
+    assert "| none, float16 | 64x64 |" in Path("bench/bench.md").read_text()
+    lines = csv.DictReader(Path("bench/bench.csv").read_text().splitlines())
+    assert [line["precision"] for line in lines] == list(made)
+    assert json.loads(Path("shared.json").read_text())["rows"] == []
 
 
 def test_stages_sum_to_the_total(rows: dict[str, dict[str, Any]]) -> None:
@@ -207,15 +224,17 @@ def test_sizes_in_every_spelling(text: str, meant: tuple[int, int]) -> None:
 def test_a_model_that_is_nowhere_is_asked_for_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
     real = Worker.__init__
-    monkeypatch.setattr(Worker, "__init__", lambda self, model, quant: begun.append(quant) or real(self, model, quant))
+    monkeypatch.setattr(Worker, "__init__", lambda self, *how: begun.append(how[1]) or real(self, *how))
     ran = cli("bench", "--model", "someone/something", "--quant", "none", "q4", "--size", 64, 64, "32x32")
     assert ran.code == 2 and begun == ["none"] and ran.err.count("skipped: ") == 1
     assert "nothing could be measured. someone/something none 64x64: someone/something" in ran.err
 
 
 def test_what_is_asked_for_twice_is_measured_once() -> None:
-    asked = Asked(["a", "b"], ["q4", "q4"], [(8, 8), (8, 8)], "a fox", {})
-    assert list(_cells(asked)) == [("a", "q4", (8, 8)), ("b", "q4", (8, 8))]
+    twice = ["q4", "q4"], [(8, 8), (8, 8)]
+    asked = Asked(["a", "b"], *twice, "a fox", {}, precisions=["float16", "float16"], caches=[0.1, 0.1])
+    names = [f"{model} q4, float16{cache} 8x8" for model in "ab" for cache in ("", ", cache 0.1")]
+    assert [row.name for row in _rows(asked)] == names
 
 
 def test_a_reason_is_said_once_with_all_that_it_is_true_of() -> None:
@@ -246,12 +265,12 @@ def test_json_is_the_file(cli: Cli, wide: Path) -> None:
 
 
 def test_a_model_that_edits_is_measured_with_references(cli: Cli) -> None:
-    folder = drawn_data() / "hidream_o1"
+    folder = drawn_data() / "flux2/klein"
     Image.new("RGB", (96, 96), "red").save("a.png")
     asked = ("bench", "--model", folder, "--quant", "none", "--size", 128, "--steps", 1, "--repeat", 1, "--warm-up", 0)
     assert "b.png is not there" in cli(*asked, "--references", "a.png", "b.png").err and not Path("bench").exists()
     ran = cli(*asked, "--references", "a.png")
-    assert ran.code == 0 and read_metadata(Path("bench/01-hidream_o1-none.png"))["references_sha256"], ran.err
+    assert ran.code == 0 and read_metadata(Path("bench/01-klein-none.png"))["references_sha256"], ran.err
 
 
 # The process of its own (cell.py)
@@ -315,10 +334,10 @@ BRIEF = ("--quant", "none", "q4", "--size", 64, "--steps", 1, "--repeat", 1, "--
 def test_what_was_measured_before_ctrl_c_is_kept(cli: Cli, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Worker.__init__
 
-    def begin(self: Worker, model: str, quant: str) -> None:
+    def begin(self: Worker, model: str, quant: str, precision: str | None) -> None:
         if quant == "q4":
             raise KeyboardInterrupt
-        real(self, model, quant)
+        real(self, model, quant, precision)
 
     monkeypatch.setattr(Worker, "__init__", begin)
     ran = cli("bench", "--model", wide, *BRIEF)
@@ -327,7 +346,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(cli: Cli, wide: Path, monkeypat
 
 
 def test_what_was_measured_before_it_was_killed_is_kept(wide: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF), "--repeat", "20"]
+    command = [sys.executable, "-m", "mlx_imagegen", "bench", "--model", str(wide), *map(str, BRIEF), "--repeat", "5"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     written = tmp_path / "bench" / "bench.json"
     while not written.exists():
@@ -335,7 +354,7 @@ def test_what_was_measured_before_it_was_killed_is_kept(wide: Path, tmp_path: Pa
         time.sleep(0.01)
     running.kill()
     running.wait()
-    assert [(row["quant"], len(row["runs"])) for row in json.loads(written.read_text())["rows"]] == [("none", 20)]
+    assert [(row["quant"], len(row["runs"])) for row in json.loads(written.read_text())["rows"]] == [("none", 5)]
 
 
 def test_what_was_measured_is_shown_even_if_the_disk_is_full_by_then(

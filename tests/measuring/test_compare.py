@@ -91,7 +91,7 @@ def test_only_missing_cells_are_made_again(sheet: Cli) -> None:
 
 def test_models_that_edit_are_compared_with_references(cli: Cli) -> None:
     """Known again by their pixels; a picture that is not there is refused before anything runs."""
-    folder, picture = drawn_data() / "hidream_o1", Path("a.png")
+    folder, picture = drawn_data() / "flux2/klein", Path("a.png")
     Image.new("RGB", (96, 96), "red").save(picture)
     Path("p.txt").write_text("make it blue")
     asked = ("compare", "--models", folder, "--prompts", "p.txt", "--size", "128", "--steps", "1", "--references")
@@ -118,6 +118,16 @@ def test_other_settings_are_other_cells(sheet: Cli) -> None:
     sheet("--seed", 4)
     sheet("--steps", 2)
     assert len(pictures(Path("out"))) == 9
+
+
+def test_another_precision_is_another_cell(sheet: Cli, flux_folder: Path) -> None:
+    asked = str(flux_folder), "none", {}
+    assert identified(*asked, "float16") != identified(*asked) != identified(*asked, "float32")
+    sheet("--precision", "float16")
+    data = json.loads(Path("out/compare.json").read_text())
+    made = [cell for cell in data["cells"] if cell["record"]]
+    assert {(cell["precision"], cell["record"]["precision"]) for cell in made} == {("float16", "float16")}
+    assert data["parameters"]["precision"] == "float16" and len(made) == 3
 
 
 def test_the_key_follows_all_that_makes_a_picture(flux_copy: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_imagegen.families.flux2.editing import Editing
+from mlx_imagegen.families.editing import Editing
 from mlx_imagegen.hub.manifest import manifests
 from tests.families.flux2.test_flux2 import (
     WAYS,

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.autoencoders import test_qwen_image_21 as autoencoder
+from tests.families.flux1.test_tools import assembled
+from tests.families.qwen_image_21 import test_controls as controls
 from tests.families.qwen_image_21.test_qwen_image_21 import (
     WAYS,
     check_block,
@@ -23,9 +25,13 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def script() -> Any:
+    return imported("qwen_image_21")
+
+
+def imported(script: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(REFERENCES)  # the script imports its neighbours
-        return importlib.import_module("qwen_image_21")
+        return importlib.import_module(script)
 
 
 @pytest.fixture(scope="module", params=["own_sigmas", "even"])
@@ -50,6 +56,18 @@ def test_block_and_transformer(drawn: Path) -> None:
 def test_pictures(drawn: Path, way: str) -> None:
     check_picture(drawn, way)
     assert bool(opened(drawn)[0].files.sigmas) == drawn.name.startswith("own_sigmas")
+
+
+@pytest.fixture(scope="module")
+def controlled(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    seed, place = fresh_seed(), tmp_path_factory.mktemp("controls")
+    imported("qwen_image_21_controls").draw(place / "drawn", drawn, seed)
+    return assembled(place / "drawn", drawn, place / f"{drawn.name}-controls-{seed}")
+
+
+@pytest.mark.parametrize("way", [*controls.WAYS, "reference"])
+def test_control_networks(controlled: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    controls.check_picture(controlled, way, monkeypatch)
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -12,11 +12,13 @@ from mlx_imagegen import machine as memory
 from mlx_imagegen.errors import InsufficientMemoryError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import USABLE_SHARE
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.planning.plan import plan
+from mlx_imagegen.preflight import layers_shared_over, refuse_before_download
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.result import StepEvent
 from tests.draw import drawn_data
@@ -29,7 +31,7 @@ STORED = drawn_data() / "hidream_o1"
 @pytest.fixture(autouse=True)
 def as_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sizes of 16-bit weights, whatever runs the tests."""
-    for module in ("plan", "fitting"):
+    for module in ("plan", "fitting", "hosts"):
         monkeypatch.setattr(f"mlx_imagegen.planning.{module}.on_gpu", lambda: True)
 
 
@@ -44,6 +46,20 @@ def peak(name: str, quant: str | None) -> int:
     with shape_only_folder(manifest) as folder:
         family = open_family(manifest, folder, changes)
         return plan(family, usual_job(manifest, family.size_multiple).settings, gpu=True).peak_bytes
+
+
+def test_what_two_machines_can_share_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of FLUX.1 dev's transformer 17.2 GB stay in memory, and half of that on each of two."""
+    memory_of(monkeypatch, 16 * GB)
+    model = find("flux-dev")
+    with pytest.raises(InsufficientMemoryError, match="flux-dev needs"):
+        refuse_before_download(model, None)
+    for memories in ([12 * GB] * 2, [16 * GB, 8 * GB]):
+        with layers_shared_over(memories):
+            refuse_before_download(model, None)
+    said = r"host 0 gives 8.00 GB, and where layers are shared out its part needs"
+    with layers_shared_over([8 * GB] * 2), pytest.raises(InsufficientMemoryError, match=said):
+        refuse_before_download(model, None)
 
 
 def test_a_mac_is_asked_once_how_much_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +87,7 @@ def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pyte
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     for name, least in zip(("q8", "q6", "q4"), peaks[1:], strict=True):
         memory_of(monkeypatch, least)
-        with pytest.raises(InsufficientMemoryError, match=f"quant={name} would fit"):
+        with pytest.raises(InsufficientMemoryError, match=f"quant {name} would fit .--quant {name} on"):
             pipeline.generate("a cat", **asked)
     memory_of(monkeypatch, 10**6)
     with pytest.raises(InsufficientMemoryError, match="no quant of this model fits; use another machine"):
@@ -151,7 +167,7 @@ def test_where_no_recipe_helps_another_model_is_named(
     three = {name: manifests()[name] for name in ("flux-dev", "hidream-o1", "qwen-image")}
     monkeypatch.setattr("mlx_imagegen.planning.fitting.manifests", lambda: three)
     done = cli("plan", "--model", "qwen-image")
-    assert done.code == 0 and "the largest that fits is hidream-o1 with quant=q4" in done.out
+    assert done.code == 0 and "the largest that fits is hidream-o1 with quant q4" in done.out
     memory_of(monkeypatch, 30 * GB)
     assert "here one stage at a time" in cli("plan", "--model", "qwen-image").out
 

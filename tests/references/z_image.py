@@ -63,13 +63,14 @@ def draw(folder: Path, seed: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in reference.items()}, folder / "reference.safetensors")
 
 
-def draw_pipeline(folder: Path, dice: random.Random, seed: int, base: bool) -> ZImagePipeline:
+def draw_pipeline(folder: Path, dice: random.Random, seed: int, base: bool, seen: int | None = None) -> ZImagePipeline:
+    """`seen`: the width of what the Omni edition's transformer sees of pictures."""
     draw_qwen_tokenizer(folder / "tokenizer", prompts(7)[60:] + [PROMPT, NEGATIVE] * 20)
     path = folder / "tokenizer/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}, indent=1))
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     text = save_text(draw_text_encoder(dice, tokenizer), folder / "text_encoder", seed, flat=base)
-    transformer = draw_transformer(dice, text.config.hidden_size)
+    transformer = draw_transformer(dice, text.config.hidden_size, seen)
     transformer = save_drawn(transformer, folder / "transformer", spread, seed)
     vae = save_vae(draw_vae(), folder / "vae", seed)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0 if base else 3.0)
@@ -91,12 +92,12 @@ def draw_text_encoder(dice: random.Random, tokenizer: Qwen2Tokenizer) -> Qwen3Mo
     return Qwen3Model(config)
 
 
-def draw_transformer(dice: random.Random, text: int) -> ZImageTransformer2DModel:
+def draw_transformer(dice: random.Random, text: int, seen: int | None) -> ZImageTransformer2DModel:
     axes = dice.choice([(4, 6, 6), (2, 6, 4), (4, 10, 10)])
     heads = dice.choice([2, 3])
     return ZImageTransformer2DModel(
         in_channels=4, dim=heads * sum(axes), n_layers=2, n_refiner_layers=dice.choice([1, 2]), n_heads=heads,
-        n_kv_heads=heads, cap_feat_dim=text, axes_dims=axes, axes_lens=(512, 64, 64),
+        n_kv_heads=heads, cap_feat_dim=text, siglip_feat_dim=seen, axes_dims=axes, axes_lens=(512, 64, 64),
         norm_eps=dice.choice([1e-5, 1e-3]),
     )  # fmt: skip
 

@@ -28,6 +28,14 @@ def one_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "packings_in_use", lambda: [SIX])
 
 
+@pytest.fixture(scope="module")
+def usual() -> dict[str, list[Check]]:
+    """Each kind's checks as they are here: made once, since they take the longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "packings_in_use", lambda: [SIX])
+        return {kind: list(suite.self_test([kind])) for kind in PLACES}
+
+
 def spoiled(out: mx.array) -> mx.array:
     """The last row is 10 % too large."""
     rows = out.reshape(-1, out.shape[-1])
@@ -70,8 +78,10 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_each_check_is_right_here_and_wrong_when_its_operation_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for each in suite.self_test([kind]):
+def test_each_check_is_right_here_and_wrong_when_its_operation_is(
+    kind: str, usual: dict[str, list[Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in usual[kind]:
         assert each.right, str(each)
     for place, name in PLACES[kind]:
         spoil(monkeypatch, place, name)
@@ -82,13 +92,14 @@ def test_each_check_is_right_here_and_wrong_when_its_operation_is(kind: str, mon
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PLACES if kind != "convolutions"])
-def test_a_chip_that_emulates_bfloat16_is_checked_in_float16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = len(list(suite.self_test([kind])))
+def test_a_chip_that_emulates_bfloat16_is_checked_in_float16(
+    kind: str, usual: dict[str, list[Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (check, packed):
         monkeypatch.setattr(module, "emulates_bfloat16", lambda: True)
     checks = list(suite.self_test([kind]))
     narrow = [each for each in checks if "float16" in each.case.replace("bfloat16", "")]
-    assert narrow and len(checks) == usual + len(narrow) and all(each.right for each in checks)
+    assert narrow and len(checks) == len(usual[kind]) + len(narrow) and all(each.right for each in checks)
 
 
 def test_a_gather_of_wrong_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,10 @@ from ...layers.patches import patchified
 from ...layers.rope import Rope
 from ...loading.checkpoint import open_checkpoint
 from ...loading.component import Component
-from ...loading.config import read_json
 from ...loading.tensors import name_tensors
 from ...loading.weights import WeightTransforms, check_tensors
 from ...precision import compute_dtype
-from ..controls import ControlNetwork, EncodedControl, check_widths, component_name, spread
+from ..controls import ControlNetwork, EncodedControl, check_widths, component_name, read_network_config, spread
 from .config import FluxConfig, FluxControlConfig
 from .modulation import FluxModulators, PromptTables
 from .transformer import FluxBlocks, Modulation, Residuals
@@ -101,8 +100,7 @@ class Hint(nn.Module):
 class FluxControlNetwork(ControlNetwork):
     def __init__(self, name: str, folder: Path, model: FluxConfig, transforms: WeightTransforms):
         """`model`: the transformer's config, whose widths the network's must be."""
-        path = folder / "config.json"
-        data = read_json(path)
+        data, path = read_network_config(folder, "FLUX.1")
         _check_class(data.get("_class_name"), path)
         self.name = name
         self.config = FluxControlConfig.read(data, path)

@@ -29,7 +29,7 @@ from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
 from ...vision import clip, siglip
-from ...vision.tower import TowerConfig, without_prefix
+from ...vision.tower import SquareTowerConfig, without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
 from .prompts import AttendedPicture, PromptPictures
@@ -116,7 +116,7 @@ class InstantXAdapter(IpAdapter):
 class Tower(NamedTuple):
     """What makes one vector of a picture."""
 
-    config: TowerConfig
+    config: SquareTowerConfig
     model: Callable[[], nn.Module]
     unused: tuple[str, ...]  # how its tensors begin that are not read
     field: str  # of its config: the width of the vector
@@ -176,7 +176,7 @@ def _open_tower(encoder: NamedTensors, path: Path) -> Tower:
         return Tower(
             config,
             lambda: siglip.SiglipVisionModel(config, pooled=True),
-            siglip.UNUSED,
+            siglip.OF_THE_WHOLE,
             "hidden_size",
             config.patches,
             lambda picture: siglip.PIXELS.pixels(picture, (side, side)),

@@ -9,7 +9,7 @@ from typing import Any
 from ...autoencoders.layouts import kl_files, mflux_kl_file
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, has, renamed, shape
+from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, has, renamed, shape
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
 from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
 from .original import transformer_config
@@ -117,6 +117,7 @@ SINGLE_FILES = (
         renamed(*MFLUX),
         manifest=mflux_manifest,
     ),
+    SingleFile(NETWORK, "FLUX.1's control network", has("controlnet_x_embedder.weight", "context_embedder.weight")),
     mflux_t5_file("text_encoder_2"),
     mflux_kl_file("vae"),
 )

@@ -21,7 +21,7 @@ from ...loading.config import Config
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
 from ...vision.pixels import read_fixed_size
-from ...vision.siglip import HEAD, UNUSED, SiglipConfig, SiglipVisionModel
+from ...vision.siglip import OF_THE_WHOLE, UNUSED, SiglipConfig, SiglipVisionModel
 from ...vision.tower import without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
@@ -65,7 +65,7 @@ class FluxRedux(ImageAdapter[PromptPictures]):
         self.prompt_tokens = self.encoder_tokens = tower.patches
         dtype = compute_dtype()
         self._encoder = Component(
-            check_tensors(encoder, [SiglipVisionModel(tower)], (*HEAD, *UNUSED)),
+            check_tensors(encoder, [SiglipVisionModel(tower)], (*UNUSED, *OF_THE_WHOLE)),
             lambda: SiglipVisionModel(tower),
             dtype,
             heads=tower.num_attention_heads,

@@ -11,8 +11,8 @@ from ...hub.manifest import Manifest
 from ...loading.config import read_json
 from ...loading.weights import WeightTransforms
 from ..cell_files import CellFiles, open_cell_files
+from ..editing import Editing
 from .config import Flux2Config
-from .editing import Editing
 from .keys import LAYOUT, STATES, UNREAD
 from .modulation import Flux2Modulators
 from .transformer import Flux2Transformer

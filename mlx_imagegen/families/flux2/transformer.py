@@ -8,7 +8,7 @@ Must not know: schedules, guidance by two branches, files. Parameters carry diff
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ from ...layers.norm import RMSNorm
 from ...layers.products import Product, gated_sum_of
 from ...layers.rope import Rope, rotate
 from ...layers.sharing import Cuts, channels, columns, heads, lengths_of, rows
+from ...layers.stacked import HeadNorms
 from .config import Flux2Config
 
 
@@ -177,11 +178,27 @@ class ParallelAttention(nn.Module):
         self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
         self.to_out = Linear(dims + mlp, dims, bias=False)
         self._head_size, self._lengths = config.attention_head_dim, (dims, dims, dims, mlp, mlp)
+        self._stacked: HeadNorms | None = None
+        self._eps = config.eps
+
+    def stack(self) -> Iterator[HeadNorms]:
+        """The weights are in one place as published."""
+        count = lengths_of(self.to_qkv_mlp_proj, self._lengths)[0] // self._head_size
+        self._stacked = HeadNorms(self.norm_q, self.norm_k, count, self._eps)
+        yield self._stacked
 
     def __call__(self, x: mx.array, rope: Rope, kept: KeyValues | None = None) -> tuple[Product, KeyValues]:
-        stops = list(itertools.accumulate(lengths_of(self.to_qkv_mlp_proj, self._lengths)))[:-1]
-        *projections, gate, up = mx.split(self.to_qkv_mlp_proj(x), stops, axis=-1)
-        q, k, v = (split_heads(each, size=self._head_size) for each in projections)
-        pair = rotate(self.norm_k(k), rope), v
-        out = attend(rotate(self.norm_q(q), rope), *prefixed(pair, kept))
-        return self.to_out.product_of_parts(out, swiglu(gate, up)), pair
+        queries, keys, *others = lengths_of(self.to_qkv_mlp_proj, self._lengths)
+        qk, rest = self.to_qkv_mlp_proj.runs(x, (queries + keys, sum(others)))
+        v, gate, up = mx.split(rest, list(itertools.accumulate(others))[:-1], axis=-1)
+        q, k = self._heads(qk, rope)
+        pair = k, split_heads(v, size=self._head_size)
+        return self.to_out.product_of_parts(attend(q, *prefixed(pair, kept)), swiglu(gate, up)), pair
+
+    def _heads(self, qk: mx.array, rope: Rope) -> tuple[mx.array, mx.array]:
+        """Normed and turned, [B, H, L, D/H] each."""
+        if self._stacked is not None:
+            return self._stacked.turned(qk, rope)[:2]
+        both = zip(mx.split(qk, 2, axis=-1), (self.norm_q, self.norm_k), strict=True)
+        q, k = (rotate(split_heads(each, norm=norm, size=self._head_size), rope) for each, norm in both)
+        return q, k

@@ -14,15 +14,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.fused import gated_sum, gated_sum_of_two
 from ...layers.joint import GatedFeedForward, ProjectedAttention, attention_cuts, gated_feed_forward_cuts
 from ...layers.linear import Linear
-from ...layers.modulation import Part, by_part, modulate
+from ...layers.modulation import modulate
+from ...layers.parts import Part, gated_sum_of_parts, modulate_parts
+from ...layers.products import Product
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, share_of
 from .config import Flux3Config
 
 IMAGE, REFERENCES, TEXT = "image", "image_cond", "txt"  # as the checkpoint calls the kinds of tokens
+SHIFT, GATE = 0, 2  # among a block's vectors; the scale follows the shift
 KINDS = (TEXT, IMAGE, REFERENCES)  # in the joint sequence's order
 
 
@@ -99,22 +101,8 @@ class Block(nn.Module):
         self._eps = config.eps
 
     def __call__(self, x: mx.array, rope: Rope, parts: Sequence[Part]) -> mx.array:
-        y = by_part(self._modulated, parts, x)
+        y = modulate_parts(x, parts, SHIFT, self._eps)
         attn, ff = self.attn(y, rope), self.ff(y)
         if share := share_of(self.ff.linear_out):
-            return by_part(_gated, parts, x, share.sum(attn + ff))
-        return by_part(_gated_of_two, parts, x, attn, ff)
-
-    def _modulated(self, rows: mx.array, x: mx.array) -> mx.array:
-        shift, scale, _ = rows
-        return modulate(x, shift, scale, self._eps)
-
-
-def _gated(rows: mx.array, x: mx.array, y: mx.array) -> mx.array:
-    _, _, gate = rows
-    return gated_sum(x, gate, y)
-
-
-def _gated_of_two(rows: mx.array, x: mx.array, attn: mx.array, ff: mx.array) -> mx.array:
-    _, _, gate = rows
-    return gated_sum_of_two(x, gate, attn, ff)
+            return gated_sum_of_parts(x, parts, GATE, Product(share.sum(attn + ff)))
+        return gated_sum_of_parts(x, parts, GATE, Product(attn), ff)

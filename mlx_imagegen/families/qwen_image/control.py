@@ -19,13 +19,20 @@ from ...layers.linear import Linear
 from ...layers.rope import Rope
 from ...loading.checkpoint import open_checkpoint
 from ...loading.component import Component
-from ...loading.config import read_json
 from ...loading.tensors import name_tensors
 from ...loading.weights import WeightTransforms, check_tensors
 from ...precision import compute_dtype
 from ...sampling import Schedule
 from ..base import LastValueCache
-from ..controls import ControlNetwork, ControlPicture, EncodedControl, check_widths, component_name, spread
+from ..controls import (
+    ControlNetwork,
+    ControlPicture,
+    EncodedControl,
+    check_widths,
+    component_name,
+    read_network_config,
+    spread,
+)
 from .config import QwenImageConfig, QwenImageControlConfig
 from .modulation import QwenImageModulators, tabulate
 from .transformer import Modulation, QwenImageBlocks
@@ -54,8 +61,7 @@ class QwenImageControlNet(QwenImageBlocks):
 class QwenImageControlNetwork(ControlNetwork):
     def __init__(self, name: str, folder: Path, model: QwenImageConfig, transforms: WeightTransforms):
         """`model`: the transformer's config, whose widths the network's must be."""
-        path = folder / "config.json"
-        data = read_json(path)
+        data, path = read_network_config(folder, "Qwen-Image")
         self.name = name
         self.config = QwenImageControlConfig.read(data, path)
         check_widths(self.config, model, ("in_channels", "joint_attention_dim", "inner_dim"), path)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...autoencoders.layouts import mflux_wan_file, wan_files
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen2_5_vl_file, qwen2_5_vl_files
 
 COLOURS = 3
+NETWORK_SIGN = "controlnet_x_embedder.weight"
 
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:
@@ -52,7 +53,7 @@ SINGLE_FILES = (
     SingleFile(
         "transformer",
         "Qwen-Image's transformer",
-        has("transformer_blocks.0.txt_mod.1.weight", "txt_norm.weight", "img_in.weight"),
+        has("transformer_blocks.0.txt_mod.1.weight", "txt_norm.weight", "img_in.weight", without=(NETWORK_SIGN,)),
         config=_config,
         prefixes=DIFFUSION_PREFIXES,
         manifest=nearest_manifest,
@@ -69,6 +70,12 @@ SINGLE_FILES = (
         renamed(*MFLUX),
         manifest=nearest_manifest,
         of_manifest={"qwen-image-edit-2511": {"zero_cond_t": True}},
+    ),
+    SingleFile(NETWORK, "Qwen-Image's control network", has(NETWORK_SIGN, "txt_norm.weight")),
+    SingleFile(
+        NETWORK,
+        "a Fun control network of Qwen-Image, which this library does not run",
+        has("control_img_in.weight", "control_blocks.0.img_mod.1.weight"),
     ),
     mflux_qwen2_5_vl_file("text_encoder"),
     mflux_wan_file("vae"),

@@ -27,8 +27,8 @@ def lightning_notes(manifest: Manifest, name: str) -> Iterator[str]:
     if manifest.guidance != "never":
         ready = _ready_made(base, steps)
         yield (
-            f"{name} is by its name made for steps={steps}, guidance=1 and shift={SHIFT}, and gives poor pictures with "
-            f"{manifest.name}'s own; set these" + (f", or use model='{ready}', which has them" if ready else "")
+            f"{name} is by its name made for steps {steps}, guidance 1 and shift {SHIFT}, and gives poor pictures with "
+            f"{manifest.name}'s own; set these" + (f", or use the model {ready}, which has them" if ready else "")
         )
 
 

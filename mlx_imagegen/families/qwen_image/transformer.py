@@ -16,14 +16,17 @@ import mlx.nn as nn
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
-from ...layers.modulation import Part, by_part, modulate, table_row
+from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
-from ...layers.products import Product, gated_sum_of
+from ...layers.parts import Part, gated_sum_of_parts, modulate_parts
+from ...layers.products import Product
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts
 from .config import QwenImageConfig
 
 NORM_EPS = 1e-6  # diffusers fixes it in code
+# Where shift, scale and gate begin among a block's vectors, and the gate's place among the three.
+ATTENTION, MLP, GATE = 0, 3, 2
 
 
 class Modulation(NamedTuple):
@@ -118,23 +121,16 @@ class Block(nn.Module):
         txt_mod: Sequence[Part],
         mask: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
-        img_attn, txt_attn = self.attn(_scaled(img, img_mod, 0), _scaled(txt, txt_mod, 0), rope, mask)
-        img = _gated(img, img_attn, img_mod, 0)
-        img = _gated(img, self.img_mlp(_scaled(img, img_mod, 3)), img_mod, 3)
-        txt = _gated(txt, txt_attn, txt_mod, 0)
-        txt = _gated(txt, self.txt_mlp(_scaled(txt, txt_mod, 3)), txt_mod, 3)
-        return img, txt
+        img_attn, txt_attn = self.attn(
+            modulate_parts(img, img_mod, ATTENTION, NORM_EPS),
+            modulate_parts(txt, txt_mod, ATTENTION, NORM_EPS),
+            rope,
+            mask,
+        )
+        return _fed(self.img_mlp, img, img_attn, img_mod), _fed(self.txt_mlp, txt, txt_attn, txt_mod)
 
 
-def _scaled(x: mx.array, parts: Sequence[Part], first: int) -> mx.array:
-    """The norm, shift and scale before attention (`first` 0) or the MLP (3)."""
-    return by_part(
-        lambda rows, tokens: modulate(tokens, table_row(rows, first), table_row(rows, first + 1), NORM_EPS), parts, x
-    )
-
-
-def _gated(x: mx.array, out: Product, parts: Sequence[Part], first: int) -> mx.array:
-    def gated(rows: mx.array, tokens: mx.array, y: mx.array) -> mx.array:
-        return gated_sum_of(tokens, table_row(rows, first + 2), out._replace(out=y))
-
-    return by_part(gated, parts, x, out.out)
+def _fed(mlp: FeedForward, x: mx.array, attn: Product, parts: Sequence[Part]) -> mx.array:
+    """What attention gave is added, then what the MLP makes of it."""
+    x = gated_sum_of_parts(x, parts, ATTENTION + GATE, attn)
+    return gated_sum_of_parts(x, parts, MLP + GATE, mlp(modulate_parts(x, parts, MLP, NORM_EPS)))

@@ -1,11 +1,17 @@
 """Qwen-Image-2.1's velocity for one picture.
 
-In: what `QwenImage21.denoiser` computed for each branch. Out: dx/dsigma at each step.
+In: what `QwenImage21.denoiser` computed for each branch, control networks and the pictures they look at. Out: dx/dsigma
+at each step. What stands before the picture is computed once, and again where other networks, or stronger ones, follow
+a picture than in the step before: they change its tokens as well.
 Must not know: prompts, schedules, pictures.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import mlx.core as mx
 
@@ -13,8 +19,20 @@ from ...layers.attention import KeyValues
 from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import compute_dtype
-from ..base import Denoiser
+from ..base import Denoiser, LastValueCache
+from ..controls import EncodedControl, FollowedPictures
+from .control import ControlPass, QwenImage21ControlNetwork
 from .transformer import Modulation
+
+Strengths = Mapping[str, float]  # by network: of all pictures that it follows together
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of text and references, one a block."""
+
+    own: Sequence[KeyValues]  # the transformer's
+    networks: Mapping[str, Sequence[KeyValues]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,11 @@ class Condition:
     """One branch, as the transformer takes it at every step."""
 
     rope: Rope  # of the picture's tokens
-    prefix: tuple[KeyValues, ...]  # of text and references, one a block
+    make_prefix: Callable[[Strengths], Prefix]
+    _prefix: LastValueCache[Prefix] = field(default_factory=LastValueCache)
+
+    def prefix(self, strengths: Strengths) -> Prefix:
+        return self._prefix.get(tuple(sorted(strengths.items())), lambda: self.make_prefix(strengths))
 
 
 class QwenImage21Denoiser(Denoiser[Condition]):
@@ -33,15 +55,37 @@ class QwenImage21Denoiser(Denoiser[Condition]):
         cfg: float,
         modulation: Sequence[Modulation],
         tables_source: str,
+        networks: Mapping[str, QwenImage21ControlNetwork] = MappingProxyType({}),
     ):
         """`modulation`: one a step."""
         super().__init__(conditions, cfg, tables_source)
         self._transformer = transformer
         self._modulation = modulation
+        self._networks = networks
+        self._followed = FollowedPictures(networks, len(modulation))
+
+    def start_picture(self, condition: Any = None, controls: Sequence[EncodedControl] = ()) -> None:
+        self._followed.start(controls)
+        for branch in self.branches:
+            branch.prefix(self._strengths(0))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        x = x.astype(compute_dtype())
+        prefix, modulation = branch.prefix(self._strengths(index)), self._modulation[index]
+        controls = [
+            functools.partial(
+                ControlPass, module=self._networks[str(picture.network)].module, shown=embedded, strength=strength,
+                rope=branch.rope, modulation=modulation.block, prefix=prefix.networks[str(picture.network)],
+            )
+            for picture, embedded, strength in self._followed.at(index)
+        ]  # fmt: skip
         velocity: mx.array = self._transformer.load()(
-            x, branch.rope, branch.prefix, self._modulation[index], self.after_first_block(index, branch)
-        )
+            x.astype(compute_dtype()), branch.rope, prefix.own, modulation, self.after_first_block(index, branch),
+            controls,
+        )  # fmt: skip
         return velocity
+
+    def _strengths(self, index: int) -> Strengths:
+        strengths = defaultdict[str, float](float)
+        for picture, _, strength in self._followed.at(index):
+            strengths[str(picture.network)] += strength
+        return strengths

@@ -23,6 +23,7 @@ from ...layers.rope import rope_table
 from ...loading.component import Component
 from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
+from ...masks import sampled
 from ...precision import VAE_DTYPE, compute_dtype
 from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
@@ -30,9 +31,11 @@ from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid
 from ...vision.qwen3 import VISUAL, placed
-from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, EncodedControl
 from ..schedule_tables import find_tables
-from .denoiser import Condition, QwenImage21Denoiser
+from .control import INPAINT, ControlPass, QwenImage21ControlNetwork
+from .denoiser import Condition, Prefix, QwenImage21Denoiser, Strengths
 from .files import LANGUAGE, TABLE, QwenImage21Files, open_files
 from .keys import lora_names
 from .modulation import Tables, modulators, tabulate
@@ -137,7 +140,16 @@ class QwenImage21(Family[QwenImage21Branch]):
     ) -> QwenImage21Denoiser:
         (*steps, clean), source = self._tables.get(schedule, lambda: self.tables(schedule))
         conditions = [self._condition(branch, self.grid(settings), clean) for branch in branches]
-        return QwenImage21Denoiser(self.transformer, conditions, settings.cfg, steps, source)
+        return QwenImage21Denoiser(self.transformer, conditions, settings.cfg, steps, source, self._networks)
+
+    @property
+    def _networks(self) -> dict[str, QwenImage21ControlNetwork]:
+        return {
+            name: network for name, network in self.controls.items() if isinstance(network, QwenImage21ControlNetwork)
+        }
+
+    def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
+        return QwenImage21ControlNetwork(name, folder, self.files.config, transforms)
 
     def unpack(self, x: mx.array, settings: Settings) -> mx.array:
         return unpatchified(x, self.grid(settings), side=1)
@@ -148,11 +160,36 @@ class QwenImage21(Family[QwenImage21Branch]):
         return pixels if settings.extras.get("transparent") else pixels[..., :COLOURS]
 
     def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        if picture.shape[-1] == COLOURS:
-            picture = mx.concatenate([picture, mx.ones_like(picture[..., :1])], axis=-1)  # opaque
-        mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
+        mean, logvar = self.components["vae_encoder"].load().encode(_with_alpha(picture)[None])
         sample, noise = sample_posterior(mean, logvar, seed)
         return normalised(sample, self.files.vae_config), noise
+
+    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
+        """A control network is shown the hole: nothing of the picture has to be kept in the loop."""
+        if not inputs.controls:
+            return super().encode_inputs(inputs, seed, settings)
+        controls = tuple(EncodedControl(each, self._shown(each, inputs)) for each in inputs.controls)
+        mx.eval([each.condition for each in controls])
+        if inputs.mask is not None:
+            return EncodedInputs(self.noise(seed, settings), controls=controls)
+        return replace(super().encode_inputs(inputs, seed, settings), controls=controls)
+
+    def _shown(self, control: ControlPicture, inputs: Inputs) -> mx.array:
+        """Tokens [1, L, 2 C + 1]: latents of the picture, 1 where there is no hole, and latents of what is around it;
+        zero where nothing is given."""
+        around = control.pixels if control.kind == INPAINT else inputs.image
+        latents = self._mode(control.pixels)
+        nothing, kept = mx.zeros_like(latents), mx.zeros_like(latents[:, :1])
+        hole = nothing
+        if inputs.mask is not None and around is not None:
+            hole = self._mode(around * (1 - inputs.mask[..., None]))
+            kept = 1 - sampled(inputs.mask, (latents.shape[2], latents.shape[3]))[None, None]
+        return self.pack(mx.concatenate([nothing if control.kind == INPAINT else latents, kept, hole], axis=1))
+
+    def _mode(self, picture: mx.array) -> mx.array:
+        """Pixels [H, W, 3 or 4] in -1..1 -> [1, C, h, w] in the loop's scale: the posterior's mode, not a sample."""
+        mean, _ = self.components["vae_encoder"].load().encode(_with_alpha(picture)[None])
+        return normalised(mean, self.files.vae_config)
 
     @property
     def vision_param_count(self) -> int:
@@ -197,15 +234,32 @@ class QwenImage21(Family[QwenImage21Branch]):
         return Tables(**arrays).steps(), source
 
     def _condition(self, branch: QwenImage21Branch, target: Grid, clean: Modulation) -> Condition:
-        """The keys and values of all that stands before the picture: they are the same at every step."""
+        """The keys and values of all that stands before the picture are the same at every step in which the same
+        networks follow."""
         rope = rope_table(positions((*branch.segments, target)), self.files.config.axes_dims_rope, THETA)
         length = sum(map(length_of, branch.segments))
-        references = None if branch.references is None else branch.references.astype(compute_dtype())
-        transformer = self.transformer.load()
-        prefix = transformer.prefix(branch.txt, references, branch.segments, rope[:length], clean)
-        own = rope[length:]
-        mx.eval(own)
-        return Condition(own, tuple(prefix))
+        before, own = rope[:length], rope[length:]
+        mx.eval(before, own)
+
+        def make_prefix(strengths: Strengths) -> Prefix:
+            passes: dict[str, ControlPass] = {}
+
+            def follow(name: str, x: mx.array) -> ControlPass:
+                module, modulation = self._networks[name].module, clean.block
+                passes[name] = ControlPass(
+                    x, module, None, strengths[name], before, modulation, segments=branch.segments
+                )
+                return passes[name]
+
+            references = None if branch.references is None else branch.references.astype(compute_dtype())
+            controls = [functools.partial(follow, name) for name in strengths]
+            transformer = self.transformer.load()
+            pairs = transformer.prefix(branch.txt, references, branch.segments, before, clean, controls)
+            kept = {name: each.kept for name, each in passes.items()}
+            mx.eval(kept)
+            return Prefix(pairs, kept)
+
+        return Condition(own, make_prefix)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -219,3 +273,10 @@ class QwenImage21(Family[QwenImage21Branch]):
             "transparent: the model leaves the background out where the prompt says so; write for example 'This is an "
             "RGBA image with transparency. … The image has alpha channel and the background is transparent.'"
         ]
+
+
+def _with_alpha(picture: mx.array) -> mx.array:
+    """[H, W, 4], opaque where it had none."""
+    if picture.shape[-1] > COLOURS:
+        return picture
+    return mx.concatenate([picture, mx.ones_like(picture[..., :1])], axis=-1)

@@ -1,12 +1,12 @@
 """Qwen-Image-2.1 as single files: ComfyUI's and GGUF's, whose transformer has the MLP's two inputs in one weight. LoRAs
-in those names are read by the same table."""
+and control networks in those names are read by the same table."""
 
 import re
 from collections.abc import Iterable, Mapping
 
 from ...autoencoders.layouts import mflux_wan_residual_file, wan_residual_files
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen3_vl_file, qwen3_vl_files
 
 FUSED, PARTS = "img_mlp.gate_up", ("img_mlp.gate_layer", "img_mlp.proj")
@@ -52,6 +52,7 @@ def _config(tensors: Tensors) -> dict[str, object]:
     }
 
 
+is_fun_network = has("control_img_in.weight", "control_blocks.0.img_mlp.out.weight")
 SINGLE_FILES = (
     SingleFile(
         "transformer",
@@ -74,6 +75,7 @@ SINGLE_FILES = (
         renamed((r"^modulation\.layers\.", "modulation.")),
         manifest=nearest_manifest,
     ),
+    SingleFile(NETWORK, "Qwen-Image-2.1's Fun control network", is_fun_network),
     mflux_qwen3_vl_file("text_encoder"),
     mflux_wan_residual_file("vae"),
 )

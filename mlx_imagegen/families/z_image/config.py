@@ -33,16 +33,11 @@ class ZImageConfig(Config):
     qk_norm: bool
     rope_theta: Annotated[float, POSITIVE]
     t_scale: Annotated[float, POSITIVE]
-    siglip_feat_dim: int | None = None
+    siglip_feat_dim: int | None = None  # of the Omni edition, which reads reference pictures
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
         config = super().read(data, where)
-        if config.siglip_feat_dim is not None:
-            raise ConfigError(
-                f"{where}: field 'siglip_feat_dim' is set: this is Z-Image-Omni or -Edit, which this library does not "
-                "have. Take Z-Image or Z-Image-Turbo."
-            )
         for field, value, only in (
             ("all_f_patch_size", config.all_f_patch_size, (1,)),
             ("qk_norm", config.qk_norm, True),
@@ -83,6 +78,10 @@ class ZImageConfig(Config):
     def patch_key(self) -> str:
         """By which the checkpoint calls the layers at both ends."""
         return f"{self.patch_size}-{self.all_f_patch_size[0]}"
+
+    @property
+    def is_omni(self) -> bool:
+        return self.siglip_feat_dim is not None
 
     @property
     def adaln_dim(self) -> int:

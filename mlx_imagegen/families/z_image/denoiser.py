@@ -14,7 +14,7 @@ from ...layers.rope import Rope
 from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser
-from .transformer import Modulation
+from .transformer import Clean, Modulation
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Condition:
 
     txt: mx.array  # [1, T, D]
     rope: Rope
+    clean: Clean | None = None
 
 
 class ZImageDenoiser(Denoiser[Condition]):
@@ -43,9 +44,8 @@ class ZImageDenoiser(Denoiser[Condition]):
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
         transformer = self._transformer.load()
         x = x.astype(compute_dtype())
-        out: mx.array = transformer(
-            x, branch.txt, branch.rope, self._modulation[index], self.after_first_block(index, branch)
-        )
+        modulation, after_first = self._modulation[index], self.after_first_block(index, branch)
+        out: mx.array = transformer(x, branch.txt, branch.rope, modulation, after_first, branch.clean)
         return -out
 
     def combine(self, velocities: Sequence[mx.array]) -> mx.array:

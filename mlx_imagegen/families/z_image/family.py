@@ -1,7 +1,8 @@
-"""Z-Image and Z-Image-Turbo as a family.
+"""Z-Image, Z-Image-Turbo and Z-Image-Omni as a family.
 
 Qwen3's states of the prompt, refined once -> rectified flow on packed 16-channel latents -> FLUX.1's VAE. The base
-model is guided by a second branch; Turbo is distilled and takes none.
+model is guided by a second branch; Turbo is distilled and takes none. The Omni edition reads reference pictures twice:
+as latents and through SigLIP2.
 """
 
 import functools
@@ -17,7 +18,8 @@ from ...autoencoders.kl import Decoder, Encoder, normalized
 from ...errors import QuantizationError
 from ...folding import Fold
 from ...hub.manifest import Manifest
-from ...layers.patches import patchified, unpatchified
+from ...image import cut_size
+from ...layers.patches import Grid, patchified, unpatchified
 from ...layers.posterior import sample_posterior
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
@@ -28,19 +30,34 @@ from ...sampling import Schedule, flow_match_schedule
 from ...text.qwen import LanguageModel, mrope, text_positions
 from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
-from ..base import Family, LastValueCache, Prompt, Settings
+from ...vision.siglip import Siglip2VisionModel
+from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
 from .denoiser import Condition, ZImageDenoiser
 from .files import TABLE, ZImageFiles, open_files
 from .keys import lora_names
 from .modulation import tabulate
-from .positions import picture_positions, prompt_positions
-from .prompts import prompt_ids
-from .transformer import Modulation, PromptRefiner, ZImageTransformer, cuts, filled_length
+from .positions import picture_positions, picture_times, pieces_positions
+from .prompts import piece_ids
+from .references import PADS, EncodedReferences, ReferenceEncoder
+from .transformer import (
+    MULTIPLE,
+    Clean,
+    Modulation,
+    PromptRefiner,
+    ReferenceRefiner,
+    ZImageTransformer,
+    cuts,
+    filled_length,
+)
 
 
 @dataclass(frozen=True)
 class ZImageBranch:
-    txt: mx.array  # [1, T, D], refined and filled up
+    txt: mx.array  # [1, T, D], refined and filled up; what is seen of references on both sides of the prompt's
+    positions: np.ndarray  # of those tokens
+    time: int  # at which the picture stands
+    clean: int = 0  # of those tokens, the first ones stand by references
+    references: EncodedReferences | None = None
 
 
 class ZImage(Family[ZImageBranch]):
@@ -74,6 +91,20 @@ class ZImage(Family[ZImageBranch]):
             "vae_encoder": Component(files.vae, lambda: Encoder(vae), VAE_DTYPE, "encoder"),
         }
         self._tables = LastValueCache[list[Modulation]]()  # the same for every prompt
+        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
+        self.reference_encoder: ReferenceEncoder | None = None
+        if (references := files.references) is not None:
+            self.reference_encoder = ReferenceEncoder(references, config, vae, self.components)
+            tower = references.tower_config
+            self.components |= {
+                "image_encoder": Component(
+                    references.tower, lambda: Siglip2VisionModel(tower), dtype, heads=tower.num_attention_heads
+                ),
+                "reference_refiner": Component(
+                    files.transformer, lambda: ReferenceRefiner(config), dtype, heads=config.n_heads, cuts=shared
+                ),
+            }
+            self.stages = ZImage.stages | {"references": ("vae_encoder", "image_encoder", "reference_refiner")}
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "ZImage":
@@ -85,12 +116,35 @@ class ZImage(Family[ZImageBranch]):
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[ZImageBranch, list[str]]:
         length = settings.extras["max_sequence_length"]
-        ids, cut = prompt_ids(self._tokenizer, prompt.text, length)
-        states = self.states(ids)
-        rope = self._rope(prompt_positions(filled_length(len(ids))))
-        txt = self.components["prompt_refiner"].load()(states, rope)
+        pieces, cut = piece_ids(self._tokenizer, prompt.text, length, len(prompt.references))
+        lengths = [len(ids) for ids in pieces]
+        shown = self._shown(prompt, settings, picture_times(lengths)) if prompt.references else None
+        branch = self.refined(mx.concatenate([self.states(ids) for ids in pieces], axis=1), lengths, shown)
+        return branch, [f"the prompt is longer than {length} tokens; cut off: '{cut}'"] if cut else []
+
+    def _shown(self, prompt: Prompt, settings: Settings, times: Sequence[int]) -> EncodedReferences:
+        pictures, made = prompt.references, (settings.width, settings.height)
+        assert self.reference_encoder is not None
+        encode, times = self.reference_encoder.encode, tuple(times[: len(pictures)])
+        return self._references.get(
+            (prompt.references_key, made, times), lambda: encode(pictures, made, self.size_multiple, times)
+        )
+
+    def refined(self, states: mx.array, lengths: Sequence[int], shown: EncodedReferences | None = None) -> ZImageBranch:
+        """Of a prompt's pieces, one after another; with references the last two stand around the picture to be made,
+        and those before them each before a reference."""
+        positions = pieces_positions(lengths)
+        txt = self.components["prompt_refiner"].load()(states, self._rope(positions), lengths)
+        clean = 0
+        if shown is not None:
+            *before, time, _ = picture_times(lengths)
+            clean = shown.seen.shape[1] - len(PADS) + sum(map(filled_length, lengths[: len(before)]))
+            txt = mx.concatenate([shown.seen[:, : -len(PADS)], txt, shown.seen[:, -len(PADS) :]], axis=1)
+            positions = np.concatenate([shown.seen_positions[: -len(PADS)], positions, PADS])
+        else:
+            time = 1 + (lengths[0] if self.files.config.is_omni else filled_length(lengths[0]))
         mx.eval(txt)
-        return ZImageBranch(txt), [f"the prompt is longer than {length} tokens; cut off: '{cut}'"] if cut else []
+        return ZImageBranch(txt, positions, time, clean, shown)
 
     def states(self, ids: Sequence[int]) -> mx.array:
         """What the text encoder makes of token ids, [1, T, C]: no token sees those after it, so none are padded."""
@@ -117,18 +171,29 @@ class ZImage(Family[ZImageBranch]):
 
     def denoiser(self, branches: Sequence[ZImageBranch], schedule: Schedule, settings: Settings) -> "ZImageDenoiser":
         files, grid = self.files, self.grid(settings)
+        times = [*schedule.timesteps, *([0.0] if files.config.is_omni else [])]  # the last one without noise
         tables = self._tables.get(
-            schedule, lambda: tabulate(files.config, files.transformer.fill, schedule.timesteps, compute_dtype())
+            schedule, lambda: tabulate(files.config, files.transformer.fill, times, compute_dtype())
         )
-        conditions = [
-            Condition(
-                branch.txt,
-                self._rope(picture_positions(grid, branch.txt.shape[1]), prompt_positions(branch.txt.shape[1])),
-            )
-            for branch in branches
-        ]
+        conditions = [self.condition(branch, grid, tables[-1]) for branch in branches]
         normalization = settings.extras.get("cfg_normalization", False)
         return ZImageDenoiser(self.transformer, conditions, settings.cfg, tables, normalization)
+
+    def condition(self, branch: ZImageBranch, grid: Grid, still: Modulation) -> Condition:
+        own, shown = picture_positions(grid, branch.time), branch.references
+        if shown is None:
+            return Condition(branch.txt, self._rope(own, branch.positions))
+        clean = Clean(shown.tokens, shown.lengths, branch.clean, still)
+        return Condition(branch.txt, self._rope(own, shown.positions, branch.positions), clean)
+
+    def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
+        if not prompt.references or (files := self.files.references) is None:
+            return ReferenceTokens()
+        given, multiple = [picture.size for picture in prompt.references], self.size_multiple
+        scaled = files.scaled_sizes(given, (settings.width, settings.height), multiple)
+        shown = sum(filled_length(math.prod(cut_size(size, multiple)) // multiple**2) for size in scaled)
+        seen = sum(filled_length(math.prod(files.pixels.grid(size))) for size in scaled)
+        return ReferenceTokens(MULTIPLE * (len(given) + 1), shown, adapted=seen + MULTIPLE)
 
     def unpack(self, x: mx.array, settings: Settings) -> mx.array:
         return unpatchified(x, self.grid(settings), self.files.config.patch_size, channels_last=True)
@@ -155,6 +220,7 @@ class ZImage(Family[ZImageBranch]):
 
     def forget(self) -> None:
         self._tables.forget()
+        self._references.forget()
 
     def _rope(self, *positions: np.ndarray) -> Rope:
         config = self.files.config

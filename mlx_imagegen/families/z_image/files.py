@@ -1,13 +1,16 @@
 """Z-Image's files on disk, opened and checked: a diffusers folder.
 
 In: a folder. Out: `ZImageFiles`, the configs and weights of every component, each tensor accounted for by name and
-shape.
+shape. The Omni edition has a vision tower next to the others.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.nn as nn
+
 from ...autoencoders.kl import Autoencoder, VaeConfig
+from ...errors import ConfigError
 from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
@@ -18,7 +21,9 @@ from ..folder import check_widths, name_component, read_scheduler
 from .config import ZImageConfig
 from .keys import from_comfyui
 from .modulation import ZImageModulators
-from .transformer import PromptRefiner, ZImageTransformer
+from .references import ReferenceFiles, open_reference_files
+from .spec import OMNI_PIPELINE
+from .transformer import PromptRefiner, ReferenceRefiner, ZImageTransformer
 
 TABLE = "embed_tokens.weight"
 
@@ -33,6 +38,7 @@ class ZImageFiles:
     text: Weights
     vae: Weights
     tokenizer: Path
+    references: ReferenceFiles | None  # the Omni edition's
 
     @property
     def text_layer(self) -> int:
@@ -54,11 +60,14 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
             ("in_channels", config.in_channels, vae_config.latent_channels, "vae's latent_channels"),
         ),
     )
-    transformer = check_tensors(
-        name_component(folder, "transformer", from_comfyui),
-        [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)],
-        transforms=transforms,
-    )
+    if manifest.edits and not config.is_omni:
+        raise ConfigError(
+            f"{paths['transformer']}: field 'siglip_feat_dim' is not set, and model_index.json says {OMNI_PIPELINE}: "
+            "the files are of different models. Take them from one repository."
+        )
+    trees: list[nn.Module] = [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)]
+    trees += [ReferenceRefiner(config)] if config.is_omni else []
+    transformer = check_tensors(name_component(folder, "transformer", from_comfyui), trees, transforms=transforms)
     text = check_tensors(
         name_component(folder, "text_encoder", from_published),
         [LanguageModel(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)],
@@ -67,4 +76,6 @@ def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -
     )
     vae = check_tensors(name_component(folder, "vae"), [Autoencoder(vae_config)], transforms=transforms)
     scheduler = read_scheduler(folder, manifest)
-    return ZImageFiles(config, text_config, vae_config, scheduler, transformer, text, vae, folder / "tokenizer")
+    references = open_reference_files(folder, manifest, config, transforms) if config.is_omni else None
+    tokenizer = folder / "tokenizer"
+    return ZImageFiles(config, text_config, vae_config, scheduler, transformer, text, vae, tokenizer, references)

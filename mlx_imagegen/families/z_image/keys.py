@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from ...autoencoders.layouts import kl_files, mflux_kl_file
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
+from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen3_file, qwen3_files
 
 PREFIX = "model.diffusion_model."  # in files that hold several models
@@ -92,6 +92,11 @@ SINGLE_FILES = (
         has("t_embedder.linear1.weight", "noise_refiner.0.attention.norm_k.weight"),
         renamed(*MFLUX),
         manifest=nearest_manifest,
+    ),
+    SingleFile(
+        NETWORK,
+        "a Fun control network of Z-Image, which this library does not run",
+        has("control_all_x_embedder.2-1.weight"),
     ),
     mflux_qwen3_file("text_encoder"),
     mflux_kl_file("vae"),

@@ -1,26 +1,29 @@
 """Z-Image's transformer: one stream of picture and prompt, each refined by blocks of its own before they meet.
 
 In: packed latents [B, L, C], the refined prompt [B, T, D], rope tables and one step's `Modulation`. Out: the model's
-output for the picture's tokens, minus the velocity.
-Both sequences are filled up to a multiple of 32 with a learned token, which attends and is attended to. What depends on
-the prompt alone is a module of its own, `PromptRefiner`, and the adaLN linears stand in `modulation.py`: neither is in
-memory during the loop.
+output for the picture's tokens, minus the velocity. The Omni edition also takes `Clean`: reference pictures, and which
+of the prompt's tokens stand by them.
+All sequences are filled up to a multiple of 32 with a learned token, which attends and is attended to. What depends on
+prompt and references alone is in modules of its own, `PromptRefiner` and `ReferenceRefiner`, and the adaLN linears
+stand in `modulation.py`: none is in memory during the loop.
 Must not know: schedules, guidance by two branches, files. Parameters carry diffusers' names.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.activation import swiglu
 from ...layers.blocks import AfterFirstBlock, run_all
-from ...layers.joint import ProjectedAttention, attention_cuts
+from ...layers.joint import GatedProjection, ProjectedAttention, attention_cuts
 from ...layers.linear import Linear
 from ...layers.modulation import modulate, table_row
 from ...layers.norm import RMSNorm
+from ...layers.parts import Part, by_part
 from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, rows
+from ...layers.stacked import Stacked
 from .config import ZImageConfig
 
 # All three are fixed in diffusers' code.
@@ -40,6 +43,15 @@ class Modulation(NamedTuple):
     out: mx.array
 
 
+class Clean(NamedTuple):
+    """What is shown without noise, modulated as at the end of the schedule."""
+
+    tokens: mx.array  # packed latents of pictures, one after another: [B, R, C]
+    lengths: tuple[int, ...]  # of each
+    text: int  # of the prompt's tokens, the first ones
+    modulation: Modulation
+
+
 def cuts(config: ZImageConfig) -> Cuts:
     """How the layers are shared out over several machines."""
     inner = channels(config.ffn_dim)
@@ -51,14 +63,27 @@ def cuts(config: ZImageConfig) -> Cuts:
 
 
 def filled_length(tokens: int) -> int:
-    return tokens + -tokens % MULTIPLE
+    """At least one multiple: where there is nothing, pad tokens stand alone."""
+    return max(MULTIPLE, tokens + -tokens % MULTIPLE)
 
 
-def filled(x: mx.array, pad_token: mx.array) -> mx.array:
-    """[B, L, D] -> [B, filled_length(L), D]; pad_token [1, D]"""
-    batch, length, dims = x.shape
-    pads = mx.broadcast_to(pad_token.astype(x.dtype), (batch, filled_length(length) - length, dims))
-    return mx.concatenate([x, pads], axis=1)
+def filled(x: mx.array, pad_token: mx.array, lengths: Sequence[int]) -> mx.array:
+    """[B, L, D] -> each of the sequences that stand in x one after another, filled up; pad_token [1, D]"""
+    batch, _, dims = x.shape
+    parts, start = [], 0
+    for length in lengths:
+        pads = mx.broadcast_to(pad_token.astype(x.dtype), (batch, filled_length(length) - length, dims))
+        parts += [x[:, start : start + length], pads]
+        start += length
+    return mx.concatenate(parts, axis=1)
+
+
+def by_turns(noisy: mx.array, clean: mx.array | None, index: int, lengths: Sequence[int]) -> list[Part]:
+    """Of runs of tokens with noise and without, in turn, each with its rows of a block's table."""
+    if clean is None:
+        return [Part(sum(lengths), table_row(noisy, index))]
+    rows = table_row(noisy, index), table_row(clean, index)
+    return [Part(length, rows[place % 2]) for place, length in enumerate(lengths)]
 
 
 class ZImageTransformer(nn.Module):
@@ -79,39 +104,78 @@ class ZImageTransformer(nn.Module):
         rope: Rope,
         modulation: Modulation,
         after_first: AfterFirstBlock = run_all,
+        clean: Clean | None = None,
     ) -> mx.array:
-        """`rope`: of the picture's tokens, filled up, then of the prompt's."""
-        img = filled(self.all_x_embedder[self._key](x), self.x_pad_token)
+        """`rope`: of the picture's tokens, filled up, then of each reference's, then of the prompt's."""
+        pictures, lengths = (x, (x.shape[1],)) if clean is None else _with_clean(x, clean)
+        img = filled(self.all_x_embedder[self._key](pictures), self.x_pad_token, lengths)
+        noisy = filled_length(x.shape[1])
+        shown = img.shape[1] - noisy
+        still = clean.modulation if clean else None
         for index, block in enumerate(self.noise_refiner):
-            img = block(img, rope[: img.shape[1]], table_row(modulation.refiner, index))
+            parts = by_turns(modulation.refiner, still and still.refiner, index, (noisy, shown))
+            img = block(img, rope[: img.shape[1]], parts)
+        text = clean.text if clean else 0
+        runs = noisy, shown + text, txt.shape[1] - text
+
+        def run(both: mx.array, index: int) -> mx.array:
+            return self.layers[index](both, rope, by_turns(modulation.layers, still and still.layers, index, runs))
+
         own = slice(x.shape[1])
-        first = self.layers[0](mx.concatenate([img, txt], axis=1), rope, table_row(modulation.layers, 0))
+        first = run(mx.concatenate([img, txt], axis=1), 0)
 
         def others() -> mx.array:
             both = first
-            for index, block in enumerate(self.layers[1:], 1):
-                both = block(both, rope, table_row(modulation.layers, index))
+            for index in range(1, len(self.layers)):
+                both = run(both, index)
             return both[:, own]
 
         last = modulate(after_first(img[:, own], first[:, own], others), None, modulation.out, LAST_NORM_EPS)
         return self.all_final_layer[self._key]["linear"](last)
 
 
-class PromptRefiner(nn.Module):
-    """Text states [B, T, C] -> what the transformer reads of the prompt, [B, filled_length(T), D]."""
+def _with_clean(x: mx.array, clean: Clean) -> tuple[mx.array, tuple[int, ...]]:
+    return mx.concatenate([x, clean.tokens.astype(x.dtype)], axis=1), (x.shape[1], *clean.lengths)
+
+
+class Refiner(nn.Module):
+    """Features [B, T, C] of pieces one after another -> what the transformer reads of them, each piece filled up."""
+
+    NAMES: ClassVar[tuple[str, str, str]]  # of embedder, pad token and blocks
+
+    def __init__(self, config: ZImageConfig, width: int):
+        super().__init__()
+        embedder, pad_token, blocks = self.NAMES
+        self[embedder] = [RMSNorm(width, config.norm_eps), Linear(width, config.dim)]
+        self[pad_token] = mx.zeros((1, config.dim))
+        self[blocks] = [Block(config) for _ in range(config.n_refiner_layers)]
+
+    def __call__(self, features: mx.array, rope: Rope, lengths: Sequence[int] | None = None) -> mx.array:
+        """`lengths`: of the pieces, if there are several."""
+        (norm, linear), pad_token, blocks = (self[name] for name in self.NAMES)
+        x = filled(linear(norm(features)), pad_token, lengths or (features.shape[1],))
+        for block in blocks:
+            x = block(x, rope)
+        return x
+
+
+class PromptRefiner(Refiner):
+    """Of text states."""
+
+    NAMES = "cap_embedder", "cap_pad_token", "context_refiner"
 
     def __init__(self, config: ZImageConfig):
-        super().__init__()
-        self.cap_embedder = [RMSNorm(config.cap_feat_dim, config.norm_eps), Linear(config.cap_feat_dim, config.dim)]
-        self.cap_pad_token = mx.zeros((1, config.dim))
-        self.context_refiner = [Block(config) for _ in range(config.n_refiner_layers)]
+        super().__init__(config, config.cap_feat_dim)
 
-    def __call__(self, states: mx.array, rope: Rope) -> mx.array:
-        norm, linear = self.cap_embedder
-        txt = filled(linear(norm(states)), self.cap_pad_token)
-        for block in self.context_refiner:
-            txt = block(txt, rope)
-        return txt
+
+class ReferenceRefiner(Refiner):
+    """Of what the vision tower sees of reference pictures; the Omni edition alone has it."""
+
+    NAMES = "siglip_embedder", "siglip_pad_token", "siglip_refiner"
+
+    def __init__(self, config: ZImageConfig):
+        assert config.siglip_feat_dim is not None
+        super().__init__(config, config.siglip_feat_dim)
 
 
 class Block(nn.Module):
@@ -126,20 +190,27 @@ class Block(nn.Module):
             self[name] = RMSNorm(dims, eps)
         self._eps = eps
 
-    def __call__(self, x: mx.array, rope: Rope, mod: mx.array | None = None) -> mx.array:
-        """`mod` [4, D] in the place of the norms' own weights."""
-        before, after, ffn_before, ffn_after = [self[name].weight for name in NORMS] if mod is None else mod
-        x = x + self._normed(self.attention(self._normed(x, before), rope), after)
-        return x + self._normed(self.feed_forward(self._normed(x, ffn_before)), ffn_after)
+    def __call__(self, x: mx.array, rope: Rope, mod: Sequence[Part] | None = None) -> mx.array:
+        """`mod`: rows [4, D] in the place of the norms' own weights, for each run of tokens."""
+        x = x + self._normed(1, self.attention(self._normed(0, x, mod), rope), mod)
+        return x + self._normed(3, self.feed_forward(self._normed(2, x, mod)), mod)
 
-    def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, weight, self._eps)
+    def _normed(self, place: int, x: mx.array, mod: Sequence[Part] | None) -> mx.array:
+        if mod is None:
+            normed: mx.array = self[NORMS[place]](x)
+            return normed
+        weights = [part.chunk(place) for part in mod]
+        return by_part(lambda index, tokens: mx.fast.rms_norm(tokens, weights[index], self._eps), mod, x)
 
 
 class FeedForward(nn.Module):
     def __init__(self, dims: int, inner: int):
         super().__init__()
         self.w1, self.w2, self.w3 = Linear(dims, inner, False), Linear(inner, dims, False), Linear(dims, inner, False)
+        self._gated = GatedProjection(self.w1, self.w3)
+
+    def stack(self) -> Iterator[Stacked]:
+        return self._gated.stack()
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.w2(swiglu(self.w1(x), self.w3(x)))
+        return self.w2(self._gated(x))

@@ -5,6 +5,7 @@ fresh ones.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from mlx_imagegen.families.flux3.prompts import WINDOW, read_prompt
 from mlx_imagegen.families.flux3.transformer import IMAGE, REFERENCES, TEXT, Flux3Transformer, Modulation
 from mlx_imagegen.hub.manifest import Model
 from mlx_imagegen.hub.recognition import recognize
-from mlx_imagegen.layers.modulation import Part, with_ones
+from mlx_imagegen.layers.modulation import with_ones
+from mlx_imagegen.layers.parts import Part
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
@@ -152,6 +154,14 @@ def test_blocks_equal_diffusers(drawn: Path) -> None:
 
 def test_transformer_equals_diffusers(drawn: Path) -> None:
     check_transformer(drawn)
+
+
+def test_a_gpu_s_way_through_it_equals_diffusers(drawn: Path, as_on_a_gpu: Callable[[], None]) -> None:
+    """Vectors chosen token by token, layers stacked."""
+    as_on_a_gpu()
+    check_blocks(drawn)
+    check_transformer(drawn)
+    check_picture(drawn, "two")
 
 
 def test_ids_equal_transformers() -> None:

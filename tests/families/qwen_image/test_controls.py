@@ -103,7 +103,9 @@ def test_packed(drawn: Callable[[str], Path]) -> None:
     assert "8-bit" in result.record["quantization"][component_name(str(drawn("union") / "network"))]
 
 
-@pytest.mark.parametrize("name", [name for name in manifests("control network") if name.startswith("qwen")])
+@pytest.mark.parametrize(
+    "name", [name for name, each in manifests("control network").items() if each.family == "qwen_image"]
+)
 def test_published_networks_fit_qwen_image(name: str) -> None:
     """Names and shapes as published, none left over; the plan counts their weights."""
     qwen = manifests()["qwen-image"]

@@ -15,6 +15,7 @@ from mlx_imagegen.errors import ConfigError, MismatchError, MissingFileError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.qwen_image_21.family import QwenImage21
 from mlx_imagegen.families.qwen_image_21.keys import from_single_file
+from mlx_imagegen.families.qwen_image_21.references import ReferenceRules
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.hub.single_files import components_in
@@ -226,7 +227,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("language", ENCODER_NAMES)
-def test_single_files_draw_the_folder_s_picture(language: str, tmp_path: Path) -> None:
+def test_single_files_draw_the_folder_s_picture(language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReferenceRules, "size", lambda *_: (96, 64))  # a megapixel takes seconds
     asked = SMALL | {"references": [MODEL / "picture1.png"]}
     expected = load(MODEL).generate("a fox", **asked).image
     file = comfyui(tmp_path / "ComfyUI/models", MODEL, language)

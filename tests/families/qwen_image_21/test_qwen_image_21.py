@@ -24,7 +24,7 @@ from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.image import open_picture
 from mlx_imagegen.layers.attention import attend, split_heads
 from mlx_imagegen.layers.modulation import modulate, with_ones
-from mlx_imagegen.layers.rope import rope_table, rotate
+from mlx_imagegen.layers.rope import rope_table
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.lora.merge import Merge
 from mlx_imagegen.pipeline import Pipeline
@@ -157,8 +157,7 @@ def masked(
     for block in model.transformer_blocks:
         scale, gate, mlp_scale, mlp_gate = rows
         normed = mx.fast.layer_norm(x, None, None, eps) * scale
-        q, k, v = block.attn.project(normed)
-        out = attend(rotate(q, rope), rotate(k, rope), v, mask=mask)
+        out = attend(*block.attn.project(normed, rope), mask=mask)
         x = x + gate * block.attn.to_out[0](out)
         x = x + mlp_gate * block.img_mlp(mx.fast.layer_norm(x, None, None, eps) * mlp_scale)
     return model.proj_out(modulate(x[:, -16:], None, modulation[0].out, eps))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,13 +20,14 @@ from mlx_imagegen import load
 from mlx_imagegen.errors import QuantizationError
 from mlx_imagegen.families.z_image.config import ZImageConfig
 from mlx_imagegen.families.z_image.modulation import ZImageModulators
-from mlx_imagegen.families.z_image.transformer import PromptRefiner, ZImageTransformer
+from mlx_imagegen.families.z_image.transformer import PromptRefiner, ReferenceRefiner, ZImageTransformer
 from mlx_imagegen.layers.embed import Table
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.text.qwen import LanguageModel, read_config
+from mlx_imagegen.vision.siglip import Siglip2Config, Siglip2VisionModel
 from tests.draw import drawn_data
 from tests.planning.test_plan import Counter, counted
 from tests.tiny import draw_tensors
@@ -37,20 +39,29 @@ PICTURE: dict[str, Any] = {"seed": 3, "steps": 2, "width": 48, "height": 32}
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stored draw with another transformer and text encoder, 64 wide."""
-    folder = tmp_path_factory.mktemp("z-image") / "model"
-    shutil.copytree(STORED, folder)
+    return widened(STORED, tmp_path_factory.mktemp("z-image") / "model")
+
+
+def widened(stored: Path, folder: Path) -> Path:
+    """A stored draw with other networks around the autoencoder, 64 wide."""
+    shutil.copytree(stored, folder)
     changes = {"transformer": WIDTHS, "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}}
+    if (folder / "siglip").is_dir():
+        changes["transformer"] = WIDTHS | {"siglip_feat_dim": 64}
+        changes["siglip"] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     for part, changed in changes.items():
         path = folder / part / "config.json"
         path.write_text(json.dumps(read_json(path) | changed))
         next((folder / part).glob("*.safetensors")).unlink()
     config = ZImageConfig.read(read_json(folder / "transformer/config.json"), "transformer")
     text = read_config(read_json(folder / "text_encoder/config.json"), folder)
-    trees = {
+    trees: dict[str, list[nn.Module]] = {
         "transformer": [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)],
         "text_encoder": [LanguageModel(text), Table("embed_tokens.weight", text.vocab_size, text.hidden_size)],
     }
+    if config.is_omni:
+        trees["transformer"].append(ReferenceRefiner(config))
+        trees["siglip"] = [Siglip2VisionModel(Siglip2Config.read(read_json(folder / "siglip/config.json"), "siglip"))]
     for part, modules in trees.items():
         tensors = draw_tensors(modules, seed=5, dtype=mx.bfloat16)
         mx.save_safetensors(str(folder / part / "model.safetensors"), tensors)
@@ -181,3 +192,20 @@ def test_the_command_line_knows_both(cli: Any) -> None:
     assert done.code == 0 and "1024x1024, 8 steps" in done.out and "text_encoder, prompt_refiner" in done.out
     done = cli("plan", "--model", "z-image", "--quant", "q8")
     assert done.code == 0 and "prompt and negative prompt" in done.out
+
+
+def test_a_packed_omni_reads_references_as_packing_while_loading_does(tmp_path: Path) -> None:
+    """The vision tower comes with it, and its refiner takes LoRAs."""
+    omni = drawn_data() / "z_image" / "omni"
+    wide, asked = widened(omni, tmp_path / "wide"), {"references": [omni / "picture1.png"], "steps": 1}
+    made = load(quantize(wide, tmp_path / "q4", quant="q4"))
+    picture, components = pixels(made, **asked), made.family.components
+    assert np.array_equal(picture, pixels(load(wide, quant="q4"), **asked))
+    assert made.model.manifest.title == "Z-Image-Omni"
+    tower, refiner = (components[name].linears() for name in ("image_encoder", "reference_refiner"))
+    assert {packing and packing.bits for _, _, packing in tower} == {8, None}  # patches of 48 numbers
+    bits = {path: packing and packing.bits for path, _, packing in refiner}
+    assert (bits["siglip_embedder.1"], bits["siglip_refiner.0.attention.to_q"]) == (None, 8)
+    lora = draw_lora(tmp_path / "lora.safetensors", ["siglip_refiner.0.attention.to_q"], wide)
+    made.set_lora([lora])
+    assert not np.array_equal(picture, pixels(made, **asked))

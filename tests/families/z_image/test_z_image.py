@@ -22,6 +22,7 @@ from mlx_imagegen.families.z_image.positions import picture_positions, prompt_po
 from mlx_imagegen.families.z_image.prompts import prompt_ids
 from mlx_imagegen.families.z_image.transformer import NORMS, PromptRefiner, ZImageTransformer, filled_length
 from mlx_imagegen.layers.linear import Linear
+from mlx_imagegen.layers.parts import Part
 from mlx_imagegen.layers.patches import patchified, unpatchified
 from mlx_imagegen.layers.rope import rope_table
 from tests.draw import drawn_data
@@ -77,7 +78,7 @@ def check_blocks(folder: Path) -> None:
     mod = mx.stack([1 + scale, mx.tanh(gate), 1 + ffn_scale, mx.tanh(ffn_gate)])
     block = weights.fill(ZImageTransformer(config)).layers[0]
     mod = mod * mx.stack([block[name].weight for name in NORMS])
-    assert relative(block(r["block.x"], rope, mod), reference["block.modulated"]) < RELATIVE
+    assert relative(block(r["block.x"], rope, [Part(12, mod)]), reference["block.modulated"]) < RELATIVE
     plain = weights.fill(PromptRefiner(config)).context_refiner[0]
     assert relative(plain(r["block.x"], rope), reference["block.plain"]) < RELATIVE
 
@@ -97,7 +98,7 @@ def check_transformer(folder: Path, name: str) -> None:
     length = filled_length(features.shape[1])
     prompt = rope_table(prompt_positions(length), config.axes_dims, config.rope_theta, np.float32)
     txt = files.transformer.fill(PromptRefiner(config))(features, prompt)
-    positions = np.concatenate([picture_positions(grid, length), prompt_positions(length)])
+    positions = np.concatenate([picture_positions(grid, length + 1), prompt_positions(length)])
     rope = rope_table(positions, config.axes_dims, config.rope_theta, np.float32)
     timestep = 1000 * (1 - float(reference[f"{name}.t"][0]))
     tables = tabulate(config, files.transformer.fill, [999.0, timestep, 20.0], mx.float32)

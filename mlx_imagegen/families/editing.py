@@ -1,18 +1,20 @@
-"""What FLUX.2 does with reference pictures: how large each is encoded.
+"""What FLUX.2 and Z-Image do with reference pictures: how large each is encoded.
 
 In: a manifest's [references], and pictures. Out: pictures brought down, and cut to whole tokens around their middle.
+Must not know: what encodes them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from PIL import Image
 
-from ...errors import RequestError
-from ...hub.manifest import Manifest
-from ...image import cropped, cut_size, within_area
-from ...loading.config import Config
+from ..errors import RequestError
+from ..hub.manifest import Manifest
+from ..image import cropped, cut_size, of_area
+from ..loading.config import Config
 
 Size = tuple[int, int]  # width, height
 
@@ -31,12 +33,15 @@ class Editing(Config):
 
     def sizes(self, sizes: Sequence[Size], multiple: int) -> list[Size]:
         """What is encoded of pictures of these sizes."""
-        for size in sizes:
-            self._check(size)
-        return [cut_size(within_area(size, self.area), multiple) for size in sizes]
+        return [cut_size(self.scaled_size(size), multiple) for size in sizes]
 
     def prepared(self, pictures: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
         return [cropped(picture, self.area, multiple) for picture in pictures]
+
+    def scaled_size(self, size: Size, target: int | None = None) -> Size:
+        """Before the edges are cut off. `target`: pixels of one that has more than it may have, if not just those."""
+        self._check(size)
+        return size if math.prod(size) <= self.area else of_area(size, target or self.area)
 
     def _check(self, size: Size) -> None:
         width, height = size
