@@ -28,16 +28,21 @@ FOLDERS = {
 
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
-    folder = expanded(name)
-    if folder.exists():
-        return folder
+    manifest = network_to_fetch(name, model, parameter)
+    return expanded(name) if manifest is None else local_folder(manifest) or fetch(manifest, tell)
+
+
+def network_to_fetch(name: str, model: Manifest, parameter: str = "control") -> Manifest | None:
+    """None for what is here by its path; raises for what cannot be had."""
+    if expanded(name).exists():
+        return None
     manifest = find_network(name, model, parameter)
     if manifest.revision is None:
         raise MissingFileError(
             f"{parameter}: {manifest.name} is not here, and this version knows no commit of {manifest.repo} to "
             "download; download it yourself and give its folder."
         )
-    return local_folder(manifest) or fetch(manifest, tell)
+    return manifest
 
 
 @contextmanager
