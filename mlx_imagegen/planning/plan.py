@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ..families import TokenRoles
@@ -282,12 +283,13 @@ def _working_bytes(
     if stage == "encode_image":  # one picture after the other, at the size of what is drawn
         pixels = settings.width * settings.height
         return max(_autoencoder_bytes(family.components[name], pixels, ("encoder.conv_in", 0), gpu) for name in names)
+    queries = family.spec.roles.queries
+    if stage == "adapters":  # one picture after the other, too
+        counts = dict(chain.from_iterable(adapter.tokens.items() for adapter in family.adapters.values()))
+        return max(block_bytes(family.components[name], counts[name], gpu, queries, recipe) for name in names)
     count = keys = tokens.prompt
-    if stage == "adapters":
-        count = keys = max((adapter.encoder_tokens for adapter in family.adapters.values()), default=0)
     if stage == "denoise":  # a step, or what stands before the picture, computed once
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
-    queries = family.spec.roles.queries
     most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
     if stage == "denoise":
         most += sum(_control_bytes(network, tokens.image, gpu, queries) for network in family.controls.values())

@@ -136,7 +136,7 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
         inner, outer, dims = _projection(named)
         check_width(named.checkpoint.paths[0], NORM, dims, model.joint_attention_dim, "this model's text")
         check_width(path, tower.field, getattr(tower.config, tower.field), inner[1], "the adapter next to it")
-        self.encoder_tokens, self._pixels = tower.tokens, tower.pixels
+        self._pixels = tower.pixels
         self._encoder = Component(
             check_tensors(encoder, [tower.model()], tower.unused),
             tower.model,
@@ -156,6 +156,7 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
             check_tensors(named, [kind(projection, model)]), lambda: kind(projection, model), compute_dtype()
         )
         self.components = {each.weights.component: each for each in (self._encoder, self._adapter)}
+        self.tokens = dict(zip(self.components, (tower.tokens, count), strict=True))
 
     def encode(self, images: Sequence[ImagePrompt]) -> PromptPictures:
         return PromptPictures(attended=tuple(map(self._attended, images)))

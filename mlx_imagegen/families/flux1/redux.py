@@ -62,7 +62,7 @@ class FluxRedux(ImageAdapter[PromptPictures]):
         tower = SiglipConfig.read(dict(encoder.config), path)
         check_width(path, "hidden_size", tower.hidden_size, config.redux_dim, "its image_embedder")
         self._pixels = read_fixed_size(folder / "feature_extractor/preprocessor_config.json", tower.image_size)
-        self.prompt_tokens = self.encoder_tokens = tower.patches
+        self.prompt_tokens = tower.patches
         dtype = compute_dtype()
         self._encoder = Component(
             check_tensors(encoder, [SiglipVisionModel(tower)], (*UNUSED, *OF_THE_WHOLE)),
@@ -74,6 +74,7 @@ class FluxRedux(ImageAdapter[PromptPictures]):
             check_tensors(embedder, [ReduxEmbedder(config)]), lambda: ReduxEmbedder(config), dtype
         )
         self.components = {each.weights.component: each for each in (self._encoder, self._embedder)}
+        self.tokens = dict.fromkeys(self.components, tower.patches)
 
     def encode(self, images: Sequence[ImagePrompt]) -> PromptPictures:
         tokens = mx.array(0.0)
