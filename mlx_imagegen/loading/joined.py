@@ -55,10 +55,11 @@ class JoinedTensor(Tensor):
             return np.stack([self._read(each, row, stop) for each in self.pieces], self.axis)
         parts, begin = [], 0
         for each in self.pieces:
-            parts.append(self._read(each, max(row - begin, 0), min(stop - begin, each.shape[0])))
+            first, last = (min(max(place - begin, 0), each.shape[0]) for place in (row, stop))
+            parts.append(self._read(each, first, last))
             begin += each.shape[0]
         return np.concatenate(parts)
 
     def _read(self, piece: Tensor, row: int, stop: int) -> np.ndarray:
         read = piece.bytes if piece.dtype == self.dtype else piece.floats
-        return read(min(row, stop), max(0, stop - row))
+        return read(row, stop - row)
