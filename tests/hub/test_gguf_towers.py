@@ -3,6 +3,7 @@ features are those of the numbers in their folder, and the file is found next to
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.errors import CheckpointError
 from mlx_imagegen.hub.component_folders import unpacked_folder, write_component
 from mlx_imagegen.hub.file_info import file_info
 from mlx_imagegen.hub.single_files import Component, assemble, components_in
@@ -138,3 +140,16 @@ def test_it_is_found_next_to_the_text_encoder(tmp_path: Path) -> None:
     assert file_info(file)["goes_with"]["text_encoder: its vision tower"] == str(tower.path)
     info = file_info(tower.path)
     assert info["is"] == ["Qwen2.5-VL's vision tower in llama.cpp's names"] and info["used_by"] == "Qwen-Image"
+
+
+def test_a_tower_with_a_tensor_too_few_is_refused(tmp_path: Path) -> None:
+    stored = drawn_data() / "qwen_image/edit"
+    with_file, _, found = with_gguf(stored, tmp_path, MODEL_ARCH.QWEN2VL, "qwen_image")
+    tower, _ = tower_file(stored, tmp_path)
+    rest = {name: each for name, each in tower.found.tensors.items() if name != "v.blk.1.attn_k.bias"}
+    config = read_json(stored / "text_encoder/config.json")
+    write_component(with_file, found, config, replace(tower.found, tensors=rest))
+    with pytest.raises(
+        CheckpointError, match=r"mmproj.gguf has 2 of the 3 tensors for 'visual.blocks.1.attn.qkv.bias'"
+    ):
+        load(with_file)
