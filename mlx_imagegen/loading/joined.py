@@ -9,8 +9,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from ..errors import CheckpointError
 from ..escaping import shown
-from .tensor import Tensor
+from .tensor import REMEDY, Tensor
 
 
 class Join(NamedTuple):
@@ -31,7 +32,10 @@ class JoinedTensor(Tensor):
         """In float32 where the pieces' dtypes differ."""
         first, rest = pieces[0], 0 if axis else 1  # what may differ between pieces
         if any(each.shape[rest:] != first.shape[rest:] for each in pieces):
-            raise ValueError(f"pieces of {[each.shape for each in pieces]} for {shown(name)}")
+            shapes = ", ".join(str(list(each.shape)) for each in pieces)
+            raise CheckpointError(
+                f"{first.path}: the tensors for '{shown(name)}' have shapes {shapes}, which make none. {REMEDY}"
+            )
         rows = (sum(each.shape[0] for each in pieces), *first.shape[1:])
         shape = (*first.shape[:axis], len(pieces), *first.shape[axis:]) if axis else rows
         dtype = first.dtype if all(each.dtype == first.dtype for each in pieces) else "F32"
@@ -55,10 +59,11 @@ class JoinedTensor(Tensor):
             return np.stack([self._read(each, row, stop) for each in self.pieces], self.axis)
         parts, begin = [], 0
         for each in self.pieces:
-            parts.append(self._read(each, max(row - begin, 0), min(stop - begin, each.shape[0])))
+            first, last = (min(max(place - begin, 0), each.shape[0]) for place in (row, stop))
+            parts.append(self._read(each, first, last))
             begin += each.shape[0]
         return np.concatenate(parts)
 
     def _read(self, piece: Tensor, row: int, stop: int) -> np.ndarray:
         read = piece.bytes if piece.dtype == self.dtype else piece.floats
-        return read(min(row, stop), max(0, stop - row))
+        return read(row, stop - row)

@@ -17,7 +17,7 @@ from ..escaping import shown
 from ..layers.linear import Packing
 from ..packing.affine import unpack_rows
 from .joined import Join, JoinedTensor
-from .tensor import Tensor
+from .tensor import REMEDY, Tensor
 
 INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
 PARTS, FILES, UNPACKED, JOINED = "parts", "files", "unpacked", "joined"
@@ -212,7 +212,12 @@ def open_parts(
             source = InterleavedTensor.over(source, head) if head else source
             tensors[name] = RowsTensor.of(name, source, *_run(source, *run), swap_halves is True)
         for name, (count, axis) in data.get(JOINED, {}).items():
-            tensors[name] = JoinedTensor.of(name, [tensors.pop(f"{name}/{piece}") for piece in range(count)], axis)
+            pieces = [tensors.pop(key) for piece in range(count) if (key := f"{name}/{piece}") in tensors]
+            if len(pieces) < count:
+                raise CheckpointError(
+                    f"{pieces[0].path} has {len(pieces)} of the {count} tensors for '{shown(name)}'. {REMEDY}"
+                )
+            tensors[name] = JoinedTensor.of(name, pieces, axis)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -3,6 +3,7 @@ features are those of the numbers in their folder, and the file is found next to
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
+from mlx_imagegen.errors import CheckpointError
+from mlx_imagegen.families import family_spec
 from mlx_imagegen.hub.component_folders import unpacked_folder, write_component
 from mlx_imagegen.hub.file_info import file_info
-from mlx_imagegen.hub.single_files import Component, assemble, components_in
+from mlx_imagegen.hub.single_files import Component, assemble, components_in, layouts_of
+from mlx_imagegen.hub.tensor_shapes import each_name
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.vision import qwen2_5, qwen3
 from mlx_imagegen.vision.patches import Patches
 from tests.draw import drawn_data
 from tests.gguf_files import Drawn, dequantized, encode, write_gguf
 from tests.hub.test_gguf_encoders import check_numbers, with_gguf
+from tests.hub.test_published_files import published
 
 MODELS = [
     ("qwen_image", "qwen_image/edit", MODEL_ARCH.QWEN2VL),
@@ -42,7 +47,7 @@ def their_name(name: str, levels: list[int]) -> str:
         return f"{TENSOR_NAMES[MODEL_TENSOR.V_MMPROJ].format(bid=0 if module.endswith('1') else 2)}.{parameter}"
     if module == "visual.merger.norm":
         return f"{TENSOR_NAMES[MODEL_TENSOR.V_POST_NORM]}.{parameter}"
-    return f"{gguf.TensorNameMap(MODEL_ARCH.MMPROJ, 8).get_name(module)}.{parameter}"
+    return f"{gguf.TensorNameMap(MODEL_ARCH.MMPROJ, 32).get_name(module)}.{parameter}"
 
 
 def drawn(value: np.ndarray) -> tuple[Drawn, np.ndarray]:
@@ -138,3 +143,34 @@ def test_it_is_found_next_to_the_text_encoder(tmp_path: Path) -> None:
     assert file_info(file)["goes_with"]["text_encoder: its vision tower"] == str(tower.path)
     info = file_info(tower.path)
     assert info["is"] == ["Qwen2.5-VL's vision tower in llama.cpp's names"] and info["used_by"] == "Qwen-Image"
+
+
+def test_a_tower_with_a_tensor_too_few_is_refused(tmp_path: Path) -> None:
+    stored = drawn_data() / "qwen_image/edit"
+    with_file, _, found = with_gguf(stored, tmp_path, MODEL_ARCH.QWEN2VL, "qwen_image")
+    tower, _ = tower_file(stored, tmp_path)
+    rest = {name: each for name, each in tower.found.tensors.items() if name != "v.blk.1.attn_k.bias"}
+    config = read_json(stored / "text_encoder/config.json")
+    write_component(with_file, found, config, replace(tower.found, tensors=rest))
+    with pytest.raises(
+        CheckpointError, match=r"mmproj.gguf has 2 of the 3 tensors for 'visual.blocks.1.attn.qkv.bias'"
+    ):
+        load(with_file)
+
+
+@pytest.mark.parametrize(
+    ("place", "family", "levels"),
+    [("Qwen-Image/text_encoder", "qwen_image", []), ("qwen-image-2.1/text_encoder", "qwen_image_21", [8, 16, 24])],
+)
+def test_published_names_lead_back(place: str, family: str, levels: list[int]) -> None:
+    """Of towers of the published depth; llama.cpp's converter has the mergers under the blocks that they follow."""
+    published_tensors = published(place)["tensors"]
+    names = [name for names in published_tensors for name in each_name(names) if "visual." in name]
+    assert published(place)["config"]["vision_config"].get("deepstack_visual_indexes", []) == levels
+    apart = [name for name in names if not name.endswith("patch_embed.proj.weight")]
+    theirs = {their_name(name, levels): name for name in apart}
+    assert len(theirs) == len(names) - 1 > 300
+    (layout,) = (each for each in layouts_of(family_spec(family)) if each.adds)
+    assert layout.rename_among
+    rename = layout.rename_among(dict.fromkeys(theirs))  # type: ignore[arg-type]
+    assert [target.name for name in theirs for target in rename(name)] == apart
