@@ -161,7 +161,8 @@ def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatc
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "identify", lambda name: Model(noted, flux_folder, name))
-    said, made = cli("a fox", *QUICK[:-1], "--seed", 1).err.splitlines()
+    asked = ("a fox", "--model", "flux-schnell", *QUICK[:-1], "--seed", 1)
+    said, made = cli(*asked).err.splitlines()
     assert said == "note: Made for four steps." and made.startswith("seed 1, ")
 
 

@@ -48,11 +48,9 @@ def network_to_fetch(name: str, model: Manifest, parameter: str = "control") -> 
 @contextmanager
 def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
-    folder = expanded(name)
-    manifest = None if folder.exists() else find_network(name, model, parameter)
-    here = folder if manifest is None else local_folder(manifest)
-    if manifest is None or here:
-        yield here or folder
+    path = expanded(name)
+    if here := path if path.exists() else local_folder(manifest := find_network(name, model, parameter)):
+        yield here
     else:
         with shape_only_folder(manifest) as shapes:
             yield shapes

@@ -39,7 +39,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
-from .shortcuts import cache_rule, guidance_share
+from .shortcuts import as_asked, cache_rule, guided_shares
 from .sizes import Asked, Box, kept_box, size_of
 
 STAND_IN_SIDE = 1024  # pixels, of a picture in the place of the user's
@@ -53,6 +53,7 @@ class Job:
     negative: Prompt | None  # None: no second branch runs
     settings: Settings
     seed: int
+    model: str  # the manifest whose rules these are
     image: Image.Image | None = None  # as given, with its transparency
     canvas: Canvas | None = None  # the image as it is drawn on
     strength: float = 1.0
@@ -118,7 +119,7 @@ class Job:
             "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
-            "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
+            "guidance_until": as_asked(settings.guided),
             "cache": settings.cache.threshold if settings.cache else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
@@ -208,7 +209,7 @@ def _jobs(
         *size_of(manifest, size_multiple, asked, notes),
         steps=steps,
         **guidance,
-        guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
+        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
         cache=cache_rule(manifest, given.get("cache"), steps, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length"), own), **extras},
     )
@@ -219,6 +220,7 @@ def _jobs(
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
+        "model": manifest.name,
         "negative": negative,
         "settings": settings,
         "image": image,
