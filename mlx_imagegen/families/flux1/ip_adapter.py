@@ -2,7 +2,7 @@
 
 A vision tower's vector of a picture becomes a few tokens, and in the blocks the picture's own tokens attend to them by
 themselves; the result, times the picture's scale, is added. XLabs' adapter reads CLIP's vector, and adds after the
-double blocks; InstantX's reads SigLIP's, and adds inside the attention of all blocks. The tokens' keys and values are
+double blocks; InstantX' reads SigLIP's, and adds inside the attention of all blocks. The tokens' keys and values are
 computed once a prompt: the adapter's weights are not in memory in the loop.
 In: a folder with the adapter's file, and the tower in image_encoder/; pictures. Out: keys and values for each block.
 Must not know: the transformer, requests.
@@ -34,9 +34,9 @@ from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
 from .prompts import AttendedPicture, PromptPictures
 
-NORM_EPS = 1e-5  # torch's default, which diffusers takes; InstantX's code has it for keys as well
+NORM_EPS = 1e-5  # torch's default, which diffusers takes; InstantX' code has it for keys as well
 PROJECTION, NORM = "image_proj.proj.weight", "image_proj.norm.weight"
-INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX's, in PROJECTION's place
+INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX', in PROJECTION's place
 # XLabs' names -> diffusers'
 PREFIXES = {"ip_adapter_proj_model.": "image_proj.", "double_blocks.": "ip_adapter."}
 LAYERS = {
@@ -44,7 +44,7 @@ LAYERS = {
     ".processor.ip_adapter_double_stream_v_proj.": ".to_v_ip.",
 }
 TOWERS = "openai/clip-vit-large-patch14 for XLabs', of google/siglip-so400m-patch14-384 for InstantX'"
-PICKLE = "ip-adapter.bin"  # InstantX's
+PICKLE = "ip-adapter.bin"  # InstantX'
 CONVERSION = (
     "import torch, safetensors.torch as s; w = torch.load('ip-adapter.bin', weights_only=True); "
     "s.save_file({f'{p}.{n}': t.contiguous() for p in w for n, t in w[p].items()}, 'ip-adapter.safetensors')"
@@ -66,7 +66,7 @@ class ImageProjection(nn.Module):
 
 
 class DeepProjection(nn.Module):
-    """InstantX's: SigLIP's vector [B, P] -> tokens [B, N, D]."""
+    """InstantX': SigLIP's vector [B, P] -> tokens [B, N, D]."""
 
     def __init__(self, width: int, inner: int, count: int, dims: int):
         super().__init__()
@@ -90,6 +90,7 @@ class IpAdapter(nn.Module):
     """XLabs'."""
 
     def __init__(self, projection: Callable[[], nn.Module], model: FluxConfig):
+        """`model`: the transformer's config."""
         super().__init__()
         dims = model.joint_attention_dim
         self.image_proj = projection()
@@ -124,6 +125,15 @@ class Tower(NamedTuple):
     pixels: Callable[[Image.Image], np.ndarray]
 
 
+class Projection(NamedTuple):
+    """What makes tokens of a vector, by its layers' shapes."""
+
+    layers: Callable[[], nn.Module]
+    width: int  # of the vector
+    tokens: int  # that it makes
+    dims: int  # of a token
+
+
 class FluxIpAdapter(ImageAdapter[PromptPictures]):
     def __init__(self, name: str, folder: Path, model: FluxConfig):
         """`model`: the transformer's config, whose blocks look at the pictures."""
@@ -133,9 +143,9 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
         tower = _open_tower(encoder, path)
         named = name_tensors(f"ip_adapter:{name}", open_checkpoint(folder), adapter_names)
         self._inside = INNER in named.slices
-        inner, outer, dims = _projection(named)
-        check_width(named.checkpoint.paths[0], NORM, dims, model.joint_attention_dim, "this model's text")
-        check_width(path, tower.field, getattr(tower.config, tower.field), inner[1], "the adapter next to it")
+        projection = _projection(named)
+        check_width(named.checkpoint.paths[0], NORM, projection.dims, model.joint_attention_dim, "this model's text")
+        check_width(path, tower.field, getattr(tower.config, tower.field), projection.width, "the adapter next to it")
         self._pixels = tower.pixels
         self._encoder = Component(
             check_tensors(encoder, [tower.model()], tower.unused),
@@ -143,20 +153,10 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
             compute_dtype(),
             heads=tower.config.num_attention_heads,
         )
-        count, kind = outer[0] // dims, InstantXAdapter if self._inside else IpAdapter
-
-        def projection() -> nn.Module:
-            return (
-                DeepProjection(inner[1], inner[0], count, dims)
-                if self._inside
-                else ImageProjection(inner[1], count, dims)
-            )
-
-        self._adapter = Component(
-            check_tensors(named, [kind(projection, model)]), lambda: kind(projection, model), compute_dtype()
-        )
+        kind, sizes = InstantXAdapter if self._inside else IpAdapter, (projection.layers, model)
+        self._adapter = Component(check_tensors(named, [kind(*sizes)]), lambda: kind(*sizes), compute_dtype())
         self.components = {each.weights.component: each for each in (self._encoder, self._adapter)}
-        self.tokens = dict(zip(self.components, (tower.tokens, count), strict=True))
+        self.tokens = dict(zip(self.components, (tower.tokens, projection.tokens), strict=True))
 
     def encode(self, images: Sequence[ImagePrompt]) -> PromptPictures:
         return PromptPictures(attended=tuple(map(self._attended, images)))
@@ -194,7 +194,7 @@ def _open_tower(encoder: NamedTensors, path: Path) -> Tower:
 
 
 def adapter_names(name: str) -> Iterable[RowRange]:
-    """XLabs' names, or those by which diffusers knows them; InstantX's are like these."""
+    """XLabs' names, or those by which diffusers knows them; InstantX' are like these."""
     for theirs, ours in PREFIXES.items():
         name = name.replace(theirs, ours, 1) if name.startswith(theirs) else name
     for theirs, ours in LAYERS.items():
@@ -202,8 +202,7 @@ def adapter_names(name: str) -> Iterable[RowRange]:
     yield RowRange(name)
 
 
-def _projection(named: NamedTensors) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Shapes of the layer that reads the tower's vector and of the one that makes tokens, and the tokens' width."""
+def _projection(named: NamedTensors) -> Projection:
     names = (INNER, OUTER, NORM) if INNER in named.slices else (PROJECTION, PROJECTION, NORM)
     shapes = [named.shape(name) if name in named.slices else () for name in names]
     if [len(shape) for shape in shapes] != [2, 2, 1] or shapes[1][0] % shapes[2][0]:
@@ -211,7 +210,11 @@ def _projection(named: NamedTensors) -> tuple[tuple[int, ...], tuple[int, ...], 
             f"{named.checkpoint.shown}: no '{names[1]}' and '{NORM}' that fit each other: this is no IP-Adapter in "
             "XLabs' layout or InstantX'. Give the folder of XLabs-AI/flux-ip-adapter, or of InstantX' converted file."
         )
-    return shapes[0], shapes[1], shapes[2][0]
+    (inner, width), (outer, _), (dims,) = shapes
+    count = outer // dims
+    if names[0] == INNER:
+        return Projection(lambda: DeepProjection(width, inner, count, dims), width, count, dims)
+    return Projection(lambda: ImageProjection(width, count, dims), width, count, dims)
 
 
 def _check_files(folder: Path) -> None:
