@@ -52,12 +52,18 @@ def _handle(path: Path, kind: Kind, again: str) -> int:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a NUL in its name
         raise kind(f"{_name(path)} is no file's name ({error}).") from error
-    mode = os.fstat(handle).st_mode
-    if stat.S_ISREG(mode):
+    what = no_file(os.fstat(handle))
+    if what is None:
         return handle
     os.close(handle)
-    what = next((text for test, text in NO_FILES.items() if test(mode)), "it is a device")
     raise kind(f"{path} cannot be read ({what}), and a file is needed; {again}.")
+
+
+def no_file(status: os.stat_result) -> str | None:
+    """What stands in the place of a regular file: a pipe would wait for ever, and a device may have no end."""
+    if stat.S_ISREG(status.st_mode):
+        return None
+    return next((text for test, text in NO_FILES.items() if test(status.st_mode)), "it is a device")
 
 
 def _name(path: Path) -> str:

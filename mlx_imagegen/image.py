@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .atomic import atomic_replace
-from .documents import parse_json
+from .documents import no_file, parse_json
 from .errors import MissingFileError, OutputError, RequestError
 from .escaping import shown
 from .paths import expanded
@@ -168,10 +167,8 @@ def _split(opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _regular(path: Path) -> Path:
-    """A pipe would wait for ever, and a device may have no end."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ValueError("it is a pipe or a device")
+    if what := no_file(path.stat()):
+        raise ValueError(what)
     return path
 
 

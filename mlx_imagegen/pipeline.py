@@ -303,7 +303,7 @@ class Pipeline:
         """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
         and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
         it has ended or is closed."""
-        jobs = _checked_jobs(jobs)
+        jobs = _checked_jobs(jobs, self.model.manifest.name)
         if not jobs:
             return
         self._check_use(on_step)
@@ -546,10 +546,12 @@ class Pipeline:
                 self.family.components[name].release()
 
 
-def _checked_jobs(jobs: Iterable[Job]) -> list[Job]:
+def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
     made = list(jobs) if isinstance(jobs, Iterable) and not isinstance(jobs, str | bytes) else [jobs]
     if odd := [job for job in made if not isinstance(job, Job)]:
         raise RequestError(f"stream: {quoted(odd[0])}: give the list that pipeline.jobs(prompt, …) returns.")
+    if other := next((job.model for job in made if job.model != model), None):
+        raise RequestError(f"stream: a job is for {other}, and this pipeline is {model}; give jobs of its own.")
     return made
 
 

@@ -12,10 +12,13 @@ The package's `__init__` calls `prepare`; reports and `doctor` repeat what it gi
 import ctypes
 import os
 import re
+import resource
 import sys
 from typing import NamedTuple
 
 LIBRARY = "libopenblas.so.0"  # Debian and Ubuntu: package libopenblas0-pthread
+# What OpenBLAS takes for itself and for each processor. Where it gets none it ends the process, or asks for ever.
+LIBRARY_BYTES, THREAD_BYTES = 2**29, 2**25
 TF32 = "MLX_ENABLE_TF32"
 
 
@@ -40,6 +43,9 @@ def _load_blas() -> str:
         return "Accelerate"
     if "mlx.core" in sys.modules:
         return "as MLX was imported before mlx_imagegen"
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LIBRARY_BYTES + THREAD_BYTES * (os.cpu_count() or 1):
+        return f"reference BLAS (slow; OpenBLAS needs more than {limit / 1e6:.0f} MB, the limit by ulimit -v)"
     try:
         ctypes.CDLL(LIBRARY, ctypes.RTLD_GLOBAL)
     except OSError:

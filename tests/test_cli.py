@@ -27,6 +27,7 @@ from mlx_imagegen.commands.requests import LOAD_FIELDS, RECORD_FIELDS
 from mlx_imagegen.hub.manifest import data_folder, manifests
 from mlx_imagegen.image import read_metadata, write_picture
 from mlx_imagegen.request.job import resolve
+from mlx_imagegen.request.options import check_types
 from mlx_imagegen.request.parameters import PICTURE_FIELDS
 
 Cli = Callable[..., Ran]
@@ -161,7 +162,8 @@ def test_a_model_s_own_word_is_passed_on(cli: Cli, flux_folder: Path, monkeypatc
 
     noted = dataclasses.replace(find("flux-schnell").manifest, note="Made for four steps.")
     monkeypatch.setattr(pipeline, "identify", lambda name: Model(noted, flux_folder, name))
-    said, made = cli("a fox", *QUICK[:-1], "--seed", 1).err.splitlines()
+    asked = ("a fox", "--model", "flux-schnell", *QUICK[:-1], "--seed", 1)
+    said, made = cli(*asked).err.splitlines()
     assert said == "note: Made for four steps." and made.startswith("seed 1, ")
 
 
@@ -670,6 +672,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_download(
         "a" * 300 + "/": "File name too long",
     }.items():
         refused(cli("a fox", "--model", model, "-o", pattern), words)
+
+
+def test_a_new_folder_is_made_where_its_name_ends_in_a_slash(make: Cli) -> None:
+    refused(make("a fox", "--seed", 1, "-o", "deep/er/"), "the folder deep/er does not exist; create it")
+    with pytest.MonkeyPatch.context() as patch:  # refused once the folder is there, which goes again
+        patch.setattr("mlx_imagegen.pipeline.check_fits", lambda *_: check_types({"steps": "x"}))
+        refused(make("a fox", "--seed", 1, "-o", "out/"), "steps")
+    assert not list(Path().iterdir())
+    assert make("a fox", "--seed", 1, "-o", "out/").out == "out/a-fox-1.png\n" and Path("out/a-fox-1.png").is_file()
 
 
 def test_a_note_is_said_once_for_many_pictures(cli: Cli, flux_folder: Path) -> None:

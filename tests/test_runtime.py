@@ -41,3 +41,12 @@ def test_reports_say_it() -> None:
     from mlx_imagegen.machine import machine
 
     assert machine()["TF32"] == "off"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has its own BLAS")
+def test_a_blas_that_a_limit_leaves_no_room_is_not_loaded() -> None:
+    """It would end the process, or ask for memory for ever."""
+    code = "import mlx_imagegen; print(mlx_imagegen.RUNTIME.blas)"
+    command = ["bash", "-c", f'ulimit -v 400000 && exec "{sys.executable}" -c "{code}"']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "OpenBLAS needs more than 410 MB" in done.stdout, done

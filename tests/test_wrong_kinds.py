@@ -32,6 +32,12 @@ def test_a_stream_of_other_things_is_refused(pipeline: Pipeline, jobs: Any) -> N
         list(pipeline.stream(jobs))
 
 
+def test_a_job_of_another_model_is_refused(pipeline: Pipeline, flux_folder: Path) -> None:
+    """Its sizes, steps and guidance are that model's."""
+    with pytest.raises(RequestError, match="a job is for flux-schnell, and this pipeline is flux-demo"):
+        next(pipeline.stream(load(flux_folder).jobs("a red circle", **QUICK)))
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -10,7 +10,7 @@ from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags, as_path
-from .output_paths import DEFAULT_PATTERN, FIELDS, existing, output_paths
+from .output_paths import DEFAULT_PATTERN, FIELDS, existing, new_folder, output_paths
 from .recorded_model import opening_of_record, read_record, revision_notes
 from .requests import naming_line, read_requests
 
@@ -63,7 +63,7 @@ def _output(group: Group) -> None:
     fields = ", ".join(f"{{{name}}}" for name in FIELDS)
     group.add_argument(
         "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
-        help=f"a file's name or a folder; {fields} are filled in ({DEFAULT_PATTERN})",
+        help=f"a file's name, or a folder, which is made if it ends in /; {fields} are filled in ({DEFAULT_PATTERN})",
     )  # fmt: skip
     existing = group.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
@@ -105,6 +105,11 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.parallel or args.output_on_each_host:
         raise RequestError("--parallel and --output-on-each-host are for several ranks; start them with mlx.launch.")
+    with new_folder(args.output):
+        _generate(args)
+
+
+def _generate(args: argparse.Namespace) -> None:
     opening, requests = read_requests(args)
     record = read_record(args)
     if record:
@@ -141,13 +146,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _resolved(manifest: "Manifest", requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
     """Each request's jobs, before the model is opened."""
-    from ..request.job import resolve
-    from ..request.sizes import multiple_of
+    from ..preflight import resolve_before_opening
 
     jobs = []
     for request in requests:
         with naming_line(request):
-            jobs.append(resolve(manifest, multiple_of(manifest), **request))
+            jobs.append(resolve_before_opening(manifest, **request))
     return jobs
 
 

@@ -1,10 +1,11 @@
 """Where pictures go: a pattern such as "{prompt}-{seed}.png" -> one path a picture, all different, all writable."""
 
+import contextlib
 import os
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,13 @@ FIELDS = ("prompt", "seed", "index", "model", "steps", "width", "height", "guida
 
 
 def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> list[Path]:
-    """One path for every job; {index} counts from 1."""
+    """One path for every job; {index} counts from 1. A folder, which ends in a slash, is made where it is missing."""
     from ..image import check_writable, picture_format
 
     if not pattern:
         raise RequestError("--output is empty; give a file's name or a folder.")
-    if pattern.endswith("/") or _is_folder(expanded(pattern)):
+    new = expanded(pattern) if pattern.endswith("/") else None
+    if new or _is_folder(expanded(pattern)):
         pattern = str(expanded(pattern) / DEFAULT_PATTERN)
     _check(pattern)
     try:
@@ -43,6 +45,9 @@ def output_paths(pattern: str, jobs: "Sequence[Job]", manifest: "Manifest") -> l
     for path, job in zip(paths, jobs, strict=True):
         picture_format(path, alpha=bool(job.settings.extras.get("transparent") or job.settings.extras.get("layers")))
     largest = max(job.settings.width * job.settings.height for job in jobs)
+    if new:
+        with contextlib.suppress(OSError, ValueError):  # check_writable says what is wrong with it
+            new.mkdir(exist_ok=True)
     longest = sorted(paths, key=lambda path: len(os.fsencode(path)))
     for path in {path.parent: path for path in longest}.values():
         check_writable(path, largest)
@@ -60,6 +65,18 @@ def existing(paths: Sequence[Path], overwrite: bool, skip: bool) -> set[Path]:
             "missing, or give another -o."
         )
     return present
+
+
+@contextlib.contextmanager
+def new_folder(pattern: str) -> Iterator[None]:
+    """A folder that `output_paths` makes inside is removed again where no picture came into it."""
+    made = expanded(pattern) if pattern.endswith("/") and not _is_folder(expanded(pattern)) else None
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError, ValueError):
+                made.rmdir()
 
 
 def _is_folder(path: Path) -> bool:

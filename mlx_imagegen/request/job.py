@@ -53,6 +53,7 @@ class Job:
     negative: Prompt | None  # None: no second branch runs
     settings: Settings
     seed: int
+    model: str  # the manifest whose rules these are
     image: Image.Image | None = None  # as given, with its transparency
     canvas: Canvas | None = None  # the image as it is drawn on
     strength: float = 1.0
@@ -219,6 +220,7 @@ def _jobs(
     prompt_options = (("layout", boxes),) if boxes else ()
     negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
+        "model": manifest.name,
         "negative": negative,
         "settings": settings,
         "image": image,
@@ -234,7 +236,7 @@ def _jobs(
     }
     jobs = []
     for asked_prompt, one_seed in itertools.product(prompts, seeds):
-        text, said = completed(manifest, _text(asked_prompt, images), one_seed)
+        text, said = completed(manifest, _text(manifest, asked_prompt, images), one_seed)
         prompt = Prompt(text, pictures, prompt_options, images)
         jobs.append(Job(prompt, asked_prompt, seed=one_seed, notes=(*notes, *said), **common))
     return jobs
@@ -279,12 +281,14 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _text(prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
+def _text(manifest: Manifest, prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
     """`images`: those that stand in the prompt may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if not prompt.strip() and not any(image.adapter.in_prompt for image in images):
-        raise RequestError("the prompt is empty; say what the picture should show.")
+        raise RequestError(
+            f"the prompt is empty; {options.layers_prompt(manifest) or 'say what the picture should show'}."
+        )
     return prompt
 
 

@@ -263,7 +263,7 @@ class PictureParameters(TypedDict, total=False):
     redux: Annotated[
         "Picture | Sequence[Any] | None",
         Parameter(
-            IMAGE_PROMPTS, "FLUX.1: pictures as a part of the prompt: (picture, scale, folder of FLUX.1-Redux-dev)",
+            IMAGE_PROMPTS, "FLUX.1: pictures as a part of the prompt: (picture, scale, name or folder)",
             "pictures", "FILE[:SCALE[:MODEL]]", hashed=True, aliases=("redux_image", "image_prompt"),
         ),
     ]  # fmt: skip

@@ -29,6 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def bind(host: str, port: int) -> socket.socket:
     """The socket, before anything is loaded: a port that is taken is refused at once."""
+    if not 0 <= port < 2**16:  # the system would take its last 16 bits
+        raise RequestError(f"--port {port}: give a number from 1 to {2**16 - 1}, or 0 for any that is free.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

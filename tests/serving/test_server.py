@@ -112,6 +112,8 @@ def test_a_port_that_is_taken_is_named() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(RequestError, match="no address of this machine"):
         bind("no such host", 0)
+    with pytest.raises(RequestError, match="--port 99999: give a number from 1 to 65535"):
+        bind("127.0.0.1", 99999)
 
 
 @pytest.mark.parametrize(
