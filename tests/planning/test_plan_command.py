@@ -20,7 +20,9 @@ def a_machine_of_16_gb(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_model_it_says_what_to_begin_with(cli: Cli) -> None:
     lines = cli("plan").out.splitlines()
     assert lines[0] == "this machine has 16.0 GB:"
-    assert lines[1].startswith("  best quality that fits: ") and lines[2].startswith("  fastest that fits: ")
+    assert lines[1].startswith("  best quality that fits, in 5 minutes a picture or less: ") and lines[2].startswith(
+        "  fastest that fits: "
+    )
     advised = {line.split(": ")[1].split()[0] for line in lines[1:3]}
     rows = lines[5 : 5 + len(advised) * (1 + len(recipe_names()))]
     assert {row.split()[0] for row in rows} == advised and len(lines) == 7 + len(rows)
