@@ -1,6 +1,6 @@
 """FLUX.1 Fill, Kontext and a control network next to FLUX.1 dev in memory: planned and measured, at published widths.
 
-    python benchmarks/flux_tools.py FOLDER [--blocks 4] [--size 320]
+    python benchmarks/flux_tools.py FOLDER [--models dev kontext] [--blocks 4] [--size 320]
 
 A few blocks of each kind with random weights, in 16 bits on disk, with both text encoders at one layer and the whole
 autoencoder; one step, one stage after the other, each model in a process of its own. FOLDER gets the files.
@@ -78,6 +78,7 @@ def run(folder: Path, kind: str, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--inside", choices=MODELS, help=argparse.SUPPRESS)
@@ -87,9 +88,9 @@ def main() -> None:
         return
     from tests.draw import drawn_data  # not in the processes that are measured
 
-    for kind, shapes in MODELS.items():
+    for kind in args.models:
         folder = args.folder / kind
-        write_model(folder, shapes, args.blocks)
+        write_model(folder, MODELS[kind], args.blocks)
         index = json.loads((drawn_data() / "flux/dev/model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": NEAREST.get(kind, "FluxPipeline")}))
         for name in ("scheduler", "tokenizer", "tokenizer_2"):

@@ -55,15 +55,14 @@ def generate(
     """Makes one picture, or a list of them for several prompts, seeds or a count."""
     from . import pipeline
     from .hub.comfy import using_folder
-    from .preflight import manifest_before_opening
-    from .request.job import is_single, resolve
-    from .request.sizes import multiple_of
+    from .preflight import manifest_before_opening, resolve_before_opening
+    from .request.job import is_single
 
     check_names(parameters, (*PICTURE_FIELDS, *LOAD_FIELDS))
     opening = {name: parameters.pop(name) for name in LOAD_FIELDS if name in parameters}
     with using_folder(opening.get("comfy")):
         manifest = manifest_before_opening(DEFAULT_MODEL if opening.get("model") is None else opening["model"])
-    jobs = resolve(manifest, multiple_of(manifest), prompt, seed, count, **parameters) if manifest else None
+    jobs = resolve_before_opening(manifest, prompt, seed, count, **parameters) if manifest else None
     opened = pipeline.load(**opening)
     jobs = opened.jobs(prompt, seed=seed, count=count, **parameters) if jobs is None else opened.check(jobs)
     results = list(opened.stream(jobs, on_step))

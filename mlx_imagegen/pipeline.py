@@ -485,7 +485,7 @@ class Pipeline:
             denoiser.run_branches = self.run_branches
             return denoiser
 
-        shortcuts = settings.guidance_until, settings.cache
+        shortcuts = settings.guided, settings.cache
         key = (*keys, schedule, settings.guidance, settings.cfg, *shortcuts, *self.family.controls)
         return self._denoisers.get(key, make)
 

@@ -8,16 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from .families import family_spec, open_family
 from .hub.download import identify, pending_download
 from .hub.manifest import Manifest, Model
+from .hub.networks import network_to_fetch
 from .hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from .loading.transforms import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
 from .packing.recipes import read_recipe
 from .planning.fitting import check_before_download
 from .planning.hosts import check_hosts_before_download
+from .request.job import Job, resolve
+from .request.sizes import multiple_of
 
 _hosts: ContextVar[Sequence[int]] = ContextVar("hosts", default=())
 
@@ -48,6 +52,17 @@ def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora
         with shape_only_folder(manifest) as folder:
             known = module_names(open_family(manifest, folder, WeightTransforms()))
         match_loras(loras, known, family_spec(manifest.family).title, partial)
+
+
+def resolve_before_opening(manifest: Manifest, *asked: Any, **parameters: Any) -> list[Job]:
+    """`resolve`, for a model that is not open; raises as well for networks that cannot be had, before the model itself
+    is downloaded for them."""
+    jobs = resolve(manifest, multiple_of(manifest), *asked, **parameters)
+    named = {("control", control.model) for job in jobs for control in job.controls if control.model}
+    named |= {(image.adapter.parameter, image.adapter.name) for job in jobs for image in job.prompt.images}
+    for parameter, name in sorted(named):
+        network_to_fetch(name, manifest, parameter)
+    return jobs
 
 
 def manifest_before_opening(model: str | Path) -> Manifest | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from .flags import as_path, threshold
+from .flags import as_path, number_or_text
 from .generate import size
 from .requests import readable
 
@@ -26,7 +26,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--guidance", type=float, metavar="X")
     parser.add_argument(
-        "--cache", type=threshold, nargs="+", default=[], metavar="fast|X", help="step caches, each next to none"
+        "--cache", type=number_or_text, nargs="+", default=[], metavar="fast|X", help="step caches, each next to none"
     )
     parser.add_argument(
         "--precision",

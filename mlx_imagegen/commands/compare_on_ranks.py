@@ -16,7 +16,7 @@ from typing import Any, Self
 from ..distributed.agreement import difference, digest
 from ..distributed.group import Group
 from ..distributed.messages import Message
-from ..distributed.pictures import DECLINED, draw_pictures
+from ..distributed.pictures import DECLINED, FAILED, draw_pictures
 from ..distributed.requests import packed, unpacked
 from ..errors import ImagegenError
 from ..families import family_spec
@@ -156,7 +156,7 @@ class Cells:
         if isinstance(answer, Rendered):
             return {"picture": path.read_bytes(), "record": answer.record | {"report": answer.report}}
         if answer.scope == "picture":
-            return {"reason": answer.reason}
+            return {FAILED: answer.reason}
         self.refused[str(column)] = answer.reason
         return {DECLINED: answer.reason}
 
@@ -173,8 +173,8 @@ class Cells:
         if DECLINED in finished:
             self.decline(self.wanted[index][0], finished[DECLINED], rank)
             return
-        if "reason" in finished:
-            cell = replace(cell, path=None, reason=finished["reason"])
+        if FAILED in finished:
+            cell = replace(cell, path=None, reason=finished[FAILED])
         elif cell.path:
             write_atomically(cell.path, lambda file: file.write(finished["picture"]))
             cell = replace(cell, record=finished["record"])

@@ -95,7 +95,7 @@ def _radius(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def threshold(text: str) -> float | str:
+def number_or_text(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
@@ -132,7 +132,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": _radius},
-    kinds.THRESHOLD: {"type": threshold},
+    kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},
     kinds.EXPANSION: {},

@@ -146,13 +146,12 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _resolved(manifest: "Manifest", requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
     """Each request's jobs, before the model is opened."""
-    from ..request.job import resolve
-    from ..request.sizes import multiple_of
+    from ..preflight import resolve_before_opening
 
     jobs = []
     for request in requests:
         with naming_line(request):
-            jobs.append(resolve(manifest, multiple_of(manifest), **request))
+            jobs.append(resolve_before_opening(manifest, **request))
     return jobs
 
 

@@ -18,7 +18,8 @@ from .group import Group
 from .messages import Message
 from .pool import Pool
 
-DECLINED = "declined"  # in place of a picture: why this rank cannot draw this one and others of its kind
+# In place of a picture: why this rank cannot draw this one and others of its kind; or why nobody can draw this one.
+DECLINED, FAILED = "declined", "failed"
 
 
 class Work(Protocol):
@@ -67,7 +68,10 @@ def by_residency(resident: Sequence[bool]) -> Callable[[Pool, int], int]:
 
 def _end(pool: Pool, work: Work, index: int, finished: Message, rank: int) -> None:
     work.keep(index, finished, rank)
-    (pool.decline if DECLINED in finished else pool.finish)(rank, index)
+    if DECLINED in finished:
+        pool.decline(rank, index)
+    else:
+        pool.finish(rank, index, counts=FAILED not in finished)
 
 
 def _serve(group: Group, work: Work) -> None:

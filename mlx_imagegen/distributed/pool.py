@@ -56,11 +56,13 @@ class Pool:
             own.since = self._clock()
             return list(own.drawing)
 
-    def finish(self, rank: int, index: int) -> None:
+    def finish(self, rank: int, index: int, counts: bool = True) -> None:
+        """`counts`: whether it took as long as others of its kind will."""
         with self._changed:
             own, now = self._ranks[rank], self._clock()
             own.drawing.remove(index)
-            own.seconds.setdefault(self._kinds[index], []).append(now - own.since)
+            if counts:
+                own.seconds.setdefault(self._kinds[index], []).append(now - own.since)
             own.since = now
             self._changed.notify_all()
 

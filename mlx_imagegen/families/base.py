@@ -110,7 +110,7 @@ class Settings:
     guidance: float
     cfg: float = 1.0  # the scale between two branches
     extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
-    guidance_until: float = 1.0  # the share of the steps in which a second branch runs
+    guided: tuple[float, float] = (0.0, 1.0)  # from which share of the steps to which a second branch runs
     cache: CacheRule | None = None  # by which steps are predicted; None: all are computed
 
 
@@ -157,24 +157,27 @@ class Denoiser(ABC, Generic[Branch]):
         self._tables_source = tables_source
         self.step_cache: StepCache | None = None
         self.run_branches: RunBranches | None = None  # None: here, one after the other
-        self._guided_steps: int | None = None  # None: all
+        self._guided_steps: range | None = None  # None: all
 
     def take_shortcuts(self, settings: Settings, steps: int) -> None:
         """What the settings ask for; `steps`: of the loop."""
-        if settings.guidance_until < 1:
-            self._guided_steps = max(1, round(settings.guidance_until * steps))
+        if settings.guided != (0, 1):
+            start, stop = (round(share * steps) for share in settings.guided)
+            start = min(start, steps - 1)
+            self._guided_steps = range(start, max(start + 1, stop))
         self.step_cache = None if settings.cache is None else StepCache(settings.cache, steps)
 
     def is_guided(self, index: int) -> bool:
         """Whether more than the prompt's branch runs at this step."""
-        return len(self.branches) > 1 and (self._guided_steps is None or index < self._guided_steps)
+        return len(self.branches) > 1 and (self._guided_steps is None or index in self._guided_steps)
 
     def after_first_block(self, index: int, branch: Branch | None = None) -> AfterFirstBlock:
         """For the transformer at this step; `branch`: where they run one by one."""
         if self.step_cache is None:
             return run_all
         places = [place for place, each in enumerate(self.branches) if each is branch]
-        return self.step_cache.at(index, places[0] if places else 0)
+        begins = self._guided_steps is not None and index == self._guided_steps.start
+        return self.step_cache.at(index, places[0] if places else 0, computed=begins)
 
     @abstractmethod
     def branch_velocity(self, x: mx.array, index: int, branch: Branch) -> mx.array:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingFileError
 from ..hub.manifest import Manifest
+from ..hub.mlx_folders import listed_packings
 from ..loading.checkpoint import open_checkpoint
 from ..loading.config import read_json
 from ..loading.names import Rename, same_names
@@ -19,6 +20,8 @@ from ..sampling import FlowMatchConfig
 def name_component(folder: Path, component: str, rename: Rename = same_names) -> NamedTensors:
     """component/config.json and the tensors next to it, by our names."""
     config = read_json(folder / component / "config.json")
+    if "quantization" not in config and (packed := listed_packings(folder, component)):
+        config = {**config, "quantization": packed}
     return name_tensors(component, open_checkpoint(folder / component), rename, config)
 
 

@@ -54,8 +54,8 @@ class ImageAdapter(ABC, Generic[Encoded_co]):
 
     name: str
     components: Mapping[str, Component]
+    tokens: Mapping[str, int]  # of one picture, by the component that they pass through
     prompt_tokens: int = 0  # that it adds to the prompt's, for the denoiser
-    encoder_tokens: int = 0  # that its vision tower makes of one picture
 
     @abstractmethod
     def encode(self, images: Sequence[ImagePrompt]) -> Encoded_co:

@@ -58,12 +58,13 @@ class StepCache:
     _latest: mx.array | None = None  # the first block's change at the last step, whether computed or not
     _sum: float = 0.0  # of the polynomial's values since the last step that was computed
 
-    def at(self, index: int, branch: int) -> AfterFirstBlock:
-        """For the transformer at one step and branch; branches come in order."""
+    def at(self, index: int, branch: int, computed: bool = False) -> AfterFirstBlock:
+        """For the transformer at one step and branch; branches come in order. `computed`: whatever changes, as where a
+        branch begins, of which nothing is kept."""
 
         def after_first(before: mx.array, after: mx.array, others: Callable[[], mx.array]) -> mx.array:
             change = (after - before).astype(compute_dtype())
-            if branch == 0 and self._is_predictable(index, change):
+            if branch == 0 and self._is_predictable(index, change) and not computed:
                 self.predicted.append(index)
             if self.predicted[-1:] == [index]:
                 return self._prediction(index, branch, after)
@@ -107,8 +108,8 @@ class StepCache:
         last = self._computed.pop(branch, None)
         out = others()
         made = Computed(index, change, (out - after).astype(compute_dtype()))
-        if last is not None:
-            rows = made.added.shape[0]
+        rows = made.added.shape[0]
+        if last is not None and rows <= last.added.shape[0]:
             made = replace(made, slope=(made.added - last.added[:rows]) / (index - last.index))
         mx.eval(out, made.change, made.added, [] if made.slope is None else made.slope)
         self._computed[branch] = made

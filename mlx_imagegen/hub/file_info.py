@@ -88,6 +88,7 @@ def _needs(path: Path) -> dict[str, Any]:
     except ImagegenError as error:
         return {"refused": str(error)}
     found = {name: str(part.path) for name, part in assembly.parts.items() if part.path != assembly.path}
+    found |= {f"{name}: {part.layout.adds}": str(part.path) for name, part in assembly.additions.items()}
     places = found | {name: str(folder) for name, folder in assembly.folders.items()}
     out = {"manifest": assembly.manifest.name, "goes_with": places}
     return out | ({"missing": missing_line(assembly)} if assembly.missing else {"runs": "yes"})

@@ -1,17 +1,21 @@
-"""Folders that mflux and mlx-gen have saved: their components, and how their weights are packed.
+"""Folders that other MLX programs have saved: their components, and how their weights are packed.
 
 In: a folder. Out: whether it is one, which model it was saved from, and the packings that its metadata and shapes give.
-Such folders have a component in every subfolder, in names of their own, in MLX's packing, mostly without config.json.
+mflux's and mlx-gen's have a component in every subfolder, in names of their own, in MLX's packing, mostly without
+config.json. Z-Image.swift's are in diffusers' layout and names, with a list of what is packed next to the components.
 Must not know: any family's names (they are layouts in each family's `single_files`).
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
+from ..escaping import shown
 from ..layers.linear import GROUP_SIZES, MODES, Packing
 from ..loading.config import read_json
+from ..loading.packings import GLOBAL_KEYS
 from ..loading.safetensors import read_metadata
 from ..loading.tensor import Tensor
 from ..paths import visible
@@ -19,12 +23,23 @@ from ..paths import visible
 VERSION, LEVEL = "mflux_version", "quantization_level"
 SCALES = ".scales"
 NOTE = "mflux_model.json"  # what newer versions write next to the components
+NETWORK_FOLDER = "transformer_controlnet"  # where mflux saves a control network together with its model
+LIST = "quantization.json"  # Z-Image.swift's
 
 
 def component_folders(folder: Path) -> list[Path]:
     """Its components, if it is such a folder."""
     found = [path for path in sorted(folder.iterdir()) if path.is_dir() and visible(path, "*.safetensors")]
     return [path for path in found if VERSION in saved_metadata(path)]
+
+
+def check_no_network(folder: Path) -> None:
+    """Its names are those of no published network."""
+    if (folder / NETWORK_FOLDER).is_dir():
+        raise ConfigError(
+            f"{folder / NETWORK_FOLDER} is a control network saved by mflux, which is not read in that layout; move it "
+            "out of the folder to use the model, and name the published network (control, --control) to use that."
+        )
 
 
 def saved_metadata(component: Path) -> Mapping[str, str]:
@@ -93,3 +108,21 @@ def _packing(component: Path, module: str, usual: tuple[int, float], tensors: Ma
             f"{level} bits as the metadata says. Save the model again."
         )
     return Packing(int(bits), int(group_size))
+
+
+def listed_packings(folder: Path, component: str) -> dict[str, Any]:
+    """What Z-Image.swift's list says of a component, as config.json's `quantization`; empty without one."""
+    path, before = folder / LIST, f"{component}."
+    layers = read_json(path).get("layers") if path.is_file() else None
+    if not isinstance(layers, list):
+        return {}
+    entries = {}
+    for layer in layers:
+        name = layer.get("name") if isinstance(layer, dict) else None
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"{path}: 'layers' has {shown(repr(layer))}, which names no layer; download it again."
+            )
+        if name.startswith(before):
+            entries[name.removeprefix(before)] = {key: layer[key] for key in GLOBAL_KEYS if key in layer}
+    return entries

@@ -28,26 +28,29 @@ FOLDERS = {
 
 def locate_network(name: str, model: Manifest, parameter: str = "control", tell: Notify = notify_stderr) -> Path:
     """The files, downloaded if need be."""
-    folder = expanded(name)
-    if folder.exists():
-        return folder
+    manifest = network_to_fetch(name, model, parameter)
+    return expanded(name) if manifest is None else local_folder(manifest) or fetch(manifest, tell)
+
+
+def network_to_fetch(name: str, model: Manifest, parameter: str = "control") -> Manifest | None:
+    """None for what is here by its path; raises for what cannot be had."""
+    if expanded(name).exists():
+        return None
     manifest = find_network(name, model, parameter)
     if manifest.revision is None:
         raise MissingFileError(
             f"{parameter}: {manifest.name} is not here, and this version knows no commit of {manifest.repo} to "
             "download; download it yourself and give its folder."
         )
-    return local_folder(manifest) or fetch(manifest, tell)
+    return manifest
 
 
 @contextmanager
 def network_headers(name: str, model: Manifest, parameter: str = "control") -> Iterator[Path]:
     """A folder with the headers, by the published shapes where the files are not here. Nothing is downloaded."""
-    folder = expanded(name)
-    manifest = None if folder.exists() else find_network(name, model, parameter)
-    here = folder if manifest is None else local_folder(manifest)
-    if manifest is None or here:
-        yield here or folder
+    path = expanded(name)
+    if here := path if path.exists() else local_folder(manifest := find_network(name, model, parameter)):
+        yield here
     else:
         with shape_only_folder(manifest) as shapes:
             yield shapes

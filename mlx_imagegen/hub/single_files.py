@@ -7,14 +7,10 @@ looked for in the ComfyUI folder that it is in or that is set, then in the hub's
 Must not know: any family's names (they are each family's `single_files`).
 """
 
-import atexit
 import functools
 import importlib
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +18,30 @@ from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
-from ..loading.config import read_json
 from ..loading.gguf import is_gguf
-from ..loading.parts import FILES, INDEX, index, unpacked_index
 from ..loading.single_file import MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
+from .component_folders import (
+    component_config,
+    config_of,
+    published_files,
+    temporary_folder,
+    write_component,
+    write_json,
+)
 from .manifest import Manifest, manifests
-from .mlx_folders import component_folders, saved_name, saved_packings
+from .mlx_folders import check_no_network, component_folders, saved_name
 from .snapshots import cache_folder, cached
-from .tensor_shapes import read_tensor_shapes
 from .tokenizer_data import write_tokenizer
 
 SCHEDULER = "scheduler/scheduler_config.json"
 SMALL_FILES = (SCHEDULER, "processor/preprocessor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # at a repository's root
+
+TOKENIZER_REPO = "tokenizer_repo"  # a manifest's key: a repository that has the same tokenizer and asks for no access
+NO_ACCESS = "which asks for no access"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Component:
     @property
     def is_denoiser(self) -> bool:
         return self.found.layout.manifest is not None
+
+    @property
+    def adds(self) -> str:
+        return self.found.layout.adds
 
     def nearest_manifest(self) -> Manifest:
         chooser = self.found.layout.manifest
@@ -104,6 +112,7 @@ class Assembly:
     denoiser: Component
     config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
+    additions: Mapping[str, Found]  # what these lack, from files of their own
     folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
     packaged: Mapping[str, str]  # tokenizers that come with this package, by name
     missing: Sequence[str]
@@ -112,30 +121,36 @@ class Assembly:
 def assemble(path: Path) -> Assembly:
     """What is there for a diffusion model's file; nothing is written."""
     path = expanded(path).absolute()
+    check_no_network(path)
     inner = component_folders(path) if path.is_dir() else [path]
     components = [component for place in inner for component in known_components(place)]
     denoiser = next((each for each in components if each.is_denoiser), None)
     if denoiser is None:
         raise _not_a_model(path, components)
     spec, manifest = denoiser.spec, denoiser.nearest_manifest()
-    parts = {each.found.layout.component: each.found for each in components if each.spec == spec}
+    parts = {each.found.layout.component: each.found for each in components if each.spec == spec and not each.adds}
     for source in inner:
         _check_leftover(source, [found for found in parts.values() if found.path == source])
-    config = component_config(denoiser.found, manifest, published_files(manifest))
+    small_files, additions = published_files(manifest), {}
+    config = component_config(denoiser.found, manifest, small_files)
     for component in spec.components:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
+            encoder = component_config(found, manifest, small_files)
+            if is_gguf(found.path) and (more := _companion(denoiser, component, encoder, path, adding=True)):
+                additions[component] = more
     wanted = [component for component in spec.components if component not in parts]
     sources = [manifest, *_manifests_with_parts_for(manifest)]
     folders = {place: _cached(spec, sources, place, _is_complete) for place in wanted}
     for place, published in spec.tokenizers.items():
         own = next((path / each for each in (place, published) if _has_tokenizer(path / each)), None)
-        folders[place] = own or _cached(spec, sources, published, _has_tokenizer)
+        mirrors = filter(None, [manifest.extras.get(TOKENIZER_REPO)])
+        folders[place] = own or _cached(spec, sources, published, _has_tokenizer, mirrors)
     there = {place: folder for place, folder in folders.items() if folder}
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
     packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
-    return Assembly(path, manifest, denoiser, config, parts, there, packaged, missing)
+    return Assembly(path, manifest, denoiser, config, parts, additions, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -143,10 +158,11 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     assembly = assemble(path)
     if assembly.missing:
         raise MissingFileError(missing_line(assembly))
-    folder, published = _temporary_folder(), published_files(assembly.manifest)
+    folder, published = temporary_folder(), published_files(assembly.manifest)
     _sources[folder] = assembly.path
-    for found in assembly.parts.values():
-        write_component(folder, found, component_config(found, assembly.manifest, published))
+    for component, found in assembly.parts.items():
+        config = component_config(found, assembly.manifest, published)
+        write_component(folder, found, config, assembly.additions.get(component))
     for place, source in assembly.folders.items():
         (folder / place).symlink_to(source)
     for place, name in assembly.packaged.items():
@@ -159,81 +175,8 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
             and not (folder / name).parent.is_symlink()
             and not (folder / name).exists()
         ):
-            _write_json(folder / name, published[name])
+            write_json(folder / name, published[name])
     return assembly.manifest, folder
-
-
-def component_config(found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
-    base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
-    return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
-
-
-def write_component(folder: Path, found: Found, config: Mapping[str, Any]) -> None:
-    """config.json and the index of a component's tensors."""
-    place = folder / found.layout.folder
-    formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
-    saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
-    dense = {name: packing for name, packing in saved.items() if found.layout.takes_no_codes(name)}
-    parts = list(found.parts(dense))
-    kept = {**saved, **formats}
-    packed = {
-        part.name.removesuffix(".weight"): asdict(kept[module])
-        for part in parts
-        if part.name.endswith(".weight")
-        and (module := part.tensor[len(found.prefix) :].removesuffix(".weight")) in kept
-        and module not in dense
-    }
-    _write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
-    _write_json(place / INDEX, index(parts))
-
-
-@functools.lru_cache(maxsize=8)
-def unpacked_folder(folder: Path) -> Path | None:
-    """The same model with the numbers of all weights, for what changes them; None for a folder that was not put
-    together here, or has nothing packed as GGUF is."""
-    indexes = {path.parent.relative_to(folder): read_json(path) for path in folder.glob(f"**/{INDEX}")}
-    indexes = {place: data for place, data in indexes.items() if all(is_gguf(Path(file)) for file in data[FILES])}
-    configs = {place: read_json(folder / place / "config.json") for place in indexes}
-    if not any("quantization" in config for config in configs.values()):
-        return None
-    twin = _temporary_folder()
-    shutil.copytree(folder, twin, symlinks=True, dirs_exist_ok=True)
-    for place, config in configs.items():
-        packed = config.pop("quantization", {})
-        _write_json(twin / place / "config.json", config)
-        _write_json(twin / place / INDEX, unpacked_index(indexes[place], packed))
-    return twin
-
-
-def _temporary_folder() -> Path:
-    """Removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="mlx-imagegen-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def config_of(found: Found, base: Mapping[str, Any]) -> dict[str, Any]:
-    """What a component's file says over what is published: by its shapes, and in NAME.json next to it, for models of
-    unusual numbers: a config.json, or several by component."""
-    path = found.path / "config.json" if found.path.is_dir() else found.path.with_suffix(".json")
-    own = read_json(path) if path.is_file() else {}
-    by_component = own.get(found.layout.component)
-    shapes = {} if found.path.is_dir() else found.config  # a saved folder's weights may be packed, its sizes are usual
-    return {**_over(base, shapes), **(by_component if isinstance(by_component, dict) else own)}
-
-
-def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """`more` in place of what `base` has, block by block."""
-    blocks = {key: _over(base[key], value) for key, value in more.items() if isinstance(value, dict) and key in base}
-    return {**base, **more, **blocks}
-
-
-def published_files(manifest: Manifest) -> dict[str, Any]:
-    """The small files of the published model, as far as they are in the package."""
-    if manifest.tensor_shapes is None:
-        return {}
-    files: dict[str, Any] = read_tensor_shapes(manifest.tensor_shapes)["files"]
-    return files
 
 
 def companions(path: Path, component: str) -> Iterator[tuple[Path, Component]]:
@@ -250,12 +193,14 @@ def companions(path: Path, component: str) -> Iterator[tuple[Path, Component]]:
             yield from ((file, each) for each in known if each.found.layout.component == component)
 
 
-def _companion(denoiser: Component, component: str, config: Mapping[str, Any], path: Path) -> Found | None:
-    """The best of the files that fit."""
+def _companion(
+    denoiser: Component, component: str, config: Mapping[str, Any], path: Path, adding: bool = False
+) -> Found | None:
+    """The best of the files that fit; `adding`: of those for what a component's own file lacks."""
     fitting = []
     for _, each in companions(path, component):
         found = each.found
-        if each.spec == denoiser.spec and found.layout.fits(config_of(found, {}), config):
+        if each.spec == denoiser.spec and bool(each.adds) == adding and found.layout.fits(config_of(found, {}), config):
             fitting.append(found)
     return min(fitting, key=_preference, default=None)
 
@@ -279,7 +224,7 @@ def _published_layouts(manifest: Manifest, source: Manifest) -> dict[str, list[S
     denoiser = _published_config(manifest, place)
     out: dict[str, list[SingleFile]] = {}
     for layout in layouts:
-        if layout.manifest is None:
+        if layout.manifest is None and not layout.adds:
             config = _published_config(source, layout.folder)
             flat = {**config, **config.get("text_config", {})}
             fits = not denoiser or not flat or layout.fits(flat, denoiser)
@@ -292,11 +237,17 @@ def _published_config(manifest: Manifest, place: str) -> dict[str, Any]:
     return config
 
 
-def _cached(spec: FamilySpec, sources: Sequence[Manifest], place: str, is_there: Callable[[Path], bool]) -> Path | None:
+def _cached(
+    spec: FamilySpec,
+    sources: Sequence[Manifest],
+    place: str,
+    is_there: Callable[[Path], bool],
+    mirrors: Iterable[str] = (),
+) -> Path | None:
     """A folder of the model's repository, or of one that has the same, in the hub's cache."""
     cache = cache_folder()
     repositories = [(known.repo, known.revision or "main") for known in sources]
-    for repo, revision in [*repositories, *((repo, "main") for repo in spec.mirrors)]:
+    for repo, revision in [*repositories, *((repo, "main") for repo in (*spec.mirrors, *mirrors))]:
         snapshot = cached(cache, repo, revision) if repo else None
         if snapshot and is_there(snapshot / place):
             return snapshot / place
@@ -349,23 +300,37 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
 
 def missing_line(assembly: Assembly) -> str:
     """What is not there, and how to get it without asking for access."""
-    spec, places = assembly.denoiser.spec, assembly.missing
+    places = assembly.missing
     parts_of = _published_layouts(assembly.manifest, assembly.manifest)
     titles = {component: layouts[0].title for component, layouts in parts_of.items() if layouts}
     what = ", ".join(f"{place} ({titles[place]})" if place in titles else place for place in places)
-    known = (assembly.manifest, *_manifests_with_parts_for(assembly.manifest))
-    free = next((each.repo for each in known if each.repo and not each.gated), None)
-    repo = free or next(iter(spec.mirrors), assembly.manifest.repo)
     folder, parts = folder_of(assembly.path) or chosen_folder(), [place for place in places if place in titles]
     put = f" put files of {_put_into(folder, parts)}, or" if folder and parts else ""
+    return (
+        f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run "
+        f"{'; and '.join(_downloads(assembly))}."
+    )
+
+
+def _downloads(assembly: Assembly) -> Iterator[str]:
+    """The commands that get what is missing; a tokenizer may be had elsewhere than the weights."""
+    manifest, spec = assembly.manifest, assembly.denoiser.spec
+    known = (manifest, *_manifests_with_parts_for(manifest))
+    free = next((each.repo for each in known if each.repo and not each.gated), None)
+    free = free or next(iter(spec.mirrors), None)
+    elsewhere = None if free else manifest.extras.get(TOKENIZER_REPO)
+    tokenizers = [place for place in assembly.missing if elsewhere and place in spec.tokenizers]
+    if rest := [place for place in assembly.missing if place not in tokenizers]:
+        access = NO_ACCESS if free else "after its terms are accepted on its page"
+        yield f"`hf download {free or manifest.repo} --include {_patterns(spec, rest)}`, {access}"
+    if tokenizers:
+        yield f"`hf download {elsewhere} --include {_patterns(spec, tokenizers)}`, {NO_ACCESS}"
+
+
+def _patterns(spec: FamilySpec, places: Sequence[str]) -> str:
     published = [spec.tokenizers.get(place, place) for place in places]
     names = [name for place in published for name in (TOKENIZER_FILES if place == "." else (f"{place}/*",))]
-    patterns = " ".join(f"'{name}'" for name in names)
-    access = "which asks for no access" if free or spec.mirrors else "after its terms are accepted on its page"
-    return (
-        f"{assembly.path} needs {what}: neither in it, nor in ComfyUI's folder, nor in the hub's cache;{put} run `hf "
-        f"download {repo} --include {patterns}`, {access}."
-    )
+    return " ".join(f"'{name}'" for name in names)
 
 
 def _put_into(folder: ComfyFolder, parts: Sequence[str]) -> str:
@@ -373,8 +338,3 @@ def _put_into(folder: ComfyFolder, parts: Sequence[str]) -> str:
     encoders = [part for part in parts if part != "vae"]
     groups = ((encoders, ENCODERS[0]), (["vae"] if "vae" in parts else [], VAES[0]))
     return " and ".join(f"{' and '.join(group)} into {folder.models / kind}" for group, kind in groups if group)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")

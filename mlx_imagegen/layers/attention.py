@@ -1,10 +1,11 @@
 """Heads in and out, and the attention product, shared by every transformer here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import mlx.core as mx
 
 KeyValues = tuple[mx.array, mx.array]  # [B, heads, L, D] each, after norm and rope
+ScaledKeyValues = tuple[float, KeyValues]
 
 
 def split_heads(
@@ -29,6 +30,13 @@ def attend(
     """Scaled dot-product attention on [B, H, L, D]; k and v may have fewer heads. Gives [B, L, H*D]."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return merge_heads(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+
+
+def add_attention(out: mx.array, q: mx.array, others: Iterable[ScaledKeyValues]) -> mx.array:
+    """`out` [B, L, H*D] and what q attends to elsewhere, each times its scale."""
+    for scale, pair in others:
+        out = out + scale * attend(q, *pair)
+    return out
 
 
 def prefixed(pair: KeyValues, prefix: KeyValues | None) -> KeyValues:

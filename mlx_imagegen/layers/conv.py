@@ -126,13 +126,16 @@ class GroupNorm(nn.Module):
         """Mean and variance of every picture row and channel first, then of those: all have W samples, so that the
         variance is the mean of the variances plus the variance of the means. It cannot depend on the strips, and no sum
         in float32 is longer than a row."""
-        means, variances = [], []
+        means, variances, pending_bytes = [], [], 0
         for part in x:
             mean = mx.mean(part, axis=2, keepdims=True)  # [B, h, 1, C]
             variance = mx.mean(mx.square(part - mean), axis=2, keepdims=True)
-            mx.eval(mean, variance)
             means.append(mean)
             variances.append(variance)
+            pending_bytes += 2 * part.nbytes
+            if pending_bytes > x.cut.strip_bytes:  # several strips at a time: each evaluation makes a GPU wait
+                mx.eval(means, variances)
+                pending_bytes = 0
         mean, variance = self._grouped(means), self._grouped(variances)  # [B, H, 1, G, C/G]
         axes = (1, 4)
         whole = mx.mean(mean, axis=axes, keepdims=True)

@@ -4,14 +4,14 @@ through weights of their own (FLUX.1, Qwen-Image).
 In and out: [B, L, D] of each stream. Parameters carry diffusers' names. Must not know: modulation, block order, files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .activation import swiglu
-from .attention import KeyValues, attend, prefixed, split_heads
+from .attention import KeyValues, ScaledKeyValues, add_attention, attend, prefixed, split_heads
 from .linear import Linear
 from .norm import RMSNorm
 from .products import Product, divided_gelu_tanh_of, gelu_tanh_of
@@ -76,8 +76,11 @@ class Projections(nn.Module):
 class Attention(Projections):
     """Self-attention over one stream, without an output projection."""
 
-    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
-        return attend(*self.project(x, rope))
+    def __call__(self, x: mx.array, rope: Rope, others: Iterable[ScaledKeyValues] = ()) -> mx.array:
+        """`others`: keys and values without places, which the queries attend to by themselves."""
+        q, k, placeless = self._heads(x, rope)
+        v = split_heads(self.to_v(x), size=self._head_size)
+        return add_attention(attend(q, k, v), placeless, others)
 
 
 class ProjectedAttention(Attention):
@@ -87,8 +90,8 @@ class ProjectedAttention(Attention):
         super().__init__(dims, heads, eps, bias)
         self.to_out = [Linear(dims, dims, bias)]
 
-    def __call__(self, x: mx.array, rope: Rope) -> mx.array:
-        return self.to_out[0](super().__call__(x, rope))
+    def __call__(self, x: mx.array, rope: Rope, others: Iterable[ScaledKeyValues] = ()) -> mx.array:
+        return self.to_out[0](super().__call__(x, rope, others))
 
 
 class JointAttention(Projections):
@@ -114,9 +117,16 @@ class JointAttention(Projections):
         return self.with_queries(img, txt, rope, mask, prefix)[:2]
 
     def with_queries(
-        self, img: mx.array, txt: mx.array, rope: Rope, mask: mx.array | None = None, prefix: KeyValues | None = None
+        self,
+        img: mx.array,
+        txt: mx.array,
+        rope: Rope,
+        mask: mx.array | None = None,
+        prefix: KeyValues | None = None,
+        others: Iterable[ScaledKeyValues] = (),
     ) -> tuple[Product, Product, mx.array]:
-        """The same, and the image's queries before rope, for what has no place: [B, H, L, D/H]."""
+        """The same, and the image's queries before rope, for what has no place: [B, H, L, D/H]. `others`: keys and
+        values without places, which the image's queries attend to by themselves, before the output layer."""
         length, size = txt.shape[1], self._head_size
         img_q, img_k, placeless = self._heads(img, rope[length:])
         txt_q, txt_k, _ = self._txt_heads(txt, rope[:length])
@@ -125,6 +135,7 @@ class JointAttention(Projections):
         pair = prefixed((k, v), prefix)
         # Apart: to attend, queries need not stand in one place.
         img_out, txt_out = (attend(q, *pair, mask=mask) for q in (img_q, txt_q))
+        img_out = add_attention(img_out, placeless, others)
         return self.to_out[0].product(img_out), self.to_add_out.product(txt_out), placeless
 
     def image_alone(self, img: mx.array, rope: Rope) -> tuple[Product, KeyValues]:

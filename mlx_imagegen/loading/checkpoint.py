@@ -6,6 +6,7 @@ Must not know: model families, names' meanings, how a format is laid out.
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .parts import PARTS, open_parts
 from .safetensors import read_header
 from .tensor import DTYPES, REMEDY, Tensor, as_mlx
 
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 __all__ = ["DTYPES", "Checkpoint", "Tensor", "as_mlx", "open_checkpoint", "read_header"]
 
 
@@ -66,7 +68,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def open_checkpoint(where: Path) -> Checkpoint:
-    """Opens a .safetensors or .gguf file, or a folder holding one .safetensors file or an index over shards."""
+    """Opens a .safetensors or .gguf file, or a folder with one .safetensors file, all shards of one set, or an
+    index over shards."""
     if where.is_file() and is_gguf(where):
         file = read_gguf(where)
         return Checkpoint(file.tensors, [where], where, str(file.metadata.get(ARCHITECTURE, "")))
@@ -82,8 +85,20 @@ def open_checkpoint(where: Path) -> Checkpoint:
         )
     if indexes:
         return _open_sharded(where, indexes[0])
+    if shards := _all_shards(where):
+        return Checkpoint(unpack_layers(*_joined(where, shards), where), [where / name for name in shards], where)
     path = _only_file(where)
     return Checkpoint(_open_file(path), [path], where)
+
+
+def _all_shards(folder: Path) -> list[str]:
+    """The files of a folder without an index, where their names say that they are all the shards of one set."""
+    names = sorted(path.name for path in visible(folder, "*.safetensors"))
+    found = [SHARD.fullmatch(name) for name in names]
+    sets = {(shard[1], shard[3]) if shard else None for shard in found}
+    numbers = [int(shard[2]) for shard in found if shard]
+    (only,) = sets if len(sets) == 1 else (None,)
+    return names if only and numbers == list(range(1, int(only[1]) + 1)) else []
 
 
 def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
@@ -92,7 +107,7 @@ def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
 
 def _only_file(folder: Path) -> Path:
     files = visible(folder, "*.safetensors")
-    if len(files) == 1:
+    if len(files) == 1 and not SHARD.fullmatch(files[0].name):
         return files[0]
     pickles = [path.name for path in visible(folder, "*") if path.suffix in (".bin", ".pt", ".ckpt")]
     shards = [path.name for path in files if "-of-" in path.name]
@@ -132,6 +147,15 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
             f"{folder}: {len(absent)} of {len(names)} shards are missing ({listed(absent)}), as {index.name}"
             " names them. The download did not finish: run it again."
         )
+    tensors, metadata = _joined(folder, names)
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise CheckpointError(f"{index} names {len(missing)} tensors that no shard holds ({listed(missing)}). {REMEDY}")
+    return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)
+
+
+def _joined(folder: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of all shards, and their metadata."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for name in names:
@@ -143,7 +167,4 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
                 f"{folder / name}: '{shown(duplicates[0])}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
             )
         tensors.update(shard)
-    missing = sorted(set(weight_map) - set(tensors))
-    if missing:
-        raise CheckpointError(f"{index} names {len(missing)} tensors that no shard holds ({listed(missing)}). {REMEDY}")
-    return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)
+    return tensors, metadata

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoint import Tensor
+from .joined import Join
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RowRange:
     of: int = 1
     swap_halves: bool = False
     interleaved: int = 0  # over so many rows, a head's, our first half's alternate with our second's
+    join: Join | None = None  # where ours has several source tensors
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from ..errors import CheckpointError
 from ..escaping import shown
 from ..layers.linear import Packing
 from ..packing.affine import unpack_rows
-from .tensor import Tensor
+from .joined import Join, JoinedTensor
+from .tensor import REMEDY, Tensor
 
 INDEX = "parts.safetensors.index.json"  # a folder's index, of another kind than that over shards
-PARTS, FILES, UNPACKED = "parts", "files", "unpacked"
+PARTS, FILES, UNPACKED, JOINED = "parts", "files", "unpacked", "joined"
 PACKED_PARTS = (".scales", ".biases")  # of a weight; an unpacked one has none
 
 
@@ -154,6 +155,12 @@ class Part:
     channels_last: bool = False  # of a convolution
     numbers_of: tuple[int, int] | None = None  # bits and group size of codes that are read as numbers
     interleaved: int = 0  # how many rows a head has, in which those of two halves alternate
+    join: Join | None = None
+
+    @property
+    def key(self) -> str:
+        """In the index."""
+        return self.name if self.join is None else f"{self.name}/{self.join.piece}"
 
 
 def index(parts: Iterable[Part]) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
     files = sorted({str(part.file.absolute()) for part in parts})
     numbers = {file: number for number, file in enumerate(files)}
     rows = {
-        part.name: [
+        part.key: [
             numbers[str(part.file.absolute())],
             part.tensor,
             part.row,
@@ -174,13 +181,16 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
         ]
         for part in parts
     }
-    return {FILES: files, PARTS: rows}
+    joined = {part.name: part.join[1:] for part in parts if part.join}
+    return {FILES: files, PARTS: rows, **({JOINED: joined} if joined else {})}
 
 
 def unpacked_index(data: Mapping[str, Any], packed: Collection[str]) -> dict[str, Any]:
     """An index of the same parts with the numbers of these modules' weights in the place of their codes."""
     gone = {module + part for module in packed for part in PACKED_PARTS}
-    parts = {name: part for name, part in data[PARTS].items() if name not in gone}
+    parts = {
+        name: [*place, None, head] for name, (*place, _, head) in data[PARTS].items() if name not in gone
+    }  # whose weights are numbers already
     return {**data, PARTS: parts, UNPACKED: True}
 
 
@@ -201,6 +211,13 @@ def open_parts(
             source = ChannelsLastTensor.of(source) if channels_last else source
             source = InterleavedTensor.over(source, head) if head else source
             tensors[name] = RowsTensor.of(name, source, *_run(source, *run), swap_halves is True)
+        for name, (count, axis) in data.get(JOINED, {}).items():
+            pieces = [tensors.pop(key) for piece in range(count) if (key := f"{name}/{piece}") in tensors]
+            if len(pieces) < count:
+                raise CheckpointError(
+                    f"{pieces[0].path} has {len(pieces)} of the {count} tensors for '{shown(name)}'. {REMEDY}"
+                )
+            tensors[name] = JoinedTensor.of(name, pieces, axis)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -52,6 +52,9 @@ class SingleFile:
     channels_last: bool = False  # whether convolutions are in MLX's order of axes
     dense: str = r"(?!)"  # a regular expression for modules that take no codes, where a file has them packed
     place: str = ""  # its folder in the model's; named like the component, if not given
+    # `rename`, where a name's meaning depends on which others there are.
+    rename_among: Callable[[Tensors], Rename] | None = None
+    adds: str = ""  # of a part of the component that its own file lacks: that part, for people
 
     def takes_no_codes(self, module: str) -> bool:
         return re.search(self.dense, module) is not None
@@ -75,6 +78,11 @@ class Found:
         return self.layout.config(self.tensors)
 
     @property
+    def rename(self) -> Rename:
+        among = self.layout.rename_among
+        return among(self.tensors) if among else self.layout.rename
+
+    @property
     def names(self) -> set[str]:
         """In the file."""
         return {self.prefix + name for name in self.tensors}
@@ -82,17 +90,18 @@ class Found:
     def parts(self, packings: Mapping[str, Packing] = MappingProxyType({})) -> Iterator[Part]:
         """The tensors of the component's folder. `packings`: of weights that are to be read as numbers, by the layout's
         names of their modules."""
+        rename = self.rename
         for name, tensor in self.tensors.items():
             module, _, parameter = name.rpartition(".")
             if name in MARKERS or (module in packings and parameter in ("scales", "biases")):
                 continue
             packing = packings.get(module) if parameter == "weight" else None
             numbers_of = (packing.bits, packing.group_size) if packing else None
-            for target in self.layout.rename(name):
+            for target in rename(name):
                 rows = cut(tensor, target)
                 place = rows.row, rows.rows, rows.swap_halves
                 last, head = self.layout.channels_last, target.interleaved
-                yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head)
+                yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head, target.join)
 
 
 def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | None:

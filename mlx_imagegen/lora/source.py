@@ -19,11 +19,12 @@ import numpy as np
 from ..errors import LoraError, MissingFileError
 from ..families import family_spec, open_family
 from ..families.base import Family
+from ..hub.component_folders import unpacked_folder
 from ..hub.download import Notify, local_folder
 from ..hub.manifest import Manifest
 from ..hub.mlx_folders import component_folders
 from ..hub.record import record_of, remake
-from ..hub.single_files import open_single_file, source_of, unpacked_folder
+from ..hub.single_files import open_single_file, source_of
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights

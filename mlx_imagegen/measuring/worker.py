@@ -128,9 +128,7 @@ def main() -> None:
 def _serve(jobs: IO[str], answers: IO[str]) -> None:
     from ..hub.download import files_of, identify
     from ..pipeline import load
-    from ..preflight import manifest_before_opening, refuse_before_download
-    from ..request.job import resolve
-    from ..request.sizes import multiple_of
+    from ..preflight import manifest_before_opening, refuse_before_download, resolve_before_opening
 
     first = jobs.readline()
     if not first:  # the caller was interrupted before it said anything
@@ -149,7 +147,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             if pipeline is None:
                 manifest = manifest_before_opening(opening["model"])
                 if manifest:
-                    pictures = resolve(manifest, multiple_of(manifest), job["prompt"], **job["parameters"])
+                    pictures = resolve_before_opening(manifest, job["prompt"], **job["parameters"])
                 found = identify(opening["model"])
                 refuse_before_download(found, opening["quant"])
                 files_of(found)  # a download is no part of loading

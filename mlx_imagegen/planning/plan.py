@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ..families import TokenRoles
@@ -45,15 +46,14 @@ SHARED_STREAMS = 4  # of them, those of heads, of which a machine has its share:
 # when they are done. A buffer takes operations until its arrays reach some 50 MB: about two at 1024x1024, then one. An
 # estimate, from FLUX.1's blocks, whose operations give 2.5 streams on average.
 BUFFERS_IN_FLIGHT, OUTPUT_STREAMS, SMALL_OUTPUT_BYTES = 10, 2.5, 75 * 10**6
-SCORES = 2  # attention's, before and after the softmax; on the CPU only, for mx.fast is not fused there
 LAYER_CHANNELS = 4  # colours and alpha
 DECODED_COPIES = 2  # full-size activations that the autoencoder holds at once (layers/strips.py)
 # The CPU backend unpacks a weight through so many copies: bits that divide 32 by shifts, the others one bit at a time.
 UNPACKED_COPIES = {4: 2, 8: 2, 2: 2}
 UNPACKED_COPIES_ODD = 7
-# What a process on the CPU holds beyond MLX's count, measured: buffers freed and kept, by MLX and by the system's
-# allocator. Where one graph is a step, nearly all is used again; strips come in too many sizes for that.
-GRAPH_SLACK, STRIPS_SLACK = 0.2, 1.5
+# What a process on the CPU holds beyond what is in use, measured: buffers freed and kept. MLX's cache comes to hold as
+# much as a block takes, if its limit allows; strips come in too many sizes to be used again, by it and by the system.
+STRIPS_SLACK = 1.5
 SLACK_LIMIT_BYTES = 2 * CPU_CACHE_LIMIT_BYTES
 BFLOAT16_BYTES = 2
 
@@ -283,12 +283,13 @@ def _working_bytes(
     if stage == "encode_image":  # one picture after the other, at the size of what is drawn
         pixels = settings.width * settings.height
         return max(_autoencoder_bytes(family.components[name], pixels, ("encoder.conv_in", 0), gpu) for name in names)
+    queries = family.spec.roles.queries
+    if stage == "adapters":  # one picture after the other, too
+        counts = dict(chain.from_iterable(adapter.tokens.items() for adapter in family.adapters.values()))
+        return max(block_bytes(family.components[name], counts[name], gpu, queries, recipe) for name in names)
     count = keys = tokens.prompt
-    if stage == "adapters":
-        count = keys = max((adapter.encoder_tokens for adapter in family.adapters.values()), default=0)
     if stage == "denoise":  # a step, or what stands before the picture, computed once
         count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
-    queries = family.spec.roles.queries
     most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
     if stage == "denoise":
         most += sum(_control_bytes(network, tokens.image, gpu, queries) for network in family.controls.values())
@@ -352,22 +353,19 @@ def block_bytes(
     total = int(numbers) * number_bytes(component, gpu)
     if gpu:
         return total + _in_flight_bytes(tokens * width * number_bytes(component, gpu))
-    total += int(SCORES * component.heads * held) * tokens * keys * 4
+    total += int(component.heads * held) * tokens * keys * 4  # mx.fast is not fused there; softmax works in place
+    total += min(total, CPU_CACHE_LIMIT_BYTES)
     unpacked = (
         4 * UNPACKED_COPIES.get(packing.bits, UNPACKED_COPIES_ODD) * min(math.prod(shape), STRIP)
         for _, shape, packing in linears
         if packing
     )
-    return total + _slack(GRAPH_SLACK, total) + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
+    return total + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
 
 
 def _in_flight_bytes(stream_bytes: int) -> int:
     output = int(OUTPUT_STREAMS * stream_bytes)
     return BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
-
-
-def _slack(share: float, working: int) -> int:
-    return min(int(share * working), SLACK_LIMIT_BYTES)
 
 
 def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, int], gpu: bool) -> int:
@@ -379,7 +377,7 @@ def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, 
     # The level next to it is twice as wide at its other end; a convolution gathers every window (Conv2d.row_bytes).
     strip = min(STRIP_BYTES, pixels * 2 * channels * (KERNEL**2 + 4) * VAE_DTYPE.size)
     total = DECODED_COPIES * pixels * channels * VAE_DTYPE.size + strip
-    return total + (strip if gpu else _slack(STRIPS_SLACK, total))
+    return total + (strip if gpu else min(int(STRIPS_SLACK * total), SLACK_LIMIT_BYTES))
 
 
 def number_bytes(component: Component, gpu: bool) -> int:

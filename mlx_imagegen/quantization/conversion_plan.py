@@ -17,10 +17,11 @@ from ..errors import LoraError, QuantizationError
 from ..families import open_family
 from ..families.base import Family
 from ..folding import Fold
+from ..hub.component_folders import unpacked_folder
 from ..hub.download import Notify, files_of, identify, notify_stderr, pending_download
 from ..hub.manifest import Manifest, Model
 from ..hub.recognition import as_folded
-from ..hub.single_files import source_of, unpacked_folder
+from ..hub.single_files import source_of
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..layers.linear import Packing
 from ..loading.transforms import WeightTransforms

@@ -39,7 +39,7 @@ from .parameters import (
     limits,
 )
 from .regions import Canvas, open_canvas
-from .shortcuts import cache_rule, guidance_share
+from .shortcuts import as_asked, cache_rule, guided_shares
 from .sizes import Asked, Box, kept_box, size_of
 
 STAND_IN_SIDE = 1024  # pixels, of a picture in the place of the user's
@@ -119,7 +119,7 @@ class Job:
             "height": None if self.crop else settings.height,
             "guidance": self.guidance(kind),
             "true_cfg": settings.cfg if kind not in BETWEEN_BRANCHES and settings.cfg != 1 else None,
-            "guidance_until": settings.guidance_until if settings.guidance_until < 1 else None,
+            "guidance_until": as_asked(settings.guided),
             "cache": settings.cache.threshold if settings.cache else None,
             "negative_prompt": None if self.negative is None else self.negative.text,
             "image": self.image,
@@ -209,7 +209,7 @@ def _jobs(
         *size_of(manifest, size_multiple, asked, notes),
         steps=steps,
         **guidance,
-        guidance_until=guidance_share(given.get("guidance_until"), guidance["cfg"], notes),
+        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
         cache=cache_rule(manifest, given.get("cache"), steps, notes),
         extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length"), own), **extras},
     )
@@ -236,7 +236,7 @@ def _jobs(
     }
     jobs = []
     for asked_prompt, one_seed in itertools.product(prompts, seeds):
-        text, said = completed(manifest, _text(asked_prompt, images), one_seed)
+        text, said = completed(manifest, _text(manifest, asked_prompt, images), one_seed)
         prompt = Prompt(text, pictures, prompt_options, images)
         jobs.append(Job(prompt, asked_prompt, seed=one_seed, notes=(*notes, *said), **common))
     return jobs
@@ -281,12 +281,14 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _text(prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
+def _text(manifest: Manifest, prompt: str, images: Sequence[ImagePrompt] = ()) -> str:
     """`images`: those that stand in the prompt may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if not prompt.strip() and not any(image.adapter.in_prompt for image in images):
-        raise RequestError("the prompt is empty; say what the picture should show.")
+        raise RequestError(
+            f"the prompt is empty; {options.layers_prompt(manifest) or 'say what the picture should show'}."
+        )
     return prompt
 
 

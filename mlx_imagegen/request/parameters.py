@@ -23,6 +23,7 @@ from .kinds import (
     IMAGE_PROMPTS,
     LORAS,
     NUMBER,
+    NUMBER_OR_TEXT,
     NUMBERS,
     ONE_OR_TWO_NUMBERS,
     PICTURE,
@@ -33,7 +34,6 @@ from .kinds import (
     SHAPE,
     SWITCH,
     TEXT,
-    THRESHOLD,
     WHOLE_NUMBER,
     Parameter,
 )
@@ -145,17 +145,19 @@ class PictureParameters(TypedDict, total=False):
         ),
     ]  # fmt: skip
     guidance_until: Annotated[
-        float | None,
+        float | str | None,
         Parameter(
-            NUMBER, "the share of the steps with a second branch; the rest follow the prompt alone, in half the time",
-            "how", "X", default_text="all steps", limits=(0, 1), aliases=("cfg_end", "guidance_end"),
+            NUMBER_OR_TEXT,
+            "the share of the steps with a second branch, or from which to which (0.1-0.8); the rest follow the prompt "
+            "alone, in half the time", "how", "X|X-Y", default_text="all steps", limits=(0, 1),
+            aliases=("cfg_end", "guidance_end"),
         ),
     ]  # fmt: skip
     cache: Annotated[
         float | str | None,
         Parameter(
-            THRESHOLD, "predict steps that change little: fast, or a threshold; larger is faster and less exact", "how",
-            "fast|X", default_text="off", limits=(0, 2), aliases=("step_cache", "teacache"),
+            NUMBER_OR_TEXT, "predict steps that change little: fast, or a threshold; larger is faster and less exact",
+            "how", "fast|X", default_text="off", limits=(0, 2), aliases=("step_cache", "teacache"),
         ),
     ]  # fmt: skip
     preview: Annotated[
@@ -261,7 +263,7 @@ class PictureParameters(TypedDict, total=False):
     redux: Annotated[
         "Picture | Sequence[Any] | None",
         Parameter(
-            IMAGE_PROMPTS, "FLUX.1: pictures as a part of the prompt: (picture, scale, folder of FLUX.1-Redux-dev)",
+            IMAGE_PROMPTS, "FLUX.1: pictures as a part of the prompt: (picture, scale, name or folder)",
             "pictures", "FILE[:SCALE[:MODEL]]", hashed=True, aliases=("redux_image", "image_prompt"),
         ),
     ]  # fmt: skip

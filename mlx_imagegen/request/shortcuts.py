@@ -1,20 +1,25 @@
 """Steps and branches that are not computed: asked for, checked against the model's manifest.
 
-In: what the user gave as `cache` and `guidance_until`. Out: the rule of a step cache, the share of guided steps.
+In: what the user gave as `cache` and `guidance_until`. Out: the rule of a step cache, the shares between which steps
+are guided.
 A manifest's [step_cache] holds what was found for its checkpoint: `fast`, the threshold that the word stands for, and
 perhaps `polynomial`, `largest_change`, `in_a_row` and `warmup_share`.
 """
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 from ..errors import RequestError
+from ..escaping import quoted
 from ..families import family_spec
 from ..families.step_cache import CacheRule
 from ..hub.manifest import Manifest
 from .parameters import limits
 
 FAST = "fast"
+SHARES = re.compile(r"([^-]*[^-eE])-(.+)")  # 0.1-0.8, and not 1e-3
 OWN = {item.name for item in dataclasses.fields(CacheRule)} - {"threshold"}
 
 
@@ -41,13 +46,37 @@ def cache_rule(manifest: Manifest, asked: Any, steps: int, notes: list[str]) -> 
     return rule
 
 
-def guidance_share(asked: float | None, cfg: float, notes: list[str]) -> float:
-    if asked is None:
-        return 1.0
+def guided_shares(asked: float | str | None, cfg: float, notes: list[str]) -> tuple[float, float]:
+    """From which share of the steps to which a second branch runs."""
     low, high = limits("guidance_until")
-    if not low < asked <= high:
-        raise RequestError(f"guidance_until {asked}: give a share of the steps, above {low:g} and up to {high:g}.")
+    if asked is None:
+        return low, high
+    start, stop = _shares(asked)
+    if not low <= start < stop <= high:
+        raise RequestError(
+            f"guidance_until {quoted(asked)}: give a share of the steps, above {low:g} and up to {high:g}, or two, as "
+            "0.1-0.8."
+        )
     if cfg <= 1:
         notes.append("guidance_until has no effect without a second branch")
-        return 1.0
-    return float(asked)
+        return low, high
+    return start, stop
+
+
+def _shares(asked: object) -> tuple[float, float]:
+    """Not numbers where they are none, which no comparison holds for."""
+    if isinstance(asked, bool):
+        return math.nan, math.nan
+    both = SHARES.fullmatch(asked) if isinstance(asked, str) else None
+    try:
+        return (float(both[1]), float(both[2])) if both else (0.0, float(asked))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan, math.nan
+
+
+def as_asked(shares: tuple[float, float]) -> float | str | None:
+    """As `guided_shares` reads them again; None where they are all."""
+    start, stop = shares
+    if start > 0:
+        return f"{start:g}-{stop:g}"
+    return stop if stop < 1 else None

@@ -98,7 +98,7 @@ def from_text(name: str, text: str) -> Any:
     try:
         return parse_json(text.lower() if row.kind is kinds.SWITCH else text)
     except RequestError:
-        if row.kind in (kinds.LORAS, kinds.THRESHOLD):  # a name
+        if row.kind in (kinds.LORAS, kinds.NUMBER_OR_TEXT):  # a name
             return text
         raise RequestError(f"{name} {shortened(text)}: give {row.kind.description or 'a number or a list'}.") from None
 

@@ -17,7 +17,7 @@ from ..layers.encoder import EncoderLayer
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
 from .pixels import PixelConfig
-from .tower import SquareTowerConfig
+from .tower import SquareTowerConfig, tower_fields
 
 # Of the whole CLIP, in whose file the tower may be: its text side, and numbers that only training needs.
 UNUSED = ("text_model.", "text_projection.", "logit_scale", "embeddings.position_ids")
@@ -39,21 +39,12 @@ class ClipVisionConfig(SquareTowerConfig):
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        return super().read(_tower_of(data), where)
+        return super().read(tower_fields(data, cls, projection_dim=data.get("projection_dim")), where)
 
     @property
     def tokens(self) -> int:
         """Of a picture: its patches, and the one that becomes the vector."""
         return self.patches + 1
-
-
-def _tower_of(data: dict[str, Any]) -> dict[str, Any]:
-    """Of the whole CLIP's config the tower's fields; the rest of what older files say there is of transformers' own."""
-    part = data.get("vision_config")
-    if not isinstance(part, dict):
-        return data
-    fields = part | {"projection_dim": data.get("projection_dim")}
-    return {name: fields[name] for name in (*ClipVisionConfig.__dataclass_fields__, "model_type") if name in fields}
 
 
 class Embeddings(nn.Module):

@@ -60,6 +60,16 @@ class SquareTowerConfig(TowerConfig):
         return (self.image_size // self.patch_size) ** 2
 
 
+def tower_fields(data: dict[str, Any], kind: type[TowerConfig], **more: Any) -> dict[str, Any]:
+    """The tower's fields of a whole model's config.json, in which it is a part, with `more` in place of what the part
+    says; what else older files say there is of transformers' own. The config of a tower alone is given back."""
+    part = data.get("vision_config")
+    if not isinstance(part, dict):
+        return data
+    fields = part | more
+    return {name: fields[name] for name in (*kind.__dataclass_fields__, "model_type") if name in fields}
+
+
 def without_prefix(name: str) -> Iterable[RowRange]:
     """As published (`vision_model.` before the tower's names), or as newer transformers saves it (without)."""
     yield RowRange(name.removeprefix("vision_model."))

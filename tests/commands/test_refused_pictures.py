@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Ran
@@ -41,3 +42,24 @@ def test_refused_in_one_line(way: str, cli: Callable[..., Ran], flux_folder: Pat
     ran = cli("generate", "a fox", "--model", flux_folder, *flags, "--seed", 1, "-o", "made.png")
     assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1 and not ran.out
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--control", "photo.png,nosuch", "neither a folder nor a control network's name"),
+        ("--control", "photo.png,flux-controlnet-union", "knows no commit of InstantX/FLUX.1-dev-Controlnet-Union"),
+        ("--redux", "photo.png:1:nosuch", "image_encoder, image_embedder and feature_extractor"),
+        ("--ip-adapter", "photo.png:1:flux-ip-adapter-instantx", "knows no commit of InstantX/FLUX.1-dev-IP-Adapter"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_the_model_is_downloaded(
+    flag: str, value: str, words: str, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(**options: Any) -> None:
+        raise AssertionError("the model is opened, and 34 GB are downloaded for nothing")
+
+    monkeypatch.setattr("mlx_imagegen.pipeline.load", load)
+    Image.new("RGB", (48, 32), "red").save("photo.png")
+    ran = cli("generate", "a fox", "--model", "flux-dev", flag, value, "-o", "made.png")
+    assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1

@@ -95,3 +95,14 @@ def test_what_a_rank_declines_is_left_to_others() -> None:
     assert pool.take(0, 1) == [1]
     pool.decline(0, 1)
     assert pool.take(0, 1) == [] and pool.take(1, 1) == [] and pool.waiting == 1
+
+
+def test_a_picture_that_failed_at_once_says_nothing_of_a_rank_s_speed() -> None:
+    clock = Clock()
+    pool = Pool([0] * 6, 2, clock)
+    taken = [pool.take(rank, 1)[0] for rank in (0, 1)]
+    pool.finish(0, taken[0], counts=False)
+    pool.take(0, 1)
+    clock.now = 5.0
+    pool.finish(1, taken[1])
+    assert pool._is_worth_it(1)

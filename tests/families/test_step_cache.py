@@ -200,16 +200,20 @@ def test_reference_pictures_are_never_predicted(like: str) -> None:
 
 def test_guidance_until_drops_the_second_branch(pipeline: Pipeline) -> None:
     scale = {"true_cfg": 3.0} if pipeline.model.manifest.guidance == "embedded" else {"guidance": 3.0}
-    results: dict[float | None, tuple[int, Result]] = {}
-    for share in (None, 1.0, 0.5, 0.01):
+    results: dict[float | str | None, tuple[int, Result]] = {}
+    for share in (None, 1.0, 0.5, 0.01, "0.25-0.5", "0.99-1"):
         counted = passes(
             pipeline, lambda share=share: pipeline.generate(PROMPT, guidance_until=share, **scale, **SMALL)
         )  # type: ignore[misc]
         results[share] = counted
-    assert {share: count for share, (count, _) in results.items()} == {None: 24, 1.0: 24, 0.5: 18, 0.01: 13}
+    assert {share: count for share, (count, _) in results.items()} == {
+        None: 24, 1.0: 24, 0.5: 18, 0.01: 13, "0.25-0.5": 15, "0.99-1": 13,
+    }  # fmt: skip
     assert (pixels(results[None][1]) == pixels(results[1.0][1])).all()
     assert "guidance_until" not in results[1.0][1].record and results[0.5][1].record["guidance_until"] == 0.5
     assert np.abs(pixels(results[0.5][1]) - pixels(results[1.0][1])).mean() > 0
+    between = results["0.25-0.5"][1]
+    assert between.record["guidance_until"] == "0.25-0.5" and not (pixels(between) == pixels(results[0.5][1])).all()
 
 
 def test_both_shortcuts_together(pipeline: Pipeline) -> None:
@@ -217,18 +221,22 @@ def test_both_shortcuts_together(pipeline: Pipeline) -> None:
     both = pipeline.generate(PROMPT, guidance_until=0.5, cache=0.3, **scale, **SMALL)
     alone = pipeline.generate(PROMPT, guidance_until=0.5, **scale, **SMALL)
     assert reused(both) >= 4 and np.abs(pixels(both) - pixels(alone)).mean() < 8
+    # Step 6, at which the second branch begins, is computed for both.
+    both = pipeline.generate(PROMPT, guidance_until="0.5-1", cache=2.0, **scale, **SMALL)
+    alone = pipeline.generate(PROMPT, guidance_until="0.5-1", **scale, **SMALL)
+    assert reused(both) >= 4 and np.abs(pixels(both) - pixels(alone)).mean() < 20
 
 
 def test_a_batch_of_two_branches_becomes_one_of_one() -> None:
-    """Where both branches run as one batch, and guidance ends in between."""
-    cache = StepCache(CacheRule(2.0), 10)
-    for index in range(10):
-        rows = 2 if index < 6 else 1
+    """Where both branches run as one batch, and guidance begins or ends in between."""
+    cache = StepCache(CacheRule(2.0), 14)
+    for index in range(14):
+        rows = 2 if 5 <= index < 10 else 1
         before = mx.random.normal((rows, 3, 4), key=mx.random.key(1))
-        out = cache.at(index, 0)(before, before + 1, lambda before=before: before + 2)  # type: ignore[misc]
+        out = cache.at(index, 0, computed=index == 5)(before, before + 1, lambda before=before: before + 2)  # type: ignore[misc]
         assert out.shape == before.shape
         np.testing.assert_allclose(np.array(out), np.array(before) + 2, atol=1e-6)
-    assert len(cache.predicted) >= 4
+    assert len(cache.predicted) >= 4 and 4 in cache.predicted and 5 not in cache.predicted
 
 
 @pytest.mark.parametrize("model", ["flux-demo", "flux2/klein", "flux3/base"])
@@ -260,13 +268,19 @@ def test_requests_are_checked() -> None:
         (flux, {"cache": float("nan")}, "above 0"),
         (flux, {"guidance_until": 0.0}, "guidance_until 0.0: give a share"),
         (flux, {"guidance_until": 1.5}, "guidance_until 1.5: give a share"),
+        *(
+            (flux, {"guidance_until": odd}, "give a share")
+            for odd in ("0.8-0.2", "a-b", "", "-0.5", True, [0.2, 0.8], "nan", 10**5000)
+        ),
     ):
         with pytest.raises(RequestError, match=message):
             resolve(manifest, 16, "a fox", 1, **given)
+    for given, shares in ((0.6, (0, 0.6)), ("0.6", (0, 0.6)), ("1e-3", (0, 0.001)), ("0.1 - 0.8", (0.1, 0.8))):
+        assert resolve(flux, 16, "a fox", 1, guidance_until=given, true_cfg=2.0)[0].settings.guided == shares
     few = resolve(schnell, 16, "a fox", 1, cache=0.1)[0]
     assert few.notes == ("cache has no effect in 4 steps: the first 4 and the last are computed",)
     alone = resolve(flux, 16, "a fox", 1, guidance_until=0.5)[0]
-    assert alone.settings.guidance_until == 1 and "no effect without a second branch" in alone.notes[0]
+    assert alone.settings.guided == (0, 1) and "no effect without a second branch" in alone.notes[0]
 
 
 def reused(result: Result) -> int:

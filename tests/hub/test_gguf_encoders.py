@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import MissingFileError
-from mlx_imagegen.hub.single_files import components_in, config_of, write_component
+from mlx_imagegen.hub.component_folders import config_of, write_component
+from mlx_imagegen.hub.single_files import components_in
 from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.single_file import Found
 from mlx_imagegen.loading.weights import Weights
@@ -42,7 +43,9 @@ def in_llama_cpps_names(folder: Path, arch: MODEL_ARCH) -> tuple[dict[str, Drawn
         numbers[name] = value
         if any(part in name for part in NOT_TEXT):
             continue
-        theirs = table.get_name(BEFORE.sub("model.", name).replace("language_model.lm_head", "lm_head"), (".weight",))
+        theirs = table.get_name(
+            BEFORE.sub("model.", name).replace("language_model.lm_head", "lm_head"), (".weight", ".bias")
+        )
         kind = Kind.Q8_0 if value.ndim == 2 and value.shape[1] % 32 == 0 else Kind.F32
         drawn = encode(value, kind)
         numbers[name] = dequantized(drawn)

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.cli import main
-from mlx_imagegen.errors import CheckpointError, LoraError
+from mlx_imagegen.errors import CheckpointError, ConfigError, LoraError
 from mlx_imagegen.families import family_spec, open_family
 from mlx_imagegen.hub.file_info import folder_info
 from mlx_imagegen.hub.mlx_folders import saved_name
@@ -114,6 +114,15 @@ def test_a_saved_folder_gives_the_picture_of_its_numbers(tmp_path: Path, bits: i
     assert (found.manifest.name, found.file) == ("flux-dev", saved)
     ours, theirs = picture(saved), picture(numbers)
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
+
+
+def test_a_control_network_saved_with_its_model_is_refused_by_name(tmp_path: Path) -> None:
+    write_component(tmp_path / "dev/transformer", {"x_embedder.weight": mx.ones((4, 4))}, 4)
+    write_component(tmp_path / "dev/transformer_controlnet", {"controlnet_x_embedder.weight": mx.ones((4, 4))}, 4)
+    with pytest.raises(
+        ConfigError, match="dev/transformer_controlnet is a control network saved by mflux, which is not"
+    ):
+        load(tmp_path / "dev")
 
 
 @pytest.mark.parametrize(("bits", "said"), [(None, "not packed"), (4, "packed to 4 bits")])

@@ -14,7 +14,7 @@ from mlx_imagegen.errors import MissingFileError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.manifest import data_folder, manifests
 from mlx_imagegen.hub.recognition import find
-from mlx_imagegen.hub.single_files import _manifests_with_parts_for, known_components
+from mlx_imagegen.hub.single_files import _manifests_with_parts_for, assemble, known_components
 from mlx_imagegen.hub.tensor_shapes import each_name
 from mlx_imagegen.loading.single_file import renamed, substitute
 from mlx_imagegen.loading.weights import WeightTransforms
@@ -234,5 +234,11 @@ def test_parts_are_sought_where_they_fit(models: Path, tmp_path: Path, monkeypat
     assert "needs text_encoder (Mistral Small 3), vae (AutoencoderKL in its original names), tokenizer" in str(
         caught.value
     )
-    assert "hf download black-forest-labs/FLUX.2-dev" in str(caught.value)
-    assert str(caught.value).endswith("after its terms are accepted on its page.")
+    said = "run `hf download black-forest-labs/FLUX.2-dev --include 'text_encoder/*' 'vae/*'`, after its terms are"
+    free = "and `hf download diffusers/FLUX.2-dev-bnb-4bit --include 'tokenizer/*'`, which asks for no access."
+    assert said in str(caught.value) and str(caught.value).endswith(free)
+    copied = tmp_path / "models--diffusers--FLUX.2-dev-bnb-4bit"
+    for place, text in {"refs/main": "abc", "snapshots/abc/tokenizer/tokenizer.json": "{}"}.items():
+        (copied / place).parent.mkdir(parents=True)
+        (copied / place).write_text(text)
+    assert assemble(alone).missing == ["text_encoder", "vae"], "that copy's tokenizer is taken"

@@ -118,6 +118,23 @@ def test_group_norm_does_not_depend_on_the_cut_by_one_bit() -> None:
     assert all((first == other).all() for other in others)
 
 
+def test_statistics_of_several_strips_are_evaluated_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as may be in memory: with their squares two strips' bytes each."""
+    layer, x = randomised(GroupNorm(12, 4, 1e-6)), slanted(1, 12, 6, 12)
+    rows = [x[:, row : row + 1] for row in range(12)]
+    whole, fours, single = (
+        Strips(Cut(1, strip_bytes=2 * strips * rows[0].nbytes - 1), rows) for strips in (1000, 4, 1)
+    )
+    calls: list[object] = []
+    monkeypatch.setattr(conv.mx, "eval", lambda *arrays: calls.append(arrays))
+    layer(whole)
+    assert len(calls) == 1
+    layer(fours)
+    assert len(calls) == 1 + 4, "three times four, and what is left with the result"
+    layer(single)
+    assert len(calls) == 1 + 4 + 13
+
+
 def test_group_norm_survives_a_mean_far_from_zero() -> None:
     """E[x²] - E[x]² would lose the variance in float32 here: 1e6 against 1."""
     layer, x = GroupNorm(4, 1, 1e-6), mx.random.normal((1, 64, 64, 4), key=mx.random.key(0)) + 1000

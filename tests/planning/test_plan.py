@@ -21,13 +21,14 @@ from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.products import Product
+from mlx_imagegen.limits import CPU_CACHE_LIMIT_BYTES
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.packing.recipes import read_recipe
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.chips import CHIPS
 from mlx_imagegen.planning.fitting import check_fits
-from mlx_imagegen.planning.plan import describe, held_bytes, loaded_linears, plan
+from mlx_imagegen.planning.plan import block_bytes, describe, held_bytes, loaded_linears, plan
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.vision.qwen3 import open_tower, read_vision_config
@@ -133,7 +134,7 @@ def test_references_that_stand_before_the_picture_are_counted(monkeypatch: pytes
     assert made.step_flops == pytest.approx(flops, rel=0.01) and made.step_flops > alone.step_flops
     (denoiser,) = pipeline._denoisers._kept[1:]
     (condition,) = denoiser.branches
-    kept = sum(array.size for pair in condition.prefix for array in pair)
+    kept = sum(array.size for pair in condition.prefix({}).own for array in pair)
     assert kept == pipeline.family.prefix_values * (branch.txt.shape[1] + branch.references.shape[1])
     denoise, plain = made.stages[1], alone.stages[1]
     more = denoise.working_bytes - plain.working_bytes
@@ -289,6 +290,23 @@ def test_the_peak_is_what_a_process_holds(model: str, side: int, starts: list[st
     )  # fmt: skip
     planned, measured = map(int, done.stdout.split())
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="on a GPU attention is fused")
+def test_attention_s_scores_are_planned_once_as_mlx_holds_them() -> None:
+    """The softmax works in their place. With a megapixel to look at, they are more than all else."""
+    transformer = load("flux-demo").family.components["transformer"]
+    heads, length, size = transformer.heads, 2048, 8
+    q, k, v = (mx.random.normal((1, heads, length, size)) for _ in range(3))
+    mx.eval(q, k, v)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0))
+    held = mx.get_peak_memory() - before
+    # What does not grow with the square of the length, buffers that are kept included, is out of the difference.
+    short, long = (block_bytes(transformer, count * 8 * length, gpu=False) for count in (1, 2))
+    planned = (long - 2 * short + CPU_CACHE_LIMIT_BYTES) / (2 * 8 * 8)
+    assert planned == pytest.approx(held, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["flux1", "qwen_image"])

@@ -43,9 +43,9 @@ def test_all_rows_when_asked(cli: Cli) -> None:
 def test_a_model_s_quants(cli: Cli) -> None:
     """The answer, and the table of all quants only if it is asked for."""
     out = cli("plan", "--model", "z-image-turbo").out
-    assert out.startswith("this machine has 16.0 GB:\n  best quality") and "--quant q6" in out.splitlines()[1]
+    assert out.startswith("this machine has 16.0 GB:\n  best quality") and "--quant q8" in out.splitlines()[1]
     assert "does not fit" not in out and "peak, one stage at a time" in out
-    closed = cli("plan", "--model", "flux-schnell").out.splitlines()
+    closed = cli("plan", "--model", "flux2-klein-9b").out.splitlines()
     assert closed[0] == "this machine has 16.0 GB, only with every other program closed:" and "q8" in closed[1]
     table = cli("plan", "--model", "flux-schnell", "--all").out.split("\n\n")[1].splitlines()
     assert len(table) == 2 + len(recipe_names()) and table[-1].endswith("does not fit")

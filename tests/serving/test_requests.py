@@ -143,6 +143,7 @@ def test_form_fields_are_read_by_their_parameters_kind() -> None:
     }  # fmt: skip
     assert from_text("timesteps", "[900, 500]") == [900, 500] and from_text("lora", "ink") == "ink"
     assert from_text("lora", '[["ink", 0.5]]') == [["ink", 0.5]] and from_text("blend_seams", "adaptive") == "adaptive"
+    assert from_text("guidance_until", "0.1-0.8") == "0.1-0.8" and from_text("guidance_until", "0.6") == 0.6
     with pytest.raises(RequestError, match="steps 'many': give a whole number"):
         from_text("steps", "many")
     assert BY_NAME["steps"].kind.description == "a whole number"

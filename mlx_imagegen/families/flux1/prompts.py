@@ -1,23 +1,33 @@
 """What FLUX.1's denoiser reads of a prompt, and what image adapters make of the pictures in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from ...layers.attention import KeyValues
+from ...layers.attention import KeyValues, ScaledKeyValues
 from .references import EncodedReferences
 
 
 @dataclass(frozen=True)
 class AttendedPicture:
-    """What the double blocks look at."""
+    """What blocks look at."""
 
     scale: float
-    blocks: Sequence[KeyValues]  # of each block
+    blocks: Sequence[KeyValues]  # of each double block, and then perhaps of each single one
+    inside: bool = False  # what they see is added before attention's output layer; else after the block
 
     def astype(self, dtype: mx.Dtype) -> "AttendedPicture":
-        return AttendedPicture(self.scale, [(k.astype(dtype), v.astype(dtype)) for k, v in self.blocks])
+        return replace(self, blocks=[(k.astype(dtype), v.astype(dtype)) for k, v in self.blocks])
+
+
+def seen_in(pictures: Sequence[AttendedPicture], block: int, inside: bool) -> list[ScaledKeyValues]:
+    """Of the pictures that block number `block` looks at, inside its attention or after it."""
+    return [
+        (picture.scale, picture.blocks[block])
+        for picture in pictures
+        if picture.inside is inside and block < len(picture.blocks)
+    ]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ...loading.config import Config
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
 from ...vision.pixels import read_fixed_size
-from ...vision.siglip import UNUSED, SiglipConfig, SiglipVisionModel
+from ...vision.siglip import OF_THE_WHOLE, UNUSED, SiglipConfig, SiglipVisionModel
 from ...vision.tower import without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
@@ -62,10 +62,10 @@ class FluxRedux(ImageAdapter[PromptPictures]):
         tower = SiglipConfig.read(dict(encoder.config), path)
         check_width(path, "hidden_size", tower.hidden_size, config.redux_dim, "its image_embedder")
         self._pixels = read_fixed_size(folder / "feature_extractor/preprocessor_config.json", tower.image_size)
-        self.prompt_tokens = self.encoder_tokens = tower.patches
+        self.prompt_tokens = tower.patches
         dtype = compute_dtype()
         self._encoder = Component(
-            check_tensors(encoder, [SiglipVisionModel(tower)], UNUSED),
+            check_tensors(encoder, [SiglipVisionModel(tower)], (*UNUSED, *OF_THE_WHOLE)),
             lambda: SiglipVisionModel(tower),
             dtype,
             heads=tower.num_attention_heads,
@@ -74,6 +74,7 @@ class FluxRedux(ImageAdapter[PromptPictures]):
             check_tensors(embedder, [ReduxEmbedder(config)]), lambda: ReduxEmbedder(config), dtype
         )
         self.components = {each.weights.component: each for each in (self._encoder, self._embedder)}
+        self.tokens = dict.fromkeys(self.components, tower.patches)
 
     def encode(self, images: Sequence[ImagePrompt]) -> PromptPictures:
         tokens = mx.array(0.0)

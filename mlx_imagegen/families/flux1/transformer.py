@@ -13,7 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...layers.attention import KeyValues, attend
+from ...layers.attention import ScaledKeyValues, add_attention
 from ...layers.blocks import AfterFirstBlock, run_all
 from ...layers.joint import Attention, FeedForward, JointAttention, attention_cuts, feed_forward_cuts
 from ...layers.linear import Linear
@@ -23,7 +23,7 @@ from ...layers.rope import Rope
 from ...layers.sharing import Cuts, channels, columns, heads, rows
 from ...precision import stream_dtype
 from .config import FluxConfig
-from .prompts import AttendedPicture
+from .prompts import AttendedPicture, seen_in
 
 NORM_EPS = 1e-6  # diffusers fixes it in code: FluxAttention(eps=1e-6) and every adaLN norm
 
@@ -84,8 +84,8 @@ class FluxTransformer(FluxBlocks):
         after_first: AfterFirstBlock = run_all,
         pictures: Sequence[AttendedPicture] = (),
     ) -> mx.array:
-        """`references`: how many of x's tokens, the last ones, are reference pictures'. `pictures`: what the double
-        blocks look at besides."""
+        """`references`: how many of x's tokens, the last ones, are reference pictures'. `pictures`: what blocks
+        look at besides."""
         stream = stream_dtype(x.dtype)
         img = self.x_embedder(x).astype(stream)  # [B, L, D]
         txt = self.context_embedder(txt).astype(stream)  # [B, T, D]
@@ -93,9 +93,8 @@ class FluxTransformer(FluxBlocks):
 
         def double(index: int, img: mx.array, txt: mx.array) -> tuple[mx.array, mx.array]:
             rows = table_row(modulation.img, index), table_row(modulation.txt, index)
-            img, txt = self.transformer_blocks[index](
-                img, txt, rope, *rows, [(picture.scale, picture.blocks[index]) for picture in pictures]
-            )
+            looks = seen_in(pictures, index, inside=True), seen_in(pictures, index, inside=False)
+            img, txt = self.transformer_blocks[index](img, txt, rope, *rows, *looks)
             for each in residuals:
                 img = img + each.double[index] if each.double else img
             return img, txt
@@ -107,7 +106,8 @@ class FluxTransformer(FluxBlocks):
             length = txt.shape[1]
             x = mx.concatenate([x_txt, x_img], axis=1)  # [B, T + L, D]
             for index, single in enumerate(self.single_transformer_blocks):
-                x = single(x, rope, table_row(modulation.single, index))
+                looks = seen_in(pictures, len(self.transformer_blocks) + index, inside=True)
+                x = single(x, rope, table_row(modulation.single, index), looks)
                 for each in residuals:
                     if each.single:
                         x = mx.concatenate([x[:, :length], x[:, length:] + each.single[index]], axis=1)
@@ -134,18 +134,19 @@ class DoubleBlock(nn.Module):
         rope: Rope,
         img_mod: mx.array,
         txt_mod: mx.array,
-        pictures: Sequence[tuple[float, KeyValues]] = (),
+        inside: Sequence[ScaledKeyValues] = (),
+        after: Sequence[ScaledKeyValues] = (),
     ) -> tuple[mx.array, mx.array]:
-        """`pictures`: the scale, keys and values of each that is looked at besides."""
+        """`inside`, `after`: of pictures that are looked at besides, before attention's output layer or at the end."""
         img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = img_mod
         txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = txt_mod
         img_attn, txt_attn, queries = self.attn.with_queries(
-            modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope
-        )
+            modulate(img, img_shift, img_scale, NORM_EPS), modulate(txt, txt_shift, txt_scale, NORM_EPS), rope,
+            others=inside,
+        )  # fmt: skip
         img = gated_sum_of(img, img_gate, img_attn)
         img = gated_sum_of(img, img_gate2, self.ff(modulate(img, img_shift2, img_scale2, NORM_EPS)))
-        for scale, pair in pictures:
-            img = img + scale * attend(queries, *pair)
+        img = add_attention(img, queries, after)
         txt = gated_sum_of(txt, txt_gate, txt_attn)
         txt = gated_sum_of(txt, txt_gate2, self.ff_context(modulate(txt, txt_shift2, txt_scale2, NORM_EPS)))
         return img, txt
@@ -159,8 +160,8 @@ class SingleBlock(nn.Module):
         self.proj_mlp = Linear(dims, 4 * dims)
         self.proj_out = Linear(5 * dims, dims)
 
-    def __call__(self, x: mx.array, rope: Rope, mod: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, rope: Rope, mod: mx.array, inside: Sequence[ScaledKeyValues] = ()) -> mx.array:
         shift, scale, gate = mod
         y = modulate(x, shift, scale, NORM_EPS)
-        parts = self.attn(y, rope), gelu_tanh_of(self.proj_mlp.product(y))  # [B, L, D], [B, L, 4 D]
+        parts = self.attn(y, rope, inside), gelu_tanh_of(self.proj_mlp.product(y))  # [B, L, D], [B, L, 4 D]
         return gated_sum_of(x, gate, self.proj_out.product_of_parts(*parts))

@@ -6,6 +6,7 @@ from typing import Any
 from ...autoencoders.layouts import mflux_wan_file, wan_files
 from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen2_5_vl_file, qwen2_5_vl_files
+from ...vision.layouts import qwen2_5_tower_file
 
 COLOURS = 3
 NETWORK_SIGN = "controlnet_x_embedder.weight"
@@ -71,6 +72,7 @@ SINGLE_FILES = (
         manifest=nearest_manifest,
         of_manifest={"qwen-image-edit-2511": {"zero_cond_t": True}},
     ),
+    qwen2_5_tower_file("text_encoder"),
     SingleFile(NETWORK, "Qwen-Image's control network", has(NETWORK_SIGN, "txt_norm.weight")),
     SingleFile(
         NETWORK,

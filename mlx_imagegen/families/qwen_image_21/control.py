@@ -4,7 +4,7 @@ A copy's stream begins as the transformer's own tokens, with the picture's added
 copy makes of it to the transformer, after the block that it is a copy of. Before the target nothing is shown, and its
 tokens never see the picture: there the stream is the same at every step, and its keys and values are kept.
 What is shown: the latents of a picture to follow, where the given picture is kept, and its latents around the hole.
-In: a network's file; the transformer's tokens and the picture. Out: `ControlPass`, which adds to what the blocks give.
+In: a network's file; the transformer's tokens and the picture. Out: `FunPass`, which adds to what the blocks give.
 Must not know: requests, the autoencoder, which steps follow a picture.
 """
 
@@ -53,7 +53,7 @@ class FunControlNet(nn.Module):
         self.control_blocks = [FunBlock(config, index == 0) for index in range(config.num_layers // EVERY)]
 
 
-class ControlPass:
+class FunPass:
     """One pass of a network next to one of the transformer: after each of its blocks it is called with the output."""
 
     def __init__(
@@ -87,7 +87,7 @@ class ControlPass:
         if rest:
             return x
         block, prefix = self._module.control_blocks[index], self._prefix[index] if self._prefix else None
-        (c,) = mx.depends([self._stream], [x])  # after the transformer's block, not at once with it: in its memory
+        (c,) = mx.depends([self._stream], [x])  # left to MLX, both blocks' activations would be there at once
         self._stream, pair = block(c, self._rope, self._modulation, prefix=prefix, segments=self._segments)
         if prefix is None:
             self.kept.append(pair)
@@ -102,7 +102,7 @@ class QwenImage21ControlNetwork(ControlNetwork):
         checkpoint = open_checkpoint(where)
         if not is_fun_network(checkpoint):
             raise another_network(where, "Qwen-Image-2.1 takes Fun control networks that are made for it")
-        dims, channels = shape(checkpoint, f"{EMBEDDER}.weight")
+        dims, channels = (*shape(checkpoint, f"{EMBEDDER}.weight"), 0, 0)[:2]  # of a damaged file it may have no axes
         blocks = count(checkpoint, r"control_blocks\.(\d+)\.")
         _check_sizes(where, model, dims, channels, blocks)
         self.name = name
@@ -150,12 +150,12 @@ def shown_channels(config: QwenImage21Config) -> int:
 
 def _check_sizes(where: Path, model: QwenImage21Config, dims: int, channels: int, blocks: int) -> None:
     for what, found, expected in (
-        (f"{EMBEDDER} gives tokens of width", dims, model.inner_dim),
+        (f"{EMBEDDER} gives tokens of the width", dims, model.inner_dim),
         (f"{EMBEDDER} reads so many channels:", channels, shown_channels(model)),
         ("blocks are", blocks, model.num_layers // EVERY),
     ):
         if found != expected:
             raise ConfigError(
-                f"{where}: its {what} {found}, and for this model it would be {expected}: the control network is of "
-                "another model, or not complete. Choose one that is made for it."
+                f"{where}: its {what} {found}, where this model needs {expected}: the control network is of another "
+                "model, or not complete. Choose one that is made for it."
             )

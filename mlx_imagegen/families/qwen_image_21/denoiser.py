@@ -21,7 +21,7 @@ from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser, LastValueCache
 from ..controls import EncodedControl, FollowedPictures
-from .control import ControlPass, QwenImage21ControlNetwork
+from .control import FunPass, QwenImage21ControlNetwork
 from .transformer import Modulation
 
 Strengths = Mapping[str, float]  # by network: of all pictures that it follows together
@@ -73,7 +73,7 @@ class QwenImage21Denoiser(Denoiser[Condition]):
         prefix, modulation = branch.prefix(self._strengths(index)), self._modulation[index]
         controls = [
             functools.partial(
-                ControlPass, module=self._networks[str(picture.network)].module, shown=embedded, strength=strength,
+                FunPass, module=self._networks[str(picture.network)].module, shown=embedded, strength=strength,
                 rope=branch.rope, modulation=modulation.block, prefix=prefix.networks[str(picture.network)],
             )
             for picture, embedded, strength in self._followed.at(index)

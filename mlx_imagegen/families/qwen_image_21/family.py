@@ -34,7 +34,7 @@ from ...vision.qwen3 import VISUAL, placed
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..controls import ControlNetwork, ControlPicture, EncodedControl
 from ..schedule_tables import find_tables
-from .control import INPAINT, ControlPass, QwenImage21ControlNetwork
+from .control import INPAINT, FunPass, QwenImage21ControlNetwork
 from .denoiser import Condition, Prefix, QwenImage21Denoiser, Strengths
 from .files import LANGUAGE, TABLE, QwenImage21Files, open_files
 from .keys import lora_names
@@ -242,13 +242,11 @@ class QwenImage21(Family[QwenImage21Branch]):
         mx.eval(before, own)
 
         def make_prefix(strengths: Strengths) -> Prefix:
-            passes: dict[str, ControlPass] = {}
+            passes: dict[str, FunPass] = {}
 
-            def follow(name: str, x: mx.array) -> ControlPass:
+            def follow(name: str, x: mx.array) -> FunPass:
                 module, modulation = self._networks[name].module, clean.block
-                passes[name] = ControlPass(
-                    x, module, None, strengths[name], before, modulation, segments=branch.segments
-                )
+                passes[name] = FunPass(x, module, None, strengths[name], before, modulation, segments=branch.segments)
                 return passes[name]
 
             references = None if branch.references is None else branch.references.astype(compute_dtype())

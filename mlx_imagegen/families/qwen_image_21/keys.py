@@ -8,6 +8,7 @@ from ...autoencoders.layouts import mflux_wan_residual_file, wan_residual_files
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen3_vl_file, qwen3_vl_files
+from ...vision.layouts import qwen3_tower_file
 
 FUSED, PARTS = "img_mlp.gate_up", ("img_mlp.gate_layer", "img_mlp.proj")
 PREFIX = "model.diffusion_model."
@@ -75,6 +76,7 @@ SINGLE_FILES = (
         renamed((r"^modulation\.layers\.", "modulation.")),
         manifest=nearest_manifest,
     ),
+    qwen3_tower_file("text_encoder"),
     SingleFile(NETWORK, "Qwen-Image-2.1's Fun control network", is_fun_network),
     mflux_qwen3_vl_file("text_encoder"),
     mflux_wan_residual_file("vae"),

@@ -108,14 +108,13 @@ class ZImageTransformer(nn.Module):
     ) -> mx.array:
         """`rope`: of the picture's tokens, filled up, then of each reference's, then of the prompt's."""
         pictures, lengths = (x, (x.shape[1],)) if clean is None else _with_clean(x, clean)
+        text, still = (0, None) if clean is None else (clean.text, clean.modulation)
         img = filled(self.all_x_embedder[self._key](pictures), self.x_pad_token, lengths)
         noisy = filled_length(x.shape[1])
         shown = img.shape[1] - noisy
-        still = clean.modulation if clean else None
         for index, block in enumerate(self.noise_refiner):
             parts = by_turns(modulation.refiner, still and still.refiner, index, (noisy, shown))
             img = block(img, rope[: img.shape[1]], parts)
-        text = clean.text if clean else 0
         runs = noisy, shown + text, txt.shape[1] - text
 
         def run(both: mx.array, index: int) -> mx.array:

@@ -1,4 +1,5 @@
-"""XLabs' IP-Adapter against transformers and diffusers on stored draws, in plans, memory and records; what is refused.
+"""XLabs' IP-Adapter and InstantX' against transformers, diffusers and torch on stored draws, in plans, memory and
+records; what is refused.
 
 tests/references/flux_ip_adapter.py makes the draws; tests/parity/test_flux_adapters.py compares fresh ones with the
 same functions.
@@ -30,12 +31,12 @@ from mlx_imagegen.layers.sharing import Sharing
 from mlx_imagegen.loading.transforms import WeightTransforms
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.request.job import resolve, usual_job
-from mlx_imagegen.vision.clip import ClipVisionConfig, prepared
+from mlx_imagegen.vision.clip import ClipVisionConfig
 from tests.draw import drawn_data
 from tests.families.flux1.test_tools import assembled_by_kind
 
 DATA = drawn_data()
-KINDS, WAYS = ("dev", "schnell"), ("one", "two", "cfg")
+KINDS, WAYS = ("dev", "schnell"), ("one", "two", "cfg", "instantx.one", "instantx.two")
 TOLERANCE = 2e-6
 RED = Image.new("RGB", (20, 10), "red")
 
@@ -46,13 +47,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def asked_of(folder: Path, way: str) -> dict[str, Any]:
-    """`way`: one picture, two with scales of their own, or one with a negative prompt, which is shown a black one."""
+    """`way`: one picture, two with scales of their own, or one with a negative prompt, which is shown a black one; or
+    the same with another adapter's name before it."""
+    adapter, way = way.split(".") if "." in way else ("adapter", way)
     options = json.loads((folder / "options.json").read_text())
     asked = {name: options[name] for name in ("prompt", "steps", "seed", "width", "height")}
     asked |= {"max_sequence_length": options["length"]}
     if manifests()[load(folder).model.manifest.name].guidance == "embedded":
         asked["guidance"] = options["guidance"]
-    first, second, model = folder / "picture1.png", folder / "picture2.png", str(folder / "adapter")
+    first, second, model = folder / "picture1.png", folder / "picture2.png", str(folder / adapter)
     scales = options["scales"]
     if way == "cfg":
         asked |= {"negative_prompt": options["negative_prompt"], "true_cfg": options["cfg"]}
@@ -60,25 +63,26 @@ def asked_of(folder: Path, way: str) -> dict[str, Any]:
     return asked | {"ip_adapter": [(first, scales[0], model), (second, scales[1], model)][: 1 + (way == "two")]}
 
 
-def open_adapter(folder: Path) -> FluxIpAdapter:
+def open_adapter(folder: Path, name: str) -> FluxIpAdapter:
     family = load(folder).family
     assert isinstance(family, Flux1)
-    return FluxIpAdapter("adapter", folder / "adapter", family.files.config)
+    return FluxIpAdapter(name, folder / name, family.files.config)
 
 
 def check_features(folder: Path) -> None:
-    """CLIP's vector, and what the adapter makes of one."""
-    reference, adapter = load_file(folder / "reference.safetensors"), open_adapter(folder)
-
-    def vector(name: str) -> mx.array:
-        pixels = prepared(Image.open(folder / name), adapter._side)
-        return adapter._encoder.load()(mx.array(pixels)[None])
-
-    tokens = adapter._adapter.load().image_proj(vector("picture1.png"))
-    pairs = (vector("picture2.png"), reference["vector"]), (tokens, reference["tokens"][0])
-    for ours, theirs in pairs:
-        assert theirs.std() > 0.1 and ours.shape == theirs.shape
-        assert np.abs(np.array(ours) - theirs).max() < TOLERANCE * np.abs(theirs).max()
+    """The tower's vector, and what the adapter makes of one."""
+    reference = load_file(folder / "reference.safetensors")
+    for name, prefix in (("adapter", ""), ("instantx", "instantx.")):
+        adapter = open_adapter(folder, name)
+        first, second = (
+            adapter._encoder.load()(mx.array(adapter._pixels(Image.open(folder / picture)))[None])
+            for picture in ("picture1.png", "picture2.png")
+        )
+        tokens = adapter._adapter.load().image_proj(first)
+        pairs = (second, reference[f"{prefix}vector"]), (tokens, reference[f"{prefix}tokens"][0])
+        for ours, theirs in pairs:
+            assert theirs.std() > 0.1 and ours.shape == theirs.shape
+            assert np.abs(np.array(ours) - theirs).max() < TOLERANCE * np.abs(theirs).max()
 
 
 def check_picture(folder: Path, way: str) -> None:
@@ -181,22 +185,24 @@ def test_with_redux_both_count(drawn: Callable[[str], Path]) -> None:
     assert np.abs(both - alone).max() > 3
 
 
-def test_the_published_adapter_fits_every_flux() -> None:
-    """Names and shapes as diffusers loads them; the plan has a stage for it, and no more tokens."""
+@pytest.mark.parametrize(("adapter", "tower"), [("flux-ip-adapter", 304e6), ("flux-ip-adapter-instantx", 428e6)])
+def test_the_published_adapter_fits_every_flux(adapter: str, tower: float) -> None:
+    """Names and shapes as diffusers loads them, or InstantX' code; the plan has a stage for it, and no more tokens.
+    `tower`: numbers of CLIP's ViT-L/14, of SigLIP's so400m."""
     for name in ("flux-dev", "flux-schnell"):
-        manifest, source = manifests()[name], AdapterSource("ip_adapter", "flux-ip-adapter")
+        manifest, source = manifests()[name], AdapterSource("ip_adapter", adapter)
         with shape_only_folder(manifest) as folder, network_headers(source.name, manifest, "ip_adapter") as files:
             family = open_family(manifest, folder, WeightTransforms())
             alone = usual_job(manifest, family.size_multiple)
             before = plan(family, alone.settings, gpu=True, prompt=alone.prompt)
             family.select_adapters({source: family.open_adapter(source, files)})
-            job = usual_job(manifest, family.size_multiple, ip_adapter=RED)
+            job = usual_job(manifest, family.size_multiple, ip_adapter=[(RED, 1, adapter)])
             made = plan(family, job.settings, gpu=True, prompt=job.prompt)
         adapters, encode, *_ = made.stages
         assert adapters.name == "adapters" and encode.name == "encode" and encode.resident_bytes > 9e9
-        published = manifests("image adapter")["flux-ip-adapter"].download_bytes
-        tower = 4 * 304e6  # CLIP ViT-L/14, in float32
-        assert adapters.disk_bytes == pytest.approx(published + tower, rel=1e-2)
+        published = manifests("image adapter")[adapter].download_bytes
+        assert adapters.disk_bytes == pytest.approx(published + 4 * tower, rel=1e-2)
+        assert adapters.working_bytes < 1e9  # the widest layer makes all tokens of one vector
         assert made.step_flops == before.step_flops and "ip_adapter" in abilities(manifest)
 
 
@@ -232,6 +238,24 @@ def test_refused_with_a_way_out(change: dict[str, Any], message: str, drawn: Cal
     assert "\n" not in str(raised.value)
 
 
+def test_instantx_s_pickle_is_refused_with_how_to_convert_it(drawn: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(drawn("dev") / "instantx", tmp_path / "instantx")
+    (folder / "model.safetensors").rename(folder / "ip-adapter.bin")
+    asked = asked_of(drawn("dev"), "one") | {"ip_adapter": [(RED, 1, str(folder))]}
+    with pytest.raises(CheckpointError, match='ip-adapter.bin is a pickle, .* python -c "import torch.*"') as raised:
+        load(drawn("dev")).jobs(**asked)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tower_of_the_other_adapter_is_refused(drawn: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(drawn("dev") / "instantx", tmp_path / "instantx")
+    shutil.rmtree(folder / "image_encoder")
+    shutil.copytree(drawn("dev") / "adapter/image_encoder", folder / "image_encoder")
+    asked = asked_of(drawn("dev"), "one") | {"ip_adapter": [(RED, 1, str(folder))]}
+    with pytest.raises(ConfigError, match="'projection_dim' is 24, and the adapter next to it has 8"):
+        load(drawn("dev")).jobs(**asked)
+
+
 def test_models_without_it_say_which_have_it() -> None:
     for name in ("qwen-image", "flux-demo", "z-image"):
         with pytest.raises(RequestError, match=f"{name} takes no such pictures. Models that do: flux-"):
@@ -250,8 +274,8 @@ def test_shared_layers_are_refused(drawn: Callable[[str], Path], monkeypatch: py
     [
         ("image_encoder/config.json", {"projection_dim": 7}, ConfigError, "7, and the adapter next to it has"),
         ("image_encoder/config.json", {"hidden_act": "tanh"}, ConfigError, "'hidden_act' is tanh"),
-        ("image_encoder/config.json", {"model_type": "siglip_vision_model"}, ConfigError, "this is a siglip"),
-        ("image_encoder/config.json", None, MissingFileError, "put config.json and model.safetensors of openai/clip"),
+        ("image_encoder/config.json", {"model_type": "siglip_vision_model"}, ConfigError, "'projection_dim'"),
+        ("image_encoder/config.json", None, MissingFileError, "put config.json and .* openai/clip.* google/siglip"),
         ("model.safetensors", "norm.weight", CheckpointError, "this is no IP-Adapter in XLabs' layout"),
         ("model.safetensors", "1.processor.ip_adapter_double_stream_k_proj.bias", CheckpointError, "1.to_k_ip.bias"),
     ],

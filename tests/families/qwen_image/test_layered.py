@@ -212,6 +212,15 @@ def test_the_manifests_defaults() -> None:
     assert abilities(LAYERED) == ["references", "layers"]
 
 
+def test_an_empty_prompt_is_refused_with_how_to_have_a_picture_described() -> None:
+    """diffusers' class has its text encoder do so."""
+    with pytest.raises(
+        RequestError, match="prompt is empty; say what the whole .* mlx_vlm generate .* --image"
+    ) as caught:
+        resolve(LAYERED, 16, " ", 1, references=[PHOTO])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("model", "parameters", "words"),
     [

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -122,12 +124,11 @@ def test_without_strength_nothing_is_followed(drawn: Path) -> None:
 
 def test_from_a_picture(drawn: Path) -> None:
     """Without a hole the image is where the drawing starts, next to what is followed."""
-    asked, pipeline = asked_of(drawn, "one"), open_pipeline(drawn)
-    asked |= {"image": drawn / "picture1.png", "strength": 0.4}
-    followed = np.asarray(pipeline.generate(**asked).image).astype(int)
-    alone = np.asarray(pipeline.generate(**asked | {"control": []}).image).astype(int)
-    from_noise = np.asarray(pipeline.generate(**asked | {"image": None, "strength": None}).image).astype(int)
-    assert np.abs(followed - alone).max() > 10 and np.abs(followed - from_noise).max() > 10
+    asked, pipeline = asked_of(drawn, "one") | {"strength": 0.4}, open_pipeline(drawn)
+    changes: list[dict[str, Any]] = [{}, {"control": []}, {"image": drawn / "picture3.png"}]
+    given = (asked | {"image": drawn / "picture1.png"} | change for change in changes)
+    followed, *others = (np.asarray(pipeline.generate(**each).image).astype(int) for each in given)
+    assert all(np.abs(followed - other).max() > 10 for other in others)
 
 
 @pytest.mark.parametrize("base", ["qwen-image-2.1", "qwen-image-2.1-turbo"])
@@ -153,9 +154,14 @@ def test_the_published_network_fits(base: str) -> None:
 
 
 WRONG = {
-    "channels": ("control_img_in.weight", (192, 8), "reads so many channels: 8, and for this model it would be 9"),
-    "width": ("control_img_in.weight", (64, 9), "gives tokens of width 64, and for this model it would be 192"),
-    "a block too many": ("control_blocks.9.after_proj.weight", (192, 192), "its blocks are 4, and .* would be 3"),
+    "channels": ("control_img_in.weight", (192, 8), "reads so many channels: 8, where this model needs 9"),
+    "an axis too few": ("control_img_in.weight", (192,), "reads so many channels: 0, where this model needs 9"),
+    "width": ("control_img_in.weight", (64, 9), "gives tokens of the width 64, where this model needs 192"),
+    "a block too many": (
+        "control_blocks.9.after_proj.weight",
+        (192, 192),
+        "its blocks are 4, where this model needs 3",
+    ),
     "a block's shape": ("control_blocks.1.after_proj.weight", (192, 96), r"control_blocks\.1\.after_proj\.weight"),
     "a tensor too few": ("control_blocks.1.after_proj.bias", None, r"1 missing: control_blocks\.1\.after_proj\.bias"),
 }
@@ -223,3 +229,27 @@ def test_info_says_what_the_file_is(drawn: Path, cli: Callable[..., Ran]) -> Non
     assert "Qwen-Image-2.1's Fun control network" in told and "used_by" not in told
     refused = cli("generate", "a fox", "--model", drawn / "network.safetensors")
     assert refused.code and "give a model, and this file as control with a picture" in refused.err
+
+
+def test_a_file_with_the_mlp_s_inputs_in_one_weight(drawn: Path, tmp_path: Path) -> None:
+    """As ComfyUI's copies of the file have it, the gate's rows first."""
+    tensors, family = load_file(drawn / "network.safetensors"), open_pipeline(drawn).family
+    for block in range(3):
+        halves = [tensors.pop(f"control_blocks.{block}.img_mlp.{part}.weight") for part in ("gate_layer", "proj")]
+        tensors[f"control_blocks.{block}.img_mlp.gate_up.weight"] = np.concatenate(halves)
+    save_file(tensors, tmp_path / "network.safetensors")
+    one, other = (
+        dict(tree_flatten(family.open_control("network", path, WeightTransforms()).component.load().parameters()))
+        for path in (drawn / "network.safetensors", tmp_path)
+    )
+    assert one.keys() == other.keys() and all(mx.array_equal(one[name], other[name]) for name in one)
+
+
+def test_shortcuts(drawn: Path) -> None:
+    """Predicted steps, and a second branch that stops, go with a network as without one."""
+    asked, pipeline = asked_of(drawn, "cfg") | {"steps": 6}, open_pipeline(drawn)
+    full = np.asarray(pipeline.generate(**asked).image).astype(int)
+    assert np.array_equal(full, np.asarray(pipeline.generate(**asked, cache=1e-9).image))
+    for shortcut in ({"cache": 2.0}, {"guidance_until": 0.4}):
+        made = pipeline.generate(**asked, **shortcut)
+        assert np.abs(np.asarray(made.image).astype(int) - full).max() > 3
