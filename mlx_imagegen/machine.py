@@ -41,7 +41,7 @@ class MemoryLimit(NamedTuple):
 
     def __str__(self) -> str:
         if self.is_ulimit:
-            return f"this process may take {self.most_bytes / GB:.1f} GB more (ulimit -v)"
+            return f"this process may take {self.most_bytes / 1e6:.0f} MB more (ulimit -v)"
         if not self.on_gpu:
             return f"this machine has {self.physical_bytes / GB:.1f} GB"
         return f"this machine's GPU may hold {self.most_bytes / GB:.1f} of {self.physical_bytes / GB:.1f} GB"

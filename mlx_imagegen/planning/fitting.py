@@ -80,7 +80,7 @@ def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> st
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
     return (
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and {limit}: it would "
-        f"not finish. {_remedy(family, job, limit.most_bytes)}."
+        f"not finish. {'Raise that limit. ' if limit.is_ulimit else ''}{_remedy(family, job, limit.most_bytes)}."
     )
 
 

@@ -140,11 +140,11 @@ def chosen_quant(quant: str | None, bits: int | None) -> str:
 
 
 def quant_of_bits(bits: int) -> str:
-    """--bits 6 -> q6"""
+    """6 -> q6"""
     name = f"q{bits}"
     if name not in recipe_names():
         raise QuantizationError(
-            f"--bits {bits}: there are recipes for {', '.join(recipe_names())}; others can be given with --quant FILE."
+            f"bits {bits}: there are recipes for {', '.join(recipe_names())}; quant takes others, as files."
         )
     return name
 

@@ -75,6 +75,15 @@ def test_a_mac_is_asked_once_how_much_memory_it_has(monkeypatch: pytest.MonkeyPa
     assert asked == [["sysctl", "-n", "hw.memsize"]]
 
 
+def test_a_limit_of_this_process_is_what_to_raise(flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = memory.MemoryLimit(37 * 10**6, 0, 10**12, on_gpu=False, is_ulimit=True)
+    monkeypatch.setattr("mlx_imagegen.planning.fitting.memory_limit", lambda: limit)
+    monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda _: "")  # all models' plans: seconds
+    words = r"this process may take 37 MB more .*it would not finish\. Raise that limit\."
+    with pytest.raises(InsufficientMemoryError, match=words):
+        load(flux_folder).generate("a fox", width=512, height=512, steps=1)
+
+
 def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So that the tiny transformer is the largest stage.
     monkeypatch.setattr("mlx_imagegen.planning.plan.DECODED_COPIES", 0)
