@@ -13,6 +13,7 @@ from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tens
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
 from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
 from .original import transformer_config
+from .spec import by_name
 
 ORIGINAL: dict[str, Parts] = COMMON | {
     "time_in.in_layer": (("time_text_embed.timestep_embedder.linear_1", 1),),
@@ -68,20 +69,22 @@ def from_t5(name: str) -> Iterable[RowRange]:
 
 
 def nearest_manifest(name: str, tensors: Tensors) -> str:
-    """Kontext's tensors are dev's: only the file's name tells."""
+    """Where several models have these tensors, the file's name tells."""
     width, latents = shape(tensors, "img_in.weight")[1], shape(tensors, "final_layer.linear.weight")[0]
     if width > latents:  # further channels: a control picture's are as many, a hole's are more
-        return "flux-depth-dev" if width == 2 * latents else "flux-fill-dev"
+        return by_name("flux-depth-dev", name) if width == 2 * latents else "flux-fill-dev"
     if "guidance_in.in_layer.weight" not in tensors:
         return "flux-schnell"
-    return "flux-kontext-dev" if "kontext" in name else "flux-dev"
+    return by_name("flux-dev", name)
 
 
 def mflux_manifest(name: str, tensors: Tensors) -> str:
     """Packed weights do not show how many channels they take: the name tells FLUX.1's tools."""
     if not any(tensor.startswith("time_text_embed.guidance_embedder.") for tensor in tensors):
         return "flux-schnell"
-    return next((f"flux-{tool}-dev" for tool in ("kontext", "fill", "depth") if tool in name), "flux-dev")
+    return next(
+        (f"flux-{tool}-dev" for tool in ("kontext", "krea", "fill", "depth", "canny") if tool in name), "flux-dev"
+    )
 
 
 def _fits(of_encoder: str, of_transformer: str) -> Fits:

@@ -1,22 +1,18 @@
 """FLUX.1, as the registry knows it."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import ConfigError
 from ...loading.folder import ModelFolder
 from .. import FamilySpec, TokenRoles
 
-if TYPE_CHECKING:
-    from ...hub.manifest import Manifest
-
 TRANSFORMER = "FluxTransformer2DModel"
 PIPELINES = ("FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxControlPipeline")
 REDUX = "FluxPriorReduxPipeline"
 SINGLE_FILE = "flux1*.safetensors"  # the original layout
-# Checkpoints that differ from a sibling's in nothing but their names: the guidance that they were made for.
-GUIDANCE_BY_NAME = {"krea": 4.5, "canny": 30.0}
+# Models whose tensors and configs are another's: words in a folder's, repository's or file's name tell them.
+ALIKE = {"flux-dev": ("kontext", "krea"), "flux-depth-dev": ("canny",)}
 
 
 def recognize(folder: ModelFolder) -> str | None:
@@ -38,21 +34,20 @@ def recognize(folder: ModelFolder) -> str | None:
     if (
         isinstance(width, int) and isinstance(out, int) and width > out
     ):  # further channels: a control picture's are as many, a hole's are more
-        return "flux-depth-dev" if width == 2 * out else "flux-fill-dev"
-    return "flux-kontext-dev" if folder.pipeline == "FluxKontextPipeline" or _named(folder, "kontext") else "flux-dev"
+        return by_name("flux-depth-dev", *_names(folder)) if width == 2 * out else "flux-fill-dev"
+    return "flux-kontext-dev" if folder.pipeline == "FluxKontextPipeline" else by_name("flux-dev", *_names(folder))
 
 
-def own_numbers(manifest: "Manifest", folder: ModelFolder) -> "Manifest":
-    guidance = next((value for name, value in GUIDANCE_BY_NAME.items() if _named(folder, name)), None)
-    return manifest if guidance is None else replace(manifest, defaults=replace(manifest.defaults, guidance=guidance))
+def by_name(model: str, *names: str) -> str:
+    """The model, or the one like it that a name has a word of."""
+    return next((f"flux-{word}-dev" for word in ALIKE[model] if any(word in name.lower() for name in names)), model)
 
 
-def _named(folder: ModelFolder, word: str) -> bool:
-    """Whether the folder is called so, or its repository, or its single file."""
+def _names(folder: ModelFolder) -> list[str]:
+    """The folder's, its repository's and its single file's."""
     path = folder.path.resolve()
     names = [path.name, *(file.name for file in folder.files(SINGLE_FILE))]
-    names += [path.parents[1].name] if path.parent.name == "snapshots" else []  # of a downloaded repository
-    return any(word in name.lower() for name in names)
+    return names + ([path.parents[1].name] if path.parent.name == "snapshots" else [])  # of a downloaded repository
 
 
 def _config_of(path: Path) -> dict[str, Any]:
@@ -85,7 +80,6 @@ SPEC = FamilySpec(
     ),
     components=("transformer", "text_encoder", "text_encoder_2", "vae"),
     fits_float16=True,
-    own_numbers=own_numbers,
     single_files="mlx_imagegen.families.flux1.keys:SINGLE_FILES",
     tokenizers={"tokenizer": "tokenizer", "tokenizer_2": "tokenizer_2"},
     mirrors=("unsloth/FLUX.1-schnell",),

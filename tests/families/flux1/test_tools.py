@@ -221,11 +221,11 @@ FLUX = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True, "in_ch
             "FLUX.1-Canny-dev",
             "FluxControlPipeline",
             FLUX | {"in_channels": 128, "out_channels": 64},
-            "flux-depth-dev",
+            "flux-canny-dev",
             30,
         ),
-        ("FLUX.1-Krea-dev", "FluxPipeline", FLUX, "flux-dev", 4.5),
-        ("models--black-forest-labs--FLUX.1-Krea-dev/snapshots/abc", "FluxPipeline", FLUX, "flux-dev", 4.5),
+        ("FLUX.1-Krea-dev", "FluxPipeline", FLUX, "flux-krea-dev", 4.5),
+        ("models--black-forest-labs--FLUX.1-Krea-dev/snapshots/abc", "FluxPipeline", FLUX, "flux-krea-dev", 4.5),
     ],
 )
 def test_a_tool_s_folder_is_recognized(
@@ -241,7 +241,8 @@ def test_a_tool_s_folder_is_recognized(
 
 
 @pytest.mark.parametrize(("file", "width", "name"), [
-    ("flux1-fill-dev", 384, "flux-fill-dev"), ("flux1-canny-dev", 128, "flux-depth-dev"),
+    ("flux1-fill-dev", 384, "flux-fill-dev"), ("flux1-canny-dev", 128, "flux-canny-dev"),
+    ("flux1-krea-dev", 64, "flux-krea-dev"), ("flux1-depth-dev", 128, "flux-depth-dev"),
     ("flux1-kontext-dev", 64, "flux-kontext-dev"), ("flux1-dev", 64, "flux-dev"),
 ])  # fmt: skip
 def test_an_original_file_is_recognized_by_its_header(file: str, width: int, name: str, tmp_path: Path) -> None:
