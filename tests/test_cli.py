@@ -204,6 +204,14 @@ def test_a_transparent_picture_is_no_black_one(make: Cli) -> None:
     assert (pixels("b.png")[:, 16:] == 255).all()
 
 
+def test_no_quant_has_a_name_everywhere(make: Cli) -> None:
+    """As bench, compare, doctor and the server call it."""
+    made = make("a fox", "--seed", 1, "--quant", "none", "-o", "a.png")
+    assert made.code == make("a fox", "--seed", 1, "-o", "b.png").code == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png")) and "quant" not in read_metadata(Path("a.png"))
+    assert make("a fox", "--quant", "nine").code == 2
+
+
 def test_given_noise_goes_before_the_seed(make: Cli) -> None:
     from mlx_imagegen.random import TorchGenerator
 
