@@ -105,7 +105,7 @@ def plan_model(args: argparse.Namespace) -> None:
         family.select_adapters(
             {image.adapter: _adapter(image.adapter, manifest, family) for image in job.prompt.images}
         )
-        made = plan(family, job.settings, True if args.chip else None, job.prompt)
+        made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
             machine, download = _machine(args), manifest.download_bytes if note else 0
             rows = list(starts_of(family, job, args.model, download, machine.chip, machine.gpu))
@@ -123,6 +123,8 @@ def plan_model(args: argparse.Namespace) -> None:
             machine = _machine(args)
             lines = hosts_lines(args.hosts, args.memory, machine.usable_bytes, family, job, machine.chip, machine.gpu)
             print("\n".join(["", *lines]))
+        elif args.memory:
+            print(_machine(args).how(made))
         elif not args.chip:
             print(_here(made, family, job, manifest))
 
@@ -148,6 +150,12 @@ class Machine(NamedTuple):
         if peak_bytes <= self.usable_bytes:
             return "fits"
         return ONLY_CLOSED if peak_bytes <= self.most_bytes else "does not fit"
+
+    def how(self, made: "Plan") -> str:
+        verdict = self.verdict(made.peak_bytes)
+        if made.peak_bytes > self.usable_bytes:
+            return f"{self.name}: {verdict}"
+        return f"{self.name}: {verdict}, {_how(made.resident_peak_bytes <= self.usable_bytes)}"
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -256,5 +264,8 @@ def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest")
     if refused:
         return refused
     chosen = residency([made], None)
-    how = "everything stays in memory" if chosen.resident else "one stage at a time is in memory"
-    return f"here {how}: {chosen.reason}"
+    return f"here {_how(chosen.resident)}: {chosen.reason}"
+
+
+def _how(resident: bool) -> str:
+    return "everything stays in memory" if resident else "one stage at a time is in memory"

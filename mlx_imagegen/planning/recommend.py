@@ -2,13 +2,15 @@
 
 In: the bytes that a run may hold, and a chip to compute seconds with. Out: a model and a recipe for each, from the
 published tensor shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured
-here: the best is the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so.
-Models that ask for access first, or for pictures to change, are no start.
+here: the best is the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so,
+and of those that draw a picture in five minutes. Models that ask for access first, or for pictures to change, are no
+start.
 Must not know: which models there are, what this machine has.
 """
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from .plan import plan
 MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
 CHIP_NAME = "m4"
 CHIP = CHIPS[CHIP_NAME]  # another one's seconds differ, and hardly the order
+PATIENCE_SECONDS = 300  # of the loop, at the least: for whom a model is the first, half an hour is a failure
 FEW_BITS = 6.0  # a weight; below, losses are known to show in some pictures
 
 
@@ -61,7 +64,11 @@ class Recommendation:
     def lines(self) -> list[str]:
         if self.best == self.fastest:
             return [f"best quality and fastest that fits: {self.best}"]
-        return [f"best quality that fits: {self.best}", f"fastest that fits: {self.fastest}"]
+        minutes = PATIENCE_SECONDS // 60
+        return [
+            f"best quality that fits, in {minutes} minutes a picture or less: {self.best}",
+            f"fastest that fits: {self.fastest}",
+        ]
 
     @property
     def models(self) -> list[str]:
@@ -78,9 +85,16 @@ def choose(all_starts: Iterable[Start], usable_bytes: float) -> Recommendation |
     if not fitting:
         return None
     dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
-    # Of models with one size: the one that is not distilled, and of editions the last by name, which is the newest.
-    best = max(dependable, key=lambda start: (start.parameters, start.bits, start.steps, start.model))
-    return Recommendation(best, min(dependable, key=lambda start: (start.seconds, -start.bits, start.model)))
+    fastest = min(dependable, key=lambda start: (start.seconds, -start.bits, start.model))
+    bearable = [start for start in dependable if start.seconds <= PATIENCE_SECONDS] or [fastest]
+    # Of models with one size: the one that is not distilled, and of editions the newest.
+    best = max(bearable, key=lambda start: (start.parameters, start.bits, start.steps, _edition(start.model)))
+    return Recommendation(best, fastest)
+
+
+def _edition(model: str) -> list[str]:
+    """The year and month in a name."""
+    return re.findall(r"\b\d{4}\b", model)
 
 
 def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> list[str]:

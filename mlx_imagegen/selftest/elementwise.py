@@ -10,7 +10,9 @@ from ..layers.attention import split_heads
 from ..layers.conv import GroupNorm
 from ..layers.modulation import modulate
 from ..layers.norm import LayerNorm, RMSNorm
+from ..layers.parts import Part, gated_sum_of_parts, modulate_parts
 from ..layers.rope import rope_table, rotate
+from ..layers.stacked import HeadNorms
 from ..layers.strips import Cut, Strips
 from ..precision import FLOAT16_DIVISOR, dtype_name
 from ..text.qwen import rotate_halves
@@ -27,8 +29,10 @@ def elementwise_checks() -> Iterator[Check]:
     for dtype in dtypes():
         yield from norm_checks(dtype, tokens, real(3072, 384))
         yield from rope_checks(dtype, tokens)
+        yield heads_check(dtype, tokens, real(24, 2))
         yield from activation_checks(dtype, real(512, 129), real(3072, 512))
         yield from sum_checks(dtype, real(512, 129), real(3072, 512))
+        yield from part_checks(dtype, real(4608, 129), real(3072, 384))
     yield group_norm_check(real(128, 12), real(512, 64))
 
 
@@ -89,6 +93,22 @@ def rope_checks(dtype: mx.Dtype, tokens: int) -> Iterator[Check]:
     yield compared(ROPE, f"halves, {case}", rotate_halves(x, table), expected, LIMITS[dtype])
 
 
+def heads_check(dtype: mx.Dtype, tokens: int, count: int) -> Check:
+    """Norm and rope of queries and keys that come of one product."""
+    y, numbers = drawn(dtype, 1, tokens, 2 * count * HEAD)
+    norm_q, norm_k = RMSNorm(HEAD, EPS), RMSNorm(HEAD, EPS)
+    norm_q.weight, gain_q = drawn(dtype, HEAD, part=3)
+    norm_k.weight, gain_k = drawn(dtype, HEAD, part=5)
+    rope = rope_table(np.arange(tokens)[:, None], (HEAD,), THETA)
+    split = _unit_rms(numbers.reshape(1, tokens, 2 * count, HEAD)) * np.stack(count * [gain_q] + count * [gain_k])
+    pairs = split.transpose(0, 2, 1, 3).reshape(1, 2 * count, tokens, -1, 2)
+    turned = (pairs[..., 0] + 1j * pairs[..., 1]) * np.array(rope).astype(np.complex128)
+    expected = np.stack([turned.real, turned.imag], axis=-1).reshape(1, 2 * count, tokens, HEAD)
+    q, k, _ = HeadNorms(norm_q, norm_k, count, EPS).turned(y, rope)
+    case = f"pairs of normed heads, {dtype_name(dtype)}, [{2 * count}, {tokens}, {HEAD}]"
+    return compared(ROPE, case, mx.concatenate([q, k], axis=1), expected, 2 * LIMITS[dtype])
+
+
 def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
     """On a GPU each is a compiled function."""
     x, numbers = drawn(dtype, tokens, width)
@@ -120,6 +140,25 @@ def sum_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
     yield compared(ACTIVATION, f"divided gelu_tanh, {case}", part, expected / FLOAT16_DIVISOR, limit)
     divided, expected = products.Product(y, bias, divided=True), numbers + factor * (FLOAT16_DIVISOR * added + offset)
     yield compared(SUM, f"gated and divided, {case}", products.gated_sum_of(wide, gate, divided), expected, limit)
+
+
+def part_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:
+    """Text and picture in one sequence, each with vectors of its own."""
+    (x, before), (y, added) = drawn(dtype, 1, tokens, width), drawn(dtype, 1, tokens, width, part=5)
+    vectors = [drawn(dtype, 3, width, part=part) for part in (3, 7)]
+    lengths = tokens // 9, tokens - tokens // 9
+    parts = [Part(length, rows) for length, (rows, _) in zip(lengths, vectors, strict=True)]
+    shift, scale, gate = np.concatenate(
+        [np.repeat(numbers[:, None], length, axis=1) for length, (_, numbers) in zip(lengths, vectors, strict=True)],
+        axis=1,
+    )
+    case = f"by part, {dtype_name(dtype)}, [{tokens}, {width}]"
+    centred = before - before.mean(axis=-1, keepdims=True, dtype=np.float64)
+    unit = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + EPS)
+    out = modulate_parts(x, parts, 0, EPS)
+    yield compared(NORM, f"layer modulated {case}", out, unit * scale + shift, 2 * LIMITS[dtype])
+    out = gated_sum_of_parts(x, parts, 2, products.Product(y), x)
+    yield compared(SUM, f"gated {case}", out, before + gate * (added + before), 2 * LIMITS[dtype])
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ def packed_checks(packings: Sequence[Packing] | None = None) -> Iterator[Check]:
     for packing in packings_in_use() if packings is None else packings:
         for tokens, rows, columns in shapes(packing):
             yield from product_checks(packing, tokens, rows, columns)
+        yield run_check(packing)
         yield unpacking_check(packing)
 
 
@@ -55,6 +56,17 @@ def product_checks_in(dtype: mx.Dtype, packing: Packing, tokens: int, rows: int,
         shape = f"[{tokens}, {columns}] x [{rows}, {columns}]"
         case = f"{kernel}, {dtype_name(dtype)}, {_named(packing)}, {shape}"
         yield compared(PRODUCT, case, out, expected, LIMITS[dtype])
+
+
+def run_check(packing: Packing) -> Check:
+    """Rows from the middle of a weight, which are not copied, as where FLUX.2's v, gate and up follow its q and k."""
+    dtype, (tokens, columns), rows = compute_dtype(), (33, 4 * packing.group_size), slice(96, 224)
+    x, numbers = drawn(dtype, tokens, columns)
+    packed, dense = _weight(packing, 320, columns, dtype)
+    run = {name: value[rows] for name, value in packed.items()}
+    out = packed_matmul(x, run["weight"], run["scales"], run.get("biases"), packing, PACKED)
+    case = f"{PACKED}, {dtype_name(dtype)}, {_named(packing)}, rows from the middle of a weight"
+    return compared(PRODUCT, case, out, numbers @ dense[rows].T, LIMITS[dtype])
 
 
 def unpacking_check(packing: Packing) -> Check:

@@ -437,7 +437,7 @@ def test_a_caller_that_is_gone_at_once_is_no_error() -> None:
 
 
 def job(path: Path) -> dict[str, Any]:
-    return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "reopen": False}
+    return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "reopen": False, "choices": {}}
 
 
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ def a_machine_of_16_gb(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_model_it_says_what_to_begin_with(cli: Cli) -> None:
     lines = cli("plan").out.splitlines()
     assert lines[0] == "this machine has 16.0 GB:"
-    assert lines[1].startswith("  best quality that fits: ") and lines[2].startswith("  fastest that fits: ")
+    assert lines[1].startswith("  best quality that fits, in 5 minutes a picture or less: ") and lines[2].startswith(
+        "  fastest that fits: "
+    )
     advised = {line.split(": ")[1].split()[0] for line in lines[1:3]}
     rows = lines[5 : 5 + len(advised) * (1 + len(recipe_names()))]
     assert {row.split()[0] for row in rows} == advised and len(lines) == 7 + len(rows)
@@ -54,6 +56,26 @@ def test_a_model_s_quants(cli: Cli) -> None:
 def test_where_no_quant_fits_it_says_so(cli: Cli) -> None:
     out = cli("plan", "--model", "qwen-image", "--memory", 8).out
     assert out.startswith("a Mac with 8 GB, of which 5.7 for the GPU: nothing fits")
+
+
+@pytest.mark.parametrize("chip", [(), ("--chip", "m4")])
+@pytest.mark.parametrize(
+    ("side", "memory", "how"),
+    [
+        (1024, 8, "5.7 for the GPU: does not fit"),
+        (1024, 16, "11.5 for the GPU: fits, one stage at a time is in memory"),
+        (1024, 24, "17.2 for the GPU: fits, everything stays in memory"),
+        (2048, 16, "11.5 for the GPU: fits, one stage at a time is in memory"),
+        (2048, 32, "22.9 for the GPU: fits, everything stays in memory"),
+    ],
+)
+def test_a_quant_goes_by_the_mac_asked_for(cli: Cli, side: int, memory: int, how: str, chip: tuple[str, ...]) -> None:
+    asked = ("--model", "qwen-image-2.1", "--quant", "q4", "--size", side, "--memory", memory, *chip)
+    lines = cli("plan", *asked).out.splitlines()
+    assert lines[-1] == f"a Mac with {memory} GB, of which {how}"
+    assert not any("this machine" in line for line in lines)
+    peak = float(next(line for line in lines if line.startswith("peak, one stage")).split()[-2])
+    assert peak <= 7.5 if side == 1024 else peak > 7.5
 
 
 def test_the_estimate_stands_next_to_the_bound_and_says_which_it_is(cli: Cli) -> None:

@@ -160,9 +160,17 @@ def draw(folder: Path, base: Path, seed: int) -> None:
     redraw(file, spread, seed + 1)
     network.load_state_dict(load_file(file))
     draw_pictures(folder, options, dice)
+    while not holds_a_place(folder, options):
+        draw_pictures(folder, options, dice)
     with torch.no_grad():
         made = pictures(folder, Controlled(base, transformer, network.eval()), options)
     save_file({name: picture.contiguous() for name, picture in made.items()}, folder / "reference.safetensors")
+
+
+def holds_a_place(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether the mask covers a pixel at which it is read for a latent: one that lies between them all is refused."""
+    mask = Image.open(folder / "mask.hard.png").resize((options["width"], options["height"]), Image.Resampling.LANCZOS)
+    return bool(np.asarray(mask)[::SIDE, ::SIDE].max() == 255)
 
 
 def pictures(folder: Path, model: Controlled, options: dict[str, Any]) -> dict[str, torch.Tensor]:

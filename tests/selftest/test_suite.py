@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_imagegen.layers import activation, conv
+from mlx_imagegen.layers import activation, conv, stacked
 from mlx_imagegen.layers.linear import Linear, Packing
 from mlx_imagegen.layers.norm import LayerNorm, RMSNorm
 from mlx_imagegen.layers.strips import Strips
@@ -67,7 +67,8 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (elementwise, "rotate_halves"), *((activation, name) for name in (*elementwise.ACTIVATIONS, "swiglu")),
         (elementwise.products, "gated_sum_of"), (elementwise.products, "gelu_tanh_of"),
         (elementwise.products, "divided_gelu_tanh_of"),
-        (elementwise.fused, "residual_sum"),
+        (elementwise.fused, "residual_sum"), (elementwise, "modulate_parts"), (elementwise, "gated_sum_of_parts"),
+        (stacked, "rotate_scaled"),
     ],
     "convolutions": [(conv.Conv2d, "rows")],
     "moving numbers": [
@@ -160,8 +161,8 @@ def test_another_picture_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 # What neither a kernel of the GPU's computes for a picture, nor NumPy could do otherwise.
 EXEMPT = {
-    "argmax", "arange", "array", "clear_cache", "compile", "default_device", "eval", "issubdtype", "ones_like",
-    "stream", "zeros", "zeros_like",
+    "argmax", "arange", "array", "clear_cache", "compile", "default_device", "depends", "eval", "issubdtype",
+    "ones_like", "stream", "zeros", "zeros_like",
     # of the solvers, of guidance and of pictures' seams: elementwise and sums, on latents alone
     "abs", "clip", "linalg.norm", "maximum", "minimum", "sqrt", "std", "stack", "sum", "tanh",
     # of LoRAs and of noise, which have references of their own
