@@ -63,14 +63,15 @@ class Parser(argparse.ArgumentParser):
 
     def _near(self, message: str) -> str:
         unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
-        near = (
-            difflib.get_close_matches(unknown[1], self._option_string_actions.keys() - {"--help"}, n=1)
-            if unknown
-            else []
-        )
+        if unknown is None:
+            return ""
+        actions = self._option_string_actions
+        flags = sorted(actions.keys() - {"--help"}, key=lambda flag: (actions[flag].help == argparse.SUPPRESS, flag))
+        begun = [flag for flag in flags if flag.startswith(unknown[1])]
+        near = begun or difflib.get_close_matches(unknown[1], flags, n=1, cutoff=0.7)
         if not near:
             return ""
-        action = self._option_string_actions[near[0]]  # a hidden one answers with the flag that is meant
+        action = actions[near[0]]  # a hidden one answers with the flag that is meant
         return f" (did you mean {action.const if action.help == argparse.SUPPRESS else near[0]}?)"
 
 

@@ -35,7 +35,7 @@ from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
 from .lora.source import Source
 from .masks import Velocity, keep_outside
-from .packing.recipes import canonical_name, read_recipe
+from .packing.recipes import canonical_name, read_recipe, recipe_of
 from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import Precision, denoiser_precision
@@ -74,6 +74,7 @@ def load(
     check_callable(on_load=on_load, on_download=on_download)
     model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
     check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
+    quant = recipe_of(quant)
     opening = Report()  # downloads are no part of loading
     with using_folder(comfy):
         loras = open_loras(() if lora is None else lora, on_download)

@@ -204,6 +204,14 @@ def test_a_transparent_picture_is_no_black_one(make: Cli) -> None:
     assert (pixels("b.png")[:, 16:] == 255).all()
 
 
+def test_no_quant_has_a_name_everywhere(make: Cli) -> None:
+    """As bench, compare, doctor and the server call it."""
+    made = make("a fox", "--seed", 1, "--quant", "none", "-o", "a.png")
+    assert made.code == make("a fox", "--seed", 1, "-o", "b.png").code == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png")) and "quant" not in read_metadata(Path("a.png"))
+    assert make("a fox", "--quant", "nine").code == 2
+
+
 def test_given_noise_goes_before_the_seed(make: Cli) -> None:
     from mlx_imagegen.random import TorchGenerator
 
@@ -500,7 +508,9 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a range without end": (("a fox", "--seed", f"0-{10**30}"), ("is neither", "of 10000 at most")),
     "seeds and a count": (("a fox", "--seed", "1-3", "--count", 2), ("several seeds or a count",)),
     "previews of nothing": (("a fox", "--preview-every", 0), ("--preview-every 0",)),
-    "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "--help")),
+    "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "mean --steps?", "--help")),
+    "a flag's beginning": (("a fox", "--out", "a.png"), ("did you mean --output?",)),
+    "a flag like none": (("a fox", "--workers", 3), ("unrecognized arguments: --workers 3; mlx",)),
     "a flag of another program": (("a fox", "--num-images", 3), ("there is no --num-images; did you mean --count?",)),
     "another program's steps": (("a fox", "--num_inference_steps", 3), ("did you mean --steps?", "--help")),
     "another program's guidance": (("a fox", "--guidance-scale=3"), ("did you mean --guidance?",)),

@@ -88,11 +88,12 @@ def plan_machine(args: argparse.Namespace) -> None:
 def plan_model(args: argparse.Namespace) -> None:
     from ..families import open_family
     from ..loading.weights import WeightTransforms
-    from ..packing.recipes import read_recipe
+    from ..packing.recipes import read_recipe, recipe_of
     from ..planning.plan import describe, plan
     from ..planning.recommend import starts_of
     from ..request.job import usual_job
 
+    args.quant = recipe_of(args.quant)
     asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
     asked |= {"references": args.references} if args.references else {}
     asked |= {name: value for name in ("redux", "ip_adapter") if (value := getattr(args, name))}

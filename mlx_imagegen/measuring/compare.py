@@ -21,10 +21,10 @@ from ..hub.download import Notify, locate
 from ..hub.manifest import Model, data_folder, manifests
 from ..hub.recognition import find
 from ..image import fingerprint, open_picture, read_metadata
-from ..packing.recipes import read_recipe, recipe_names
+from ..packing.recipes import AS_STORED, read_recipe, recipe_names
 from ..paths import expanded
 from .tables import output_folder, short, slug
-from .worker import AS_STORED, Failed, Rendered, Worker
+from .worker import Failed, Rendered, Worker
 
 AS_EXAMPLE = "examples/prompts.toml shows how one looks"
 

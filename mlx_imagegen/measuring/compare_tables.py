@@ -12,13 +12,13 @@ from PIL import Image
 
 from ..hub.download import Notify
 from ..image import open_picture, write_picture
+from ..packing.recipes import AS_STORED
 from . import tables
 from .compare import Cell, missing
 from .environment import environment, measured_on
 from .quality import Quality, compared
 from .sheet import Tile, contact_sheet, unwritable
 from .tables import NONE, gigabytes, short
-from .worker import AS_STORED
 
 SIDE_PIXELS = 256  # of a picture on the sheet
 

@@ -18,13 +18,12 @@ from ..hub.recognition import find
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..loading.weights import WeightTransforms
 from ..machine import GB, memory_limit
-from ..packing.recipes import read_recipe, recipe_names
+from ..packing.recipes import AS_STORED, read_recipe, recipe_names
 from ..planning.chips import Chip
 from ..planning.plan import plan
 from ..precision import on_gpu
 from ..request.job import usual_job
 from . import speed
-from .worker import AS_STORED
 
 OPENED_BY = ("references", "sizes")  # what families read in a manifest of their own keys
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..packing.recipes import AS_STORED
 from ..planning.chips import chip_of
 from ..planning.measurements import Measurement
 from .bench import Row
 from .tables import write_json
-from .worker import AS_STORED
 
 # What others need to know of the machine; not its name, its folders or its user.
 MACHINE = ("device", "system", "memory", "mlx", "mlx-imagegen", "matrix units", "TF32", "commit", "date")

@@ -21,12 +21,11 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import mlx.core as mx
 
 from ..errors import DownloadError, ImagegenError, UnknownModelError
+from ..packing.recipes import AS_STORED
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..request.job import Job
-
-AS_STORED = "none"  # the quant of weights that stay as the model's files have them
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .affine import pack
 from .importance import Norms
 from .packer import OnChange, Packer, RoundTo16Bits
 
+AS_STORED = "none"  # in a recipe's place: weights stay as the model's files have them
 DENSE_BITS = 16
 COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "vae")  # all that a family may have
 KEYS = frozenset({"title", "bits", "group_size", "mode", "search", "keep", "drop"})
@@ -126,6 +127,11 @@ def recipe_names() -> list[str]:
 def canonical_name(quant: str) -> str:
     """A recipe's name for records: a file in a way that means the same from everywhere."""
     return str(expanded(quant).absolute()) if quant.endswith(".toml") else quant
+
+
+def recipe_of(quant: str | None) -> str | None:
+    """A recipe's name or path; None where weights stay as they are, by whichever word."""
+    return None if quant == AS_STORED else quant
 
 
 def read_recipe(quant: str, family: str) -> Recipe:

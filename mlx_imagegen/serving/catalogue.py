@@ -25,7 +25,7 @@ from ..hub.snapshots import cached
 from ..loading.weights import WeightTransforms
 from ..lora.file import open_lora
 from ..machine import memory_limit
-from ..packing.recipes import read_recipe, recipe_names
+from ..packing.recipes import AS_STORED, read_recipe, recipe_names, recipe_of
 from ..planning.plan import plan
 from ..request.job import usual_job
 from ..request.sizes import multiple_of
@@ -129,10 +129,10 @@ class Catalogue:
 
 def check_quant(name: str | None) -> str | None:
     """A recipe that the package has; a recipe's file is not read for a client."""
-    if name not in (None, "none", *recipe_names()):
+    if name not in (None, AS_STORED, *recipe_names()):
         known = ", ".join(sorted(recipe_names()))
         raise QuantizationError(f"quant {shortened(name)}: give one of {known}, or leave it out.")
-    return None if name == "none" else name
+    return recipe_of(name)
 
 
 def size_multiple(entry: Entry) -> int:
