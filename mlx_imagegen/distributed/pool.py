@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+IDLE_SECONDS = 1.0  # a rank that has finished a picture takes its next one sooner
+
 
 @dataclass
 class Rank:
@@ -46,9 +48,10 @@ class Pool:
         with self._changed:
             own = self._ranks[rank]
             while not self._is_worth_it(rank):
-                if self._next(own) is None and not any(other.drawing for other in self._ranks.values()):
+                if self._next(own) is None and self._is_idle():
                     return []
-                self._changed.wait(1.0)
+                if not self._changed.wait(IDLE_SECONDS) and self._is_idle():
+                    break  # each rank leaves what waits to the others
             while len(own.drawing) < most and (index := self._next(own)) is not None:
                 self._waiting.remove(index)
                 own.drawing.append(index)
@@ -82,6 +85,9 @@ class Pool:
             self._waiting.extendleft(reversed(lost))
             self._changed.notify_all()
             return lost
+
+    def _is_idle(self) -> bool:
+        return not any(rank.drawing for rank in self._ranks.values())
 
     def _next(self, own: Rank) -> int | None:
         """A picture of the kind that the rank drew last, or else of one that few others are at."""

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from mlx_imagegen.distributed.pool import Pool
 
 
@@ -106,3 +108,18 @@ def test_a_picture_that_failed_at_once_says_nothing_of_a_rank_s_speed() -> None:
     clock.now = 5.0
     pool.finish(1, taken[1])
     assert pool._is_worth_it(1)
+
+
+def test_ranks_that_leave_the_rest_to_each_other_draw_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is slow at the kind that it drew last, and expects another to be sooner."""
+    monkeypatch.setattr("mlx_imagegen.distributed.pool.IDLE_SECONDS", 0.01)
+    pool = Pool([0, 1], 3)
+    for rank, kind, seconds in ((0, 0, (5.0, 1.0)), (1, 1, (1.0, 6.0)), (2, 0, (9.0, 1.0))):
+        pool._ranks[rank].kind = kind
+        pool._ranks[rank].seconds = {each: [usual] for each, usual in enumerate(seconds)}
+    assert not any(pool._is_worth_it(rank) for rank in range(3))
+    taken: list[list[int]] = []
+    taking = threading.Thread(target=lambda: taken.append(pool.take(0, 1)), daemon=True)
+    taking.start()
+    taking.join(5)
+    assert taken == [[0]]
