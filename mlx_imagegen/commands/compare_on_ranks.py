@@ -95,14 +95,10 @@ def identity(column: Column) -> dict[str, Any]:
         model, recipe = opened_as(column.model, column.quant)
         spec = family_spec(model.manifest.family)
         precision = denoiser_precision(column.precision, spec.title, spec.fits_float16, spec.overflowing)
-        files = {_name(path, model.folder): digest(path) for path in model_files(model)} if model.folder else {}
+        files = {name: digest(path) for name, path in model_files(model).items()} if model.folder else {}
     except (ImagegenError, OSError) as error:
         return {"reason": " ".join(str(error).split())}
     return {"manifest": model.manifest.name, "recipe": recipe, "precision": precision.name, "files": files}
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def differences(first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DistributedError
+from ..loading.parts import INDEX
 from ..packing.recipes import canonical_name
 from ..pipeline import Pipeline
 from ..precision import dtype_name
@@ -69,10 +70,13 @@ def difference(first: Mapping[str, Any], other: Mapping[str, Any], fields: Mappi
 def _files(pipeline: Pipeline) -> Iterator[tuple[str, Path]]:
     """Configs, weights and LoRAs, by names that do not depend on where they lie."""
     folder = pipeline.folder
-    paths = [path for pattern in CONFIGS for path in folder.glob(pattern)] if folder.is_dir() else []
-    paths += [path for weights in pipeline.family.weights.values() for path in weights.checkpoint.paths]
-    for path in paths:
-        yield path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name, path
+    configs = [path for pattern in CONFIGS for path in folder.glob(pattern)] if folder.is_dir() else []
+    paths = [("", path) for path in configs if path.name != INDEX]  # which has other files' places in it
+    weights = pipeline.family.weights.items()
+    paths += [(component, path) for component, each in weights for path in each.checkpoint.paths]
+    for component, path in paths:
+        inside = path.is_relative_to(folder)
+        yield (path.relative_to(folder) if inside else Path(component, path.name)).as_posix(), path
     for match in pipeline.merge.matches:
         yield match.lora.file.path.name, match.lora.file.path
 

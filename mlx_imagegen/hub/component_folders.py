@@ -58,6 +58,16 @@ def _parts_of(found: Found) -> tuple[list[Part], dict[str, Any]]:
     return parts, packed
 
 
+def sources(folder: Path) -> dict[str, Path]:
+    """The files in which a folder that was put together here has its tensors, by component and name; none of another
+    folder."""
+    found: dict[str, Path] = {}
+    for path in folder.glob(f"**/{INDEX}"):
+        component = path.parent.relative_to(folder)
+        found |= {(component / Path(file).name).as_posix(): Path(file) for file in read_json(path)[FILES]}
+    return found
+
+
 @functools.lru_cache(maxsize=8)
 def unpacked_folder(folder: Path) -> Path | None:
     """The same model with the numbers of all weights, for what changes them; None for a folder that was not put

@@ -17,6 +17,7 @@ from typing import Any
 from .. import __version__
 from ..documents import TEXT_LIMIT_BYTES, parse_toml, read_file
 from ..errors import ImagegenError, MissingFileError, RequestError, UnknownModelError
+from ..hub.component_folders import sources
 from ..hub.download import Notify, locate
 from ..hub.manifest import Model, data_folder, manifests
 from ..hub.recognition import find
@@ -177,15 +178,23 @@ def key(identity: dict[str, Any], line: Line) -> str:
 
 def _stamps(model: Model) -> list[str]:
     """Change when a file of the model does."""
-    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in model_files(model)]
+    status = {name: path.stat() for name, path in model_files(model).items()}
+    return [f"{Path(name).name} {each.st_size} {each.st_mtime_ns}" for name, each in status.items()]
 
 
-def model_files(model: Model) -> list[Path]:
-    """Those of its folder that make pictures, and that of a bundled LoRA that makes the model out of its base."""
+def model_files(model: Model) -> dict[str, Path]:
+    """Those that make its pictures, by names that do not depend on where they lie: of its folder, or of others in which
+    that has its tensors; and that of a bundled LoRA that makes the model out of its base."""
     assert model.folder
-    files = sorted(path for path in model.folder.rglob("*") if path.suffix in (".safetensors", ".gguf", ".json"))
+    if model.file:
+        files = sources(model.folder)
+        notes = {str(Path(name).with_suffix(".json")): path.with_suffix(".json") for name, path in files.items()}
+        files |= {name: path for name, path in notes.items() if path.is_file()}
+    else:
+        inside = [path for path in model.folder.rglob("*") if path.suffix in (".safetensors", ".gguf", ".json")]
+        files = {path.relative_to(model.folder).as_posix(): path for path in sorted(inside)}
     own = model.manifest.extras.get("lora", {})
-    return files + ([data_folder("weights") / own["file"]] if own and "repo" not in own else [])
+    return files | ({own["file"]: data_folder("weights") / own["file"]} if own and "repo" not in own else {})
 
 
 def read_columns(texts: Sequence[str], precision: str | None = None) -> list[Column]:

@@ -1,12 +1,17 @@
 """What makes ranks differ, by name; equal ones do not."""
 
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from mlx_imagegen.commands import compare_on_ranks
 from mlx_imagegen.distributed.agreement import difference, identity
+from mlx_imagegen.measuring.compare import Column, identified
 from mlx_imagegen.pipeline import Pipeline, load
+from tests.comfy_files import draw_flux
+from tests.hub.test_mlx_folders import save_as_mflux
 
 
 @pytest.fixture
@@ -38,3 +43,24 @@ def test_other_pictures_files_and_quants(opened: Pipeline, flux_folder: Path, fl
     weights.rename(weights.with_name("model.safetensors"))
     found = difference(first, identity(load(flux_copy), []))
     assert found == f"no transformer/{weights.name}, which rank 0 has", found
+
+
+def test_folders_that_are_put_together_are_told_by_the_files_behind_them(tmp_path: Path) -> None:
+    """Wherever these lie, in generate and in compare, and by component: mflux calls all of them the same."""
+    first, _ = save_as_mflux(tmp_path / "first", draw_flux(tmp_path / "diffusers"), 4)
+    second = shutil.copytree(first, tmp_path / "second")
+    columns = [Column(str(folder), "none", "") for folder in (first, second)]
+
+    def differences() -> list[str | None]:
+        compared = [[compare_on_ranks.identity(column)] for column in columns]
+        reason = compare_on_ranks.differences(*compared).get("0")
+        return [difference(*(identity(load(folder), []) for folder in (first, second))), reason]
+
+    assert differences() == [None, None]
+    assert identified(str(first), "none", {}) == identified(str(first), "none", {}), "and found again as they are"
+    weights = second / "transformer/0.safetensors"
+    contents = bytearray(weights.read_bytes())
+    contents[-1] ^= 1
+    weights.write_bytes(contents)
+    for found in differences():
+        assert found and "another transformer/0.safetensors than rank 0" in found
