@@ -79,6 +79,12 @@ def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
     modules = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
     if not modules:
         return {}
+    for module in modules:
+        codes, scales = (tensors.get(f"{module}{end}") for end in (".weight", SCALES))
+        if not codes or not codes.shape or not scales or not scales.shape:
+            raise CheckpointError(
+                f"{component}: '{shown(module)}' has scales of no packed weight. Save the model again."
+            )
     level = str(saved_metadata(component).get(LEVEL))
     if not level.isdecimal() or int(level) not in MODES["affine"]:
         raise CheckpointError(

@@ -16,10 +16,11 @@ from mlx_imagegen.cli import main
 from mlx_imagegen.errors import CheckpointError, ConfigError, LoraError
 from mlx_imagegen.families import family_spec, open_family
 from mlx_imagegen.hub.file_info import folder_info
-from mlx_imagegen.hub.mlx_folders import saved_name
+from mlx_imagegen.hub.mlx_folders import saved_name, saved_packings
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import layouts_of
 from mlx_imagegen.hub.tensor_shapes import each_name
+from mlx_imagegen.loading.safetensors import read_header
 from mlx_imagegen.loading.single_file import SingleFile
 from mlx_imagegen.loading.weights import WeightTransforms
 from tests.comfy_files import NAMES, draw_flux, read_tensors
@@ -160,6 +161,16 @@ def test_bits_that_do_not_fit_the_shapes_are_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"its metadata's 'quantization_level' is None, which is no number of bits"
     ):
         find(str(saved))
+
+
+@pytest.mark.parametrize("codes", [None, mx.array(1, mx.uint32)])
+@pytest.mark.parametrize("scales", [mx.ones((4, 4)), mx.array(1.0)])
+def test_scales_of_no_packed_weight_are_refused(tmp_path: Path, codes: mx.array | None, scales: mx.array) -> None:
+    tensors = {"proj.scales": scales} | ({} if codes is None else {"proj.weight": codes})
+    write_component(tmp_path / "transformer", tensors, 4)
+    stored = read_header(tmp_path / "transformer/0.safetensors")[0]
+    with pytest.raises(CheckpointError, match="transformer: 'proj' has scales of no packed weight"):
+        saved_packings(tmp_path / "transformer", stored)
 
 
 @pytest.mark.parametrize(
