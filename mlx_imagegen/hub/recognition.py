@@ -15,7 +15,7 @@ from ..escaping import article, shown
 from ..families import family_spec, family_specs
 from ..loading.folder import ModelFolder
 from ..paths import expanded
-from .comfy import ENCODERS, SUFFIXES, VAES, chosen_folder, is_model_file
+from .comfy import ENCODERS, MODELS, SUFFIXES, VAES, chosen_folder, is_model_file
 from .manifest import KINDS, Manifest, Model, manifests
 from .mlx_folders import component_folders
 from .record import record_of
@@ -128,6 +128,11 @@ def _nearest(folder: ModelFolder) -> str:
         raise ConfigError(
             f"{folder.path}: {'; '.join(described)}, which is not an architecture this library has "
             f"({shown(supported, 200)})."
+        )
+    if any((models / kind).is_dir() for models in (folder.path, folder.path / "models") for kind in MODELS):
+        raise ConfigError(
+            f"{folder.path} is a ComfyUI folder of many models; give the path of one of its files, which "
+            f"`mlx-imagegen models --comfy {folder.path}` lists."
         )
     raise MissingFileError(
         f"{folder.path} has no model_index.json, config.json or transformer/config.json, so it cannot be recognized as "

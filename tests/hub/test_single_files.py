@@ -146,6 +146,13 @@ def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
         load("flux1-dev", comfy=tmp_path)
 
 
+@pytest.mark.parametrize("given", ["", "models"])
+def test_a_folder_of_many_models_is_no_model(tmp_path: Path, given: str) -> None:
+    (tmp_path / "models/diffusion_models").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is a ComfyUI folder of many models; give the path of one of its files"):
+        find(str(tmp_path / given))
+
+
 def test_of_several_files_that_fit_the_one_with_most_bits_is_taken(tmp_path: Path, flux: Path) -> None:
     models = tmp_path / "models"
     file = comfy_flux(models, flux)
