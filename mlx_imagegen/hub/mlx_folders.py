@@ -66,7 +66,9 @@ def saved_by(folder: Path) -> dict[str, str]:
     """For people: which program saved such a folder, of what, and at how many bits; empty for any other."""
     components = component_folders(folder)
     if not components:
-        return {}
+        listed = read_json(folder / LIST) if (folder / LIST).is_file() else {}
+        packed = f"packed to {listed.get('bits')} bits ({listed.get('mode')})"
+        return {"saved_by": f"Z-Image.swift, {packed}", "saved_from": str(listed.get("model_id"))} if listed else {}
     metadata = [saved_metadata(component) for component in components]
     levels = {str(each.get(LEVEL)) for each in metadata} & {str(bits) for bits in MODES["affine"]}
     packed = f"packed to {' and '.join(sorted(levels))} bits" if levels else "not packed"

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_imagegen import load
 from mlx_imagegen.errors import CheckpointError, MissingFileError
+from mlx_imagegen.hub.file_info import folder_info
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from tests.distributed.wide_models import draw_wide
 
@@ -52,6 +53,8 @@ def test_a_saved_folder_gives_the_picture_of_its_numbers(tmp_path: Path, mode: s
     same = draw_wide("z_image/base", tmp_path / "numbers")
     saved = shutil.copytree(same, tmp_path / "saved")
     save_as_swift(saved, same, mode, bits)
+    said = {"saved_by": f"Z-Image.swift, packed to {bits} bits ({mode})", "saved_from": "Tongyi-MAI/Z-Image"}
+    assert folder_info(saved).items() >= said.items() and "saved_by" not in folder_info(same)
     ours, theirs = load(saved), load(same)
     assert ours.family.weights["transformer"].stored and ours.family.weights["text_encoder"].stored
     pictures = [np.array(each.generate("a red fox", **OPTIONS).image, np.int16) for each in (ours, theirs)]
