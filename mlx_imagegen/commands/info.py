@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..escaping import printable
 from ..paths import expanded
 from .flags import as_path
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     lines = list(_lines(record))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        print(f"{name:<{width}}  {value}")
+        print(printable(f"{name:<{width}}  {value}"))
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .single_files import Component, assemble, known_components, missing_line
 
 GB = 1e9
 LORA_WORDS = ("lora_", ".lokr_", ".hada_")
-KEPT_METADATA = ("general.architecture", "general.name", "modelspec.title", "modelspec.architecture", "format")
+KEPT_METADATA = ("general.architecture", "general.name", "modelspec.title", "modelspec.architecture")
 
 
 def file_info(path: Path) -> dict[str, Any]:

@@ -51,6 +51,16 @@ def test_what_is_no_model_is_described_too(tmp_path: Path, flux: Path, capsys: p
     assert "is in the format 'convrot_w4a4'" in str(info(tmp_path / "a.safetensors", capsys)["refused"])
 
 
+def test_a_files_own_words_neither_hide_its_format_nor_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"format": "pt", "modelspec.title": "a\x1b[31m\nb"}
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a.safetensors", words)
+    assert main(["info", str(tmp_path / "a.safetensors")]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["format"], lines["modelspec.title"]) == ("safetensors", r"a\x1b[31m\nb")
+
+
 def test_weights_are_not_read(tmp_path: Path, flux: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file of holes as large as the published one is described at once."""
     tensors = flux_files(flux)["transformer"]
