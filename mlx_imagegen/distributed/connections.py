@@ -17,6 +17,7 @@ from .messages import Link, Message
 
 JOIN_SECONDS = 60.0  # for all ranks to connect: hosts start Python at different speeds
 RETRY_SECONDS = 0.1
+HELLO_SECONDS = 5.0  # a rank says at once who it is
 
 
 def connect(launch: Launch) -> tuple[dict[int, Link], list[str]]:
@@ -41,6 +42,8 @@ def _accept_all(launch: Launch, deadline: float) -> tuple[dict[int, Link], list[
                     "mlx-imagegen on every host, and that no firewall stands between.",
                 )
             try:
+                if not link.has_message(HELLO_SECONDS):
+                    raise EOFError
                 received = link.receive()
                 rank = int(received["rank"])
             except (OSError, EOFError, ValueError, KeyError):  # not one of ours

@@ -22,7 +22,7 @@ from .connections import JOIN_SECONDS, connect
 from .messages import Message
 from .watch import INTERRUPTED, SILENCE_SECONDS, Watch
 
-LINK_BYTES, LINK_TRIES = 1 << 21, 3  # 0.1 s in all over a slow Wi-Fi
+LINK_BYTES, LINK_TRIES = 1 << 21, 3  # 50 Mbit in all: half a second over a slow Wi-Fi of 0.1 Gb/s
 RDMA_SPEED = 80.0  # Gb/s: Thunderbolt 5's
 # Ends the process that started it, unless its standard input is closed in time. MLX connects without letting any other
 # thread run.

@@ -44,6 +44,10 @@ class Link:
             finally:
                 self._sending.release()
 
+    def has_message(self, seconds: float) -> bool:
+        """Whether something comes within so long."""
+        return self._connection.poll(seconds)
+
     def receive(self) -> Message:
         """The next message that is not empty; EOFError or OSError after the last."""
         while not (frame := self._frame()):

@@ -45,7 +45,7 @@ def test_other_pictures_files_and_quants(opened: Pipeline, flux_folder: Path, fl
     assert found == f"no transformer/{weights.name}, which rank 0 has", found
 
 
-def test_folders_that_are_put_together_are_told_by_the_files_behind_them(tmp_path: Path) -> None:
+def test_folders_that_are_put_together_are_compared_by_the_files_behind_them(tmp_path: Path) -> None:
     """Wherever these lie, in generate and in compare, and by component: mflux calls all of them the same."""
     first, _ = save_as_mflux(tmp_path / "first", draw_flux(tmp_path / "diffusers"), 4)
     second = shutil.copytree(first, tmp_path / "second")
