@@ -192,7 +192,7 @@ def _jobs(
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
     asked = Asked(
         given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, whole,
-        bool(canvas and canvas.fixed_size), pictures,
+        canvas is not None and canvas.mask is not None, bool(canvas and canvas.fixed_size), pictures,
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
