@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_imagegen.autoencoders.tiny import TinyDecoder, open_tiny_decoder
 from mlx_imagegen.errors import MismatchError, RequestError
+from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.pipeline import load
 from mlx_imagegen.result import StepEvent
 from tests.test_threads import in_a_thread
@@ -74,6 +75,16 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path: Path) -> None:
     write_decoder(tmp_path / "tiny.safetensors", 4, False)
     with pytest.raises(MismatchError, match=r"decoder\.layers\.0\.weight"):
         open_tiny_decoder(tmp_path / "tiny.safetensors", 16)
+
+
+def test_models_name_the_decoder_of_their_latents() -> None:
+    """TAEF1 and TAEF2 read what these colours read."""
+    known = {name: manifest.extras for name, manifest in manifests().items()}
+    for extras in known.values():
+        decoder = {"flux": "taef1", "flux2": "taef2"}.get(extras.get("latent_rgb", ""), "")
+        assert (extras.get("tiny_autoencoder") or "").split("/")[1:2] == ([decoder] if decoder else [])
+    assert known["flux-kontext-dev"]["tiny_autoencoder"] == "madebyollin/taef1/diffusion_pytorch_model.safetensors"
+    assert known["flux2-dev"]["tiny_autoencoder"] == "madebyollin/taef2/taef2.safetensors"
 
 
 def test_a_preview_by_the_decoder_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
