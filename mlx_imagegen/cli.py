@@ -66,7 +66,9 @@ class Parser(argparse.ArgumentParser):
         if unknown is None:
             return ""
         actions = self._option_string_actions
-        flags = sorted(actions.keys() - {"--help"}, key=lambda flag: (actions[flag].help == argparse.SUPPRESS, flag))
+        flags = sorted(
+            actions.keys() - {"--help"}, key=lambda flag: (actions[flag].help == argparse.SUPPRESS, len(flag), flag)
+        )
         begun = [flag for flag in flags if flag.startswith(unknown[1])]
         near = begun or difflib.get_close_matches(unknown[1], flags, n=1, cutoff=0.7)
         if not near:

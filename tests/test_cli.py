@@ -511,10 +511,14 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "an unknown flag": (("a fox", "--stepz", 3), ("unrecognized arguments: --stepz", "mean --steps?", "--help")),
     "a flag's beginning": (("a fox", "--out", "a.png"), ("did you mean --output?",)),
     "a flag like none": (("a fox", "--workers", 3), ("unrecognized arguments: --workers 3; mlx",)),
-    "a flag of another program": (("a fox", "--num-images", 3), ("there is no --num-images; did you mean --count?",)),
+    "a flag of another program": (
+        ("a fox", "--num-images", 3),
+        ("there is no --num-images (did you mean --count?); mlx",),
+    ),
     "another program's steps": (("a fox", "--num_inference_steps", 3), ("did you mean --steps?", "--help")),
     "another program's guidance": (("a fox", "--guidance-scale=3"), ("did you mean --guidance?",)),
     "another program's flag, misspelt": (("a fox", "--num-image", 3), ("--num-image 3 (did you mean --count?)",)),
+    "a flag without its last letter": (("a fox", "--step", 3), ("--step 3 (did you mean --steps?)",)),
     "a flag cut short": (("a fox", "--guid", 3), ("unrecognized arguments: --guid 3 (did you mean --guidance?)",)),
     "a job with another program's key": (
         ("--prompt-file", "given.alias"),

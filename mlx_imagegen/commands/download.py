@@ -4,13 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import RequestError
+
 if TYPE_CHECKING:
     from ..hub.manifest import Manifest
     from .progress import Progress
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="+", help="a name (see `mlx-imagegen models`) or a repository id")
+    parser.add_argument("model", nargs="*", help="a name (see `mlx-imagegen models`) or a repository id")
+    parser.add_argument("--model", dest="models", nargs="+", default=[], help="the same, as other commands take it")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
@@ -18,8 +21,11 @@ def run(args: argparse.Namespace) -> None:
     from ..hub.download import identify
     from .progress import Progress
 
+    names = [*args.model, *args.models]
+    if not names:
+        raise RequestError("give the model to download: mlx-imagegen download MODEL; `mlx-imagegen models` lists them.")
     with Progress(args.quiet) as progress:
-        models = [identify(name) for name in args.model]  # a name misspelt is refused before the first download
+        models = [identify(name) for name in names]  # a name misspelt is refused before the first download
         for model in models:
             folder = model.folder or _fetched(model.manifest, progress)
             if model.folder:

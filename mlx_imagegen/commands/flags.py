@@ -59,7 +59,7 @@ def add_aliases(parser: argparse.ArgumentParser) -> None:
 
 class _Alias(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _: object, __: object, flag: str | None = None) -> NoReturn:
-        parser.error(f"there is no {flag}; did you mean {self.const}?")
+        parser.error(f"there is no {flag} (did you mean {self.const}?)")
 
 
 def as_path(text: str) -> Path:

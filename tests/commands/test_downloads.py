@@ -86,6 +86,12 @@ def test_a_download_that_broke_off_is_gone_on_with(hub: list[str], cache: Path, 
 def test_what_is_here_needs_no_download(hub: list[str], cli: Cli, flux_folder: Path) -> None:
     assert cli("download", "flux-demo").err == "flux-demo is here; there is nothing to download\n"
     assert cli("download", flux_folder).out == f"{flux_folder}\n"
+    assert cli("download", "--model", flux_folder).out == f"{flux_folder}\n"
+
+
+def test_without_a_model_it_says_what_to_give(hub: list[str], cli: Cli) -> None:
+    ran = cli("download")
+    assert ran.code == 2 and "mlx-imagegen download MODEL" in ran.err and not hub
     assert hub == []
 
 

@@ -8,7 +8,6 @@ a LoRA (style, of plain) and reference.safetensors: pictures of the whole pipeli
 Needs torch, diffusers, transformers and peft.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from autoencoders import save_drawn
+from command import run_on_base_by_kind
 from diffusers import (
     FluxControlNetInpaintPipeline,
     FluxControlNetModel,
@@ -110,11 +110,4 @@ def draw_lora(folder: Path, model: FluxTransformer2DModel, seed: int) -> dict[st
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    arguments = parser.parse_args()
-    for kind in arguments.kinds:
-        draw(arguments.folder / kind, arguments.base, kind, arguments.seed)
+    run_on_base_by_kind(draw, __doc__, NETWORKS, NETWORKS)

@@ -8,7 +8,6 @@ pipeline. diffusers has XLabs' adapter alone: InstantX' is here as its authors' 
 torch, diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import run_on_base
 from diffusers import FluxPipeline
 from diffusers.models.embeddings import apply_rotary_emb
 from flux_text import save_drawn, spread
@@ -229,9 +229,4 @@ def run(made: FluxPipeline, options: dict[str, Any], **more: Any) -> torch.Tenso
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.base, arguments.seed)
+    run_on_base(draw, __doc__)

@@ -7,7 +7,6 @@ options.json, pictures and reference.safetensors: SigLIP's features and Redux's 
 the whole pipeline. Needs torch, diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from autoencoders import save_drawn
+from command import run_on_base
 from diffusers import FluxPipeline, FluxPriorReduxPipeline, ReduxImageEncoder
 from flux_text import save_drawn as save_text
 from flux_text import spread
@@ -113,9 +113,4 @@ def prior(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.base, arguments.seed)
+    run_on_base(draw, __doc__)

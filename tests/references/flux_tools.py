@@ -9,7 +9,6 @@ reference.safetensors: pictures of the whole pipeline. What is not there is as i
 transformers and peft.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from autoencoders import save_drawn
+from command import run_on_base_by_kind
 from diffusers import (
     FluxControlInpaintPipeline,
     FluxControlPipeline,
@@ -179,11 +179,4 @@ WAYS = {"fill": fill, "control": control, "kontext": kontext, "lora": lora}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=WAYS, default=list(WAYS))
-    arguments = parser.parse_args()
-    for kind in arguments.kinds:
-        draw(arguments.folder / kind, arguments.base, kind, arguments.seed)
+    run_on_base_by_kind(draw, __doc__, WAYS, WAYS)

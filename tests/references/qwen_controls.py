@@ -7,7 +7,6 @@ network/ (the union, or the one that fills holes), options.json, pictures, masks
 the whole pipeline. What is not there is as in BASE. Needs torch, diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from autoencoders import save_drawn
+from command import run_on_base_by_kind
 from diffusers import (
     QwenImageControlNetInpaintPipeline,
     QwenImageControlNetModel,
@@ -103,11 +103,4 @@ def inpainting(folder: Path, parts: dict[str, Any], options: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=list(NETWORKS), default=["union", "inpainting"])
-    arguments = parser.parse_args()
-    for kind in arguments.kinds:
-        draw(arguments.folder / kind, arguments.base, kind, arguments.seed)
+    run_on_base_by_kind(draw, __doc__, NETWORKS, ["union", "inpainting"])

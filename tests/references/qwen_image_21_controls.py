@@ -9,7 +9,6 @@ describe it (QwenImage21ControlTransformer2DModel), in hooks, over the whole seq
 diffusers and transformers.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from autoencoders import save_drawn
+from command import run_on_base
 from diffusers import (
     AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
@@ -195,9 +195,4 @@ def pictures(folder: Path, model: Controlled, options: dict[str, Any]) -> dict[s
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    draw(arguments.folder, arguments.base, arguments.seed)
+    run_on_base(draw, __doc__)
