@@ -513,7 +513,7 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a flag like none": (("a fox", "--workers", 3), ("unrecognized arguments: --workers 3; mlx",)),
     "a flag of another program": (
         ("a fox", "--num-images", 3),
-        ("there is no --num-images (did you mean --count?); mlx",),
+        ("no --num-images (did you mean --count?); mlx",),
     ),
     "another program's steps": (("a fox", "--num_inference_steps", 3), ("did you mean --steps?", "--help")),
     "another program's guidance": (("a fox", "--guidance-scale=3"), ("did you mean --guidance?",)),
