@@ -231,7 +231,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
-        "preview": options.preview(given.get("preview")),
+        "preview": options.preview(manifest, given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
     }
     jobs = []
