@@ -62,7 +62,9 @@ def generate(
     opening = {name: parameters.pop(name) for name in LOAD_FIELDS if name in parameters}
     with using_folder(opening.get("comfy")):
         manifest = manifest_before_opening(DEFAULT_MODEL if opening.get("model") is None else opening["model"])
-    jobs = resolve_before_opening(manifest, prompt, seed, count, **parameters) if manifest else None
+    jobs = (
+        resolve_before_opening(manifest, opening.get("lora"), prompt, seed, count, **parameters) if manifest else None
+    )
     opened = pipeline.load(**opening)
     jobs = opened.jobs(prompt, seed=seed, count=count, **parameters) if jobs is None else opened.check(jobs)
     results = list(opened.stream(jobs, on_step))

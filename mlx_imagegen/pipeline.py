@@ -27,7 +27,7 @@ from .hub.download import Notify, files_of, identify, notify_stderr
 from .hub.manifest import Model
 from .hub.networks import locate_network
 from .hub.record import record_of, revision_of
-from .image import laid_over, to_layers
+from .image import laid_over, to_image, to_layers
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
 from .loading.weights import WeightTransforms
@@ -40,7 +40,7 @@ from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import loaded_linears
 from .precision import Precision, denoiser_precision
 from .preflight import refuse_before_download
-from .previews import FAST, latent_colours
+from .previews import FULL, TINY, latent_colours, tiny_decoder, tiny_file
 from .report import Report
 from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
@@ -442,7 +442,10 @@ class Pipeline:
         return step.x
 
     def _preview(self, x: mx.array, job: Job) -> Image.Image:
-        latents = self.family.unpack(x, job.settings) if job.preview == FAST else None
+        latents = None if job.preview == FULL else self.family.unpack(x, job.settings)
+        if latents is not None and job.preview == TINY:
+            decoder = tiny_decoder(tiny_file(self.model.manifest), latents.shape[1])
+            return to_image(np.nan_to_num(np.array(decoder.decode(latents)[0]) / 2 + 0.5))
         colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
         if latents is None or colours is None:
             return laid_over(to_layers(self._pixels(x, job.settings)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import family_spec, open_family
+from .families.controls import check_named
 from .hub.download import identify, pending_download
 from .hub.manifest import Manifest, Model
 from .hub.networks import network_to_fetch
@@ -54,11 +55,14 @@ def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora
         match_loras(loras, known, family_spec(manifest.family).title, partial)
 
 
-def resolve_before_opening(manifest: Manifest, *asked: Any, **parameters: Any) -> list[Job]:
-    """`resolve`, for a model that is not open; raises as well for networks that cannot be had, before the model itself
-    is downloaded for them."""
+def resolve_before_opening(manifest: Manifest, lora: Any, /, *asked: Any, **parameters: Any) -> list[Job]:
+    """`resolve`, for a model that is not open; raises as well for networks that cannot be had or are not named, before
+    the model itself is downloaded for them. `lora`: as `load` takes it; one may make a model follow pictures itself."""
     jobs = resolve(manifest, multiple_of(manifest), *asked, **parameters)
-    named = {("control", control.model) for job in jobs for control in job.controls if control.model}
+    networks = {control.model for job in jobs for control in job.controls}
+    if not lora and "control" not in manifest.extras.get("needs", ()):
+        check_named(networks, family_spec(manifest.family).title)
+    named = {("control", network) for network in networks if network}
     named |= {(image.adapter.parameter, image.adapter.name) for job in jobs for image in job.prompt.images}
     for parameter, name in sorted(named):
         network_to_fetch(name, manifest, parameter)

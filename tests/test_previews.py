@@ -98,5 +98,5 @@ def test_unpacking_undoes_packing(model: str) -> None:
 
 
 def test_other_kinds_are_refused() -> None:
-    with pytest.raises(RequestError, match="preview 'quick': give fast or full"):
+    with pytest.raises(RequestError, match="preview 'quick': give fast, tiny or full"):
         resolve(manifests()["flux-demo"], 16, "a fox", 1, preview="quick")

@@ -121,7 +121,7 @@ def _generate(args: argparse.Namespace) -> None:
     from .progress import Progress
 
     manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
-    resolved = _resolved(manifest, requests) if manifest else []
+    resolved = _resolved(manifest, opening.get("lora"), requests) if manifest else []
     paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
     present = existing(paths, args.overwrite, args.skip_existing)
     with Progress(args.quiet) as progress:
@@ -144,14 +144,14 @@ def _generate(args: argparse.Namespace) -> None:
             _make(opened, wanted, args, progress)
 
 
-def _resolved(manifest: "Manifest", requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
+def _resolved(manifest: "Manifest", lora: Any, requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
     """Each request's jobs, before the model is opened."""
     from ..preflight import resolve_before_opening
 
     jobs = []
     for request in requests:
         with naming_line(request):
-            jobs.append(resolve_before_opening(manifest, **request))
+            jobs.append(resolve_before_opening(manifest, lora, **request))
     return jobs
 
 

@@ -34,7 +34,7 @@ from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
-from .controls import ControlNetwork, ControlPicture, EncodedControl
+from .controls import ControlNetwork, ControlPicture, EncodedControl, check_named
 from .image_prompts import AdapterSource, ImageAdapter, ImagePrompt
 from .step_cache import CacheRule, StepCache
 
@@ -313,11 +313,7 @@ class Family(ABC, Generic[Branch]):
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises for pictures that this model cannot be given, and for those that it cannot do without."""
-        if any(control.network is None for control in inputs.controls):
-            raise RequestError(
-                f"control: {self.spec.title} takes no control pictures by itself; name a control network after it, or "
-                "leave control out."
-            )
+        check_named([control.network for control in inputs.controls], self.spec.title)
 
     def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
         """A control network's files, checked by names and shapes; loads no weights."""

@@ -7,7 +7,7 @@ Must not know: any family's layers, requests, where networks are found.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -47,6 +47,15 @@ class EncodedControl:
 
     picture: ControlPicture
     condition: mx.array
+
+
+def check_named(networks: Iterable[str | None], title: str) -> None:
+    """Raises for a picture without a network, where the model `title` follows none itself."""
+    if any(network is None for network in networks):
+        raise RequestError(
+            f"control: {title} takes no control pictures by itself; name a control network after it, or leave control "
+            "out."
+        )
 
 
 class ControlNetwork(ABC):

@@ -6,6 +6,7 @@ In: a file or folder. Out: a dictionary for people and JSON. Must not know: how 
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
 from ..loading.single_file import NETWORK
 from ..loading.tensor import Tensor
+from ..paths import visible
 from .mlx_folders import saved_by
 from .recognition import find
 from .record import record_of
@@ -52,7 +54,10 @@ def file_info(path: Path) -> dict[str, Any]:
 
 
 def folder_info(folder: Path) -> dict[str, Any]:
-    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making."""
+    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making; or a control
+    network's."""
+    if network := _network_in(folder):
+        return file_info(network)
     manifest = find(str(folder)).manifest
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     about = {
@@ -60,6 +65,15 @@ def folder_info(folder: Path) -> dict[str, Any]:
         "manifest": manifest.name, "licence": manifest.licence,
     }  # fmt: skip
     return about | saved_by(folder) | record_of(folder)
+
+
+def _network_in(folder: Path) -> Path | None:
+    """A control network's one file, where the folder is one's."""
+    files = visible(folder, "*.safetensors")
+    with suppress(ImagegenError):  # of a format that is not read
+        if len(files) == 1 and any(each.found.layout.component == NETWORK for each in known_components(files[0])):
+            return files[0]
+    return None
 
 
 def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

@@ -36,10 +36,13 @@ class Conv2d(nn.Module):
     """3x3, zero-padded by one on every side; or after doubling the picture (`upsample`); or with stride 2, padded at
     the right and the bottom only (`downsample`), as diffusers' autoencoders do."""
 
-    def __init__(self, inputs: int, outputs: int, *, upsample: bool = False, downsample: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, *, upsample: bool = False, downsample: bool = False, bias: bool = True
+    ):
         super().__init__()
         self.weight = mx.zeros((outputs, KERNEL, KERNEL, inputs))
-        self.bias = mx.zeros((outputs,))
+        if bias:
+            self.bias = mx.zeros((outputs,))
         self._scale = 2 if upsample else 1
         self._stride = 2 if downsample else 1
         self._before = 0 if downsample else 1  # zero rows above and zero columns on the left
@@ -65,7 +68,7 @@ class Conv2d(nn.Module):
         there (with halo, normed, activated, padded). Metal takes about two thirds of it. A layer that widens is cut as
         finely as the layer that will read it, which could not give up its input piece by piece otherwise."""
         batch, _, width, inputs = x.shape
-        channels = max(inputs, self.bias.size)
+        channels = max(inputs, self.weight.shape[0])
         return batch * (width * self._scale // self._stride) * (KERNEL**2 + 4) * channels * VAE_DTYPE.size
 
     def rows(self, x: Strips, start: int, stop: int, before: Pointwise = unchanged) -> mx.array:
@@ -78,7 +81,8 @@ class Conv2d(nn.Module):
         if top != bottom or columns[0] != columns[1]:
             y = mx.pad(y, [(0, 0), (top, bottom), columns, (0, 0)])
             top, columns = 0, (0, 0)
-        return mx.conv2d(y, self.weight, stride=self._stride, padding=(top, columns[0])) + self.bias
+        out = mx.conv2d(y, self.weight, stride=self._stride, padding=(top, columns[0]))
+        return out + self.bias if "bias" in self else out
 
     def _height(self, x: Strips) -> int:
         return x.height * self._scale // self._stride

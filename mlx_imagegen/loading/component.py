@@ -6,6 +6,7 @@ Must not know: which stage it is for, what it computes.
 """
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from types import MappingProxyType
@@ -90,8 +91,9 @@ class Component:
     def load(self) -> nn.Module:
         if self._module is None:
             mx.clear_cache()  # freed buffers have other sizes than the weights to come
-            self._module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.transforms.progress)
-            self._stack(self._module)
+            module = self.weights.fill(self.empty(), self.path, self.dtype, self.weights.transforms.progress)
+            self._stack(module)
+            self._module = module  # not before: what is kept is not lazy
         return self._module
 
     def _stack(self, module: nn.Module) -> None:
@@ -115,12 +117,14 @@ class Component:
         if self._module is None:
             return
         fresh = dict(layers(self.empty()))  # dense: whether a layer is packed is decided again
-        for inner, layer in layers(self._module):
-            path = join(self.path, inner)
-            if path in paths:
-                self.weights.fill_layer(fresh[inner], path, self.dtype)
-                _rebind(layer, fresh[inner])
-        self._stack(self._module)
+        parts: dict[str, nn.Module] = dict(self._module.named_modules())  # type: ignore[no-untyped-call]
+        changed = [(inner, layer) for inner, layer in layers(self._module) if join(self.path, inner) in paths]
+        for part, filled in itertools.groupby(changed, lambda each: each[0].rpartition(".")[0]):
+            for inner, layer in filled:
+                self.weights.fill_layer(fresh[inner], join(self.path, inner), self.dtype)
+                _rebind(layer, fresh.pop(inner))
+            if hasattr(parts.get(part), "stack"):  # now: until then, what was stacked before is there as well
+                self._stack(parts[part])
 
     @property
     def nbytes(self) -> int:

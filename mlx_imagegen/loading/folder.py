@@ -52,6 +52,7 @@ class ModelFolder:
 
     def described(self) -> list[str]:
         """What each file says, for refusals."""
-        named = zip(RECOGNIZED_BY, (self.pipeline, self.architecture, self.transformer), strict=True)
+        own = self.architecture or self._class_name("config.json")  # of a part alone, which diffusers saved
+        named = zip(RECOGNIZED_BY, (self.pipeline, own, self.transformer), strict=True)
         present = [(file, value) for file, value in named if file in self._read]
         return [f"{file} says {shown(value, 40)}" for file, value in present if value is not None or len(present) == 1]

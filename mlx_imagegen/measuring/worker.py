@@ -146,7 +146,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             if pipeline is None:
                 manifest = manifest_before_opening(opening["model"])
                 if manifest:
-                    pictures = resolve_before_opening(manifest, job["prompt"], **job["parameters"])
+                    pictures = resolve_before_opening(manifest, opening.get("lora"), job["prompt"], **job["parameters"])
                 found = identify(opening["model"])
                 refuse_before_download(found, opening["quant"])
                 files_of(found)  # a download is no part of loading

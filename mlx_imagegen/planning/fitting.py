@@ -78,9 +78,10 @@ def refusal(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> st
     if made.peak_bytes <= limit.most_bytes:
         return None
     worst = max(made.stages, key=lambda stage: stage.peak_bytes)
+    remedy = _remedy(family, job, limit.most_bytes)
     return (
         f"{manifest.name} needs {made.peak_bytes / GB:.1f} GB for its {worst.name} stage alone, and {limit}: it would "
-        f"not finish. {'Raise that limit. ' if limit.is_ulimit else ''}{_remedy(family, job, limit.most_bytes)}."
+        f"not finish. {'Raise that limit. ' if limit.is_ulimit else ''}{remedy[0].upper()}{remedy[1:]}."
     )
 
 

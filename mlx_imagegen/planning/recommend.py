@@ -3,8 +3,8 @@
 In: the bytes that a run may hold, and a chip to compute seconds with. Out: a model and a recipe for each, from the
 published tensor shapes alone: nothing is downloaded, nothing is run. Which model's pictures are best is not measured
 here: the best is the largest, with most parameters in the loop, at 6 bits a weight or more while any model fits so,
-and of those that draw a picture in five minutes. Models that ask for access first, or for pictures to change, are no
-start.
+and of those that draw a picture in five minutes, by what was measured on Macs. Models that ask for access first, or
+for pictures to change, are no start.
 Must not know: which models there are, what this machine has.
 """
 
@@ -27,12 +27,13 @@ from ..machine import GB, GIB, working_set_of
 from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..request.job import Job, usual_job
 from .chips import CHIPS, Chip
+from .measurements import estimate
 from .plan import plan
 
 MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
 CHIP_NAME = "m4"
 CHIP = CHIPS[CHIP_NAME]  # another one's seconds differ, and hardly the order
-PATIENCE_SECONDS = 300  # of the loop, at the least: for whom a model is the first, half an hour is a failure
+PATIENCE_SECONDS = 300  # of the loop: for whom a model is the first, half an hour is a failure
 FEW_BITS = 6.0  # a weight; below, losses are known to show in some pictures
 
 
@@ -47,13 +48,15 @@ class Start:
     bits: float  # of each, as it is held
     steps: int
     seconds: float  # of the loop, at the least
+    likely_seconds: float  # by what the nearest Mac reached (measurements.py); the same where the chip has no name
     download_bytes: int
 
     def __str__(self) -> str:
         how = f" --quant {self.quant}" if self.quant else ""
         download = f"{self.download_bytes / GB:.1f} GB to download, " if self.download_bytes else ""
         sizes = f"{self.peak_bytes / GB:.1f} GB at the peak, {download}"
-        return f"{self.model}{how} ({sizes}{self.steps} steps in {self.seconds:.0f} s at least)"
+        likely = f", likely {self.likely_seconds:.0f} s" if self.likely_seconds > self.seconds else ""
+        return f"{self.model}{how} ({sizes}{self.steps} steps in {self.seconds:.0f} s at least{likely})"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def choose(all_starts: Iterable[Start], usable_bytes: float) -> Recommendation |
         return None
     dependable = [start for start in fitting if start.bits >= FEW_BITS] or fitting
     fastest = min(dependable, key=lambda start: (start.seconds, -start.bits, start.model))
-    bearable = [start for start in dependable if start.seconds <= PATIENCE_SECONDS] or [fastest]
+    bearable = [start for start in dependable if start.likely_seconds <= PATIENCE_SECONDS] or [fastest]
     # Of models with one size: the one that is not distilled, and of editions the newest.
     best = max(bearable, key=lambda start: (start.parameters, start.bits, start.steps, _edition(start.model)))
     return Recommendation(best, fastest)
@@ -139,7 +142,14 @@ def starts_of(family: Family[Any], job: Job, name: str, download_bytes: int, chi
         made = plan(family, job.settings, gpu, job.prompt, recipe=recipe)
         held = _held_bits(loop, recipe) / parameters
         seconds = made.seconds(chip)
-        yield Start(name, quant, made.peak_bytes, parameters, held, made.steps, seconds, download_bytes)
+        likely = _likely_seconds(seconds, chip, name, quant)
+        yield Start(name, quant, made.peak_bytes, parameters, held, made.steps, seconds, likely, download_bytes)
+
+
+def _likely_seconds(bound: float, chip: Chip, model: str, quant: str | None) -> float:
+    chip_name = next((name for name, each in CHIPS.items() if each == chip), None)
+    nearest = estimate(chip_name, model, quant) if chip_name else None
+    return nearest.seconds(bound) if nearest else bound
 
 
 def _recipes(family: str) -> dict[str | None, Recipe | None]:

@@ -62,6 +62,10 @@ def check_needs(manifest: Manifest, drawn_on: bool, masked: bool, controls: int)
         )
     if "control" in needs and not controls:
         raise RequestError(f"{manifest.name} follows a picture, and none is given; add control.")
+    if controls and "control" not in abilities(manifest):
+        raise RequestError(
+            f"control: {manifest.name} takes no control pictures. Models that do: {able('control', manifest)}."
+        )
 
 
 def step_noise_arrays(noise: Sequence[np.ndarray] | None, settings: Settings) -> tuple[np.ndarray, ...] | None:

@@ -192,7 +192,7 @@ def _jobs(
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
     asked = Asked(
         given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, whole,
-        bool(canvas and canvas.fixed_size), pictures,
+        canvas is not None and canvas.mask is not None, bool(canvas and canvas.fixed_size), pictures,
     )  # fmt: skip
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
     extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
@@ -231,7 +231,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
-        "preview": options.preview(given.get("preview")),
+        "preview": options.preview(manifest, given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
     }
     jobs = []

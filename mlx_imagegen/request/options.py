@@ -16,7 +16,7 @@ from ..escaping import quoted
 from ..hub.abilities import able
 from ..hub.manifest import Manifest
 from ..image import Box
-from ..previews import FAST, FULL
+from ..previews import FAST, FULL, TINY, tiny_file
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -176,9 +176,11 @@ def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]
     return {"cfg_normalization": True} if wanted else {}
 
 
-def preview(kind: str | None) -> str:
-    if kind not in (None, FAST, FULL):
-        raise RequestError(f"preview {kind!r}: give {FAST} or {FULL}.")
+def preview(manifest: Manifest, kind: str | None) -> str:
+    if kind not in (None, FAST, TINY, FULL):
+        raise RequestError(f"preview {kind!r}: give {FAST}, {TINY} or {FULL}.")
+    if kind == TINY:
+        tiny_file(manifest)  # refused before anything is drawn
     return kind or FAST
 
 

@@ -163,8 +163,8 @@ class PictureParameters(TypedDict, total=False):
     preview: Annotated[
         str | None,
         Parameter(
-            TEXT, "what `on_step` and --preview-every show: fast (colours of the latents) or full (decoded)", "how",
-            "fast|full", default_text="fast", recorded=False,
+            TEXT, "what `on_step` and --preview-every show: fast (colours of the latents), tiny (a tiny decoder, where "
+            "the cache has it) or full (decoded)", "how", "fast|tiny|full", default_text="fast", recorded=False,
         ),
     ]  # fmt: skip
     max_sequence_length: Annotated[

@@ -31,6 +31,7 @@ class Asked:
     aspect: str | None = None
     keep_original_aspect: bool = False
     image: Image.Image | None = None  # to start from
+    masked: bool = False  # a part of the image is kept
     own_size: bool = False  # the image is not brought down to the model's usual number of pixels
     references: Sequence[Image.Image] = ()
 
@@ -44,7 +45,8 @@ def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -
     height = manifest.defaults.height if height is None else height
     if asked.image is not None and (width, height) != asked.image.size:
         across, down = asked.image.size
-        notes.append(f"the input picture is {across}x{down}; it is resized to {width}x{height}")
+        kept = ", what is kept of it as well; give padding to keep its own pixels and size" if asked.masked else ""
+        notes.append(f"the input picture is {across}x{down}; it is resized to {width}x{height}{kept}")
     check_multiple(manifest, multiple, width, height)
     if width * height > AREA_LIMIT:
         raise RequestError(f"{width}x{height}: pictures may have up to {AREA_LIMIT / 1e6:.1f} million pixels.")

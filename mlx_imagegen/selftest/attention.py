@@ -32,6 +32,8 @@ def cases() -> list[Case]:
     picture, pixels = real(4608, 193), real(16_384, 320)
     return [
         Case("image and prompt", 2, 2, picture, picture, 128),
+        Case("a prompt's queries", 2, 2, real(512, 65), picture, 128),  # FLUX.1's and Qwen-Image's attend apart
+        Case("a short prompt's queries", 2, 2, 7, real(4103, 200), 128),  # another kernel's, up to 8
         Case("image and prompts of two lengths", 2, 2, picture, picture, 128, PADDED),
         Case("decoder's patches after the prompt's keys", 4, 1, real(1025, 129), real(1126, 230), 128),
         Case("decoder's prompt", 4, 1, 101, 101, 128, CAUSAL),

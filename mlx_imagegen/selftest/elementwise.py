@@ -120,6 +120,9 @@ def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Chec
     out = activation.swiglu(x, y)
     # The product of two rounded numbers is rounded once more.
     yield compared(ACTIVATION, f"swiglu, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])
+    halves = mx.split(mx.concatenate([x, y], axis=-1), 2, axis=-1)  # of one product, not copied
+    out = activation.swiglu(*halves)
+    yield compared(ACTIVATION, f"swiglu of halves, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])
 
 
 def sum_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Check]:

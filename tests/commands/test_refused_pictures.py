@@ -8,6 +8,9 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
+from mlx_imagegen.hub.manifest import manifests
+from mlx_imagegen.preflight import resolve_before_opening
+
 WAYS = {
     "a mask without a picture": (("--mask", "white.png"), "no image is given"),
     "a mask of another shape": (("--image", "photo.png", "--mask", "tall.png"), "it has another shape"),
@@ -45,21 +48,29 @@ def test_refused_in_one_line(way: str, cli: Callable[..., Ran], flux_folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "words"),
+    ("model", "flag", "value", "words"),
     [
-        ("--control", "photo.png,nosuch", "neither a folder nor a control network's name"),
-        ("--control", "photo.png,flux-controlnet-union", "knows no commit of InstantX/FLUX.1-dev-Controlnet-Union"),
-        ("--redux", "photo.png:1:nosuch", "image_encoder, image_embedder and feature_extractor"),
-        ("--ip-adapter", "photo.png:1:flux-ip-adapter-instantx", "knows no commit of InstantX/FLUX.1-dev-IP-Adapter"),
+        ("flux-dev", "--control", "photo.png,nosuch", "neither a folder nor a control network's name"),
+        ("flux-dev", "--control", "photo.png,flux-controlnet-union", "knows no commit of InstantX/FLUX.1-dev-Control"),
+        ("flux-dev", "--control", "photo.png", "name a control network after it"),
+        ("z-image", "--control", "photo.png", "z-image takes no control pictures. Models that do: flux-canny-dev"),
+        ("flux-dev", "--redux", "photo.png:1:nosuch", "image_encoder, image_embedder and feature_extractor"),
+        ("flux-dev", "--ip-adapter", "photo.png:1:flux-ip-adapter-instantx", "no commit of InstantX/FLUX.1-dev-IP-Ada"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_the_model_is_downloaded(
-    flag: str, value: str, words: str, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    model: str, flag: str, value: str, words: str, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(**options: Any) -> None:
         raise AssertionError("the model is opened, and 34 GB are downloaded for nothing")
 
     monkeypatch.setattr("mlx_imagegen.pipeline.load", load)
     Image.new("RGB", (48, 32), "red").save("photo.png")
-    ran = cli("generate", "a fox", "--model", "flux-dev", flag, value, "-o", "made.png")
+    ran = cli("generate", "a fox", "--model", model, flag, value, "-o", "made.png")
     assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1
+
+
+def test_a_lora_may_be_what_follows_a_picture() -> None:
+    photo = Image.new("RGB", (48, 32), "red")
+    (job,) = resolve_before_opening(manifests()["flux-dev"], ["depth.safetensors"], "a fox", 1, control=photo)
+    assert [control.model for control in job.controls] == [None]

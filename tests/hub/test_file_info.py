@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from mlx_imagegen.cli import main
 from tests.comfy_files import cache_tokenizers, comfy_flux, draw_flux, flux_files, gguf_flux
+from tests.draw import drawn_data
 
 
 @pytest.fixture
@@ -89,3 +90,15 @@ def test_models_lists_the_files_of_comfyuis_folder(
     *_, first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["diffusion_models/flux1-dev.safetensors", "0.0", "GB", "flux-dev", "ready"]
     assert second.startswith("checkpoints/other.safetensors") and "is not recognized" in second
+
+
+def test_a_control_network_s_folder_is_described_and_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = drawn_data() / "flux_controls/plain/network"
+    shown = info(folder, capsys)
+    assert (shown["is"], shown["family"], shown["component"]) == (
+        ["FLUX.1's control network"],
+        ["FLUX.1"],
+        ["control network"],
+    )
+    assert main(["generate", "a fox", "--model", str(folder), "-o", "x.png"]) == 2
+    assert "config.json says FluxControlNetModel, which is not an architecture" in capsys.readouterr().err

@@ -119,6 +119,19 @@ def test_a_layer_that_is_filled_again_is_stacked_again(as_on_a_gpu: Callable[[],
     np.testing.assert_array_equal(np.array(attention.project(x, rope)[1]), before)
 
 
+@pytest.mark.parametrize("family", ["z_image/base", "qwen_image_21/model"])
+def test_layers_that_are_filled_again_are_not_held_twice(family: str, as_on_a_gpu: Callable[[], None]) -> None:
+    """As when a LoRA is set or removed: no more than a block's layers are."""
+    as_on_a_gpu()
+    component = load(drawn_data() / family).family.transformer
+    sizes = [value.nbytes for _, layer in component.loaded_layers() for value in own_parameters(layer).values()]
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    component.refill({path for path, _ in component.loaded_layers()})
+    assert mx.get_peak_memory() - before < sum(sizes) / 3  # two blocks or three, and what is not in blocks
+    assert mx.get_active_memory() - before < sum(sizes) / 50
+
+
 def test_layers_that_are_watched_stay_apart(as_on_a_gpu: Callable[[], None]) -> None:
     as_on_a_gpu()
     family = load(drawn_data() / "qwen_image" / "image").family

@@ -96,10 +96,10 @@ def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pyte
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     for name, least in zip(("q8", "q6", "q4"), peaks[1:], strict=True):
         memory_of(monkeypatch, least)
-        with pytest.raises(InsufficientMemoryError, match=f"quant {name} would fit .--quant {name} on"):
+        with pytest.raises(InsufficientMemoryError, match=f"Quant {name} would fit .--quant {name} on"):
             pipeline.generate("a cat", **asked)
     memory_of(monkeypatch, 10**6)
-    with pytest.raises(InsufficientMemoryError, match="no quant of this model fits; use another machine"):
+    with pytest.raises(InsufficientMemoryError, match="finish. No quant of this model fits; use another machine"):
         pipeline.generate("a cat", **asked)
 
 
@@ -163,7 +163,7 @@ def test_a_large_picture_is_refused_among_smaller_ones(tmp_path: Path, monkeypat
         list(pipeline.stream(jobs))
     memory_of(monkeypatch, 10**6)
     with pytest.raises(
-        InsufficientMemoryError, match="no quant of this model fits; give fewer references"
+        InsufficientMemoryError, match="No quant of this model fits; give fewer references"
     ):  # and not FLUX.1
         list(pipeline.stream(jobs))
 

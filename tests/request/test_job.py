@@ -69,6 +69,14 @@ def test_a_picture_gives_the_size_and_says_so() -> None:
     assert larger.settings.width == 64 and larger.notes == ("the input picture is 40x24; it is resized to 64x64",)
 
 
+def test_a_resized_picture_of_which_a_part_is_kept_says_how_to_keep_its_pixels() -> None:
+    words = ", what is kept of it as well; give padding to keep its own pixels and size"
+    for part in ({"mask_box": (0, 0, 9, 9)}, {"expand": "left=4"}):
+        (note,) = (note for note in one(image=PICTURE, **part).notes if "resized" in note)
+        assert note.endswith(words)
+        assert not any("resized" in note for note in one(image=PICTURE, padding=8, **part).notes)
+
+
 def test_a_photo_is_brought_down_to_the_model_s_usual_number_of_pixels() -> None:
     job = one(image=Image.new("RGB", (4032, 3024)))
     assert (job.settings.width, job.settings.height) == (1184, 880)

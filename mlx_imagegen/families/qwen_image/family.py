@@ -19,7 +19,6 @@ from PIL import Image
 
 from ... import machine as memory
 from ...autoencoders.qwen_image import Decoder, Encoder, normalised
-from ...errors import RequestError
 from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
 from ...image import ALPHA, to_pixels
@@ -236,14 +235,6 @@ class QwenImage(Family[QwenImageBranch]):
         z = self.latents(mx.where(inputs.mask[..., None] > 0, -1, control.pixels), None)
         kept = 1 - sampled(inputs.mask, (z.shape[2], z.shape[3]))
         return EncodedControl(control, self.pack(mx.concatenate([z, kept[None, None]], axis=1)))
-
-    def check_inputs(self, inputs: Inputs) -> None:
-        super().check_inputs(inputs)
-        if inputs.controls and (self.files.editing is not None or self.files.config.is_layered):
-            raise RequestError(
-                f"control: {inputs.controls[0].network} goes with Qwen-Image, not with the models that edit; choose "
-                "qwen-image."
-            )
 
     def latents(self, picture: mx.array, stream: TorchGenerator | None) -> mx.array:
         """Pixels [H, W, colours] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the
