@@ -8,6 +8,7 @@ through the autoencoder, sigmas at the real sizes, and layers of the whole pipel
 place of 640 x 640. Needs torch, diffusers and transformers.
 """
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from autoencoders import save_drawn
+from autoencoders import save_drawn, steady
 from command import run
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageLayeredPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
@@ -31,6 +32,7 @@ STEPS, CFG, LAYERS, AREA = 3, 3.0, 3, 48 * 48
 REAL_SIZES = ((640, 640), (1024, 1024), (736, 544))
 CHANNELS = 3  # of latents: the pipeline takes a picture with as many for latents
 SHARE_OF_ALPHA = 0.25  # that is clear in the picture with alpha
+TRIES = 100  # of a picture, until float32 and float64 agree on it
 
 
 def draw(folder: Path, seed: int) -> None:
@@ -97,11 +99,18 @@ def parts(pipeline: QwenImageLayeredPipeline, dice: random.Random) -> dict[str, 
         x = torch.randn(1, (frames + 1) * grid[0] * grid[1], model.config.in_channels)
         v = model(x, features, timestep=t, img_shapes=shapes, additional_t_cond=is_rgb, return_dict=False)[0]
         out |= {f"x{frames}": x, f"v{frames}": v[:, : frames * grid[0] * grid[1]], f"grid{frames}": torch.tensor(grid)}
-    picture = torch.rand(1, 4, 16, 24) * 2 - 1
-    mean = vae.encode(picture[:, :, None]).latent_dist.mode()
-    decoded = vae.decode(mean).sample[:, :, 0]
-    turned = {"rgba": picture.permute(0, 2, 3, 1), "decoded": decoded.permute(0, 2, 3, 1)}
-    return out | turned | {"mean": mean[:, :, 0]}
+    precise = copy.deepcopy(vae).double()
+    for _ in range(TRIES):
+        picture = torch.rand(1, 4, 16, 24) * 2 - 1
+        mean = vae.encode(picture[:, :, None]).latent_dist.mode()
+        made = {"mean": mean, "decoded": vae.decode(mean).sample}
+        exact = {"mean": precise.encode(picture.double()[:, :, None]).latent_dist.mode()}
+        if steady(made, exact | {"decoded": precise.decode(mean.double()).sample}):
+            break
+    else:
+        raise RuntimeError("no picture on which float32 and float64 agree")
+    turned = {"rgba": picture.permute(0, 2, 3, 1), "decoded": made["decoded"][:, :, 0].permute(0, 2, 3, 1)}
+    return out | turned | {"mean": made["mean"][:, :, 0]}
 
 
 def sigmas(pipeline: QwenImageLayeredPipeline) -> dict[str, torch.Tensor]:
