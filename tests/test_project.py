@@ -124,3 +124,12 @@ def test_no_file_names_a_package_registry() -> None:
     hosts = [part + ".org" for part in ("pypi", "pythonhosted", "pytorch")]
     for path in (*WORKFLOWS, *FORMS, HOOKS, ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/**/*.md")):
         assert not [host for host in hosts if host in path.read_text(encoding="utf-8")], path
+
+
+def test_tests_are_collected_without_the_references_packages() -> None:
+    """`make test` collects parity's files too, where torch and the like need not be."""
+    packages = {re.split(r"\W", each)[0] for each in PROJECT["optional-dependencies"]["parity"]}
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path.parent.name != "references":
+            taken = re.findall(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not packages & set(taken), path

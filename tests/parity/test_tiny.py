@@ -5,8 +5,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderTiny
 
 from mlx_imagegen.autoencoders.tiny import open_tiny_decoder
 from tests.autoencoders.test_tiny import write_decoder
@@ -16,6 +14,9 @@ pytestmark = pytest.mark.parity
 
 
 def test_fresh_latents(tmp_path: Path) -> None:
+    import torch
+    from diffusers import AutoencoderTiny
+
     weights = write_decoder(tmp_path / "tiny.safetensors", 16, False)
     reference = AutoencoderTiny(latent_channels=16)
     ours = {name: torch.from_numpy(np.array(value.astype(mx.float32))) for name, value in weights.items()}
