@@ -35,6 +35,7 @@ MODELS = [
     ("qwen_image_21", "qwen_image_21/model", MODEL_ARCH.QWEN3VL),
 ]
 FORMATS = {"linear_fc1": MODEL_TENSOR.V_DS_FC1, "linear_fc2": MODEL_TENSOR.V_DS_FC2, "norm": MODEL_TENSOR.V_DS_NORM}
+NAMES = gguf.TensorNameMap(MODEL_ARCH.MMPROJ, 32)
 
 
 def their_name(name: str, levels: list[int]) -> str:
@@ -47,7 +48,7 @@ def their_name(name: str, levels: list[int]) -> str:
         return f"{TENSOR_NAMES[MODEL_TENSOR.V_MMPROJ].format(bid=0 if module.endswith('1') else 2)}.{parameter}"
     if module == "visual.merger.norm":
         return f"{TENSOR_NAMES[MODEL_TENSOR.V_POST_NORM]}.{parameter}"
-    return f"{gguf.TensorNameMap(MODEL_ARCH.MMPROJ, 32).get_name(module)}.{parameter}"
+    return f"{NAMES.get_name(module)}.{parameter}"
 
 
 def drawn(value: np.ndarray) -> tuple[Drawn, np.ndarray]:
