@@ -16,9 +16,10 @@ from typing import Any, Self
 from ..distributed.agreement import difference, digest
 from ..distributed.group import Group
 from ..distributed.messages import Message
-from ..distributed.pictures import DECLINED, FAILED, draw_pictures
+from ..distributed.pictures import DECLINED, FAILED, draw_pictures, gone
 from ..distributed.requests import packed, unpacked
 from ..errors import ImagegenError
+from ..escaping import one_line
 from ..families import family_spec
 from ..hub.download import notify_stderr
 from ..image import write_atomically
@@ -97,7 +98,7 @@ def identity(column: Column) -> dict[str, Any]:
         precision = denoiser_precision(column.precision, spec.title, spec.fits_float16, spec.overflowing)
         files = {name: digest(path) for name, path in model_files(model).items()} if model.folder else {}
     except (ImagegenError, OSError) as error:
-        return {"reason": " ".join(str(error).split())}
+        return {"reason": one_line(str(error))}
     return {"manifest": model.manifest.name, "recipe": recipe, "precision": precision.name, "files": files}
 
 
@@ -188,8 +189,7 @@ class Cells:
 
     def lose(self, rank: int, indices: Sequence[int]) -> None:
         """The launcher reads nothing from here on (generate_on_ranks.py): nothing is said that need not be."""
-        again = f"; others draw what it has not finished ({len(indices)})" if indices else ""
-        self.tell(f"{self.group.name(rank)} has gone{again}")
+        self.tell(gone(self.group.name(rank), len(indices)))
         self._quiet = True
 
     def finished(self) -> list[Cell]:

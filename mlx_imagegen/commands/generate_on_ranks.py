@@ -20,7 +20,7 @@ from ..distributed.layers import share_layers
 from ..distributed.lockstep import Shared, draw_in_lockstep
 from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
-from ..distributed.pictures import by_residency, draw_pictures
+from ..distributed.pictures import by_residency, draw_pictures, gone
 from ..distributed.requests import packed, unpacked, with_seeds
 from ..image import encoded_picture, write_atomically
 from ..launched import Launch
@@ -222,8 +222,7 @@ class _Pictures:
             self._unread = UNREAD_BYTES if self._unread is None else self._unread
             for index in indices:
                 self._steps[index] = 0
-            again = f"; others draw what it has not finished ({len(indices)})" if indices else ""
-            self.progress.say(f"{self.group.name(rank)} has gone{again}")
+            self.progress.say(gone(self.group.name(rank), len(indices)))
             self.progress.quiet = True
 
     def _print(self, line: str) -> None:

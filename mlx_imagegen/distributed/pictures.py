@@ -36,6 +36,11 @@ class Work(Protocol):
     def lose(self, rank: int, indices: Sequence[int]) -> None: ...
 
 
+def gone(name: str, unfinished: int) -> str:
+    """What rank 0 says of a rank that is lost."""
+    return f"{name} has gone" + (f"; others draw what it has not finished ({unfinished})" if unfinished else "")
+
+
 def draw_pictures(group: Group, work: Work, kinds: Sequence[int], at_once: Callable[[Pool, int], int]) -> None:
     """On all ranks. `kinds`: of each picture, as `Pool` has them; `at_once`: how many a rank takes next."""
     if group.rank:

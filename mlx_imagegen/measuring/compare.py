@@ -17,6 +17,7 @@ from typing import Any
 from .. import __version__
 from ..documents import TEXT_LIMIT_BYTES, parse_toml, read_file
 from ..errors import ImagegenError, MissingFileError, RequestError, UnknownModelError
+from ..escaping import one_line
 from ..hub.component_folders import sources
 from ..hub.download import Notify, locate
 from ..hub.manifest import Model, data_folder, manifests
@@ -116,7 +117,7 @@ def prepared(
     try:
         identity = identified(column.model, column.quant, parameters, column.precision)
     except (ImagegenError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error))
         tell(f"{column.label}: {reason}")
         return [Cell(column, line, reason=reason) for line in lines]
     cells = [found(column, line, folder / f"{slug(column.label)}-{key(identity, line)}.png") for line in lines]

@@ -89,7 +89,7 @@ def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
         try:
             family = open_family(manifest, where, WeightTransforms())
         except ImagegenError as error:
-            yield from (Fit(model.requested_as, AS_STORED, _line(error)) for model in models)
+            yield from (Fit(model.requested_as, AS_STORED, str(error)) for model in models)
             return
         jobs = [usual_job(model.manifest, family.size_multiple) for model in models]
         for quant in (AS_STORED, *sorted(recipe_names(), reverse=True)):
@@ -98,14 +98,10 @@ def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
                 if recipe and any(weights.stored for weights in family.weights.values()):
                     open_family(manifest, where, recipe.applied_to(WeightTransforms()))  # says why not
             except ImagegenError as error:
-                yield from (Fit(model.requested_as, quant, _line(error)) for model in models)
+                yield from (Fit(model.requested_as, quant, str(error)) for model in models)
                 continue
             for model, job in zip(models, jobs, strict=True):
                 made = plan(family, job.settings, on_gpu(), job.prompt, recipe=recipe)
                 download = 0 if folder else model.manifest.download_bytes
                 sizes = made.peak_bytes, made.resident_peak_bytes
                 yield Fit(model.requested_as, quant, None, *sizes, made.seconds(chip), download)
-
-
-def _line(error: ImagegenError) -> str:
-    return " ".join(str(error).split())

@@ -38,7 +38,7 @@ def make_server(tools: Tools) -> Server[Any]:
         try:
             return _result(await tools.call(call.name, call.arguments or {}))
         except ImagegenError as error:
-            return _error(" ".join(str(error).split()))
+            return _error(str(error))
         except Exception as error:
             log(f"{call.name}: {type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}")
             return _error(INTERNAL)

@@ -223,7 +223,7 @@ def is_partial(step: int, steps: int, count: int) -> bool:
 
 
 def failure_of(error: ImagegenError) -> Failure:
-    message = " ".join(str(error).split())
+    message = str(error)
     if isinstance(error, InsufficientMemoryError):
         return Failure(message, "insufficient_memory", 400)
     if isinstance(error, NOT_FOUND):
