@@ -1,4 +1,7 @@
-"""The gated delta rule in chunks against itself token by token, in float64."""
+"""The gated delta rule in chunks against itself token by token, in float64.
+
+Of numbers up to 9; a chunk of steep decays adds up to logarithms of hundreds, of which float32 keeps 2e-5.
+"""
 
 import mlx.core as mx
 import numpy as np
@@ -33,8 +36,8 @@ def test_chunks_equal_single_tokens(length: int) -> None:
             out, memory = gated_delta(*(each[:, :, part] for each in arrays), memory)
             outs.append(out)
     expected, last = token_by_token(q, k, v, decay, beta)
-    assert np.abs(np.concatenate([np.array(out[0, 0]) for out in outs]) - expected).max() < 2e-5
-    assert np.abs(np.array(memory[0, 0]) - last).max() < 2e-5
+    assert np.abs(np.concatenate([np.array(out[0, 0]) for out in outs]) - expected).max() < 1e-4
+    assert np.abs(np.array(memory[0, 0]) - last).max() < 1e-4
 
 
 def test_the_inverse_is_exact_where_powers_would_overflow() -> None:
