@@ -20,6 +20,7 @@ class Report:
     """Seconds are wall clock; `step_seconds` has one entry a step, each with its mx.eval inside."""
 
     load_seconds: float = 0.0
+    upsample_seconds: float = 0.0  # of writing the prompt's caption
     encode_seconds: float = 0.0
     prepare_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Report:
     def total_seconds(self) -> float:
         return (
             self.load_seconds
+            + self.upsample_seconds
             + self.encode_seconds
             + self.prepare_seconds
             + sum(self.step_seconds)
@@ -65,6 +67,7 @@ class Report:
         return {
             "seconds": {
                 "load": self.load_seconds,
+                **({"upsample": self.upsample_seconds} if self.upsample_seconds else {}),
                 "encode": self.encode_seconds,
                 "prepare": self.prepare_seconds,
                 "steps": self.step_seconds,

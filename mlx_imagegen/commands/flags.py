@@ -132,6 +132,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": _radius},
+    kinds.SWITCH_OR_TEXT: {},
     kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},

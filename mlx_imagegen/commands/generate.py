@@ -166,6 +166,7 @@ def _make(
 
     jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
+    opened.on_token = progress.writing
     on_step = _with_previews(progress.step, paths, args.preview_every)
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
         progress.clear()

@@ -22,6 +22,7 @@ from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import by_residency, draw_pictures, gone
 from ..distributed.requests import packed, unpacked, with_seeds
+from ..errors import RequestError
 from ..image import encoded_picture, write_atomically
 from ..launched import Launch
 from ..machine import memory_limit
@@ -49,6 +50,10 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
             with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
                 opened = load(**opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
+        if any(job.upsampler for job in jobs):
+            raise RequestError(
+                "upsample: prompts are not upsampled on several ranks; write the caption first (mlx-imagegen upsample)."
+            )
         check_same(group, opened, jobs)
         paths, wanted, mode = _shared_plan(group, args, opened, jobs, memories, progress)
         if wanted:

@@ -42,6 +42,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "redux")
     add_flag(parser, "ip_adapter")
+    add_flag(parser, "upsample")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -115,6 +116,8 @@ def plan_model(args: argparse.Namespace) -> None:
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
         print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
+        if args.upsample:
+            print(_upsampler(args, manifest, count))
         if recipe:
             print(_copy(family, folder, args.quant))
         if args.hosts:
@@ -245,6 +248,23 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
         raise MissingFileError(
             f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
         )
+
+
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) -> str:
+    """What runs before all stages of the model, and is gone when they begin."""
+    import mlx.core as mx
+
+    from ..planning.plan import gigabytes
+    from ..request.options import upsampler
+    from ..upsampling.api import headers_of
+    from ..upsampling.upsampler import MOST_TOKENS, most_question_tokens
+
+    name = upsampler(manifest, args.upsample)
+    assert name is not None
+    length = most_question_tokens(references)
+    dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
+    need = headers_of(name, args.quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
+    return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 
 
 def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:

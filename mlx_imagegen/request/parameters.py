@@ -33,6 +33,7 @@ from .kinds import (
     SEEDS,
     SHAPE,
     SWITCH,
+    SWITCH_OR_TEXT,
     TEXT,
     WHOLE_NUMBER,
     Parameter,
@@ -87,6 +88,13 @@ class CallParameters(TypedDict, total=False):
 class PictureParameters(TypedDict, total=False):
     """Of each picture. What is left out, or None, comes from the model's manifest."""
 
+    upsample: Annotated[
+        bool | str | None,
+        Parameter(
+            SWITCH_OR_TEXT, "FLUX.3: let its prompt upsampler, by name or folder, write a long caption of the prompt "
+            "first", "what", "NAME", default_text="the prompt as it is", recorded=False, aliases=("enhance_prompt",),
+        ),
+    ]  # fmt: skip
     negative_prompt: Annotated[
         str | None,
         Parameter(
