@@ -14,7 +14,7 @@ from ..errors import ImagegenError
 from ..families import family_spec
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
-from ..loading.single_file import NETWORK
+from ..loading.single_file import GIVEN_AS
 from ..loading.tensor import Tensor
 from ..paths import visible
 from .mlx_folders import saved_by
@@ -50,12 +50,12 @@ def file_info(path: Path) -> dict[str, Any]:
         info["prefixes"] = list(dict.fromkeys(prefixes))
     if any(each.is_denoiser for each in components):
         return info | _needs(path)
-    return info if NETWORK in info["component"] else info | _used_by(components)
+    return info | _sizes(components) | _used_by(components)
 
 
 def folder_info(folder: Path) -> dict[str, Any]:
-    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making; or a control
-    network's."""
+    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making; or that of a
+    control network or an adapter."""
     if network := _network_in(folder):
         return file_info(network)
     manifest = find(str(folder)).manifest
@@ -68,10 +68,10 @@ def folder_info(folder: Path) -> dict[str, Any]:
 
 
 def _network_in(folder: Path) -> Path | None:
-    """A control network's one file, where the folder is one's."""
+    """A control network's or an adapter's one file, where the folder is one's."""
     files = visible(folder, "*.safetensors")
     with suppress(ImagegenError):  # of a format that is not read
-        if len(files) == 1 and any(each.found.layout.component == NETWORK for each in known_components(files[0])):
+        if len(files) == 1 and any(each.found.layout.component in GIVEN_AS for each in known_components(files[0])):
             return files[0]
     return None
 
@@ -108,5 +108,13 @@ def _needs(path: Path) -> dict[str, Any]:
     return out | ({"missing": missing_line(assembly)} if assembly.missing else {"runs": "yes"})
 
 
+def _sizes(components: list[Component]) -> dict[str, Any]:
+    """Of what runs next to a model."""
+    sizes = [each.found.config for each in components if each.found.layout.component in GIVEN_AS]
+    return {"sizes": sizes[0]} if sizes else {}
+
+
 def _used_by(components: list[Component]) -> dict[str, Any]:
-    return {"used_by": ", ".join(dict.fromkeys(each.spec.title for each in components))}
+    titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
+    parameter = GIVEN_AS.get(components[0].found.layout.component)
+    return {"used_by": f"{titles}, as {parameter}" if parameter else titles}
