@@ -5,13 +5,14 @@ In: a file or folder. Out: a dictionary for people and JSON. Must not know: how 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ImagegenError
 from ..families import family_spec
+from ..loading.checkpoint import open_checkpoint
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
 from ..loading.single_file import GIVEN_AS
@@ -64,7 +65,25 @@ def folder_info(folder: Path) -> dict[str, Any]:
         "folder": str(folder.absolute()), "size": f"{size / GB:.2f} GB", "family": family_spec(manifest.family).title,
         "manifest": manifest.name, "licence": manifest.licence,
     }  # fmt: skip
-    return about | saved_by(folder) | record_of(folder)
+    return about | saved_by(folder) | record_of(folder) | _damage(folder)
+
+
+def _damage(folder: Path) -> dict[str, Any]:
+    """What would be refused when the folder's weights are read: files that are not whole, shards that are not there."""
+    files = [path for path in sorted(folder.rglob("*.safetensors")) if not path.name.startswith(".")]
+    cut = {path: line for path in files if (line := _refusal(read_header, path))}
+    whole = {path.parent for path in folder.rglob("*.safetensors.index*.json")} - {path.parent for path in cut}
+    absent = [line for place in sorted(whole) if (line := _refusal(open_checkpoint, place))]
+    lines = [*cut.values(), *absent]
+    return {"damaged": lines} if lines else {}
+
+
+def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        read(path)
+    except ImagegenError as error:
+        return str(error)
+    return None
 
 
 def _network_in(folder: Path) -> Path | None:

@@ -137,3 +137,32 @@ def test_redux_embedder_says_what_it_is_used_as(capsys: pytest.CaptureFixture[st
     shown = info(drawn_data() / "flux_redux/dev/redux/image_embedder", capsys)
     assert (shown["is"], shown["used_by"]) == (["FLUX.1-Redux' embedder"], "FLUX.1, as redux")
     assert shown["sizes"] == {"picture_width": 12, "token_width": 40}
+
+
+def test_a_folder_s_info_names_every_file_that_loading_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformer, vae = tmp_path / "transformer", tmp_path / "vae"
+    transformer.mkdir()
+    vae.mkdir()
+    shutil.copy(drawn_data() / "flux/dev/transformer/config.json", transformer)
+    for name in ("transformer/a", "transformer/b", "vae/c"):
+        save_file({name[-1]: np.zeros(5, np.float32)}, tmp_path / f"{name}.safetensors")
+    for folder, files in ((transformer, "ab"), (vae, "cd")):
+        weight_map = {name: f"{name}.safetensors" for name in files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    size = (transformer / "b.safetensors").stat().st_size
+    with (transformer / "b.safetensors").open("r+b") as file:
+        file.truncate(size - 4)
+    shown = info(tmp_path, capsys)
+    assert shown["family"] == "FLUX.1" and shown["damaged"] == [
+        f"{transformer / 'b.safetensors'} is {size - 4} bytes long, its header describes {size} bytes. The file is "
+        "damaged or its download did not finish: delete it and download it again.",
+        f"{vae}: 1 of 2 shards are missing (d.safetensors), as model.safetensors.index.json names them. The download "
+        "did not finish: run it again.",
+    ]
+    assert main(["info", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("\ndamaged ") == 2, "a line each"
+    shutil.rmtree(vae)
+    save_file({"b": np.zeros(5, np.float32)}, transformer / "b.safetensors")
+    assert "damaged" not in info(tmp_path, capsys)
