@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import write_json
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
@@ -29,7 +30,6 @@ from .component_folders import (
     published_files,
     temporary_folder,
     write_component,
-    write_json,
 )
 from .manifest import Manifest, manifests
 from .mlx_folders import check_no_network, component_folders, saved_name
@@ -175,6 +175,7 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
             and not (folder / name).parent.is_symlink()
             and not (folder / name).exists()
         ):
+            (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, published[name])
     return assembly.manifest, folder
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mlx_imagegen.cli import main
 from mlx_imagegen.commands.generate import size
+from mlx_imagegen.documents import json_text
 from mlx_imagegen.errors import OutputError
 from mlx_imagegen.hub import download
 from mlx_imagegen.image import read_metadata
@@ -187,10 +188,9 @@ def test_a_quantized_copy_is_compared_with_its_source(tmp_path: Path) -> None:
     assert referenced(tmp_path, ("a", "none", "m", 16, 9), ("copy", "none", "m", 16, 5)) == [None, "a none"]
 
 
-def test_equal_pictures_are_valid_json(tmp_path: Path) -> None:
+def test_equal_pictures_are_valid_json() -> None:
     row = Row("a", "q8", (16, 16), quality=compared(Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16))))
-    tables.write_json(tmp_path / "a.json", asdict(row))
-    data = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    data = json.loads(json_text(asdict(row)), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert data["quality"]["psnr_db"] is None and _quality(row.quality)[0] == "∞"
 
 
