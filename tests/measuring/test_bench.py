@@ -21,6 +21,7 @@ from mlx_imagegen.cli import main
 from mlx_imagegen.commands.generate import size
 from mlx_imagegen.documents import json_text
 from mlx_imagegen.errors import OutputError
+from mlx_imagegen.escaping import LONGEST_MESSAGE
 from mlx_imagegen.hub import download
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import tables
@@ -463,11 +464,13 @@ def test_nothing_is_downloaded_for_what_cannot_be_made(
 
 def test_even_a_defect_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Any:
-        raise KeyError("weights")
+        raise KeyError("weights \x1b[31m" + "x" * 5000)
 
     monkeypatch.setattr(cell, "_made", broken)
     answers = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"), job(tmp_path / "b.png"))
-    assert [answer["reason"] for answer in answers] == ["KeyError: 'weights'"] * 2
+    first, second = (answer["reason"] for answer in answers)
+    assert first == second and first.startswith("KeyError: 'weights ")
+    assert len(first) == LONGEST_MESSAGE and first.isprintable(), "as of this library's own errors"
 
 
 @pytest.mark.parametrize(
