@@ -26,7 +26,7 @@ from ..image import encoded_picture, write_atomically
 from ..launched import Launch
 from ..machine import memory_limit
 from ..pipeline import Pipeline, load
-from ..planning.fitting import check_fits, residency
+from ..planning.fitting import residency
 from ..planning.hosts import LAYERS, PICTURES, USUAL_LINK
 from ..preflight import layers_shared_over
 from ..request.job import Job
@@ -45,7 +45,7 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
         progress.bars |= not progress.quiet and "COLUMNS" in os.environ  # the launcher's own terminal
         with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
             opening, requests = _shared_requests(group, args, Path(folder))
-            memories = _memories(group)
+            memories = [each["memory"] for each in group.exchange({"memory": memory_limit().most_bytes})]
             with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
                 opened = load(**opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
@@ -71,13 +71,6 @@ def _shared_requests(
     requests = [with_seeds(request) for request in requests]
     group.share({"opening": packed(opening), "requests": [packed(request) for request in requests]})
     return opening, requests
-
-
-def _memories(group: Group) -> list[int]:
-    """Bytes that each rank may hold, on every rank."""
-    gathered = group.gather({"memory": memory_limit().most_bytes})
-    message = group.share({"memories": [each["memory"] for each in gathered]} if group.rank == 0 else None)
-    return list(message["memories"])
 
 
 def _shared_plan(
@@ -144,13 +137,8 @@ def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
 def _resident_ranks(group: Group, opened: Pipeline, jobs: Sequence[Job]) -> list[bool]:
     """By rank, whether it can keep the model in memory; a rank that cannot draw these pictures ends all here, before
     anything is loaded."""
-    sizes = {(job.settings.width, job.settings.height, len(job.prompt.references)): job for job in jobs}
-    plans = [check_fits(opened.family, job, opened.model.manifest) for job in sizes.values()]
-    resident = residency(plans, opened.resident).resident
-    ranks = group.gather({"resident": resident})
-    return list(
-        group.share({"resident": [rank["resident"] for rank in ranks]} if group.rank == 0 else None)["resident"]
-    )
+    resident = residency([made for made, _ in opened.plans(jobs)], opened.resident).resident
+    return [bool(each["resident"]) for each in group.exchange({"resident": resident})]
 
 
 @dataclass

@@ -30,7 +30,6 @@ from ..errors import (
 )
 from ..hub.download import Notify
 from ..pipeline import OnLoad, Pipeline
-from ..planning.fitting import check_fits
 from ..result import Result, StepEvent
 from .catalogue import Catalogue, Entry
 from .fair_queue import FairQueue
@@ -71,8 +70,7 @@ class WarmModel:
             request.entry.source, quant=request.quant, lora=request.loras, lora_partial=request.lora_partial,
             on_load=on_load, on_download=notify,
         )  # fmt: skip
-        for job in opened.check(request.jobs)[:1]:
-            check_fits(opened.family, job, opened.model.manifest)
+        opened.plans(opened.check(request.jobs))  # refused while the former model is still there
         self._take(opened, request.entry, request.quant, (request.loras, request.lora_partial))
         return opened
 
