@@ -231,8 +231,7 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    form = picture_format(path, image.mode == ALPHA)
-    write_atomically(path, lambda file: save_picture(image, file, form, metadata))
+    write_bytes(path, encoded_picture(image, path, metadata))
 
 
 def encoded_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> bytes:
@@ -279,6 +278,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RequestError(f"{path}: the record of how it was made is damaged: it is no JSON object.")
     return record
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    write_atomically(path, lambda file: file.write(contents))
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, RequestError, UnknownModelError
-from .flags import add_flag, as_path
-from .generate import size
+from .flags import add_flag, as_path, size
 
 if TYPE_CHECKING:
     from ..families.base import Family

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .flags import add_flag, as_path
-from .generate import size
+from .flags import add_flag, as_path, size
 from .plan import headers
 from .requests import read_jobs
 
