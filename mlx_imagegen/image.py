@@ -231,7 +231,8 @@ def fingerprint(picture: Image.Image | np.ndarray) -> str:
 
 def write_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Saves a picture with its making inside (PNG only), all or nothing."""
-    write_bytes(path, encoded_picture(image, path, metadata))
+    form = picture_format(path, image.mode == ALPHA)
+    write_atomically(path, lambda file: save_picture(image, file, form, metadata))
 
 
 def encoded_picture(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> bytes:
