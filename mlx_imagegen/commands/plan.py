@@ -231,7 +231,8 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
             yield found.manifest, folder, " (by its published shapes; its files are not here)"
     else:
         raise MissingFileError(
-            f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
+            f"{model} is not here, its shapes are not known, and nothing is downloaded for this; download it first, or "
+            "give a folder that holds it."
         )
 
 
