@@ -122,9 +122,9 @@ def test_other_configs_are_refused(tmp_path: Path) -> None:
     text = json.loads((PUP / "config.json").read_text())["text_config"]
     for number, (changes, said) in enumerate(
         [
-            ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+            ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
             ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
-            ({"model_type": "qwen3"}, "model_type 'qwen3'"),
+            ({"model_type": "qwen3"}, "'model_type' is 'qwen3'"),
             ({"rope_parameters": text["rope_parameters"] | {"mrope_section": [1, 1, 1]}}, "mrope_section"),
             ({"tie_word_embeddings": True}, "tie_word_embeddings"),
             ({"new": 1}, "'new'"),
