@@ -463,6 +463,10 @@ class Family(ABC, Generic[Branch]):
 
     # What follows from the above.
 
+    def describe(self, prompt: Prompt, settings: Settings, on_token: Callable[[int], None] | None = None) -> str:
+        """Words for a prompt that has none, of a model that needs some: what its reference shows."""
+        raise RequestError(f"the prompt is empty; {self.spec.title} describes no pictures: say what is to be drawn.")
+
     def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
         """The stages whose components these prompts need."""
         shown = "references" in self.stages and any(prompt.references for prompt in prompts)

@@ -69,6 +69,11 @@ class Job:
     upsampled_from: str | None = None  # what the prompt is a caption of
 
     @property
+    def lacks_words(self) -> bool:
+        """Whether the model is to find them: what its reference shows."""
+        return not self.prompt.text.strip() and not any(image.adapter.in_prompt for image in self.prompt.images)
+
+    @property
     def encodes_images(self) -> bool:
         """Whether an encoder reads pictures of it: one to start from, or some to follow."""
         return self.image is not None or bool(self.controls)
@@ -114,7 +119,7 @@ class Job:
     def captioned(self, caption: str) -> "Job":
         """With what the upsampler has written in place of the prompt."""
         prompt = replace(self.prompt, text=caption)
-        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked, upsampler=None)
+        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked.strip() or None, upsampler=None)
 
     def _values(self, kind: str) -> dict[str, Any]:
         """By parameter; None where there is none to give again."""
@@ -295,11 +300,14 @@ def _text(manifest: Manifest, prompt: str, images: Sequence[ImagePrompt] = ()) -
     """`images`: those that stand in the prompt may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
-    if not prompt.strip() and not any(image.adapter.in_prompt for image in images):
-        raise RequestError(
-            f"the prompt is empty; {options.layers_prompt(manifest) or 'say what the picture should show'}."
-        )
+    if not prompt.strip() and not any(image.adapter.in_prompt for image in images) and not describes(manifest):
+        raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
+
+
+def describes(manifest: Manifest) -> bool:
+    """Whether the model finds words for a picture where none are given."""
+    return options.takes(manifest, "layers")
 
 
 def _seed(seed: int) -> int:

@@ -208,18 +208,6 @@ def takes(manifest: Manifest, parameter: str) -> bool:
     return parameter in manifest.extras.get("takes", ())
 
 
-def layers_prompt(manifest: Manifest) -> str | None:
-    """What to write for a model that takes a picture apart. diffusers has its text encoder describe the picture where
-    no words are given."""
-    if not takes(manifest, "layers"):
-        return None
-    return (
-        f"say what the whole picture shows, hidden parts as well: {manifest.name} takes it apart by these words, and "
-        "does not write them itself. A model that sees pictures can: python -m mlx_vlm generate --model "
-        "mlx-community/Qwen2.5-VL-7B-Instruct-4bit --image FILE --prompt 'Describe this image in detail'"
-    )
-
-
 def layers(manifest: Manifest, count: int | None) -> dict[str, Any]:
     """How many layers a picture is taken apart into; nothing for models that make none."""
     if not takes(manifest, "layers"):

@@ -9,7 +9,7 @@ the picture that is taken apart; the picture put together is not decoded.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ... import machine as memory
 from ...autoencoders.qwen_image import Decoder, Encoder, normalised
 from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
-from ...image import ALPHA, to_pixels
+from ...image import ALPHA, laid_over, to_pixels
 from ...layers.patches import Grid, patchified, unpatchified
 from ...layers.posterior import sample
 from ...layers.rope import rope_table
@@ -39,6 +39,7 @@ from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
 from ..base import Condition, EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
 from ..controls import ControlNetwork, ControlPicture, Controls, EncodedControl
 from ..schedule_tables import find_tables
+from .captions import describe
 from .control import ControlPass, QwenImageControlNetwork
 from .denoiser import QwenImageDenoiser
 from .editing import resized
@@ -282,6 +283,12 @@ class QwenImage(Family[QwenImageBranch]):
             columns(config, folded),
             lambda read: fold_inputs(config, schedule.timesteps, read),
         )
+
+    def describe(self, prompt: Prompt, settings: Settings, on_token: Callable[[int], None] | None = None) -> str:
+        (picture,) = prompt.references
+        picture = resized(picture.convert(ALPHA), (settings.width, settings.height))
+        shown = laid_over([Image.new(ALPHA, picture.size, "white"), picture])  # as transformers' processor does
+        return describe(shown, self.files, self.components["text_encoder"], self._tokenizer, on_token)
 
     def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
         return [note for name in names for note in lightning_notes(manifest, name)]
