@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..image import Picture
+    from ..lora.match import Lora
     from ..result import StepEvent
 
 DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
@@ -359,7 +360,7 @@ class LoadParameters(TypedDict, total=False):
         ),
     ]  # fmt: skip
     lora: Annotated[
-        "Sequence[str | Path | tuple[str | Path, float]] | None",
+        "Sequence[str | Path | tuple[str | Path, float] | Lora] | None",
         Parameter(
             LORAS, "merge these LoRAs: files, or files with a scale", "weights", "FILE[:SCALE]",
             aliases=("loras", "lora_paths", "lora_path"),

@@ -10,7 +10,7 @@ Must not know: prompts, templates, pictures, what is generated.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from ..escaping import quoted, shown
+from ..escaping import quoted
 from ..layers.activation import swiglu
 from ..layers.attention import KeyValues, attend, prefixed, split_heads
 from ..layers.blocks import AfterFirstBlock
@@ -63,6 +63,7 @@ class QwenConfig(Config):
     """The language model's part of config.json; read it with `read_config`."""
 
     IGNORED: ClassVar[frozenset[str]] = UNUSED
+    ONLY: ClassVar[Mapping[str, object]] = {"hidden_act": "silu", "use_sliding_window": False}
 
     model_type: str
     hidden_size: int
@@ -93,6 +94,21 @@ class QwenConfig(Config):
         """Qwen2.5's code gives q, k and v biases whatever the config says."""
         return self.attention_bias or self.model_type.startswith("qwen2")
 
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        vision = self.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
+        if not vision and self.model_type not in TEXT_ONLY:
+            yield "model_type", "a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model"
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield "num_attention_heads", f"a multiple of num_key_value_heads ({self.num_key_value_heads})"
+        if self.head_size % 2 or not self.head_size:
+            yield "hidden_size" if self.head_dim is None else "head_dim", "one with an even number for each head"
+        if set(self.layer_types) - {"full_attention"}:  # no published model has sliding windows
+            yield "layer_types", "full_attention in every layer"
+        sections = (len(self.mrope_section), 2 * sum(self.mrope_section))
+        if sections != ((3, self.head_size) if vision else (0, 0)):
+            half = f"three numbers that fill half a head ({self.head_size // 2})"
+            yield "mrope_section", half if vision else "nothing (the model has no vision tower)"
+
 
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
 
@@ -113,34 +129,7 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
         text["rope_theta"] = rope["rope_theta"]
     if "mrope_section" in rope:
         text["mrope_section"] = rope["mrope_section"]
-    config = QwenConfig.read(text, where)
-    _check(config, where)
-    return config
-
-
-def _check(config: QwenConfig, where: Path) -> None:
-    vision = config.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
-    if not vision and config.model_type not in TEXT_ONLY:
-        raise ConfigError(
-            f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model."
-        )
-    if config.num_attention_heads % config.num_key_value_heads or config.head_size % 2 or not config.head_size:
-        raise ConfigError(
-            f"{where}: {config.num_attention_heads} heads with {config.num_key_value_heads} for keys and values, of "
-            f"{config.head_size} numbers each, fit no attention; take the file from the model's repository."
-        )
-    if config.hidden_act != "silu":
-        raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
-    if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
-        raise ConfigError(
-            f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it."
-        )
-    sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
-    if sections != ((3, config.head_size) if vision else (0, 0)):
-        raise ConfigError(
-            f"{where}: mrope_section {shown(list(config.mrope_section))} must be three numbers that fill half a head "
-            f"({config.head_size // 2}), and absent where the model has no vision tower."
-        )
+    return QwenConfig.read(text, where)
 
 
 def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
