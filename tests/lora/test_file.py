@@ -1,4 +1,4 @@
-"""LoRA files: found and named, here and in the hub's cache; what is told of them; what is refused before a model is
+"""LoRA files: found and named, here and in the hub's cache; what is reported about them; what is refused before a model is
 open."""
 
 import json
