@@ -109,12 +109,6 @@ def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
     return tuple(name for name, temporal in zip([*down, *up], over_time, strict=True) if temporal)
 
 
-def normalised(z: mx.array, config: LatentStatistics) -> mx.array:
-    """The posterior's scale -> the loop's, [B, C, h, w]."""
-    mean, std = _per_channel(config)
-    return (z - mean) / std
-
-
 class LatentDecoder(nn.Module):
     """From the loop's latents to pixels, through the `decoder` that it is given."""
 
@@ -136,16 +130,22 @@ class LatentDecoder(nn.Module):
 class LatentEncoder(nn.Module):
     """From pixels to the posterior, through the `encoder` that it is given."""
 
-    def __init__(self, encoder: nn.Module, channels: int):
+    def __init__(self, encoder: nn.Module, channels: int, statistics: LatentStatistics):
         super().__init__()
         self.encoder = encoder
         self.quant_conv = Linear(2 * channels, 2 * channels)
+        self._statistics = statistics
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
         """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w]
-        each."""
+        each; to the loop's scale by `normalised`."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
         return posterior(self.quant_conv(x.joined()))
+
+    def normalised(self, z: mx.array) -> mx.array:
+        """The posterior's scale -> the loop's, [B, C, h, w]."""
+        mean, std = _per_channel(self._statistics)
+        return (z - mean) / std
 
 
 class Decoder(LatentDecoder):
@@ -155,7 +155,7 @@ class Decoder(LatentDecoder):
 
 class Encoder(LatentEncoder):
     def __init__(self, config: VaeConfig):
-        super().__init__(EncoderStack(config), config.z_dim)
+        super().__init__(EncoderStack(config), config.z_dim, config)
 
 
 class DecoderStack(nn.Module):

@@ -89,7 +89,7 @@ class Decoder(LatentDecoder):
 
 class Encoder(LatentEncoder):
     def __init__(self, config: VaeConfig):
-        super().__init__(EncoderStack(config), config.z_dim)
+        super().__init__(EncoderStack(config), config.z_dim, config)
 
 
 class DecoderStack(nn.Module):

@@ -77,16 +77,7 @@ def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tup
     if config.hidden_act != "gelu_pytorch_tanh":
         raise ConfigError(f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known here.")
     patches = read_patch_config(*folders)
-    for field, found, expected in (
-        ("patch_size", patches.patch_size, config.patch_size),
-        ("merge_size", patches.merge_size, config.spatial_merge_size),
-        ("temporal_patch_size", patches.temporal_patch_size, config.temporal_patch_size),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has "
-                f"{expected}: the files are of different models. Take them from one repository."
-            )
+    patches.check_tower(config, folders[0], where)
     return config, patches
 
 
