@@ -15,7 +15,7 @@ from blocks import DIMS, DOUBLE, draw, qwen_config
 from turns import added_bytes, in_turns, spread
 
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
-from mlx_imagegen.families.qwen_image.family import padded
+from mlx_imagegen.families.qwen_image.denoiser import padded
 from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.transformer import Modulation, QwenImageTransformer
 from mlx_imagegen.layers.rope import rope_table

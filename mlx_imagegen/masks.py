@@ -13,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
+from .image import resized
+
 Size = tuple[int, int]  # width, height
 Velocity = Callable[[mx.array, int], mx.array]  # (x, index of the step) -> dx/dsigma
 DRAWN, KEPT = 255, 0
@@ -195,7 +197,3 @@ def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Se
 def greys(mask: Image.Image) -> Image.Image:
     """Call it after resizing, as diffusers does; otherwise a pixel of a coloured mask can be one level off."""
     return mask.convert("L")
-
-
-def resized(picture: Image.Image, size: Size) -> Image.Image:
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

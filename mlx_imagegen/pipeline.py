@@ -169,7 +169,7 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
-        self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._denoisers = LastValueCache()  # one alone: tables are large
         self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
@@ -406,7 +406,7 @@ class Pipeline:
         family, settings = self.family, job.settings
         inputs = job.inputs()
         with report.stage("encode" if job.encodes_images else "other"):
-            made = family.encode_inputs(inputs, job.seed, settings)
+            made = family.encode_inputs(inputs, family.stream(job.seed), settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
             start = Start(noise, noise, condition=made.condition, controls=made.controls)
