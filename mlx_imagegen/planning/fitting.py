@@ -129,4 +129,6 @@ def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images)
+    return plan(
+        family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images, preview=job.preview
+    )
