@@ -117,6 +117,11 @@ class Group:
             return message
         return self.receive()
 
+    def exchange(self, message: Message) -> list[Message]:
+        """Every rank's message, by rank, on every rank."""
+        gathered = self.gather(message)
+        return list(self.share({"kind": "gathered", "of": gathered} if self.rank == 0 else None)["of"])
+
     def link_speed(self) -> float:
         """Of the slowest link between rank 0 and another, in Gb/s, measured; all ranks call it, and all have it. RDMA
         is no TCP connection, and goes over one kind of cable alone."""

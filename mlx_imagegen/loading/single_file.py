@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..layers.linear import Packing
-from .names import Rename, RowRange, cut, same_names
+from .names import Rename, RowRange, same_names, source_rows
 from .parts import Part
 from .tensor import Tensor
 
@@ -100,8 +100,7 @@ class Found:
             packing = packings.get(module) if parameter == "weight" else None
             numbers_of = (packing.bits, packing.group_size) if packing else None
             for target in rename(name):
-                rows = cut(tensor, target)
-                place = rows.row, rows.rows, rows.swap_halves
+                place = *source_rows(tensor, target), target.swap_halves
                 last, head = self.layout.channels_last, target.interleaved
                 yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head, target.join)
 

@@ -18,7 +18,7 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import main
-from mlx_imagegen.commands.generate import size
+from mlx_imagegen.commands.flags import size
 from mlx_imagegen.documents import json_text
 from mlx_imagegen.errors import OutputError
 from mlx_imagegen.escaping import LONGEST_MESSAGE
