@@ -557,8 +557,15 @@ def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
 
 def _sizes(job: Job) -> Hashable:
     """All that decides how much memory a picture takes."""
-    sizes = tuple(picture.size for picture in job.prompt.references)
-    return job.settings.width, job.settings.height, sizes, tuple(image.adapter for image in job.prompt.images)
+    settings, sizes = job.settings, tuple(picture.size for picture in job.prompt.references)
+    asked = (
+        settings.width,
+        settings.height,
+        settings.cfg > 1,
+        settings.cache,
+        settings.extras.get("max_sequence_length"),
+    )
+    return asked, sizes, tuple(image.adapter for image in job.prompt.images), job.encodes_images, job.preview
 
 
 def _prompts(job: Job) -> list[Prompt]:

@@ -91,7 +91,7 @@ def read(path: Path) -> list[Measurement]:
 
 
 def estimate(chip: str, model: str, quant: str | None, known: Sequence[Measurement] | None = None) -> Estimate | None:
-    """By what was measured on the nearest chip; there the model, then the quant that are most alike."""
+    """By what was measured on the nearest chip; there of the model, if any was, and then by the quant."""
     rows = [each for each in measurements() if is_usable(each)] if known is None else known
     if not rows:
         return None
@@ -130,8 +130,10 @@ def _plan(model: str, quant: str | None, width: int, height: int) -> Plan:
 
 
 def _distance(each: Measurement, chip: str, model: str, quant: str | None) -> tuple[float, ...]:
-    """This library's own rows first."""
-    return each.published, chip_distance(each.chips[0], chip), each.model != model, each.quant != quant
+    """This library's own rows first. The quant counts among rows of the model alone: of others, a row's quant tells
+    nothing, and what sets two rows apart is their chips and programs."""
+    other = each.model != model
+    return each.published, chip_distance(each.chips[0], chip), other, not other and each.quant != quant
 
 
 def chip_distance(first: str, second: str) -> int:
