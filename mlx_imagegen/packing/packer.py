@@ -83,7 +83,7 @@ class RoundTo16Bits(Transform):
 
     def apply(self, tensors: LayerTensors) -> LayerTensors:
         values = {name: self._rounded(tensors, name, value) for name, value in tensors.values.items()}
-        return tensors.with_values(values)
+        return replace(tensors, values=values)
 
     def _rounded(self, tensors: LayerTensors, name: str, value: mx.array) -> mx.array:
         stored = f"{tensors.path}.{name}" if tensors.path else name
