@@ -6,7 +6,6 @@ all models can be bounded and removed as one. What belongs to a checkpoint for g
 Must not know: what the arrays mean.
 """
 
-import json
 import os
 import sys
 import zlib
@@ -18,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .atomic import atomic_replace
-from .documents import read_json
+from .documents import json_text, read_json
 from .errors import ImagegenError
 from .loading.checkpoint import DTYPES, as_mlx, read_header
 from .paths import visible
@@ -79,7 +78,7 @@ def keep_entries(path: Path, entries: dict[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path) as temporary:
-            temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            temporary.write_text(json_text(entries), encoding="utf-8")
     except OSError:
         return False
     return True

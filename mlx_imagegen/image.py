@@ -281,6 +281,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return record
 
 
+def write_bytes(path: Path, contents: bytes) -> None:
+    write_atomically(path, lambda file: file.write(contents))
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes next to `path` and renames at the end, so that no half-written file ever has its name."""
     check_writable(path)

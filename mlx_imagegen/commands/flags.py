@@ -6,9 +6,10 @@ Must not know: what a parameter does, what any command does.
 """
 
 import argparse
+import importlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,6 +70,19 @@ def as_path(text: str) -> Path:
     return Path(text)
 
 
+def size(text: str) -> tuple[int, int]:
+    """Width and height: 1024 or 1024x768."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
+    return int(sides[0]), int(sides[-1])
+
+
+def sides(size: tuple[int, int] | None) -> dict[str, int]:
+    """The parameters that --size stands for."""
+    return dict(zip(("width", "height"), size, strict=True)) if size else {}
+
+
 def seeds(text: str) -> list[int]:
     """One seed or a range: 7 or 1-4."""
     first, dash, last = text.partition("-")
@@ -91,10 +105,6 @@ def _json(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
 
 
-def _radius(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
 def number_or_text(text: str) -> float | str:
     try:
         return float(text)
@@ -102,22 +112,13 @@ def number_or_text(text: str) -> float | str:
         return text
 
 
-def _lora(text: str) -> Any:
-    from ..lora.merge import parse_lora
+def _parsed_by(module: str, name: str) -> Callable[[str], Any]:
+    """A function of a module that takes time to import: imported when the flag is given."""
 
-    return parse_lora(text)
+    def parse(text: str) -> Any:
+        return getattr(importlib.import_module(f"..{module}", __package__), name)(text)
 
-
-def _control(text: str) -> Any:
-    from ..request.controls import parse_control
-
-    return parse_control(text)
-
-
-def _image_prompt(text: str) -> Any:
-    from ..request.image_prompts import parse_image_prompt
-
-    return parse_image_prompt(text)
+    return parse
 
 
 # What argparse's add_argument takes for each kind.
@@ -131,7 +132,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.SWITCH: {"action": "store_true"},
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
-    kinds.RADIUS: {"type": _radius},
+    kinds.RADIUS: {"type": lambda text: int(text) if text.isdecimal() else text},
     kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},
@@ -141,7 +142,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.PICTURES: {"type": as_path, "nargs": "+"},
     kinds.ARRAY: {"type": as_path},
     kinds.ARRAYS: {"type": as_path, "nargs": "+"},
-    kinds.CONTROLS: {"type": _control, "action": "append"},
-    kinds.IMAGE_PROMPTS: {"type": _image_prompt, "action": "append"},
-    kinds.LORAS: {"type": _lora, "action": "append"},
+    kinds.CONTROLS: {"type": _parsed_by("request.controls", "parse_control"), "action": "append"},
+    kinds.IMAGE_PROMPTS: {"type": _parsed_by("request.image_prompts", "parse_image_prompt"), "action": "append"},
+    kinds.LORAS: {"type": _parsed_by("lora.merge", "parse_lora"), "action": "append"},
 }

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, RequestError, UnknownModelError
-from .flags import add_flag, as_path
-from .generate import size
+from .flags import add_flag, as_path, sides, size
 
 if TYPE_CHECKING:
     from ..families.base import Family
-    from ..families.controls import ControlNetwork
-    from ..families.image_prompts import AdapterSource, ImageAdapter
     from ..hub.manifest import Manifest
-    from ..packing.recipes import Recipe
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -50,31 +46,35 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
 
 
-def _check_memory(sizes: list[float]) -> None:
-    for memory in sizes:
+def run(args: argparse.Namespace) -> None:
+    check_flags(args.hosts, args.memory or [], args.model)
+    machine = _machine(args)  # a chip that is not known is refused before anything is opened
+    if args.model is not None:
+        plan_model(args, machine)
+    else:
+        plan_machine(args, machine)
+
+
+def check_flags(hosts: int | None, memories: Sequence[float], model: str | None) -> None:
+    """Raises for numbers that cannot be, and for flags that do not go together."""
+    for memory in memories:
         if not 0 < memory < math.inf:
             raise RequestError(f"--memory {memory:g}: give a Mac's memory in GB, such as 16.")
+    count = len(memories)
+    if hosts is None and count > 1:
+        raise RequestError(f"--memory has {count} numbers for one machine; give --hosts {count} too.")
+    if hosts is not None and hosts < 2:
+        raise RequestError(f"--hosts {hosts}: give 2 or more.")
+    if hosts is not None and model is None:
+        raise RequestError("--hosts needs a model to share out; give --model.")
+    if hosts is not None and count not in (0, 1, hosts):
+        raise RequestError(f"--memory has {count} numbers for {hosts} hosts; give one for each, or one for all.")
 
 
-def run(args: argparse.Namespace) -> None:
-    from ..planning.chips import chip_named
-    from .plan_hosts import check_hosts
-
-    _check_memory(args.memory or [])
-    check_hosts(args.hosts, args.memory, args.model)
-    if args.chip:
-        chip_named(args.chip)  # refused before anything is opened
-    if args.model is not None:
-        plan_model(args)
-    else:
-        plan_machine(args)
-
-
-def plan_machine(args: argparse.Namespace) -> None:
+def plan_machine(args: argparse.Namespace, machine: "Machine") -> None:
     """What to begin with, and the models in it by every quant."""
     from ..planning.recommend import CHIP, CHIP_NAME, recommend, starts
 
-    machine = _machine(args)
     found = recommend(machine.usable_bytes, machine.chip, machine.gpu)
     rows = starts(machine.chip, machine.gpu)
     shown = [each for each in rows if args.all or (found and each.model in found.models)]
@@ -85,29 +85,37 @@ def plan_machine(args: argparse.Namespace) -> None:
         print("all models: mlx-imagegen plan --all")
 
 
-def plan_model(args: argparse.Namespace) -> None:
+def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..families import open_family
+    from ..hub.networks import network_headers
     from ..loading.weights import WeightTransforms
+    from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
+    from ..planning.hosts import describe_sharing
     from ..planning.plan import describe, plan
     from ..planning.recommend import starts_of
     from ..request.job import usual_job
 
     args.quant = recipe_of(args.quant)
-    asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
-    asked |= {"references": args.references} if args.references else {}
-    asked |= {name: value for name in ("redux", "ip_adapter") if (value := getattr(args, name))}
+    given = ("references", "redux", "ip_adapter")
+    asked: dict[str, Any] = {name: value for name in given if (value := getattr(args, name))}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
-        family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
-        job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
-        family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
-        family.select_adapters(
-            {image.adapter: _adapter(image.adapter, manifest, family) for image in job.prompt.images}
-        )
+        transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+        family = open_family(manifest, folder, transforms)
+        job = usual_job(manifest, family.size_multiple, steps=args.steps, **sides(args.size), **asked)
+        controls, adapters = {}, {}  # by their files or their published shapes
+        for name in args.control or ():
+            with network_headers(name, manifest) as place:
+                controls[name] = family.open_control(name, place, transforms)
+        for source in {image.adapter for image in job.prompt.images}:
+            with network_headers(source.name, manifest, source.parameter) as place:
+                adapters[source] = family.open_adapter(source, place)
+        family.select_controls(controls)
+        family.select_adapters(adapters)
         made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
-            machine, download = _machine(args), manifest.download_bytes if note else 0
+            download = manifest.download_bytes if note else 0
             rows = list(starts_of(family, job, args.model, download, machine.chip, machine.gpu))
             table = ["", _table(rows, machine)] if args.all else []
             print("\n".join([*machine.answer(rows), *table, ""]))
@@ -118,13 +126,12 @@ def plan_model(args: argparse.Namespace) -> None:
         if recipe:
             print(_copy(family, folder, args.quant))
         if args.hosts:
-            from .plan_hosts import hosts_lines
-
-            machine = _machine(args)
-            lines = hosts_lines(args.hosts, args.memory, machine.usable_bytes, family, job, machine.chip, machine.gpu)
+            each = [working_set_of(int(memory * GIB)) for memory in args.memory or ()] or [machine.usable_bytes]
+            memories = each * args.hosts if len(each) == 1 else each
+            lines = describe_sharing(family, job.settings, memories, machine.chip, machine.gpu, job.prompt)
             print("\n".join(["", *lines]))
         elif args.memory:
-            print(_machine(args).how(made))
+            print(machine.how(made))
         elif not args.chip:
             print(_here(made, family, job, manifest))
 
@@ -152,10 +159,9 @@ class Machine(NamedTuple):
         return ONLY_CLOSED if peak_bytes <= self.most_bytes else "does not fit"
 
     def how(self, made: "Plan") -> str:
-        verdict = self.verdict(made.peak_bytes)
-        if made.peak_bytes > self.usable_bytes:
-            return f"{self.name}: {verdict}"
-        return f"{self.name}: {verdict}, {_how(made.resident_peak_bytes <= self.usable_bytes)}"
+        fits = made.peak_bytes <= self.usable_bytes
+        how = f", {_how(made.resident_peak_bytes <= self.usable_bytes)}" if fits else ""
+        return f"{self.name}: {self.verdict(made.peak_bytes)}{how}"
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -201,24 +207,6 @@ def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> l
     return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
 
 
-def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
-    """By its files or its published shapes."""
-    from ..hub.networks import network_headers
-    from ..loading.weights import WeightTransforms
-
-    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
-    with network_headers(name, manifest) as folder:
-        return family.open_control(name, folder, transforms)
-
-
-def _adapter(source: "AdapterSource", manifest: "Manifest", family: "Family[Any]") -> "ImageAdapter[Any]":
-    """By its files or its published shapes."""
-    from ..hub.networks import network_headers
-
-    with network_headers(source.name, manifest, source.parameter) as folder:
-        return family.open_adapter(source, folder)
-
-
 @contextmanager
 def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
     """The model's manifest, a folder with its headers, and where that is from. Nothing is downloaded."""
@@ -243,7 +231,8 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
             yield found.manifest, folder, " (by its published shapes; its files are not here)"
     else:
         raise MissingFileError(
-            f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
+            f"{model} is not here, its shapes are not known, and nothing is downloaded for this; download it first, or "
+            "give a folder that holds it."
         )
 
 
@@ -260,8 +249,7 @@ def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest")
     """How it goes on the machine at hand."""
     from ..planning.fitting import refusal, residency
 
-    refused = refusal(made, family, job, manifest)
-    if refused:
+    if refused := refusal(made, family, job, manifest):
         return refused
     chosen = residency([made], None)
     return f"here {_how(chosen.resident)}: {chosen.reason}"

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import write_json
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.gguf import is_gguf
-from ..loading.single_file import MARKERS, NETWORK, Found, SingleFile, find_layout
+from ..loading.single_file import GIVEN_AS, MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
@@ -30,7 +31,6 @@ from .component_folders import (
     published_files,
     temporary_folder,
     write_component,
-    write_json,
 )
 from .manifest import Manifest, manifests
 from .mlx_folders import check_no_network, component_folders, saved_name
@@ -167,12 +167,11 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
         (folder / place).symlink_to(source)
     for place, name in assembly.packaged.items():
         write_tokenizer(folder / place, name)
-    published, own = (
-        published_files(assembly.manifest),
-        {SCHEDULER} if "scheduler" in assembly.manifest.extras else set(),
-    )
+    published = published_files(assembly.manifest)
+    own = {SCHEDULER} if "scheduler" in assembly.manifest.extras else set()
     for name in published.keys() & set(SMALL_FILES) - own:
         if not (folder / name).parent.is_symlink() and not (folder / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, published[name])
     return assembly.manifest, folder
 
@@ -273,9 +272,12 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
 
 
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
-    if components and components[0].found.layout.component == NETWORK:
+    component = components[0].found.layout.component if components else ""
+    if component in GIVEN_AS:
+        what = "this file" if component == NETWORK else "its folder"
         return ConfigError(
-            f"{path} is {components[0].found.layout.title}; give a model, and this file as control with a picture."
+            f"{path} is {components[0].found.layout.title}; give a model, and {what} as {GIVEN_AS[component]} with a "
+            "picture."
         )
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))

@@ -21,7 +21,9 @@ Tensors = Mapping[str, Tensor]
 # What stands before the names of a diffusion model in a file of all components, and in some of one alone.
 DIFFUSION_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "net.", "model.")
 VAE_PREFIXES = ("", "vae.", "first_stage_model.")
-NETWORK = "control network"  # a component that no model consists of: it runs next to one
+# Components that no model consists of: they run next to one, which is given them by a parameter.
+NETWORK, IP_ADAPTER, REDUX = "control network", "IP-Adapter", "Redux"
+GIVEN_AS = {NETWORK: "control", IP_ADAPTER: "ip_adapter", REDUX: "redux"}
 # Left in some files by the tools that wrote them; no module reads them.
 MARKERS = frozenset({"logit_scale", "__index_timestep_zero__", "spiece_model", "tekken_model", "tokenizer_json"})
 

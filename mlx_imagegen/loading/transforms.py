@@ -41,6 +41,9 @@ class LayerTensors:
         """The layer's parameters that have no value yet."""
         return own_parameters(self.layer).keys() - self.values.keys()
 
+    def with_values(self, values: Mapping[str, mx.array]) -> "LayerTensors":
+        return replace(self, values=values)
+
 
 class Transform:
     """One step. The defaults change nothing."""

@@ -71,7 +71,7 @@ class Merge(Transform):
         if tensors.absent or (tensors.packing and self.touches(component, path)):
             return self._read_from_source(tensors)
         values = tensors.values.items()
-        return replace(tensors, values={name: self(component, path, name, value) for name, value in values})
+        return tensors.with_values({name: self(component, path, name, value) for name, value in values})
 
     def _read_from_source(self, tensors: LayerTensors) -> LayerTensors:
         """The layer as it was before it was packed or folded, with the LoRAs of then and now: codes take no change."""

@@ -83,7 +83,7 @@ class RoundTo16Bits(Transform):
 
     def apply(self, tensors: LayerTensors) -> LayerTensors:
         values = {name: self._rounded(tensors, name, value) for name, value in tensors.values.items()}
-        return replace(tensors, values=values)
+        return tensors.with_values(values)
 
     def _rounded(self, tensors: LayerTensors, name: str, value: mx.array) -> mx.array:
         stored = f"{tensors.path}.{name}" if tensors.path else name

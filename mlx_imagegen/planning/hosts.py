@@ -155,8 +155,21 @@ def _holds(family: Family[Any], sharing: Sharing | None, memory: int) -> bool:
     return most <= memory
 
 
+def describe_sharing(
+    family: Family[Any], settings: Settings, memories: Sequence[int], chip: Chip, gpu: bool, prompt: Prompt
+) -> list[str]:
+    """For people: every way over hosts with these memories, and why one cannot be."""
+    parts = layer_parts(family, settings, memories, gpu, prompt)
+    lines = describe_ways(ways(family, settings, parts, gpu, prompt), memories, chip)
+    if len(set(parts)) > 1:
+        lines.append(f"layers in parts of {' : '.join(map(str, parts))}, by the hosts' memory")
+    if refused := family.sharing_refusal(Sharing(0, parts)):
+        lines.append(f"{LAYERS} cannot be shared out over {len(memories)} hosts, for {refused}")
+    return [f"on {len(memories)} hosts, seconds a step at best:", *lines]
+
+
 def describe_ways(found: Sequence[Way], memories: Sequence[int], chip: Chip) -> list[str]:
-    """For people, a line each."""
+    """A line each."""
     heads = (f"{'at ' if link == LINKS[0] else ''}{link:g} Gb/s" for link in LINKS)
     lines = [f"{'shared out':<12}{'peak of each host':<24}{'arithmetic':>11}  {'sent a step':<22}" + _row(heads)]
     for way in found:

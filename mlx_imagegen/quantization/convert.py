@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..bfloat import to_bf16
+from ..documents import write_json
 from ..errors import CheckpointError, MissingFileError, QuantizationError
 from ..hub.record import RECORD
 from ..loading.checkpoint import DTYPES
@@ -30,7 +31,7 @@ from ..packing.affine import pack, pack_rows
 from .calibrate import Statistics, pack_calibrated
 from .card import CARD
 from .layout import Layout, Piece, Shard
-from .partial import Journal, Partial, write_json
+from .partial import Journal, Partial
 
 CHUNK = 1 << 21  # numbers read at a time by each worker: 4 MB of bf16
 # The small files that belong to a checkpoint: configs, tokenizers, schedulers, licences.

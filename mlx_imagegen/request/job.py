@@ -181,29 +181,27 @@ def _jobs(
     size, keep_alpha = (given.get("width"), given.get("height")), options.takes(manifest, "transparent")
     notes: list[str] = []
     image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
+    masked = canvas is not None and canvas.mask is not None
     references = () if references is None else references
     is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
-    is_reference &= canvas is not None and canvas.mask is not None and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    is_reference &= masked and "image_is_reference" in manifest.extras
+    if canvas and is_reference:
+        pictures = open_references(manifest, (canvas.picture,), notes, parameter="image")
+    else:
+        pictures = open_references(manifest, references, notes)
     controls = open_controls(given.get("control"), notes)
-    check_needs(manifest, canvas is not None, canvas is not None and canvas.mask is not None, len(controls))
+    check_needs(manifest, canvas is not None, masked, len(controls))
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
-    asked = Asked(
-        given.get("width"), given.get("height"), given.get("aspect"), keep_aspect, whole,
-        canvas is not None and canvas.mask is not None, bool(canvas and canvas.fixed_size), pictures,
-    )  # fmt: skip
+    asked = Asked(*size, given.get("aspect"), keep_aspect, whole, masked, bool(canvas and canvas.fixed_size), pictures)
     extras |= {"keep_original_aspect": True} if keep_aspect else {}
-    extras |= options.cfg_normalization(manifest, given.get("cfg_normalization"))
+    extras |= options.switches(manifest, given)
     images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
     own = adapters_own(images)
-    asked_guidance = given.get("guidance")
-    if asked_guidance is None and manifest.guidance == "embedded":
-        asked_guidance = own.get("guidance")
+    asked_guidance = given.get("guidance", own.get("guidance") if manifest.guidance == "embedded" else None)
     guidance = _guidance(manifest, asked_guidance, given.get("true_cfg"), negative_prompt, notes)
     steps = _steps(manifest, steps)
-    extras |= options.transparency(manifest, given.get("transparent"))
     extras |= options.layers(manifest, given.get("layers"))
     settings = Settings(
         *size_of(manifest, size_multiple, asked, notes),
@@ -218,7 +216,10 @@ def _jobs(
     if boxes and keep_aspect:
         notes.append("layout has no effect with keep_original_aspect: the one reference has the whole picture")
     prompt_options = (("layout", boxes),) if boxes else ()
-    negative = _negative(manifest, settings, negative_prompt, pictures, prompt_options, negative_images(images))
+    negative = None  # no second branch runs
+    if settings.cfg > 1:
+        text = manifest.defaults.negative_prompt or "" if negative_prompt is None else negative_prompt
+        negative = Prompt(text, pictures, prompt_options, negative_images(images))
     common: dict[str, Any] = {
         "model": manifest.name,
         "negative": negative,
@@ -235,10 +236,10 @@ def _jobs(
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
     }
     jobs = []
-    for asked_prompt, one_seed in itertools.product(prompts, seeds):
-        text, said = completed(manifest, _text(manifest, asked_prompt, images), one_seed)
+    for asked_prompt, seed in itertools.product(prompts, seeds):
+        text, said = completed(manifest, _text(manifest, asked_prompt, images), seed)
         prompt = Prompt(text, pictures, prompt_options, images)
-        jobs.append(Job(prompt, asked_prompt, seed=one_seed, notes=(*notes, *said), **common))
+        jobs.append(Job(prompt, asked_prompt, seed=seed, notes=(*notes, *said), **common))
     return jobs
 
 
@@ -371,17 +372,3 @@ def _guidance(
         remedy = "leave it out" if manifest.guidance == "never" else f"set {knob} above {least} (say 4)"
         notes.append(f"the negative prompt has no effect without a second branch; {remedy}")
     return {"guidance": float(embedded), "cfg": float(cfg)}
-
-
-def _negative(
-    manifest: Manifest,
-    settings: Settings,
-    negative_prompt: str | None,
-    pictures: tuple[Image.Image, ...],
-    chosen: tuple[tuple[str, Any], ...],
-    images: tuple[ImagePrompt, ...],
-) -> Prompt | None:
-    if settings.cfg <= 1:
-        return None
-    default = manifest.defaults.negative_prompt or ""
-    return Prompt(default if negative_prompt is None else negative_prompt, pictures, chosen, images)

@@ -4,7 +4,6 @@ Must not know: how jobs run, what the fields mean (a1111_fields.py).
 """
 
 import asyncio
-import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import RequestError
-from .a1111_fields import SAMPLER_NAMES, checkpoint_name, info, read_fields, timestamp
+from .a1111_fields import SAMPLER_NAMES, info, read_fields, timestamp
 from .answers import JSON, answered, client_of, refusal_of, service_of, until_finished
 from .bodies import read_json
 from .jobs import DRAWING, Job
-from .pictures import OutputFormat, encode, encode_partial
+from .pictures import OutputFormat, as_base64, encode, encode_image
 
 NAME = "a1111"  # of its clients, for turns and interrupts
 PNG = OutputFormat()
@@ -61,13 +60,10 @@ async def _draw(request: Request, body: Mapping[str, Any]) -> Response:
     await until_finished(request, job)
     if job.failure:
         return refusal_of(job.failure)
-    pictures = [await _encoded(result) for result in job.results] if body.get("send_images", True) else []
+    sent = job.results if body.get("send_images", True) else []
+    pictures = [as_base64(await asyncio.to_thread(encode, result, PNG)) for result in sent]
     parameters = {name: value for name, value in body.items() if name not in ("init_images", "mask")}
     return JSON({"images": pictures, "parameters": parameters, "info": json.dumps(info(job, body, notes))})
-
-
-async def _encoded(result: Any) -> str:
-    return base64.b64encode(await asyncio.to_thread(encode, result, PNG)).decode()
 
 
 @answered
@@ -77,7 +73,7 @@ async def progress(request: Request) -> Response:
     if job and request.query_params.get("skip_current_image", "false").lower() != "true":
         job.watch()
         image = job.preview
-    current = base64.b64encode(await asyncio.to_thread(encode_partial, image, PNG)).decode() if image else None
+    current = as_base64(await asyncio.to_thread(encode_image, image, PNG)) if image else None
     return JSON(
         {
             "progress": max(job.fraction, 0.01) if job else 0.0,
@@ -141,8 +137,7 @@ async def options(request: Request) -> Response:
 @answered
 async def set_options(request: Request) -> Response:
     """The model of requests that name none; all other options have no meaning here."""
-    name = checkpoint_name((await read_json(request)).get("sd_model_checkpoint"))
-    if name:
+    if name := (await read_json(request)).get("sd_model_checkpoint"):
         request.app.state.checkpoint = (await asyncio.to_thread(service_of(request).catalogue.model, name)).name
     return JSON(None)
 

@@ -7,7 +7,6 @@ Must not know: routes.
 import asyncio
 import functools
 import json
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -17,8 +16,8 @@ from starlette.responses import Response, StreamingResponse
 
 from ..errors import ImagegenError
 from .jobs import Failure, Job
-from .service import BusyError, Service, StoppingError, log
-from .worker import INTERNAL, failure_of
+from .service import BusyError, Service, StoppingError
+from .worker import INTERNAL, failure_of, log_error
 
 Handler = Callable[[Request], Awaitable[Response]]
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found", 429: "rate_limit_error"}
@@ -65,8 +64,7 @@ def answered(handler: Handler) -> Handler:
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            log(f"{request.method} {request.url.path}: {type(error).__name__}\n{frames}")
+            log_error(f"{request.method} {request.url.path}", error)
             return refusal(500, INTERNAL)
 
     return wrapped

@@ -6,7 +6,7 @@ Must not know: how jobs run.
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,13 +17,12 @@ from starlette.routing import Route
 from ..families import family_spec
 from ..hub.manifest import Manifest
 from ..machine import physical_bytes
-from ..request.kinds import Parameter
 from ..request.parameters import SAMPLING_FIELDS
 from .answers import HEARTBEAT_SECONDS, JSON, answered, client_of, comment, event, events, refusal, service_of
 from .bodies import read_json
 from .catalogue import Entry, fits
 from .jobs import Job
-from .pictures import data_url, encode, output_format, preview
+from .pictures import as_base64, encode, output_format, preview
 from .replay import command_line, python_code
 from .requests import TAKEN
 from .safety import COOKIE, Access
@@ -89,19 +88,24 @@ async def list_models(request: Request) -> Response:
             "default": catalogue.default.name,
             "models": [_model(entry) for entry in entries.values()],
             "loras": [{"name": name, "family": lora.family} for name, lora in loras.items()],
-            "parameters": [_parameter(row) for row in TAKEN.values()],
+            "parameters": [
+                {
+                    "name": row.name, "kind": row.kind.description, "help": row.help, "group": row.group,
+                    "limits": row.limits, "default": row.default_text,
+                }
+                for row in TAKEN.values()
+            ],
             "limits": {"pixels": limits.pixels, "count": limits.count, "steps": limits.steps},
             "memory_bytes": physical_bytes(),
         }
-    )
+    )  # fmt: skip
 
 
 @answered
 async def model_fits(request: Request) -> Response:
     entry = await asyncio.to_thread(service_of(request).catalogue.model, request.path_params["name"])
     found = await asyncio.to_thread(fits, entry.source)
-    rows = [{"quant": fit.quant, "peak_bytes": fit.peak_bytes, "fits": fit.fits} for fit in found]
-    return JSON({"model": entry.name, "fits": rows})
+    return JSON({"model": entry.name, "fits": list(map(asdict, found))})
 
 
 @answered
@@ -152,7 +156,8 @@ async def _events(request: Request, job: Job, previews: bool) -> AsyncIterator[b
             yield event("progress", service_of(request).describe(job))
             if previews and job.preview is not None and job.preview is not shown:
                 shown = job.preview
-                yield event("preview", {"image": data_url(await asyncio.to_thread(preview, shown), "image/jpeg")})
+                data = await asyncio.to_thread(preview, shown)
+                yield event("preview", {"image": f"data:image/jpeg;base64,{as_base64(data)}"})
 
 
 def _described(request: Request, job: Job) -> dict[str, Any]:
@@ -200,10 +205,3 @@ def refused_by(manifest: Manifest) -> list[str]:
     whole_prompt = ("max_sequence_length",) if manifest.extras.get("whole_prompt") else ()
     beyond = {"image", "negative_prompt", "guidance"} - family_spec(manifest.family).capabilities
     return sorted({*OF_SOME_MODELS, *sampling, *second_branch, *whole_prompt, *beyond} - takes)
-
-
-def _parameter(row: Parameter) -> dict[str, Any]:
-    return {
-        "name": row.name, "kind": row.kind.description, "help": row.help, "group": row.group, "limits": row.limits,
-        "default": row.default_text,
-    }  # fmt: skip

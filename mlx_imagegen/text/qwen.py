@@ -86,6 +86,11 @@ class QwenConfig(Config):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def rotary_size(self) -> int:
+        """Of each head, how many numbers turn with the position."""
+        return self.head_size
+
+    @property
     def third_generation(self) -> bool:
         return self.model_type.startswith("qwen3")
 
@@ -133,11 +138,11 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
 
 
 def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
-    """positions [3, L] (time, row, column; equal for text) -> cos and sin [L, head_dim / 2].
+    """positions [3, L] (time, row, column; equal for text) -> cos and sin [L, rotary_size / 2].
 
     The angle is a float32 product, as in transformers: at position 4096 that is 2e-4 away from the true one.
     """
-    half = config.head_size // 2
+    half = config.rotary_size // 2
     frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
     angle = positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)  # [L, half]
     angle = angle.astype(np.float64)
@@ -148,7 +153,7 @@ def _axes(config: QwenConfig) -> np.ndarray:
     """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as
     well."""
     if not config.mrope_section:
-        return np.zeros(config.head_size // 2, np.int64)
+        return np.zeros(config.rotary_size // 2, np.int64)
     if not config.third_generation:
         return np.repeat(np.arange(3), config.mrope_section)
     axes = np.zeros(sum(config.mrope_section), np.int64)

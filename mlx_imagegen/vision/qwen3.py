@@ -4,7 +4,7 @@ The tower is mlx-vlm's, imported only when it is built (about a second, and it p
 model's own image pass is not used: it would make the pixels' attention causal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -60,15 +60,18 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     return VisionModel(theirs)
 
 
-def open_tower(config: VisionConfig, weights: Weights) -> Component:
-    """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check."""
+def open_tower(
+    config: VisionConfig, weights: Weights, build: Callable[[VisionConfig], nn.Module] = vision_tower
+) -> Component:
+    """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check.
+    `build`: it, empty."""
     check_has_tower(weights, f"{VISUAL}.")
     root = nn.Module()
     root.model = nn.Module()
-    root.model.visual = vision_tower(config)
+    root.model.visual = build(config)
     others = [name for name in weights.slices if not name.startswith(f"{VISUAL}.")]
     tower = check_tensors(weights, [root], others, transforms=weights.transforms)
-    return Component(tower, lambda: vision_tower(config), compute_dtype(), VISUAL)
+    return Component(tower, lambda: build(config), compute_dtype(), VISUAL)
 
 
 def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tuple[VisionConfig, PatchConfig]:
