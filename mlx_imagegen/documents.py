@@ -86,9 +86,13 @@ def read_file(path: Path, limit: int, kind: Kind = ConfigError, again: str = "do
 
 def read_json(path: Path, kind: Kind = ConfigError, again: str = "download it again") -> dict[str, Any]:
     """A JSON object from a file, with errors that name the file."""
-    data = parse_json(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+    return parse_object(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+
+
+def parse_object(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
+    data = parse_json(text, where, kind, again)
     if not isinstance(data, dict):
-        raise kind(f"{path} holds a {type(data).__name__}, not a JSON object; {again}.")
+        raise kind(f"{_subject(where)} a {type(data).__name__}, not a JSON object; {again}.")
     return data
 
 
