@@ -5,13 +5,14 @@ an error of the kind that the caller names. Only regular files are opened: a pip
 Must not know: what the values mean.
 """
 
+import functools
 import json
 import os
 import re
 import stat
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -94,14 +95,7 @@ def read_json(path: Path, kind: Kind = ConfigError, again: str = "download it ag
 
 def parse_json(text: str | bytes, where: str, kind: Kind = ConfigError, again: str = "download it again") -> Any:
     """`where` stands at the beginning of errors."""
-    try:
-        value = json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
-    except RecursionError as error:
-        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
-    except ValueError as error:  # not JSON, not UTF-8, a key twice, or a number of thousands of digits
-        raise kind(f"{_subject(where)} not valid JSON ({shown(str(error), 120)}); {again}.") from error
-    _check_depth(value, where, kind, again)
-    return value
+    return _parsed(functools.partial(json.loads, object_pairs_hook=_once), "valid JSON", text, where, kind, again)
 
 
 def read_toml(
@@ -111,22 +105,26 @@ def read_toml(
 
 
 def parse_toml(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
+    def loads(text: str) -> dict[str, Any]:
         if DEEP_KEY.search(text):  # a parser takes their square in time
             raise RecursionError
-        data = tomllib.loads(text)
-    except RecursionError as error:
-        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
-    except ValueError as error:  # tomllib's own and UTF-8's are such
-        raise kind(f"{_subject(where)} not a TOML file ({shown(str(error), 120)}); {again}.") from error
-    _check_depth(data, where, kind, again)
+        return tomllib.loads(text)
+
+    data: dict[str, Any] = _parsed(loads, "a TOML file", text, where, kind, again)
     return data
 
 
-def _subject(where: str) -> str:
-    """With the verb, unless it ends in a colon."""
-    return where if where.endswith(":") else f"{where} is"
+def _parsed(loads: Callable[[str], Any], form: str, text: str | bytes, where: str, kind: Kind, again: str) -> Any:
+    subject = where if where.endswith(":") else f"{where} is"
+    try:
+        value = loads(text.decode() if isinstance(text, bytes) else text)
+        if _is_deep(value):
+            raise RecursionError
+    except RecursionError as error:
+        raise kind(f"{subject} nested more than {DEPTH_LIMIT} deep; {again}.") from error
+    except ValueError as error:  # of another form, not UTF-8, a key twice, or a number of thousands of digits
+        raise kind(f"{subject} not {form} ({shown(str(error), 120)}); {again}.") from error
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any, where: str, kind: Kind, again: str) -> None:
+def _is_deep(value: Any) -> bool:
     """Level by level: whoever goes through the value later may do so by recursion."""
     level = [value]
     for _ in range(DEPTH_LIMIT):
@@ -149,5 +147,5 @@ def _check_depth(value: Any, where: str, kind: Kind, again: str) -> None:
             if isinstance(child, dict | list)
         ]
         if not level:
-            return
-    raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.")
+            return False
+    return True

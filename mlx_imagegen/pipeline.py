@@ -141,19 +141,19 @@ class Pipeline:
         folder: Path,
         family: Family[Any],
         resident: bool | None,
-        merge: Merge,
-        quant: str | None,
-        source: Source,
+        merge: Merge | None = None,
+        quant: str | None = None,
+        source: Source | None = None,
     ):
         self.model = model
         self.folder = folder
         self.family = family
         self.resident = resident
         self.residency = Residency(False, False, "no picture was asked for yet")
-        self.merge = merge
+        self.merge = merge or Merge()
         self.quant = quant
         self.precision = Precision(family.transformer.dtype)
-        self._source = source
+        self._source = source or Source(folder, model.manifest)
         self._turn = threading.RLock()  # of threads: memory is counted for one request at a time
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
