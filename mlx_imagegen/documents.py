@@ -1,4 +1,4 @@
-"""Files of JSON, TOML and text that others wrote, read within limits.
+"""Files of JSON, TOML and text that others wrote, read within limits; and files of JSON, written in one layout.
 
 In: a path, or text and where it is from. Out: plain values of bounded size and depth, in which no key stands twice; or
 an error of the kind that the caller names. Only regular files are opened: a pipe would wait for ever.
@@ -125,6 +125,19 @@ def _parsed(loads: Callable[[str], Any], form: str, text: str | bytes, where: st
     except ValueError as error:  # of another form, not UTF-8, a key twice, or a number of thousands of digits
         raise kind(f"{subject} not {form} ({shown(str(error), 120)}); {again}.") from error
     return value
+
+
+def write_json(path: Path, data: Any) -> None:
+    """All or nothing. What a run that was killed leaves has a fixed name: the next run replaces it."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json_text(data), encoding="utf-8")
+    temporary.replace(path)
+
+
+def json_text(data: Any) -> str:
+    """As a file of JSON has it: readable characters, but half a surrogate pair, which UTF-8 does not have."""
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

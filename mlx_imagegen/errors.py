@@ -85,6 +85,11 @@ class InsufficientMemoryError(ImagegenError, MemoryError):
     pass
 
 
+def described(error: BaseException) -> str:
+    """An error's words in one line; the kind before them, where it is none of this library's."""
+    return str(error) if isinstance(error, ImagegenError) else one_line(f"{type(error).__name__}: {error}")
+
+
 @contextmanager
 def file_errors() -> Iterator[None]:
     """Around what a user calls: a system call that fails in it, whichever it is, is told by the file's name."""

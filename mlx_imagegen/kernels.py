@@ -7,7 +7,6 @@ and shape, and not measured again.
 Must not know: families, files of checkpoints.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ import mlx.core as mx
 
 from .atomic import atomic_replace
 from .cache import cache_folder
-from .documents import read_json
+from .documents import json_text, read_json
 from .errors import ImagegenError
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .machine import machine
@@ -128,7 +127,7 @@ def _write(path: Path, known: dict[str, Choice]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path) as temporary:
-            temporary.write_text(json.dumps(known | _read(path), indent=1), encoding="utf-8")
+            temporary.write_text(json_text(known | _read(path)), encoding="utf-8")
     except OSError:
         return False
     return True

@@ -46,7 +46,7 @@ from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
 from .request.known_words import unknown_words_note
 from .request.options import check_callable, check_types
-from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
+from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, LoadParameters, PictureParameters
 from .request.signatures import documented
 from .request.sizes import check_multiple
 from .result import OnStep, Result, StepEvent
@@ -71,21 +71,32 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
+    return load_on_hosts(
+        (), model=model, quant=quant, lora=lora, precision=precision, lora_partial=lora_partial, resident=resident,
+        comfy=comfy, on_load=on_load, on_download=on_download,
+    )  # fmt: skip
+
+
+@file_errors()
+def load_on_hosts(memories: Sequence[int], /, **asked: Unpack[LoadParameters]) -> "Pipeline":
+    """`load`, of a model that need not fit one machine where its layers can be shared out over several. `memories`: the
+    bytes that each gives; none: this machine has it alone."""
+    on_load, on_download = asked.get("on_load"), asked.get("on_download")
     check_callable(on_load=on_load, on_download=on_download)
-    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
-    check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
-    quant = recipe_of(quant)
+    check_types({name: asked.get(name) for name in ("quant", "precision", "lora_partial", "resident")})
+    model, lora, on_download = asked.get("model"), asked.get("lora"), on_download or notify_stderr
+    quant, lora_partial = recipe_of(asked.get("quant")), asked.get("lora_partial", False)
     opening = Report()  # downloads are no part of loading
-    with using_folder(comfy):
+    with using_folder(asked.get("comfy")):
         loras = open_loras(() if lora is None else lora, on_download)
         with opening.stage("load"):
-            found = identify(str(model))
+            found = identify(str(DEFAULT_MODEL if model is None else model))
             spec = family_spec(found.manifest.family)
-            chosen = denoiser_precision(precision, spec.title, spec.fits_float16, spec.overflowing)
-            refuse_before_download(found, quant, loras, lora_partial)
+            chosen = denoiser_precision(asked.get("precision"), spec.title, spec.fits_float16, spec.overflowing)
+            refuse_before_download(found, quant, loras, lora_partial, memories)
         folder = files_of(found, on_download)
     with opening.stage("load"):
-        pipeline = _opened(found, folder, quant, resident, on_load, on_download)
+        pipeline = _opened(found, folder, quant, asked.get("resident"), on_load, on_download)
         pipeline.use_precision(chosen)
         pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = opening.load_seconds

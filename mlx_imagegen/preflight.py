@@ -4,9 +4,7 @@ In: a model's name and how it is to be opened; the machines that share it, where
 Must not know: pipelines, files of a model that is here.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +22,18 @@ from .planning.hosts import check_hosts_before_download
 from .request.job import Job, resolve
 from .request.sizes import multiple_of
 
-_hosts: ContextVar[Sequence[int]] = ContextVar("hosts", default=())
 
-
-@contextmanager
-def layers_shared_over(memories: Sequence[int]) -> Iterator[None]:
-    """While the block runs, a model need not fit one machine whose layers can be shared out over several. `memories`:
-    what each gives, in bytes."""
-    token = _hosts.set(memories)
-    try:
-        yield
-    finally:
-        _hosts.reset(token)
-
-
-def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
+def refuse_before_download(
+    found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False, memories: Sequence[int] = ()
+) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
-    downloaded for them."""
+    downloaded for them. `memories`: bytes that each of several machines gives over which layers can be shared out."""
     manifest = pending_download(found)
     if manifest is None:
         return
     transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    if hosts := _hosts.get():
-        check_hosts_before_download(manifest, transforms, hosts)
+    if memories:
+        check_hosts_before_download(manifest, transforms, memories)
     else:
         check_before_download(manifest, transforms)
     if loras and has_tensor_shapes(manifest):

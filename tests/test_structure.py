@@ -15,7 +15,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("quantization", "distributed"),
     ("pipeline", "preflight"),
     ("planning",),
-    ("lora", "result"),
+    ("lora", "result", "upsampling"),
     ("request", "kernels"),
     ("families.*",),
     (

@@ -26,10 +26,9 @@ from ..hub.record import revision_of
 from ..image import encoded_picture, write_bytes
 from ..launched import Launch
 from ..machine import memory_limit
-from ..pipeline import Pipeline, load
+from ..pipeline import Pipeline, load_on_hosts
 from ..planning.fitting import residency
 from ..planning.hosts import LAYERS, PICTURES, USUAL_LINK
-from ..preflight import layers_shared_over
 from ..request.job import Job
 from ..result import Result, StepEvent
 from .output_paths import existing, output_paths, skipped, step_path, what_to_save
@@ -46,8 +45,8 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
         with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
             record, opening, requests = _shared_requests(group, args, Path(folder))
             memories = [each["memory"] for each in group.exchange({"memory": memory_limit().most_bytes})]
-            with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
-                opened = load(**opening, on_load=progress.loading, on_download=progress.say)
+            sharing = memories if args.parallel in (None, AUTO, LAYERS) else ()
+            opened = load_on_hosts(sharing, **opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
         check_same(group, opened, jobs)
         if record:

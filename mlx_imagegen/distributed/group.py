@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from ..errors import DistributedError, ImagegenError
+from ..errors import DistributedError, ImagegenError, described
 from ..launched import Launch
 from .connections import JOIN_SECONDS, connect
 from .messages import Message
@@ -71,8 +71,8 @@ class Group:
         if isinstance(error, RuntimeError | OSError) and not isinstance(error, ImagegenError):
             watch.await_failure()  # a collective or message fails before the news of the rank that has died is here
         if watch.failure is None:
-            described = str(error) if isinstance(error, ImagegenError) else f"{type(error).__name__}: {error}"
-            watch.fail(described if isinstance(error, DistributedError) else f"{self.name()}: {described}")
+            said = described(error)
+            watch.fail(said if isinstance(error, DistributedError) else f"{self.name()}: {said}")
             return None
         return None if isinstance(error, DistributedError) else watch.failure
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..errors import ImagegenError
+from ..errors import described
 from .group import Group
 from .messages import Message
 from .pool import Pool
@@ -100,7 +100,7 @@ def _feed(group: Group, rank: int, pool: Pool, work: Work, at_once: Callable[[Po
         with contextlib.suppress(OSError):
             group.send({"kind": "end"}, rank)
     except Exception as error:  # the disk may be full
-        group.fail(str(error) if isinstance(error, ImagegenError) else f"{type(error).__name__}: {error}")
+        group.fail(described(error))
 
 
 def _fed(group: Group, rank: int, taken: Sequence[int], pool: Pool, work: Work) -> bool:

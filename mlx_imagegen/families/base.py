@@ -25,6 +25,7 @@ from ..hub.manifest import Manifest
 from ..image import fingerprint
 from ..layers.blocks import AfterFirstBlock, run_all
 from ..layers.patches import Grid
+from ..layers.rope import Rope
 from ..layers.sharing import Sharing
 from ..loading.component import Component
 from ..loading.names import RowRange
@@ -131,6 +132,14 @@ class LastValueCache(Generic[Value]):
         self._kept = None
 
 
+@dataclass(frozen=True)
+class Condition:
+    """One branch, as a transformer with text tokens takes it at every step."""
+
+    txt: mx.array  # [1, T, D]
+    rope: Rope
+
+
 def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
     """From the unwanted velocity through the wanted one, `scale` times as far."""
     return unwanted + scale * (wanted - unwanted)
@@ -143,6 +152,7 @@ def with_references(x: mx.array, references: mx.array | None) -> tuple[mx.array,
     return mx.concatenate([x, references.astype(x.dtype)], axis=1), references.shape[1]
 
 
+@dataclass(eq=False)
 class Denoiser(ABC, Generic[Branch]):
     """The velocity of a picture's loop, from one branch or several: the prompt's first, then the unwanted ones.
 
@@ -150,14 +160,14 @@ class Denoiser(ABC, Generic[Branch]):
     drops what belongs to one picture alone. All it keeps is evaluated: a lazy array belongs to the thread that made it.
     """
 
-    def __init__(self, branches: Sequence[Branch], cfg: float, tables_source: str | None = None):
-        """`tables_source`: where its modulation tables came from, if it has some, for the report."""
-        self.branches = list(branches)
-        self.cfg = cfg
-        self._tables_source = tables_source
-        self.step_cache: StepCache | None = None
-        self.run_branches: RunBranches | None = None  # None: here, one after the other
-        self._guided_steps: range | None = None  # None: all
+    transformer: Component
+    branches: Sequence[Branch]
+    cfg: float
+    # Where its modulation tables came from, if it has some, for the report.
+    tables_source: str | None = field(default=None, kw_only=True)
+    step_cache: StepCache | None = field(default=None, init=False)
+    run_branches: RunBranches | None = field(default=None, init=False)  # None: here, one after the other
+    _guided_steps: range | None = field(default=None, init=False)  # None: all
 
     def take_shortcuts(self, settings: Settings, steps: int) -> None:
         """What the settings ask for; `steps`: of the loop."""
@@ -212,7 +222,7 @@ class Denoiser(ABC, Generic[Branch]):
 
     def choices(self) -> dict[str, str]:
         """What was chosen while it was made, and why, for the report."""
-        return {} if self._tables_source is None else {"modulation": self._tables_source}
+        return {} if self.tables_source is None else {"modulation": self.tables_source}
 
     def end_picture(self) -> dict[str, str]:
         """Drops what one picture's steps have kept; what its shortcuts did, for the report."""

@@ -8,14 +8,13 @@ Must not know: the network, what is in the files.
 
 import fnmatch
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..atomic import atomic_replace
 from ..cache import cache_folder
-from ..documents import Stamp, open_file, read_json, stamp_of
+from ..documents import Stamp, json_text, open_file, read_json, stamp_of
 from ..errors import DownloadError, ImagegenError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -84,6 +83,6 @@ def _remember(sound: dict[str, list[int]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path) as temporary:
-            temporary.write_text(json.dumps(_known() | sound, indent=1), encoding="utf-8")
+            temporary.write_text(json_text(_known() | sound), encoding="utf-8")
     except OSError:
         return

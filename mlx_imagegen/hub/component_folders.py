@@ -7,7 +7,6 @@ family's names.
 
 import atexit
 import functools
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..loading.config import read_json
+from ..documents import read_json, write_json
 from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, Part, index, unpacked_index
 from ..loading.single_file import Found
@@ -37,6 +36,7 @@ def write_component(folder: Path, found: Found, config: Mapping[str, Any], addit
         config = _over(config, config_of(addition, {}))
         more, codes = _parts_of(addition)
         parts, packed = [*parts, *more], packed | codes
+    place.mkdir(parents=True, exist_ok=True)
     write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
     write_json(place / INDEX, index(parts))
 
@@ -115,8 +115,3 @@ def published_files(manifest: Manifest) -> dict[str, Any]:
         return {}
     files: dict[str, Any] = read_tensor_shapes(manifest.tensor_shapes)["files"]
     return files
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")

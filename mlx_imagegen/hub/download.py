@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DownloadError, ImagegenError, UnknownModelError
-from ..escaping import listed, shown
+from ..escaping import listed, one_line
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
 from ..paths import is_file_name
@@ -296,7 +296,7 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
     if folder:
         lacking = absent(folder, wanted.patterns)
         state = "its copy in the cache " + (f"lacks {listed(lacking)}" if lacking else "is not complete")
-    reason = shown(" ".join(str(error).split()), 110) or "no reason given"
+    reason = one_line(str(error), 110) or "no reason given"
     return (
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."

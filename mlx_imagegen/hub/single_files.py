@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import write_json
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.gguf import is_gguf
-from ..loading.single_file import MARKERS, NETWORK, Found, SingleFile, find_layout
+from ..loading.single_file import GIVEN_AS, MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
@@ -29,7 +30,6 @@ from .component_folders import (
     published_files,
     temporary_folder,
     write_component,
-    write_json,
 )
 from .manifest import Manifest, manifests
 from .mlx_folders import check_no_network, component_folders, saved_name
@@ -175,6 +175,7 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
             and not (folder / name).parent.is_symlink()
             and not (folder / name).exists()
         ):
+            (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, published[name])
     return assembly.manifest, folder
 
@@ -280,9 +281,12 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
 
 
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
-    if components and components[0].found.layout.component == NETWORK:
+    component = components[0].found.layout.component if components else ""
+    if component in GIVEN_AS:
+        what = "this file" if component == NETWORK else "its folder"
         return ConfigError(
-            f"{path} is {components[0].found.layout.title}; give a model, and this file as control with a picture."
+            f"{path} is {components[0].found.layout.title}; give a model, and {what} as {GIVEN_AS[component]} with a "
+            "picture."
         )
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))

@@ -38,18 +38,9 @@ HADAMARD_4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1
 class ScaledTensor(Tensor):
     """fp8 or int8 numbers with one scale, or one for each row; `rotation`: over how many columns they were rotated."""
 
-    format: str
     codes: Tensor
     scale: Tensor
-    rotation: int = 0
-
-    @property
-    def unpacked(self) -> bool:
-        return True
-
-    @property
-    def stored_as(self) -> str:
-        return self.format
+    rotation: int
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         values: np.ndarray = self.codes.floats(row, rows)
@@ -65,24 +56,15 @@ class ScaledTensor(Tensor):
 class BlockScaledTensor(Tensor):
     """mxfp8 or nvfp4: a scale for each 32 or 16 numbers of a row, in the order of a GPU's tiles."""
 
-    format: str
     codes: Tensor
     scale: Tensor
-    factor: Tensor | None = None  # of all scales
-    input_factors: Tensor | None = None  # of each column
-
-    @property
-    def unpacked(self) -> bool:
-        return True
-
-    @property
-    def stored_as(self) -> str:
-        return self.format
+    factor: Tensor | None  # of all scales
+    input_factors: Tensor | None  # of each column
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         raw = self.codes.bytes(row, rows)
-        values: np.ndarray = to_float32(raw, self.codes.dtype) if self.format == "mxfp8" else _e2m1(raw)
-        scales = untiled(self.scale.floats(), self.shape[0], self.shape[1] // _block(self.format))
+        values: np.ndarray = to_float32(raw, self.codes.dtype) if self.stored_as == "mxfp8" else _e2m1(raw)
+        scales = untiled(self.scale.floats(), self.shape[0], self.shape[1] // _block(self.stored_as))
         scales = scales[row : row + len(values)]
         if self.factor is not None:
             scales = self.factor.floats().reshape(()) * scales
@@ -153,11 +135,12 @@ def _unpacked(layers: _Layers, layer: str, weight: Tensor) -> Tensor:
     scale = layers.take(*(layer + end for end in SCALES))
     factor, inputs = layers.take(layer + SCALE_2), layers.take(layer + INPUT_FACTORS)
     place = weight.path, weight.name, "F32"
+    about: dict[str, Any] = {"format": form, "unpacked": True}
     if form in ("mxfp8", "nvfp4"):
         shape = (weight.shape[0], weight.shape[-1] * (2 if form == "nvfp4" else 1))
         _check_blocks(weight, scale, form, shape, factor, inputs)
         assert scale is not None
-        return BlockScaledTensor(*place, shape, weight.start, weight.stop, form, weight, scale, factor, inputs)
+        return BlockScaledTensor(*place, shape, weight.start, weight.nbytes, weight, scale, factor, inputs, **about)
     rotation = _rotation(said, weight) if form == "int8_tensorwise" else 0
     if weight.dtype != {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}.get(form, "I8"):
         raise _unfit(weight, f"is said to be {form}")
@@ -169,7 +152,7 @@ def _unpacked(layers: _Layers, layer: str, weight: Tensor) -> Tensor:
             f"{weight.path}: {kind} is neither one scale for '{weight.name}' nor one for each of its rows: a format "
             "with a scale for each block, of which the file says nothing. Take the bf16 version."
         )
-    return ScaledTensor(*place, weight.shape, weight.start, weight.stop, form, weight, scale, rotation)
+    return ScaledTensor(*place, weight.shape, weight.start, weight.nbytes, weight, scale, rotation, **about)
 
 
 def _check_blocks(

@@ -9,7 +9,7 @@ Must not know: model families, names' meanings.
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,6 @@ import numpy as np
 from ..documents import Stamp, open_file, stamp_of
 from ..errors import CheckpointError
 from ..escaping import shown
-from ..layers.linear import Packing
 from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
 from .safetensors import check_axes
 from .tensor import AGAIN, DTYPES, REMEDY, TENSORS_LIMIT, Tensor, read_exactly
@@ -55,24 +54,16 @@ class GgufFile:
 class BlockTensor(Tensor):
     """A matrix in blocks: float32, computed row by row."""
 
-    format: BlockFormat
+    blocks: BlockFormat
 
-    @property
-    def unpacked(self) -> bool:
-        return True
-
-    @property
-    def stored_as(self) -> str:
-        return self.format.name
-
-    def codes(self, row: int = 0, rows: int | None = None) -> Codes:
+    def codes(self, row: int, rows: int | None) -> Codes:
         """Of whole rows: [rows * blocks in a row, …]"""
-        in_row = math.prod(self.shape[1:]) // self.format.elements
+        in_row = math.prod(self.shape[1:]) // self.blocks.elements
         count = self.shape[0] - row if rows is None else rows
-        raw = np.empty((count * in_row, self.format.nbytes), np.uint8)
-        read_exactly(self, self.start + row * in_row * self.format.nbytes, raw.reshape(-1).data)
+        raw = np.empty((count * in_row, self.blocks.nbytes), np.uint8)
+        read_exactly(self, self.start + row * in_row * self.blocks.nbytes, raw.reshape(-1).data)
         with np.errstate(all="ignore"):  # a damaged file may hold infinities; they are found where they matter
-            return self.format.decode(raw)
+            return self.blocks.decode(raw)
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -86,25 +77,9 @@ class PackedTensor(Tensor):
     source: BlockTensor
     part: str
 
-    @property
-    def full_shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def packing(self) -> Packing | None:
-        return self.source.format.packing if self.part == "weight" else None
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype][0]).itemsize
-
-    @property
-    def stored_as(self) -> str:
-        return self.source.stored_as
-
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):
-            values = packed_part(self.source.codes(row, rows), self.part, self.source.format)
+            values = packed_part(self.source.codes(row, rows), self.part, self.source.blocks)
             values = values.astype(DTYPES[self.dtype][0]).reshape(-1, self.shape[1])
         if self.part != "weight" and not np.isfinite(values).all():
             raise CheckpointError(
@@ -281,7 +256,7 @@ def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
     if form is None:
         dtype = PLAIN[entry.kind]
         nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
-        return Tensor(path, entry.name, dtype, entry.shape, start, start + nbytes, file_stamp=stamp)
+        return Tensor(path, entry.name, dtype, entry.shape, start, nbytes, file_stamp=stamp)
     columns = math.prod(entry.shape[1:])
     if not entry.shape or columns % form.elements:
         raise CheckpointError(
@@ -289,7 +264,8 @@ def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
             f" {form.elements}; take a file whose rows are, or the F16 version."
         )
     nbytes = math.prod(entry.shape) // form.elements * form.nbytes
-    return BlockTensor(path, entry.name, "F32", entry.shape, start, start + nbytes, form, file_stamp=stamp)
+    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
+    return BlockTensor(path, entry.name, "F32", entry.shape, start, nbytes, form, **about)
 
 
 def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:
@@ -299,7 +275,7 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
         if tensor.start != _aligned(end, alignment):
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
             raise cursor.fail(f"'{shown(tensor.name)}' {word}")
-        end = tensor.stop
+        end = tensor.start + tensor.nbytes
     if not end <= size <= _aligned(end, alignment):
         raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
 
@@ -309,9 +285,8 @@ def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any
     for tensor in stored:
         parts = [tensor]
         module, _, parameter = tensor.name.rpartition(".")
-        packing = tensor.format.packing if packed and isinstance(tensor, BlockTensor) else None
-        if packing and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
-            parts = list(_packed_tensors(tensor, module, packing))
+        if packed and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
+            parts = _packed_tensors(tensor, module) or parts
         for part in parts:
             if part.name in tensors:
                 raise cursor.fail(f"it has two tensors '{shown(part.name)}'")
@@ -319,9 +294,13 @@ def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any
     return GgufFile(tensors, metadata)
 
 
-def _packed_tensors(tensor: BlockTensor, module: str, packing: Packing) -> Iterator[Tensor]:
-    rows, columns = tensor.shape
-    place = tensor.start, tensor.stop
-    for part, shape in packing.packed_shapes(rows, columns).items():
-        dtype = "U32" if part == "weight" else tensor.format.scale_dtype
-        yield PackedTensor(tensor.path, f"{module}.{part}", dtype, shape, *place, tensor, part)
+def _packed_tensors(tensor: BlockTensor, module: str) -> list[Tensor]:
+    """Weight, scales and biases, where MLX's packing holds the format."""
+    packing, parts = tensor.blocks.packing, list[Tensor]()
+    for part, shape in packing.packed_shapes(*tensor.shape).items() if packing else ():
+        dtype = "U32" if part == "weight" else tensor.blocks.scale_dtype
+        nbytes = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
+        about: dict[str, Any] = {"format": tensor.format, "packing": packing if part == "weight" else None}
+        place = tensor.path, f"{module}.{part}", dtype, shape, tensor.start, nbytes
+        parts.append(PackedTensor(*place, tensor, part, numbers_shape=tensor.shape, **about))
+    return parts

@@ -16,8 +16,9 @@ import mlx.core as mx
 from ..errors import CheckpointError
 from ..layers.linear import Packing, unpacked
 from .checkpoint import Checkpoint
-from .names import Rename, Slice, same_names, slices
+from .names import Rename, same_names, slices
 from .packings import stored_packings
+from .tensor import Tensor
 
 Shape = tuple[int, ...]
 # The first number in a layer's path: which of a stack of layers it is.
@@ -30,7 +31,7 @@ class NamedTensors:
 
     component: str
     checkpoint: Checkpoint
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, Tensor]
     stored: Mapping[str, Packing]  # by path: the weights that are packed on disk, as config.json's `quantization` says
     config: Mapping[str, object]
 
@@ -45,7 +46,7 @@ class NamedTensors:
     def packed_by_format(self) -> bool:
         """Whether all that is packed is so because the file's own format is (GGUF's): there is no full-precision model
         to begin with, and what is not packed can be."""
-        return all(self.slices[f"{path}.weight"].tensor.packing is not None for path in self.stored)
+        return all(self.slices[f"{path}.weight"].packing is not None for path in self.stored)
 
     def read(self, name: str, shape: Shape) -> mx.array:
         """One tensor in our layout, in the stored dtype."""

@@ -113,7 +113,7 @@ class Weights(NamedTensors):
     @property
     def unpacked_formats(self) -> Counter[str]:
         """How many linear layers' weights are numbers only because MLX's packing does not hold their file's format."""
-        tensors = (self.slices[name].tensor for path in self.linears if (name := f"{path}.weight") in self.slices)
+        tensors = (self.slices[name] for path in self.linears if (name := f"{path}.weight") in self.slices)
         return Counter(tensor.stored_as for tensor in tensors if tensor.unpacked)
 
     def changed(self, paths: Collection[str]) -> bool:
@@ -207,9 +207,9 @@ def _refuse_misfit(named: NamedTensors, expected: Mapping[str, mx.array], unused
             if not fits(stored.shape, value.shape)
         ],
         "mistyped": [
-            f"{name} {stored.tensor.dtype} (expected {kinds[not stored.tensor.floating]})"
+            f"{name} {stored.dtype} (expected {kinds[not stored.floating]})"
             for name, stored, value in present
-            if stored.tensor.floating != mx.issubdtype(value.dtype, mx.floating)
+            if stored.floating != mx.issubdtype(value.dtype, mx.floating)
         ],
     }
     if any(faults.values()):

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..documents import json_text
 from ..errors import RequestError
 from ..hub.download import Notify
 from ..image import open_picture, write_picture
@@ -301,7 +302,7 @@ def write(rows: Sequence[Row], asked: Asked, folder: Path, plot: bool) -> None:
     """bench.json, bench.csv, bench.md and, if asked for, plot.png."""
     where = environment()
     data = {"asked": asdict(asked), "where": where, "rows": [asdict(row) for row in rows]}
-    tables.write_json(folder / "bench.json", data)
+    tables.write_text(folder / "bench.json", json_text(data))
     tables.write_csv(folder / "bench.csv", [_flat(row) | where for row in rows])
     tables.write_text(folder / "bench.md", in_markdown(rows, asked, where))
     if plot:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..documents import json_text
 from ..hub.download import Notify
 from ..image import open_picture, write_picture
 from ..packing.recipes import AS_STORED
@@ -102,7 +103,8 @@ def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: P
     text = [tables.markdown(header(sheet), rows(sheet)), "", *said, "", below, ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
     cells = [_data(cell, folder) for cells in sheet for cell in cells]
-    tables.write_json(folder / "compare.json", {"parameters": parameters, "where": where, "cells": cells})
+    data = {"parameters": parameters, "where": where, "cells": cells}
+    tables.write_text(folder / "compare.json", json_text(data))
     tables.write_csv(folder / "compare.csv", [_flat(cell) for cells in sheet for cell in cells])
     path = folder / "sheet.png"
     write_picture(drawn(sheet, parameters, where), path)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
-from ..errors import DownloadError, ImagegenError, UnknownModelError
+from ..errors import DownloadError, UnknownModelError, described
 from ..packing.recipes import AS_STORED
 
 if TYPE_CHECKING:
@@ -155,14 +155,9 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             pictures = pipeline.check(pictures) if pictures else pipeline.jobs(job["prompt"], **job["parameters"])
             answer = asdict(_made(pipeline, job, pictures, started, caller))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
-            answer = asdict(Failed(_reason(error), _scope(error, pipeline is not None)))
+            answer = asdict(Failed(described(error), _scope(error, pipeline is not None)))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
         answers.flush()
-
-
-def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
 
 
 def _scope(error: Exception, is_open: bool) -> str:

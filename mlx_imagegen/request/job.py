@@ -183,9 +183,12 @@ def _jobs(
     image, canvas = open_canvas(given, size, keep_alpha, notes) or (None, None)
     masked = canvas is not None and canvas.mask is not None
     references = () if references is None else references
-    is_reference = isinstance(references, list | tuple) and len(references) == 0
+    is_reference = len(references) == 0 if isinstance(references, list | tuple) else False
     is_reference &= masked and "image_is_reference" in manifest.extras
-    pictures = open_references(manifest, (canvas.picture,) if canvas and is_reference else references, notes)
+    if canvas and is_reference:
+        pictures = open_references(manifest, (canvas.picture,), notes, parameter="image")
+    else:
+        pictures = open_references(manifest, references, notes)
     controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None, masked, len(controls))
     steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)

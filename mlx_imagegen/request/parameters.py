@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..image import Picture
+    from ..lora.match import Lora
     from ..result import StepEvent
 
 DEFAULT_MODEL = "flux-demo"  # small, bundled: the first picture needs no download
@@ -207,7 +208,7 @@ class LoadParameters(TypedDict, total=False):
         kinds.TEXT, "pack the weights while they are loaded: q8, q6, q4 or a recipe's file", "weights", "RECIPE",
         aliases=("quantize", "quantization", "bits"),
     )]  # fmt: skip
-    lora: Annotated["Sequence[str | Path | tuple[str | Path, float]] | None", Parameter(
+    lora: Annotated["Sequence[str | Path | tuple[str | Path, float] | Lora] | None", Parameter(
         kinds.LORAS, "merge these LoRAs: files, or files with a scale", "weights", "FILE[:SCALE]",
         aliases=("loras", "lora_paths", "lora_path"),
     )]  # fmt: skip

@@ -6,6 +6,7 @@ Must not know: the tower, prompts, families.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -34,9 +35,10 @@ class PatchConfig(PixelConfig):
     merge_size: Annotated[int, Range(1, 64)]
     temporal_patch_size: Annotated[int, Range(1, 64)]
 
-    @property
-    def sound(self) -> dict[str, bool]:
-        return {"max_pixels": 0 < self.min_pixels <= self.max_pixels} | super().sound
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.min_pixels > self.max_pixels:
+            yield "max_pixels", f"at least min_pixels ({self.min_pixels})"
+        yield from super().misfits()
 
     @classmethod
     def read_part(cls, data: dict[str, Any], where: Path) -> Self:
@@ -45,9 +47,7 @@ class PatchConfig(PixelConfig):
         size = read_table(data, "size", where)
         named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given = {name: value for name, value in data.items() if value is not None}
-        return cls.read({name: value for name, value in named.items() if value is not None} | given, where).checked(
-            where
-        )
+        return cls.read({name: value for name, value in named.items() if value is not None} | given, where)
 
 
 def read_patch_config(*folders: Path) -> PatchConfig:

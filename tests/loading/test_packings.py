@@ -82,7 +82,7 @@ def test_the_same_picture_as_from_our_own_form(tmp_path: Path, model: str, part:
     family = load(manifest.bundled).family
     weights = family.weights[part]
     folder = tmp_path / weights.checkpoint.paths[0].parent.relative_to(manifest.bundled)
-    named = {name: part.tensor.name.rpartition(".")[0] for name, part in weights.slices.items()}
+    named = {name: part.name.rpartition(".")[0] for name, part in weights.slices.items()}
     linears = [named[f"{path}.weight"] for path in weights.linears]
     tables = [named[name] for name in weights.tables]
     exception = linears[1]  # stays dense

@@ -50,12 +50,8 @@ class Transformer(nn.Module):
 
 
 class ColourDenoiser(Denoiser[mx.array]):
-    def __init__(self, transformer: Component, branches: Sequence[mx.array], cfg: float):
-        super().__init__(branches, cfg)
-        self._transformer = transformer
-
     def branch_velocity(self, x: mx.array, index: int, branch: mx.array) -> mx.array:
-        return self._transformer.load()(x, branch)
+        return self.transformer.load()(x, branch)
 
 
 class ColourField(Family[mx.array]):

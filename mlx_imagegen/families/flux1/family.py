@@ -34,11 +34,11 @@ from ...text.t5 import T5Encoder
 from ...text.t5 import cuts as t5_cuts
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
-from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from ..controls import ControlNetwork, ControlPicture, Controls, EncodedControl
 from ..image_prompts import AdapterSource, ImageAdapter
 from .adapters import encode_pictures, has_text, open_adapter
 from .control import ControlPass, FluxControlNetwork
-from .denoiser import Condition, Flux1Denoiser
+from .denoiser import Flux1Denoiser, FluxCondition
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
 from .keys import lora_names
@@ -192,7 +192,7 @@ class Flux1(Family[FluxBranch]):
         tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
         references = branches[0].references  # all branches show the same pictures
         conditions = [
-            Condition(
+            FluxCondition(
                 branch.txt.astype(self.transformer.dtype),
                 self._rope(branch.txt.shape[1], settings, references),
                 table,
@@ -202,7 +202,8 @@ class Flux1(Family[FluxBranch]):
         ]
         latents = references.latents if references else None
         passes = {name: self._control_pass(name, branches[0], schedule, settings) for name in self.controls}
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, source, latents, passes)
+        controls = Controls(passes, schedule.steps)
+        return Flux1Denoiser(self.transformer, conditions, settings.cfg, controls, latents, tables_source=source)
 
     def _control_pass(self, name: str, branch: FluxBranch, schedule: Schedule, settings: Settings) -> ControlPass:
         network, config = self._network(name), self.files.config

@@ -23,10 +23,10 @@ from ...precision import compute_dtype
 from ...sampling import Schedule, empirical_mu, flow_match_schedule
 from ...text.qwen import mrope, padded_mask
 from ...text.tokenizer import Tokenizer, tekken_tokenizer
-from ..base import Prompt, ReferenceTokens, Settings
+from ..base import Condition, Prompt, ReferenceTokens, Settings
 from ..cells import CellBranch, CellFamily, EncodedReferences
 from ..schedule_tables import find_tables
-from .denoiser import Condition, Flux2Denoiser
+from .denoiser import Flux2Denoiser
 from .files import Flux2Files, open_files
 from .keys import lora_names
 from .modulation import Flux2Modulators, Tables, tabulate
@@ -104,11 +104,10 @@ class Flux2(CellFamily[Modulation]):
         keeps = self.files.keeps_references and references.tokens is not None
         grids = () if keeps else references.grids
         conditions = [
-            Condition(branch.txt, self._rope(branch.txt.shape[1], self.grid(settings), grids), table)
-            for branch in branches
+            Condition(branch.txt, self._rope(branch.txt.shape[1], self.grid(settings), grids)) for branch in branches
         ]
-        tokens, kept = (None, self._keys_values(references)) if keeps else (references.tokens, ())
-        return Flux2Denoiser(self.transformer, conditions, settings.cfg, tokens, kept, source)
+        shown = (None, self._keys_values(references)) if keeps else (references.tokens, ())
+        return Flux2Denoiser(self.transformer, conditions, settings.cfg, table, *shown, tables_source=source)
 
     def _keys_values(self, references: EncodedReferences) -> list[KeyValues]:
         """Of reference pictures that are modulated as at time 0, and attend to one another alone."""

@@ -70,8 +70,9 @@ class Flux3(CellFamily[Modulation]):
             txt = Tokens(branch.txt, self.rope_of(text_positions(branch.txt.shape[1])))
             ropes = [txt.rope, picture, *([references.rope] if references else [])]
             conditions.append(Condition(txt, mx.concatenate(ropes)))
+        changing = self.files.config.flow_map
         return Flux3Denoiser(
-            self.transformer, conditions, settings.cfg, picture, references, table, self.files.config.flow_map, source
+            self.transformer, conditions, settings.cfg, table, picture, references, changing, tables_source=source
         )
 
     def tables(self, schedule: Schedule) -> tuple[tuple[Modulation, ...], str]:

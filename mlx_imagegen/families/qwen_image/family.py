@@ -36,11 +36,11 @@ from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid, to_patches
 from ...vision.qwen2_5 import encode_patches, vision_shapes, vision_tower
-from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
-from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from ..base import Condition, EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, Controls, EncodedControl
 from ..schedule_tables import find_tables
 from .control import ControlPass, QwenImageControlNetwork
-from .denoiser import Condition, QwenImageDenoiser
+from .denoiser import QwenImageDenoiser
 from .editing import resized
 from .files import TABLE, QwenImageFiles, columns, open_files
 from .lightning import lightning_notes
@@ -169,14 +169,15 @@ class QwenImage(Family[QwenImageBranch]):
         lengths = [branch.txt.shape[1] for branch in branches]
         table, source = self._tables.get(schedule, lambda: self.tables(schedule))
         conditions = [
-            Condition(branch.txt, rope_table(positions(length, grids, config.is_layered), axes, THETA), table)
+            Condition(branch.txt, rope_table(positions(length, grids, config.is_layered), axes, THETA))
             for branch, length in zip(branches, lengths, strict=True)
         ]
         together = self._in_one_batch(max(lengths) + sum(map(math.prod, grids)))
         passes = {name: self._control_pass(name, conditions[0], schedule) for name in self.controls}
         normalizes = not config.is_layered or settings.extras.get("cfg_normalization", False)
+        controls, numbers = Controls(passes, schedule.steps), (references.latents, together, normalizes)
         return QwenImageDenoiser(
-            self.transformer, conditions, settings.cfg, references.latents, together, source, passes, normalizes
+            self.transformer, conditions, settings.cfg, controls, table, *numbers, tables_source=source
         )
 
     def _control_pass(self, name: str, condition: Condition, schedule: Schedule) -> ControlPass:

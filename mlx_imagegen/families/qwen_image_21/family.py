@@ -32,7 +32,7 @@ from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.patches import merged_grid
 from ...vision.qwen3 import VISUAL, placed
 from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
-from ..controls import ControlNetwork, ControlPicture, EncodedControl
+from ..controls import ControlNetwork, ControlPicture, EncodedControl, FollowedPictures
 from ..schedule_tables import find_tables
 from .control import INPAINT, FunPass, QwenImage21ControlNetwork
 from .denoiser import Condition, Prefix, QwenImage21Denoiser, Strengths
@@ -140,7 +140,8 @@ class QwenImage21(Family[QwenImage21Branch]):
     ) -> QwenImage21Denoiser:
         (*steps, clean), source = self._tables.get(schedule, lambda: self.tables(schedule))
         conditions = [self._condition(branch, self.grid(settings), clean) for branch in branches]
-        return QwenImage21Denoiser(self.transformer, conditions, settings.cfg, steps, source, self._networks)
+        shown = self._networks, FollowedPictures(self._networks, schedule.steps)
+        return QwenImage21Denoiser(self.transformer, conditions, settings.cfg, steps, *shown, tables_source=source)
 
     @property
     def _networks(self) -> dict[str, QwenImage21ControlNetwork]:

@@ -32,7 +32,7 @@ from ...text.qwen import cuts as text_cuts
 from ...text.tokenizer import Tokenizer, qwen_tokenizer
 from ...vision.siglip import Siglip2VisionModel
 from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
-from .denoiser import Condition, ZImageDenoiser
+from .denoiser import ZImageCondition, ZImageDenoiser
 from .files import TABLE, ZImageFiles, open_files
 from .keys import lora_names
 from .modulation import tabulate
@@ -179,12 +179,12 @@ class ZImage(Family[ZImageBranch]):
         normalization = settings.extras.get("cfg_normalization", False)
         return ZImageDenoiser(self.transformer, conditions, settings.cfg, tables, normalization)
 
-    def condition(self, branch: ZImageBranch, grid: Grid, still: Modulation) -> Condition:
+    def condition(self, branch: ZImageBranch, grid: Grid, still: Modulation) -> ZImageCondition:
         own, shown = picture_positions(grid, branch.time), branch.references
         if shown is None:
-            return Condition(branch.txt, self._rope(own, branch.positions))
+            return ZImageCondition(branch.txt, self._rope(own, branch.positions))
         clean = Clean(shown.tokens, shown.lengths, branch.clean, still)
-        return Condition(branch.txt, self._rope(own, shown.positions, branch.positions), clean)
+        return ZImageCondition(branch.txt, self._rope(own, shown.positions, branch.positions), clean)
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         if not prompt.references or (files := self.files.references) is None:
