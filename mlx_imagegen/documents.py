@@ -34,8 +34,7 @@ Stamp = tuple[int, ...]
 
 @contextmanager
 def open_file(path: Path, kind: Kind = ConfigError, again: str = "download it again") -> Iterator[BufferedReader]:
-    """A regular file; an error of the system while it is read is of the same `kind`. `again`: how to get another one,
-    for errors."""
+    """A regular file; a system's error while it is read is of `kind`. `again`: how to get another, for errors."""
     try:
         with os.fdopen(_handle(path, kind, again), "rb") as file:
             yield file

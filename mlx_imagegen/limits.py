@@ -26,8 +26,7 @@ OUT_OF_MEMORY = re.compile(
 
 
 def bound_cache(working_bytes: int = 0) -> None:
-    """`working_bytes`: what comes and goes within a block. A smaller cache would hand it back to the system and take it
-    again for every block."""
+    """`working_bytes`: what comes and goes within a block, which a smaller cache would free and take again."""
     mx.set_cache_limit(max(CACHE_LIMIT_BYTES, working_bytes) if on_gpu() else CPU_CACHE_LIMIT_BYTES)
 
 

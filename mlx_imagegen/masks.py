@@ -57,8 +57,7 @@ class Region:
         return fit(self.picture.crop(self.crop), size), fit(self.mask.crop(self.crop), size)
 
     def paste(self, drawn: Image.Image) -> Image.Image:
-        """The given picture's own pixels, with the drawn ones where the mask is. Of a crop, in the given picture's
-        size."""
+        """The given picture, with the drawn pixels where the mask is; of a crop, in the given picture's size."""
         if self.crop is None:
             picture, mask = self.drawn_at(drawn.size)
         else:

@@ -212,10 +212,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> Result | list[Result]:
-        """One picture, or a list of them for several prompts, seeds or a count.
-
-        Threads may share a pipeline; one draws, the others wait.
-        """
+        """One picture, or a list for several prompts, seeds or a count. Threads may share a pipeline, in turns."""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
             results = list(self.stream(jobs, on_step))

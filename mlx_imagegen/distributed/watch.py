@@ -67,8 +67,7 @@ class Watch:
             signal.signal(number, handler)
 
     def end(self) -> None:
-        """This process fails, and has a little time to say why, on a busy machine too: MLX may wait for its peers even
-        then."""
+        """This process fails, and has a little time to say why: MLX may wait for its peers even then."""
         self._ended.set()
         signal.set_wakeup_fd(self._former_wakeup)
         for number, _ in self._former:

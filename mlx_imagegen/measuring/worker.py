@@ -90,8 +90,7 @@ class Worker:
         reopen: bool = False,
         choices: dict[str, str] | None = None,
     ) -> Rendered | Failed:
-        """`reopen`: open the model again, as if this were the process's first picture. `choices`: the caller's, for the
-        report."""
+        """`reopen`: open the model again, as for a process's first picture. `choices`: the caller's, for the report."""
         job = {"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen}
         self._send(job | {"choices": choices or {}})
         assert self._process.stdout

@@ -85,8 +85,7 @@ def ways(
     gpu: bool | None = None,
     prompt: Prompt = NO_REFERENCES,
 ) -> list[Way]:
-    """Those that this model and this picture can be shared out by. `parts`: of the layers, for each host; nothing may
-    be loaded yet."""
+    """Those that this picture can be shared out by. `parts`: of the layers, by host; nothing is loaded yet."""
     hosts = len(parts)
     alone = (plan(family, settings, gpu, prompt),) * hosts
     found = [Way(PICTURES, alone, Exchange(), hosts)]
@@ -129,8 +128,7 @@ def layer_parts(
 
 
 def check_hosts_before_download(manifest: Manifest, transforms: WeightTransforms, memories: Sequence[int]) -> None:
-    """Raises where the weights of one stage alone are too many for a host, whatever the picture's size, and are so with
-    their layers shared out too."""
+    """Raises where one stage's weights are too many for a host at any size, with their layers shared out too."""
     if not has_tensor_shapes(manifest):
         return
     with shape_only_folder(manifest) as folder:

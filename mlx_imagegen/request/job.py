@@ -268,8 +268,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
-    blank squares."""
+    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}
@@ -341,8 +340,7 @@ def _sequence_length(manifest: Manifest, asked: int | None, adapters: Mapping[st
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
 ) -> dict[str, Any]:
-    """guidance and cfg: as the model has it, `guidance` is a number that the transformer reads, or the scale between
-    two branches."""
+    """guidance and cfg: `guidance` is a number that the transformer reads, or the scale between two branches."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
         low, high = limits(name)
         if value is not None and not low <= value <= high:
