@@ -1,7 +1,7 @@
 """What is asked for: a prompt, a file or standard input, and a picture to make again -> requests for `Pipeline.jobs`.
 
-Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py
-checks.
+Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that
+request/job.py checks.
 """
 
 import argparse

@@ -31,8 +31,12 @@ class JSON(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace")
+        return dumped(content)
+
+
+def dumped(content: Any) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")  # half a surrogate pair has no bytes
 
 
 def refusal(status: int, message: str, kind: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
@@ -104,7 +108,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def event(name: str, data: Any) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), dumped(data))
 
 
 def comment(text: str) -> bytes:
