@@ -5,8 +5,8 @@ last token, and what is kept now. What Qwen's models have in common is in qwen.p
 Must not know: prompts, templates, pictures, how a token is chosen.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +54,18 @@ class HybridConfig(QwenConfig):
     linear_value_head_dim: int
     partial_rotary_factor: float = 1.0
 
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if not self.model_type.startswith("qwen3_5"):
+            yield "model_type", "a Qwen3.5"
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.rotary_size:
+            yield "mrope_section", f"three numbers that fill half of what turns ({self.rotary_size // 2})"
+        if len(self.layer_types) != self.num_hidden_layers or not set(self.layer_types) <= {MEMORY, ATTENTION}:
+            yield "layer_types", f"{MEMORY} or {ATTENTION} for each of {self.num_hidden_layers} layers"
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield "num_attention_heads", f"a multiple of num_key_value_heads ({self.num_key_value_heads})"
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            yield "linear_num_value_heads", f"a multiple of linear_num_key_heads ({self.linear_num_key_heads})"
+
     @property
     def rotary_size(self) -> int:
         return int(self.head_size * self.partial_rotary_factor)
@@ -74,37 +86,27 @@ def read_hybrid_config(data: dict[str, Any], where: Path) -> HybridConfig:
     text = {key: value for key, value in text.items() if key != "rope_parameters"}
     fields = ("mrope_section", "partial_rotary_factor", "rope_theta")
     text |= {name: rope[name] for name in fields if name in rope}
+    if not text.get("layer_types"):
+        text["layer_types"] = _usual_layers(text, where)
     config = HybridConfig.read(text, where)
-    if not config.layer_types:
-        config = replace(config, layer_types=_usual_layers(config, text.get("full_attention_interval", 4), where))
     unknown = sorted(rope.keys() - ROPE_KEYS)
-    tied = data.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-    section = config.mrope_section
     faults = {
-        f"model_type {quoted(config.model_type)}": not config.model_type.startswith("qwen3_5"),
         f"rope_parameters' {quoted(unknown[0] if unknown else '')}": bool(unknown),
         "rope type": rope.get("rope_type", rope.get("type", "default")) != "default",
-        f"mrope_section {list(section)}": len(section) != 3 or 2 * sum(section) != config.rotary_size,
-        f"hidden_act {quoted(config.hidden_act)}": config.hidden_act != "silu",
         "attn_output_gate": not text.get("attn_output_gate", True),
-        "tie_word_embeddings": bool(tied),
-        "layer_types": len(config.layer_types) != config.num_hidden_layers
-        or not set(config.layer_types) <= {MEMORY, ATTENTION},
-        "num_key_value_heads": config.num_attention_heads % config.num_key_value_heads != 0,
-        "linear_num_key_heads": config.linear_num_value_heads % config.linear_num_key_heads != 0,
+        "tie_word_embeddings": bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
     }
     if odd := [name for name, wrong in faults.items() if wrong]:
-        raise ConfigError(
-            f"{where}: {odd[0]} is not what a Qwen3.5-9B has, or does not fit the other fields; take the file from the "
-            "model's repository."
-        )
+        raise ConfigError(f"{where}: {odd[0]} is not what a Qwen3.5-9B has; {HybridConfig.REMEDY}.")
     return config
 
 
-def _usual_layers(config: HybridConfig, interval: Any, where: Path) -> tuple[str, ...]:
+def _usual_layers(text: dict[str, Any], where: Path) -> list[str]:
+    """Every fourth layer attends, if the file says nothing else."""
+    interval, count = text.get("full_attention_interval", 4), text.get("num_hidden_layers")
     if type(interval) is not int or interval < 1:
         raise ConfigError(f"{where}: full_attention_interval is {quoted(interval)}, which is no number of layers.")
-    return tuple(ATTENTION if (index + 1) % interval == 0 else MEMORY for index in range(config.num_hidden_layers))
+    return [MEMORY if (index + 1) % interval else ATTENTION for index in range(count if type(count) is int else 0)]
 
 
 def from_published(name: str) -> Iterable[RowRange]:

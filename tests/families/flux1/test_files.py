@@ -105,8 +105,7 @@ def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: s
     names = iter(weights.slices)
     lost, misshapen = next(names), next(names)
     odd = Tensor(Path("x"), "odd", "F32", (7, 7, 7), 0, 0)
-    slices = dict(weights.slices) | {"foreign.weight": type(weights.slices[lost])(odd)}
-    slices |= {misshapen: type(weights.slices[lost])(odd)}
+    slices = dict(weights.slices) | {"foreign.weight": odd, misshapen: odd}
     del slices[lost]
     broken = replace(weights, slices=slices)
     with pytest.raises(MismatchError) as caught:

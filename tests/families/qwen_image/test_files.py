@@ -104,7 +104,7 @@ def test_a_lost_a_foreign_and_a_misshapen_tensor_are_named_together(component: s
     weights, modules, unused = opened(component, config, shapes)
     parts = (names for names in [sorted(name for name in weights.slices if not name.startswith(unused or ("?",)))])
     lost, misshapen = next(parts)[:2]
-    odd = type(weights.slices[lost])(Tensor(Path("x"), "odd", "F32", (7, 7, 7), 0, 0))
+    odd = Tensor(Path("x"), "odd", "F32", (7, 7, 7), 0, 0)
     broken = dict(weights.slices) | {"foreign.weight": odd, misshapen: odd}
     del broken[lost]
     with pytest.raises(MismatchError) as caught:

@@ -75,7 +75,7 @@ def test_comfyui_s_single_file_has_the_same_tensors(published: ZImage, prefix: s
     trees = [ZImageTransformer(config), PromptRefiner(config), ZImageModulators(config)]
     weights = open_weights("transformer", Checkpoint(tensors, [], where), trees, rename=from_comfyui)
     q, k, v = (weights.slices[f"layers.7.attention.to_{part}.weight"] for part in "qkv")
-    assert [part.row for part in (q, k, v)] == [0, 3840, 7680] and q.rows == 3840
+    assert [part.row for part in (q, k, v)] == [0, 3840, 7680] and q.shape[0] == 3840
     assert weights.slices["x_pad_token"].name == f"{prefix}x_pad_token"
 
 
