@@ -38,7 +38,7 @@ from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe, recipe_of
 from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import Plan, loaded_linears
-from .precision import Precision, denoiser_precision
+from .precision import ASKED, Precision, denoiser_precision
 from .preflight import refuse_before_download
 from .previews import FULL, TINY, latent_colours, tiny_decoder, tiny_file
 from .report import Report
@@ -508,7 +508,7 @@ class Pipeline:
             "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
-            **({"precision": self.precision.name} if self.precision.is_asked else {}),
+            **({"precision": self.precision.name} if self.precision.reason == ASKED else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }

@@ -32,11 +32,6 @@ class Canvas:
     values: Mapping[str, Any] = field(default_factory=dict)  # by parameter, for records
     hidden: bool = False  # what is drawn has no pixels of its own yet: it is outside the picture, or transparent
 
-    @property
-    def fixed_size(self) -> bool:
-        """Whether the picture made has the canvas' size, so that no pixel of the given one is resampled."""
-        return "expand" in self.values or "place" in self.values
-
     def region(self, size: Size) -> Region | None:
         """`size`: of the picture that the model makes."""
         if self.mask is None:
