@@ -34,14 +34,8 @@ class Report:
 
     @property
     def total_seconds(self) -> float:
-        return (
-            self.load_seconds
-            + self.encode_seconds
-            + self.prepare_seconds
-            + sum(self.step_seconds)
-            + self.decode_seconds
-            + self.other_seconds
-        )
+        before = self.load_seconds + self.encode_seconds + self.prepare_seconds
+        return before + sum(self.step_seconds) + self.decode_seconds + self.other_seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -51,8 +51,7 @@ class BranchExchange:
         self._steps += 1
 
     def take_statistics(self) -> dict[str, Any]:
-        """Since the last call: how long this rank waited for the others, in how many steps, and how much it sent to
-        each."""
+        """Since the last call: how long this rank waited, in how many steps, and how much it sent to each other."""
         waited = {"waited_seconds": self._waited_seconds, "waited_steps": self._steps}
         taken = {"sent_bytes": self._exchanged_bytes, **waited}
         self._waited_seconds, self._exchanged_bytes, self._steps = 0.0, 0, 0

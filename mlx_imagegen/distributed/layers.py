@@ -77,8 +77,7 @@ def why_not_layers(family: Family[Any], jobs: Sequence[Job], size: int) -> str |
 
 
 def share_layers(pipeline: Pipeline, group: Group, parts: Sequence[int]) -> Sums:
-    """On every rank, before any weight is read and after `group.start_collectives`. `parts`: each rank's, in relation
-    to the others'."""
+    """On every rank, before any weight is read and after `start_collectives`. `parts`: each rank's share."""
     sums = Sums(group.all_sum)
     pipeline.family.share_layers(Sharing(group.rank, tuple(parts), sums))
     return sums

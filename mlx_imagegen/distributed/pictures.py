@@ -23,8 +23,7 @@ DECLINED, FAILED = "declined", "failed"
 
 
 class Work(Protocol):
-    """Pictures, by their numbers. The first is called where they are drawn, the others on rank 0, from any of its
-    threads."""
+    """Pictures, by their numbers. `draw` runs where they are drawn, the rest on rank 0, in any thread."""
 
     def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
         """Each picture with what is sent to rank 0; `on_step` is given what is to be seen of one that is under way."""
