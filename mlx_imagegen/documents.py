@@ -86,9 +86,13 @@ def read_file(path: Path, limit: int, kind: Kind = ConfigError, again: str = "do
 
 def read_json(path: Path, kind: Kind = ConfigError, again: str = "download it again") -> dict[str, Any]:
     """A JSON object from a file, with errors that name the file."""
-    data = parse_json(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+    return parse_object(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+
+
+def parse_object(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
+    data = parse_json(text, where, kind, again)
     if not isinstance(data, dict):
-        raise kind(f"{path} holds a {type(data).__name__}, not a JSON object; {again}.")
+        raise kind(f"{_subject(where)} a {type(data).__name__}, not a JSON object; {again}.")
     return data
 
 
@@ -114,7 +118,7 @@ def parse_toml(text: str | bytes, where: str, kind: Kind, again: str) -> dict[st
 
 
 def _parsed(loads: Callable[[str], Any], form: str, text: str | bytes, where: str, kind: Kind, again: str) -> Any:
-    subject = where if where.endswith(":") else f"{where} is"
+    subject = _subject(where)
     try:
         value = loads(text.decode() if isinstance(text, bytes) else text)
         if _is_deep(value):
@@ -124,6 +128,10 @@ def _parsed(loads: Callable[[str], Any], form: str, text: str | bytes, where: st
     except ValueError as error:  # of another form, not UTF-8, a key twice, or a number of thousands of digits
         raise kind(f"{subject} not {form} ({shown(str(error), 120)}); {again}.") from error
     return value
+
+
+def _subject(where: str) -> str:
+    return where if where.endswith(":") else f"{where} is"
 
 
 def write_json(path: Path, data: Any) -> None:

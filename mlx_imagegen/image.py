@@ -55,9 +55,12 @@ def laid_over(layers: Sequence[Image.Image]) -> Image.Image:
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
     """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
     image = image if image.mode == ALPHA else image.convert("RGB")
-    if size and image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    image = resized(image, size) if size else image
     return np.asarray(image, np.float32) / 255
+
+
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:

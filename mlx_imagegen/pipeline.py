@@ -52,6 +52,8 @@ from .request.sizes import check_multiple
 from .result import OnStep, Result, StepEvent
 from .sampling import Schedule, denoise
 from .seams import blend_seams
+from .text.generation import OnToken
+from .upsampling.api import open_upsampler
 
 OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
@@ -164,7 +166,9 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
-        self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._captions: dict[Hashable, str] = {}  # of the latest request's prompts
+        self.on_token: OnToken | None = None  # called with how many tokens of a caption are written
+        self._denoisers = LastValueCache()  # one alone: tables are large
         self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
@@ -314,6 +318,7 @@ class Pipeline:
         """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
+        jobs = self._captioned(jobs, reports[0])
         with reports[0].stage("load"):
             plans = self.plans(jobs)
             self.residency = residency([made for made, _ in plans], self.resident, self.family.prompt_weight_bytes)
@@ -355,6 +360,22 @@ class Pipeline:
         for each in drawn:
             yield self._finish(*each)
 
+    def _captioned(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with captions in place of the prompts that are to be upsampled, each written once. The model makes
+        room for it: the upsampler may be as large."""
+        keys = [(job.upsampler, job.prompt.key) for job in jobs]
+        self._captions = {key: caption for key, caption in self._captions.items() if key in keys}
+        for job, key in zip(jobs, keys, strict=True):
+            if job.upsampler and key not in self._captions:
+                for component in self.family.components.values():
+                    component.release()
+                upsampler = open_upsampler(job.upsampler, self.quant, self.model.manifest)
+                with report.stage("upsample"):
+                    self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+        return [
+            job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
+        ]
+
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
         wanted = {_key(prompt, job.settings): (prompt, job.settings) for job in jobs for prompt in _prompts(job)}
@@ -393,7 +414,7 @@ class Pipeline:
         family, settings = self.family, job.settings
         inputs = job.inputs()
         with report.stage("encode" if job.encodes_images else "other"):
-            made = family.encode_inputs(inputs, job.seed, settings)
+            made = family.encode_inputs(inputs, family.stream(job.seed), settings)
             drawn = made.noise if job.noise is None else mx.array(job.noise)
             noise = family.start(family.pack(drawn), settings)
             start = Start(noise, noise, condition=made.condition, controls=made.controls)
@@ -544,8 +565,15 @@ def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
 
 def _sizes(job: Job) -> Hashable:
     """All that decides how much memory a picture takes."""
-    sizes = tuple(picture.size for picture in job.prompt.references)
-    return job.settings.width, job.settings.height, sizes, tuple(image.adapter for image in job.prompt.images)
+    settings, sizes = job.settings, tuple(picture.size for picture in job.prompt.references)
+    asked = (
+        settings.width,
+        settings.height,
+        settings.cfg > 1,
+        settings.cache,
+        settings.extras.get("max_sequence_length"),
+    )
+    return asked, sizes, tuple(image.adapter for image in job.prompt.images), job.encodes_images, job.preview
 
 
 def _prompts(job: Job) -> list[Prompt]:

@@ -49,7 +49,7 @@ def described(file: "LoraFile") -> dict[str, Any]:
     sizes = Counter(tensor.dtype.lower() for tensor in file.checkpoint.values())
     return {
         "file": file.published or str(file.path),
-        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.keys)} tensors ({_counted(sizes)})",
+        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.checkpoint)} tensors ({_counted(sizes)})",
         "format": file.format,
         "kind": _counted(Counter(entry.kind or "incomplete" for entry in entries)),
         "base": file.family or "unknown",

@@ -1,7 +1,7 @@
-"""The ranks that MLX's launcher started: who they are, messages between them, and sums over them.
+"""The ranks that MLX's launcher started: their names, messages between them, and sums over them.
 
-Each rank has a TCP connection with rank 0 for messages; arrays go through MLX's collectives, which are connected when
-they are first needed. As a context it is the common life of all ranks: what ends one of them ends all (watch.py).
+Each rank has a TCP connection to rank 0 for messages. Arrays go through MLX's collectives, which are connected when
+they are first needed. As a context manager, a `Group` ties the ranks together: what ends one ends all (watch.py).
 In: a `Launch`. Out: a `Group`. Must not know: models, pictures.
 """
 
@@ -34,7 +34,7 @@ if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:
 
 
 class Group:
-    """Entered and left in the main thread."""
+    """Enter and leave it in the main thread."""
 
     def __init__(self, launch: Launch, silence: float = SILENCE_SECONDS):
         self.rank, self.size = launch.rank, launch.size
@@ -48,7 +48,7 @@ class Group:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Raises the reason for which all ranks end, where it is another rank's."""
+        """Raises the reason why all ranks end, if it comes from another rank."""
         if error is None:
             self._watch.broadcast({"kind": "left"})
             self._watch.stop()
@@ -59,9 +59,9 @@ class Group:
             raise DistributedError(reason) from error
 
     def _reason_of(self, error: BaseException) -> str | None:
-        """Why all ranks end; None where the error itself says it."""
+        """Why all ranks end; None if the error itself says it."""
         watch = self._watch
-        watch.interrupted = True  # the main thread is on its way out
+        watch.interrupted = True  # the main thread is ending
         if isinstance(error, KeyboardInterrupt):
             watch.fail(f"{self.name()} was interrupted.", INTERRUPTED)
             return None
@@ -95,7 +95,7 @@ class Group:
     # Messages: JSON values, NumPy arrays and bytes.
 
     def send(self, message: Message, rank: int = 0) -> None:
-        """To rank 0, or from it to any; OSError where that rank has gone."""
+        """To rank 0, or from rank 0 to any rank; OSError if that rank has gone."""
         self._links[rank].send(message)
 
     def receive(self, rank: int = 0) -> Message:

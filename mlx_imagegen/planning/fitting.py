@@ -127,4 +127,6 @@ def peaks_by_recipe(family: Family[Any], job: Job) -> Iterator[tuple[str | None,
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images)
+    return plan(
+        family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images, preview=job.preview
+    )

@@ -88,12 +88,19 @@ def read(path: Path) -> list[Measurement]:
 
 
 def estimate(chip: str, model: str, quant: str | None, known: Sequence[Measurement] | None = None) -> Estimate | None:
-    """By what was measured on the nearest chip; there the model, then the quant that are most alike."""
+    """By what was measured on the nearest chip; there of the model, if any was, and then by the quant."""
     rows = [each for each in measurements() if is_usable(each)] if known is None else known
     if not rows:
         return None
-    nearness = {  # this library's own rows first
-        each: (each.published, chip_distance(each.chips[0], chip), each.model != model, each.quant != quant)
+    # This library's own rows first. The quant counts only among rows of the same model: what sets rows of other models
+    # apart is their chips and programs.
+    nearness = {
+        each: (
+            each.published,
+            chip_distance(each.chips[0], chip),
+            each.model != model,
+            each.model == model and each.quant != quant,
+        )
         for each in rows
     }
     nearest = [each for each in rows if nearness[each] == min(nearness.values())]

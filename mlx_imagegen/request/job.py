@@ -7,7 +7,7 @@ here and in the modules of this package that it calls, before anything is loaded
 import itertools
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -65,6 +65,8 @@ class Job:
     crop: Box | None = None  # what is kept of the picture made
     preview: str = FAST
     notes: tuple[str, ...] = ()
+    upsampler: str | None = None  # that is to write the prompt's caption first, by name or folder
+    upsampled_from: str | None = None  # what the prompt is a caption of
 
     @property
     def encodes_images(self) -> bool:
@@ -106,7 +108,13 @@ class Job:
         """The parameters as they would be given to generate() again; of pictures and noise, what tells them apart."""
         values = self._values(kind)
         kept = [row for row in PARAMETERS if row.recorded and values.get(row.name) is not None]
-        return {row.record_key: _hashed(values[row.name]) if row.hashed else values[row.name] for row in kept}
+        record = {row.record_key: _hashed(values[row.name]) if row.hashed else values[row.name] for row in kept}
+        return record if self.upsampled_from is None else record | {"upsampled_from": self.upsampled_from}
+
+    def captioned(self, caption: str) -> "Job":
+        """With what the upsampler has written in place of the prompt."""
+        prompt = replace(self.prompt, text=caption)
+        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked, upsampler=None)
 
     def _values(self, kind: str) -> dict[str, Any]:
         """By parameter; None where there is none to give again."""
@@ -218,6 +226,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "upsampler": options.upsampler(manifest, given.get("upsample")),
         "preview": options.preview(manifest, given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
     }

@@ -13,8 +13,8 @@ from PIL import Image, ImageChops
 
 from ..errors import RequestError
 from ..escaping import quoted
-from ..image import Picture, on_white, open_with_alpha
-from ..masks import DRAWN, HALF, Crop, Margins, Region, Size, box_mask, crop_around, expanded, greys, resized
+from ..image import Picture, on_white, open_with_alpha, resized
+from ..masks import DRAWN, HALF, Crop, Margins, Region, Size, box_mask, crop_around, expanded, greys
 from .parameters import limits
 from .sizes import SIDE_LIMIT
 

@@ -1,4 +1,4 @@
-"""What only moves numbers or looks them up: it is exact."""
+"""Operations that only move numbers or look them up; they must be exact."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
-"""Packed products and unpacking, in every packing that a recipe or a published folder can ask for.
+"""Packed products and unpacking, in every packing that a recipe or a published folder can use.
 
-Some chips and versions of MLX had quantized products that were wrong for many rows or for odd widths, without any
-error: a picture shows it only as noise. What a packed weight stands for is read from its bits by NumPy.
+On some chips and versions of MLX, quantized products were wrong for many rows or for odd widths, without an error; a
+picture shows it only as noise. NumPy reads the values of a packed weight from its bits.
 """
 
 import functools

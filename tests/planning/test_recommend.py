@@ -87,6 +87,14 @@ def test_a_recommendation_fits_and_nothing_that_fits_is_better(size: int) -> Non
             assert other.seconds >= found.fastest.seconds
 
 
+def test_at_32_gb_q8_is_no_slower_than_q6_and_preferred() -> None:
+    """The nearest rows are of two other models, one packed by q8 and on a slower chip: that says nothing of q8."""
+    found = recommend(working_set_of(32 * GIB))
+    assert found is not None and found.best.quant == "q8"
+    likely = {each.quant: each.likely_seconds for each in starts() if each.model == found.best.model}
+    assert likely["q8"] == pytest.approx(likely["q6"])
+
+
 def test_a_start_asks_for_no_access_and_no_pictures() -> None:
     named = {each.model for each in starts()}
     assert {"z-image-turbo", "z-image", "qwen-image"} <= named
