@@ -275,9 +275,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
     if isinstance(seed, Iterable):
         if count is not None:
-            raise RequestError(
-                "give several seeds or a count, not both: a count means that many seeds from one upwards."
-            )
+            raise RequestError("give several seeds or a count, not both: a count is that many seeds from one upwards.")
         seeds = [_seed(single) for single in seed]
         if not seeds:
             raise RequestError("seed: the list is empty; give one or more, or leave it out.")
@@ -343,9 +341,7 @@ def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None)
     strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:
-        raise RequestError(
-            f"strength {strength}: give a number above {low} (keep the picture) and up to {high} (replace it)."
-        )
+        raise RequestError(f"strength {strength}: give a number above {low} (keep it) and up to {high} (replace it).")
     return float(strength)
 
 
@@ -377,9 +373,7 @@ def _guidance(
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
     if manifest.guidance in BETWEEN_BRANCHES:
         if true_cfg is not None:
-            raise RequestError(
-                f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
-            )
+            raise RequestError(f"true_cfg: {manifest.name}'s guidance is the scale between two branches; use guidance.")
         scale = manifest.defaults.guidance if guidance is None else guidance
         embedded, cfg = (0.0, scale) if manifest.guidance == "cfg" else (scale, 1 + scale)
         if 0 < cfg < 1:
