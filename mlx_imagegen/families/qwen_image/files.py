@@ -20,8 +20,8 @@ from ...loading.weights import Weights, WeightTransforms, check_tensors
 from ...sampling import FlowMatchConfig
 from ...text.qwen import HEAD, LanguageModel, QwenConfig, from_published, read_config
 from ...vision.patches import PatchConfig
-from ...vision.presence import check_has_tower
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
+from ...vision.tower import check_has_tower
 from ..folder import check_widths, name_component, read_scheduler
 from .config import QwenImageConfig
 from .editing import Editing
