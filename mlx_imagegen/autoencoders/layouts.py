@@ -70,18 +70,6 @@ MFLUX_LEVEL = 3  # modules of a level of the encoder: two residual blocks and a 
 WAN_LEVEL = 4  # modules of a level of the decoder: three residual blocks, and an upsampler but in the last
 
 
-def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
-    """AutoencoderKL in its original names, and in diffusers'."""
-    title, video = "AutoencoderKL", ("encoder.downsamples.0.residual.0.gamma",)
-    sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
-    ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
-    original, diffusers = _kl_config("down", "block"), _kl_config("down_blocks", "resnets")
-    return (
-        SingleFile(component, f"{title} in its original names", sign, from_ldm, original, VAE_PREFIXES, fits=fits),
-        SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
-    )
-
-
 def _kl_config(level: str, block: str) -> Callable[[Tensors], dict[str, Any]]:
     """By what the layout calls a level of the encoder, and a block of one."""
 
@@ -100,6 +88,22 @@ def _kl_config(level: str, block: str) -> Callable[[Tensors], dict[str, Any]]:
         }
 
     return config
+
+
+original_kl_config, diffusers_kl_config = _kl_config("down", "block"), _kl_config("down_blocks", "resnets")
+
+
+def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
+    """AutoencoderKL in its original names, and in diffusers'."""
+    title, video = "AutoencoderKL", ("encoder.downsamples.0.residual.0.gamma",)
+    sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
+    ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
+    return (
+        SingleFile(
+            component, f"{title} in its original names", sign, from_ldm, original_kl_config, VAE_PREFIXES, fits=fits
+        ),
+        SingleFile(component, title, ours, config=diffusers_kl_config, prefixes=VAE_PREFIXES, fits=fits),
+    )
 
 
 def cell_kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:

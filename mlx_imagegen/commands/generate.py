@@ -165,6 +165,7 @@ def _make(
             write_picture(event.preview(), path)
 
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
+    opened.on_token = progress.writing
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
         progress.clear()
         result.save(path, **what_to_save(args))

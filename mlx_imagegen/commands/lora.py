@@ -1,7 +1,6 @@
 """`lora FILE`: what a LoRA is made of, for which model, and what of it would find no place."""
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import LoraError
 from ..escaping import ranged
 from .plan import headers
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     found = best_match(file, args.model)
     description = described(file) | fit(found)
     if args.json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
+        print(json_text(description), end="")
     else:
         width = max(map(len, description))
         for name, value in description.items():
