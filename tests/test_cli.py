@@ -838,7 +838,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a config of other rope axes": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(axes_dims_rope=[2, 2])),
-        ("transformer/config.json: 'axes_dims_rope' [2, 2] must be three even numbers",),
+        ("transformer/config.json: 'axes_dims_rope' [2, 2] must be 3 even numbers",),
     ),
     "a config of more layers": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(num_layers=9)),

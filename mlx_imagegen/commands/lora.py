@@ -1,7 +1,6 @@
 """`lora FILE`: what a LoRA is made of, for which model, and what of it would find no place."""
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import LoraError
 from .plan import headers
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     found = best_match(file, args.model)
     description = described(file) | fit(found)
     if args.json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
+        print(json_text(description), end="")
     else:
         width = max(map(len, description))
         for name, value in description.items():
@@ -49,7 +49,7 @@ def described(file: "LoraFile") -> dict[str, Any]:
     sizes = Counter(tensor.dtype.lower() for tensor in file.checkpoint.values())
     return {
         "file": file.published or str(file.path),
-        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.keys)} tensors ({_counted(sizes)})",
+        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.checkpoint)} tensors ({_counted(sizes)})",
         "format": file.format,
         "kind": _counted(Counter(entry.kind or "incomplete" for entry in entries)),
         "base": file.family or "unknown",

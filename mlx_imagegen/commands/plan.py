@@ -92,8 +92,10 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
     from ..planning.hosts import describe_sharing
-    from ..planning.plan import describe, plan
+    from ..planning.measurements import estimate
+    from ..planning.plan import describe, gigabytes, plan
     from ..planning.recommend import starts_of
+    from ..quantization.layout import layouts
     from ..request.job import usual_job
 
     args.quant = recipe_of(args.quant)
@@ -122,9 +124,12 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         settings, count = job.settings, len(job.prompt.references)
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
-        print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
+        print("\n".join(describe(made, args.chip)))
+        if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
+            print(found.describe(machine.chip_name, made.seconds(machine.chip)))
         if recipe:
-            print(_copy(family, folder, args.quant))
+            size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
+            print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
         if args.hosts:
             each = [working_set_of(int(memory * GIB)) for memory in args.memory or ()] or [machine.usable_bytes]
             memories = each * args.hosts if len(each) == 1 else each
@@ -143,6 +148,7 @@ class Machine(NamedTuple):
     usable_bytes: int
     most_bytes: int  # with every other program closed
     chip: "Chip"
+    chip_name: str | None  # of a Mac's
     gpu: bool  # as on a Mac, or as on the CPU (plan.py)
 
     def answer(self, rows: "Sequence[Start]") -> list[str]:
@@ -175,10 +181,10 @@ def _machine(args: argparse.Namespace) -> Machine:
     if args.memory:
         memory = args.memory[0]
         usable = working_set_of(int(memory * GIB))
-        name = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
-        return Machine(name, usable, usable, chip, True)
+        mac = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
+        return Machine(mac, usable, usable, chip, name, True)
     limit = memory_limit()
-    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, on_gpu() or bool(args.chip))
+    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, name, on_gpu() or bool(args.chip))
 
 
 def _table(rows: "Sequence[Start]", machine: Machine) -> str:
@@ -194,17 +200,6 @@ def _table(rows: "Sequence[Start]", machine: Machine) -> str:
         for each in ordered
     ]  # fmt: skip
     return aligned(("model", "quant", "peak GB", "download GB", "steps", "seconds at least", ""), cells)
-
-
-def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> list[str]:
-    """By what was measured on Macs, for the chip asked for or at hand."""
-    from ..machine import machine
-    from ..planning.chips import chip_named, chip_of
-    from ..planning.measurements import estimate
-
-    chip = args.chip or chip_of(machine()["device"])
-    found = estimate(chip, manifest.name, args.quant) if chip else None
-    return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
 
 
 @contextmanager
@@ -234,15 +229,6 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
             f"{model} is not here, its shapes are not known, and nothing is downloaded for this; download it first, or "
             "give a folder that holds it."
         )
-
-
-def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
-    from ..packing.recipes import read_recipe
-    from ..planning.plan import gigabytes
-    from ..quantization.layout import layouts
-
-    size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
-    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {gigabytes(size)}"
 
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:

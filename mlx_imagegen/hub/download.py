@@ -271,7 +271,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError) or (wanted.gated and _status(error) in (401, 403)):
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
             f" in), then run `{LOGIN}` with a token of that account and try again."
@@ -307,10 +308,6 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
     )
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_dropped(error: BaseException) -> bool:

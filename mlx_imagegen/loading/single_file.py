@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import CheckpointError
 from ..layers.linear import Packing
 from .names import Rename, RowRange, same_names, source_rows
 from .parts import Part
@@ -116,6 +117,12 @@ def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | Non
 
 def shape(tensors: Tensors, name: str) -> tuple[int, ...]:
     """Of a weight's numbers, packed or not."""
+    if name not in tensors:
+        where = next((tensor.path for tensor in tensors.values()), "the file")
+        raise CheckpointError(
+            f"{where} has no '{name}', off which sizes are read: it is cut, or of another model. Download it again, or "
+            "take the one that the model's repository has."
+        )
     return tensors[name].full_shape
 
 

@@ -34,8 +34,7 @@ class Residency:
 
 
 def residency(plans: Sequence[Plan], asked: bool | None, prompt_weight_bytes: int = 0) -> Residency:
-    """For pictures with these plans, by the one that takes the most. What is read for every new prompt stays too, if
-    all else does and there is room."""
+    """For pictures with these plans. What is read for every new prompt stays too, if all else does and fits."""
     need, limit = max(made.resident_peak_bytes for made in plans), memory_limit()
     if asked and need > limit.most_bytes:
         raise InsufficientMemoryError(

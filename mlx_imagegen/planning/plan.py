@@ -33,7 +33,6 @@ from .chips import SOURCES, Chip, chip_named
 
 NO_REFERENCES = Prompt("")
 
-
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
 # Of a machine that shares layers with others, measured: MLX's ring sends from buffers of its own; on the CPU, Linux's
@@ -139,6 +138,9 @@ def plan(
     names_used = ("adapters", "encode", *(["encode_image"] if encodes_image else []), "denoise", "decode")
     parts = {name: family.stages.get(name, ()) for name in names_used}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
+    base = GPU_BASE_BYTES if gpu else CPU_BASE_BYTES
+    if family.sharing is not None:
+        base += RING_BYTES + (0 if gpu else READING_BYTES)
     stages = tuple(
         Stage(
             name,
@@ -146,18 +148,13 @@ def plan(
             _disk_bytes((family.components[each] for each in names), disk),
             sum(held_bytes(family.components[each], gpu, recipe) for each in names),
             _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe, preview),
-            _base_bytes(gpu, family.sharing is not None),
+            base,
         )
         for name, names in parts.items()
         if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, flops, traffic)
-
-
-def _base_bytes(gpu: bool, shared: bool) -> int:
-    alone = GPU_BASE_BYTES if gpu else CPU_BASE_BYTES
-    return alone + shared * (RING_BYTES + (0 if gpu else READING_BYTES))
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
@@ -177,9 +174,8 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
     for stage in made.stages:
         sizes = _row(stage.name, stage.disk_bytes, stage.resident_bytes, stage.peak_bytes)
         lines.append(f"{sizes}  {', '.join(stage.components) or 'for a moment what sees the references'}")
-    lines.append(
-        _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes) + "  everything at once"
-    )
+    whole = _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes)
+    lines.append(f"{whole}  everything at once")
     lines.append(f"peak, one stage at a time: {gigabytes(made.peak_bytes)}")
     twice = ", prompt and negative prompt" if made.branches > 1 else ""
     for what, count in (("a step", 1), (f"{made.steps} steps", made.steps)):
@@ -388,7 +384,8 @@ def block_bytes(
     numbers = tokens * (streams * width + 2 * widest) + (keys - tokens) * 2 * width * held
     total = int(numbers) * number_bytes(component, gpu)
     if gpu:
-        return total + _in_flight_bytes(tokens * width * number_bytes(component, gpu))
+        output = int(OUTPUT_STREAMS * tokens * width * number_bytes(component, gpu))
+        return total + BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
     total += int(component.heads * held) * tokens * keys * 4  # mx.fast is not fused there; softmax works in place
     total += min(total, CPU_CACHE_LIMIT_BYTES)
     unpacked = (
@@ -397,11 +394,6 @@ def block_bytes(
         if packing
     )
     return total + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
-
-
-def _in_flight_bytes(stream_bytes: int) -> int:
-    output = int(OUTPUT_STREAMS * stream_bytes)
-    return BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
 
 
 def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, int], gpu: bool) -> int:

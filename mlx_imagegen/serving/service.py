@@ -11,9 +11,8 @@ from typing import Any
 from ..errors import ImagegenError
 from .catalogue import Catalogue
 from .fair_queue import FairQueue, QueueFullError
-from .jobs import CANCELLED, Job
+from .jobs import CANCELLED, Job, JobStore
 from .requests import Limits, read_request
-from .store import JobStore
 from .worker import Worker, log, summary
 
 
