@@ -271,7 +271,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    answer = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
     if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
@@ -284,10 +285,10 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
-    if (status := _status(error)) in BUSY:
+    if status in BUSY:
         why = "it takes no more requests from here for now" if status == 429 else "it is overloaded or down"
-        address = str(getattr(getattr(error, "response", None), "url", SITE))
-        return f"{wanted.title} cannot be downloaded: {host_of(address)} answers {status}, {why}. Run it again later."
+        host = host_of(str(getattr(answer, "url", SITE)))
+        return f"{wanted.title} cannot be downloaded: {host} answers {status}, {why}. Run it again later."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
