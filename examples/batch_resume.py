@@ -1,9 +1,9 @@
-"""A batch that resumes: every prompt of a file with every seed; pictures that are there already are not drawn again.
+"""A batch that resumes: every prompt of a file with every seed. Finished pictures are not drawn again.
 
     python examples/batch_resume.py prompts.txt out --model flux-schnell --quant q8 --seeds 1 2 3
 
-Stop it at any moment and run the same command again. A picture is written all or nothing and contains its record, so
-what is in the folder says what is finished.
+Stop it at any moment and run the same command again. A picture is written atomically and contains its record, so the
+folder shows what is finished.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from mlx_imagegen import load
 
 
 def is_finished(path: Path, model: str, prompt: str, seed: int) -> bool:
-    """Whether the file is this picture, and not that of another prompt which had the same number before."""
+    """Whether the file is this picture, and not one of another prompt that had the same number before."""
     if not path.exists():
         return False
     with Image.open(path) as picture:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     pipeline = load(args.model, quant=args.quant)
     jobs = [job for _, prompt, seed in missing for job in pipeline.jobs(prompt, seed=seed)]
-    # stream encodes each prompt once and hands out every picture as soon as memory allows.
+    # `stream` encodes each prompt once and yields every picture as soon as memory allows.
     for (path, _, _), result in zip(missing, pipeline.stream(jobs), strict=True):
         print(f"{result.save(path)}  {result.report.total_seconds:.1f} s")
 

@@ -1,8 +1,8 @@
-"""Image-to-image in a loop: each picture starts from the one before, changed a little, and the frames become a GIF.
+"""Image-to-image in a loop: each picture starts from the previous one. The frames become a GIF.
 
     python examples/image_loop.py photo.jpg "an oil painting of a harbour" --model flux-dev --rounds 8 --strength 0.35
 
-The strength decides how far each round moves from the picture before: above 0 (keep it) to 1 (replace it).
+The strength says how far each round moves from the previous picture: above 0 (keep it) to 1 (replace it).
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         picture = opened.convert("RGB")
     frames = []
     for index in range(args.rounds):
-        # Another seed each round: the same noise again and again would add up to a pattern.
+        # A new seed each round: the same noise every time would add up to a pattern.
         result = pipeline.generate(args.prompt, image=picture, strength=args.strength, seed=args.seed + index)
         picture = result.image
         frames.append(picture)

@@ -1,8 +1,8 @@
-"""One prompt and seed at several scales of a LoRA, next to each other in one picture.
+"""One prompt and seed at several scales of a LoRA, side by side in one picture.
 
     python examples/lora_sweep.py "a red fox" style.safetensors --model flux-schnell --scales 0 0.4 0.8 1.2
 
-The model is opened once: set_lora reads again only the layers that the LoRA changes.
+The model is opened once; `set_lora` reads only the layers again that the LoRA changes.
 """
 
 import argparse

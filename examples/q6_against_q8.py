@@ -1,9 +1,9 @@
-"""Q6 against Q8 (or any recipes) on your own prompts: the same seeds, compared with full precision.
+"""Q6 against Q8, or any other recipes, on your own prompts and seeds, compared with full precision.
 
     python examples/q6_against_q8.py "a red fox in snow" "a harbour at dawn" --model flux-schnell --quants q8 q6 q4
 
-Prints dB (higher is closer), the largest brightness shift of 255, and seconds a step; saves every picture. Where full
-precision does not fit, give --reference q8. `mlx-imagegen bench` measures speed properly: a process for each row.
+Prints dB (higher is closer), the largest brightness shift (of 255) and seconds per step; saves every picture. If full
+precision does not fit, use --reference q8. `mlx-imagegen bench` measures speed better, with one process per row.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FULL = "none"
 
 
 def draw(model: str, quant: str, prompts: list[str], seed: int, steps: int | None, folder: Path) -> list[Result]:
-    """One picture for each prompt. The pipeline goes out of use, and out of memory, before the next one is loaded."""
+    """One picture per prompt. The pipeline is freed before the next one is loaded."""
     pipeline = load(model, quant=None if quant == FULL else quant)
     more = {} if steps is None else {"steps": steps}
     results = [pipeline.generate(prompt, seed=seed, **more) for prompt in prompts]

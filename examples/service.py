@@ -1,9 +1,10 @@
-"""A small service: one warm pipeline behind HTTP, on this machine alone, with nothing but the standard library.
+"""A small service: one open pipeline behind HTTP, on this machine only, with the standard library only.
 
     python examples/service.py --model flux-schnell --quant q8 --folder out
     curl -d '{"prompt": "a red fox", "seed": 1}' http://127.0.0.1:8642/generate -o fox.png
 
-Each request has a thread; the pipeline lets one draw while the others wait. A refusal is status 400 with the message.
+Each request has its own thread; the pipeline lets one draw while the others wait. A refused request gets status 400 and
+the error message.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 from mlx_imagegen import ImagegenError, Pipeline, load
 
-# What a request may set. Not `image` or `references`: a path there would read files of this machine.
+# What a request may set. `image` and `references` are left out: a path there would read files on this machine.
 FIELDS = {"prompt", "seed", "steps", "width", "height", "guidance", "negative_prompt"}
 LARGEST_REQUEST_BYTES = 64 * 1024
 
@@ -27,10 +28,10 @@ class Service(ThreadingHTTPServer):
         self.pipeline = pipeline
         self.folder = folder
         self.numbers = count(1)
-        self.waiting = threading.BoundedSemaphore(16)  # more than that are refused
+        self.waiting = threading.BoundedSemaphore(16)  # further requests are refused
 
     def draw(self, fields: dict[str, Any]) -> bytes:
-        """A picture as PNG, also saved with its record."""
+        """The picture as PNG bytes; it is also saved, with its record."""
         result = self.pipeline.generate(fields.pop("prompt"), **fields)
         return result.save(self.folder / f"{next(self.numbers):05}-{result.seed}.png").read_bytes()
 

@@ -15,7 +15,7 @@ def printable(text: str) -> str:
     """Escape sequences, marks that turn the direction of writing, and halves of surrogate pairs, spelled out."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _spelled(char) for char in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def one_line(text: str, length: int = LONGEST_MESSAGE) -> str:
@@ -30,9 +30,9 @@ def shown(value: object, length: int = SHOWN_LENGTH) -> str:
     return shortened(printable(shortened(value, 2 * length)), length)
 
 
-def quoted(value: object, length: int = SHOWN_LENGTH) -> str:
+def quoted(value: object) -> str:
     """The same, with text in quotes."""
-    return f"'{shown(value, length)}'" if isinstance(value, str) else shown(value, length)
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
 def listed(items: Sequence[str], most: int = 3, length: int = 220, joint: str = ", ") -> str:
@@ -63,10 +63,6 @@ def _short_repr(value: object, length: int) -> str:
         return brief.repr(value)
     except ValueError:  # Python writes no integers of thousands of digits
         return f"a {type(value).__name__} of very many digits"
-
-
-def _spelled(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def article(noun: str) -> str:

@@ -37,8 +37,8 @@ from .lora.source import Source
 from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe, recipe_of
 from .planning.fitting import Residency, check_fits, ran_out, residency
-from .planning.plan import loaded_linears
-from .precision import Precision, denoiser_precision
+from .planning.plan import Plan, loaded_linears
+from .precision import ASKED, Precision, denoiser_precision
 from .preflight import refuse_before_download
 from .previews import FULL, TINY, latent_colours, tiny_decoder, tiny_file
 from .report import Report
@@ -46,12 +46,14 @@ from .request.inputs import check_mask, check_noise
 from .request.job import Job, is_single, resolve
 from .request.known_words import unknown_words_note
 from .request.options import check_callable, check_types
-from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, PictureParameters
+from .request.parameters import DEFAULT_MODEL, PICTURE_ROWS, LoadParameters, PictureParameters
 from .request.signatures import documented
 from .request.sizes import check_multiple
 from .result import OnStep, Result, StepEvent
 from .sampling import Schedule, denoise
 from .seams import blend_seams
+from .text.generation import OnToken
+from .upsampling.api import open_upsampler
 
 OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
@@ -71,39 +73,45 @@ def load(
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""
+    return load_on_hosts(
+        (), model=model, quant=quant, lora=lora, precision=precision, lora_partial=lora_partial, resident=resident,
+        comfy=comfy, on_load=on_load, on_download=on_download,
+    )  # fmt: skip
+
+
+@file_errors()
+def load_on_hosts(memories: Sequence[int], /, **asked: Unpack[LoadParameters]) -> "Pipeline":
+    """`load`, of a model that need not fit one machine where its layers can be shared out over several. `memories`: the
+    bytes that each gives; none: this machine has it alone."""
+    on_load, on_download = asked.get("on_load"), asked.get("on_download")
     check_callable(on_load=on_load, on_download=on_download)
-    model, on_download = DEFAULT_MODEL if model is None else model, on_download or notify_stderr
-    check_types({"quant": quant, "precision": precision, "lora_partial": lora_partial, "resident": resident})
-    quant = recipe_of(quant)
+    check_types({name: asked.get(name) for name in ("quant", "precision", "lora_partial", "resident")})
+    model, lora, on_download = asked.get("model"), asked.get("lora"), on_download or notify_stderr
+    quant, lora_partial = recipe_of(asked.get("quant")), asked.get("lora_partial", False)
     opening = Report()  # downloads are no part of loading
-    with using_folder(comfy):
+    with using_folder(asked.get("comfy")):
         loras = open_loras(() if lora is None else lora, on_download)
         with opening.stage("load"):
-            found = identify(str(model))
+            found = identify(str(DEFAULT_MODEL if model is None else model))
             spec = family_spec(found.manifest.family)
-            chosen = denoiser_precision(precision, spec.title, spec.fits_float16, spec.overflowing)
-            refuse_before_download(found, quant, loras, lora_partial)
+            chosen = denoiser_precision(asked.get("precision"), spec.title, spec.fits_float16, spec.overflowing)
+            refuse_before_download(found, quant, loras, lora_partial, memories)
         folder = files_of(found, on_download)
     with opening.stage("load"):
-        pipeline = _opened(found, folder, quant, resident, on_load, on_download)
-        pipeline.use_precision(chosen)
+        bound_cache()
+        source = Source(folder, found.manifest)
+        merge = Merge(source)
+        recipe = None if quant is None else read_recipe(quant, found.manifest.family)
+        transforms = WeightTransforms((merge,), progress=on_load)
+        family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
+        for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
+            on_download(f"note: {note}")
+        pipeline = Pipeline(found, folder, family, asked.get("resident"), merge, quant, source)
+        pipeline.precision = chosen
+        family.use_precision(chosen.dtype)
         pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = opening.load_seconds
     return pipeline
-
-
-def _opened(
-    found: Model, folder: Path, quant: str | None, resident: bool | None, on_load: OnLoad | None, on_download: Notify
-) -> "Pipeline":
-    bound_cache()
-    source = Source(folder, found.manifest)
-    merge = Merge(source)
-    recipe = None if quant is None else read_recipe(quant, found.manifest.family)
-    transforms = WeightTransforms((merge,), progress=on_load)
-    family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
-        on_download(f"note: {note}")
-    return Pipeline(found, folder, family, resident, merge, quant, source)
 
 
 def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
@@ -135,9 +143,6 @@ class Start(NamedTuple):
 class Pipeline:
     """A model that is open, and stays as warm as memory allows."""
 
-    def __repr__(self) -> str:
-        return f"Pipeline({self.model.requested_as!r}{f', quant={self.quant!r}' if self.quant else ''})"
-
     def __init__(
         self,
         model: Model,
@@ -161,10 +166,15 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
-        self._denoisers = LastValueCache[Denoiser[Any]]()  # one alone: tables are large
+        self._captions: dict[Hashable, str] = {}  # of the latest request's prompts
+        self.on_token: OnToken | None = None  # called with how many tokens of a caption are written
+        self._denoisers = LastValueCache()  # one alone: tables are large
         self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
         self.opening_seconds = 0.0  # reading configs and headers: a part of the first picture's loading
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.model.requested_as!r}{f', quant={self.quant!r}' if self.quant else ''})"
 
     @overload
     def generate(
@@ -201,19 +211,11 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> Result | list[Result]:
-        """One picture, or a list of them for several prompts, seeds or a count.
-
-        Threads may share a pipeline; one draws, the others wait.
-        """
+        """One picture, or a list for several prompts, seeds or a count. Threads may share a pipeline, in turns."""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
             results = list(self.stream(jobs, on_step))
         return results[0] if is_single(prompt, seed, count) else results
-
-    def use_precision(self, precision: Precision) -> None:
-        """Before anything is loaded."""
-        self.precision = precision
-        self.family.use_precision(precision.dtype)
 
     @file_errors()
     def set_lora(
@@ -275,7 +277,9 @@ class Pipeline:
         for name in names:
             if name not in self._networks:
                 folder = locate_network(name, self.model.manifest)
-                self._networks[name] = self.family.open_control(name, folder, self._control_transforms())
+                quant, transforms = self.quant or record_of(self.folder).get("recipe"), WeightTransforms()
+                transforms = read_recipe(quant, self.family.name).applied_to(transforms) if quant else transforms
+                self._networks[name] = self.family.open_control(name, folder, transforms)
         return {name: self._networks[name] for name in names}
 
     def _adapters_of(self, jobs: Sequence[Job]) -> dict[AdapterSource, ImageAdapter[Any]]:
@@ -287,11 +291,18 @@ class Pipeline:
                 self._adapters[source] = self.family.open_adapter(source, folder)
         return {source: self._adapters[source] for source in sources}
 
-    def _control_transforms(self) -> WeightTransforms:
-        quant = self.quant or record_of(self.folder).get("recipe")
-        return read_recipe(quant, self.family.name).applied_to(WeightTransforms()) if quant else WeightTransforms()
+    def plans(self, jobs: Sequence[Job]) -> list[tuple[Plan, Job]]:
+        """One for each size among the jobs; raises for a picture that this machine cannot hold."""
+        self.family.select_controls(self._networks_of(jobs))
+        self.family.select_adapters(self._adapters_of(jobs))
+        sizes = {_sizes(job): job for job in jobs}.values()
+        return [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
 
-    def _check_use(self, on_step: OnStep | None) -> None:
+    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
+        """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
+        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
+        it has ended or is closed."""
+        jobs = _checked_jobs(jobs, self.model.manifest.name)
         if on_step is not None and not callable(on_step):
             raise RequestError(f"on_step is {quoted(on_step)}: give a function that takes one argument, a StepEvent.")
         if os.getpid() != self._process:
@@ -299,29 +310,18 @@ class Pipeline:
                 "this pipeline was opened in the process that this one was forked from, and MLX does not work on after "
                 "that; load the model in this process, or start it by 'spawn'."
             )
-
-    def stream(self, jobs: Iterable[Job], on_step: OnStep | None = None) -> Iterator[Result]:
-        """The jobs' results, each as soon as memory allows: text is encoded once for all, stages are never piled up,
-        and nothing is left of them where memory is short, even if the caller stops half-way. Other threads wait until
-        it has ended or is closed."""
-        jobs = _checked_jobs(jobs, self.model.manifest.name)
-        if not jobs:
-            return
-        self._check_use(on_step)
-        with self._turn, file_errors():
-            yield from self._stream_checked(jobs, on_step)
+        if jobs:
+            with self._turn, file_errors():
+                yield from self._stream_checked(jobs, on_step)
 
     def _stream_checked(self, jobs: Sequence[Job], on_step: OnStep | None) -> Iterator[Result]:
         """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
+        jobs = self._captioned(jobs, reports[0])
         with reports[0].stage("load"):
-            self.family.select_controls(self._networks_of(jobs))
-            self.family.select_adapters(self._adapters_of(jobs))
-            sizes = {_sizes(job): job for job in jobs}.values()
-            plans = [(check_fits(self.family, job, self.model.manifest), job) for job in sizes]
-            family_bytes = self.family.prompt_weight_bytes
-            self.residency = residency([made for made, _ in plans], self.resident, family_bytes)
+            plans = self.plans(jobs)
+            self.residency = residency([made for made, _ in plans], self.resident, self.family.prompt_weight_bytes)
             self.family.keep_prompt_weights(self.residency.keep_prompt_weights)
         self._release(self.family.components, reports[0])  # what a smaller request left
         largest, job = max(plans, key=lambda pair: pair[0].peak_bytes)
@@ -333,20 +333,25 @@ class Pipeline:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._drop_all()
+            self._forget()  # what was computed last may be wrong without MLX's saying so
+            for component in self.family.components.values():
+                component.release()
             raise InsufficientMemoryError(ran_out(largest, self.family, job, self.model.manifest)) from error
         finally:
             self._release(self.family.components, reports[-1])
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
-        branches = self._encode(jobs, reports[0])
+        manifest, branches = self.model.manifest, self._encode(jobs, reports[0])
         self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
         starts = self._encoded_starts(jobs, reports)
         drawn: list[tuple[Job, mx.array, Report]] = []
         for index, (job, report) in enumerate(zip(jobs, reports, strict=True)):
             report.choices["memory"] = f"{'resident' if self.residency.resident else 'staged'}: {self.residency.reason}"
             with report.stage("other"):
-                report.note(*self._model_notes(job.prompt.text), *job.notes)
+                unknown = [] if self.merge.record() else unknown_words_note(manifest, job.prompt.text)
+                # A model of a few words has a note for prompts with others; a LoRA brings its own words.
+                note = [manifest.note] if manifest.note and (unknown or not manifest.words) else []
+                report.note(*note, *unknown, *job.notes)
             start = starts.pop(index, None) or self._start(job, report)
             drawn.append((job, self._denoise(job, branches, start, report, index, len(jobs), on_step), report))
             if self.residency.decode_at_once and index + 1 < len(jobs):  # what is finished is safe, whatever comes
@@ -355,12 +360,21 @@ class Pipeline:
         for each in drawn:
             yield self._finish(*each)
 
-    def _model_notes(self, prompt: str) -> list[str]:
-        """What a model of a few words draws is said where a prompt has others. A LoRA brings its own words."""
-        manifest = self.model.manifest
-        unknown = [] if self.merge.record() else unknown_words_note(manifest, prompt)
-        note = [manifest.note] if manifest.note and (unknown or not manifest.words) else []
-        return [*note, *unknown]
+    def _captioned(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with captions in place of the prompts that are to be upsampled, each written once. The model makes
+        room for it: the upsampler may be as large."""
+        keys = [(job.upsampler, job.prompt.key) for job in jobs]
+        self._captions = {key: caption for key, caption in self._captions.items() if key in keys}
+        for job, key in zip(jobs, keys, strict=True):
+            if job.upsampler and key not in self._captions:
+                for component in self.family.components.values():
+                    component.release()
+                upsampler = open_upsampler(job.upsampler, self.quant, self.model.manifest)
+                with report.stage("upsample"):
+                    self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+        return [
+            job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
+        ]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -369,7 +383,11 @@ class Pipeline:
         new = {key: both for key, both in wanted.items() if key not in branches}
         if not new:
             return branches
-        self._encode_images([prompt for prompt, _ in new.values() if prompt.images], report)
+        if with_images := [prompt for prompt, _ in new.values() if prompt.images]:
+            self._load("adapters", report)
+            with report.stage("encode"):
+                self.family.encode_images(with_images)
+            self._release(self.family.stages["adapters"], report)
         stages = self.family.encode_stages(prompt for prompt, _ in new.values())
         for stage in stages:
             self._load(stage, report)
@@ -381,18 +399,6 @@ class Pipeline:
             self._release(self.family.stages[stage], report)
         return branches
 
-    def _encode_images(self, prompts: Sequence[Prompt], report: Report) -> None:
-        if not prompts:
-            return
-        self._load("adapters", report)
-        with report.stage("encode"):
-            self.family.encode_images(prompts)
-        self._release(self.family.stages["adapters"], report)
-
-    def _schedule(self, job: Job) -> Schedule:
-        schedule = self.family.schedule(job.settings)
-        return schedule if job.image is None else schedule.from_strength(job.strength)
-
     def _encoded_starts(self, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[int, Start]:
         """Of the pictures that others are drawn from, by place: encoded before the denoiser is in memory."""
         given = [place for place, job in enumerate(jobs) if job.encodes_images]
@@ -402,6 +408,27 @@ class Pipeline:
         starts = {place: self._start(jobs[place], reports[place]) for place in given}
         self._release(self.family.stages["encode_image"], reports[given[-1]])
         return starts
+
+    def _start(self, job: Job, report: Report) -> Start:
+        """Noise, or a picture with as much noise as the first sigma says."""
+        family, settings = self.family, job.settings
+        inputs = job.inputs()
+        with report.stage("encode" if job.encodes_images else "other"):
+            made = family.encode_inputs(inputs, family.stream(job.seed), settings)
+            drawn = made.noise if job.noise is None else mx.array(job.noise)
+            noise = family.start(family.pack(drawn), settings)
+            start = Start(noise, noise, condition=made.condition, controls=made.controls)
+            if made.clean is not None:
+                clean, sigma = family.pack(made.clean), self._schedule(job).sigmas[0]
+                mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
+                mixed = sigma * noise + (1 - sigma) * clean
+                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
+                mx.eval(start.x, noise, clean, [] if mask is None else mask)
+        return start
+
+    def _schedule(self, job: Job) -> Schedule:
+        schedule = self.family.schedule(job.settings)
+        return schedule if job.image is None else schedule.from_strength(job.strength)
 
     def _denoise(
         self,
@@ -441,43 +468,6 @@ class Pipeline:
                 report.choices |= denoiser.end_picture()
         return step.x
 
-    def _preview(self, x: mx.array, job: Job) -> Image.Image:
-        latents = None if job.preview == FULL else self.family.unpack(x, job.settings)
-        if latents is not None and job.preview == TINY:
-            decoder = tiny_decoder(tiny_file(self.model.manifest), latents.shape[1])
-            return to_image(np.nan_to_num(np.array(decoder.decode(latents)[0]) / 2 + 0.5))
-        colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
-        if latents is None or colours is None:
-            return laid_over(to_layers(self._pixels(x, job.settings)))
-        return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
-
-    def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
-        """[H, W, 3] in 0..1; as `Family.decode` has them"""
-        pixels = np.array(self.family.decode(x, settings))
-        if not np.isfinite(pixels).all():
-            raise CheckpointError(
-                "the picture came out as numbers that are no colours (NaN or infinite): the weights or a LoRA are "
-                "damaged, or overflow. Download them again, leave the LoRA out, or lower its scale."
-            )
-        return np.clip(pixels / 2 + 0.5, 0, 1)
-
-    def _start(self, job: Job, report: Report) -> "Start":
-        """Noise, or a picture with as much noise as the first sigma says."""
-        family, settings = self.family, job.settings
-        inputs = job.inputs()
-        with report.stage("encode" if job.encodes_images else "other"):
-            made = family.encode_inputs(inputs, job.seed, settings)
-            drawn = made.noise if job.noise is None else mx.array(job.noise)
-            noise = family.start(family.pack(drawn), settings)
-            start = Start(noise, noise, condition=made.condition, controls=made.controls)
-            if made.clean is not None:
-                clean, sigma = family.pack(made.clean), self._schedule(job).sigmas[0]
-                mask = None if made.mask is None else family.pack(mx.broadcast_to(made.mask, drawn.shape))
-                mixed = sigma * noise + (1 - sigma) * clean
-                start = Start(mixed, noise, clean, mask, made.condition, made.controls)
-                mx.eval(start.x, noise, clean, [] if mask is None else mask)
-        return start
-
     def _denoiser(self, job: Job, branches: dict[Hashable, Any], schedule: Schedule) -> Denoiser[Any]:
         """The job's, kept for the next seed of the same prompt."""
         keys = [_key(prompt, job.settings) for prompt in _prompts(job)]
@@ -492,6 +482,16 @@ class Pipeline:
         shortcuts = settings.guided, settings.cache
         key = (*keys, schedule, settings.guidance, settings.cfg, *shortcuts, *self.family.controls)
         return self._denoisers.get(key, make)
+
+    def _preview(self, x: mx.array, job: Job) -> Image.Image:
+        latents = None if job.preview == FULL else self.family.unpack(x, job.settings)
+        if latents is not None and job.preview == TINY:
+            decoder = tiny_decoder(tiny_file(self.model.manifest), latents.shape[1])
+            return to_image(np.nan_to_num(np.array(decoder.decode(latents)[0]) / 2 + 0.5))
+        colours = None if latents is None else latent_colours(self.model.manifest, latents.shape[1])
+        if latents is None or colours is None:
+            return laid_over(to_layers(self._pixels(x, job.settings)))
+        return colours.picture(np.array(latents[0].astype(mx.float32)), (job.settings.width, job.settings.height))
 
     def _finish(self, job: Job, x: mx.array, report: Report) -> Result:
         self._load("decode", report)
@@ -510,6 +510,16 @@ class Pipeline:
             record = self._record(job)
         return Result(image, job.seed, report, record, tuple(layers) if pixels.ndim == 4 else ())
 
+    def _pixels(self, x: mx.array, settings: Settings) -> np.ndarray:
+        """[H, W, 3] in 0..1; as `Family.decode` has them"""
+        pixels = np.array(self.family.decode(x, settings))
+        if not np.isfinite(pixels).all():
+            raise CheckpointError(
+                "the picture came out as numbers that are no colours (NaN or infinite): the weights or a LoRA are "
+                "damaged, or overflow. Download them again, leave the LoRA out, or lower its scale."
+            )
+        return np.clip(pixels / 2 + 0.5, 0, 1)
+
     def _record(self, job: Job) -> dict[str, Any]:
         manifest = self.model.manifest
         return {
@@ -519,22 +529,10 @@ class Pipeline:
             "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
-            **({"precision": self.precision.name} if self.precision.is_asked else {}),
+            **({"precision": self.precision.name} if self.precision.reason == ASKED else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }
-
-    def _forget(self) -> None:
-        """What was made with weights that have changed, or that may not be right."""
-        self._branches = {}
-        self._denoisers.forget()
-        self.family.forget()
-
-    def _drop_all(self) -> None:
-        """After memory ran out: what was computed last may be wrong without MLX's saying so."""
-        self._forget()
-        for component in self.family.components.values():
-            component.release()
 
     def _load(self, stage: str, report: Report) -> None:
         with report.stage("load"):
@@ -549,6 +547,12 @@ class Pipeline:
             for name in names:
                 self.family.components[name].release()
 
+    def _forget(self) -> None:
+        """What was made with weights that have changed, or that may not be right."""
+        self._branches = {}
+        self._denoisers.forget()
+        self.family.forget()
+
 
 def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
     made = list(jobs) if isinstance(jobs, Iterable) and not isinstance(jobs, str | bytes) else [jobs]
@@ -561,8 +565,15 @@ def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
 
 def _sizes(job: Job) -> Hashable:
     """All that decides how much memory a picture takes."""
-    sizes = tuple(picture.size for picture in job.prompt.references)
-    return job.settings.width, job.settings.height, sizes, tuple(image.adapter for image in job.prompt.images)
+    settings, sizes = job.settings, tuple(picture.size for picture in job.prompt.references)
+    asked = (
+        settings.width,
+        settings.height,
+        settings.cfg > 1,
+        settings.cache,
+        settings.extras.get("max_sequence_length"),
+    )
+    return asked, sizes, tuple(image.adapter for image in job.prompt.images), job.encodes_images, job.preview
 
 
 def _prompts(job: Job) -> list[Prompt]:

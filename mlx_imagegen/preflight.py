@@ -4,9 +4,7 @@ In: a model's name and how it is to be opened; the machines that share it, where
 Must not know: pipelines, files of a model that is here.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +22,18 @@ from .planning.hosts import check_hosts_before_download
 from .request.job import Job, resolve
 from .request.sizes import multiple_of
 
-_hosts: ContextVar[Sequence[int]] = ContextVar("hosts", default=())
 
-
-@contextmanager
-def layers_shared_over(memories: Sequence[int]) -> Iterator[None]:
-    """While the block runs, a model need not fit one machine whose layers can be shared out over several. `memories`:
-    what each gives, in bytes."""
-    token = _hosts.set(memories)
-    try:
-        yield
-    finally:
-        _hosts.reset(token)
-
-
-def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False) -> None:
+def refuse_before_download(
+    found: Model, quant: str | None, loras: Sequence[Lora] = (), partial: bool = False, memories: Sequence[int] = ()
+) -> None:
     """Raises for weights that this machine cannot hold and for LoRAs that do not fit them, while nothing has been
-    downloaded for them."""
+    downloaded for them. `memories`: bytes that each of several machines gives over which layers can be shared out."""
     manifest = pending_download(found)
     if manifest is None:
         return
     transforms = read_recipe(quant, manifest.family).applied_to(WeightTransforms()) if quant else WeightTransforms()
-    if hosts := _hosts.get():
-        check_hosts_before_download(manifest, transforms, hosts)
+    if memories:
+        check_hosts_before_download(manifest, transforms, memories)
     else:
         check_before_download(manifest, transforms)
     if loras and has_tensor_shapes(manifest):
@@ -56,9 +43,15 @@ def refuse_before_download(found: Model, quant: str | None, loras: Sequence[Lora
 
 
 def resolve_before_opening(manifest: Manifest, lora: Any, /, *asked: Any, **parameters: Any) -> list[Job]:
-    """`resolve`, for a model that is not open; raises as well for networks that cannot be had or are not named, before
-    the model itself is downloaded for them. `lora`: as `load` takes it; one may make a model follow pictures itself."""
+    """`resolve` and `check_networks`, for a model that is not open, before it is downloaded. `lora`: as `load` takes
+    it; one may make a model follow pictures itself."""
     jobs = resolve(manifest, multiple_of(manifest), *asked, **parameters)
+    check_networks(manifest, jobs, lora)
+    return jobs
+
+
+def check_networks(manifest: Manifest, jobs: Sequence[Job], lora: Any) -> None:
+    """Raises for networks that cannot be had, that go with another model, or that are not named."""
     networks = {control.model for job in jobs for control in job.controls}
     if not lora and "control" not in manifest.extras.get("needs", ()):
         check_named(networks, family_spec(manifest.family).title)
@@ -66,7 +59,6 @@ def resolve_before_opening(manifest: Manifest, lora: Any, /, *asked: Any, **para
     named |= {(image.adapter.parameter, image.adapter.name) for job in jobs for image in job.prompt.images}
     for parameter, name in sorted(named):
         network_to_fetch(name, manifest, parameter)
-    return jobs
 
 
 def manifest_before_opening(model: str | Path) -> Manifest | None:

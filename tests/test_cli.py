@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -397,6 +398,21 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
         for line in table
     )
     assert {entry["name"] for entry in json.loads(cli("models", "--json").out)} == set(manifests())
+
+
+def test_models_lists_what_runs_next_to_a_model(cli: Cli) -> None:
+    known = manifests("control network") | manifests("image adapter")
+    assert cli("models", "--networks", "--names").out.split() == list(known)
+    assert {entry["name"] for entry in json.loads(cli("models", "--networks", "--json").out)} == set(known)
+    head, *rows = (re.split("  +", row) for row in cli("models", "--networks").out.splitlines())
+    table = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+    assert list(table) == list(known) and table["flux-redux-dev"] == {
+        "GIVEN AS": "redux", "TO": "FLUX.1", "DOWNLOAD": "1.0 GB", "HERE": "no",
+        "REPOSITORY": "black-forest-labs/FLUX.1-Redux-dev", "LICENCE": "FLUX.1-dev Non-Commercial License, gated",
+    }  # fmt: skip
+    assert table["flux-controlnet-union"]["DOWNLOAD"] == "6.6 GB, by hand"
+    assert "models --networks" in cli("models").err, "the plain list names it"
+    assert "--networks goes with --names and --json" in cli("models", "--networks", "--cached").err
 
 
 def test_info_prints_the_record(make: Cli, cli: Cli) -> None:
@@ -822,7 +838,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a config of other rope axes": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(axes_dims_rope=[2, 2])),
-        ("transformer/config.json: 'axes_dims_rope' [2, 2] must be three even numbers",),
+        ("transformer/config.json: 'axes_dims_rope' [2, 2] must be 3 even numbers",),
     ),
     "a config of more layers": (
         lambda model: rewrite(model / "transformer/config.json", lambda config: config.update(num_layers=9)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_imagegen.documents import DEPTH_LIMIT, open_file, parse_json, read_json, read_toml
+from mlx_imagegen.documents import DEPTH_LIMIT, open_file, parse_json, read_json, read_toml, write_json
 from mlx_imagegen.errors import CheckpointError, ConfigError, ImagegenError, MissingFileError
 
 BAD_JSON = {
@@ -69,3 +69,16 @@ def test_an_error_of_the_disk_is_of_the_callers_kind(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(CheckpointError, match="Input/output error"), open_file(tmp_path / "a", CheckpointError):
         raise OSError(5, "Input/output error")
+
+
+def test_json_is_written_readable_and_all_or_nothing(tmp_path: Path) -> None:
+    data = {"prompt": "红狐", "half a pair": "\ud83e", "list": [1]}
+    write_json(tmp_path / "a.json", data)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == data and "红狐" in text and text.endswith("\n}\n")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert read_json(tmp_path / "a.json") == data
+    (tmp_path / "a.json.new").write_text("{")  # a run was killed here
+    write_json(tmp_path / "a.json", {})
+    assert read_json(tmp_path / "a.json") == {} and [path.name for path in tmp_path.iterdir()] == ["a.json"]

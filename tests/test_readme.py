@@ -73,7 +73,8 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         if manifest.name == "qwen-image-layered":
             manifest = replace(manifest, extras=manifest.extras | {"references_area": 48 * 32})
             return Model(small(manifest), drawn_data() / "qwen_image/layered", model)
-        manifest = manifest if manifest.family == "flux1" else manifests()["flux-schnell"]
+        if manifest.family != "flux1":
+            manifest = manifests()["flux-kontext-dev" if manifest.edits else "flux-schnell"]
         return Model(small(manifest), flux_folder, model)
 
     for module in (preflight, pipeline, conversion_plan):

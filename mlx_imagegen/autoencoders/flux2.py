@@ -6,9 +6,9 @@ for every channel and place in a cell. The decoder may be thinner than the encod
 Must not know: the loop, pictures on disk. Parameters carry diffusers' names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,18 +30,14 @@ class Flux2VaeConfig(KLConfig):
 
     IGNORED: ClassVar[frozenset[str]] = KLConfig.IGNORED | {"batch_norm_momentum"}
     CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLFlux2"})
-    MODEL: ClassVar[str] = "FLUX.2"
-    QUANT_CONVS: ClassVar[bool] = True
+    ONLY: ClassVar[Mapping[str, object]] = {
+        **KLConfig.ONLY, "use_quant_conv": True, "use_post_quant_conv": True, "patch_size": (SIDE, SIDE),
+    }  # fmt: skip
+    REMEDY: ClassVar[str] = "the file is of another model's autoencoder: take vae/ from a FLUX.2 repository"
 
     batch_norm_eps: float
     patch_size: tuple[int, ...] = (SIDE, SIDE)
     decoder_block_out_channels: tuple[int, ...] | None = None
-
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        config.require(where, "patch_size", (SIDE, SIDE))
-        return config
 
     @property
     def cell_channels(self) -> int:
@@ -96,9 +92,12 @@ class Encoder(nn.Module):
         self.quant_conv = Linear(2 * config.latent_channels, 2 * config.latent_channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `bn.normalise`."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalised`."""
         moments = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined()
         return posterior(self.quant_conv(moments))
+
+    def normalised(self, z: mx.array) -> mx.array:
+        return self.bn.normalise(z)
 
 
 def _cells(z: mx.array) -> mx.array:

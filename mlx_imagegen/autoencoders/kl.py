@@ -8,16 +8,13 @@ Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `E
 own, so that text-to-image loads the decoder alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError
-from ..escaping import shown
 from ..layers.conv import Conv2d, GroupNorm, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
@@ -35,8 +32,7 @@ class KLConfig(Config):
 
     # force_upcast asks for float32, which is all there is here; sample_size only steers diffusers' own tiling.
     IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast", "sample_size"})
-    MODEL: ClassVar[str] = "FLUX.1"
-    QUANT_CONVS: ClassVar[bool] = False  # 1x1 convolutions after the encoder and before the decoder
+    ONLY: ClassVar[Mapping[str, object]] = {"act_fn": "silu"}
 
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
@@ -44,43 +40,22 @@ class KLConfig(Config):
     latent_channels: int
     layers_per_block: Annotated[int, LAYERS]
     norm_num_groups: int
-    use_quant_conv: bool
-    use_post_quant_conv: bool
+    use_quant_conv: bool  # a 1x1 convolution after the encoder
+    use_post_quant_conv: bool  # and one before the decoder
     in_channels: Annotated[int, COLOURS] = 3
     out_channels: Annotated[int, COLOURS] = 3
     act_fn: str = "silu"
     mid_block_add_attention: bool = True
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        levels = len(config.block_out_channels)
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        levels = len(self.block_out_channels)
         if not 1 <= levels <= MOST_LEVELS:
-            raise ConfigError(
-                f"{where}: field 'block_out_channels' has {levels} entries, where 1 to {MOST_LEVELS} are needed; take "
-                "the file from the model's repository."
-            )
-        config.require(where, "down_block_types", ("DownEncoderBlock2D",) * levels)
-        config.require(where, "up_block_types", ("UpDecoderBlock2D",) * levels)
-        config.require(where, "act_fn", "silu")
-        config.require(where, "use_quant_conv", cls.QUANT_CONVS)
-        config.require(where, "use_post_quant_conv", cls.QUANT_CONVS)
-        for channels in (*config.block_out_channels, *config.decoder_widths):
-            if channels % config.norm_num_groups:
-                raise ConfigError(
-                    f"{where}: {channels} channels in 'block_out_channels' do not divide into {config.norm_num_groups} "
-                    "groups ('norm_num_groups'); take the file from the model's repository."
-                )
-        return config
-
-    def require(self, where: str | Path, field: str, only: object) -> None:
-        value = getattr(self, field)
-        if value != only:
-            raise ConfigError(
-                f"{where}: field '{field}' is {shown(value)}, where every {self.MODEL} autoencoder has {only!r}, "
-                "the only value this port knows. The file is of another model's autoencoder: take vae/ from a "
-                f"{self.MODEL} repository."
-            )
+            yield "block_out_channels", f"a list of 1 to {MOST_LEVELS} numbers"
+        for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if getattr(self, field) != (kind,) * levels:
+                yield field, f"{kind} for each of {levels} levels"
+        if any(channels % self.norm_num_groups for channels in (*self.block_out_channels, *self.decoder_widths)):
+            yield "norm_num_groups", "a divisor of every level's channels ('block_out_channels')"
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
@@ -102,27 +77,20 @@ class VaeConfig(KLConfig):
     """FLUX.1's vae/config.json"""
 
     CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKL"})
+    ONLY: ClassVar[Mapping[str, object]] = {
+        **KLConfig.ONLY, "use_quant_conv": False, "use_post_quant_conv": False, "latents_mean": None,
+        "latents_std": None,
+    }  # fmt: skip
+    REMEDY: ClassVar[str] = "the file is of another model's autoencoder: take vae/ from a FLUX.1 repository"
 
     scaling_factor: float
     shift_factor: float
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        config.require(where, "latents_mean", None)
-        config.require(where, "latents_std", None)
-        return config
-
     @property
     def latent_scale(self) -> tuple[float, float]:
         return self.scaling_factor, self.shift_factor
-
-
-def normalized(latents: mx.array, config: VaeConfig) -> mx.array:
-    """Unscaled latents -> the loop's."""
-    return (latents - config.shift_factor) * config.scaling_factor
 
 
 class Autoencoder(nn.Module):
@@ -170,10 +138,15 @@ class Encoder(nn.Module):
         self.mid_block = MidBlock(config, widths[-1])
         self.conv_norm_out = _norm(config)(widths[-1])
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels)
+        self._scaling, self._shift = config.latent_scale
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalized`."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalised`."""
         return posterior(self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined())
+
+    def normalised(self, z: mx.array) -> mx.array:
+        """The posterior's scale -> the loop's."""
+        return (z - self._shift) * self._scaling
 
     def __call__(self, x: Strips) -> Strips:
         x = self.conv_in(x)

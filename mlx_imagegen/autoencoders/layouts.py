@@ -69,13 +69,14 @@ MFLUX_LEVEL = 3  # modules of a level of the encoder: two residual blocks and a 
 WAN_LEVEL = 4  # modules of a level of the decoder: three residual blocks, and an upsampler but in the last
 
 
+def original_kl_config(tensors: Tensors) -> dict[str, Any]:
+    levels = count(tensors, r"encoder\.down\.(\d+)\.")
+    widths = [shape(tensors, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    return _kl_config(tensors, widths, count(tensors, r"encoder\.down\.0\.block\.(\d+)\."))
+
+
 def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """AutoencoderKL in its original names, and in diffusers'."""
-
-    def original(tensors: Tensors) -> dict[str, Any]:
-        levels = count(tensors, r"encoder\.down\.(\d+)\.")
-        widths = [shape(tensors, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
-        return _kl_config(tensors, widths, count(tensors, r"encoder\.down\.0\.block\.(\d+)\."))
 
     def diffusers(tensors: Tensors) -> dict[str, Any]:
         levels = count(tensors, r"encoder\.down_blocks\.(\d+)\.")
@@ -86,7 +87,9 @@ def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
     ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
     return (
-        SingleFile(component, f"{title} in its original names", sign, from_ldm, original, VAE_PREFIXES, fits=fits),
+        SingleFile(
+            component, f"{title} in its original names", sign, from_ldm, original_kl_config, VAE_PREFIXES, fits=fits
+        ),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
     )
 

@@ -10,16 +10,14 @@ Must not know: the loop, pictures on disk. Parameters carry diffusers' names; `E
 of the checkpoint, each whole on its own.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError
-from ..escaping import shown
 from ..layers.conv import Conv2d, Pointwise, Projections, ResidualBlock, activated, self_attention
 from ..layers.linear import Linear
 from ..layers.posterior import posterior
@@ -31,58 +29,36 @@ LEAST_LENGTH = 1e-12  # torch's F.normalize divides by at least this
 MOST_LEVELS = 8
 
 
-@dataclass(frozen=True)
-class VaeConfig(Config):
-    """vae/config.json"""
+@dataclass(frozen=True, kw_only=True)
+class WanConfig(Config):
+    """vae/config.json, in what Qwen-Image's autoencoder and 2.1's have in common."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"dropout"})  # acts in training only
-    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLQwenImage"})
+    ONLY: ClassVar[Mapping[str, object]] = {"attn_scales": ()}  # only the middle block attends
+    REMEDY: ClassVar[str] = "if the file is of another model's autoencoder, take vae/ from a Qwen-Image repository"
 
     base_dim: int
     z_dim: int
     dim_mult: tuple[int, ...]
     num_res_blocks: Annotated[int, LAYERS]
     temperal_downsample: tuple[bool, ...]  # as the files spell it
-    latents_mean: tuple[float, ...]
+    latents_mean: tuple[float, ...]  # by which the loop's latents differ from the posterior's scale, a number a channel
     latents_std: tuple[Annotated[float, POSITIVE], ...]
     attn_scales: tuple[float, ...] = ()
-    input_channels: Annotated[int, Range(3, 4)] = 3  # colours, and perhaps alpha
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        if config.attn_scales:
-            raise ConfigError(
-                f"{where}: field 'attn_scales' is {shown(list(config.attn_scales))}, but Qwen-Image's autoencoder "
-                "attends "
-                "in its middle block only. The file is of another model: take vae/ from a Qwen-Image repository."
-            )
-        if not 1 <= len(config.dim_mult) <= MOST_LEVELS:
-            raise ConfigError(
-                f"{where}: field 'dim_mult' has {len(config.dim_mult)} entries, where 1 to {MOST_LEVELS} are needed; "
-                "take the file from the model's repository."
-            )
-        for field, count in (
-            ("temperal_downsample", len(config.dim_mult) - 1),
-            ("latents_mean", config.z_dim),
-            ("latents_std", config.z_dim),
-        ):
-            if len(getattr(config, field)) != count:
-                raise ConfigError(
-                    f"{where}: field '{field}' has {len(getattr(config, field))} entries, where 'dim_mult' and 'z_dim' "
-                    f"ask for {count}; take the file from the model's repository."
-                )
-        if any(width % 2 for width in config.widths[1:]):
-            raise ConfigError(
-                f"{where}: 'base_dim' and 'dim_mult' make levels of an odd number of channels, which the decoder "
-                "halves; take the file from the model's repository."
-            )
-        return config
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        levels = len(self.dim_mult)
+        if not 1 <= levels <= MOST_LEVELS:
+            yield "dim_mult", f"a list of 1 to {MOST_LEVELS} numbers"
+        if len(self.temperal_downsample) != levels - 1:
+            yield "temperal_downsample", f"a list of one less than 'dim_mult' has ({levels - 1})"
+        for field in ("latents_mean", "latents_std"):
+            if len(getattr(self, field)) != self.z_dim:
+                yield field, f"a list of 'z_dim' numbers ({self.z_dim})"
 
-    @property
-    def widths(self) -> tuple[int, ...]:
+    def widths(self, base: int) -> tuple[int, ...]:
         """Channels of each level, from the finest."""
-        return tuple(self.base_dim * factor for factor in self.dim_mult)
+        return tuple(base * factor for factor in self.dim_mult)
 
     @property
     def scale_factor(self) -> int:
@@ -90,44 +66,41 @@ class VaeConfig(Config):
         return int(2 ** len(self.temperal_downsample))
 
 
-class LatentStatistics(Protocol):
-    """By which the loop's latents differ from the posterior's scale: a number a channel each."""
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(WanConfig):
+    CLASSES: ClassVar[frozenset[str]] = frozenset({"AutoencoderKLQwenImage"})
 
-    @property
-    def latents_mean(self) -> tuple[float, ...]: ...
+    input_channels: Annotated[int, Range(3, 4)] = 3  # colours, and perhaps alpha
 
-    @property
-    def latents_std(self) -> tuple[float, ...]: ...
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        yield from super().misfits()
+        if any(width % 2 for width in self.widths(self.base_dim)[1:]):
+            yield "base_dim", "one that makes even numbers of channels with 'dim_mult': the decoder halves them"
 
 
 def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
     """Prefixes of what the checkpoint holds for videos alone: the convolutions over time of the resamplers."""
     levels = range(len(config.temperal_downsample))
-    down = [f"encoder.down_blocks.{_downsampler(config, level)}.time_conv." for level in levels]
+    places = [config.num_res_blocks * (level + 1) + level for level in levels]  # in the encoder's flat list
+    down = [f"encoder.down_blocks.{place}.time_conv." for place in places]
     up = [f"decoder.up_blocks.{level}.upsamplers.0.time_conv." for level in levels]
     over_time = (*config.temperal_downsample, *reversed(config.temperal_downsample))
     return tuple(name for name, temporal in zip([*down, *up], over_time, strict=True) if temporal)
 
 
-def normalised(z: mx.array, config: LatentStatistics) -> mx.array:
-    """The posterior's scale -> the loop's, [B, C, h, w]."""
-    mean, std = _per_channel(config)
-    return (z - mean) / std
-
-
 class LatentDecoder(nn.Module):
     """From the loop's latents to pixels, through the `decoder` that it is given."""
 
-    def __init__(self, decoder: nn.Module, channels: int, statistics: LatentStatistics):
+    def __init__(self, decoder: nn.Module, config: WanConfig):
         super().__init__()
-        self.post_quant_conv = Linear(channels, channels)
+        self.post_quant_conv = Linear(config.z_dim, config.z_dim)
         self.decoder = decoder
-        self._statistics = statistics
+        self._config = config
 
     def decode(self, latents: mx.array, strip_rows: int | None = None) -> mx.array:
         """[B, C, h, w] -> [B, H, W, colours]; every activation is cut into strips of `strip_rows` rows (None: by
         memory)."""
-        mean, std = _per_channel(self._statistics)
+        mean, std = _per_channel(self._config)
         z = latents.astype(VAE_DTYPE) * std + mean
         x = self.decoder(Strips(Cut(strip_rows), [self.post_quant_conv(z.transpose(0, 2, 3, 1))]))
         return mx.clip(x.joined(), -1, 1)
@@ -136,42 +109,33 @@ class LatentDecoder(nn.Module):
 class LatentEncoder(nn.Module):
     """From pixels to the posterior, through the `encoder` that it is given."""
 
-    def __init__(self, encoder: nn.Module, channels: int):
+    def __init__(self, encoder: nn.Module, config: WanConfig):
         super().__init__()
         self.encoder = encoder
-        self.quant_conv = Linear(2 * channels, 2 * channels)
+        self.quant_conv = Linear(2 * config.z_dim, 2 * config.z_dim)
+        self._config = config
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
         """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w]
-        each."""
+        each; to the loop's scale by `normalised`."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
         return posterior(self.quant_conv(x.joined()))
 
-
-class Decoder(LatentDecoder):
-    def __init__(self, config: VaeConfig):
-        super().__init__(DecoderStack(config), config.z_dim, config)
-
-
-class Encoder(LatentEncoder):
-    def __init__(self, config: VaeConfig):
-        super().__init__(EncoderStack(config), config.z_dim)
+    def normalised(self, z: mx.array) -> mx.array:
+        """The posterior's scale -> the loop's, [B, C, h, w]."""
+        mean, std = _per_channel(self._config)
+        return (z - mean) / std
 
 
 class DecoderStack(nn.Module):
-    def __init__(self, config: VaeConfig):
+    def __init__(self, latents: int, widths: Sequence[int], up_blocks: list[nn.Module], colours: int):
+        """`widths`: channels of each level, from the coarsest."""
         super().__init__()
-        widths = config.widths[::-1]
-        self.conv_in = Conv2d(config.z_dim, widths[0])
+        self.conv_in = Conv2d(latents, widths[0])
         self.mid_block = MidBlock(widths[0])
-        # An upsampler halves the width, whatever the next level's own is.
-        inputs = [widths[0], *(width // 2 for width in widths[:-1])]
-        self.up_blocks = [
-            UpBlock(before, width, config.num_res_blocks + 1, last=level == len(widths) - 1)
-            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
-        ]
+        self.up_blocks = up_blocks
         self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = Conv2d(widths[-1], config.input_channels)
+        self.conv_out = Conv2d(widths[-1], colours)
 
     def __call__(self, x: Strips) -> Strips:
         x = self.mid_block(self.conv_in(x))
@@ -181,19 +145,14 @@ class DecoderStack(nn.Module):
 
 
 class EncoderStack(nn.Module):
-    def __init__(self, config: VaeConfig):
+    def __init__(self, colours: int, widths: Sequence[int], down_blocks: list[nn.Module], latents: int):
+        """`widths`: channels of the first layer, then of each level, from the finest."""
         super().__init__()
-        widths = config.widths
-        self.conv_in = Conv2d(config.input_channels, config.base_dim)
-        # One flat list, as the checkpoint counts: each level's blocks, then its downsampler.
-        self.down_blocks: list[nn.Module] = []
-        for level, (before, width) in enumerate(pairwise((config.base_dim, *widths))):
-            self.down_blocks += residual_blocks(before, width, config.num_res_blocks)
-            if level < len(widths) - 1:
-                self.down_blocks.append(Resample(Conv2d(width, width, downsample=True)))
+        self.conv_in = Conv2d(colours, widths[0])
+        self.down_blocks = down_blocks
         self.mid_block = MidBlock(widths[-1])
         self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = Conv2d(widths[-1], 2 * config.z_dim)
+        self.conv_out = Conv2d(widths[-1], 2 * latents)
 
     def __call__(self, x: Strips) -> Strips:
         x = self.conv_in(x)
@@ -201,6 +160,30 @@ class EncoderStack(nn.Module):
             x = block(x)
         x = self.mid_block(x)
         return self.conv_out(x, activated(self.norm_out, x))
+
+
+class Decoder(LatentDecoder):
+    def __init__(self, config: VaeConfig):
+        widths = config.widths(config.base_dim)[::-1]
+        # An upsampler halves the width, whatever the next level's own is.
+        inputs = [widths[0], *(width // 2 for width in widths[:-1])]
+        blocks: list[nn.Module] = [
+            UpBlock(before, width, config.num_res_blocks + 1, last=level == len(widths) - 1)
+            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        ]
+        super().__init__(DecoderStack(config.z_dim, widths, blocks, config.input_channels), config)
+
+
+class Encoder(LatentEncoder):
+    def __init__(self, config: VaeConfig):
+        widths = (config.base_dim, *config.widths(config.base_dim))
+        # One flat list, as the checkpoint counts: each level's blocks, then its downsampler.
+        blocks: list[nn.Module] = []
+        for level, (before, width) in enumerate(pairwise(widths)):
+            blocks += residual_blocks(before, width, config.num_res_blocks)
+            if level < len(config.dim_mult) - 1:
+                blocks.append(Resample(Conv2d(width, width, downsample=True)))
+        super().__init__(EncoderStack(config.input_channels, widths, blocks, config.z_dim), config)
 
 
 class UpBlock(nn.Module):
@@ -274,12 +257,7 @@ def residual_blocks(inputs: int, outputs: int, count: int) -> list[ResidualBlock
     return [ResidualBlock(ChannelNorm, inputs if index == 0 else outputs, outputs) for index in range(count)]
 
 
-def _downsampler(config: VaeConfig, level: int) -> int:
-    """Where a level's downsampler stands in the encoder's flat list."""
-    return config.num_res_blocks * (level + 1) + level
-
-
-def _per_channel(statistics: LatentStatistics) -> tuple[mx.array, mx.array]:
+def _per_channel(config: WanConfig) -> tuple[mx.array, mx.array]:
     """latents_mean and latents_std, [C, 1, 1] each."""
-    mean, std = mx.array(statistics.latents_mean, VAE_DTYPE), mx.array(statistics.latents_std, VAE_DTYPE)
+    mean, std = mx.array(config.latents_mean, VAE_DTYPE), mx.array(config.latents_std, VAE_DTYPE)
     return mean[:, None, None], std[:, None, None]

@@ -8,70 +8,42 @@ where the level shrinks the picture (there a frame of zeros stands before the on
 Must not know: the loop, pictures on disk. Parameters carry diffusers' names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError
-from ..layers.conv import Conv2d, activated
+from ..layers.conv import Conv2d
 from ..layers.strips import Strips
-from ..loading.config import Config
-from .qwen_image import ChannelNorm, LatentDecoder, LatentEncoder, MidBlock, Resample, residual_blocks
+from ..loading.config import Range
+from .qwen_image import (
+    DecoderStack,
+    EncoderStack,
+    LatentDecoder,
+    LatentEncoder,
+    Resample,
+    WanConfig,
+    residual_blocks,
+)
 
 SCALE = 2  # of a level that shrinks or enlarges the picture
 
 
-@dataclass(frozen=True)
-class VaeConfig(Config):
-    """vae/config.json"""
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(WanConfig):
+    # The scale factors follow from the levels.
+    IGNORED: ClassVar[frozenset[str]] = WanConfig.IGNORED | {"scale_factor_spatial", "scale_factor_temporal"}
+    ONLY: ClassVar[Mapping[str, object]] = {**WanConfig.ONLY, "is_residual": True}
+    REMEDY: ClassVar[str] = "if the file is of another model's autoencoder, take vae/ from a Qwen-Image-2.1 repository"
 
-    # dropout acts in training only; the scale factors follow from the levels.
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"dropout", "scale_factor_spatial", "scale_factor_temporal"})
-
-    base_dim: int
-    z_dim: int
-    dim_mult: tuple[int, ...]
-    num_res_blocks: int
-    temperal_downsample: tuple[bool, ...]  # as the files spell it
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
     decoder_base_dim: int | None = None
-    attn_scales: tuple[float, ...] = ()
     in_channels: int = 4
     out_channels: int = 4
     is_residual: bool = True
-    patch_size: int | None = None
-
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        sound = {
-            "attn_scales": not config.attn_scales,
-            "is_residual": config.is_residual,
-            "patch_size": config.patch_size in (None, 1),
-            "temperal_downsample": len(config.temperal_downsample) == len(config.dim_mult) - 1,
-            "latents_mean": len(config.latents_mean) == config.z_dim,
-            "latents_std": len(config.latents_std) == config.z_dim,
-        }
-        if odd := next((name for name, fits in sound.items() if not fits), None):
-            raise ConfigError(
-                f"{where}: field '{odd}' does not fit Qwen-Image-2.1's autoencoder of {len(config.dim_mult)} levels "
-                f"and {config.z_dim} channels, or is not known to this port; take vae/ from the model's repository."
-            )
-        return config
-
-    @property
-    def scale_factor(self) -> int:
-        """Pixels a latent, along each side."""
-        return int(SCALE ** len(self.temperal_downsample))
-
-    def widths(self, base: int) -> tuple[int, ...]:
-        """Channels of each level, from the finest."""
-        return tuple(base * factor for factor in self.dim_mult)
+    patch_size: Annotated[int, Range(1, 1)] | None = None
 
 
 def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
@@ -84,55 +56,24 @@ def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
 
 class Decoder(LatentDecoder):
     def __init__(self, config: VaeConfig):
-        super().__init__(DecoderStack(config), config.z_dim, config)
+        widths = config.widths(config.decoder_base_dim or config.base_dim)[::-1]
+        frames = [2 if on else 1 for on in reversed(config.temperal_downsample)]
+        blocks: list[nn.Module] = [
+            UpBlock(inputs, outputs, config.num_res_blocks + 1, *frames[level : level + 1])
+            for level, (inputs, outputs) in enumerate(pairwise((widths[0], *widths)))
+        ]
+        super().__init__(DecoderStack(config.z_dim, widths, blocks, config.out_channels), config)
 
 
 class Encoder(LatentEncoder):
     def __init__(self, config: VaeConfig):
-        super().__init__(EncoderStack(config), config.z_dim)
-
-
-class DecoderStack(nn.Module):
-    def __init__(self, config: VaeConfig):
-        super().__init__()
-        widths = config.widths(config.decoder_base_dim or config.base_dim)[::-1]
-        self.conv_in = Conv2d(config.z_dim, widths[0])
-        self.mid_block = MidBlock(widths[0])
-        frames = [2 if on else 1 for on in reversed(config.temperal_downsample)]
-        self.up_blocks = [
-            UpBlock(inputs, outputs, config.num_res_blocks + 1, *frames[level : level + 1])
-            for level, (inputs, outputs) in enumerate(pairwise((widths[0], *widths)))
-        ]
-        self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = Conv2d(widths[-1], config.out_channels)
-
-    def __call__(self, x: Strips) -> Strips:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(x, activated(self.norm_out, x))
-
-
-class EncoderStack(nn.Module):
-    def __init__(self, config: VaeConfig):
-        super().__init__()
-        widths = config.widths(config.base_dim)
-        self.conv_in = Conv2d(config.in_channels, config.base_dim)
+        widths = (config.base_dim, *config.widths(config.base_dim))
         frames = [2 if on else 1 for on in config.temperal_downsample]
-        self.down_blocks = [
+        blocks: list[nn.Module] = [
             DownBlock(inputs, outputs, config.num_res_blocks, *frames[level : level + 1])
-            for level, (inputs, outputs) in enumerate(pairwise((config.base_dim, *widths)))
+            for level, (inputs, outputs) in enumerate(pairwise(widths))
         ]
-        self.mid_block = MidBlock(widths[-1])
-        self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = Conv2d(widths[-1], 2 * config.z_dim)
-
-    def __call__(self, x: Strips) -> Strips:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        x = self.mid_block(x)
-        return self.conv_out(x, activated(self.norm_out, x))
+        super().__init__(EncoderStack(config.in_channels, widths, blocks, config.z_dim), config)
 
 
 class UpBlock(nn.Module):

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from .flags import as_path, number_or_text
-from .generate import size
+from .flags import as_path, number_or_text, size
 from .requests import readable
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..launched import launch
-from .flags import as_path
-from .generate import size
+from .flags import as_path, size
 from .requests import same_for_all
 
 

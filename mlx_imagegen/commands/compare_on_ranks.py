@@ -22,7 +22,7 @@ from ..errors import ImagegenError
 from ..escaping import one_line
 from ..families import family_spec
 from ..hub.download import notify_stderr
-from ..image import write_atomically
+from ..image import write_bytes
 from ..launched import Launch
 from ..measuring.compare import (
     CELLS,
@@ -173,7 +173,7 @@ class Cells:
         if FAILED in finished:
             cell = replace(cell, path=None, reason=finished[FAILED])
         elif cell.path:
-            write_atomically(cell.path, lambda file: file.write(finished["picture"]))
+            write_bytes(cell.path, finished["picture"])
             cell = replace(cell, record=finished["record"])
         self.cells[index] = cell
         self.tell(f"{cell.column.label}, {cell.line.axis}: {cell.reason or f'{short(cell.seconds)} s'}, {name}")

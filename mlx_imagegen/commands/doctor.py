@@ -1,13 +1,13 @@
 """`doctor`: is this machine ready, and for what."""
 
 import argparse
-import json
 import math
 import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import ImagegenError
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> None:
     from ..measuring.doctor import facts, warnings
     from ..measuring.fits import fits
     from ..measuring.speed import measured_chip, slowness
+    from ..measuring.tables import aligned
     from ..planning.recommend import recommend
     from ..precision import on_gpu
-    from ..selftest.suite import self_test
+    from ..selftest.suite import HEADER, self_test, summary
 
     known, chip = facts(), measured_chip()
     known["measured"] = f"{chip.teraflops:.3g} TFLOP/s in products, {chip.bandwidth_gb_per_second:.3g} GB/s copied"
@@ -39,63 +40,47 @@ def run(args: argparse.Namespace) -> None:
     narrowed = advice.models if advice and not args.all else []
     found = fits(narrowed if args.model is None else args.model, chip)
     if not args.json:
-        print(answer(advice, found, narrowed != []) + "\n\n" + machine_lines(known, warned), flush=True)
+        width = max(map(len, known))
+        lines = [f"{name:<{width}}  {value}" for name, value in known.items()]
+        lines += [f"warning: {line}" for line in warned]
+        print("\n".join([answer(advice, found, narrowed != []), "", *lines]), flush=True)
     started = time.perf_counter()
     checks = [] if args.no_self_test else list(self_test())
     if args.json:
-        print(json.dumps(as_data(known, warned, advice, found, checks), indent=1))
+        print(json_text(as_data(known, warned, advice, found, checks)), end="")
     elif checks:
-        print("\n" + self_test_lines(checks, time.perf_counter() - started))
+        right, seconds = sum(check.right for check in checks), time.perf_counter() - started
+        print(f"\nself-test: {right} of {len(checks)} are right ({seconds:.1f} s)")
+        print(aligned(HEADER, summary(checks)))
     fail(checks, known["mlx"])
 
 
 def answer(advice: "Recommendation | None", found: "list[Fit]", narrowed: bool) -> str:
-    from ..machine import memory_limit
-
-    lines = [f"{memory_limit()}:", *(f"  {line}" for line in advice.lines())] if advice else []
-    more = ["", "all models: mlx-imagegen doctor --all"] if narrowed else []
-    return "\n".join([*lines, *([""] if lines else []), table(found), *more])
-
-
-def table(found: "list[Fit]") -> str:
-    from ..machine import GB
+    from ..machine import GB, memory_limit
     from ..measuring.tables import NONE, aligned, short
 
+    lines = [f"{memory_limit()}:", *(f"  {line}" for line in advice.lines()), ""] if advice else []
     rows = [
         [fit.model, fit.quant, NONE, NONE, NONE, fit.verdict] if fit.reason else
         [fit.model, fit.quant, short(fit.peak_bytes / GB), short(fit.all_bytes / GB), short(fit.seconds), fit.verdict]
         for fit in found
     ]  # fmt: skip
-    return aligned(("model", "quant", "peak GB", "all GB", "steps at best, s", "on this machine"), rows)
-
-
-def machine_lines(known: dict[str, str], warned: list[str]) -> str:
-    width = max(map(len, known))
-    lines = [f"{name:<{width}}  {value}" for name, value in known.items()]
-    return "\n".join(lines + [f"warning: {line}" for line in warned])
-
-
-def self_test_lines(checks: "list[Check]", seconds: float) -> str:
-    from ..measuring.tables import aligned
-    from ..selftest.suite import HEADER, summary
-
-    right = sum(check.right for check in checks)
-    return f"self-test: {right} of {len(checks)} are right ({seconds:.1f} s)\n" + aligned(HEADER, summary(checks))
+    lines.append(aligned(("model", "quant", "peak GB", "all GB", "steps at best, s", "on this machine"), rows))
+    return "\n".join([*lines, *(["", "all models: mlx-imagegen doctor --all"] if narrowed else [])])
 
 
 def as_data(
-    known: dict[str, str],
-    warned: list[str],
-    advice: "Recommendation | None",
-    found: "list[Fit]",
-    checks: "list[Check]",
+    known: dict[str, str], warned: list[str], advice: "Recommendation | None", found: "list[Fit]", checks: "list[Check]"
 ) -> dict[str, Any]:
+    errors = [check.error if math.isfinite(check.error) else None for check in checks]  # JSON has no NaN, no infinity
     return {
         "machine": known,
         "warnings": warned,
         "recommended": asdict(advice) if advice else None,
         "models": [asdict(fit) | {"verdict": fit.verdict} for fit in found],
-        "self_test": [asdict(check) | {"error": _number(check.error), "right": check.right} for check in checks],
+        "self_test": [
+            asdict(check) | {"error": error, "right": check.right} for check, error in zip(checks, errors, strict=True)
+        ],
     }
 
 
@@ -109,8 +94,3 @@ def fail(checks: "list[Check]", mlx: str) -> None:
             f"{len(wrong)} of {len(checks)} checks are wrong with this chip and MLX {mlx} ({operations}): pictures "
             "would be wrong, too. Install another version of MLX, and send what `mlx-imagegen doctor --json` prints."
         )
-
-
-def _number(error: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return error if math.isfinite(error) else None

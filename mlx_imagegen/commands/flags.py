@@ -6,9 +6,10 @@ Must not know: what a parameter does, what any command does.
 """
 
 import argparse
+import importlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from ..request.parameters import ALIASES, BY_NAME, MODELS_OWN, limits
 Group = argparse._ArgumentGroup
 
 
-def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
+def add_flags(group: argparse._ActionsContainer, rows: Iterable[Parameter]) -> None:
     """The rows' flags; rows without one are left out."""
     for row in rows:
         if row.flag:
@@ -29,8 +30,7 @@ def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
 
 def add_flag(parser: argparse.ArgumentParser, name: str) -> None:
     """One parameter's, for commands that take few."""
-    row = BY_NAME[name]
-    parser.add_argument(str(row.flag), help=flag_help(row), default=None, metavar=row.metavar, **FORMS[row.kind])
+    add_flags(parser, [BY_NAME[name]])
 
 
 def flag_help(row: Parameter) -> str:
@@ -47,14 +47,8 @@ def add_aliases(parser: argparse.ArgumentParser) -> None:
     """Flags that other programs have: not shown, and answered with the name of ours."""
     for alias, name in ALIASES.items():
         if flag := BY_NAME[name].flag:
-            parser.add_argument(
-                "--" + alias.replace("_", "-"),
-                f"--{alias}",
-                action=_Alias,
-                nargs="?",
-                const=flag,
-                help=argparse.SUPPRESS,
-            )
+            names = "--" + alias.replace("_", "-"), f"--{alias}"
+            parser.add_argument(*names, action=_Alias, nargs="?", const=flag, help=argparse.SUPPRESS)
 
 
 class _Alias(argparse.Action):
@@ -67,6 +61,19 @@ def as_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give a file or a folder")
     return Path(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height: 1024 or 1024x768."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
+    return int(sides[0]), int(sides[-1])
+
+
+def sides(size: tuple[int, int] | None) -> dict[str, int]:
+    """The parameters that --size stands for."""
+    return dict(zip(("width", "height"), size, strict=True)) if size else {}
 
 
 def seeds(text: str) -> list[int]:
@@ -91,10 +98,6 @@ def _json(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
 
 
-def _radius(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
 def number_or_text(text: str) -> float | str:
     try:
         return float(text)
@@ -102,22 +105,13 @@ def number_or_text(text: str) -> float | str:
         return text
 
 
-def _lora(text: str) -> Any:
-    from ..lora.merge import parse_lora
+def _parsed_by(module: str, name: str) -> Callable[[str], Any]:
+    """A function of a module that takes time to import: imported when the flag is given."""
 
-    return parse_lora(text)
+    def parse(text: str) -> Any:
+        return getattr(importlib.import_module(f"..{module}", __package__), name)(text)
 
-
-def _control(text: str) -> Any:
-    from ..request.controls import parse_control
-
-    return parse_control(text)
-
-
-def _image_prompt(text: str) -> Any:
-    from ..request.image_prompts import parse_image_prompt
-
-    return parse_image_prompt(text)
+    return parse
 
 
 # What argparse's add_argument takes for each kind.
@@ -131,7 +125,8 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.SWITCH: {"action": "store_true"},
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
-    kinds.RADIUS: {"type": _radius},
+    kinds.RADIUS: {"type": lambda text: int(text) if text.isdecimal() else text},
+    kinds.SWITCH_OR_TEXT: {},
     kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},
@@ -141,7 +136,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.PICTURES: {"type": as_path, "nargs": "+"},
     kinds.ARRAY: {"type": as_path},
     kinds.ARRAYS: {"type": as_path, "nargs": "+"},
-    kinds.CONTROLS: {"type": _control, "action": "append"},
-    kinds.IMAGE_PROMPTS: {"type": _image_prompt, "action": "append"},
-    kinds.LORAS: {"type": _lora, "action": "append"},
+    kinds.CONTROLS: {"type": _parsed_by("request.controls", "parse_control"), "action": "append"},
+    kinds.IMAGE_PROMPTS: {"type": _parsed_by("request.image_prompts", "parse_image_prompt"), "action": "append"},
+    kinds.LORAS: {"type": _parsed_by("lora.merge", "parse_lora"), "action": "append"},
 }

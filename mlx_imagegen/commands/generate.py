@@ -1,21 +1,29 @@
 """`generate`: requests in, pictures out. Flags are the table of parameters, and what only a command line needs."""
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
-from .flags import Group, add_aliases, add_flags, as_path
-from .output_paths import DEFAULT_PATTERN, FIELDS, existing, new_folder, output_paths
-from .recorded_model import opening_of_record, read_record, revision_notes
-from .requests import naming_line, read_requests
+from .flags import Group, add_aliases, add_flags, as_path, size
+from .output_paths import (
+    DEFAULT_PATTERN,
+    FIELDS,
+    existing,
+    new_folder,
+    output_paths,
+    skipped,
+    step_path,
+    what_to_save,
+)
+from .recorded_model import read_record_and_requests, revision_notes
+from .requests import naming_line
 
 if TYPE_CHECKING:
-    from ..hub.manifest import Manifest
     from ..pipeline import Pipeline
     from ..request.job import Job
     from ..result import StepEvent
@@ -33,16 +41,24 @@ GROUPS = {
 
 def flags(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(*texts) for name, texts in GROUPS.items()}
-    _requests(groups["what"])
+    _add_requests(groups["what"])
     for name, group in groups.items():
         add_flags(group, [row for row in PARAMETERS if row.group == name and row.name != "prompt"])
     groups["how"].add_argument("--size", type=size, metavar="N|WxH", help="width and height at once")
-    _output(parser.add_argument_group("output"))
-    _ranks(parser.add_argument_group("several Macs", "With mlx.launch, which starts one rank on each."))
+    _add_output(parser.add_argument_group("output"))
+    ranks = parser.add_argument_group("several Macs", "With mlx.launch, which starts one rank on each.")
+    ranks.add_argument(
+        "--parallel", choices=PARALLEL,
+        help="what each rank computes: pictures; one branch of guidance of each picture; or its part of each layer "
+        "and no more of the model (auto: what is fastest and fits)",
+    )  # fmt: skip
+    ranks.add_argument(
+        "--output-on-each-host", action="store_true", help="leave pictures on the host that has drawn them"
+    )
     add_aliases(parser)
 
 
-def _requests(group: Group) -> None:
+def _add_requests(group: Group) -> None:
     """A prompt may stand alone, without its flag."""
     group.add_argument(
         "prompt", nargs="?", help="what the picture should show, in quotes; - reads prompts from standard input"
@@ -59,7 +75,7 @@ def _requests(group: Group) -> None:
     )
 
 
-def _output(group: Group) -> None:
+def _add_output(group: Group) -> None:
     fields = ", ".join(f"{{{name}}}" for name in FIELDS)
     group.add_argument(
         "-o", "--output", default=DEFAULT_PATTERN, metavar="PATTERN",
@@ -84,17 +100,6 @@ def _output(group: Group) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
-def _ranks(group: Group) -> None:
-    group.add_argument(
-        "--parallel", choices=PARALLEL,
-        help="what each rank computes: pictures; one branch of guidance of each picture; or its part of each layer "
-        "and no more of the model (auto: what is fastest and fits)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output-on-each-host", action="store_true", help="leave pictures on the host that has drawn them"
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     if args.preview_every is not None and args.preview_every < 1:
         raise RequestError(f"--preview-every {args.preview_every}: give a number of steps from 1.")
@@ -110,23 +115,25 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    opening, requests = read_requests(args)
-    record = read_record(args)
-    if record:
-        opening = opening_of_record(args, record, opening)
+    record, opening, requests = read_record_and_requests(args)
 
     from .. import pipeline
     from ..hub.record import revision_of
-    from ..preflight import manifest_before_opening
+    from ..preflight import manifest_before_opening, resolve_before_opening
     from .progress import Progress
 
     manifest = manifest_before_opening(opening.get("model", DEFAULT_MODEL))
-    resolved = _resolved(manifest, opening.get("lora"), requests) if manifest else []
-    paths = output_paths(args.output, list(chain(*resolved)), manifest) if manifest else []
+    resolved: list[list[Job]] = []  # by request, before the model is opened
+    paths: list[Path] = []
+    if manifest:
+        for request in requests:
+            with naming_line(request):
+                resolved.append(resolve_before_opening(manifest, opening.get("lora"), **request))
+        paths = output_paths(args.output, list(chain(*resolved)), manifest)
     present = existing(paths, args.overwrite, args.skip_existing)
     with Progress(args.quiet) as progress:
         if paths and len(present) == len(paths):
-            progress.say(_skipped(present))
+            progress.say(skipped(present))
             return
         opened = pipeline.load(**opening, on_load=progress.loading, on_download=progress.say)
         jobs = []
@@ -138,61 +145,30 @@ def _generate(args: argparse.Namespace) -> None:
             present = existing(paths, args.overwrite, args.skip_existing)
         progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
         if present:
-            progress.say(_skipped(present))
+            progress.say(skipped(present))
         wanted = [(job, path) for job, path in zip(jobs, paths, strict=True) if path not in present]
         if wanted:
             _make(opened, wanted, args, progress)
-
-
-def _resolved(manifest: "Manifest", lora: Any, requests: Sequence[dict[str, Any]]) -> "list[list[Job]]":
-    """Each request's jobs, before the model is opened."""
-    from ..preflight import resolve_before_opening
-
-    jobs = []
-    for request in requests:
-        with naming_line(request):
-            jobs.append(resolve_before_opening(manifest, lora, **request))
-    return jobs
-
-
-def _skipped(present: Collection[Path]) -> str:
-    return f"skipped: {len(present)} {'picture is' if len(present) == 1 else 'pictures are'} there already"
 
 
 def _make(
     opened: "Pipeline", wanted: "Sequence[tuple[Job, Path]]", args: argparse.Namespace, progress: "Progress"
 ) -> None:
     """All requests' pictures in one stream: a prompt is encoded once, a stage is loaded once."""
+    from ..image import write_picture
 
     jobs, paths = [job for job, _ in wanted], [path for _, path in wanted]
+
+    def on_step(event: "StepEvent") -> None:
+        progress.step(event)
+        if path := step_path(paths[event.picture], event, args.preview_every):
+            write_picture(event.preview(), path)
+
     progress.note(*(note for job in jobs for note in job.notes))  # now: the work may take hours
-    on_step = _with_previews(progress.step, paths, args.preview_every)
+    opened.on_token = progress.writing
     for result, path in zip(opened.stream(jobs, on_step), paths, strict=True):
         progress.clear()
-        result.save(path, metadata=not args.no_metadata, report=not args.no_report, paths=args.record_paths)
+        result.save(path, **what_to_save(args))
         progress.note(*result.report.notes)
         print(result.line(path, args.json), flush=True)
         progress.say(f"seed {result.seed}, {result.report.total_seconds:.1f} s")
-
-
-def _with_previews(
-    show: "Callable[[StepEvent], None]", paths: Sequence[Path], every: int | None
-) -> "Callable[[StepEvent], None]":
-    """Shows each step, and writes every n-th step's picture next to the finished one's path."""
-    from ..image import write_picture
-
-    def on_step(event: "StepEvent") -> None:
-        show(event)
-        if every and event.step % every == 0 and event.step < event.steps:
-            path = paths[event.picture]
-            write_picture(event.preview(), path.with_name(f"{path.stem}.step{event.step:03}{path.suffix}"))
-
-    return on_step
-
-
-def size(text: str) -> tuple[int, int]:
-    """Width and height: 1024 or 1024x768."""
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024 or 1024x768")
-    return int(sides[0]), int(sides[-1])

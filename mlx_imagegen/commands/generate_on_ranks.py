@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,19 @@ from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import by_residency, draw_pictures, gone
 from ..distributed.requests import packed, unpacked, with_seeds
-from ..image import encoded_picture, write_atomically
+from ..errors import RequestError
+from ..hub.record import revision_of
+from ..image import encoded_picture, write_bytes
 from ..launched import Launch
 from ..machine import memory_limit
-from ..pipeline import Pipeline, load
-from ..planning.fitting import check_fits, residency
+from ..pipeline import Pipeline, load_on_hosts
+from ..planning.fitting import residency
 from ..planning.hosts import LAYERS, PICTURES, USUAL_LINK
-from ..preflight import layers_shared_over
 from ..request.job import Job
 from ..result import Result, StepEvent
-from .output_paths import existing, output_paths
+from .output_paths import existing, output_paths, skipped, step_path, what_to_save
 from .progress import Progress
-from .recorded_model import opening_of_record, read_record, revision_notes
-from .requests import read_requests
+from .recorded_model import read_record_and_requests, revision_notes
 
 # After a rank has died, the launcher waits for the others' end and does not read what they print: a pipe holds so much.
 UNREAD_BYTES = 8192
@@ -44,12 +44,19 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
     with Group(launch) as group, Progress(args.quiet or group.rank > 0) as progress:
         progress.bars |= not progress.quiet and "COLUMNS" in os.environ  # the launcher's own terminal
         with tempfile.TemporaryDirectory(prefix="mlx_imagegen_request_") as folder:
-            opening, requests = _shared_requests(group, args, Path(folder))
-            memories = _memories(group)
-            with layers_shared_over(memories if args.parallel in (None, AUTO, LAYERS) else ()):
-                opened = load(**opening, on_load=progress.loading, on_download=progress.say)
+            record, opening, requests = _shared_requests(group, args, Path(folder))
+            memories = [each["memory"] for each in group.exchange({"memory": memory_limit().most_bytes})]
+            sharing = memories if args.parallel in (None, AUTO, LAYERS) else ()
+            opened = load_on_hosts(sharing, **opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
+        if any(job.upsampler for job in jobs):
+            raise RequestError(
+                "upsample: prompts are not upsampled on several ranks; write the caption first (mlx-imagegen upsample)."
+            )
         check_same(group, opened, jobs)
+        if record:
+            here = revision_of(opened.folder)
+            progress.note(*revision_notes(args.replay, record, opened.model.requested_as, here))
         paths, wanted, mode = _shared_plan(group, args, opened, jobs, memories, progress)
         if wanted:
             jobs = [jobs[index] for index in wanted]
@@ -58,26 +65,16 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
 
 def _shared_requests(
     group: Group, args: argparse.Namespace, folder: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How to open the model, and the requests: rank 0's, on every rank."""
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """A picture's record, on rank 0 alone; how to open the model, and the requests: rank 0's, on every rank."""
     if group.rank:
         message = group.share()
-        return message["opening"], [
-            unpacked(request, folder / str(place)) for place, request in enumerate(message["requests"])
-        ]
-    opening, requests = read_requests(args)
-    if record := read_record(args):
-        opening = opening_of_record(args, record, opening)
+        requests = [unpacked(request, folder / str(place)) for place, request in enumerate(message["requests"])]
+        return {}, message["opening"], requests
+    record, opening, requests = read_record_and_requests(args)
     requests = [with_seeds(request) for request in requests]
     group.share({"opening": packed(opening), "requests": [packed(request) for request in requests]})
-    return opening, requests
-
-
-def _memories(group: Group) -> list[int]:
-    """Bytes that each rank may hold, on every rank."""
-    gathered = group.gather({"memory": memory_limit().most_bytes})
-    message = group.share({"memories": [each["memory"] for each in gathered]} if group.rank == 0 else None)
-    return list(message["memories"])
+    return record, opening, requests
 
 
 def _shared_plan(
@@ -104,12 +101,7 @@ def _shared_plan(
     paths = [str(path) for path in own_paths]
     group.share({"paths": paths, "wanted": wanted, "parallel": mode.name, "parts": mode.parts})
     if present:
-        progress.say(f"skipped: {len(present)} of {len(own_paths)} pictures are there already")
-    if args.replay:
-        from ..hub.record import revision_of
-
-        record = read_record(args)
-        progress.note(*revision_notes(args.replay, record, opened.model.requested_as, revision_of(opened.folder)))
+        progress.say(skipped(present))
     if wanted:
         pictures = "picture" if len(wanted) == 1 else "pictures"
         link = f" (the link carries {speed:.2g} Gb/s)" if asked == AUTO else ""
@@ -142,15 +134,9 @@ def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
 
 
 def _resident_ranks(group: Group, opened: Pipeline, jobs: Sequence[Job]) -> list[bool]:
-    """By rank, whether it can keep the model in memory; a rank that cannot draw these pictures ends all here, before
-    anything is loaded."""
-    sizes = {(job.settings.width, job.settings.height, len(job.prompt.references)): job for job in jobs}
-    plans = [check_fits(opened.family, job, opened.model.manifest) for job in sizes.values()]
-    resident = residency(plans, opened.resident).resident
-    ranks = group.gather({"resident": resident})
-    return list(
-        group.share({"resident": [rank["resident"] for rank in ranks]} if group.rank == 0 else None)["resident"]
-    )
+    """By rank, whether it can keep the model in memory; a rank that cannot draw the pictures ends all here."""
+    resident = residency([made for made, _ in opened.plans(jobs)], opened.resident).resident
+    return [bool(each["resident"]) for each in group.exchange({"resident": resident})]
 
 
 @dataclass
@@ -179,12 +165,11 @@ class _Pictures:
         """The files with their contents, unless they stay on this host, and what is printed."""
         args, path, rank = self.args, self.paths[index], self.group.rank
         result.report.choices.setdefault("parallel", f"{PICTURES}, drawn by rank {rank} of {self.group.size}")
-        how = {"metadata": not args.no_metadata, "report": not args.no_report, "paths": args.record_paths}
         files: dict[Path, bytes] = {}
         if args.output_on_each_host:
-            result.save(path, **how)
+            result.save(path, **what_to_save(args))
         else:
-            files = result.encoded(path, **how)
+            files = result.encoded(path, **what_to_save(args))
         return {
             "files": list(files.items()),
             "line": result.line(path, args.json),
@@ -193,15 +178,13 @@ class _Pictures:
         }
 
     def observe(self, index: int, event: StepEvent) -> Message:
-        """A step, with the unfinished picture where one is asked for."""
-        path, every = self.paths[index], self.args.preview_every
-        shown = every and event.step % every == 0 and event.step < event.steps
-        preview = encoded_picture(event.preview(), path) if shown else None
-        return {"step": event.step, "steps": event.steps, "preview": preview}
+        """A step, with the unfinished picture's file where one is asked for."""
+        path = step_path(self.paths[index], event, self.args.preview_every)
+        files = [(path, encoded_picture(event.preview(), path))] if path else []
+        return {"step": event.step, "steps": event.steps, "files": files}
 
     def keep(self, index: int, finished: Message, rank: int) -> None:
-        for path, contents in finished["files"]:
-            _write(Path(path), contents)
+        _write(finished["files"])
         with self._turn:
             self.progress.clear()
             self.progress.note(*finished["notes"])
@@ -209,10 +192,7 @@ class _Pictures:
             self.progress.say(f"{finished['said']}, {self.group.name(rank)}")
 
     def show(self, index: int, observed: Message, rank: int) -> None:
-        if observed["preview"] is not None:
-            path = self.paths[index]
-            path = path.with_name(f"{path.stem}.step{observed['step']:03}{path.suffix}")
-            _write(path, observed["preview"])
+        _write(observed["files"])
         with self._turn:
             self._steps[index] = observed["step"]
             self.progress.steps(self._steps.total(), observed["steps"] * len(self.paths))
@@ -232,5 +212,6 @@ class _Pictures:
             print(line, flush=True)
 
 
-def _write(path: Path, contents: bytes) -> None:
-    write_atomically(path, lambda file: file.write(contents))
+def _write(files: Iterable[tuple[str | Path, bytes]]) -> None:
+    for path, contents in files:
+        write_bytes(Path(path), contents)

@@ -47,12 +47,14 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested records as dotted names; numbers short enough to read."""
+    """Nested records as dotted names; numbers short enough to read; sentences a line each."""
     for name, value in record.items():
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            if value:
+            if all(str(each).endswith(".") for each in value):
+                yield from ((prefix + name, str(each)) for each in value)
+            else:
                 yield prefix + name, ", ".join(map(_short, value))
         elif value is not None:
             yield prefix + name, _short(value)

@@ -1,7 +1,6 @@
 """`lora FILE`: what a LoRA is made of, for which model, and what of it would find no place."""
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,15 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import LoraError
+from .plan import headers
 
 if TYPE_CHECKING:
     from ..hub.manifest import Manifest
     from ..lora.file import LoraFile
     from ..lora.match import Match
-
-    Candidate = tuple[str, Manifest, AbstractContextManager[Path]]
-
 SHOWN = 12  # leftovers that are listed
 BLOCK = re.compile(r"(?<=[._])(?<!encoder_)\d+(?=[._])")  # the first number of a module's name is its block's
 
@@ -33,19 +31,16 @@ def run(args: argparse.Namespace) -> None:
 
     file = open_lora(args.file)
     found = best_match(file, args.model)
-    _print(described(file) | fit(found), args.json)
+    description = described(file) | fit(found)
+    if args.json:
+        print(json_text(description), end="")
+    else:
+        width = max(map(len, description))
+        for name, value in description.items():
+            for index, line in enumerate(value if isinstance(value, list) else [value]):
+                print(f"{name if index == 0 else '':<{width}}  {line}")
     if args.model and found and not found[1].matched:
         raise LoraError(f"{args.file} is for another model: none of its modules has a place in {args.model}.")
-
-
-def _print(description: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
-        return
-    width = max(map(len, description))
-    for name, value in description.items():
-        for index, line in enumerate(value if isinstance(value, list) else [value]):
-            print(f"{name if index == 0 else '':<{width}}  {line}")
 
 
 def described(file: "LoraFile") -> dict[str, Any]:
@@ -54,7 +49,7 @@ def described(file: "LoraFile") -> dict[str, Any]:
     sizes = Counter(tensor.dtype.lower() for tensor in file.checkpoint.values())
     return {
         "file": file.published or str(file.path),
-        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.keys)} tensors ({_counted(sizes)})",
+        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.checkpoint)} tensors ({_counted(sizes)})",
         "format": file.format,
         "kind": _counted(Counter(entry.kind or "incomplete" for entry in entries)),
         "base": file.family or "unknown",
@@ -81,12 +76,16 @@ def best_match(file: "LoraFile", named: str | None) -> "tuple[str, Match] | None
     from ..loading.weights import WeightTransforms
     from ..lora.match import Lora, match_entries, module_names
 
+    def matched(manifest: "Manifest", folder: Path) -> "Match":
+        return match_entries(Lora(file), module_names(open_family(manifest, folder, WeightTransforms())))
+
+    if named:
+        with headers(named) as (manifest, folder, _):
+            return named, matched(manifest, folder)
     matches = []
-    for name, manifest, place in [_named(named)] if named else _candidates(file):
+    for manifest, place in _candidates(file):
         with place as folder:
-            matches.append(
-                (name, match_entries(Lora(file), module_names(open_family(manifest, folder, WeightTransforms()))))
-            )
+            matches.append((manifest.name, matched(manifest, folder)))
     return max(matches, key=lambda each: len(each[1].matched), default=None)
 
 
@@ -100,7 +99,7 @@ def fit(found: "tuple[str, Match] | None") -> dict[str, Any]:
     return {"matches": fitting, "left over": left[:SHOWN] + more or "nothing"}
 
 
-def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
+def _candidates(file: "LoraFile") -> "Iterator[tuple[Manifest, AbstractContextManager[Path]]]":
     """Models of the LoRA's family: those that are here, and one of each published size, which need not be."""
     from ..families import family_specs
     from ..hub.download import local_folder
@@ -109,30 +108,14 @@ def _candidates(file: "LoraFile") -> "Iterator[Candidate]":
 
     for family in (spec.name for spec in family_specs() if spec.title in file.families):
         ours = [manifest for manifest in manifests().values() if manifest.family == family]
-        for manifest in ours:
-            folder = local_folder(manifest)
-            if folder:
-                yield manifest.name, manifest, nullcontext(folder)
-        plain = [manifest for manifest in ours if has_tensor_shapes(manifest) and "needs" not in manifest.extras]
         sizes: dict[str | None, Manifest] = {}
-        for manifest in plain:
-            sizes.setdefault(manifest.tensor_shapes, manifest)
+        for manifest in ours:
+            if folder := local_folder(manifest):
+                yield manifest, nullcontext(folder)
+            if has_tensor_shapes(manifest) and "needs" not in manifest.extras:
+                sizes.setdefault(manifest.tensor_shapes, manifest)
         for manifest in sizes.values():
-            yield manifest.name, manifest, shape_only_folder(manifest)
-
-
-def _named(model: str) -> "Candidate":
-    from ..hub.download import local_folder
-    from ..hub.recognition import find
-    from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
-
-    found = find(model)
-    folder = found.folder or local_folder(found.manifest)
-    if folder:
-        return model, found.manifest, nullcontext(folder)
-    if has_tensor_shapes(found.manifest):
-        return model, found.manifest, shape_only_folder(found.manifest)
-    raise LoraError(f"{model} is not on this machine: a LoRA is matched against its files; download it first.")
+            yield manifest, shape_only_folder(manifest)
 
 
 def _counted(counter: Counter[Any]) -> str:

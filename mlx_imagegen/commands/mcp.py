@@ -5,17 +5,14 @@ from pathlib import Path
 
 from ..errors import ImagegenError, MissingFileError
 from ..paths import expanded
-from ..request.parameters import DEFAULT_MODEL
 from .flags import as_path
+from .serve import add_model_flags, idle_seconds
 
 FOLDER = Path("~/Pictures/mlx-imagegen")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of calls that name none ({DEFAULT_MODEL})")
-    parser.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
-    parser.add_argument("--models-dir", type=as_path, metavar="FOLDER", help="its folders can be asked for by name")
-    parser.add_argument("--loras-dir", type=as_path, metavar="FOLDER", help="its LoRAs can be asked for by name")
+    add_model_flags(parser.add_argument_group("models"))
     parser.add_argument(
         "-o", "--output", type=as_path, default=FOLDER, metavar="FOLDER", help=f"for pictures ({FOLDER})"
     )
@@ -23,9 +20,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--images", type=as_path, action="append", default=[], metavar="FOLDER",
         help="pictures in it may be edited, next to those in the output folder; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--idle-unload", type=float, default=15, metavar="MINUTES", help="then the model leaves memory; 0 is never (15)"
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
             f"{args.model} is not on this machine, and hosts do not wait for a download; make one picture with "
             f"mlx-imagegen generate --model {args.model} first."
         )
-    service = Service(catalogue, Options(check_quant(args.quant), idle_seconds=args.idle_unload * 60 or None))
+    service = Service(catalogue, Options(check_quant(args.quant), idle_seconds=idle_seconds(args.idle_unload)))
     service.start(open_model=False)
     serve(Tools(service, expanded(args.output), tuple(args.images)))

@@ -1,4 +1,4 @@
-"""`models`: what can be named with --model, what of it was downloaded, and the removal of downloads."""
+"""`models`: what can be named with --model, and next to one; what was downloaded, and the removal of downloads."""
 
 import argparse
 import dataclasses
@@ -13,6 +13,7 @@ from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
+NETWORK_KINDS = ("control network", "image adapter")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     style.add_argument("--json", action="store_true", help="print everything the manifests say, as JSON")
     style.add_argument("--cached", action="store_true", help="what was downloaded, and the room that it takes")
     style.add_argument("--remove", metavar="MODEL", help="delete this model's downloaded files, after a question")
+    parser.add_argument(
+        "--networks", action="store_true", help="what runs next to a model: control networks, IP-Adapters, Redux"
+    )
     parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
     add_flag(parser, "comfy")
 
@@ -28,6 +32,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.yes and not args.remove:
         raise RequestError("--yes answers --remove's question; there is none without --remove MODEL.")
+    if args.networks and (args.cached or args.remove):
+        raise RequestError("--networks goes with --names and --json alone.")
     if args.cached:
         _print_cached()
     elif args.remove:
@@ -37,15 +43,29 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_models(args: argparse.Namespace) -> None:
-    known = manifests().values()
+    kinds = NETWORK_KINDS if args.networks else ("model",)
+    known = [manifest for kind in kinds for manifest in manifests(kind).values()]
     if args.names:
         print("\n".join(manifest.name for manifest in known))
     elif args.json:
         print(json.dumps([dataclasses.asdict(manifest) for manifest in known], indent=2))
+    elif args.networks:
+        _print_table(
+            [("NAME", "GIVEN AS", "TO", "DOWNLOAD", "HERE", "REPOSITORY", "LICENCE"), *map(_network_row, known)]
+        )
+        print(
+            "TO: those of its models whose TAKES, in `mlx-imagegen models`, says so\n"
+            "by hand: download the repository yourself, and give its folder in the name's place",
+            file=sys.stderr,
+        )
     else:
         rows = [("NAME", "STEPS", "SIZE", "DOWNLOAD", "HERE", "TAKES", "LICENCE"), *map(_row, known)]
         _print_table(rows)
-        print("TAKES: the parameters by which pictures are given, next to the prompt; ! is needed", file=sys.stderr)
+        print(
+            "TAKES: the parameters by which pictures are given, next to the prompt; ! is needed\n"
+            "mlx-imagegen models --networks: what control, ip_adapter and redux can name",
+            file=sys.stderr,
+        )
         _print_files()
 
 
@@ -132,5 +152,24 @@ def _row(manifest: Manifest) -> tuple[str, ...]:
         "built in" if manifest.folder else f"{manifest.download_bytes / GB:.1f} GB",
         "yes" if local_folder(manifest) else "no",
         _takes(manifest),
-        manifest.licence + (", gated" if manifest.gated else ""),
+        _licence(manifest),
     )
+
+
+def _network_row(manifest: Manifest) -> tuple[str, ...]:
+    from ..families import family_spec
+    from ..hub.download import local_folder
+
+    return (
+        manifest.name,
+        manifest.extras.get("parameter", "control"),
+        ", ".join(family_spec(family).title for family in manifest.families),
+        f"{manifest.download_bytes / GB:.1f} GB" + ("" if manifest.revision else ", by hand"),
+        "yes" if local_folder(manifest) else "no",
+        manifest.repo or "-",
+        _licence(manifest),
+    )
+
+
+def _licence(manifest: Manifest) -> str:
+    return manifest.licence + (", gated" if manifest.gated else "")

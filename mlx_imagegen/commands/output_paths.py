@@ -1,11 +1,12 @@
 """Where pictures go: a pattern such as "{prompt}-{seed}.png" -> one path a picture, all different, all writable."""
 
+import argparse
 import contextlib
 import os
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..paths import expanded
 if TYPE_CHECKING:
     from ..hub.manifest import Manifest
     from ..request.job import Job
+    from ..result import StepEvent
 
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 SLUG_LENGTH = 48
@@ -67,6 +69,22 @@ def existing(paths: Sequence[Path], overwrite: bool, skip: bool) -> set[Path]:
     return present
 
 
+def skipped(present: Collection[Path]) -> str:
+    return f"skipped: {len(present)} {'picture is' if len(present) == 1 else 'pictures are'} there already"
+
+
+def step_path(path: Path, event: "StepEvent", every: int | None) -> Path | None:
+    """Where the unfinished picture of a step is written, next to the finished one's `path`; None: nowhere."""
+    if not every or event.step % every or event.step == event.steps:
+        return None
+    return path.with_name(f"{path.stem}.step{event.step:03}{path.suffix}")
+
+
+def what_to_save(args: argparse.Namespace) -> dict[str, bool]:
+    """As `Result.save` takes it."""
+    return {"metadata": not args.no_metadata, "report": not args.no_report, "paths": args.record_paths}
+
+
 @contextlib.contextmanager
 def new_folder(pattern: str) -> Iterator[None]:
     """A folder that `output_paths` makes inside is removed again where no picture came into it."""
@@ -116,7 +134,7 @@ def _known() -> str:
 
 
 def _slug(text: str) -> str:
-    """The prompt's first words as a part of a file name."""
+    """The prompt's first words."""
     words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
     if len(words) > SLUG_LENGTH:
         words = words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]

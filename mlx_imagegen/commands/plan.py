@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MissingFileError, RequestError, UnknownModelError
-from .flags import add_flag, as_path
-from .generate import size
+from .flags import add_flag, as_path, sides, size
 
 if TYPE_CHECKING:
     from ..families.base import Family
-    from ..families.controls import ControlNetwork
-    from ..families.image_prompts import AdapterSource, ImageAdapter
     from ..hub.manifest import Manifest
-    from ..packing.recipes import Recipe
+    from ..loading.weights import WeightTransforms
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -42,6 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "redux")
     add_flag(parser, "ip_adapter")
+    add_flag(parser, "upsample")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -50,31 +48,35 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every model, or every quant of the model")
 
 
-def _check_memory(sizes: list[float]) -> None:
-    for memory in sizes:
+def run(args: argparse.Namespace) -> None:
+    check_flags(args.hosts, args.memory or [], args.model)
+    machine = _machine(args)  # a chip that is not known is refused before anything is opened
+    if args.model is not None:
+        plan_model(args, machine)
+    else:
+        plan_machine(args, machine)
+
+
+def check_flags(hosts: int | None, memories: Sequence[float], model: str | None) -> None:
+    """Raises for numbers that cannot be, and for flags that do not go together."""
+    for memory in memories:
         if not 0 < memory < math.inf:
             raise RequestError(f"--memory {memory:g}: give a Mac's memory in GB, such as 16.")
+    count = len(memories)
+    if hosts is None and count > 1:
+        raise RequestError(f"--memory has {count} numbers for one machine; give --hosts {count} too.")
+    if hosts is not None and hosts < 2:
+        raise RequestError(f"--hosts {hosts}: give 2 or more.")
+    if hosts is not None and model is None:
+        raise RequestError("--hosts needs a model to share out; give --model.")
+    if hosts is not None and count not in (0, 1, hosts):
+        raise RequestError(f"--memory has {count} numbers for {hosts} hosts; give one for each, or one for all.")
 
 
-def run(args: argparse.Namespace) -> None:
-    from ..planning.chips import chip_named
-    from .plan_hosts import check_hosts
-
-    _check_memory(args.memory or [])
-    check_hosts(args.hosts, args.memory, args.model)
-    if args.chip:
-        chip_named(args.chip)  # refused before anything is opened
-    if args.model is not None:
-        plan_model(args)
-    else:
-        plan_machine(args)
-
-
-def plan_machine(args: argparse.Namespace) -> None:
+def plan_machine(args: argparse.Namespace, machine: "Machine") -> None:
     """What to begin with, and the models in it by every quant."""
     from ..planning.recommend import CHIP, CHIP_NAME, recommend, starts
 
-    machine = _machine(args)
     found = recommend(machine.usable_bytes, machine.chip, machine.gpu)
     rows = starts(machine.chip, machine.gpu)
     shown = [each for each in rows if args.all or (found and each.model in found.models)]
@@ -85,48 +87,70 @@ def plan_machine(args: argparse.Namespace) -> None:
         print("all models: mlx-imagegen plan --all")
 
 
-def plan_model(args: argparse.Namespace) -> None:
+def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..families import open_family
     from ..loading.weights import WeightTransforms
+    from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
-    from ..planning.plan import describe, plan
+    from ..planning.hosts import describe_sharing
+    from ..planning.measurements import estimate
+    from ..planning.plan import describe, gigabytes, plan
     from ..planning.recommend import starts_of
+    from ..quantization.layout import layouts
     from ..request.job import usual_job
 
     args.quant = recipe_of(args.quant)
-    asked: dict[str, Any] = dict(zip(("width", "height"), args.size, strict=True)) if args.size else {}
-    asked |= {"references": args.references} if args.references else {}
-    asked |= {name: value for name in ("redux", "ip_adapter") if (value := getattr(args, name))}
+    given = ("references", "redux", "ip_adapter")
+    asked: dict[str, Any] = {name: value for name in given if (value := getattr(args, name))}
     with headers(args.model) as (manifest, folder, note):
         recipe = read_recipe(args.quant, manifest.family) if args.quant else None
-        family = open_family(manifest, folder, recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms())
-        job = usual_job(manifest, family.size_multiple, steps=args.steps, **asked)
-        family.select_controls({name: _network(name, manifest, family, recipe) for name in args.control or ()})
-        family.select_adapters(
-            {image.adapter: _adapter(image.adapter, manifest, family) for image in job.prompt.images}
-        )
+        transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
+        family = open_family(manifest, folder, transforms)
+        job = usual_job(manifest, family.size_multiple, steps=args.steps, **sides(args.size), **asked)
+        _select_networks(family, manifest, args.control or (), job, transforms)
         made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
-            machine, download = _machine(args), manifest.download_bytes if note else 0
+            download = manifest.download_bytes if note else 0
             rows = list(starts_of(family, job, args.model, download, machine.chip, machine.gpu))
             table = ["", _table(rows, machine)] if args.all else []
             print("\n".join([*machine.answer(rows), *table, ""]))
         settings, count = job.settings, len(job.prompt.references)
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
-        print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
+        print("\n".join(describe(made, args.chip)))
+        if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
+            print(found.describe(machine.chip_name, made.seconds(machine.chip)))
+        if args.upsample:
+            print(_upsampler(args, manifest, count))
         if recipe:
-            print(_copy(family, folder, args.quant))
+            size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
+            print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
         if args.hosts:
-            from .plan_hosts import hosts_lines
-
-            machine = _machine(args)
-            lines = hosts_lines(args.hosts, args.memory, machine.usable_bytes, family, job, machine.chip, machine.gpu)
+            each = [working_set_of(int(memory * GIB)) for memory in args.memory or ()] or [machine.usable_bytes]
+            memories = each * args.hosts if len(each) == 1 else each
+            lines = describe_sharing(family, job.settings, memories, machine.chip, machine.gpu, job.prompt)
             print("\n".join(["", *lines]))
         elif args.memory:
-            print(_machine(args).how(made))
+            print(machine.how(made))
         elif not args.chip:
             print(_here(made, family, job, manifest))
+
+
+def _select_networks(
+    family: "Family[Any]", manifest: "Manifest", names: "Sequence[str]", job: "Job", transforms: "WeightTransforms"
+) -> None:
+    """The control networks, and the adapters of the job's pictures, by their files or their published shapes."""
+    from ..hub.networks import network_headers
+
+    controls, adapters = {}, {}
+    for name in names:
+        with network_headers(name, manifest) as place:
+            controls[name] = family.open_control(name, place, transforms)
+    for source in {image.adapter for image in job.prompt.images}:
+        with network_headers(source.name, manifest, source.parameter) as place:
+            adapters[source] = family.open_adapter(source, place)
+    family.select_controls(controls)
+    family.select_adapters(adapters)
 
 
 class Machine(NamedTuple):
@@ -136,6 +160,7 @@ class Machine(NamedTuple):
     usable_bytes: int
     most_bytes: int  # with every other program closed
     chip: "Chip"
+    chip_name: str | None  # of a Mac's
     gpu: bool  # as on a Mac, or as on the CPU (plan.py)
 
     def answer(self, rows: "Sequence[Start]") -> list[str]:
@@ -152,10 +177,9 @@ class Machine(NamedTuple):
         return ONLY_CLOSED if peak_bytes <= self.most_bytes else "does not fit"
 
     def how(self, made: "Plan") -> str:
-        verdict = self.verdict(made.peak_bytes)
-        if made.peak_bytes > self.usable_bytes:
-            return f"{self.name}: {verdict}"
-        return f"{self.name}: {verdict}, {_how(made.resident_peak_bytes <= self.usable_bytes)}"
+        fits = made.peak_bytes <= self.usable_bytes
+        how = f", {_how(made.resident_peak_bytes <= self.usable_bytes)}" if fits else ""
+        return f"{self.name}: {self.verdict(made.peak_bytes)}{how}"
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -169,10 +193,10 @@ def _machine(args: argparse.Namespace) -> Machine:
     if args.memory:
         memory = args.memory[0]
         usable = working_set_of(int(memory * GIB))
-        name = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
-        return Machine(name, usable, usable, chip, True)
+        mac = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
+        return Machine(mac, usable, usable, chip, name, True)
     limit = memory_limit()
-    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, on_gpu() or bool(args.chip))
+    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, name, on_gpu() or bool(args.chip))
 
 
 def _table(rows: "Sequence[Start]", machine: Machine) -> str:
@@ -188,35 +212,6 @@ def _table(rows: "Sequence[Start]", machine: Machine) -> str:
         for each in ordered
     ]  # fmt: skip
     return aligned(("model", "quant", "peak GB", "download GB", "steps", "seconds at least", ""), cells)
-
-
-def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> list[str]:
-    """By what was measured on Macs, for the chip asked for or at hand."""
-    from ..machine import machine
-    from ..planning.chips import chip_named, chip_of
-    from ..planning.measurements import estimate
-
-    chip = args.chip or chip_of(machine()["device"])
-    found = estimate(chip, manifest.name, args.quant) if chip else None
-    return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
-
-
-def _network(name: str, manifest: "Manifest", family: "Family[Any]", recipe: "Recipe | None") -> "ControlNetwork":
-    """By its files or its published shapes."""
-    from ..hub.networks import network_headers
-    from ..loading.weights import WeightTransforms
-
-    transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
-    with network_headers(name, manifest) as folder:
-        return family.open_control(name, folder, transforms)
-
-
-def _adapter(source: "AdapterSource", manifest: "Manifest", family: "Family[Any]") -> "ImageAdapter[Any]":
-    """By its files or its published shapes."""
-    from ..hub.networks import network_headers
-
-    with network_headers(source.name, manifest, source.parameter) as folder:
-        return family.open_adapter(source, folder)
 
 
 @contextmanager
@@ -243,25 +238,33 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
             yield found.manifest, folder, " (by its published shapes; its files are not here)"
     else:
         raise MissingFileError(
-            f"{model} is not here, its shapes are not known, and a plan downloads nothing; give a folder that holds it."
+            f"{model} is not here, its shapes are not known, and nothing is downloaded for this; download it first, or "
+            "give a folder that holds it."
         )
 
 
-def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
-    from ..packing.recipes import read_recipe
-    from ..planning.plan import gigabytes
-    from ..quantization.layout import layouts
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) -> str:
+    """What runs before all stages of the model, and is gone when they begin."""
+    import mlx.core as mx
 
-    size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
-    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {gigabytes(size)}"
+    from ..planning.plan import gigabytes
+    from ..request.options import upsampler
+    from ..upsampling.api import headers_of
+    from ..upsampling.upsampler import MOST_TOKENS, most_question_tokens
+
+    name = upsampler(manifest, args.upsample)
+    assert name is not None
+    length = most_question_tokens(references)
+    dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
+    need = headers_of(name, args.quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
+    return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:
     """How it goes on the machine at hand."""
     from ..planning.fitting import refusal, residency
 
-    refused = refusal(made, family, job, manifest)
-    if refused:
+    if refused := refusal(made, family, job, manifest):
         return refused
     chosen = residency([made], None)
     return f"here {_how(chosen.resident)}: {chosen.reason}"

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .flags import add_flag, as_path
-from .generate import size
+from .flags import add_flag, as_path, sides, size
 from .plan import headers
 from .requests import read_jobs
 
@@ -52,9 +51,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..lora.merge import parse_lora
+    from ..planning.plan import gigabytes
     from ..quantization.conversion_plan import plan_conversion
     from ..quantization.partial import MOST_WORKERS, check_place, partial_path, place_of
-    from ..quantization.quantizer import chosen_quant, is_written, write_conversion
+    from ..quantization.quantizer import SEARCH_COST, chosen_quant, is_written, write_conversion
     from .progress import Progress
 
     quant = chosen_quant(args.quant, args.bits)
@@ -77,8 +77,12 @@ def run(args: argparse.Namespace) -> None:
             progress.say(f"{target} is complete already, made from the same files by the same recipe")
             print(target)
             return
-        for line in _announced(plan):
-            progress.say(line)
+        for note in plan.notes:
+            progress.say(f"note: {note}")
+        search = f"; this recipe looks for each group's best scale: up to {SEARCH_COST} times as long as rounding takes"
+        progress.say(f"{gigabytes(plan.nbytes)} to write{search if plan.recipe.search else ''}")
+        if plan.calibration_cost:
+            progress.say(str(plan.calibration_cost))
         started = time.perf_counter()
         try:
             folder = write_conversion(
@@ -109,18 +113,9 @@ def _print_plan(
         print("\n".join([described(plan), *(f"note: {line}" for line in plan.merge.match_lines())]))
 
 
-def _announced(plan: "ConversionPlan") -> list[str]:
-    """The notes before the work starts."""
-    from ..planning.plan import gigabytes
-
-    lines = [*(f"note: {note}" for note in plan.notes), f"{gigabytes(plan.nbytes)} to write{_pace(plan)}"]
-    return [*lines, str(plan.calibration_cost)] if plan.calibration_cost else lines
-
-
 def _calibration_items(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The pictures for --calibrate: flags for all of them, a line's own parameters over these."""
-    flags = {"steps": args.steps, **dict(zip(("width", "height"), args.size or (None, None), strict=True))}
-    shared = {name: value for name, value in flags.items() if value is not None}
+    shared = sides(args.size) | ({} if args.steps is None else {"steps": args.steps})
     if shared and args.calibrate is None:
         raise RequestError(
             "--size and --steps are of the pictures for --calibrate, and no prompts are given; add --calibrate FILE."
@@ -138,18 +133,9 @@ def described(plan: "ConversionPlan") -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [f"{n:<{widths[0]}}  {f:<{widths[1]}}  {c:>{widths[2]}}  {s:>{widths[3]}}" for n, f, c, s in rows]
     for layout in plan.layouts:
-        lines.append(
-            f"{layout.component}: {layout.bits_per_weight:.2f} bits a weight, {gigabytes(layout.nbytes)} on disk"
-        )
+        bits = f"{layout.bits_per_weight:.2f} bits a weight"
+        lines.append(f"{layout.component}: {bits}, {gigabytes(layout.nbytes)} on disk")
     lines.append(f"in all: {gigabytes(plan.nbytes)} on disk")
     cost = plan.calibration_cost
     calibration = [str(cost), *filter(None, [too_large(plan.model.manifest, cost)])] if cost else []
     return "\n".join([*lines, "", *memory_lines(plan), *calibration, *(f"note: {note}" for note in plan.notes)])
-
-
-def _pace(plan: "ConversionPlan") -> str:
-    from ..quantization.quantizer import SEARCH_COST
-
-    if not plan.recipe.search:
-        return ""
-    return f"; this recipe looks for each group's best scale, which takes up to {SEARCH_COST} times as long as rounding"

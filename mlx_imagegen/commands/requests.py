@@ -1,7 +1,7 @@
 """What is asked for: a prompt, a file or standard input, and a picture to make again -> requests for `Pipeline.jobs`.
 
-Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py
-checks.
+Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that
+request/job.py checks.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from ..escaping import shown
 from ..paths import expanded
 from ..request.kinds import OF_THE_PICTURE, Parameter
 from ..request.parameters import BY_NAME, PARAMETERS, suggestion
+from .flags import sides
 
 # Parameters by where they are given: a flag, a job's line, or a picture's record, which has a fingerprint of some.
 GIVEN = [row for row in PARAMETERS if row.flag]
@@ -26,7 +27,7 @@ RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.rec
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
-SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
+SAID_FIELDS = frozenset("licence manifest parallel quantization report revision tool upsampled_from version".split())
 NOT_OF_HOW = {*OF_THE_PICTURE, "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
 
@@ -53,8 +54,14 @@ def naming_line(request: Mapping[str, Any]) -> Iterator[None]:
 
 def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How to open the model, and the requests: flags over the record of --from, a job's own line over both."""
-    given = _flags(args)
-    opening = _given(args, "load")
+    given, opening = _given(args, "call", "picture"), _given(args, "load")
+    given.pop("prompt", None)
+    if args.size:
+        if "width" in given or "height" in given:
+            raise RequestError("give --size or --width and --height, not both.")
+        given |= sides(args.size)
+    if args.seed:
+        given["seed"] = args.seed[0] if len(args.seed) == 1 else args.seed
     record = _record(args.replay, given, opening) if args.replay else {}
     opening = {name: record[name] for name in LOAD_FIELDS if name in record} | opening
     shared = {name: record[name] for name in ("seed", *RECORD_FIELDS) if name in record} | given
@@ -62,18 +69,6 @@ def read_requests(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[s
     if prompts[0].get("prompt") is None:
         raise RequestError("no prompt is given; write it in quotes, or use --prompt-file FILE or - for standard input.")
     return opening, [Request(_opened(shared | prompt), prompt.where) for prompt in prompts]
-
-
-def _flags(args: argparse.Namespace) -> dict[str, Any]:
-    given = _given(args, "call", "picture")
-    given.pop("prompt", None)
-    if args.size:
-        if "width" in given or "height" in given:
-            raise RequestError("give --size or --width and --height, not both.")
-        given |= {"width": args.size[0], "height": args.size[1]}
-    if args.seed:
-        given["seed"] = args.seed[0] if len(args.seed) == 1 else args.seed
-    return given
 
 
 def _given(args: argparse.Namespace, *scopes: str) -> dict[str, Any]:
@@ -109,8 +104,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
 
 
 def _as_recorded(path: Path, row: Parameter, entries: list[Any], recorded: Any) -> list[Any]:
-    """Pictures that are given again, with what the record says of how each counted; networks are to be named, since
-    they may be fetched."""
+    """Pictures given again, each with how it counted; their networks have to be named, for they may be fetched."""
     if not isinstance(recorded, list) or len(recorded) != len(entries):
         return entries
     if not all(isinstance(each, dict) for each in (*recorded, *entries)):
@@ -129,9 +123,7 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
     """What can be seen without the model: every field is of its kind. The limits are checked with those of flags."""
     from ..request.options import check_types
 
-    empty = [
-        name for name in ("prompt", "seed", *LOAD_FIELDS, *RECORD_FIELDS) if name in record and record[name] is None
-    ]
+    known = ("prompt", "seed", *LOAD_FIELDS, *RECORD_FIELDS)
     if lacking := [name for name in ("prompt", "seed") if name not in record]:
         raise RequestError(f"{path}: its record is damaged: it has no '{lacking[0]}'.")
     if unknown := sorted(record.keys() - {*BY_NAME, *HASHED_FIELDS, *SAID_FIELDS}):
@@ -139,7 +131,7 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
             f"{path}: its record has a field '{shown(unknown[0])}', which this version does not know; take "
             "the version that made it."
         )
-    if empty:
+    if empty := [name for name in known if name in record and record[name] is None]:
         raise RequestError(f"{path}: its record is damaged: '{empty[0]}' holds nothing.")
     try:
         check_types(record)
@@ -183,14 +175,9 @@ def readable(references: Sequence[Path]) -> list[str]:
 
 def same_for_all(args: argparse.Namespace) -> dict[str, Any]:
     """What every picture of `compare` is drawn with."""
-    parameters: dict[str, Any] = {"seed": args.seed}
-    if args.steps is not None:
-        parameters["steps"] = args.steps
-    if args.size:
-        parameters |= {"width": args.size[0], "height": args.size[1]}
-    if args.references:
-        parameters["references"] = readable(args.references)
-    return parameters
+    steps = {} if args.steps is None else {"steps": args.steps}
+    references = {"references": readable(args.references)} if args.references else {}
+    return {"seed": args.seed, **steps, **sides(args.size), **references}
 
 
 def _text(path: Path, flag: str) -> str:
@@ -238,8 +225,8 @@ def _opened(request: dict[str, Any]) -> dict[str, Any]:
     if "noise" in request:
         arrays["noise"] = _array("noise", request["noise"])
     if "step_noise" in request:
-        paths = request["step_noise"]
-        arrays["step_noise"] = [_array("step_noise", path) for path in (paths if isinstance(paths, list) else [paths])]
+        paths = request["step_noise"] if isinstance(request["step_noise"], list) else [request["step_noise"]]
+        arrays["step_noise"] = [_array("step_noise", path) for path in paths]
     return request | arrays
 
 

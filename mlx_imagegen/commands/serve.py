@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ImagegenError, RequestError
 from ..request.parameters import DEFAULT_MODEL
-from .flags import as_path
+from .flags import Group, as_path
 
 if TYPE_CHECKING:
     from ..serving.service import Options
@@ -19,14 +19,7 @@ LIMITS = ("pixels", "count", "steps")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("models")
-    model.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of requests that name none ({DEFAULT_MODEL})")
-    model.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
-    model.add_argument("--models-dir", type=as_path, metavar="FOLDER", help="its folders can be asked for by name")
-    model.add_argument("--loras-dir", type=as_path, metavar="FOLDER", help="its LoRAs can be asked for by name")
-    model.add_argument(
-        "--idle-unload", type=float, default=15, metavar="MINUTES", help="then the model leaves memory; 0 is never (15)"
-    )
+    add_model_flags(parser.add_argument_group("models"))
     access = parser.add_argument_group("access")
     access.add_argument(
         "--host", default="127.0.0.1", help="127.0.0.1 is this machine alone; others need --token (127.0.0.1)"
@@ -44,6 +37,24 @@ def flags(parser: argparse.ArgumentParser) -> None:
     for name in LIMITS:
         limits.add_argument(f"--max-{name}", type=int, metavar="N", help=f"{name} that a request may ask for")
     parser.add_argument("--log-prompts", action="store_true", help="prompts stand in the log; they do not otherwise")
+
+
+def add_model_flags(group: Group) -> None:
+    """Those of `mcp` too."""
+    group.add_argument("--model", default=DEFAULT_MODEL, help=f"the model of requests that name none ({DEFAULT_MODEL})")
+    group.add_argument("--quant", metavar="RECIPE", help="pack weights while they are loaded: q8, q6 or q4")
+    group.add_argument("--models-dir", type=as_path, metavar="FOLDER", help="its folders can be asked for by name")
+    group.add_argument("--loras-dir", type=as_path, metavar="FOLDER", help="its LoRAs can be asked for by name")
+    group.add_argument(
+        "--idle-unload", type=float, default=15, metavar="MINUTES", help="then the model leaves memory; 0 is never (15)"
+    )
+
+
+def idle_seconds(minutes: float) -> float | None:
+    """Of --idle-unload."""
+    if minutes < 0:
+        raise RequestError(f"--idle-unload {minutes:g}: give minutes, or 0 for never.")
+    return minutes * 60 or None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -107,8 +118,5 @@ def _options(args: argparse.Namespace) -> "Options":
     for name, value in {"max-queue": args.max_queue, **{f"max-{name}": value for name, value in given.items()}}.items():
         if value < 1:
             raise RequestError(f"--{name} {value}: give a number from 1.")
-    if args.idle_unload < 0:
-        raise RequestError(f"--idle-unload {args.idle_unload:g}: give minutes, or 0 for never.")
-    return Options(
-        check_quant(args.quant), args.max_queue, args.idle_unload * 60 or None, args.log_prompts, Limits(**given)
-    )
+    idle = idle_seconds(args.idle_unload)
+    return Options(check_quant(args.quant), args.max_queue, idle, args.log_prompts, Limits(**given))

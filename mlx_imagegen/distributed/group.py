@@ -1,7 +1,7 @@
-"""The ranks that MLX's launcher started: who they are, messages between them, and sums over them.
+"""The ranks that MLX's launcher started: their names, messages between them, and sums over them.
 
-Each rank has a TCP connection with rank 0 for messages; arrays go through MLX's collectives, which are connected when
-they are first needed. As a context it is the common life of all ranks: what ends one of them ends all (watch.py).
+Each rank has a TCP connection to rank 0 for messages. Arrays go through MLX's collectives, which are connected when
+they are first needed. As a context manager, a `Group` ties the ranks together: what ends one ends all (watch.py).
 In: a `Launch`. Out: a `Group`. Must not know: models, pictures.
 """
 
@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import mlx.core as mx
 
-from ..errors import DistributedError, ImagegenError
+from ..errors import DistributedError, ImagegenError, described
 from ..launched import Launch
 from .connections import JOIN_SECONDS, connect
 from .messages import Message
@@ -35,7 +34,7 @@ if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:
 
 
 class Group:
-    """Entered and left in the main thread."""
+    """Enter and leave it in the main thread."""
 
     def __init__(self, launch: Launch, silence: float = SILENCE_SECONDS):
         self.rank, self.size = launch.rank, launch.size
@@ -48,10 +47,8 @@ class Group:
         self._watch.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Raises the reason for which all ranks end, where it is another rank's."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raises the reason why all ranks end, if it comes from another rank."""
         if error is None:
             self._watch.broadcast({"kind": "left"})
             self._watch.stop()
@@ -62,7 +59,7 @@ class Group:
             raise DistributedError(reason) from error
 
     def _reason_of(self, error: BaseException) -> str | None:
-        """Why all ranks end; None where the error itself says it."""
+        """Why all ranks end; None if the error itself says it."""
         watch = self._watch
         watch.hold_interrupts()
         if isinstance(error, KeyboardInterrupt):
@@ -71,8 +68,8 @@ class Group:
         if isinstance(error, RuntimeError | OSError) and not isinstance(error, ImagegenError):
             watch.await_failure()  # a collective or message fails before the news of the rank that has died is here
         if watch.failure is None:
-            described = str(error) if isinstance(error, ImagegenError) else f"{type(error).__name__}: {error}"
-            watch.fail(described if isinstance(error, DistributedError) else f"{self.name()}: {described}")
+            said = described(error)
+            watch.fail(said if isinstance(error, DistributedError) else f"{self.name()}: {said}")
             return None
         return None if isinstance(error, DistributedError) else watch.failure
 
@@ -96,7 +93,7 @@ class Group:
     # Messages: JSON values, NumPy arrays and bytes.
 
     def send(self, message: Message, rank: int = 0) -> None:
-        """To rank 0, or from it to any; OSError where that rank has gone."""
+        """To rank 0, or from rank 0 to any rank; OSError if that rank has gone."""
         self._links[rank].send(message)
 
     def receive(self, rank: int = 0) -> Message:
@@ -116,6 +113,11 @@ class Group:
             self._watch.broadcast(message)
             return message
         return self.receive()
+
+    def exchange(self, message: Message) -> list[Message]:
+        """Every rank's message, by rank, on every rank."""
+        gathered = self.gather(message)
+        return list(self.share({"kind": "gathered", "of": gathered} if self.rank == 0 else None)["of"])
 
     def link_speed(self) -> float:
         """Of the slowest link between rank 0 and another, in Gb/s, measured; all ranks call it, and all have it. RDMA
@@ -141,7 +143,7 @@ class Group:
 
     @property
     def sent_bytes(self) -> int:
-        """By messages alone."""
+        """By messages only."""
         return sum(link.sent_bytes for link in self._links.values())
 
     # Arrays. These block until all ranks have called them. What comes out is lazy, and an array of a collective that

@@ -1,6 +1,6 @@
-"""Messages between two ranks: JSON with arrays and files after it, over one TCP connection.
+"""Messages between two ranks: JSON followed by arrays and files, over one TCP connection.
 
-Nothing that is received is run or unpickled. Must not know: what messages mean.
+Nothing received is executed or unpickled. Must not know: what messages mean.
 """
 
 import io
@@ -37,7 +37,7 @@ class Link:
                 self.sent_bytes += len(frame)
 
     def beat(self) -> None:
-        """An empty message, but for where another one is on its way."""
+        """Sends an empty message, unless another one is being sent."""
         if self._sending.acquire(blocking=False):
             try:
                 self._connection.send_bytes(b"")
@@ -45,7 +45,7 @@ class Link:
                 self._sending.release()
 
     def has_message(self, seconds: float) -> bool:
-        """Whether something comes within so long."""
+        """Whether a message arrives within this many seconds."""
         return self._connection.poll(seconds)
 
     def receive(self) -> Message:

@@ -1,4 +1,4 @@
-"""What FLUX.2 and Z-Image do with reference pictures: how large each is encoded.
+"""What families do with reference pictures, by their manifests; and how large FLUX.2 and Z-Image encode each.
 
 In: a manifest's [references], and pictures. Out: pictures brought down, and cut to whole tokens around their middle.
 Must not know: what encodes them.
@@ -11,7 +11,6 @@ from typing import Self
 
 from PIL import Image
 
-from ..errors import RequestError
 from ..hub.manifest import Manifest
 from ..image import cropped, cut_size, of_area
 from ..loading.config import Config
@@ -20,16 +19,19 @@ Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
-class Editing(Config):
+class ReferenceRules(Config):
     """[references] of a manifest."""
-
-    area: int  # pixels of a picture at most
-    least_side: int  # pixels
-    largest_ratio: int  # of the longer side to the shorter
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
+
+
+@dataclass(frozen=True)
+class Editing(ReferenceRules):
+    area: int  # pixels of a picture at most
+    least_side: int  # pixels; this and the next are checked with the request
+    largest_ratio: int  # of the longer side to the shorter
 
     def sizes(self, sizes: Sequence[Size], multiple: int) -> list[Size]:
         """What is encoded of pictures of these sizes."""
@@ -40,18 +42,4 @@ class Editing(Config):
 
     def scaled_size(self, size: Size, target: int | None = None) -> Size:
         """Before the edges are cut off. `target`: pixels of one that has more than it may have, if not just those."""
-        self._check(size)
         return size if math.prod(size) <= self.area else of_area(size, target or self.area)
-
-    def _check(self, size: Size) -> None:
-        width, height = size
-        if min(size) < self.least_side:
-            raise RequestError(
-                f"references: a picture of {width}x{height} is too small; both sides must be {self.least_side} pixels "
-                "or more. Make it larger."
-            )
-        if max(size) > self.largest_ratio * min(size):
-            raise RequestError(
-                f"references: a picture of {width}x{height} is too narrow; one side may be up to {self.largest_ratio} "
-                "times the other. Cut out the part that matters."
-            )

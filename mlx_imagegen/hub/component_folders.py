@@ -7,7 +7,6 @@ family's names.
 
 import atexit
 import functools
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..loading.config import read_json
+from ..documents import read_json, write_json
 from ..loading.gguf import is_gguf
 from ..loading.parts import FILES, INDEX, Part, index, unpacked_index
 from ..loading.single_file import Found
@@ -24,9 +23,15 @@ from .mlx_folders import saved_packings
 from .tensor_shapes import read_tensor_shapes
 
 
-def component_config(found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
-    base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
+def component_config(found: Found, manifest: Manifest) -> dict[str, Any]:
+    base = published_config(manifest, found.layout.folder)
     return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
+
+
+def published_config(manifest: Manifest, place: str) -> dict[str, Any]:
+    """A component's config.json in the model's repository; empty where the package does not have it."""
+    config: dict[str, Any] = published_files(manifest).get((Path(place) / "config.json").as_posix(), {})
+    return config
 
 
 def write_component(folder: Path, found: Found, config: Mapping[str, Any], addition: Found | None = None) -> None:
@@ -37,6 +42,7 @@ def write_component(folder: Path, found: Found, config: Mapping[str, Any], addit
         config = _over(config, config_of(addition, {}))
         more, codes = _parts_of(addition)
         parts, packed = [*parts, *more], packed | codes
+    place.mkdir(parents=True, exist_ok=True)
     write_json(place / "config.json", {**config, **({"quantization": packed} if packed else {})})
     write_json(place / INDEX, index(parts))
 
@@ -111,12 +117,10 @@ def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def published_files(manifest: Manifest) -> dict[str, Any]:
     """The small files of the published model, as far as they are in the package."""
-    if manifest.tensor_shapes is None:
-        return {}
-    files: dict[str, Any] = read_tensor_shapes(manifest.tensor_shapes)["files"]
+    return {} if manifest.tensor_shapes is None else _files_of(manifest.tensor_shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _files_of(tensor_shapes: str) -> dict[str, Any]:
+    files: dict[str, Any] = read_tensor_shapes(tensor_shapes)["files"]
     return files
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")

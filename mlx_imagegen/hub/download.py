@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DownloadError, ImagegenError, UnknownModelError
-from ..escaping import listed, shown
+from ..escaping import listed, one_line
 from ..loading.config import read_json
 from ..loading.folder import RECOGNIZED_BY
 from ..paths import is_file_name
@@ -269,7 +269,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError) or (wanted.gated and _status(error) in (401, 403)):
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
             f" in), then run `{LOGIN}` with a token of that account and try again."
@@ -296,15 +297,11 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
     if folder:
         lacking = absent(folder, wanted.patterns)
         state = "its copy in the cache " + (f"lacks {listed(lacking)}" if lacking else "is not complete")
-    reason = shown(" ".join(str(error).split()), 110) or "no reason given"
+    reason = one_line(str(error), 110) or "no reason given"
     return (
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
     )
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_dropped(error: BaseException) -> bool:

@@ -5,16 +5,17 @@ In: a file or folder. Out: a dictionary for people and JSON. Must not know: how 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ImagegenError
 from ..families import family_spec
+from ..loading.checkpoint import open_checkpoint
 from ..loading.gguf import is_gguf, read_gguf
 from ..loading.safetensors import read_header
-from ..loading.single_file import NETWORK
+from ..loading.single_file import GIVEN_AS
 from ..loading.tensor import Tensor
 from ..paths import visible
 from .mlx_folders import saved_by
@@ -28,7 +29,7 @@ KEPT_METADATA = ("general.architecture", "general.name", "modelspec.title", "mod
 
 
 def file_info(path: Path) -> dict[str, Any]:
-    tensors, metadata = _header(path)
+    tensors, metadata = read_gguf(path, packed=False) if is_gguf(path) else read_header(path)
     info: dict[str, Any] = {
         "file": str(path.absolute()),
         "format": "GGUF" if is_gguf(path) else "safetensors",
@@ -42,7 +43,8 @@ def file_info(path: Path) -> dict[str, Any]:
     except ImagegenError as error:  # of a format that is not read
         return info | {"refused": str(error)}
     if not components:
-        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if _is_lora(tensors) else "not recognized"}
+        is_lora = any(word in name for name in tensors for word in LORA_WORDS)
+        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if is_lora else "not recognized"}
     info["is"] = list(dict.fromkeys(each.found.layout.title for each in components))
     info["family"] = list(dict.fromkeys(each.spec.title for each in components))
     info["component"] = list(dict.fromkeys(each.found.layout.component for each in components))
@@ -50,12 +52,12 @@ def file_info(path: Path) -> dict[str, Any]:
         info["prefixes"] = list(dict.fromkeys(prefixes))
     if any(each.is_denoiser for each in components):
         return info | _needs(path)
-    return info if NETWORK in info["component"] else info | _used_by(components)
+    return info | _sizes(components) | _used_by(components)
 
 
 def folder_info(folder: Path) -> dict[str, Any]:
-    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making; or a control
-    network's."""
+    """What a model's folder is: by its own files, and by what our converter or mflux noted of its making; or that of a
+    control network or an adapter."""
     if network := _network_in(folder):
         return file_info(network)
     manifest = find(str(folder)).manifest
@@ -64,23 +66,34 @@ def folder_info(folder: Path) -> dict[str, Any]:
         "folder": str(folder.absolute()), "size": f"{size / GB:.2f} GB", "family": family_spec(manifest.family).title,
         "manifest": manifest.name, "licence": manifest.licence,
     }  # fmt: skip
-    return about | saved_by(folder) | record_of(folder)
+    return about | saved_by(folder) | record_of(folder) | _damage(folder)
 
 
-def _network_in(folder: Path) -> Path | None:
-    """A control network's one file, where the folder is one's."""
-    files = visible(folder, "*.safetensors")
-    with suppress(ImagegenError):  # of a format that is not read
-        if len(files) == 1 and any(each.found.layout.component == NETWORK for each in known_components(files[0])):
-            return files[0]
+def _damage(folder: Path) -> dict[str, Any]:
+    """What would be refused when the folder's weights are read: files that are not whole, shards that are not there."""
+    files = [path for path in sorted(folder.rglob("*.safetensors")) if not path.name.startswith(".")]
+    cut = {path: line for path in files if (line := _refusal(read_header, path))}
+    whole = {path.parent for path in folder.rglob("*.safetensors.index*.json")} - {path.parent for path in cut}
+    absent = [line for place in sorted(whole) if (line := _refusal(open_checkpoint, place))]
+    lines = [*cut.values(), *absent]
+    return {"damaged": lines} if lines else {}
+
+
+def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        read(path)
+    except ImagegenError as error:
+        return str(error)
     return None
 
 
-def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    if is_gguf(path):
-        file = read_gguf(path, packed=False)
-        return file.tensors, file.metadata
-    return read_header(path)
+def _network_in(folder: Path) -> Path | None:
+    """A control network's or an adapter's one file, where the folder is one's."""
+    files = visible(folder, "*.safetensors")
+    with suppress(ImagegenError):  # of a format that is not read
+        if len(files) == 1 and any(each.found.layout.component in GIVEN_AS for each in known_components(files[0])):
+            return files[0]
+    return None
 
 
 def _formats(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -89,10 +102,6 @@ def _formats(tensors: Mapping[str, Tensor]) -> list[str]:
         counts[tensor.stored_as] += 1
         sizes[tensor.stored_as] += tensor.nbytes
     return [f"{name} {counts[name]} ({size / GB:.2f} GB)" for name, size in sizes.most_common()]
-
-
-def _is_lora(tensors: Mapping[str, Tensor]) -> bool:
-    return any(word in name for name in tensors for word in LORA_WORDS)
 
 
 def _needs(path: Path) -> dict[str, Any]:
@@ -108,5 +117,13 @@ def _needs(path: Path) -> dict[str, Any]:
     return out | ({"missing": missing_line(assembly)} if assembly.missing else {"runs": "yes"})
 
 
+def _sizes(components: list[Component]) -> dict[str, Any]:
+    """Of what runs next to a model."""
+    sizes = [each.found.config for each in components if each.found.layout.component in GIVEN_AS]
+    return {"sizes": sizes[0]} if sizes else {}
+
+
 def _used_by(components: list[Component]) -> dict[str, Any]:
-    return {"used_by": ", ".join(dict.fromkeys(each.spec.title for each in components))}
+    titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
+    parameter = GIVEN_AS.get(components[0].found.layout.component)
+    return {"used_by": f"{titles}, as {parameter}" if parameter else titles}

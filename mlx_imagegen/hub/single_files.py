@@ -14,22 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import write_json
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
 from ..loading.gguf import is_gguf
-from ..loading.single_file import MARKERS, NETWORK, Found, SingleFile, find_layout
+from ..loading.single_file import GIVEN_AS, MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
 from ..paths import expanded
 from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .component_folders import (
     component_config,
     config_of,
+    published_config,
     published_files,
     temporary_folder,
     write_component,
-    write_json,
 )
 from .manifest import Manifest, manifests
 from .mlx_folders import check_no_network, component_folders, saved_name
@@ -131,12 +132,11 @@ def assemble(path: Path) -> Assembly:
     parts = {each.found.layout.component: each.found for each in components if each.spec == spec and not each.adds}
     for source in inner:
         _check_leftover(source, [found for found in parts.values() if found.path == source])
-    small_files, additions = published_files(manifest), {}
-    config = component_config(denoiser.found, manifest, small_files)
+    config, additions = component_config(denoiser.found, manifest), {}
     for component in spec.components:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
-            encoder = component_config(found, manifest, small_files)
+            encoder = component_config(found, manifest)
             if is_gguf(found.path) and (more := _companion(denoiser, component, encoder, path, adding=True)):
                 additions[component] = more
     wanted = [component for component in spec.components if component not in parts]
@@ -158,23 +158,20 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     assembly = assemble(path)
     if assembly.missing:
         raise MissingFileError(missing_line(assembly))
-    folder, published = temporary_folder(), published_files(assembly.manifest)
+    folder = temporary_folder()
     _sources[folder] = assembly.path
     for component, found in assembly.parts.items():
-        config = component_config(found, assembly.manifest, published)
+        config = component_config(found, assembly.manifest)
         write_component(folder, found, config, assembly.additions.get(component))
     for place, source in assembly.folders.items():
         (folder / place).symlink_to(source)
     for place, name in assembly.packaged.items():
         write_tokenizer(folder / place, name)
-    for name in SMALL_FILES:
-        is_own = name == SCHEDULER and "scheduler" in assembly.manifest.extras
-        if (
-            name in published
-            and not is_own
-            and not (folder / name).parent.is_symlink()
-            and not (folder / name).exists()
-        ):
+    published = published_files(assembly.manifest)
+    own = {SCHEDULER} if "scheduler" in assembly.manifest.extras else set()
+    for name in published.keys() & set(SMALL_FILES) - own:
+        if not (folder / name).parent.is_symlink() and not (folder / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, published[name])
     return assembly.manifest, folder
 
@@ -221,20 +218,15 @@ def _published_layouts(manifest: Manifest, source: Manifest) -> dict[str, list[S
     them is not known, all."""
     layouts = layouts_of(family_spec(manifest.family))
     place = next(layout.folder for layout in layouts if layout.manifest is not None)
-    denoiser = _published_config(manifest, place)
+    denoiser = published_config(manifest, place)
     out: dict[str, list[SingleFile]] = {}
     for layout in layouts:
         if layout.manifest is None and not layout.adds:
-            config = _published_config(source, layout.folder)
+            config = published_config(source, layout.folder)
             flat = {**config, **config.get("text_config", {})}
             fits = not denoiser or not flat or layout.fits(flat, denoiser)
             out.setdefault(layout.component, []).extend([layout] if fits else [])
     return out
-
-
-def _published_config(manifest: Manifest, place: str) -> dict[str, Any]:
-    config: dict[str, Any] = published_files(manifest).get((Path(place) / "config.json").as_posix(), {})
-    return config
 
 
 def _cached(
@@ -280,9 +272,12 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
 
 
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
-    if components and components[0].found.layout.component == NETWORK:
+    component = components[0].found.layout.component if components else ""
+    if component in GIVEN_AS:
+        what = "this file" if component == NETWORK else "its folder"
         return ConfigError(
-            f"{path} is {components[0].found.layout.title}; give a model, and this file as control with a picture."
+            f"{path} is {components[0].found.layout.title}; give a model, and {what} as {GIVEN_AS[component]} with a "
+            "picture."
         )
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
@@ -316,8 +311,7 @@ def _downloads(assembly: Assembly) -> Iterator[str]:
     """The commands that get what is missing; a tokenizer may be had elsewhere than the weights."""
     manifest, spec = assembly.manifest, assembly.denoiser.spec
     known = (manifest, *_manifests_with_parts_for(manifest))
-    free = next((each.repo for each in known if each.repo and not each.gated), None)
-    free = free or next(iter(spec.mirrors), None)
+    free = next((repo for repo in (*(each.repo for each in known if not each.gated), *spec.mirrors) if repo), None)
     elsewhere = None if free else manifest.extras.get(TOKENIZER_REPO)
     tokenizers = [place for place in assembly.missing if elsewhere and place in spec.tokenizers]
     if rest := [place for place in assembly.missing if place not in tokenizers]:

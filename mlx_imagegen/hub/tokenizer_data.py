@@ -5,11 +5,10 @@ byte-level vocabulary follow from the order of its merges: 256 bytes, then what 
 Must not know: how text is split, which family asks.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..loading.config import read_json
+from ..documents import read_json, write_json
 from .manifest import data_folder
 
 # Bytes that stand for themselves; all others follow them, and are written as characters from 256 up.
@@ -22,8 +21,8 @@ def write_tokenizer(folder: Path, name: str) -> None:
     merges = (source / data["merges"]).read_text(encoding="utf-8")
     folder.mkdir(parents=True)
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
-    _write_json(folder / "vocab.json", vocabulary(merges))
-    _write_json(folder / "tokenizer_config.json", data["tokenizer_config"])
+    write_json(folder / "vocab.json", vocabulary(merges))
+    write_json(folder / "tokenizer_config.json", data["tokenizer_config"])
 
 
 def vocabulary(merges: str) -> dict[str, int]:
@@ -32,7 +31,3 @@ def vocabulary(merges: str) -> dict[str, int]:
     characters = [*map(chr, PRINTABLE), *(chr(256 + index) for index in range(others))]
     merged = [line.replace(" ", "") for line in merges.splitlines() if line and not line.startswith("#version")]
     return {token: index for index, token in enumerate([*characters, *merged])}
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

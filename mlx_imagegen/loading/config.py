@@ -7,11 +7,12 @@ Knows nothing about tensors.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -65,6 +66,8 @@ class Config:
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     # What the file may call itself, as `_class_name` or `model_type`; without any, readers check it themselves.
     CLASSES: ClassVar[frozenset[str]] = frozenset()
+    ONLY: ClassVar[Mapping[str, object]] = {}  # fields of which this port knows one value
+    REMEDY: ClassVar[str] = "take the file from the model's repository"
 
     @classmethod
     def read(cls, data: dict[str, Any], where: str | Path) -> Self:
@@ -84,7 +87,17 @@ class Config:
                 f"{where}: {_fields(unread)} not known to this port, and a field that is not read could change the "
                 "picture. This is a newer or another architecture; remove the field only if you know it has no effect."
             )
-        return cls(**values)
+        config = cls(**values)
+        only = ((field, quoted(value)) for field, value in cls.ONLY.items() if getattr(config, field) != value)
+        for field, needed in itertools.chain(only, config.misfits()):
+            raise ConfigError(
+                f"{where}: field '{field}' is {quoted(getattr(config, field))}, where {needed} is needed; {cls.REMEDY}."
+            )
+        return config
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Each field whose value this port does not know, or that does not fit the others, and what is needed."""
+        yield from ()
 
     @classmethod
     def _check_class(cls, data: dict[str, Any], where: str | Path) -> None:

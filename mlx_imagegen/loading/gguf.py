@@ -1,6 +1,6 @@
 """GGUF files: their headers, and their tensors with the interface of those of safetensors files.
 
-In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come
+In: a file. Out: its tensors by name, and its metadata. Weights that MLX's packing holds code for code come
 as three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
 row is read. Every number of the header is checked before it is used, so that reading can trust them.
 Must not know: model families, names' meanings.
@@ -9,7 +9,7 @@ Must not know: model families, names' meanings.
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,6 @@ import numpy as np
 from ..documents import Stamp, open_file, stamp_of
 from ..errors import CheckpointError
 from ..escaping import shown
-from ..layers.linear import Packing
 from .blocks import BLOCK_FORMATS, BlockFormat, Codes, packed_part
 from .safetensors import check_axes
 from .tensor import AGAIN, DTYPES, REMEDY, TENSORS_LIMIT, Tensor, read_exactly
@@ -46,33 +45,19 @@ SPLIT = "split.count"  # a key: of how many files this is one
 
 
 @dataclass(frozen=True)
-class GgufFile:
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class BlockTensor(Tensor):
     """A matrix in blocks: float32, computed row by row."""
 
-    format: BlockFormat
+    blocks: BlockFormat
 
-    @property
-    def unpacked(self) -> bool:
-        return True
-
-    @property
-    def stored_as(self) -> str:
-        return self.format.name
-
-    def codes(self, row: int = 0, rows: int | None = None) -> Codes:
+    def codes(self, row: int, rows: int | None) -> Codes:
         """Of whole rows: [rows * blocks in a row, …]"""
-        in_row = math.prod(self.shape[1:]) // self.format.elements
+        in_row = math.prod(self.shape[1:]) // self.blocks.elements
         count = self.shape[0] - row if rows is None else rows
-        raw = np.empty((count * in_row, self.format.nbytes), np.uint8)
-        read_exactly(self, self.start + row * in_row * self.format.nbytes, raw.reshape(-1).data)
+        raw = np.empty((count * in_row, self.blocks.nbytes), np.uint8)
+        read_exactly(self, self.start + row * in_row * self.blocks.nbytes, raw.reshape(-1).data)
         with np.errstate(all="ignore"):  # a damaged file may hold infinities; they are found where they matter
-            return self.format.decode(raw)
+            return self.blocks.decode(raw)
 
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -86,25 +71,9 @@ class PackedTensor(Tensor):
     source: BlockTensor
     part: str
 
-    @property
-    def full_shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def packing(self) -> Packing | None:
-        return self.source.format.packing if self.part == "weight" else None
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype][0]).itemsize
-
-    @property
-    def stored_as(self) -> str:
-        return self.source.stored_as
-
     def bytes(self, row: int = 0, rows: int | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):
-            values = packed_part(self.source.codes(row, rows), self.part, self.source.format)
+            values = packed_part(self.source.codes(row, rows), self.part, self.source.blocks)
             values = values.astype(DTYPES[self.dtype][0]).reshape(-1, self.shape[1])
         if self.part != "weight" and not np.isfinite(values).all():
             raise CheckpointError(
@@ -159,17 +128,14 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.fail("a name in its header is not UTF-8") from error
 
-    def position(self) -> int:
-        return self._file.tell()
-
 
 def is_gguf(path: Path) -> bool:
     with open_file(path, CheckpointError, AGAIN) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_gguf(path: Path, packed: bool = True) -> GgufFile:
-    """Reads the header; no data. `packed`: whether weights come packed where MLX's packing holds them."""
+def read_gguf(path: Path, packed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One file's tensors and metadata. `packed`: whether weights come packed where MLX's packing holds them."""
     with open_file(path, CheckpointError, AGAIN) as file:
         stamp = stamp_of(file)
         size = os.fstat(file.fileno()).st_size
@@ -184,15 +150,17 @@ def read_gguf(path: Path, packed: bool = True) -> GgufFile:
         count = cursor.count("tensors", 24, TENSORS_LIMIT)
         metadata = _metadata(cursor, cursor.count("keys", 13, MAX_KEYS))
         entries = [_entry(cursor, metadata) for _ in range(count)]
-        alignment = _alignment(cursor, metadata)
-        origin = _aligned(cursor.position(), alignment)
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+            raise cursor.fail(f"its alignment is {shown(alignment)}")
+        origin = _aligned(file.tell(), alignment)
     if metadata.get(SPLIT, 0) not in (0, 1):
         raise CheckpointError(
             f"{path} is one of {metadata[SPLIT]} files of a split GGUF; join them with llama.cpp's gguf-split --merge."
         )
     stored = [_placed(path, entry, origin, stamp) for entry in entries]
     _check_extents(cursor, stored, (origin, size), alignment)
-    return _presented(cursor, stored, metadata, packed)
+    return _presented(cursor, stored, packed), metadata
 
 
 def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
@@ -265,13 +233,6 @@ def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
     return _Entry(name, shape, kind, offset)
 
 
-def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
-        raise cursor.fail(f"its alignment is {shown(alignment)}")
-    return alignment
-
-
 def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
@@ -281,7 +242,7 @@ def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
     if form is None:
         dtype = PLAIN[entry.kind]
         nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
-        return Tensor(path, entry.name, dtype, entry.shape, start, start + nbytes, file_stamp=stamp)
+        return Tensor(path, entry.name, dtype, entry.shape, start, nbytes, file_stamp=stamp)
     columns = math.prod(entry.shape[1:])
     if not entry.shape or columns % form.elements:
         raise CheckpointError(
@@ -289,7 +250,8 @@ def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
             f" {form.elements}; take a file whose rows are, or the F16 version."
         )
     nbytes = math.prod(entry.shape) // form.elements * form.nbytes
-    return BlockTensor(path, entry.name, "F32", entry.shape, start, start + nbytes, form, file_stamp=stamp)
+    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
+    return BlockTensor(path, entry.name, "F32", entry.shape, start, nbytes, form, **about)
 
 
 def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:
@@ -299,29 +261,32 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
         if tensor.start != _aligned(end, alignment):
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
             raise cursor.fail(f"'{shown(tensor.name)}' {word}")
-        end = tensor.stop
+        end = tensor.start + tensor.nbytes
     if not end <= size <= _aligned(end, alignment):
         raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
 
 
-def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any], packed: bool) -> GgufFile:
+def _presented(cursor: _Cursor, stored: list[Tensor], packed: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for tensor in stored:
         parts = [tensor]
         module, _, parameter = tensor.name.rpartition(".")
-        packing = tensor.format.packing if packed and isinstance(tensor, BlockTensor) else None
-        if packing and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
-            parts = list(_packed_tensors(tensor, module, packing))
+        if packed and isinstance(tensor, BlockTensor) and len(tensor.shape) == 2 and parameter == "weight":
+            parts = _packed_tensors(tensor, module) or parts
         for part in parts:
             if part.name in tensors:
                 raise cursor.fail(f"it has two tensors '{shown(part.name)}'")
             tensors[part.name] = part
-    return GgufFile(tensors, metadata)
+    return tensors
 
 
-def _packed_tensors(tensor: BlockTensor, module: str, packing: Packing) -> Iterator[Tensor]:
-    rows, columns = tensor.shape
-    place = tensor.start, tensor.stop
-    for part, shape in packing.packed_shapes(rows, columns).items():
-        dtype = "U32" if part == "weight" else tensor.format.scale_dtype
-        yield PackedTensor(tensor.path, f"{module}.{part}", dtype, shape, *place, tensor, part)
+def _packed_tensors(tensor: BlockTensor, module: str) -> list[Tensor]:
+    """Weight, scales and biases, where MLX's packing holds the format."""
+    packing, parts = tensor.blocks.packing, list[Tensor]()
+    for part, shape in packing.packed_shapes(*tensor.shape).items() if packing else ():
+        dtype = "U32" if part == "weight" else tensor.blocks.scale_dtype
+        nbytes = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
+        about: dict[str, Any] = {"format": tensor.format, "packing": packing if part == "weight" else None}
+        place = tensor.path, f"{module}.{part}", dtype, shape, tensor.start, nbytes
+        parts.append(PackedTensor(*place, tensor, part, numbers_shape=tensor.shape, **about))
+    return parts

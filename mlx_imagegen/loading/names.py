@@ -5,14 +5,20 @@ it round, so that loading can ask for one of our tensors and read just those row
 Must not know: which layouts exist (families' keys.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import mlx.core as mx
-import numpy as np
+from .derived import RowsTensor, unswapped_runs
+from .tensor import Tensor
 
-from .checkpoint import Tensor
-from .joined import Join
+
+class Join(NamedTuple):
+    """Which piece of one of our tensors a source tensor is."""
+
+    piece: int
+    pieces: int
+    axis: int = 0  # 0: rows follow rows; others: a new axis
 
 
 @dataclass(frozen=True)
@@ -28,44 +34,6 @@ class RowRange:
     join: Join | None = None  # where ours has several source tensors
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Rows of a stored tensor that make one of ours."""
-
-    tensor: Tensor
-    row: int = 0
-    rows: int | None = None
-    swap_halves: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        rows = self.rows if self.rows is not None else (self.tensor.shape[0] if self.tensor.shape else None)
-        return self.tensor.shape if rows is None else (rows, *self.tensor.shape[1:])
-
-    def read(self) -> mx.array:
-        value = self.tensor.read(self.row, self.rows)
-        return mx.concatenate(list(mx.split(value, 2))[::-1]) if self.swap_halves else value
-
-    def read_rows(self, row: int, rows: int) -> mx.array:
-        """A run of rows of ours; it must not cross the middle of swapped halves."""
-        return self.tensor.read(self.row + self._unswapped(row), rows)
-
-    def gather(self, rows: Sequence[int]) -> mx.array:
-        """Single rows of a table."""
-        return self.tensor.gather(rows)
-
-    def bytes(self, row: int, rows: int) -> np.ndarray:
-        """Rows of ours as they are stored; they must not cross the middle of swapped halves."""
-        return self.tensor.bytes(self.row + self._unswapped(row), rows)
-
-    def floats(self, row: int, rows: int) -> np.ndarray:
-        """The same rows in float32: the numbers that `read` gives."""
-        return self.tensor.floats(self.row + self._unswapped(row), rows)
-
-    def _unswapped(self, row: int) -> int:
-        return (row + self.shape[0] // 2) % self.shape[0] if self.swap_halves else row
-
-
 Rename = Callable[[str], Iterable[RowRange]]
 
 
@@ -74,24 +42,28 @@ def same_names(name: str) -> Iterable[RowRange]:
     return (RowRange(name),)
 
 
-def cut(tensor: Tensor, target: RowRange) -> Slice:
-    """The rows of a stored tensor that `target` takes."""
+def source_rows(tensor: Tensor, target: RowRange) -> tuple[int, int | None]:
+    """Which rows of a stored tensor `target` takes, from the first of so many; None: all."""
     if target.of == 1:
-        return Slice(tensor, swap_halves=target.swap_halves)
+        return 0, None
     unit = tensor.shape[0] // target.of
-    return Slice(tensor, target.start * unit, target.share * unit, target.swap_halves)
+    return target.start * unit, target.share * unit
+
+
+def cut(tensor: Tensor, target: RowRange) -> Tensor:
+    """Those rows, by the name of the stored tensor."""
+    row, rows = source_rows(tensor, target)
+    whole = rows is None and not target.swap_halves
+    return tensor if whole else RowsTensor.of(tensor.name, tensor, row, rows, target.swap_halves)
 
 
 def runs(target: RowRange, first: int, count: int, height: int) -> list[RowRange]:
     """Rows [first, first + count) of our tensor, `height` rows high, as runs of the source's single rows."""
     start, of = target.start * height // target.share, target.of * height // target.share
-    if not target.swap_halves:
-        return [RowRange(target.name, start + first, count, of)]
-    half, stop = height // 2, first + count
-    parts = ((first, min(stop, half), half), (max(first, half), stop, -half))  # our first half is the source's second
-    return [RowRange(target.name, start + low + shift, high - low, of) for low, high, shift in parts if low < high]
+    stored = unswapped_runs(first, first + count, height) if target.swap_halves else [(first, count)]
+    return [RowRange(target.name, start + row, rows, of) for row, rows in stored]
 
 
-def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Slice]:
+def slices(tensors: Mapping[str, Tensor], rename: Rename) -> dict[str, Tensor]:
     """Our names -> where their rows lie. A name that `rename` gives no target for is dropped on purpose."""
     return {target.name: cut(tensor, target) for name, tensor in tensors.items() for target in rename(name)}

@@ -90,7 +90,7 @@ def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Ten
             f"{path}: '{shown(name)}' ({dtype} {list(shape)}) needs {expected} bytes, its offsets give "
             f"{shown(stop - start)}. {REMEDY}"
         )
-    return Tensor(path, name, dtype, shape, origin + start, origin + stop, file_stamp=stamp)
+    return Tensor(path, name, dtype, shape, origin + start, stop - start, file_stamp=stamp)
 
 
 def check_axes(path: Path, name: str, shape: tuple[int, ...]) -> None:
@@ -104,10 +104,10 @@ def check_axes(path: Path, name: str, shape: tuple[int, ...]) -> None:
 def _check_extents(path: Path, tensors: dict[str, Tensor], origin: int, size: int) -> None:
     """Tensors must follow each other without overlap or gap and end where the file ends."""
     end = origin
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
         if tensor.start != end:
             word = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
             raise CheckpointError(f"{path}: '{shown(tensor.name)}' {word}. {REMEDY}")
-        end = tensor.stop
+        end += tensor.nbytes
     if end != size:
         raise CheckpointError(f"{path} is {size} bytes long, its header describes {end} bytes. {REMEDY}")

@@ -14,8 +14,7 @@ import numpy as np
 
 from ..layers.linear import Packing
 from ..layers.sharing import LEAST_GROUP, Cut, Share, Sharing
-from .names import Slice
-from .tensor import as_mlx
+from .tensor import Tensor, as_mlx
 from .tensors import NamedTensors, Shape
 from .transforms import LayerTensors
 
@@ -41,24 +40,24 @@ def read_share(named: NamedTensors, name: str, shape: Shape, share: Share) -> mx
     """The part of a tensor, `shape` in full, that is `share`'s; None where it can only be cut out of the full one."""
     if len(shape) <= share.cut.axis:
         return named.read(name, shape)  # a bias, which is added to the sum
-    runs, piece = share.scaled(shape[share.cut.axis]), named.slices.get(name)
-    if runs is None or piece is None or piece.shape != shape or piece.swap_halves:
+    runs, tensor = share.scaled(shape[share.cut.axis]), named.slices.get(name)
+    if runs is None or tensor is None or tensor.shape != shape:
         return None
     if share.cut.axis == 0:
-        parts = [piece.read_rows(start, stop - start) for start, stop in runs]
+        parts = [tensor.read(start, stop - start) for start, stop in runs]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
-    return _columns(piece, shape, runs)
+    return _columns(tensor, runs)
 
 
-def _columns(piece: Slice, shape: Shape, runs: Runs) -> mx.array:
-    rows, places = shape[0], _places(runs)
-    step = max(1, BLOCK_BYTES // (piece.tensor.nbytes // piece.tensor.shape[0]))
-    first = piece.bytes(0, min(step, rows))[:, places]
+def _columns(tensor: Tensor, runs: Runs) -> mx.array:
+    rows, places = tensor.shape[0], _places(runs)
+    step = max(1, BLOCK_BYTES // (tensor.nbytes // rows))
+    first = tensor.bytes(0, min(step, rows))[:, places]
     out = np.empty((rows, len(places)), first.dtype)
     out[: len(first)] = first
     for row in range(step, rows, step):
-        out[row : row + step] = piece.bytes(row, min(step, rows - row))[:, places]
-    return as_mlx(out, piece.tensor.dtype)
+        out[row : row + step] = tensor.bytes(row, min(step, rows - row))[:, places]
+    return as_mlx(out, tensor.dtype)
 
 
 def cut_out(tensors: LayerTensors, share: Share) -> LayerTensors:

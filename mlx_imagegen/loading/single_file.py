@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import CheckpointError
 from ..layers.linear import Packing
-from .names import Rename, RowRange, cut, same_names
+from .names import Rename, RowRange, same_names, source_rows
 from .parts import Part
 from .tensor import Tensor
 
@@ -21,7 +22,9 @@ Tensors = Mapping[str, Tensor]
 # What stands before the names of a diffusion model in a file of all components, and in some of one alone.
 DIFFUSION_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "net.", "model.")
 VAE_PREFIXES = ("", "vae.", "first_stage_model.")
-NETWORK = "control network"  # a component that no model consists of: it runs next to one
+# Components that no model consists of: they run next to one, which is given them by a parameter.
+NETWORK, IP_ADAPTER, REDUX = "control network", "IP-Adapter", "Redux"
+GIVEN_AS = {NETWORK: "control", IP_ADAPTER: "ip_adapter", REDUX: "redux"}
 # Left in some files by the tools that wrote them; no module reads them.
 MARKERS = frozenset({"logit_scale", "__index_timestep_zero__", "spiece_model", "tekken_model", "tokenizer_json"})
 
@@ -98,8 +101,7 @@ class Found:
             packing = packings.get(module) if parameter == "weight" else None
             numbers_of = (packing.bits, packing.group_size) if packing else None
             for target in rename(name):
-                rows = cut(tensor, target)
-                place = rows.row, rows.rows, rows.swap_halves
+                place = *source_rows(tensor, target), target.swap_halves
                 last, head = self.layout.channels_last, target.interleaved
                 yield Part(target.name, tensor.path, tensor.name, *place, last, numbers_of, head, target.join)
 
@@ -115,6 +117,12 @@ def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | Non
 
 def shape(tensors: Tensors, name: str) -> tuple[int, ...]:
     """Of a weight's numbers, packed or not."""
+    if name not in tensors:
+        where = next((tensor.path for tensor in tensors.values()), "the file")
+        raise CheckpointError(
+            f"{where} has no '{name}', off which sizes are read: it is cut, or of another model. Download it again, or "
+            "take the one that the model's repository has."
+        )
     return tensors[name].full_shape
 
 

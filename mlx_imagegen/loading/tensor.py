@@ -6,7 +6,7 @@ Must not know: file formats, names' meanings.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -45,40 +45,28 @@ REMEDY = "The file is damaged or its download did not finish: delete it and down
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies. `start` and `stop` are offsets from the beginning of the file."""
+    """Where one tensor lies: `nbytes` from `start`. Subclasses compute what they give from what is there."""
 
     path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
-    stop: int
-    # The file's, when its header was read; None: it is not checked again.
-    file_stamp: Stamp | None = field(default=None, kw_only=True)
-
-    @property
-    def unpacked(self) -> bool:
-        """Whether the numbers are computed from codes and scales in the file."""
-        return False
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
+    nbytes: int
+    _: KW_ONLY
+    file_stamp: Stamp | None = None  # the file's, when its header was read; None: it is not checked again
+    format: str | None = None  # the file's, where `dtype` is what is made of it
+    unpacked: bool = False  # whether the numbers are computed from codes and scales in the file
+    packing: Packing | None = None  # of a weight's codes, where the file's format is one that MLX multiplies by
+    numbers_shape: tuple[int, ...] | None = None  # of the weight's numbers, where `shape` is that of packed codes
 
     @property
     def stored_as(self) -> str:
-        """The file's format; another name than `dtype` for what a subclass makes of it."""
-        return self.dtype
+        return self.format or self.dtype
 
     @property
     def full_shape(self) -> tuple[int, ...]:
-        """Of the weight's numbers; another one than that of packed codes."""
-        return self.shape
-
-    @property
-    def packing(self) -> Packing | None:
-        """How a weight's codes are packed, where the file's format is one that MLX multiplies by."""
-        return None
+        return self.numbers_shape or self.shape
 
     @property
     def floating(self) -> bool:

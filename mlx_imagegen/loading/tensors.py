@@ -16,8 +16,9 @@ import mlx.core as mx
 from ..errors import CheckpointError
 from ..layers.linear import Packing, unpacked
 from .checkpoint import Checkpoint
-from .names import Rename, Slice, same_names, slices
+from .names import Rename, same_names, slices
 from .packings import stored_packings
+from .tensor import Tensor
 
 Shape = tuple[int, ...]
 # The first number in a layer's path: which of a stack of layers it is.
@@ -30,7 +31,7 @@ class NamedTensors:
 
     component: str
     checkpoint: Checkpoint
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, Tensor]
     stored: Mapping[str, Packing]  # by path: the weights that are packed on disk, as config.json's `quantization` says
     config: Mapping[str, object]
 
@@ -45,13 +46,13 @@ class NamedTensors:
     def packed_by_format(self) -> bool:
         """Whether all that is packed is so because the file's own format is (GGUF's): there is no full-precision model
         to begin with, and what is not packed can be."""
-        return all(self.slices[f"{path}.weight"].tensor.packing is not None for path in self.stored)
+        return all(self.slices[f"{path}.weight"].packing is not None for path in self.stored)
 
     def read(self, name: str, shape: Shape) -> mx.array:
         """One tensor in our layout, in the stored dtype."""
         if name not in self.slices:
             raise CheckpointError(f"{self.checkpoint.shown}: '{name}' is missing; download the model again.")
-        return _as_ours(_widened(self.slices[name].read(), shape), shape)
+        return _as_ours(self.slices[name].read(), shape)
 
     def depth(self, path: str) -> int:
         """How many numbered layers are in the stack that `path` is in."""
@@ -74,8 +75,8 @@ class NamedTensors:
         if packing is None:
             return self.slices[name].gather(rows)
         parts = {part: self.slices[f"{path}.{part}"].gather(rows) for part in packing.parts}
-        grids = {part: value.astype(mx.float32) for part, value in parts.items() if _is_floating(value)}
-        return unpacked(parts | grids, packing)
+        floats = [part for part, value in parts.items() if mx.issubdtype(value.dtype, mx.floating)]
+        return unpacked(parts | {part: parts[part].astype(mx.float32) for part in floats}, packing)
 
 
 def name_tensors(
@@ -103,17 +104,10 @@ def fits(stored: Shape, expected: Shape) -> bool:
     return [size for size in stored if size != 1] == [size for size in expected if size != 1]
 
 
-def _is_floating(value: mx.array) -> bool:
-    return bool(mx.issubdtype(value.dtype, mx.floating))
-
-
-def _widened(value: mx.array, expected: Shape) -> mx.array:
-    """A matrix for more inputs than the file has: those count for nothing until a LoRA changes them."""
-    wider = value.ndim == len(expected) == 2 and value.shape[0] == expected[0] and value.shape[1] < expected[1]
-    return mx.pad(value, [(0, 0), (0, expected[1] - value.shape[1])]) if wider else value
-
-
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:
+    if value.ndim == len(expected) == 2 and value.shape[0] == expected[0] and value.shape[1] < expected[1]:
+        # For more inputs than the file has: those count for nothing until a LoRA changes them.
+        return mx.pad(value, [(0, 0), (0, expected[1] - value.shape[1])])
     if value.ndim == 5 and len(expected) == 5:
         value = value.transpose(0, 2, 3, 4, 1)
     if value.ndim == 5 and len(expected) == 4:

@@ -1,7 +1,7 @@
 """`bench`: one picture by several quants and sizes -> seconds a stage, memory, and how far each is from the best.
 
-In: what is `Asked`. Out: rows for tables, files and a plot. Each row comes of a process of its own (cell.py), whose
-first pictures warm it up: they are shown (cold load, warm-up) and counted nowhere else.
+In: what is `Asked`. Out: rows for tables, files and a plot. Each row is measured in a process of its own (worker.py),
+whose first pictures warm it up: they are shown (cold load, warm-up) and counted nowhere else.
 Must not know: families, the command line.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..documents import json_text
 from ..errors import RequestError
 from ..hub.download import Notify
 from ..image import open_picture, write_picture
@@ -22,7 +23,7 @@ from . import tables
 from .environment import environment, measured_on
 from .quality import Quality, compared
 from .sheet import Bar, bar_chart
-from .tables import NONE, gigabytes, short, slug
+from .tables import NONE, decibels, gigabytes, short, slug
 from .worker import Failed, Rendered, Worker
 
 STAGES = ("load", "encode", "prepare", "steps", "decode", "other", "unseen", "total")
@@ -35,7 +36,7 @@ class Asked:
     """What to measure: every model with every quant at every size."""
 
     models: Sequence[str]
-    quants: Sequence[str]  # recipes, or cell.AS_STORED
+    quants: Sequence[str]  # recipes, or AS_STORED
     sizes: Sequence[tuple[int, int] | None]  # None: the model's own
     prompt: str
     parameters: dict[str, Any]  # steps, seed …: as generate() takes them
@@ -119,9 +120,8 @@ def bench(asked: Asked, folder: Path, tell: Notify) -> Iterator[Row]:
     for number, row in enumerate(_rows(asked), 1):
         row.reason = lost.get(row.model)
         if not row.reason:
-            failed = measured(
-                row, asked, folder / f"{number:02}-{slug(row.model)}-{slug(row.way.replace(', ', '-'))}.png"
-            )
+            name = f"{number:02}-{slug(row.model)}-{slug(row.way.replace(', ', '-'))}.png"
+            failed = measured(row, asked, folder / name)
             if failed and failed.scope == "model":
                 lost[row.model] = failed.reason
             tell(f"{row.name}: " + (f"skipped: {row.reason}" if row.reason else f"{row.seconds['total'].shown()} s"))
@@ -159,7 +159,9 @@ def _fill(row: Row, warm_up: Sequence[Rendered], runs: Sequence[Rendered]) -> No
     row.cold_load_seconds = first.seconds["load"]
     row.warm_up_seconds = [run.wall_seconds for run in warm_up]
     # Without the warm-up, which may have measured kernels; what the system says of a process is its most so far.
-    row.mlx_peak_bytes = _highest([run.report["peak_bytes"]["mlx"] for run in runs])
+    for run in runs:
+        for stage, peak in run.report["peak_bytes"]["mlx"].items():
+            row.mlx_peak_bytes[stage] = max(peak, row.mlx_peak_bytes.get(stage, 0))
     row.process_peak_bytes = first.report["peak_bytes"]["process_after"]
     row.notes = list(last.report["notes"])
     row.reused_steps = int(last.report["choices"].get("step cache", "0").split()[0])
@@ -178,10 +180,8 @@ def compare_pictures(rows: Sequence[Row], folder: Path) -> None:
         computed = [each for each in alike if each[0].cache is None]  # every step
         heavier = [each for each in computed if each[0].weight_bytes > row.weight_bytes]
         if row.cache is not None:
-            own = [reference for each, reference in computed if each.same == row.same]
-            row.quality, row.reference = (
-                (compared(picture, own[0]), f"{row.computed}, no cache") if own else (None, None)
-            )
+            if own := [reference for each, reference in computed if each.same == row.same]:
+                row.quality, row.reference = compared(picture, own[0]), f"{row.computed}, no cache"
         elif heavier:
             best, reference = max(heavier, key=lambda pair: (pair[0].model == row.model, pair[0].weight_bytes))
             row.quality = compared(picture, reference)
@@ -247,8 +247,7 @@ def _quality(quality: Quality | None) -> list[str]:
         return [NONE] * 7
     flat = quality.flat_shift_levels, quality.flat_grain_levels
     return [
-        short(quality.psnr_db) if quality.psnr_db is not None else "∞", f"{quality.ssim:.4f}",
-        f"{quality.gmsd:.4f}", short(quality.mean_difference_levels),
+        decibels(quality.psnr_db), f"{quality.ssim:.4f}", f"{quality.gmsd:.4f}", short(quality.mean_difference_levels),
         f"{quality.brightness_shift_levels:+z.2f}", f"{quality.contrast_shift_percent:+z.2f}",
         " ".join(NONE if each is None else f"{each:.2f}" for each in flat),
     ]  # fmt: skip
@@ -303,7 +302,7 @@ def write(rows: Sequence[Row], asked: Asked, folder: Path, plot: bool) -> None:
     """bench.json, bench.csv, bench.md and, if asked for, plot.png."""
     where = environment()
     data = {"asked": asdict(asked), "where": where, "rows": [asdict(row) for row in rows]}
-    tables.write_json(folder / "bench.json", data)
+    tables.write_text(folder / "bench.json", json_text(data))
     tables.write_csv(folder / "bench.csv", [_flat(row) | where for row in rows])
     tables.write_text(folder / "bench.md", in_markdown(rows, asked, where))
     if plot:
@@ -334,13 +333,10 @@ def _flat(row: Row) -> dict[str, Any]:
     }  # fmt: skip
     spreads = {**row.seconds, "step": row.step_seconds, "processor": row.processor_seconds}
     for stage, spread in spreads.items():
-        if spread is None:
-            continue
-        flat |= {f"{stage}_seconds": spread.median, f"{stage}_least": spread.least, f"{stage}_most": spread.most}
-    for stage, peak in row.mlx_peak_bytes.items():
-        flat[f"mlx_peak_bytes_{stage}"] = peak
-    for stage, peak in row.process_peak_bytes.items():
-        flat[f"process_peak_bytes_{stage}"] = peak
+        if spread is not None:
+            flat |= {f"{stage}_seconds": spread.median, f"{stage}_least": spread.least, f"{stage}_most": spread.most}
+    flat |= {f"mlx_peak_bytes_{stage}": peak for stage, peak in row.mlx_peak_bytes.items()}
+    flat |= {f"process_peak_bytes_{stage}": peak for stage, peak in row.process_peak_bytes.items()}
     return flat | (asdict(row.quality) if row.quality else {})
 
 
@@ -355,9 +351,3 @@ def _rows(asked: Asked) -> list[Row]:
 
 def _spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
-
-
-def _highest(peaks: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The most of each stage."""
-    stages = dict.fromkeys(stage for each in peaks for stage in each)
-    return {stage: max(each.get(stage, 0) for each in peaks) for stage in stages}

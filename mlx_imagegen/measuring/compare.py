@@ -29,8 +29,6 @@ from .tables import output_folder, short, slug
 from .worker import Failed, Rendered, Worker
 
 AS_EXAMPLE = "examples/prompts.toml shows how one looks"
-
-PROMPT_KEYS = frozenset({"axis", "text"})
 RANK = "rank"  # among a report's choices: which of several drew the picture
 CELLS = "cells"  # the folder of the pictures themselves
 
@@ -151,10 +149,12 @@ def identified(name: str, quant: str, parameters: dict[str, Any], precision: str
     """All that decides about a column's pictures and seconds, apart from the prompt."""
     model, recipe = opened_as(name, quant)
     pictures = [fingerprint(open_picture(path, alpha=True)) for path in parameters.get("references", ())]
+    status = {name: path.stat() for name, path in model_files(model).items()} if model.folder else {}
+    stamps = [f"{Path(name).name} {each.st_size} {each.st_mtime_ns}" for name, each in status.items()]
     return {
         "model": model.requested_as,  # two folders' files can have the same stamp
         "manifest": repr(model.manifest),
-        "files": _stamps(model) if model.folder else model.manifest.revision,
+        "files": stamps if model.folder else model.manifest.revision,  # a stamp changes when a file of the model does
         "recipe": recipe,
         "parameters": parameters | {"references": pictures} if pictures else parameters,
         "versions": [__version__, importlib.metadata.version("mlx")],
@@ -175,12 +175,6 @@ def opened_as(name: str, quant: str) -> tuple[Model, str | None]:
 def key(identity: dict[str, Any], line: Line) -> str:
     text = json.dumps(identity | {"prompt": line.text}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _stamps(model: Model) -> list[str]:
-    """Change when a file of the model does."""
-    status = {name: path.stat() for name, path in model_files(model).items()}
-    return [f"{Path(name).name} {each.st_size} {each.st_mtime_ns}" for name, each in status.items()]
 
 
 def model_files(model: Model) -> dict[str, Path]:
@@ -229,12 +223,9 @@ def read_lines(path: Path) -> list[Line]:
         raise MissingFileError(f"--prompts: {path} is not there; {AS_EXAMPLE}.") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"--prompts: {path} cannot be read ({error}).") from error
-    data = (
-        parse_toml(text, f"--prompts: {path} cannot be read:", RequestError, AS_EXAMPLE).get("prompt")
-        if is_toml
-        else None
-    )
-    if not is_toml:
+    if is_toml:
+        data = parse_toml(text, f"--prompts: {path} cannot be read:", RequestError, AS_EXAMPLE).get("prompt")
+    else:
         said = [line.strip() for line in text.split("\n") if line.strip()]
         if any(line.startswith("{") for line in said):
             raise RequestError(
@@ -248,16 +239,12 @@ def read_lines(path: Path) -> list[Line]:
         )
     lines: dict[str, Line] = {}
     for number, entry in enumerate(data, 1):
-        line = _line(entry, f"--prompts: {path}, prompt {number}")
-        lines.setdefault(line.text, line)
+        texts = entry.values() if isinstance(entry, dict) and set(entry) == {"axis", "text"} else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            where = f"--prompts: {path}, prompt {number}"
+            raise RequestError(f"{where}: a prompt has an axis and a text, and nothing else.")
+        lines.setdefault(entry["text"].strip(), Line(entry["axis"], entry["text"].strip()))
     return list(lines.values())
-
-
-def _line(entry: Any, where: str) -> Line:
-    texts = entry.values() if isinstance(entry, dict) and set(entry) == PROMPT_KEYS else [None]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise RequestError(f"{where}: a prompt has an axis and a text, and nothing else.")
-    return Line(entry["axis"], entry["text"].strip())
 
 
 def missing(sheet: Sequence[Sequence[Cell]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..documents import json_text
 from ..hub.download import Notify
 from ..image import open_picture, write_picture
 from ..packing.recipes import AS_STORED
@@ -18,7 +19,7 @@ from .compare import Cell, missing
 from .environment import environment, measured_on
 from .quality import Quality, compared
 from .sheet import Tile, contact_sheet, unwritable
-from .tables import NONE, gigabytes, short
+from .tables import NONE, decibels, gigabytes, short
 
 SIDE_PIXELS = 256  # of a picture on the sheet
 
@@ -71,8 +72,7 @@ def _row(cell: Cell, quality: Quality | None) -> list[str]:
         cell.column.label, cell.line.axis, f"{cell.record['width']}x{cell.record['height']}", str(len(steps)),
         short(cell.seconds), short(taken["load"]), short(taken["prepare"]), short(taken["encode"]),
         short(sum(steps) / len(steps)), short(taken["decode"]), gigabytes(max(report["peak_bytes"]["mlx"].values())),
-        NONE if quality is None else short(quality.psnr_db) if quality.psnr_db is not None else "∞",
-        NONE if quality is None else f"{quality.gmsd:.4f}",
+        *([NONE, NONE] if quality is None else [decibels(quality.psnr_db), f"{quality.gmsd:.4f}"]),
     ]  # fmt: skip
 
 
@@ -86,27 +86,25 @@ def noted(sheet: Sequence[Sequence[Cell]]) -> list[str]:
 
 
 def in_terminal(sheet: Sequence[Sequence[Cell]]) -> str:
-    said = [f"note: {line}" for line in noted(sheet)] + [f"missing: {line}" for line in missing(sheet)]
-    return "\n".join([tables.aligned(header(sheet), rows(sheet)), *said])
+    return "\n".join([tables.aligned(header(sheet), rows(sheet)), *_said(sheet)])
+
+
+def _said(sheet: Sequence[Sequence[Cell]]) -> list[str]:
+    return [f"note: {line}" for line in noted(sheet)] + [f"missing: {line}" for line in missing(sheet)]
 
 
 def write(sheet: Sequence[Sequence[Cell]], parameters: dict[str, Any], folder: Path, tell: Notify) -> Path:
     """sheet.png, compare.md, compare.json and compare.csv; gives the sheet's path."""
     where, precision = environment(), sheet[0][0].column.precision
     parameters = parameters | ({"precision": precision} if precision else {})
-    said = [f"- note: {line}" for line in noted(sheet)] + [f"- missing: {line}" for line in missing(sheet)]
     unlike = f" {UNLIKE}" if are_several(sheet) else ""
-    text = [
-        tables.markdown(header(sheet), rows(sheet)),
-        "",
-        *said,
-        "",
-        f"{WITHOUT}. {DISTANCE}. {measured_on(where)}{unlike}",
-        "",
-    ]
+    below = f"{WITHOUT}. {DISTANCE}. {measured_on(where)}{unlike}"
+    said = [f"- {line}" for line in _said(sheet)]
+    text = [tables.markdown(header(sheet), rows(sheet)), "", *said, "", below, ""]
     tables.write_text(folder / "compare.md", "\n".join(text))
-    data = {"parameters": parameters, "where": where, "cells": _data(sheet, folder)}
-    tables.write_json(folder / "compare.json", data)
+    cells = [_data(cell, folder) for cells in sheet for cell in cells]
+    data = {"parameters": parameters, "where": where, "cells": cells}
+    tables.write_text(folder / "compare.json", json_text(data))
     tables.write_csv(folder / "compare.csv", [_flat(cell) for cells in sheet for cell in cells])
     path = folder / "sheet.png"
     write_picture(drawn(sheet, parameters, where), path)
@@ -136,26 +134,22 @@ def _tile(cell: Cell, several: bool) -> Tile:
     return Tile(f"{short(cell.seconds)} s{machine}", open_picture(cell.path))
 
 
-def _data(sheet: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            **asdict(cell.column), **asdict(cell.line), "reason": cell.reason, "reused": cell.reused,
-            "seconds": cell.seconds, "drawn_on": cell.drawn_on,
-            "picture": str(cell.path.relative_to(folder)) if cell.path else None, "record": cell.record,
-        }
-        for cells in sheet
-        for cell in cells
-    ]  # fmt: skip
+def _common(cell: Cell) -> dict[str, Any]:
+    own = {"seconds": cell.seconds, "reason": cell.reason, "drawn_on": cell.drawn_on}
+    return asdict(cell.column) | asdict(cell.line) | own
+
+
+def _data(cell: Cell, folder: Path) -> dict[str, Any]:
+    picture = str(cell.path.relative_to(folder)) if cell.path else None
+    return _common(cell) | {"reused": cell.reused, "picture": picture, "record": cell.record}
 
 
 def _flat(cell: Cell) -> dict[str, Any]:
-    report = cell.record["report"] if cell.record else None
-    flat: dict[str, Any] = {**asdict(cell.column), **asdict(cell.line), "seconds": cell.seconds, "reason": cell.reason}
-    flat["drawn_on"] = cell.drawn_on
-    if report:
-        taken = report["seconds"]
-        stages = {f"{name}_seconds": value for name, value in taken.items() if name != "steps"}
-        flat |= stages | {"steps": len(taken["steps"]), "steps_seconds": sum(taken["steps"])}
-        peaks = report["peak_bytes"]
-        flat |= {"mlx_peak_bytes": max(peaks["mlx"].values()), "process_peak_bytes": peaks["process"]}
-    return flat
+    """A line of the CSV file: plain numbers, one a column."""
+    if not cell.record:
+        return _common(cell)
+    taken, peaks = cell.record["report"]["seconds"], cell.record["report"]["peak_bytes"]
+    stages = {f"{name}_seconds": value for name, value in taken.items() if name != "steps"}
+    steps = {"steps": len(taken["steps"]), "steps_seconds": sum(taken["steps"])}
+    most = {"mlx_peak_bytes": max(peaks["mlx"].values()), "process_peak_bytes": peaks["process"]}
+    return _common(cell) | stages | steps | most

@@ -24,30 +24,26 @@ from .sheet import unwritable
 
 def facts() -> dict[str, str]:
     """What there is to know about the machine and the installation."""
-    versions = {name: _version(name) for name in ("mlx-vlm", "numpy", "pillow")}
-    limit, cache = memory_limit(), Path(HuggingFace().cache)
-    room = shutil.disk_usage(_existing(cache)).free
+    limit, cache, is_mac = memory_limit(), Path(HuggingFace().cache), sys.platform == "darwin"
+    room = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    files = [path for path in cache.rglob("*") if path.is_file() and not path.is_symlink()]  # snapshots are links
+    downloaded = sum(path.stat().st_size for path in files)
+    emulated = "; FLUX.1's transformer float16, for this chip only emulates bfloat16" if emulates_bfloat16() else ""
     return {
         **machine(),
-        "chip": _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine(),
+        "chip": _printed("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{limit.physical_bytes / GB:.1f} GB, of which {limit.usable_bytes / GB:.1f} GB are counted on",
         "GPU": _gpu(),
         "MLX's Metal wheel": f"for macOS {wheel_macos()} and later" if wheel_macos() else "none",
-        "low-power mode": _low_power(),
-        "numbers": _numbers(),
+        "low-power mode": low_power_of(_printed("pmset", "-g").splitlines()) if is_mac else "unknown: only macOS says",
+        "numbers": f"{dtype_name(compute_dtype())}{emulated} (precision.py says why)",
         "MLX's cache of freed buffers": f"up to {_cache_limit() / GB:.2f} GB",
         "measured kernels": f"{cache_file()}{'' if cache_file().is_file() else ', none yet'}",
-        "downloads": f"{cache}: {_folder_bytes(cache) / GB:.1f} GB, {room / GB:.0f} GB free there",
+        "downloads": f"{cache}: {downloaded / GB:.1f} GB, {room / GB:.0f} GB free there",
         "letters on sheets": "Latin only: no Chinese or Japanese font was found" if unwritable(["字"]) else "all",
-        **versions,
+        **{name: _version(name) for name in ("mlx-vlm", "numpy", "pillow")},
     }
-
-
-def _numbers() -> str:
-    usual = dtype_name(compute_dtype())
-    chosen = "; FLUX.1's transformer float16, for this chip only emulates bfloat16" if emulates_bfloat16() else ""
-    return f"{usual}{chosen} (precision.py says why)"
 
 
 def warnings(known: dict[str, str]) -> list[str]:
@@ -64,13 +60,6 @@ def warnings(known: dict[str, str]) -> list[str]:
     return found
 
 
-def _low_power() -> str:
-    if sys.platform != "darwin":
-        return "unknown: only macOS says"
-    lines = subprocess.run(["pmset", "-g"], capture_output=True, text=True).stdout.splitlines()
-    return low_power_of(lines)
-
-
 def low_power_of(lines: list[str]) -> str:
     """By the lines of `pmset -g`, which a desktop's leaves it out of."""
     values = [line.split()[1] for line in lines if line.split()[:1] in (["lowpowermode"], ["powermode"])]
@@ -82,7 +71,7 @@ def _gpu() -> str:
         return "none that MLX uses; it runs on the CPU"
     info = mx.device_info(mx.gpu)
     limit = float(info.get("max_recommended_working_set_size", 0)) / GB
-    wired = _sysctl("iogpu.wired_limit_mb")
+    wired = _printed("sysctl", "-n", "iogpu.wired_limit_mb")
     asked = f"set to {wired} MB" if wired and wired != "0" else "the system's own"
     return f"{info.get('device_name')}: may hold {limit:.1f} GB (wired limit: {asked})"
 
@@ -94,13 +83,6 @@ def _cache_limit() -> int:
     return limit
 
 
-def _sysctl(name: str) -> str | None:
-    if sys.platform != "darwin":
-        return None
-    ran = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True)
-    return ran.stdout.strip() or None
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -108,10 +90,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Each file once: the cache's snapshots are links to it."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def _printed(*command: str) -> str:
+    """By a program of macOS; nothing elsewhere."""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() if sys.platform == "darwin" else ""

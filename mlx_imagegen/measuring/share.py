@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import json_text
 from ..packing.recipes import AS_STORED
 from ..planning.chips import chip_of
 from ..planning.measurements import Measurement
 from .bench import Row
-from .tables import write_json
+from .tables import write_text
 
 # What others need to know of the machine; not its name, its folders or its user.
 MACHINE = ("device", "system", "memory", "mlx", "mlx-imagegen", "matrix units", "TF32", "commit", "date")
@@ -35,4 +36,4 @@ def shared(rows: Sequence[Row], where: Mapping[str, str | None]) -> dict[str, An
 
 
 def write_shared(rows: Sequence[Row], where: Mapping[str, str | None], path: Path) -> None:
-    write_json(path, shared(rows, where))
+    write_text(path, json_text(shared(rows, where)))

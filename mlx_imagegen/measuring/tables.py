@@ -6,13 +6,12 @@ Must not know: what the numbers mean.
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..image import check_writable, write_atomically
+from ..image import check_writable, write_bytes
 from ..machine import GB
 from ..paths import expanded
 
@@ -22,16 +21,11 @@ NONE = "–"
 
 def aligned(header: Row, rows: Iterable[Row]) -> str:
     """The first column to the left, numbers to the right."""
-    table = [list(header), *map(list, rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    left = [not any(_is_number(row[column]) for row in table[1:]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(row, widths, left, strict=True)
-        ).rstrip()
-        for row in table
-    )
+    columns = []
+    for head, *cells in zip(header, *rows, strict=True):
+        width, numbers = max(map(len, (head, *cells))), any(map(_is_number, cells))
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (head, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def markdown(header: Row, rows: Iterable[Row]) -> str:
@@ -50,6 +44,11 @@ def short(value: float | None) -> str:
 def gigabytes(count: int) -> str:
     """Small models' too."""
     return f"{count / GB:.3g}" if count < GB / 10 else short(count / GB)
+
+
+def decibels(psnr_db: float | None) -> str:
+    """A `Quality`'s: None is of equal pictures."""
+    return "∞" if psnr_db is None else short(psnr_db)
 
 
 def slug(name: str) -> str:
@@ -82,11 +81,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_bytes(path, text.encode())
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -15,12 +15,11 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
-from ..errors import DownloadError, ImagegenError, UnknownModelError
+from ..errors import DownloadError, UnknownModelError, described
 from ..packing.recipes import AS_STORED
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._process.terminate()  # interrupted: its picture is not waited for
         self._process.communicate()
@@ -90,8 +87,7 @@ class Worker:
         reopen: bool = False,
         choices: dict[str, str] | None = None,
     ) -> Rendered | Failed:
-        """`reopen`: open the model again, as if this were the process's first picture. `choices`: the caller's, for the
-        report."""
+        """`reopen`: open the model again, as for a process's first picture. `choices`: the caller's, for the report."""
         job = {"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen}
         self._send(job | {"choices": choices or {}})
         assert self._process.stdout
@@ -155,14 +151,9 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
             pictures = pipeline.check(pictures) if pictures else pipeline.jobs(job["prompt"], **job["parameters"])
             answer = asdict(_made(pipeline, job, pictures, started, caller))
         except Exception as error:  # the boundary of the process: whatever it is, the other cells go on
-            answer = asdict(Failed(_reason(error), _scope(error, pipeline is not None)))
+            answer = asdict(Failed(described(error), _scope(error, pipeline is not None)))
         answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
         answers.flush()
-
-
-def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ImagegenError) else f"{type(error).__name__}: {said}"
 
 
 def _scope(error: Exception, is_open: bool) -> str:

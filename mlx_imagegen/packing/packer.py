@@ -48,7 +48,7 @@ class Packer(Transform):
         try:
             parts = self.pack(weight, packing, importance=importance_in(tensors.named, path, self.norms))
         except QuantizationError as error:
-            tensor = tensors.named.slices[f"{path}.weight"].tensor
+            tensor = tensors.named.slices[f"{path}.weight"]
             raise QuantizationError(f"{tensor.path}, '{tensor.name}': {error}") from error
         return replace(tensors, values={**tensors.values, **parts}, packing=packing)
 

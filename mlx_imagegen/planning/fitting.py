@@ -34,8 +34,7 @@ class Residency:
 
 
 def residency(plans: Sequence[Plan], asked: bool | None, prompt_weight_bytes: int = 0) -> Residency:
-    """For pictures with these plans, by the one that takes the most. What is read for every new prompt stays too, if
-    all else does and there is room."""
+    """For pictures with these plans. What is read for every new prompt stays too, if all else does and fits."""
     need, limit = max(made.resident_peak_bytes for made in plans), memory_limit()
     if asked and need > limit.most_bytes:
         raise InsufficientMemoryError(
@@ -97,7 +96,7 @@ def ran_out(made: Plan, family: Family[Any], job: Job, manifest: Manifest) -> st
 
 def _remedy(family: Family[Any], job: Job, most_bytes: int) -> str:
     """What fits into so much memory."""
-    smaller = next((quant for quant, peak in _packed_peaks(family, job) if peak <= most_bytes), None)
+    smaller = next((quant for quant, peak in peaks_by_recipe(family, job) if quant and peak <= most_bytes), None)
     if smaller:
         return f"quant {smaller} would fit (--quant {smaller} on the command line)"
     if job.prompt.references:  # other models are judged without, and most take none
@@ -113,20 +112,21 @@ def _largest(most_bytes: int) -> str:
             continue  # others have the shapes of one that does, or draw nothing from a prompt alone
         with shape_only_folder(manifest) as folder:
             family = open_family(manifest, folder, WeightTransforms())
-            job = usual_job(manifest, family.size_multiple)
-            packed = ((peak, f" with quant {quant}") for quant, peak in _packed_peaks(family, job))
-            sizes = [(_planned(family, job).peak_bytes, ""), *packed]
-            best = max([best, *((peak, f"{manifest.name}{how}") for peak, how in sizes if peak <= most_bytes)])
+            for quant, peak in peaks_by_recipe(family, usual_job(manifest, family.size_multiple)):
+                if peak <= most_bytes:
+                    best = max(best, (peak, f"{manifest.name}{f' with quant {quant}' if quant else ''}"))
     return f"the largest that fits is {best[1]}: choose that, or " if best[1] else ""
 
 
-def _packed_peaks(family: Family[Any], job: Job) -> Iterator[tuple[str, int]]:
-    """Each recipe, q8 first, and the peak under it; none for what is packed on disk already."""
-    if any(component.weights.stored for component in family.components.values()):
-        return
-    for name in sorted(recipe_names(), reverse=True):
+def peaks_by_recipe(family: Family[Any], job: Job) -> Iterator[tuple[str | None, int]]:
+    """The peak of the weights as they are (None), and under each recipe, q8 first; no recipe packs what is packed."""
+    stored = any(component.weights.stored for component in family.components.values())
+    yield None, _planned(family, job).peak_bytes
+    for name in () if stored else sorted(recipe_names(), reverse=True):
         yield name, _planned(family, job, read_recipe(name, family.name)).peak_bytes
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images)
+    return plan(
+        family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images, preview=job.preview
+    )

@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..bfloat import to_bf16
+from ..documents import write_json
 from ..errors import CheckpointError, MissingFileError, QuantizationError
 from ..hub.record import RECORD
 from ..loading.checkpoint import DTYPES
@@ -30,7 +31,7 @@ from ..packing.affine import pack, pack_rows
 from .calibrate import Statistics, pack_calibrated
 from .card import CARD
 from .layout import Layout, Piece, Shard
-from .partial import Journal, Partial, write_json
+from .partial import Journal, Partial
 
 CHUNK = 1 << 21  # numbers read at a time by each worker: 4 MB of bf16
 # The small files that belong to a checkpoint: configs, tokenizers, schedulers, licences.
@@ -214,7 +215,7 @@ class Work:
 
     def _finish(self, task: Task) -> None:
         """Into the journal, unless the source has changed since the run began: then nothing of it can be trusted."""
-        path = task.piece.part.tensor.path
+        path = task.piece.part.path
         if _stamp(path) != self._stamps[path]:
             raise CheckpointError(CHANGED.format(path=path))
         for written in filter(None, (task, task.bias)):
@@ -227,14 +228,13 @@ class Work:
 
 
 def _runs(piece: Piece) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of the written tensor, about CHUNK numbers; none crosses the middle of swapped halves."""
+    """(first row, rows) of the written tensor, about CHUNK numbers."""
     if not piece.part.shape:
         yield 0, 1
         return
     rows = piece.part.shape[0]
-    step = max(1, CHUNK // max(1, math.prod(piece.part.tensor.full_shape[1:])))  # numbers, where codes are packed too
-    for start, stop in ((0, rows // 2), (rows // 2, rows)) if piece.part.swap_halves else ((0, rows),):
-        yield from ((row, min(step, stop - row)) for row in range(start, stop, step))
+    step = max(1, CHUNK // max(1, math.prod(piece.part.full_shape[1:])))  # numbers, where codes are packed too
+    yield from ((row, min(step, rows - row)) for row in range(0, rows, step))
 
 
 def _convert_run(conversion: Conversion, task: Task, row: int, rows: int) -> None:
@@ -242,7 +242,7 @@ def _convert_run(conversion: Conversion, task: Task, row: int, rows: int) -> Non
     if piece.columns:
         _write_rows(task, "table", row, _table_rows(conversion, piece, row, rows))
         return
-    if piece.packing is None and piece.dtype == part.tensor.dtype and not conversion.merges(piece):
+    if piece.packing is None and piece.dtype == part.dtype and not conversion.merges(piece):
         _write_rows(task, piece.parameter, row, part.bytes(row, rows))
         return
     values = _merged(conversion, piece, row, rows)
@@ -257,7 +257,7 @@ def _convert_run(conversion: Conversion, task: Task, row: int, rows: int) -> Non
         else:
             parts, shift = pack_calibrated(values, piece.packing, statistics)
     except QuantizationError as error:
-        raise QuantizationError(f"{part.tensor.path}, '{part.tensor.name}': {error}") from error
+        raise QuantizationError(f"{part.path}, '{part.name}': {error}") from error
     if task.bias is not None and shift is not None:
         _write_bias(conversion, task.bias, row, shift)
     for name, packed in parts.items():
@@ -351,7 +351,7 @@ def _write_small_files(conversion: Conversion, target: Path, copies: Sequence[Pa
 
 
 def _sources(layouts: Sequence[Layout]) -> list[Path]:
-    return sorted({piece.part.tensor.path for layout in layouts for piece in layout.pieces})
+    return sorted({piece.part.path for layout in layouts for piece in layout.pieces})
 
 
 def stamps_of(layouts: Sequence[Layout]) -> dict[Path, Stamp]:

@@ -24,7 +24,7 @@ from ..folding import Fold
 from ..layers.linear import Packing
 from ..loading.checkpoint import DTYPES
 from ..loading.comfy_quant import FP8
-from ..loading.names import Slice
+from ..loading.tensor import Tensor
 from ..loading.weights import Weights
 from ..packing.recipes import Recipe, fitted
 
@@ -58,12 +58,12 @@ class Piece:
     path: str  # our module's
     parameter: str
     name: str  # the module's name in the written file; our own, or the source's where that is kept
-    part: Slice
+    part: Tensor
     packing: Packing | None
     dtype: str  # written, if it is not packed
     note: str = ""
     columns: int = 0  # of the table that takes a folded layer's place; 0 if it is not folded
-    bias: Slice | None = None  # a folded layer's, which goes into its table
+    bias: Tensor | None = None  # a folded layer's, which goes into its table
 
     @property
     def key(self) -> str:
@@ -77,10 +77,9 @@ class Piece:
     @property
     def weights(self) -> int:
         """How many numbers the model has in it: none in the scales of a packed weight."""
-        tensor = self.part.tensor
         if self.parameter in ("scales", "biases"):
             return 0
-        return self.part.shape[0] * math.prod(tensor.full_shape[1:]) if tensor.packing else self.count
+        return math.prod(self.part.full_shape) if self.part.packing else self.count
 
     @functools.cached_property
     def outputs(self) -> dict[str, Stored]:
@@ -171,7 +170,7 @@ class Layout:
         """Which weights the source's own format has packed, and which it makes us unpack."""
         kept, unpacked = Counter[str](), Counter[str]()
         for piece in self.pieces:
-            tensor = piece.part.tensor
+            tensor = piece.part
             if piece.parameter == "weight" and (tensor.packing or tensor.unpacked):
                 (kept if tensor.packing else unpacked)[tensor.stored_as] += 1
         listed = ", ".join(f"{count} in {name}" for name, count in kept.items())
@@ -211,7 +210,7 @@ def layouts(family: Family[Any], folder: Path, recipe: Recipe, fold: Fold | None
 
 def layout(weights: Weights, folder: Path, recipe: Recipe, fold: Fold | None = None) -> Layout:
     where = weights.checkpoint.where
-    same = all(name == part.tensor.name for name, part in weights.slices.items())
+    same = all(name == part.name for name, part in weights.slices.items())
     in_place = where.is_dir() or same  # else the source is one file of another layout: it gets our names and a folder
     pieces = tuple(_pieces(weights, recipe, where.is_dir(), fold))
     root = where if where.is_dir() else where.parent
@@ -223,9 +222,7 @@ def layout(weights: Weights, folder: Path, recipe: Recipe, fold: Fold | None = N
 
 def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | None) -> Iterator[Piece]:
     """In the order of the source's bytes, so that reading goes forwards."""
-    parts = sorted(
-        weights.slices.items(), key=lambda item: (str(item[1].tensor.path), item[1].tensor.start, item[1].row)
-    )
+    parts = sorted(weights.slices.items(), key=lambda item: (str(item[1].path), item[1].start))
     for name, part in parts:
         if recipe.drops(weights.component, name):
             if name in weights.needed:
@@ -235,7 +232,7 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
                 )
             continue
         path, _, parameter = name.rpartition(".")
-        written = part.tensor.name.rpartition(".")[0] if keep_names else path
+        written = part.name.rpartition(".")[0] if keep_names else path
         if fold and path in fold.linears | fold.gone:
             if path in fold.linears and parameter == "weight":
                 bias = weights.slices.get(f"{path}.bias")
@@ -249,16 +246,16 @@ def _pieces(weights: Weights, recipe: Recipe, keep_names: bool, fold: Fold | Non
             packing = fitted(row_packing, part.shape)
             note = _fallback(part.shape, row_packing, packing)
         if path in weights.stored and parameter in weights.stored[path].parts:
-            dtype = "F16" if part.tensor.dtype == "F32" else part.tensor.dtype
+            dtype = "F16" if part.dtype == "F32" else part.dtype
         else:
             dtype = _dense_dtype(part, recipe.rounds_to_16_bits(weights.component))
         yield Piece(weights.component, path, parameter, written, part, packing, dtype, note)
 
 
-def _dense_dtype(part: Slice, round_to_16_bits: bool) -> str:
+def _dense_dtype(part: Tensor, round_to_16_bits: bool) -> str:
     """Matrices of 32 bits become 16, if the recipe says so; vectors, [C, 1, 1] too, stay: they are small."""
-    stored, matrix = part.tensor.dtype, math.prod(part.shape) > max(part.shape, default=1)
-    if part.tensor.unpacked or stored in FP8 or (stored == "F32" and matrix and round_to_16_bits):
+    stored, matrix = part.dtype, math.prod(part.shape) > max(part.shape, default=1)
+    if part.unpacked or stored in FP8 or (stored == "F32" and matrix and round_to_16_bits):
         return "BF16"
     return stored
 

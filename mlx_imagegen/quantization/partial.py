@@ -9,7 +9,6 @@ Must not know: what the files hold.
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import threading
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..documents import read_json
+from ..documents import read_json, write_json
 from ..errors import ImagegenError, OutputError, QuantizationError
 from ..hub.record import RECORD
 from ..paths import expanded, visible
@@ -239,10 +238,3 @@ def _clear(partial: Path) -> None:
             shutil.rmtree(path)
         elif path.name != JOURNAL:
             path.unlink()
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """All or nothing."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -22,8 +22,9 @@ from . import options
 
 
 def open_references(
-    manifest: Manifest, references: Sequence[Picture], notes: list[str] | None = None
+    manifest: Manifest, references: Sequence[Picture], notes: list[str] | None = None, parameter: str = "references"
 ) -> tuple[Image.Image, ...]:
+    """`parameter`: as what they were given: a masked image may be the reference."""
     given: Sequence[Any] = references if isinstance(references, list | tuple) else [references]
     if given and not manifest.edits:
         raise RequestError(
@@ -39,13 +40,25 @@ def open_references(
         raise RequestError(f"references: {len(given)} pictures are given, {manifest.name} takes up to {limit}.")
     alpha = options.takes(manifest, "transparent") or options.takes(manifest, "layers")
     pictures = tuple(open_picture(reference, "references", alpha, notes) for reference in given)
-    for width, height in (picture.size for picture in pictures):
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise RequestError(
-                f"references: a picture of {width}x{height} is too narrow for {manifest.name}: the sides may "
-                f"differ {MAX_ASPECT} times at most. Cut out the part that matters."
-            )
+    for picture in pictures:
+        _check_shape(manifest, picture.size, parameter)
     return pictures
+
+
+def _check_shape(manifest: Manifest, size: tuple[int, int], parameter: str) -> None:
+    limits = manifest.extras.get("references", {})
+    least, ratio = limits.get("least_side", 1), limits.get("largest_ratio", MAX_ASPECT)
+    picture = f"{parameter}: a picture of {size[0]}x{size[1]}"
+    reader = manifest.name + ("" if parameter == "references" else ", which reads a masked picture as a reference")
+    if min(size) < least:
+        raise RequestError(
+            f"{picture} is too small for {reader}: both sides must be {least} pixels or more. Make it larger."
+        )
+    if max(size) > ratio * min(size):
+        raise RequestError(
+            f"{picture} is too narrow for {reader}: the sides may differ {ratio} times at most. Cut out the part that "
+            "matters."
+        )
 
 
 def check_needs(manifest: Manifest, drawn_on: bool, masked: bool, controls: int) -> None:

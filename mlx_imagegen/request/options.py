@@ -13,8 +13,10 @@ import numpy as np
 
 from ..errors import RequestError
 from ..escaping import quoted
-from ..hub.abilities import able
+from ..families import family_spec
+from ..hub.abilities import able, networks, networks_of
 from ..hub.manifest import Manifest
+from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
@@ -47,14 +49,12 @@ def sampling(
 ) -> tuple[int | None, dict[str, Any]]:
     """The number of steps, and sampler, shift, timesteps, noise_scale and noise_clip: as given, else the manifest's."""
     table = manifest.extras.get("sampling")
-    asked = {
-        name: value
-        for name, value in given.items()
-        if name in SAMPLING_FIELDS and value is not None and not (name == "timesteps" and len(value) == 0)
-    }
+    asked = {name: given[name] for name in SAMPLING_FIELDS if given.get(name) is not None}
+    if len(asked.get("timesteps", [0])) == 0:
+        del asked["timesteps"]
     if table is None:
-        own = {"shift"} & asked.keys() & set(manifest.extras.get("takes", ()))
-        extras: dict[str, Any] = {name: _number(name, asked.pop(name)) for name in own}
+        own = takes(manifest, "shift") and "shift" in asked
+        extras: dict[str, Any] = {"shift": _number("shift", asked.pop("shift"))} if own else {}
         if asked:
             raise RequestError(
                 f"{', '.join(asked)}: {manifest.name} has one sampler, whose numbers are fixed; leave them out."
@@ -62,7 +62,9 @@ def sampling(
         return steps, extras
     special = table.get("one_reference", {}) if references == 1 else {}
     table = {"sampler": manifest.defaults.sampler, "noise_clip": 0.0, "timesteps": (), **table, **special}
-    sampler = _sampler(asked.get("sampler", table["sampler"]), manifest)
+    sampler = asked.get("sampler", table["sampler"])
+    if sampler not in SAMPLERS:
+        raise RequestError(f"sampler {quoted(sampler)}: {manifest.name} has {', '.join(SAMPLERS)}.")
     if "noise_clip" in asked and sampler != "flash":
         notes.append(f"noise_clip has no effect: the {sampler} sampler draws no noise of its own")
     timesteps = _timesteps(asked["timesteps"], steps) if "timesteps" in asked else ()
@@ -78,12 +80,6 @@ def sampling(
     if sampler == "flash":  # in standard deviations of a draw; 0 is none
         extras["noise_clip"] = _number("noise_clip", asked.get("noise_clip", table["noise_clip"]))
     return len(timesteps) or steps, extras
-
-
-def _sampler(name: Any, manifest: Manifest) -> str:
-    if name not in SAMPLERS:
-        raise RequestError(f"sampler {quoted(name)}: {manifest.name} has {', '.join(SAMPLERS)}.")
-    return str(name)
 
 
 def _number(name: str, value: Any) -> float:
@@ -128,12 +124,27 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
 
 
+def upsampler(manifest: Manifest, asked: bool | str | None) -> str | None:
+    """The name or folder of what is to write the prompt's caption; None: nothing."""
+    if not asked:
+        return None
+    known = networks_of(manifest, "upsample")
+    if not known:
+        families = {name for network in networks("upsample").values() for name in network.families}
+        titles = ", ".join(sorted(family_spec(name).title for name in families))
+        raise RequestError(
+            f"upsample: {manifest.name} has no prompt upsampler ({titles} has); write the long prompt yourself."
+        )
+    name = known[0] if asked is True else str(asked)
+    network_to_fetch(name, manifest, "upsample")  # a misspelt one is refused before anything is downloaded
+    return name
+
+
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
-    """Boxes [x1, x2, y1, y2] in shares or hundredths of the picture's sides, or {"bbox": …}: where the references go,
-    in their order."""
+    """Where the references go, in order: boxes [x1, x2, y1, y2] in shares or hundredths, or {"bbox": …}."""
     if not layout:
         return ()
-    if "layout" not in manifest.extras.get("takes", ()):
+    if not takes(manifest, "layout"):
         raise RequestError(f"layout: {manifest.name} takes no boxes.")
     if not references:
         raise RequestError("layout says where reference pictures go, and none is given; add references.")
@@ -169,11 +180,17 @@ def _box(box: Any) -> Box:
     return x1, x2, y1, y2
 
 
-def cfg_normalization(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
-    """Whether guidance keeps the velocity no longer than the prompt's own."""
-    if wanted and "cfg_normalization" not in manifest.extras.get("takes", ()):
-        raise RequestError(f"cfg_normalization: {manifest.name} does not take it; leave it out.")
-    return {"cfg_normalization": True} if wanted else {}
+def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
+    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    refused = {
+        "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
+        "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",
+    }
+    wanted = [name for name in refused if given.get(name)]
+    for name in wanted:
+        if not takes(manifest, name):
+            raise RequestError(f"{name}: {refused[name]}")
+    return dict.fromkeys(wanted, True)
 
 
 def preview(manifest: Manifest, kind: str | None) -> str:
@@ -187,15 +204,6 @@ def preview(manifest: Manifest, kind: str | None) -> str:
 def takes(manifest: Manifest, parameter: str) -> bool:
     """Whether a model takes a parameter that only some do."""
     return parameter in manifest.extras.get("takes", ())
-
-
-def transparency(manifest: Manifest, wanted: bool | None) -> dict[str, Any]:
-    """Whether the picture gets an alpha."""
-    if wanted and not takes(manifest, "transparent"):
-        raise RequestError(
-            f"transparent: {manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1."
-        )
-    return {"transparent": True} if wanted else {}
 
 
 def layers_prompt(manifest: Manifest) -> str | None:
@@ -230,7 +238,7 @@ def seam_blend(manifest: Manifest, blend: int | str | None, patch: int) -> int |
     """How many pixels on each side of a patch's border are blended, or `adaptive`; None: nothing is."""
     if blend in (None, 0, False):
         return None
-    if "blend_seams" not in manifest.extras.get("takes", ()):
+    if not takes(manifest, "blend_seams"):
         raise RequestError(f"blend_seams: {manifest.name}'s pictures have no patch borders to blend.")
     limit = min(SEAM_RADIUS_LIMIT, patch // 2)  # the bands of two borders must not meet
     if blend != ADAPTIVE and (isinstance(blend, bool) or not isinstance(blend, int) or not 1 <= blend <= limit):

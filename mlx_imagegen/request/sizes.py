@@ -39,10 +39,16 @@ class Asked:
 def size_of(manifest: Manifest, multiple: int, asked: Asked, notes: list[str]) -> tuple[int, int]:
     """Width and height: as asked in one of the ways, else the input picture's, else the manifest's."""
     width, height = _asked(manifest, multiple, asked)
+    usual = manifest.defaults.width, manifest.defaults.height
     if asked.image is not None and width is None and height is None:
-        width, height = _of_picture(manifest, multiple, asked.image.size, asked.own_size)
-    width = manifest.defaults.width if width is None else width
-    height = manifest.defaults.height if height is None else height
+        across, down = asked.image.size
+        # A photo of more pixels than the model's usual picture is brought down to as many: at a camera's 12 million a
+        # step takes 30 times as long, and no model was made for that.
+        if across * down > math.prod(usual) and not asked.own_size:
+            width, height = proportioned((across, down), math.prod(usual), multiple)
+        else:
+            width, height = max(across - across % multiple, multiple), max(down - down % multiple, multiple)
+    width, height = usual[0] if width is None else width, usual[1] if height is None else height
     if asked.image is not None and (width, height) != asked.image.size:
         across, down = asked.image.size
         kept = ", what is kept of it as well; give padding to keep its own pixels and size" if asked.masked else ""
@@ -67,12 +73,8 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
         raise RequestError(
             f"the picture's shape is given more than once ({', '.join(sizes)}, and a side); leave one of them out."
         )
-    if (
-        not sizes
-        and given
-        and sides == (None, None)
-        and (trained := manifest.extras.get("references", {}).get("sizes"))
-    ):
+    trained = manifest.extras.get("references", {}).get("sizes")
+    if trained and given and not sizes and sides == (None, None):
         return nearest_shape(given[0], trained, multiple)  # the first picture is what is changed
     area = manifest.extras.get("references_area")
     if not sizes and given and area:  # a side that is not given follows from the first or last picture
@@ -82,8 +84,7 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
 
 
 def kept_box(manifest: Manifest, multiple: int, asked: Asked) -> Box | None:
-    """What of the picture made is kept (left, top, right, bottom), where it follows a single reference whose edges were
-    mirrored; None: all of it."""
+    """What is kept of a picture made from one reference with mirrored edges; None: all. (left, top, right, bottom)"""
     given = asked.width or asked.height or asked.aspect
     if manifest.extras.get("references_size") != "canvas" or len(asked.references) != 1 or given:
         return None
@@ -104,36 +105,22 @@ def _near(manifest: Manifest, sizes: Sequence[tuple[int, int]], area: int, multi
     return cut_size(within_area(sizes[-1 if rule == "last cut" else 0], area), multiple)
 
 
-def _of_picture(manifest: Manifest, multiple: int, size: tuple[int, int], own_size: bool) -> tuple[int, int]:
-    """A picture's own size, cut to the multiple. A photo of more pixels than the model's usual picture is brought down
-    to as many: at a camera's 12 million a step takes 30 times as long, and no model was made for that."""
-    usual = manifest.defaults.width * manifest.defaults.height
-    if size[0] * size[1] > usual and not own_size:
-        return proportioned(size, usual, multiple)
-    width, height = (max(side - side % multiple, multiple) for side in size)
-    return width, height
-
-
 def multiple_of(manifest: Manifest) -> int:
     """What sizes must be a multiple of, as far as the manifest knows; an open model knows it from its files."""
     return int(manifest.extras.get("sizes", {}).get("multiple", USUAL_MULTIPLE))
 
 
 def check_multiple(manifest: Manifest, multiple: int, width: int, height: int) -> None:
-    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
-        _check_side(manifest, multiple, name, side, usual)
-
-
-def _check_side(manifest: Manifest, multiple: int, name: str, side: int, usual: int) -> None:
     least = multiple * manifest.extras.get("sizes", {}).get("least_patches", 1)
-    if side < least or side % multiple:
-        near = max(least, round(side / multiple) * multiple) if side > 0 else usual
-        upwards = f" from {least} up" if least > multiple else ""
-        raise RequestError(
-            f"{name} {side}: {manifest.name} needs a multiple of {multiple} pixels{upwards}, for example {near}."
-        )
-    if side > SIDE_LIMIT:
-        raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
+    for name, side, usual in (("width", width, manifest.defaults.width), ("height", height, manifest.defaults.height)):
+        if side < least or side % multiple:
+            near = max(least, round(side / multiple) * multiple) if side > 0 else usual
+            upwards = f" from {least} up" if least > multiple else ""
+            raise RequestError(
+                f"{name} {side}: {manifest.name} needs a multiple of {multiple} pixels{upwards}, for example {near}."
+            )
+        if side > SIDE_LIMIT:
+            raise RequestError(f"{name} {side}: pictures may be up to {SIDE_LIMIT} pixels wide and high.")
 
 
 def shape(manifest: Manifest, multiple: int, aspect: str) -> tuple[int, int]:

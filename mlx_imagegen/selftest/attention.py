@@ -1,4 +1,4 @@
-"""Attention: every head size in use, with as many heads for keys or fewer, masked and not."""
+"""Attention: every head size in use, with equal or fewer key heads, with and without a mask."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

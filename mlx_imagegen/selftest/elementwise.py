@@ -1,4 +1,4 @@
-"""Norms, rotary positions and activations, which a GPU has fused kernels for."""
+"""Norms, rotary positions and activations, for which a GPU has fused kernels."""
 
 from collections.abc import Callable, Iterator
 

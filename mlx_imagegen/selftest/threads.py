@@ -1,6 +1,6 @@
-"""A request from one thread after another thread's was cancelled: nothing that is kept may still be lazy.
+"""A request from one thread after a cancelled one from another thread: nothing kept between them may be lazy.
 
-An MLX array that is not evaluated yet belongs to the thread that made it, and raises in any other.
+An unevaluated MLX array belongs to the thread that made it, and raises an error in any other.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from ..errors import described
 from ..pipeline import Pipeline, load
 from .check import EXACT, Check
 
@@ -39,7 +40,7 @@ def thread_check(model: str) -> Check:
         in_a_thread(lambda: cancelled(pipeline))
         out = in_a_thread(lambda: picture(pipeline))
     except Exception as error:  # whatever it is, it is what this checks for
-        return Check(THREADS, f"{case}: {type(error).__name__}: {error}", math.nan, EXACT)
+        return Check(THREADS, f"{case}: {described(error)}", math.nan, EXACT)
     return Check(THREADS, case, float(np.mean(out != expected)), EXACT)
 
 

@@ -29,7 +29,9 @@ def read_fields(body: Mapping[str, Any], chosen: str | None, catalogue: Catalogu
     if body.get("enable_hr"):
         raise RequestError("enable_hr: there is no second pass at a larger size; ask for the size itself.")
     notes: list[str] = []
-    entry = catalogue.model(_checkpoint(body, chosen))
+    settings = body.get("override_settings")
+    name = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
+    entry = catalogue.model(name or chosen)
     fields = {name: body[name] for name in SAME if body.get(name) is not None}
     fields |= {"model": entry.name, "count": _count(body)} | _prompt(body.get("prompt"))
     fields |= {} if body.get("seed") in (None, -1) else {"seed": body["seed"]}
@@ -38,18 +40,6 @@ def read_fields(body: Mapping[str, Any], chosen: str | None, catalogue: Catalogu
         fields |= _pictures(body, entry)
     notes += [f"{name} has no effect here" for name in WITHOUT_EFFECT if body.get(name)]
     return fields, notes
-
-
-def _checkpoint(body: Mapping[str, Any], chosen: str | None) -> str | None:
-    settings = body.get("override_settings") or {}
-    name = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
-    return checkpoint_name(name) or chosen
-
-
-def checkpoint_name(name: Any) -> str | None:
-    if name is not None and not isinstance(name, str):
-        raise RequestError(f"sd_model_checkpoint {shortened(name)}: give a model's title.")
-    return name
 
 
 def _count(body: Mapping[str, Any]) -> int:

@@ -10,11 +10,12 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..errors import ImagegenError, LoraError, MissingFileError, QuantizationError, UnknownModelError
+from ..errors import ImagegenError, LoraError, MissingFileError, QuantizationError, RequestError, UnknownModelError
 from ..families import family_spec, open_family
 from ..families.base import Family
 from ..hub.download import HuggingFace, identify, local_folder
@@ -25,8 +26,9 @@ from ..hub.snapshots import cached
 from ..loading.weights import WeightTransforms
 from ..lora.file import open_lora
 from ..machine import memory_limit
-from ..packing.recipes import AS_STORED, read_recipe, recipe_names, recipe_of
-from ..planning.plan import plan
+from ..packing.recipes import AS_STORED, recipe_names, recipe_of
+from ..paths import visible
+from ..planning.fitting import peaks_by_recipe
 from ..request.job import usual_job
 from ..request.sizes import multiple_of
 from .pictures import shortened
@@ -67,10 +69,7 @@ class Fit:
 
     quant: str | None
     peak_bytes: int
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_bytes <= memory_limit().most_bytes
+    fits: bool
 
 
 class Listing(Generic[Value]):
@@ -89,16 +88,25 @@ class Listing(Generic[Value]):
         self._kept = None
 
 
+def checked_folder(folder: Path | None, flag: str) -> Path | None:
+    if folder is not None and not folder.is_dir():
+        raise MissingFileError(f"{flag}: {folder} is not a folder here.")
+    return folder
+
+
 class Catalogue:
     def __init__(self, model: str, models_folder: Path | None = None, loras_folder: Path | None = None):
         """`model`: what is meant where a client names none."""
         self.default = _entry(identify(model))
-        self.models = Listing(lambda: _models(self.default, _checked(models_folder, "--models-dir")))
-        self.loras = Listing(lambda: _loras(_checked(loras_folder, "--loras-dir")))
+        self.models = Listing(lambda: _models(self.default, checked_folder(models_folder, "--models-dir")))
+        self.loras = Listing(lambda: _loras(checked_folder(loras_folder, "--loras-dir")))
         self.models()
         self.loras()
 
-    def model(self, name: str | None) -> Entry:
+    def model(self, name: Any) -> Entry:
+        """Of what a client gave as a model's name."""
+        if name is not None and not isinstance(name, str):
+            raise RequestError(f"model {shortened(name)}: give a model's name, as text.")
         if not name or OPENAI_NAMES.fullmatch(name):
             return self.default
         known = self.models()
@@ -137,34 +145,25 @@ def check_quant(name: str | None) -> str | None:
 
 def size_multiple(entry: Entry) -> int:
     """What sizes must be a multiple of: a folder's own files say."""
-    return _folders_multiple(entry.source) if entry.is_folder else multiple_of(entry.manifest)
-
-
-@functools.cache
-def _folders_multiple(source: str) -> int:
-    return _opened(source).size_multiple
+    return _opened(entry.source)[0].size_multiple if entry.is_folder else multiple_of(entry.manifest)
 
 
 @functools.cache
 def fits(source: str) -> tuple[Fit, ...]:
     """As the files are, and packed by each recipe; the first alone where the files are packed."""
-    family = _opened(source)
-    job = usual_job(find(source).manifest, family.size_multiple)
-    packed = any(component.weights.stored for component in family.components.values())
-    recipes = {} if packed else {name: read_recipe(name, family.name) for name in sorted(recipe_names(), reverse=True)}
-    return tuple(
-        Fit(quant, plan(family, job.settings, prompt=job.prompt, recipe=recipe).peak_bytes)
-        for quant, recipe in [(None, None), *recipes.items()]
-    )
+    family, manifest = _opened(source)
+    peaks = peaks_by_recipe(family, usual_job(manifest, family.size_multiple))
+    return tuple(Fit(quant, peak, peak <= memory_limit().most_bytes) for quant, peak in peaks)
 
 
-def _opened(source: str) -> Family[Any]:
+@functools.cache
+def _opened(source: str) -> tuple[Family[Any], Manifest]:
     """Headers alone."""
     found = find(source)
     folder = found.folder or local_folder(found.manifest)
     if folder is None:
         raise MissingFileError(f"{source} is not on this machine.")
-    return open_family(found.manifest, folder, WeightTransforms())
+    return open_family(found.manifest, folder, WeightTransforms()), found.manifest
 
 
 def is_here(manifest: Manifest) -> bool:
@@ -181,18 +180,10 @@ def _models(default: Entry, folder: Path | None) -> Iterator[tuple[str, Entry]]:
     """All that can be used without a download; the server's own first, a folder before a manifest of the same name."""
     here = {manifest.name: Entry(manifest.name, manifest.name, manifest) for manifest in manifests().values()}
     here = {name: entry for name, entry in here.items() if is_here(entry.manifest)}
-    entries = {default.name: default} | here | dict(_in_folder(folder)) | {default.name: default}
-    yield from entries.items()
-
-
-def _in_folder(folder: Path | None) -> Iterator[tuple[str, Entry]]:
-    for path in sorted(folder.iterdir()) if folder else ():
-        if path.is_dir() and not path.name.startswith("."):
-            try:
-                entry = _entry(find(str(path.absolute())))
-            except (ImagegenError, OSError):  # no model, or one that this version does not have
-                continue
-            yield entry.name, entry
+    for path in visible(folder, "*/") if folder else ():
+        with suppress(ImagegenError, OSError):  # no model, or one that this version does not have
+            here[path.name] = _entry(find(str(path.absolute())))
+    yield from ({default.name: default} | here | {default.name: default}).items()
 
 
 def _entry(found: Model) -> Entry:
@@ -204,19 +195,12 @@ def _entry(found: Model) -> Entry:
 
 def _loras(folder: Path | None) -> Iterator[tuple[str, LoraEntry]]:
     for place in (data_folder("weights") / "demo" / "loras", *filter(None, [folder])):
-        for path in sorted(place.rglob(f"*{LORA_SUFFIX}")):
-            if not path.name.startswith("."):
-                try:
-                    file = open_lora(path)
-                except (ImagegenError, OSError):  # no LoRA, or one that this version cannot use
-                    continue
-                yield path.relative_to(place).as_posix().removesuffix(LORA_SUFFIX), LoraEntry(path, file.family)
-
-
-def _checked(folder: Path | None, flag: str) -> Path | None:
-    if folder is not None and not folder.is_dir():
-        raise MissingFileError(f"{flag}: {folder} is not a folder here.")
-    return folder
+        for path in visible(place, f"**/*{LORA_SUFFIX}"):
+            try:
+                file = open_lora(path)
+            except (ImagegenError, OSError):  # no LoRA, or one that this version cannot use
+                continue
+            yield path.relative_to(place).as_posix().removesuffix(LORA_SUFFIX), LoraEntry(path, file.family)
 
 
 def _hint(name: str, known: Mapping[str, object]) -> str:

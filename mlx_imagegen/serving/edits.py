@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from .catalogue import Catalogue
-from .pictures import mask_from_alpha, read_picture, shortened
+from .pictures import mask_from_alpha, read_picture
 
 
 def edit_fields(fields: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def edit_fields(fields: Mapping[str, Any], catalogue: Catalogue) -> dict[str, An
     if given is None:
         raise RequestError("image is missing: send the picture to change.")
     pictures = [_read(value, "image") for value in (given if isinstance(given, list) else [given])]
-    edits = catalogue.model(_name(fields.get("model"))).manifest.edits
+    edits = catalogue.model(fields.get("model")).manifest.edits
     if not edits and len(pictures) > 1:
         raise RequestError(f"image: {len(pictures)} pictures are given, and this model starts from one; send one.")
     mask = fields.pop("mask", None)
@@ -37,9 +37,3 @@ def _read(value: Any, name: str) -> Image.Image:
     """Of a form (bytes), or of a JSON body: {"image_url": "data:…"}, or the text alone."""
     value = value.get("image_url") if isinstance(value, dict) else value
     return value if isinstance(value, Image.Image) else read_picture(value, name)
-
-
-def _name(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise RequestError(f"model {shortened(value)}: give text.")
-    return value

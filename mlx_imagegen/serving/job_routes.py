@@ -6,24 +6,22 @@ Must not know: how jobs run.
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..families import family_spec
 from ..hub.manifest import Manifest
 from ..machine import physical_bytes
-from ..request.kinds import Parameter
 from ..request.parameters import SAMPLING_FIELDS
-from .answers import HEARTBEAT_SECONDS, JSON, answered, client_of, comment, event, events, refusal, service_of
+from .answers import HEARTBEAT_SECONDS, JSON, client_of, comment, event, events, refusal, route, service_of
 from .bodies import read_json
 from .catalogue import Entry, fits
 from .jobs import Job
-from .pictures import data_url, encode, output_format, preview
+from .pictures import as_base64, encode, output_format, preview
 from .replay import command_line, python_code
 from .requests import TAKEN
 from .safety import COOKIE, Access
@@ -32,7 +30,6 @@ OF_SOME_MODELS = ("blend_seams", "layout", "keep_original_aspect", "layers")  # 
 SESSION_SECONDS = 30 * 24 * 60 * 60
 
 
-@answered
 async def create_job(request: Request) -> Response:
     service = service_of(request)
     service.check_room()
@@ -41,31 +38,26 @@ async def create_job(request: Request) -> Response:
     return JSON(_described(request, job), 202, {"Location": f"/jobs/{job.id}"})
 
 
-@answered
 async def list_jobs(request: Request) -> Response:
     service = service_of(request)
     return JSON({"jobs": [service.describe(job) for job in service.store.all()]})
 
 
-@answered
 async def show_job(request: Request) -> Response:
     return JSON(_described(request, _job(request)))
 
 
-@answered
 async def cancel_job(request: Request) -> Response:
     job = _job(request)
     service_of(request).cancel(job)
     return JSON(_described(request, job))
 
 
-@answered
 async def job_events(request: Request) -> Response:
     job = _job(request)
     return events(_events(request, job, request.query_params.get("previews") != "no"))
 
 
-@answered
 async def show_picture(request: Request) -> Response:
     job, index = _job(request), request.path_params["index"]
     form = output_format(request.path_params["form"])
@@ -79,7 +71,6 @@ async def show_picture(request: Request) -> Response:
     return Response(data, media_type=form.media_type, headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 
-@answered
 async def list_models(request: Request) -> Response:
     catalogue = service_of(request).catalogue
     entries, loras = await asyncio.gather(asyncio.to_thread(catalogue.models), asyncio.to_thread(catalogue.loras))
@@ -89,22 +80,25 @@ async def list_models(request: Request) -> Response:
             "default": catalogue.default.name,
             "models": [_model(entry) for entry in entries.values()],
             "loras": [{"name": name, "family": lora.family} for name, lora in loras.items()],
-            "parameters": [_parameter(row) for row in TAKEN.values()],
+            "parameters": [
+                {
+                    "name": row.name, "kind": row.kind.description, "help": row.help, "group": row.group,
+                    "limits": row.limits, "default": row.default_text,
+                }
+                for row in TAKEN.values()
+            ],
             "limits": {"pixels": limits.pixels, "count": limits.count, "steps": limits.steps},
             "memory_bytes": physical_bytes(),
         }
-    )
+    )  # fmt: skip
 
 
-@answered
 async def model_fits(request: Request) -> Response:
     entry = await asyncio.to_thread(service_of(request).catalogue.model, request.path_params["name"])
     found = await asyncio.to_thread(fits, entry.source)
-    rows = [{"quant": fit.quant, "peak_bytes": fit.peak_bytes, "fits": fit.fits} for fit in found]
-    return JSON({"model": entry.name, "fits": rows})
+    return JSON({"model": entry.name, "fits": list(map(asdict, found))})
 
 
-@answered
 async def open_session(request: Request) -> Response:
     """The token once, for a cookie: a page's event streams and pictures cannot send it."""
     access: Access = request.app.state.access
@@ -118,16 +112,16 @@ async def open_session(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/jobs", create_job, methods=["POST"]),
-    Route("/jobs", list_jobs),
-    Route("/jobs/{id}", show_job),
-    Route("/jobs/{id}", cancel_job, methods=["DELETE"]),
-    Route("/jobs/{id}/events", job_events),
-    Route("/pictures/{id}/{index:int}.layer{layer:int}.{form}", show_picture),
-    Route("/pictures/{id}/{index:int}.{form}", show_picture),
-    Route("/models", list_models),
-    Route("/models/{name:path}/fits", model_fits),
-    Route("/session", open_session, methods=["POST"]),
+    route("/jobs", create_job, "POST"),
+    route("/jobs", list_jobs),
+    route("/jobs/{id}", show_job),
+    route("/jobs/{id}", cancel_job, "DELETE"),
+    route("/jobs/{id}/events", job_events),
+    route("/pictures/{id}/{index:int}.layer{layer:int}.{form}", show_picture),
+    route("/pictures/{id}/{index:int}.{form}", show_picture),
+    route("/models", list_models),
+    route("/models/{name:path}/fits", model_fits),
+    route("/session", open_session, "POST"),
 ]
 
 
@@ -152,7 +146,8 @@ async def _events(request: Request, job: Job, previews: bool) -> AsyncIterator[b
             yield event("progress", service_of(request).describe(job))
             if previews and job.preview is not None and job.preview is not shown:
                 shown = job.preview
-                yield event("preview", {"image": data_url(await asyncio.to_thread(preview, shown), "image/jpeg")})
+                data = await asyncio.to_thread(preview, shown)
+                yield event("preview", {"image": f"data:image/jpeg;base64,{as_base64(data)}"})
 
 
 def _described(request: Request, job: Job) -> dict[str, Any]:
@@ -200,10 +195,3 @@ def refused_by(manifest: Manifest) -> list[str]:
     whole_prompt = ("max_sequence_length",) if manifest.extras.get("whole_prompt") else ()
     beyond = {"image", "negative_prompt", "guidance"} - family_spec(manifest.family).capabilities
     return sorted({*OF_SOME_MODELS, *sampling, *second_branch, *whole_prompt, *beyond} - takes)
-
-
-def _parameter(row: Parameter) -> dict[str, Any]:
-    return {
-        "name": row.name, "kind": row.kind.description, "help": row.help, "group": row.group, "limits": row.limits,
-        "default": row.default_text,
-    }  # fmt: skip

@@ -5,7 +5,6 @@ Must not know: what a tool does.
 
 import asyncio
 import json
-import traceback
 from typing import Any, NoReturn
 
 import mcp_types as types
@@ -14,10 +13,10 @@ from mcp.server.stdio import stdio_server
 
 from .. import __version__
 from ..errors import ImagegenError
+from .pictures import as_base64
 from .server import end_process
-from .service import log
-from .tools import Answer, Tools, as_base64
-from .worker import INTERNAL
+from .tools import Answer, Tools
+from .worker import INTERNAL, log_error
 
 NAME = "mlx-imagegen"
 INSTRUCTIONS = (
@@ -40,7 +39,7 @@ def make_server(tools: Tools) -> Server[Any]:
         except ImagegenError as error:
             return _error(str(error))
         except Exception as error:
-            log(f"{call.name}: {type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}")
+            log_error(call.name, error)
             return _error(INTERNAL)
 
     return Server(

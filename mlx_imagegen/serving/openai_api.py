@@ -5,7 +5,6 @@ Must not know: how jobs run.
 """
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -13,19 +12,17 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..errors import RequestError
-from ..result import Result
 from .answers import (
     HEARTBEAT_SECONDS,
     JSON,
-    answered,
     client_of,
     comment,
     event,
     events,
     refusal_of,
+    route,
     service_of,
     until_finished,
 )
@@ -33,7 +30,7 @@ from .bodies import read_body
 from .catalogue import Entry
 from .edits import edit_fields
 from .jobs import CANCELLED, Failure, Job
-from .pictures import OutputFormat, encode, encode_partial, output_format, shortened
+from .pictures import OutputFormat, as_base64, encode, encode_image, output_format, shortened
 
 # What OpenAI's service takes and these models have no use for.
 WITHOUT_EFFECT = (
@@ -58,41 +55,34 @@ class Wish:
     form: OutputFormat
 
 
-@answered
 async def generations(request: Request) -> Response:
-    return await _answer(request, await _fields(request), "image_generation")
+    service_of(request).check_room()
+    return await _answer(request, await read_body(request), "image_generation")
 
 
-@answered
 async def edits(request: Request) -> Response:
-    fields = await _fields(request)
-    catalogue = service_of(request).catalogue
-    return await _answer(request, await asyncio.to_thread(edit_fields, fields, catalogue), "image_edit")
+    service = service_of(request)
+    service.check_room()
+    fields = await asyncio.to_thread(edit_fields, await read_body(request), service.catalogue)
+    return await _answer(request, fields, "image_edit")
 
 
-@answered
 async def models(request: Request) -> Response:
     entries = await asyncio.to_thread(service_of(request).catalogue.models)
     return JSON({"object": "list", "data": [_described(entry) for entry in entries.values()]})
 
 
-@answered
 async def model(request: Request) -> Response:
     entry = await asyncio.to_thread(service_of(request).catalogue.model, request.path_params["name"])
     return JSON(_described(entry))
 
 
 ROUTES = [
-    Route("/v1/images/generations", generations, methods=["POST"]),
-    Route("/v1/images/edits", edits, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", model),
+    route("/v1/images/generations", generations, "POST"),
+    route("/v1/images/edits", edits, "POST"),
+    route("/v1/models", models),
+    route("/v1/models/{name:path}", model),
 ]
-
-
-async def _fields(request: Request) -> dict[str, Any]:
-    service_of(request).check_room()
-    return await read_body(request)
 
 
 async def _answer(request: Request, fields: dict[str, Any], kind: str) -> Response:
@@ -112,8 +102,8 @@ async def _answer(request: Request, fields: dict[str, Any], kind: str) -> Respon
     if job.state == CANCELLED or job.failure:
         return refusal_of(job.failure or CANCELLED_FAILURE)
     pictures = [await _picture(request, job, index, wish) for index in range(len(job.results))]
-    answer = {"created": int(job.created), "data": pictures, **_shown(job.results[0], wish), "usage": USAGE}
-    return JSON(answer, headers=headers)
+    shown = _shown(job.results[0].image.size, wish)
+    return JSON({"created": int(job.created), "data": pictures, **shown, "usage": USAGE}, headers=headers)
 
 
 def _wish(fields: dict[str, Any]) -> Wish:
@@ -150,7 +140,7 @@ async def _streamed(request: Request, job: Job, wish: Wish, kind: str) -> AsyncI
             yield comment(_state(service.describe(job)))
             for index in range(unfinished, len(job.partials)):
                 image = job.partials[index]
-                data = await asyncio.to_thread(encode_partial, image, wish.form)
+                data = await asyncio.to_thread(encode_image, image, wish.form)
                 extra: dict[str, Any] = {"partial_image_index": index}
                 yield _event(f"{kind}.partial_image", data, wish, image.size, extra)
                 unfinished = index + 1
@@ -169,38 +159,28 @@ async def _streamed(request: Request, job: Job, wish: Wish, kind: str) -> AsyncI
 
 
 def _event(name: str, data: bytes, wish: Wish, size: tuple[int, int], extra: Mapping[str, Any]) -> bytes:
-    common = {
-        "type": name,
-        "b64_json": base64.b64encode(data).decode(),
-        "created_at": int(time.time()),
-        "size": f"{size[0]}x{size[1]}",
-        "quality": "auto",
-        "background": "opaque",
-        "output_format": wish.form.name,
-    }
+    common = {"type": name, "b64_json": as_base64(data), "created_at": int(time.time()), **_shown(size, wish)}
     return event(name, common | dict(extra))
 
 
+def _shown(size: tuple[int, int], wish: Wish) -> dict[str, str]:
+    shown = f"{size[0]}x{size[1]}"
+    return {"size": shown, "quality": "auto", "background": "opaque", "output_format": wish.form.name}
+
+
 def _state(described: Mapping[str, Any]) -> str:
-    left = described["seconds_left"]
-    return f"{described['state']}, step {described['step']} of {described['steps']}" + (
-        f", {left} s left" if left else ""
-    )
+    left = f", {described['seconds_left']} s left" if described["seconds_left"] else ""
+    return f"{described['state']}, step {described['step']} of {described['steps']}{left}"
 
 
 async def _picture(request: Request, job: Job, index: int, wish: Wish) -> dict[str, Any]:
     result = job.results[index]
     extra = {"seed": result.seed, "record": result.record}
     if wish.as_url:
-        path = f"pictures/{job.id}/{index}.{wish.form.name}"
-        return {"url": str(request.base_url.replace(path=f"/{path}")), **extra}
+        path = f"/pictures/{job.id}/{index}.{wish.form.name}"
+        return {"url": str(request.base_url.replace(path=path)), **extra}
     data = await asyncio.to_thread(encode, result, wish.form)
-    return {"b64_json": base64.b64encode(data).decode(), **extra}
-
-
-def _shown(result: Result, wish: Wish) -> dict[str, str]:
-    size = f"{result.image.width}x{result.image.height}"
-    return {"size": size, "output_format": wish.form.name, "background": "opaque", "quality": "auto"}
+    return {"b64_json": as_base64(data), **extra}
 
 
 def _described(entry: Entry) -> dict[str, Any]:

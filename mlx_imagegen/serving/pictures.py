@@ -7,7 +7,6 @@ Must not know: HTTP, jobs, models.
 import base64
 import binascii
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +82,7 @@ def _decoded(value: Any, name: str) -> bytes:
 
 
 def mask_from_alpha(mask: Image.Image) -> Image.Image:
-    """A mask as OpenAI's clients send it, transparent where the picture is to change -> white there. A mask without
-    transparency is one already."""
+    """OpenAI's mask, transparent where the picture is to change -> white there; one without alpha as it is."""
     if "A" not in mask.getbands() and "transparency" not in mask.info:
         return mask.convert("L")
     alpha = mask.convert("RGBA").getchannel("A")
@@ -93,29 +91,25 @@ def mask_from_alpha(mask: Image.Image) -> Image.Image:
 
 def encode(result: Result, form: OutputFormat) -> bytes:
     """The file that `Result.save` would write, if it is a PNG: with its record inside."""
-    return _file(result.image, form, result.record | {"report": result.report.as_dict()})
-
-
-def encode_partial(image: Image.Image, form: OutputFormat) -> bytes:
-    """An unfinished picture, without a record."""
-    return _file(image, form, None)
+    return encode_image(result.image, form, result.record | {"report": result.report.as_dict()})
 
 
 def preview(image: Image.Image) -> bytes:
     """A small JPEG to look at while the picture is being drawn."""
     small = image.copy()
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    return _file(small, OutputFormat("jpeg", PREVIEW_QUALITY), None)
+    return encode_image(small, OutputFormat("jpeg", PREVIEW_QUALITY))
 
 
-def data_url(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+def as_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
-def _file(image: Image.Image, form: OutputFormat, metadata: Mapping[str, Any] | None) -> bytes:
+def encode_image(image: Image.Image, form: OutputFormat, metadata: dict[str, Any] | None = None) -> bytes:
+    """An unfinished picture has no metadata."""
     file = io.BytesIO()
     if form.name == "png":
-        save_picture(image, file, "PNG", None if metadata is None else dict(metadata))
+        save_picture(image, file, "PNG", metadata)
     else:
         if form.name == "jpeg" and image.mode == ALPHA:  # which JPEG does not have
             image = on_white(image.convert("RGB"), image.getchannel("A"))

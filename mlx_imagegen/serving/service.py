@@ -4,8 +4,6 @@ In: a request's fields, from any thread. Out: its job. HTTP and MCP are thin lay
 Must not know: HTTP, MCP.
 """
 
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +11,9 @@ from typing import Any
 from ..errors import ImagegenError
 from .catalogue import Catalogue
 from .fair_queue import FairQueue, QueueFullError
-from .jobs import CANCELLED, Job
+from .jobs import CANCELLED, Job, JobStore
 from .requests import Limits, read_request
-from .store import JobStore
-from .worker import Worker, summary
+from .worker import Worker, log, summary
 
 
 class BusyError(ImagegenError):
@@ -46,7 +43,7 @@ class Service:
         self.options = options
         self.store = JobStore()
         self.queue: FairQueue[Job] = FairQueue(options.max_queue)
-        self.worker = Worker(self.queue, catalogue, options.quant, options.idle_seconds, log)
+        self.worker = Worker(self.queue, catalogue, options.quant, options.idle_seconds)
 
     def start(self, open_model: bool = True) -> None:
         """`open_model`: the server's own, now and not with the first request; raises what is wrong with it."""
@@ -109,7 +106,3 @@ class Service:
         self.worker.join(seconds)
         if current:
             current.move(CANCELLED)  # in the middle of a long step: its client is not kept waiting
-
-
-def log(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ Must not know: MCP's messages.
 """
 
 import asyncio
-import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,19 +94,16 @@ class Tools:
         return await self._start(dict(arguments))
 
     async def edit(self, arguments: Mapping[str, Any]) -> Answer:
-        fields, wait = dict(arguments), arguments.get("wait")
-        images = fields.get("images")
+        fields, images = dict(arguments), arguments.get("images")
         if not isinstance(images, list) or not images:
             raise RequestError("images is missing: name the files to change.")
         fields["images"] = [await asyncio.to_thread(self._read, image) for image in images]
         if fields.get("mask") is not None:
             fields["mask"] = await asyncio.to_thread(self._read, fields["mask"])
-        fields.pop("wait", None)
-        fields = await asyncio.to_thread(edit_fields, fields, self.service.catalogue)
-        return await self._start(fields | {"wait": wait})
+        return await self._start(await asyncio.to_thread(edit_fields, fields, self.service.catalogue))
 
     async def check(self, arguments: Mapping[str, Any]) -> Answer:
-        return await self._waited(self._job(arguments), arguments.get("wait"))
+        return await self._waited(self._job(arguments), _seconds(arguments.get("wait")))
 
     async def cancel(self, arguments: Mapping[str, Any]) -> Answer:
         job = self._job(arguments)
@@ -136,20 +132,18 @@ class Tools:
         return Answer({"default": catalogue.default.name, "models": rows, "loras": list(loras)})
 
     async def _start(self, fields: dict[str, Any]) -> Answer:
-        wait = fields.pop("wait", None)
-        _seconds(wait)
-        return await self._waited(await asyncio.to_thread(self.service.accept, fields, CLIENT), wait)
+        seconds = _seconds(fields.pop("wait", None))
+        return await self._waited(await asyncio.to_thread(self.service.accept, fields, CLIENT), seconds)
 
-    async def _waited(self, job: Job, wait: Any) -> Answer:
+    async def _waited(self, job: Job, seconds: float) -> Answer:
         try:
-            await asyncio.wait_for(job.wait(), _seconds(wait))
+            await asyncio.wait_for(job.wait(), seconds)
         except TimeoutError:
             return Answer(self.service.describe(job) | {"next": f"call check with job {job.id}"})
         paths = await asyncio.to_thread(self._write, job)
         small = tuple([await asyncio.to_thread(preview, result.image) for result in job.results])
-        return Answer(
-            self.service.describe(job) | {"files": paths, "seeds": [result.seed for result in job.results]}, small
-        )
+        seeds = [result.seed for result in job.results]
+        return Answer(self.service.describe(job) | {"files": paths, "seeds": seeds}, small)
 
     def _write(self, job: Job) -> list[str]:
         """Once for each job, under names that are free."""
@@ -200,10 +194,6 @@ def free_path(folder: Path, stem: str) -> Path:
     while path.exists():
         path, number = folder / f"{stem}-{number}.png", number + 1
     return path
-
-
-def as_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _seconds(wait: Any) -> float:

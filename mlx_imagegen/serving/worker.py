@@ -6,10 +6,11 @@ Must not know: HTTP, where jobs come from.
 """
 
 import gc
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,6 @@ from ..errors import (
 )
 from ..hub.download import Notify
 from ..pipeline import OnLoad, Pipeline
-from ..planning.fitting import check_fits
 from ..result import Result, StepEvent
 from .catalogue import Catalogue, Entry
 from .fair_queue import FairQueue
@@ -71,8 +71,7 @@ class WarmModel:
             request.entry.source, quant=request.quant, lora=request.loras, lora_partial=request.lora_partial,
             on_load=on_load, on_download=notify,
         )  # fmt: skip
-        for job in opened.check(request.jobs)[:1]:
-            check_fits(opened.family, job, opened.model.manifest)
+        opened.plans(opened.check(request.jobs))  # refused while the former model is still there
         self._take(opened, request.entry, request.quant, (request.loras, request.lora_partial))
         return opened
 
@@ -87,20 +86,12 @@ class WarmModel:
 
 
 class Worker(threading.Thread):
-    def __init__(
-        self,
-        queue: FairQueue[Job],
-        catalogue: Catalogue,
-        quant: str | None,
-        idle_seconds: float | None,
-        log: Callable[[str], None],
-    ):
+    def __init__(self, queue: FairQueue[Job], catalogue: Catalogue, quant: str | None, idle_seconds: float | None):
         super().__init__(name="mlx-imagegen worker", daemon=True)
         self.queue = queue
         self.catalogue = catalogue
         self.quant = quant
         self.idle_seconds = idle_seconds
-        self.log = log
         self.model = WarmModel()
         self.current: Job | None = None
         self._drawing: Drawing | None = None
@@ -123,7 +114,7 @@ class Worker(threading.Thread):
             if job is not None:
                 self._run(job)
             elif self.model.pipeline and not self.queue.closed:
-                self.log(f"idle: {self.model.name} leaves memory; the next request reads it again")
+                log(f"idle: {self.model.name} leaves memory; the next request reads it again")
                 self.model.unload()
 
     def _run(self, job: Job) -> None:
@@ -135,14 +126,14 @@ class Worker(threading.Thread):
         except ImagegenError as error:
             job.fail(failure_of(error))
         except Exception as error:
-            self.log(f"job {job.id}: {type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}")
+            log_error(f"job {job.id}", error)
             self.model.unload()  # whatever state it was left in
             job.fail(Failure(INTERNAL, "server_error", 500))
         else:
             job.move(DONE)
         finally:
             self.current = self._drawing = None
-        self.log(summary(job))
+        log(summary(job))
 
     def _draw(self, job: Job) -> None:
         drawing = Drawing(job)
@@ -195,14 +186,10 @@ class Drawing:
         progress.picture, progress.step, progress.steps = event.picture + 1, event.step, event.steps
         steps_left = event.steps - event.step + (event.pictures - 1 - event.picture) * event.steps
         progress.ends_at = time.monotonic() + steps_left * event.seconds
-        if event.step < event.steps and self._decoder_has_room:
-            self._show(event)
+        memory = self.opened.residency if self.opened else None
+        if event.step < event.steps and memory and (memory.resident or memory.decode_at_once):
+            self._show(event)  # the decoder has room next to the denoiser
         job.move(DRAWING)
-
-    @property
-    def _decoder_has_room(self) -> bool:
-        """Next to the denoiser."""
-        return self.opened is not None and (self.opened.residency.resident or self.opened.residency.decode_at_once)
 
     def _show(self, event: StepEvent) -> None:
         """Unfinished pictures: at the steps asked for, and for those who watch, as often as it costs little."""
@@ -231,6 +218,15 @@ def failure_of(error: ImagegenError) -> Failure:
     if isinstance(error, SERVERS_FAULT):
         return Failure(message, "server_error", 500)
     return Failure(message, "invalid_request_error", 400)
+
+
+def log(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def log_error(where: str, error: Exception) -> None:
+    """Without its message, which may hold a prompt."""
+    log(f"{where}: {type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}")
 
 
 def summary(job: Job) -> str:

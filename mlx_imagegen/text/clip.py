@@ -5,14 +5,14 @@ Out: last hidden state [B, L, D] and pooled [B, D]. Must not know: tokenizers, f
 Parameters carry the checkpoint's names, without the `text_model.` that published files put before them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError, RequestError
+from ..errors import RequestError
 from ..layers.encoder import ACTIVATIONS, EncoderLayer
 from ..layers.norm import LayerNorm
 from ..loading.config import HEADS, INDEX, LAYERS, MANY, POSITIVE, Config
@@ -41,17 +41,11 @@ class CLIPConfig(Config):
     vocab_size: Annotated[int, MANY]
     eos_token_id: Annotated[int, INDEX]
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        if config.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"{where}: hidden_act is '{config.hidden_act}'; known: {', '.join(ACTIVATIONS)}.")
-        if config.hidden_size % config.num_attention_heads:
-            raise ConfigError(
-                f"{where}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-                f"{config.num_attention_heads}; take the file from the model's repository."
-            )
-        return config
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.hidden_act not in ACTIVATIONS:
+            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
+        if self.hidden_size % self.num_attention_heads:
+            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
 
 class ClipTextModel(nn.Module):

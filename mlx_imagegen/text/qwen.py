@@ -10,7 +10,7 @@ Must not know: prompts, templates, pictures, what is generated.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from ..escaping import quoted, shown
+from ..escaping import quoted
 from ..layers.activation import swiglu
 from ..layers.attention import KeyValues, attend, prefixed, split_heads
 from ..layers.blocks import AfterFirstBlock
@@ -63,6 +63,7 @@ class QwenConfig(Config):
     """The language model's part of config.json; read it with `read_config`."""
 
     IGNORED: ClassVar[frozenset[str]] = UNUSED
+    ONLY: ClassVar[Mapping[str, object]] = {"hidden_act": "silu", "use_sliding_window": False}
 
     model_type: str
     hidden_size: int
@@ -85,6 +86,11 @@ class QwenConfig(Config):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def rotary_size(self) -> int:
+        """Of each head, how many numbers turn with the position."""
+        return self.head_size
+
+    @property
     def third_generation(self) -> bool:
         return self.model_type.startswith("qwen3")
 
@@ -92,6 +98,21 @@ class QwenConfig(Config):
     def input_biases(self) -> bool:
         """Qwen2.5's code gives q, k and v biases whatever the config says."""
         return self.attention_bias or self.model_type.startswith("qwen2")
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        vision = self.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
+        if not vision and self.model_type not in TEXT_ONLY:
+            yield "model_type", "a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model"
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield "num_attention_heads", f"a multiple of num_key_value_heads ({self.num_key_value_heads})"
+        if self.head_size % 2 or not self.head_size:
+            yield "hidden_size" if self.head_dim is None else "head_dim", "one with an even number for each head"
+        if set(self.layer_types) - {"full_attention"}:  # no published model has sliding windows
+            yield "layer_types", "full_attention in every layer"
+        sections = (len(self.mrope_section), 2 * sum(self.mrope_section))
+        if sections != ((3, self.head_size) if vision else (0, 0)):
+            half = f"three numbers that fill half a head ({self.head_size // 2})"
+            yield "mrope_section", half if vision else "nothing (the model has no vision tower)"
 
 
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
@@ -113,42 +134,15 @@ def read_config(data: dict[str, Any], where: Path) -> QwenConfig:
         text["rope_theta"] = rope["rope_theta"]
     if "mrope_section" in rope:
         text["mrope_section"] = rope["mrope_section"]
-    config = QwenConfig.read(text, where)
-    _check(config, where)
-    return config
-
-
-def _check(config: QwenConfig, where: Path) -> None:
-    vision = config.model_type.startswith(("qwen2_5_vl", "qwen3_vl"))
-    if not vision and config.model_type not in TEXT_ONLY:
-        raise ConfigError(
-            f"{where}: model_type '{config.model_type}' is not a Qwen2.5-VL, Qwen3-VL, Qwen3 or Mistral language model."
-        )
-    if config.num_attention_heads % config.num_key_value_heads or config.head_size % 2 or not config.head_size:
-        raise ConfigError(
-            f"{where}: {config.num_attention_heads} heads with {config.num_key_value_heads} for keys and values, of "
-            f"{config.head_size} numbers each, fit no attention; take the file from the model's repository."
-        )
-    if config.hidden_act != "silu":
-        raise ConfigError(f"{where}: hidden_act '{config.hidden_act}' is not known to this port; Qwen has 'silu'.")
-    if config.use_sliding_window or set(config.layer_types) - {"full_attention"}:
-        raise ConfigError(
-            f"{where}: sliding-window attention is not part of this port; Qwen's published models do not use it."
-        )
-    sections = (len(config.mrope_section), 2 * sum(config.mrope_section))
-    if sections != ((3, config.head_size) if vision else (0, 0)):
-        raise ConfigError(
-            f"{where}: mrope_section {shown(list(config.mrope_section))} must be three numbers that fill half a head "
-            f"({config.head_size // 2}), and absent where the model has no vision tower."
-        )
+    return QwenConfig.read(text, where)
 
 
 def mrope(positions: np.ndarray, config: QwenConfig) -> Rope:
-    """positions [3, L] (time, row, column; equal for text) -> cos and sin [L, head_dim / 2].
+    """positions [3, L] (time, row, column; equal for text) -> cos and sin [L, rotary_size / 2].
 
     The angle is a float32 product, as in transformers: at position 4096 that is 2e-4 away from the true one.
     """
-    half = config.head_size // 2
+    half = config.rotary_size // 2
     frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
     angle = positions[_axes(config)].T.astype(np.float32) * frequencies.astype(np.float32)  # [L, half]
     angle = angle.astype(np.float64)
@@ -159,7 +153,7 @@ def _axes(config: QwenConfig) -> np.ndarray:
     """For each frequency, the axis whose position turns it: runs in Qwen2.5; taking turns in Qwen3, time last as
     well."""
     if not config.mrope_section:
-        return np.zeros(config.head_size // 2, np.int64)
+        return np.zeros(config.rotary_size // 2, np.int64)
     if not config.third_generation:
         return np.repeat(np.arange(3), config.mrope_section)
     axes = np.zeros(sum(config.mrope_section), np.int64)

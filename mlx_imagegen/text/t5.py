@@ -8,15 +8,14 @@ the checkpoint's names.
 
 import functools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import ConfigError
 from ..layers.activation import gelu_tanh
 from ..layers.attention import attend, split_heads
 from ..layers.linear import Linear
@@ -36,6 +35,8 @@ class T5Config(Config):
         scale_decoder_outputs task_specific_params tie_word_embeddings use_cache""".split()
     )
     CLASSES: ClassVar[frozenset[str]] = frozenset({"t5"})
+    ONLY: ClassVar[Mapping[str, object]] = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new"}
+    REMEDY: ClassVar[str] = "this port knows T5 v1.1 alone: take text_encoder_2 from the model's repository"
 
     d_model: int
     d_kv: int
@@ -49,22 +50,10 @@ class T5Config(Config):
     dense_act_fn: str = "gelu_new"
     relative_attention_max_distance: int = 128  # T5's own number; files from before transformers 4.17 lack the key
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        if (config.feed_forward_proj, config.dense_act_fn) != ("gated-gelu", "gelu_new"):
-            raise ConfigError(
-                f"{where}: feed_forward_proj is '{config.feed_forward_proj}' with dense_act_fn '{config.dense_act_fn}'"
-                ", but this port knows T5 v1.1 alone: 'gated-gelu' with 'gelu_new'. Take text_encoder_2 from the "
-                "model's repository."
-            )
-        exact = config.relative_attention_num_buckets // 4  # in each direction half, and half of those are exact
-        if config.relative_attention_max_distance <= exact:
-            raise ConfigError(
-                f"{where}: relative_attention_max_distance {config.relative_attention_max_distance} must be above "
-                f"{exact}, a fourth of relative_attention_num_buckets; take the file from the model's repository."
-            )
-        return config
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        exact = self.relative_attention_num_buckets // 4  # in each direction half, and half of those are exact
+        if self.relative_attention_max_distance <= exact:
+            yield "relative_attention_max_distance", f"more than a fourth of relative_attention_num_buckets ({exact})"
 
 
 def cuts(config: T5Config) -> Cuts:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from ..documents import TEXT_LIMIT_BYTES, read_file
@@ -36,6 +36,8 @@ WORD_MARK = "▁"
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Qwen3.5's: marks that combine with a letter stay with it.
+QWEN3_5_WORDS = QWEN_WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 QWEN_ROLES = {"eos_token": END, "unk_token": END, "pad_token": END}
 
 
@@ -84,6 +86,11 @@ class Tokenizer:
         end = after.strip()
         lost = cut.removesuffix(end) if cut.endswith(end) else ""
         return Tokens(ids, lost[max(0, len(lost) - len(text)) :].strip())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Without special tokens."""
+        text: str = self._engine.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def id_of(self, token: str) -> int:
         found = self._engine.token_to_id(token)
@@ -134,8 +141,9 @@ def t5_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(engine, last=[files.role("eos_token")], pad=files.role("pad_token"))
 
 
-def qwen_tokenizer(folder: Path) -> Tokenizer:
-    """Qwen2 to Qwen3-VL: byte-level BPE; nothing is put before or after the text, and nothing padded."""
+def qwen_tokenizer(folder: Path, words: str = QWEN_WORDS) -> Tokenizer:
+    """Qwen2 to Qwen3-VL: byte-level BPE; nothing is put before or after the text, and nothing padded. `words`: how a
+    text is split."""
     files = read_vocabulary(folder, QWEN_ROLES)
     engine = Engine(bpe(files))
     engine.normalizer = normalizers.NFC()
@@ -146,12 +154,17 @@ def qwen_tokenizer(folder: Path) -> Tokenizer:
         )
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(words), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False),
         ]
     )
+    engine.decoder = decoders.ByteLevel()
     add_tokens(engine, files)
     return Tokenizer(engine)
+
+
+def qwen3_5_tokenizer(folder: Path) -> Tokenizer:
+    return qwen_tokenizer(folder, QWEN3_5_WORDS)
 
 
 def tekken_tokenizer(folder: Path) -> Tokenizer:

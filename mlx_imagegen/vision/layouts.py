@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..loading.joined import Join
-from ..loading.names import Rename, RowRange
+from ..loading.names import Join, Rename, RowRange
 from ..loading.single_file import SingleFile, Tensors, count, has, shape, substitute
 
 ALL = ("v.patch_embd.weight", "v.patch_embd.weight.1", "v.blk.0.ffn_up.weight", "mm.2.weight")

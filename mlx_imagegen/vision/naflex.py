@@ -60,7 +60,7 @@ class NaflexConfig(PixelConfig):
 
 
 def read_naflex_config(path: Path, tower: Siglip2Config) -> NaflexConfig:
-    config = NaflexConfig.read(read_json(path), path).checked(path)
+    config = NaflexConfig.read(read_json(path), path)
     if config.patch_size != tower.patch_size:
         raise ConfigError(
             f"{path}: field 'patch_size' is {config.patch_size}, and the vision tower has {tower.patch_size}: the "

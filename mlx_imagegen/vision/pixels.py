@@ -3,9 +3,10 @@
 In: a picture. Out: [H, W, 3] in float32, transformers' numbers. Must not know: towers, patches, families.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -32,22 +33,13 @@ class PixelConfig(Config):
     resample: Annotated[int, INDEX] = int(Image.Resampling.BICUBIC)
     rescale_factor: Annotated[float, POSITIVE] = 1 / 255
 
-    @property
-    def sound(self) -> dict[str, bool]:
-        """By field: whether pictures can be prepared by it."""
-        return {
-            "image_mean": len(self.image_mean) == COLOURS,
-            "image_std": len(self.image_std) == COLOURS and min(self.image_std) > 0,
-            "resample": self.resample in list(Image.Resampling),
-        }
-
-    def checked(self, where: str | Path) -> Self:
-        if odd := next((name for name, fits in self.sound.items() if not fits), None):
-            raise ConfigError(
-                f"{where}: field '{odd}' is {shown(getattr(self, odd))}, by which no picture can be prepared; take "
-                "the file from the model's repository."
-            )
-        return self
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if len(self.image_mean) != COLOURS:
+            yield "image_mean", "a number for each colour"
+        if len(self.image_std) != COLOURS or min(self.image_std) <= 0:
+            yield "image_std", "a number above 0 for each colour"
+        if self.resample not in list(Image.Resampling):
+            yield "resample", "one of Pillow's filters"
 
     def pixels(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
         """`size`: width and height. -> [H, W, 3]"""
@@ -63,9 +55,10 @@ class FixedSizeConfig(PixelConfig):
 
     size: dict[str, int]
 
-    @property
-    def sound(self) -> dict[str, bool]:
-        return super().sound | {"size": self.size.keys() == {"height", "width"}}
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        yield from super().misfits()
+        if self.size.keys() != {"height", "width"}:
+            yield "size", "a height and a width"
 
     def prepared(self, image: Image.Image) -> np.ndarray:
         return self.pixels(image, (self.size["width"], self.size["height"]))
@@ -73,8 +66,7 @@ class FixedSizeConfig(PixelConfig):
 
 def read_fixed_size(path: Path, side: int) -> FixedSizeConfig:
     """`side`: of the pictures that the tower takes."""
-    data: dict[str, Any] = read_json(path)
-    config = FixedSizeConfig.read(data, path).checked(path)
+    config = FixedSizeConfig.read(read_json(path), path)
     if set(config.size.values()) != {side}:
         raise ConfigError(
             f"{path}: field 'size' is {shown(config.size)}, and the vision tower takes {side}x{side}: the files are of "

@@ -4,7 +4,7 @@ The tower is mlx-vlm's, imported only when it is built (about a second, and it p
 model's own image pass is not used: it would make the pixels' attention causal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError
 from ..loading.component import Component
 from ..loading.config import HEADS, INDEX, LAYERS, Config, Range
 from ..loading.weights import Weights, check_tensors
@@ -29,6 +28,7 @@ class VisionConfig(Config):
     """`vision_config` of config.json."""
 
     IGNORED: ClassVar[frozenset[str]] = UNUSED | {"rope_parameters"}
+    ONLY: ClassVar[Mapping[str, object]] = {"hidden_act": "gelu_pytorch_tanh"}
 
     depth: Annotated[int, LAYERS]
     hidden_size: int
@@ -59,34 +59,26 @@ def vision_tower(config: VisionConfig) -> nn.Module:
     return VisionModel(theirs)
 
 
-def open_tower(config: VisionConfig, weights: Weights) -> Component:
-    """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check."""
+def open_tower(
+    config: VisionConfig, weights: Weights, build: Callable[[VisionConfig], nn.Module] = vision_tower
+) -> Component:
+    """The tower, not yet loaded, every tensor checked; what else the checkpoint holds is its family's to check.
+    `build`: it, empty."""
     check_has_tower(weights, f"{VISUAL}.")
     root = nn.Module()
     root.model = nn.Module()
-    root.model.visual = vision_tower(config)
+    root.model.visual = build(config)
     others = [name for name in weights.slices if not name.startswith(f"{VISUAL}.")]
     tower = check_tensors(weights, [root], others, transforms=weights.transforms)
-    return Component(tower, lambda: vision_tower(config), compute_dtype(), VISUAL)
+    return Component(tower, lambda: build(config), compute_dtype(), VISUAL)
 
 
 def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tuple[VisionConfig, PatchConfig]:
     """The tower's config, and how pictures are cut for it, from the first of `folders` that says so. `where`: the
     config.json that `part` is of."""
     config = VisionConfig.read(part, f"{where}: vision_config")
-    if config.hidden_act != "gelu_pytorch_tanh":
-        raise ConfigError(f"{where}: vision_config's hidden_act '{config.hidden_act}' is not known here.")
     patches = read_patch_config(*folders)
-    for field, found, expected in (
-        ("patch_size", patches.patch_size, config.patch_size),
-        ("merge_size", patches.merge_size, config.spatial_merge_size),
-        ("temporal_patch_size", patches.temporal_patch_size, config.temporal_patch_size),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has "
-                f"{expected}: the files are of different models. Take them from one repository."
-            )
+    patches.check_tower(config, folders[0], where)
     return config, patches
 
 

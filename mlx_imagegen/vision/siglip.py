@@ -7,6 +7,7 @@ Must not know: files, families. Parameters carry the checkpoint's names without 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -55,9 +56,10 @@ class Siglip2Config(TowerConfig):
 
     num_patches: Annotated[int, Range(1, 2**16)]  # of the square that has a position embedding for each
 
-    @property
-    def sound(self) -> dict[str, bool]:
-        return super().sound | {"num_patches": self.side**2 == self.num_patches}
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        yield from super().misfits()
+        if self.side**2 != self.num_patches:
+            yield "num_patches", "a square number"
 
     @property
     def side(self) -> int:

@@ -3,12 +3,10 @@
 Must not know: either tower.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from ..errors import ConfigError
 from ..layers.encoder import ACTIVATIONS
 from ..loading.config import COLOURS, HEADS, LAYERS, POSITIVE, Config, Range
 from ..loading.names import RowRange
@@ -25,23 +23,11 @@ class TowerConfig(Config):
     patch_size: Annotated[int, Range(1, 256)]
     num_channels: Annotated[int, COLOURS] = 3
 
-    @classmethod
-    def read(cls, data: dict[str, Any], where: str | Path) -> Self:
-        config = super().read(data, where)
-        if odd := next((name for name, fits in config.sound.items() if not fits), None):
-            raise ConfigError(
-                f"{where}: field '{odd}' is {getattr(config, odd)}, which is not known or does not fit the others; "
-                "take the file from the model's repository."
-            )
-        return config
-
-    @property
-    def sound(self) -> dict[str, bool]:
-        """By field: whether it is known and fits the others."""
-        return {
-            "hidden_act": self.hidden_act in ACTIVATIONS,
-            "hidden_size": self.hidden_size % self.num_attention_heads == 0,
-        }
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.hidden_act not in ACTIVATIONS:
+            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
+        if self.hidden_size % self.num_attention_heads:
+            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +36,10 @@ class SquareTowerConfig(TowerConfig):
 
     image_size: Annotated[int, Range(1, 4096)]
 
-    @property
-    def sound(self) -> dict[str, bool]:
-        return super().sound | {"patch_size": self.patch_size <= self.image_size}
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        yield from super().misfits()
+        if self.patch_size > self.image_size:
+            yield "patch_size", f"at most image_size ({self.image_size})"
 
     @property
     def patches(self) -> int:

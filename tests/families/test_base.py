@@ -1,6 +1,7 @@
 """What the contract itself does: guidance between two branches, and what is kept for the next picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -10,21 +11,23 @@ from mlx_imagegen.families.base import Denoiser, LastValueCache
 MEGABYTE = 2**20
 
 
+@dataclass(eq=False)
 class Plain(Denoiser[Any]):
     """Its branches' velocities come from a function of the branch alone."""
 
-    def __init__(self, branches: Sequence[Any], cfg: float, function: Callable[[Any], mx.array]):
-        super().__init__(branches, cfg)
-        self._function = function
+    function: Callable[[Any], mx.array]
 
     def branch_velocity(self, x: mx.array, index: int, branch: Any) -> mx.array:
-        return self._function(branch)
+        return self.function(branch)
+
+
+NOTHING: Any = None  # in the transformer's place
 
 
 def test_guidance_is_float32_whatever_the_branches_are() -> None:
     """In bf16 a scale of 4 would make the rounding of both velocities four times as large."""
     wanted, unwanted = (mx.random.normal((1, 64, 8), key=mx.random.key(seed)).astype(mx.bfloat16) for seed in (1, 2))
-    v = Plain([wanted, unwanted], 4.0, lambda branch: branch).velocity(wanted, 0)
+    v = Plain(NOTHING, [wanted, unwanted], 4.0, lambda branch: branch).velocity(wanted, 0)
     exact = unwanted.astype(mx.float32) + 4.0 * (wanted.astype(mx.float32) - unwanted.astype(mx.float32))
     assert v.dtype == mx.float32 and mx.array_equal(v, exact)
 
@@ -35,7 +38,7 @@ def test_the_second_branch_takes_the_first_ones_room() -> None:
 
 def test_only_the_latest_is_kept() -> None:
     made: list[str] = []
-    latest = LastValueCache[str]()
+    latest = LastValueCache()
     for key in (None, None, "a", "a", "b", "a"):
         assert latest.get(key, lambda key=key: made.append(f"of {key}") or f"of {key}") == f"of {key}"  # type: ignore[misc]
     assert made == ["of None", "of a", "of b", "of a"]
@@ -48,7 +51,7 @@ def peak(negative: float | None) -> int:
     """Bytes at once, where a branch holds eight large activations."""
     mx.reset_peak_memory()
     branches = [1.0] if negative is None else [1.0, negative]
-    mx.eval(Plain(branches, 4.0, activations(MEGABYTE)).velocity(mx.zeros(1), 0))
+    mx.eval(Plain(NOTHING, branches, 4.0, activations(MEGABYTE)).velocity(mx.zeros(1), 0))
     return mx.get_peak_memory()
 
 

@@ -102,3 +102,67 @@ def test_a_control_network_s_folder_is_described_and_is_no_model(capsys: pytest.
     )
     assert main(["generate", "a fox", "--model", str(folder), "-o", "x.png"]) == 2
     assert "config.json says FluxControlNetModel, which is not an architecture" in capsys.readouterr().err
+
+
+SIZES = {
+    "adapter": {"picture_width": 24, "tokens": 4, "token_width": 40, "blocks": 2, "block_width": 48},
+    "instantx": {"picture_width": 8, "tokens": 5, "token_width": 40, "blocks": 4, "block_width": 48},
+}
+TITLES = {"adapter": "XLabs' IP-Adapter for FLUX.1", "instantx": "InstantX' IP-Adapter for FLUX.1"}
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_an_ip_adapter_says_what_it_is_for_which_model_and_its_sizes(
+    layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = drawn_data() / "flux_ip_adapter/dev" / layout
+    shown = info(folder, capsys)
+    assert shown["is"] == [TITLES[layout]] and shown["used_by"] == "FLUX.1, as ip_adapter"
+    assert shown["sizes"] == SIZES[layout]
+    assert main(["generate", "a fox", "--model", str(folder / "model.safetensors"), "-o", "x.png"]) == 2
+    assert "give a model, and its folder as ip_adapter with a picture." in capsys.readouterr().err
+
+
+def test_an_ip_adapter_in_diffusers_names_is_one_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = {"image_proj.proj.weight": (160, 24), "image_proj.norm.weight": (40,)}
+    shapes |= {f"ip_adapter.{block}.to_{part}_ip.weight": (48, 40) for block in range(2) for part in "kv"}
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, tmp_path / "a.safetensors")
+    shown = info(tmp_path / "a.safetensors", capsys)
+    assert shown["is"] == [TITLES["adapter"] + ", in diffusers' names"] and shown["sizes"] == SIZES["adapter"]
+    save_file({name: np.zeros(2, np.float16) for name in shapes}, tmp_path / "b.safetensors")
+    assert info(tmp_path / "b.safetensors", capsys)["is"] == "not recognized"
+
+
+def test_redux_embedder_says_what_it_is_used_as(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = info(drawn_data() / "flux_redux/dev/redux/image_embedder", capsys)
+    assert (shown["is"], shown["used_by"]) == (["FLUX.1-Redux' embedder"], "FLUX.1, as redux")
+    assert shown["sizes"] == {"picture_width": 12, "token_width": 40}
+
+
+def test_a_folder_s_info_names_every_file_that_loading_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformer, vae = tmp_path / "transformer", tmp_path / "vae"
+    transformer.mkdir()
+    vae.mkdir()
+    shutil.copy(drawn_data() / "flux/dev/transformer/config.json", transformer)
+    for name in ("transformer/a", "transformer/b", "vae/c"):
+        save_file({name[-1]: np.zeros(5, np.float32)}, tmp_path / f"{name}.safetensors")
+    for folder, files in ((transformer, "ab"), (vae, "cd")):
+        weight_map = {name: f"{name}.safetensors" for name in files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    size = (transformer / "b.safetensors").stat().st_size
+    with (transformer / "b.safetensors").open("r+b") as file:
+        file.truncate(size - 4)
+    shown = info(tmp_path, capsys)
+    assert shown["family"] == "FLUX.1" and shown["damaged"] == [
+        f"{transformer / 'b.safetensors'} is {size - 4} bytes long, its header describes {size} bytes. The file is "
+        "damaged or its download did not finish: delete it and download it again.",
+        f"{vae}: 1 of 2 shards are missing (d.safetensors), as model.safetensors.index.json names them. The download "
+        "did not finish: run it again.",
+    ]
+    assert main(["info", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("\ndamaged ") == 2, "a line each"
+    shutil.rmtree(vae)
+    save_file({"b": np.zeros(5, np.float32)}, transformer / "b.safetensors")
+    assert "damaged" not in info(tmp_path, capsys)

@@ -81,7 +81,7 @@ def test_the_published_models_open(name: str, billions: float) -> None:
         family = open_family(manifest, folder, WeightTransforms())
         transformer = family.components["transformer"].weights
         disk = sum({c.weights.component: c.weights.checkpoint.nbytes for c in family.components.values()}.values())
-    count = sum(part.tensor.nbytes // (2 if part.tensor.dtype == "BF16" else 4) for part in transformer.slices.values())
+    count = sum(part.nbytes // (2 if part.dtype == "BF16" else 4) for part in transformer.slices.values())
     assert count / 1e9 == pytest.approx(billions, abs=0.05)
     assert disk == pytest.approx(manifest.download_bytes, rel=0.002)  # the rest is tokenizers
     assert not folder.exists()

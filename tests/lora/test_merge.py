@@ -79,7 +79,7 @@ def merged(weights: Sequence[Weights], merge: Merge) -> dict[str, np.ndarray]:
         for name, part in each.slices.items():
             path, _, parameter = name.rpartition(".")
             value = merge(each.component, path, parameter, part.read())
-            out[part.tensor.name] = np.array(value.astype(mx.float32))
+            out[part.name] = np.array(value.astype(mx.float32))
     return out
 
 

@@ -18,8 +18,10 @@ from conftest import Ran
 from PIL import Image
 
 from mlx_imagegen.cli import main
-from mlx_imagegen.commands.generate import size
+from mlx_imagegen.commands.flags import size
+from mlx_imagegen.documents import json_text
 from mlx_imagegen.errors import OutputError
+from mlx_imagegen.escaping import LONGEST_MESSAGE
 from mlx_imagegen.hub import download
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.measuring import tables
@@ -187,10 +189,9 @@ def test_a_quantized_copy_is_compared_with_its_source(tmp_path: Path) -> None:
     assert referenced(tmp_path, ("a", "none", "m", 16, 9), ("copy", "none", "m", 16, 5)) == [None, "a none"]
 
 
-def test_equal_pictures_are_valid_json(tmp_path: Path) -> None:
+def test_equal_pictures_are_valid_json() -> None:
     row = Row("a", "q8", (16, 16), quality=compared(Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16))))
-    tables.write_json(tmp_path / "a.json", asdict(row))
-    data = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    data = json.loads(json_text(asdict(row)), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert data["quality"]["psnr_db"] is None and _quality(row.quality)[0] == "∞"
 
 
@@ -463,11 +464,13 @@ def test_nothing_is_downloaded_for_what_cannot_be_made(
 
 def test_even_a_defect_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Any:
-        raise KeyError("weights")
+        raise KeyError("weights \x1b[31m" + "x" * 5000)
 
     monkeypatch.setattr(cell, "_made", broken)
     answers = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"), job(tmp_path / "b.png"))
-    assert [answer["reason"] for answer in answers] == ["KeyError: 'weights'"] * 2
+    first, second = (answer["reason"] for answer in answers)
+    assert first == second and first.startswith("KeyError: 'weights ")
+    assert len(first) == LONGEST_MESSAGE and first.isprintable(), "as of this library's own errors"
 
 
 @pytest.mark.parametrize(

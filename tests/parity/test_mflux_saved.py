@@ -86,7 +86,7 @@ def check_weights(ours: Weights, original: Weights, bits: int = 0) -> int:
             for part, expected in zip(("weight", "scales", "biases"), parts, strict=True):
                 assert mx.array_equal(ours.slices[f"{path}.{part}"].read(), expected), f"{path}.{part}"
         else:
-            if bits and ours.slices[name].tensor.unpacked:
+            if bits and ours.slices[name].unpacked:
                 value = mx.dequantize(*mx.quantize(value.reshape(len(value), -1), GROUP, bits), GROUP, bits)
             found = ours.slices[name].read().reshape(-1)  # mflux keeps some in 16 bits
             expected = value.reshape(-1).astype(found.dtype).astype(mx.float32)

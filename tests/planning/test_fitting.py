@@ -17,8 +17,9 @@ from mlx_imagegen.hub.tensor_shapes import shape_only_folder
 from mlx_imagegen.loading.weights import WeightTransforms
 from mlx_imagegen.machine import USABLE_SHARE
 from mlx_imagegen.packing.recipes import read_recipe
+from mlx_imagegen.pipeline import load_on_hosts
 from mlx_imagegen.planning.plan import plan
-from mlx_imagegen.preflight import layers_shared_over, refuse_before_download
+from mlx_imagegen.preflight import refuse_before_download
 from mlx_imagegen.request.job import usual_job
 from mlx_imagegen.result import StepEvent
 from tests.draw import drawn_data
@@ -55,11 +56,10 @@ def test_what_two_machines_can_share_is_downloaded(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InsufficientMemoryError, match="flux-dev needs"):
         refuse_before_download(model, None)
     for memories in ([12 * GB] * 2, [16 * GB, 8 * GB]):
-        with layers_shared_over(memories):
-            refuse_before_download(model, None)
+        refuse_before_download(model, None, memories=memories)
     said = r"host 0 gives 8.00 GB, and where layers are shared out its part needs"
-    with layers_shared_over([8 * GB] * 2), pytest.raises(InsufficientMemoryError, match=said):
-        refuse_before_download(model, None)
+    with pytest.raises(InsufficientMemoryError, match=said):
+        load_on_hosts([8 * GB] * 2, model="flux-dev")
 
 
 def test_a_mac_is_asked_once_how_much_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_imagegen import load
+from mlx_imagegen.documents import write_json
 from mlx_imagegen.errors import CheckpointError, MissingFileError, OutputError, QuantizationError
 from mlx_imagegen.families.flux1.modulation import FluxModulators
 from mlx_imagegen.hub.manifest import data_folder
@@ -29,7 +30,7 @@ from mlx_imagegen.loading.weights import layers, own_parameters
 from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.quantization import convert, layout, partial
 from mlx_imagegen.quantization.conversion_plan import plan_conversion
-from mlx_imagegen.quantization.partial import JOURNAL, Partial, write_json
+from mlx_imagegen.quantization.partial import JOURNAL, Partial
 from mlx_imagegen.quantization.quantizer import quantize
 from tests.draw import drawn_data
 from tests.tiny import WEIGHTS, draw_flux, to_original, to_scaled_fp8
@@ -175,7 +176,7 @@ def run_and_kill(source: Path, target: Path, pieces: int, **options: Any) -> Non
     """A conversion in another process that is killed, as by kill -9, when so many pieces are finished."""
     code = f"""
 import itertools, os, signal
-from mlx_imagegen.quantization.partial import JOURNAL, Partial, write_json
+from mlx_imagegen.quantization.partial import JOURNAL, Partial
 from mlx_imagegen.quantization.quantizer import quantize
 count = itertools.count(1)
 def progress(*_):

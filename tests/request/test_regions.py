@@ -119,6 +119,13 @@ def test_a_model_that_needs_a_reference_takes_the_masked_picture() -> None:
         one(EDIT)
 
 
+@pytest.mark.parametrize(("size", "why"), [((80, 63), "64 pixels"), ((600, 70), "8 times")])
+def test_a_picture_that_no_reference_may_be_is_called_what_it_was_given_as(size: tuple[int, int], why: str) -> None:
+    named = f"image: a picture of {size[0]}x{size[1]} is too"
+    with pytest.raises(RequestError, match=f"^{named} .*which reads a masked picture as a reference: .*{why}"):
+        one(manifests()["flux2-klein-4b"], image=Image.new("RGB", size), mask_box=(0, 0, 10, 10))
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -10,8 +10,8 @@ from mlx_imagegen.errors import RequestError
 from mlx_imagegen.serving.pictures import (
     PICTURE_PIXELS,
     OutputFormat,
-    data_url,
-    encode_partial,
+    as_base64,
+    encode_image,
     mask_from_alpha,
     output_format,
     preview,
@@ -23,7 +23,9 @@ from .conftest import in_base64, png, same
 
 def test_bytes_base64_and_data_urls_are_the_same_picture() -> None:
     data = png("orange")
-    pictures = [read_picture(each, "image") for each in (data, in_base64(data), data_url(data, "image/png"))]
+    pictures = [
+        read_picture(each, "image") for each in (data, in_base64(data), f"data:image/png;base64,{as_base64(data)}")
+    ]
     assert all(same(each, pictures[0]) for each in pictures) and pictures[0].size == (48, 32)
 
 
@@ -68,9 +70,9 @@ def test_output_formats() -> None:
         with pytest.raises(RequestError, match="output_"):
             output_format(name, compression)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    sizes = [len(encode_partial(noise, output_format("jpeg", quality))) for quality in (10, 90)]
+    sizes = [len(encode_image(noise, output_format("jpeg", quality))) for quality in (10, 90)]
     assert sizes[0] < sizes[1] / 2
-    assert Image.open(io.BytesIO(encode_partial(noise, OutputFormat("webp")))).format == "WEBP"
+    assert Image.open(io.BytesIO(encode_image(noise, OutputFormat("webp")))).format == "WEBP"
 
 
 def test_previews_are_small() -> None:
@@ -80,6 +82,6 @@ def test_previews_are_small() -> None:
 
 def test_a_jpeg_shows_what_is_transparent_as_white() -> None:
     clear = Image.new("RGBA", (48, 32), (0, 0, 255, 0))
-    for data in (preview(clear), encode_partial(clear, OutputFormat("jpeg"))):
+    for data in (preview(clear), encode_image(clear, OutputFormat("jpeg"))):
         with Image.open(io.BytesIO(data)) as shown:
             assert shown.format == "JPEG" and np.asarray(shown).min() > 250

@@ -82,8 +82,8 @@ def test_more_tokens_than_positions_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "relu6"}, "hidden_act is 'relu6'"),
-        ({"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+        ({"hidden_act": "relu6"}, "field 'hidden_act' is 'relu6', where one of quick_gelu"),
+        ({"num_attention_heads": 5}, r"'hidden_size' is .*, where a multiple of num_attention_heads \(5\) is needed"),
         ({"hidden_size": "12"}, "'hidden_size' is '12'"),
         ({"use_rope": True}, "'use_rope' is not known"),
     ],

@@ -8,7 +8,7 @@ In: a folder with the adapter's file, and the tower in image_encoder/; pictures.
 Must not know: the transformer, requests.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ...layers.linear import Linear
 from ...layers.norm import LayerNorm
 from ...loading.checkpoint import open_checkpoint
 from ...loading.component import Component
-from ...loading.names import RowRange
+from ...loading.single_file import renamed
 from ...loading.tensors import NamedTensors, name_tensors
 from ...loading.weights import check_tensors
 from ...precision import compute_dtype
@@ -32,17 +32,10 @@ from ...vision import clip, siglip
 from ...vision.tower import SquareTowerConfig, without_prefix
 from ..image_prompts import ImageAdapter, ImagePrompt, check_width, open_part
 from .config import FluxConfig
+from .keys import INNER, NORM, OUTER, PROJECTION, XLABS_ADAPTER
 from .prompts import AttendedPicture, PromptPictures
 
 NORM_EPS = 1e-5  # torch's default, which diffusers takes; InstantX' code has it for keys as well
-PROJECTION, NORM = "image_proj.proj.weight", "image_proj.norm.weight"
-INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX', in PROJECTION's place
-# XLabs' names -> diffusers'
-PREFIXES = {"ip_adapter_proj_model.": "image_proj.", "double_blocks.": "ip_adapter."}
-LAYERS = {
-    ".processor.ip_adapter_double_stream_k_proj.": ".to_k_ip.",
-    ".processor.ip_adapter_double_stream_v_proj.": ".to_v_ip.",
-}
 TOWERS = "openai/clip-vit-large-patch14 for XLabs', of google/siglip-so400m-patch14-384 for InstantX'"
 PICKLE = "ip-adapter.bin"  # InstantX'
 CONVERSION = (
@@ -141,7 +134,7 @@ class FluxIpAdapter(ImageAdapter[PromptPictures]):
         _check_files(folder)
         path, encoder = open_part(name, folder, "image_encoder", without_prefix)
         tower = _open_tower(encoder, path)
-        named = name_tensors(f"ip_adapter:{name}", open_checkpoint(folder), adapter_names)
+        named = name_tensors(f"ip_adapter:{name}", open_checkpoint(folder), renamed(*XLABS_ADAPTER))
         self._inside = INNER in named.slices
         projection = _projection(named)
         check_width(named.checkpoint.paths[0], NORM, projection.dims, model.joint_attention_dim, "this model's text")
@@ -191,15 +184,6 @@ def _open_tower(encoder: NamedTensors, path: Path) -> Tower:
         of_clip.tokens,
         lambda picture: clip.prepared(picture, of_clip.image_size),
     )
-
-
-def adapter_names(name: str) -> Iterable[RowRange]:
-    """XLabs' names, or those by which diffusers knows them; InstantX' are like these."""
-    for theirs, ours in PREFIXES.items():
-        name = name.replace(theirs, ours, 1) if name.startswith(theirs) else name
-    for theirs, ours in LAYERS.items():
-        name = name.replace(theirs, ours)
-    yield RowRange(name)
 
 
 def _projection(named: NamedTensors) -> Projection:

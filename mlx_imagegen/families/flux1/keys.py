@@ -3,16 +3,27 @@
 Modules carry diffusers' names, so its layout needs no table. The same tables serve LoRAs in the original names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ...autoencoders.layouts import kl_files, mflux_kl_file
+from ...autoencoders.layouts import kl_files, mflux_kl_file, original_kl_config
 from ...loading.layouts import Layout, Parts
 from ...loading.names import RowRange
-from ...loading.single_file import DIFFUSION_PREFIXES, NETWORK, SingleFile, Tensors, has, renamed, shape
+from ...loading.single_file import (
+    DIFFUSION_PREFIXES,
+    IP_ADAPTER,
+    NETWORK,
+    REDUX,
+    SingleFile,
+    Tensors,
+    count,
+    has,
+    renamed,
+    shape,
+    substitute,
+)
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
 from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
-from .original import transformer_config
 from .spec import by_name
 
 ORIGINAL: dict[str, Parts] = COMMON | {
@@ -43,6 +54,15 @@ XLABS: dict[str, Parts] = {
     "single_blocks.{i}.processor.proj_lora": ORIGINAL["single_blocks.{i}.linear2"],
 }
 
+# An IP-Adapter's layers: XLabs' names -> diffusers', which InstantX' are like.
+XLABS_ADAPTER = (
+    (r"^ip_adapter_proj_model\.", "image_proj."),
+    (r"^double_blocks\.", "ip_adapter."),
+    (r"\.processor\.ip_adapter_double_stream_([kv])_proj\.", r".to_\1_ip."),
+)
+PROJECTION, NORM = "image_proj.proj.weight", "image_proj.norm.weight"
+INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX', in PROJECTION's place
+FIRST_KEYS = "ip_adapter.0.to_k_ip.weight"
 
 LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
 original_module, from_original = LAYOUT.targets, LAYOUT.rename
@@ -87,6 +107,56 @@ def mflux_manifest(name: str, tensors: Tensors) -> str:
     )
 
 
+def transformer_config(tensors: Tensors) -> dict[str, Any]:
+    inner, channels = shape(tensors, "img_in.weight")
+    head = shape(tensors, "double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    return {
+        "attention_head_dim": head,
+        "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
+        "in_channels": channels,
+        "out_channels": shape(tensors, "final_layer.linear.weight")[0],
+        "joint_attention_dim": shape(tensors, "txt_in.weight")[1],
+        "num_attention_heads": inner // head,
+        "num_layers": count(tensors, r"double_blocks\.(\d+)\."),
+        "num_single_layers": count(tensors, r"single_blocks\.(\d+)\."),
+        "pooled_projection_dim": shape(tensors, "vector_in.in_layer.weight")[1],
+        "axes_dims_rope": [head // 8, head * 7 // 16, head * 7 // 16],  # 16, 56, 56 of the published 128
+    }
+
+
+def autoencoder_config(tensors: Tensors) -> dict[str, Any]:
+    """Of ae.safetensors. What no shape tells is what was published with the only such file."""
+    published = {"norm_num_groups": 32, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    return original_kl_config(tensors) | published | {"use_quant_conv": False, "use_post_quant_conv": False}
+
+
+def _shaped(*layers: str, norm: str = "") -> Callable[[Tensors], bool]:
+    """Whether these linear layers' weights, and a norm's, are there with their axes."""
+    axes = dict.fromkeys(layers, 2) | ({norm: 1} if norm else {})
+    return lambda tensors: all(
+        name in tensors and len(shape(tensors, name)) == count and all(shape(tensors, name))
+        for name, count in axes.items()
+    )
+
+
+def adapter_sizes(tensors: Tensors) -> dict[str, int]:
+    """An IP-Adapter's: the picture's vector that it reads, the tokens that it makes of it, the blocks that see them."""
+    shapes = {substitute(name, XLABS_ADAPTER): tensor.full_shape for name, tensor in tensors.items()}
+    first, last = (INNER, OUTER) if INNER in shapes else (PROJECTION, PROJECTION)
+    (token_width,) = shapes[NORM]
+    blocks = sum(name.endswith(".to_k_ip.weight") for name in shapes)
+    return {
+        "picture_width": shapes[first][1], "tokens": shapes[last][0] // token_width, "token_width": token_width,
+        "blocks": blocks, "block_width": shapes[FIRST_KEYS][0],
+    }  # fmt: skip
+
+
+def redux_sizes(tensors: Tensors) -> dict[str, int]:
+    return {
+        "picture_width": shape(tensors, "redux_up.weight")[1], "token_width": shape(tensors, "redux_down.weight")[0]
+    }  # fmt: skip
+
+
 def _fits(of_encoder: str, of_transformer: str) -> Fits:
     return lambda config, transformer: config.get(of_encoder) == transformer.get(of_transformer)
 
@@ -121,6 +191,29 @@ SINGLE_FILES = (
         manifest=mflux_manifest,
     ),
     SingleFile(NETWORK, "FLUX.1's control network", has("controlnet_x_embedder.weight", "context_embedder.weight")),
+    SingleFile(
+        IP_ADAPTER,
+        "XLabs' IP-Adapter for FLUX.1",
+        _shaped(
+            "ip_adapter_proj_model.proj.weight",
+            "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight",
+            norm="ip_adapter_proj_model.norm.weight",
+        ),
+        config=adapter_sizes,
+    ),
+    SingleFile(
+        IP_ADAPTER,
+        "XLabs' IP-Adapter for FLUX.1, in diffusers' names",
+        _shaped(PROJECTION, FIRST_KEYS, norm=NORM),
+        config=adapter_sizes,
+    ),
+    SingleFile(
+        IP_ADAPTER,
+        "InstantX' IP-Adapter for FLUX.1",
+        _shaped(INNER, OUTER, FIRST_KEYS, norm=NORM),
+        config=adapter_sizes,
+    ),
+    SingleFile(REDUX, "FLUX.1-Redux' embedder", _shaped("redux_up.weight", "redux_down.weight"), config=redux_sizes),
     mflux_t5_file("text_encoder_2"),
     mflux_kl_file("vae"),
 )

@@ -71,7 +71,7 @@ class PromptTables:
     @property
     def weight_bytes(self) -> int:
         """What the weights take where they are kept; those of a file in float32 stay so."""
-        wide = any(part.tensor.dtype in ("F32", "F64") for part in self._weights.slices.values())
+        wide = any(part.dtype in ("F32", "F64") for part in self._weights.slices.values())
         modulators = Component(self._weights, lambda: FluxModulators(self._config), mx.float32)
         return modulators.held_bytes(4 if wide else 2)
 

@@ -10,41 +10,20 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ...layers.attention import KeyValues
-from ...layers.rope import Rope
-from ...loading.component import Component
 from ...precision import compute_dtype
-from ..base import Denoiser, with_references
+from ..base import Condition, Denoiser, with_references
 from .transformer import Modulation
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One branch, as the transformer takes it at every step."""
-
-    txt: mx.array  # [1, T, F]
-    rope: Rope
-    modulation: Sequence[Modulation]  # one a step
-
-
+@dataclass(eq=False)
 class Flux2Denoiser(Denoiser[Condition]):
-    def __init__(
-        self,
-        transformer: Component,
-        conditions: Sequence[Condition],
-        cfg: float,
-        references: mx.array | None,
-        kept: Sequence[KeyValues],
-        tables_source: str,
-    ):
-        """`references`: tokens [1, R, C] that go through every step. `kept`: keys and values of those that do not."""
-        super().__init__(conditions, cfg, tables_source)
-        self._transformer = transformer
-        self._references = references
-        self._kept = kept
+    modulation: Sequence[Modulation]  # one a step
+    references: mx.array | None  # tokens [1, R, C] that go through every step
+    kept: Sequence[KeyValues]  # of those that do not
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        x, count = with_references(x.astype(compute_dtype()), self._references)
-        transformer, modulation = self._transformer.load(), branch.modulation[index]
+        x, count = with_references(x.astype(compute_dtype()), self.references)
+        transformer, modulation = self.transformer.load(), self.modulation[index]
         after_first = self.after_first_block(index, branch)
-        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self._kept, after_first)
+        velocity: mx.array = transformer(x, branch.txt, branch.rope, modulation, count, self.kept, after_first)
         return velocity

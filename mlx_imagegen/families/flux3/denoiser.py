@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ...layers.rope import Rope
-from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser
 from .transformer import IMAGE, REFERENCES, TEXT, Modulation
@@ -34,35 +33,21 @@ class Condition:
     rope: Rope  # of all tokens
 
 
+@dataclass(eq=False)
 class Flux3Denoiser(Denoiser[Condition]):
-    def __init__(
-        self,
-        transformer: Component,
-        conditions: Sequence[Condition],
-        cfg: float,
-        picture: Rope,
-        references: Tokens | None,
-        modulation: Sequence[Modulation],
-        changing: bool,
-        tables_source: str,
-    ):
-        """`picture`: its tokens' rope table. `modulation`: one a step. `changing`: whether text and references are
-        modulated by the step."""
-        super().__init__(conditions, cfg, tables_source)
-        self._transformer = transformer
-        self._picture = picture
-        self._references = references
-        self._modulation = modulation
-        self._changing = changing
+    modulation: Sequence[Modulation]  # one a step
+    picture: Rope  # of its tokens
+    references: Tokens | None
+    changing: bool  # whether text and references are modulated by the step
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        transformer, modulation = self._transformer.load(), self._modulation[index]
+        transformer, modulation = self.transformer.load(), self.modulation[index]
         states = [
             self._states(TEXT, branch.txt, modulation),
-            transformer.states(IMAGE, x.astype(compute_dtype()), self._picture, modulation),
+            transformer.states(IMAGE, x.astype(compute_dtype()), self.picture, modulation),
         ]
-        if self._references is not None:
-            states.append(self._states(REFERENCES, self._references, modulation))
+        if self.references is not None:
+            states.append(self._states(REFERENCES, self.references, modulation))
         after_first = self.after_first_block(index, branch)
         velocity: mx.array = transformer(states, branch.rope, modulation, after_first)
         return velocity
@@ -70,8 +55,8 @@ class Flux3Denoiser(Denoiser[Condition]):
     def _states(self, kind: str, tokens: Tokens, modulation: Modulation) -> mx.array:
         if tokens.states:
             return tokens.states[0]
-        states: mx.array = self._transformer.load().states(kind, tokens.features, tokens.rope, modulation)
-        if not self._changing:
+        states: mx.array = self.transformer.load().states(kind, tokens.features, tokens.rope, modulation)
+        if not self.changing:
             mx.eval(states)
             tokens.states.append(states)
         return states

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ...layers.attention import KeyValues
-from ...loading.component import Component
 from ...text.qwen import Rope
 from ..base import Denoiser
 
@@ -24,23 +23,14 @@ class Condition:
     references: mx.array | None  # [1, R, D]
 
 
+@dataclass(eq=False)
 class HiDreamO1Denoiser(Denoiser[Condition]):
-    def __init__(
-        self,
-        transformer: Component,
-        conditions: Sequence[Condition],
-        cfg: float,
-        timesteps: Sequence[float],
-        least_sigma: float,
-    ):
-        super().__init__(conditions, cfg)
-        self._transformer = transformer
-        self._timesteps = timesteps
-        self._least_sigma = least_sigma
+    timesteps: Sequence[float]
+    least_sigma: float
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        timestep = self._timesteps[index]
-        picture: mx.array = self._transformer.load()(
+        timestep = self.timesteps[index]
+        picture: mx.array = self.transformer.load()(
             x, timestep, branch.rope, branch.prefix, branch.references, self.after_first_block(index, branch)
         )
-        return (x - picture) / max(timestep / 1000, self._least_sigma)
+        return (x - picture) / max(timestep / 1000, self.least_sigma)

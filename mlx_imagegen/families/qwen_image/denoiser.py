@@ -6,78 +6,51 @@ branch's, unless Qwen-Image-Layered is asked for the plain one.
 Must not know: prompts, schedules, pictures.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
-from ...layers.rope import Rope
-from ...loading.component import Component
 from ...precision import SOLVER_DTYPE, compute_dtype
-from ..base import apply_cfg, with_references
+from ..base import Condition, apply_cfg, with_references
 from ..controlled import ControlledDenoiser
 from ..controls import EncodedControl
-from .control import ControlPass
 from .transformer import Modulation
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One branch, as the transformer takes it at every step."""
-
-    txt: mx.array  # [1, T, D]
-    rope: Rope
-    modulation: Sequence[Modulation]  # one a step
-
-
+@dataclass(eq=False)
 class QwenImageDenoiser(ControlledDenoiser[Condition, list[mx.array]]):
-    def __init__(
-        self,
-        transformer: Component,
-        conditions: Sequence[Condition],
-        cfg: float,
-        references: mx.array | None,
-        one_batch: bool,
-        tables_source: str,
-        passes: Mapping[str, ControlPass] = MappingProxyType({}),
-        normalizes: bool = True,
-    ):
-        """`references`: packed latents, [1, R, C], for all pictures. `one_batch`: whether two branches run as one
-        batch. `passes`: control networks. `normalizes`: whether guidance keeps the length of the prompt's velocity."""
-        super().__init__(conditions, cfg, tables_source, passes, len(conditions[0].modulation))
-        self._transformer = transformer
-        self._encoded = references
-        self._references = references
-        self._one_batch = one_batch
-        self._normalizes = normalizes
+    modulation: Sequence[Modulation]  # one a step
+    encoded: mx.array | None  # the references' packed latents, [1, R, C]
+    one_batch: bool  # whether two branches run as one batch
+    normalizes: bool  # whether guidance keeps the length of the prompt's velocity
+    references: mx.array | None = field(default=None, init=False)  # as this picture has them
 
     def start_picture(self, condition: mx.array | None = None, controls: Sequence[EncodedControl] = ()) -> None:
         """`condition`: latents [1, R, C] that take the references' place for this picture, where they are as many."""
-        fits = condition is not None and self._encoded is not None and condition.shape == self._encoded.shape
-        self._references = condition if fits else self._encoded
+        fits = condition is not None and self.encoded is not None and condition.shape == self.encoded.shape
+        self.references = condition if fits else self.encoded
         super().start_picture(condition, controls)
 
     def branch_velocities(self, x: mx.array, index: int) -> list[mx.array]:
-        if not (self._one_batch and len(self.branches) == 2):
+        if not (self.one_batch and len(self.branches) == 2):
             return super().branch_velocities(x, index)
-        img, references = with_references(x.astype(compute_dtype()), self._references)
+        img, references = with_references(x.astype(compute_dtype()), self.references)
         # The shorter prompt is padded, and nothing attends to the padding.
         txt, mask = padded([branch.txt for branch in self.branches], img.shape[1])
         longest = max(self.branches, key=lambda branch: branch.txt.shape[1])
-        both = self._transformer.load()(
-            mx.concatenate([img, img]), txt, longest.rope, longest.modulation[index], references, mask, self._residuals,
+        both = self.transformer.load()(
+            mx.concatenate([img, img]), txt, longest.rope, self.modulation[index], references, mask, self.residuals,
             self.after_first_block(index),
         )  # fmt: skip
         return list(mx.split(both.astype(SOLVER_DTYPE), 2))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        img, references = with_references(x.astype(compute_dtype()), self._references)
-        transformer = self._transformer.load()
-        after_first = self.after_first_block(index, branch)
+        img, references = with_references(x.astype(compute_dtype()), self.references)
+        transformer, after_first = self.transformer.load(), self.after_first_block(index, branch)
         velocity: mx.array = transformer(
-            img, branch.txt, branch.rope, branch.modulation[index], references, None, self._residuals, after_first
+            img, branch.txt, branch.rope, self.modulation[index], references, None, self.residuals, after_first
         )
         return velocity
 
@@ -85,7 +58,7 @@ class QwenImageDenoiser(ControlledDenoiser[Condition, list[mx.array]]):
         """As long, token by token, as the prompt's own velocity."""
         wanted, unwanted = velocities
         v = apply_cfg(wanted, unwanted, self.cfg)
-        if not self._normalizes:
+        if not self.normalizes:
             return v
         return v * (mx.linalg.norm(wanted, axis=-1, keepdims=True) / mx.linalg.norm(v, axis=-1, keepdims=True))
 

@@ -10,14 +10,12 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
 
 from ...layers.attention import KeyValues
 from ...layers.rope import Rope
-from ...loading.component import Component
 from ...precision import compute_dtype
 from ..base import Denoiser, LastValueCache
 from ..controls import EncodedControl, FollowedPictures
@@ -41,44 +39,33 @@ class Condition:
 
     rope: Rope  # of the picture's tokens
     make_prefix: Callable[[Strengths], Prefix]
-    _prefix: LastValueCache[Prefix] = field(default_factory=LastValueCache)
+    _prefix: LastValueCache = field(default_factory=LastValueCache)
 
     def prefix(self, strengths: Strengths) -> Prefix:
         return self._prefix.get(tuple(sorted(strengths.items())), lambda: self.make_prefix(strengths))
 
 
+@dataclass(eq=False)
 class QwenImage21Denoiser(Denoiser[Condition]):
-    def __init__(
-        self,
-        transformer: Component,
-        conditions: Sequence[Condition],
-        cfg: float,
-        modulation: Sequence[Modulation],
-        tables_source: str,
-        networks: Mapping[str, QwenImage21ControlNetwork] = MappingProxyType({}),
-    ):
-        """`modulation`: one a step."""
-        super().__init__(conditions, cfg, tables_source)
-        self._transformer = transformer
-        self._modulation = modulation
-        self._networks = networks
-        self._followed = FollowedPictures(networks, len(modulation))
+    modulation: Sequence[Modulation]  # one a step
+    networks: Mapping[str, QwenImage21ControlNetwork]
+    followed: FollowedPictures
 
     def start_picture(self, condition: Any = None, controls: Sequence[EncodedControl] = ()) -> None:
-        self._followed.start(controls)
+        self.followed.start(controls)
         for branch in self.branches:
             branch.prefix(self._strengths(0))
 
     def branch_velocity(self, x: mx.array, index: int, branch: Condition) -> mx.array:
-        prefix, modulation = branch.prefix(self._strengths(index)), self._modulation[index]
+        prefix, modulation = branch.prefix(self._strengths(index)), self.modulation[index]
         controls = [
             functools.partial(
-                FunPass, module=self._networks[str(picture.network)].module, shown=embedded, strength=strength,
+                FunPass, module=self.networks[str(picture.network)].module, shown=embedded, strength=strength,
                 rope=branch.rope, modulation=modulation.block, prefix=prefix.networks[str(picture.network)],
             )
-            for picture, embedded, strength in self._followed.at(index)
+            for picture, embedded, strength in self.followed.at(index)
         ]  # fmt: skip
-        velocity: mx.array = self._transformer.load()(
+        velocity: mx.array = self.transformer.load()(
             x.astype(compute_dtype()), branch.rope, prefix.own, modulation, self.after_first_block(index, branch),
             controls,
         )  # fmt: skip
@@ -86,6 +73,6 @@ class QwenImage21Denoiser(Denoiser[Condition]):
 
     def _strengths(self, index: int) -> Strengths:
         strengths = defaultdict[str, float](float)
-        for picture, _, strength in self._followed.at(index):
+        for picture, _, strength in self.followed.at(index):
             strengths[str(picture.network)] += strength
         return strengths

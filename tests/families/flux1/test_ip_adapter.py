@@ -273,7 +273,7 @@ def test_shared_layers_are_refused(drawn: Callable[[str], Path], monkeypatch: py
     ("file", "change", "kind", "message"),
     [
         ("image_encoder/config.json", {"projection_dim": 7}, ConfigError, "7, and the adapter next to it has"),
-        ("image_encoder/config.json", {"hidden_act": "tanh"}, ConfigError, "'hidden_act' is tanh"),
+        ("image_encoder/config.json", {"hidden_act": "tanh"}, ConfigError, "'hidden_act' is 'tanh'"),
         ("image_encoder/config.json", {"model_type": "siglip_vision_model"}, ConfigError, "'projection_dim'"),
         ("image_encoder/config.json", None, MissingFileError, "put config.json and .* openai/clip.* google/siglip"),
         ("model.safetensors", "norm.weight", CheckpointError, "this is no IP-Adapter in XLabs' layout"),

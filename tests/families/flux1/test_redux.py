@@ -234,7 +234,7 @@ def test_folders_of_others_are_refused(drawn: Callable[[str], Path], tmp_path: P
     for part, file, change, kind, message in (
         ("image_embedder", "config.json", {"txt_in_features": 16}, ConfigError, "16, and this model's text has 40"),
         ("image_encoder", "config.json", {"hidden_size": 64}, ConfigError, "64, and its image_embedder has"),
-        ("image_encoder", "config.json", {"hidden_act": "tanh"}, ConfigError, "'hidden_act' is tanh"),
+        ("image_encoder", "config.json", {"hidden_act": "tanh"}, ConfigError, "'hidden_act' is 'tanh'"),
         ("image_encoder", "config.json", {"model_type": "clip"}, ConfigError, "this is a clip"),
         ("feature_extractor", "preprocessor_config.json", {"size": {"height": 9, "width": 9}}, ConfigError, "'size'"),
         ("feature_extractor", "preprocessor_config.json", {"image_std": [0, 0, 0]}, ConfigError, "'image_std'"),

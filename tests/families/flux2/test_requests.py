@@ -87,16 +87,10 @@ def test_a_picture_is_as_large_as_the_first_reference() -> None:
     assert ask("flux2-klein-4b").settings.width == 1024
 
 
-@pytest.mark.parametrize(
-    ("size", "why"),
-    [((63, 100), "too small; both sides must be 64"), ((64, 520), "too narrow; one side may be up to 8")],
-)
+@pytest.mark.parametrize(("size", "why"), [((63, 100), "small.*64 pixels"), ((64, 520), "narrow.*8 times")])
 def test_references_that_no_flux2_was_made_for(size: tuple[int, int], why: str) -> None:
-    """Refused when the run is planned, before anything is loaded."""
-    pipeline = load(DATA / "klein")
-    with pytest.raises(RequestError, match=f"references: a picture of {size[0]}x{size[1]} is {why}"):
-        pipeline.generate("a fox", references=[Image.new("RGB", size)], max_sequence_length=32, **SMALL)
-    assert not any(component.loaded for component in pipeline.family.components.values())
+    with pytest.raises(RequestError, match=f"references: a picture of {size[0]}x{size[1]} is too {why}"):
+        ask("flux2-klein-4b", references=[Image.new("RGB", size)])
 
 
 def test_too_many_references() -> None:
@@ -150,7 +144,7 @@ def test_kept_references_are_planned() -> None:
 
 def test_folding_is_refused_with_its_reason() -> None:
     family = load(DATA / "klein").family
-    with pytest.raises(QuantizationError, match="--fold: all blocks of FLUX.2 share their modulation"):
+    with pytest.raises(QuantizationError, match="--fold: FLUX.2: all blocks share their modulation"):
         family.fold(ask("flux2-klein-4b").settings)
 
 

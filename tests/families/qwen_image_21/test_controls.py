@@ -226,7 +226,7 @@ def test_refused_with_a_way_out(way: str, change: dict[str, Any], message: str, 
 
 def test_info_says_what_the_file_is(drawn: Path, cli: Callable[..., Ran]) -> None:
     told = cli("info", drawn / "network.safetensors").out
-    assert "Qwen-Image-2.1's Fun control network" in told and "used_by" not in told
+    assert "Qwen-Image-2.1's Fun control network" in told and "used_by    Qwen-Image-2.1, as control" in told
     refused = cli("generate", "a fox", "--model", drawn / "network.safetensors")
     assert refused.code and "give a model, and this file as control with a picture" in refused.err
 
