@@ -2,9 +2,9 @@
 
     python benchmarks/run.py qwen_fold [--layers 4] [--folder FOLDER]
 
-Makes a random bf16 transformer of that many of the 60 blocks, and measures each way in a process of its own, cold files
-first dropped from the system's cache: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
-the kept tables back, and of `quantize` with and without --fold. All but the constant parts grow with the blocks.
+Makes a random bf16 transformer with that many of the 60 blocks, and measures each way in its own process, with files
+dropped from the system's cache first: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
+the stored tables, and of `quantize` with and without --fold. All but the constant parts grow with the blocks.
 """
 
 import argparse
@@ -36,11 +36,10 @@ import mlx.core as mx
 from mlx_imagegen.families import open_family
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.loading.weights import WeightTransforms
-from mlx_imagegen.sampling import timesteps_schedule
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 family = open_family(recognize(folder), folder, WeightTransforms())
 wall, cpu = time.perf_counter(), time.process_time()
-tables, said = family.tables(timesteps_schedule([1000.0 - 7 * i for i in range(steps)]))
+tables, said = family.modulation.of([1000.0 - 7 * i for i in range(steps)])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 print(f"  {steps:>2} steps, {said}: {wall:.2f} s, {cpu:.2f} s of processor", flush=True)
 """

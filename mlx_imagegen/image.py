@@ -55,9 +55,12 @@ def laid_over(layers: Sequence[Image.Image]) -> Image.Image:
 def to_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
     """PIL -> [H, W, 3] in 0..1, 4 where it has an alpha, resized with Lanczos as diffusers does."""
     image = image if image.mode == ALPHA else image.convert("RGB")
-    if size and image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    image = resized(image, size) if size else image
     return np.asarray(image, np.float32) / 255
+
+
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
@@ -68,8 +71,7 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
 
 
 def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """Of `sizes` the one whose proportions are nearest to those of `size`, cut to whole multiples first; as diffusers
-    does."""
+    """Of `sizes` the one nearest in proportions to `size`, cut to whole multiples first; as diffusers does."""
     across, down = (max(side, multiple) for side in cut_size(size, multiple))
     ratio = across / down
     _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)

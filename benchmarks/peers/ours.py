@@ -1,6 +1,6 @@
 """The blocks by this library: ours.py FAMILY FOLDER QUANT OUTPUT ROUNDS.
 
-The modulation of all steps, and what depends on the prompt alone, is computed before the loop and timed apart.
+The modulation of all steps, and what depends only on the prompt, is computed before the loop and timed separately.
 """
 
 import sys
@@ -98,7 +98,9 @@ def flux2(data: dict[str, Any], path: Path) -> Prepared:
     config = Flux2Config.read(data, path)
 
     def steps(weights: Weights, inputs: Any, dtype: mx.Dtype) -> Callable[[Any, int], mx.array]:
-        tables = flux2_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), 0.0, dtype).steps()
+        tables = flux2_modulation.steps(
+            flux2_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype)
+        )
         side = int(inputs["x"].shape[1] ** 0.5)
         text = flux2_positions.text_positions(inputs["txt"].shape[1])
         places = np.concatenate([text, flux2_positions.picture_positions((side, side))])
@@ -113,7 +115,9 @@ def qwen_image(data: dict[str, Any], path: Path) -> Prepared:
     config = QwenImageConfig.read(data, path)
 
     def steps(weights: Weights, inputs: Any, dtype: mx.Dtype) -> Callable[[Any, int], mx.array]:
-        tables = qwen_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype).steps()
+        tables = qwen_modulation.steps(
+            qwen_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype)
+        )
         side = int(inputs["x"].shape[1] ** 0.5)
         rope = rope_table(positions(inputs["txt"].shape[1], [(side, side)]), config.axes_dims_rope, 1e4)
         x, txt = inputs["x"].astype(dtype), inputs["txt"].astype(dtype)
@@ -126,7 +130,7 @@ def z_image(data: dict[str, Any], path: Path) -> Prepared:
     config = ZImageConfig.read(data, path)
 
     def steps(weights: Weights, inputs: Any, dtype: mx.Dtype) -> Callable[[Any, int], mx.array]:
-        tables = z_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype)
+        tables = z_modulation.steps(z_modulation.tabulate(config, weights.fill, inputs["timesteps"].tolist(), dtype))
         x, grid = patchified(inputs["x"], 2, channels_last=True).astype(dtype), (inputs["x"].shape[2] // 2,) * 2
         length = filled_length(inputs["txt"].shape[1])
         prompt, picture = prompt_positions(length), picture_positions(grid, length + 1)

@@ -92,9 +92,12 @@ class Encoder(nn.Module):
         self.quant_conv = Linear(2 * config.latent_channels, 2 * config.latent_channels)
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `bn.normalise`."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalised`."""
         moments = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined()
         return posterior(self.quant_conv(moments))
+
+    def normalised(self, z: mx.array) -> mx.array:
+        return self.bn.normalise(z)
 
 
 def _cells(z: mx.array) -> mx.array:

@@ -93,11 +93,6 @@ class VaeConfig(KLConfig):
         return self.scaling_factor, self.shift_factor
 
 
-def normalized(latents: mx.array, config: VaeConfig) -> mx.array:
-    """Unscaled latents -> the loop's."""
-    return (latents - config.shift_factor) * config.scaling_factor
-
-
 class Autoencoder(nn.Module):
     def __init__(self, config: VaeConfig):
         super().__init__()
@@ -143,10 +138,15 @@ class Encoder(nn.Module):
         self.mid_block = MidBlock(config, widths[-1])
         self.conv_norm_out = _norm(config)(widths[-1])
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels)
+        self._scaling, self._shift = config.latent_scale
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
-        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalized`."""
+        """[B, H, W, 3] -> mean and log-variance, [B, C, h, w] each; to the loop's scale by `normalised`."""
         return posterior(self(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)])).joined())
+
+    def normalised(self, z: mx.array) -> mx.array:
+        """The posterior's scale -> the loop's."""
+        return (z - self._shift) * self._scaling
 
     def __call__(self, x: Strips) -> Strips:
         x = self.conv_in(x)

@@ -88,12 +88,6 @@ def unused_tensors(config: VaeConfig) -> tuple[str, ...]:
     return tuple(name for name, temporal in zip([*down, *up], over_time, strict=True) if temporal)
 
 
-def normalised(z: mx.array, config: WanConfig) -> mx.array:
-    """The posterior's scale -> the loop's, [B, C, h, w]."""
-    mean, std = _per_channel(config)
-    return (z - mean) / std
-
-
 class LatentDecoder(nn.Module):
     """From the loop's latents to pixels, through the `decoder` that it is given."""
 
@@ -119,12 +113,18 @@ class LatentEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.quant_conv = Linear(2 * config.z_dim, 2 * config.z_dim)
+        self._config = config
 
     def encode(self, pixels: mx.array, strip_rows: int | None = None) -> tuple[mx.array, mx.array]:
         """[B, H, W, colours] -> mean (the posterior's mode, which editing takes) and log-variance, [B, C, h, w]
-        each."""
+        each; to the loop's scale by `normalised`."""
         x = self.encoder(Strips(Cut(strip_rows), [pixels.astype(VAE_DTYPE)]))
         return posterior(self.quant_conv(x.joined()))
+
+    def normalised(self, z: mx.array) -> mx.array:
+        """The posterior's scale -> the loop's, [B, C, h, w]."""
+        mean, std = _per_channel(self._config)
+        return (z - mean) / std
 
 
 class DecoderStack(nn.Module):

@@ -134,8 +134,7 @@ def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
 
 
 def _resident_ranks(group: Group, opened: Pipeline, jobs: Sequence[Job]) -> list[bool]:
-    """By rank, whether it can keep the model in memory; a rank that cannot draw these pictures ends all here, before
-    anything is loaded."""
+    """By rank, whether it can keep the model in memory; a rank that cannot draw the pictures ends all here."""
     resident = residency([made for made, _ in opened.plans(jobs)], opened.resident).resident
     return [bool(each["resident"]) for each in group.exchange({"resident": resident})]
 

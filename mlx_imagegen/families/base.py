@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import mlx.core as mx
 from PIL import Image
@@ -36,6 +36,7 @@ from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
 from .controls import ControlNetwork, ControlPicture, EncodedControl, check_named
+from .folder import DiffusersFolder
 from .image_prompts import AdapterSource, ImageAdapter, ImagePrompt
 from .step_cache import CacheRule, StepCache
 
@@ -53,6 +54,11 @@ class Prompt:
     references: tuple[Image.Image, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()  # a family's own (layout boxes …), hashable
     images: tuple[ImagePrompt, ...] = ()  # what image adapters read
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a text encoder is read: pictures that stand in the prompt may be all of it."""
+        return bool(self.text.strip()) or not any(image.adapter.in_prompt for image in self.images)
 
     @functools.cached_property
     def images_key(self) -> Hashable:
@@ -78,6 +84,16 @@ class ReferenceTokens:
     image: int = 0  # next to the picture's own, in every step
     prefix: int = 0  # before the picture, beyond those of the prompt: their keys and values are computed once
     adapted: int = 0  # after the prompt's, in the denoiser alone
+
+
+@dataclass(frozen=True)
+class EncodedReferences:
+    """Reference pictures, as the transformer takes them and as the prompt shows them."""
+
+    tokens: mx.array | None = None  # one picture after another: [1, R, C]
+    grids: tuple[Grid, ...] = ()  # of those
+    features: Any = None  # that stand in the prompt
+    shown: tuple[Grid, ...] = ()  # of those
 
 
 @dataclass(frozen=True)
@@ -115,21 +131,36 @@ class Settings:
     cache: CacheRule | None = None  # by which steps are predicted; None: all are computed
 
 
-class LastValueCache(Generic[Value]):
+class Kept(Protocol):
+    """What is kept between pictures."""
+
+    def forget(self) -> None: ...
+
+
+class LastValueCache:
     """The last value that was made, kept for whoever needs the same again."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Hashable, Value] | None = None
+        self._kept: tuple[Hashable, Any] | None = None
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """`key`: all that the value is made from."""
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # before the next one is made: it may be large
             self._kept = key, make()
-        return self._kept[1]
+        value: Value = self._kept[1]
+        return value
 
     def forget(self) -> None:
         self._kept = None
+
+
+@dataclass(frozen=True, eq=False)  # a key by itself, not by its numbers
+class TextBranch:
+    """What a denoiser reads of a prompt, where that is text and pictures."""
+
+    txt: mx.array  # [1, T, D]
+    references: EncodedReferences = EncodedReferences()
 
 
 @dataclass(frozen=True)
@@ -143,6 +174,11 @@ class Condition:
 def apply_cfg(wanted: mx.array, unwanted: mx.array, scale: float) -> mx.array:
     """From the unwanted velocity through the wanted one, `scale` times as far."""
     return unwanted + scale * (wanted - unwanted)
+
+
+def cut_notes(cut: str, length: int) -> list[str]:
+    """For the user: the end of the prompt that did not fit into `length` tokens."""
+    return [f"the prompt is longer than {length} tokens; cut off: '{cut}'"] if cut else []
 
 
 def with_references(x: mx.array, references: mx.array | None) -> tuple[mx.array, int]:
@@ -240,17 +276,24 @@ class Family(ABC, Generic[Branch]):
     # "adapters" (before encode) where a request has image adapters.
     stages: dict[str, tuple[str, ...]]
     components: dict[str, Component]
+    # Why no table for one schedule could stand in the place of its modulation's layers, where `fold` gives none.
+    unfoldable: ClassVar[str] = "it has no modulation layers in whose place a table could stand"
     prefix_has_text: ClassVar[bool] = True  # or the text passes in every step, and references alone are kept
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
     adapters: Mapping[AdapterSource, ImageAdapter[Any]] = MappingProxyType({})  # of the same request
     sharing: Sharing | None = None  # of layers over several machines
+    modulation: Kept | None = None  # tables for a schedule
+
+    def __init__(self, components: dict[str, Component]):
+        self.components = components
+        self._references = LastValueCache()  # encoded, the same for all branches
 
     # What a family must supply, in the order in which the pipeline asks for it.
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Family[Any]":
-        """Reads configs and headers, checks that everything fits; loads no weights."""
+    def open_files(folder: DiffusersFolder) -> Any:
+        """Reads configs and headers, checks that everything fits; loads no weights. What the class is made from."""
 
     @property
     @abstractmethod
@@ -283,10 +326,9 @@ class Family(ABC, Generic[Branch]):
         picture comes in layers, the lowest first."""
 
     @abstractmethod
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        """Pixels [H, W, 3] in -1..1, or 4 with alpha where the model takes it -> the clean picture as `shape` has it,
-        and the noise for it (where encoding draws from the seed's stream, that is another than `noise` gives), for
-        starting from a picture."""
+    def encode_image(self, picture: mx.array, stream: TorchGenerator | None = None) -> mx.array:
+        """Pixels [H, W, 3] in -1..1, or 4 with alpha where the model takes it -> the clean picture as `shape` has it:
+        of an autoencoder's posterior a sample, or without a stream the mode."""
 
     # What a family may have otherwise.
 
@@ -295,21 +337,29 @@ class Family(ABC, Generic[Branch]):
         work, for there are no latents."""
         return None
 
-    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
-        """Noise and latents of one picture, in the order in which the reference draws from the seed's stream."""
-        if inputs.image is None:
-            return EncodedInputs(self.noise(seed, settings))
-        clean, noise = self.encode_image(inputs.image, seed, settings)
-        mask = None if inputs.mask is None else self.latent_mask(inputs.mask, settings)
-        return EncodedInputs(noise, clean, mask)
+    def stream(self, seed: int) -> TorchGenerator:
+        """Of unit normals, equal to the reference's for this seed."""
+        return TorchGenerator(seed)
+
+    def encode_inputs(self, inputs: Inputs, stream: TorchGenerator, settings: Settings) -> EncodedInputs:
+        """Of one picture, in the order in which diffusers draws from the seed's stream: what is followed, the picture
+        to start from, the noise. Where a control network is shown the hole, nothing has to be kept in the loop."""
+        controls = tuple(EncodedControl(each, self.encode_control(each, inputs, stream)) for each in inputs.controls)
+        mx.eval([each.condition for each in controls])
+        networks = [self.controls[each.network] for each in inputs.controls if each.network is not None]
+        filled = inputs.mask is not None and any(network.fills for network in networks)
+        clean = None if inputs.image is None or filled else self.encode_image(inputs.image, stream)
+        noise = stream.randn(self.shape(settings))
+        mask = None if inputs.mask is None or filled else self.latent_mask(inputs.mask, settings)
+        return EncodedInputs(noise, clean, mask, controls=controls)
+
+    def encode_control(self, control: ControlPicture, inputs: Inputs, stream: TorchGenerator) -> mx.array:
+        """As its network reads it: tokens [1, L, C]."""
+        return self.pack(self.encode_image(control.pixels, stream))
 
     def latent_mask(self, mask: mx.array, settings: Settings) -> mx.array:
         """[H, W] -> [h, w]"""
         return sampled(mask, self.shape(settings)[2:])
-
-    def noise(self, seed: int, settings: Settings) -> mx.array:
-        """Unit normals, equal to the reference's for this seed."""
-        return TorchGenerator(seed).randn(self.shape(settings))
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         """Packed unit normals -> the loop's x at sigma 1."""
@@ -398,6 +448,8 @@ class Family(ABC, Generic[Branch]):
 
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""
+        for kept in (self._references, *filter(None, [self.modulation]), *self.controls.values()):
+            kept.forget()
 
     # What plans, reports and other commands ask.
 
@@ -439,9 +491,7 @@ class Family(ABC, Generic[Branch]):
 
     def fold(self, settings: Settings) -> Fold:
         """What the checkpoint becomes for the schedule of `settings` alone."""
-        raise QuantizationError(
-            f"--fold: the family {self.name} has no modulation layers in whose place a table could stand; leave it out."
-        )
+        raise QuantizationError(f"--fold: {self.spec.title}: {self.unfoldable}; leave --fold out.")
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """What LoRAs call a component's modules in other words than ours -> our modules."""
@@ -462,6 +512,10 @@ class Family(ABC, Generic[Branch]):
         return []
 
     # What follows from the above.
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Family[Any]":
+        return cls(cls.open_files(DiffusersFolder(folder, manifest, transforms)))
 
     def describe(self, prompt: Prompt, settings: Settings, on_token: Callable[[int], None] | None = None) -> str:
         """Words for a prompt that has none, of a model that needs some: what its reference shows."""

@@ -6,19 +6,24 @@ Must not know: any family's layers, requests, where networks are found.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..errors import ConfigError, RequestError
 from ..hub.single_files import components_in
+from ..loading.checkpoint import open_checkpoint
 from ..loading.component import Component
 from ..loading.config import read_json
+from ..loading.names import Rename, same_names
 from ..loading.single_file import NETWORK
+from ..loading.tensors import name_tensors
+from ..loading.weights import WeightTransforms, check_tensors
+from ..precision import compute_dtype
 
 Residuals_co = TypeVar("Residuals_co", covariant=True)
 EDGES = "canny"  # the kind that every network may be given: of a photo, it asks for its edges
@@ -58,7 +63,7 @@ def check_named(networks: Iterable[str | None], title: str) -> None:
         )
 
 
-class ControlNetwork(ABC):
+class ControlNetwork:
     """An open network; its component comes and goes with the denoiser."""
 
     name: str
@@ -66,15 +71,39 @@ class ControlNetwork(ABC):
     kinds: tuple[str, ...] = ()  # of pictures that it is told apart; () for those that it tells apart by itself
     # Whether it runs in every branch, block by block; or it looks at the prompt alone, for all of them.
     every_branch: ClassVar[bool] = False
+    fills: bool = False  # whether it is shown the hole of a masked picture
     prefix_values: int = 0  # numbers that it keeps for each token before the picture (Family.prefix_values)
+
+    def __init__(
+        self,
+        name: str,
+        where: Path,
+        build: Callable[[], nn.Module],
+        heads: int,
+        transforms: WeightTransforms,
+        rename: Rename = same_names,
+        config: Mapping[str, Any] | None = None,
+        others: Sequence[nn.Module] = (),
+    ):
+        """Every tensor checked by name and shape; no weights are read. `others`: trees that stand in the file next to
+        the module."""
+        self.name = name
+        named = name_tensors(component_name(name), open_checkpoint(where), rename, config)
+        weights = check_tensors(named, [build(), *others], transforms=transforms)
+        self.component = Component(weights, build, compute_dtype(), heads=heads)
 
     @property
     def component_name(self) -> str:
         return self.component.weights.component
 
-    @abstractmethod
     def forget(self) -> None:
         """Drops what it keeps between pictures."""
+
+    def embed(self, control: EncodedControl) -> mx.array:
+        """Once a picture: what all steps read of it."""
+        embedded: mx.array = self.component.load().embed(control.condition.astype(compute_dtype()))
+        mx.eval(embedded)
+        return embedded
 
     def check(self, picture: ControlPicture, masked: bool, strength: float) -> None:
         """Raises for a picture that it cannot be given, or not in a request that is `masked` or of this strength."""
@@ -87,14 +116,11 @@ class ControlNetwork(ABC):
             raise RequestError(f"control: {self.name} sees by itself what the picture is; leave kind out.")
 
 
-class Embeds(Protocol):
-    def embed(self, control: EncodedControl) -> mx.array:
-        """Once a picture: what all steps read of it."""
-        ...
-
-
-class ControlPass(Embeds, Protocol[Residuals_co]):
+class ControlPass(Protocol[Residuals_co]):
     """A network, ready for one prompt."""
+
+    @property
+    def network(self) -> ControlNetwork: ...
 
     def residuals(self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float) -> Residuals_co:
         """What is added to the denoiser's blocks in step `index`."""
@@ -104,7 +130,7 @@ class ControlPass(Embeds, Protocol[Residuals_co]):
 class FollowedPictures:
     """The pictures of one loop, with what their networks read of them."""
 
-    def __init__(self, networks: Mapping[str, Embeds], steps: int):
+    def __init__(self, networks: Mapping[str, ControlNetwork], steps: int):
         self._networks = networks
         self._steps = steps
         self._pictures: list[tuple[ControlPicture, mx.array]] = []
@@ -122,7 +148,7 @@ class Controls(FollowedPictures, Generic[Residuals_co]):
     """The pictures of one loop, and the networks that look at them."""
 
     def __init__(self, passes: Mapping[str, ControlPass[Residuals_co]], steps: int):
-        super().__init__(passes, steps)
+        super().__init__({name: each.network for name, each in passes.items()}, steps)
         self._passes = passes
 
     def residuals(self, x: mx.array, index: int) -> list[Residuals_co]:

@@ -1,4 +1,4 @@
-"""What FLUX.2 and Z-Image do with reference pictures: how large each is encoded.
+"""What families do with reference pictures, by their manifests; and how large FLUX.2 and Z-Image encode each.
 
 In: a manifest's [references], and pictures. Out: pictures brought down, and cut to whole tokens around their middle.
 Must not know: what encodes them.
@@ -19,16 +19,19 @@ Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
-class Editing(Config):
+class ReferenceRules(Config):
     """[references] of a manifest."""
-
-    area: int  # pixels of a picture at most
-    least_side: int  # pixels; this and the next are checked with the request
-    largest_ratio: int  # of the longer side to the shorter
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
+
+
+@dataclass(frozen=True)
+class Editing(ReferenceRules):
+    area: int  # pixels of a picture at most
+    least_side: int  # pixels; this and the next are checked with the request
+    largest_ratio: int  # of the longer side to the shorter
 
     def sizes(self, sizes: Sequence[Size], multiple: int) -> list[Size]:
         """What is encoded of pictures of these sizes."""

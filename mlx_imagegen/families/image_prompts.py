@@ -62,6 +62,16 @@ class ImageAdapter(ABC, Generic[Encoded_co]):
         """All of a prompt's pictures that this adapter reads, evaluated."""
 
 
+def encode_by_adapter(
+    images: Sequence[ImagePrompt], adapters: Mapping[AdapterSource, ImageAdapter[Encoded_co]]
+) -> tuple[Encoded_co, ...]:
+    """A prompt's pictures, each adapter's together."""
+    groups: dict[AdapterSource, list[ImagePrompt]] = {}
+    for image in images:
+        groups.setdefault(image.adapter, []).append(image)
+    return tuple(adapters[source].encode(group) for source, group in groups.items())
+
+
 def open_part(adapter: str, folder: Path, part: str, rename: Rename = same_names) -> tuple[Path, NamedTensors]:
     """The path of an adapter's part's config.json, and the tensors next to it; nothing is read but their header."""
     path = folder / part / "config.json"

@@ -8,42 +8,83 @@ Must not know: what the tables mean.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..cache import cache_folder, keep, recall
 from ..folding import Folded
 from ..layers.modulation import Fill
+from ..loading.modules import layers
 from ..loading.weights import Weights
 from ..machine import machine
+from ..precision import compute_dtype
+from .base import LastValueCache
 
 Arrays = Mapping[str, mx.array]
+Modulation = TypeVar("Modulation")
 
 
-def find_tables(
-    weights: Weights,
-    paths: frozenset[str],
-    made_from: Sequence[object],
-    timesteps: Sequence[float],
-    tabulate: Callable[[Fill], Arrays],
-    unfold: Callable[[Fill, Sequence[int]], Arrays] | None = None,
-    folded: Folded | None = None,
-) -> tuple[Arrays, str]:
-    """`paths`: the layers that the tables are made from. `made_from`: what else decides them (config, timesteps,
-    dtype). `unfold`: from a folded checkpoint, by the columns of the steps; families without such have none."""
-    from_source = bool(weights.folded) and weights.changed(paths)
-    if folded is not None and unfold is not None and not from_source:
-        columns = folded.columns(timesteps)
-        assert columns is not None  # the family's schedule is checked against the folder's
-        return unfold(weights.fill, columns), f"from the checkpoint, folded for {folded}"
-    folder, key = cache_folder() / "modulation", _key(weights, paths, made_from)
-    if (kept := recall(folder, key)) is not None:
-        weights.note_reuse(paths)
-        return kept, "from cache"
-    tables = tabulate(weights.fill)
-    reason = keep(folder, key, tables)
-    read = "from the source's weights" if from_source else "from the weights"
-    return tables, f"{read}, {reason or 'kept for the next run'}"
+@dataclass(frozen=True)
+class Unfolding:
+    """How the tables are read from a folded checkpoint."""
+
+    folded: Folded
+    arrays: Callable[[Fill, Sequence[int]], Arrays]  # by the columns of the steps
+
+
+class ScheduleTables(Generic[Modulation]):
+    """The modulation of the schedule that was asked for last, the same for every prompt."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: Any,
+        modulators: nn.Module,
+        tabulate: Callable[..., Arrays],
+        steps: Callable[[Arrays], Sequence[Modulation]],
+        unfolding: Unfolding | None = None,
+    ):
+        """`modulators`: the tree of layers that the tables are made from. `tabulate`: (config, fill, timesteps, dtype,
+        *more) -> arrays by name. `steps`: those -> a modulation a step, evaluated."""
+        self._weights = weights
+        self._config = config
+        self._paths = frozenset(path for path, _ in layers(modulators))
+        self._tabulate = tabulate
+        self._steps = steps
+        self._unfolding = unfolding
+        self._latest = LastValueCache()
+
+    def of(self, timesteps: Sequence[float], *more: float) -> tuple[Sequence[Modulation], str]:
+        """A modulation a step, and where they came from. `more`: what else decides them."""
+        return self._latest.get((tuple(timesteps), *more), lambda: self._found(timesteps, *more))
+
+    def forget(self) -> None:
+        self._latest.forget()
+
+    def _found(self, timesteps: Sequence[float], *more: float) -> tuple[Sequence[Modulation], str]:
+        arrays, source = self._arrays(timesteps, *more)
+        return self._steps(arrays), source
+
+    def _arrays(self, timesteps: Sequence[float], *more: float) -> tuple[Arrays, str]:
+        weights, paths, dtype = self._weights, self._paths, compute_dtype()
+        from_source = bool(weights.folded) and weights.changed(paths)
+        if self._unfolding is not None and not from_source:
+            columns = self._unfolding.folded.columns(timesteps)
+            assert columns is not None  # the family's schedule is checked against the folder's
+            source = f"from the checkpoint, folded for {self._unfolding.folded}"
+            return self._unfolding.arrays(weights.fill, columns), source
+        key = _key(weights, paths, (self._config, tuple(timesteps), *more, str(dtype)))
+        folder = cache_folder() / "modulation"
+        if (kept := recall(folder, key)) is not None:
+            weights.note_reuse(paths)
+            return kept, "from cache"
+        tables = self._tabulate(self._config, weights.fill, timesteps, dtype, *more)
+        reason = keep(folder, key, tables)
+        read = "from the source's weights" if from_source else "from the weights"
+        return tables, f"{read}, {reason or 'kept for the next run'}"
 
 
 def _key(weights: Weights, paths: frozenset[str], made_from: Sequence[object]) -> str:

@@ -28,6 +28,12 @@ def sinusoids(t: Sequence[float], dims: int = FREQUENCIES, scale: float = 1.0) -
     return mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
 
 
+def rounded_twice(timesteps: Sequence[float]) -> list[float]:
+    """As diffusers rounds float32 timesteps: divided by 1000 for the model, multiplied by 1000 in it."""
+    times: list[float] = (np.array(timesteps, np.float32) / np.float32(1000) * np.float32(1000)).tolist()
+    return times
+
+
 class EmbeddingMLP(nn.Module):
     """linear_1, SiLU, linear_2: the timestep, guidance and pooled-text embedders of diffusers' transformers."""
 

@@ -16,9 +16,3 @@ def posterior(moments: mx.array) -> tuple[mx.array, mx.array]:
 def sample(mean: mx.array, logvar: mx.array, stream: TorchGenerator) -> mx.array:
     """The next sample of a stream."""
     return mean + mx.exp(logvar / 2) * stream.randn(mean.shape)
-
-
-def sample_posterior(mean: mx.array, logvar: mx.array, seed: int) -> tuple[mx.array, mx.array]:
-    """A sample, and the starting noise: diffusers draws them from the seed's stream in this order."""
-    stream = TorchGenerator(seed)
-    return sample(mean, logvar, stream), stream.randn(mean.shape)

@@ -204,26 +204,12 @@ def _jobs(
         pictures = open_references(manifest, references, notes)
     controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None, masked, len(controls))
-    steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
+    images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
-    asked = Asked(*size, given.get("aspect"), keep_aspect, whole, masked, bool(canvas and canvas.fixed_size), pictures)
-    extras |= {"keep_original_aspect": True} if keep_aspect else {}
-    extras |= options.switches(manifest, given)
-    images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
-    own = adapters_own(images)
-    asked_guidance = given.get("guidance", own.get("guidance") if manifest.guidance == "embedded" else None)
-    guidance = _guidance(manifest, asked_guidance, given.get("true_cfg"), negative_prompt, notes)
-    steps = _steps(manifest, steps)
-    extras |= options.layers(manifest, given.get("layers"))
-    settings = Settings(
-        *size_of(manifest, size_multiple, asked, notes),
-        steps=steps,
-        **guidance,
-        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
-        cache=cache_rule(manifest, given.get("cache"), steps, notes),
-        extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length"), own), **extras},
-    )
+    fixed = canvas is not None and not canvas.values.keys().isdisjoint(("expand", "place"))  # no pixel is resampled
+    asked = Asked(*size, given.get("aspect"), keep_aspect, whole, masked, fixed, pictures)
+    settings = _settings(manifest, size_multiple, given, asked, adapters_own(images), notes)
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
     if boxes and keep_aspect:
@@ -257,6 +243,34 @@ def _jobs(
     return jobs
 
 
+def _settings(
+    manifest: Manifest,
+    size_multiple: int,
+    given: PictureParameters,
+    asked: Asked,
+    adapters: Mapping[str, Any],
+    notes: list[str],
+) -> Settings:
+    """`adapters`: what those of the image prompts say in the manifest's place."""
+    steps, extras = options.sampling(manifest, given.get("steps"), len(asked.references), given, notes)
+    steps = _steps(manifest, steps)
+    embedded = adapters.get("guidance") if manifest.guidance == "embedded" else None
+    guidance = _guidance(
+        manifest, given.get("guidance", embedded), given.get("true_cfg"), given.get("negative_prompt"), notes
+    )
+    length = _sequence_length(manifest, given.get("max_sequence_length"), adapters)
+    aspect = {"keep_original_aspect": True} if asked.keep_original_aspect else {}
+    layers = options.layers(manifest, given.get("layers"))
+    return Settings(
+        *size_of(manifest, size_multiple, asked, notes),
+        steps=steps,
+        **guidance,
+        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
+        cache=cache_rule(manifest, given.get("cache"), steps, notes),
+        extras={"max_sequence_length": length, **extras, **aspect, **options.switches(manifest, given), **layers},
+    )
+
+
 def is_single(prompt: object, seed: object, count: int | None) -> bool:
     """Whether a request gives one result, or a list of them."""
     return isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
@@ -266,9 +280,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
     if isinstance(seed, Iterable):
         if count is not None:
-            raise RequestError(
-                "give several seeds or a count, not both: a count means that many seeds from one upwards."
-            )
+            raise RequestError("give several seeds or a count, not both: a count is that many seeds from one upwards.")
         seeds = [_seed(single) for single in seed]
         if not seeds:
             raise RequestError("seed: the list is empty; give one or more, or leave it out.")
@@ -282,8 +294,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
-    blank squares."""
+    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}
@@ -338,9 +349,7 @@ def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None)
     strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:
-        raise RequestError(
-            f"strength {strength}: give a number above {low} (keep the picture) and up to {high} (replace it)."
-        )
+        raise RequestError(f"strength {strength}: give a number above {low} (keep it) and up to {high} (replace it).")
     return float(strength)
 
 
@@ -358,8 +367,7 @@ def _sequence_length(manifest: Manifest, asked: int | None, adapters: Mapping[st
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
 ) -> dict[str, Any]:
-    """guidance and cfg: as the model has it, `guidance` is a number that the transformer reads, or the scale between
-    two branches."""
+    """guidance and cfg: `guidance` is a number that the transformer reads, or the scale between two branches."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
         low, high = limits(name)
         if value is not None and not low <= value <= high:
@@ -373,9 +381,7 @@ def _guidance(
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
     if manifest.guidance in BETWEEN_BRANCHES:
         if true_cfg is not None:
-            raise RequestError(
-                f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
-            )
+            raise RequestError(f"true_cfg: {manifest.name}'s guidance is the scale between two branches; use guidance.")
         scale = manifest.defaults.guidance if guidance is None else guidance
         embedded, cfg = (0.0, scale) if manifest.guidance == "cfg" else (scale, 1 + scale)
         if 0 < cfg < 1:

@@ -141,8 +141,7 @@ def upsampler(manifest: Manifest, asked: bool | str | None) -> str | None:
 
 
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
-    """Boxes [x1, x2, y1, y2] in shares or hundredths of the picture's sides, or {"bbox": …}: where the references go,
-    in their order."""
+    """Where the references go, in order: boxes [x1, x2, y1, y2] in shares or hundredths, or {"bbox": …}."""
     if not layout:
         return ()
     if not takes(manifest, "layout"):
@@ -182,8 +181,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Those of some models that are on: whether the picture gets an alpha, and whether guidance keeps the velocity no
-    longer than the prompt's own."""
+    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",

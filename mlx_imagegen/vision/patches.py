@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from ..documents import read_json
-from ..errors import MissingFileError, RequestError
+from ..errors import ConfigError, MissingFileError, RequestError
 from ..layers.patches import Grid
 from ..loading.config import MANY, Range, read_table
 from .pixels import PixelConfig
@@ -48,6 +48,32 @@ class PatchConfig(PixelConfig):
         named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given = {name: value for name, value in data.items() if value is not None}
         return cls.read({name: value for name, value in named.items() if value is not None} | given, where)
+
+    def check_tower(self, tower: "TowerPatches", where: Path, of: Path) -> None:
+        """Raises for a processor's config in `where` that prepares pictures for another tower than `of`'s."""
+        for field, found, expected in (
+            ("patch_size", self.patch_size, tower.patch_size),
+            ("merge_size", self.merge_size, tower.spatial_merge_size),
+            ("temporal_patch_size", self.temporal_patch_size, tower.temporal_patch_size),
+        ):
+            if found != expected:
+                raise ConfigError(
+                    f"{where}: field '{field}' is {found}, but {of}'s vision_config has {expected}: the "
+                    "files are of different models. Take them from one repository."
+                )
+
+
+class TowerPatches(Protocol):
+    """Of a tower's config, how it cuts pictures."""
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def spatial_merge_size(self) -> int: ...
+
+    @property
+    def temporal_patch_size(self) -> int: ...
 
 
 def read_patch_config(*folders: Path) -> PatchConfig:

@@ -12,14 +12,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import ConfigError
 from ..loading.component import Component
 from ..loading.config import HEADS, INDEX, LAYERS, Config, Range
 from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
 from .patches import PatchConfig, Patches, read_patch_config
-from .presence import check_has_tower
+from .tower import check_has_tower
 
 VISUAL = "model.visual"
 
@@ -79,16 +78,7 @@ def read_vision_config(part: dict[str, Any], where: Path, *folders: Path) -> tup
     config.json that `part` is of."""
     config = VisionConfig.read(part, f"{where}: vision_config")
     patches = read_patch_config(*folders)
-    for field, found, expected in (
-        ("patch_size", patches.patch_size, config.patch_size),
-        ("merge_size", patches.merge_size, config.spatial_merge_size),
-        ("temporal_patch_size", patches.temporal_patch_size, config.temporal_patch_size),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{folders[0]}: the image processor's '{field}' is {found}, but {where}'s vision_config has "
-                f"{expected}: the files are of different models. Take them from one repository."
-            )
+    patches.check_tower(config, folders[0], where)
     return config, patches
 
 

@@ -26,7 +26,7 @@ def load(folder: Any) -> Parts:
 def check_normed_mode(parts: Parts) -> None:
     """What editing and starting from a picture begin with."""
     mean, _ = parts.encoder.encode(parts.reference["picture"])
-    assert difference(parts.encoder.bn.normalise(mean), parts.reference["clean"]) < TOLERANCE
+    assert difference(parts.encoder.normalised(mean), parts.reference["clean"]) < TOLERANCE
     assert difference(parts.encoder.bn.restore(parts.reference["clean"]), parts.reference["mean"]) < TOLERANCE
 
 

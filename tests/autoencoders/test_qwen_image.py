@@ -11,7 +11,7 @@ import pytest
 from autoencoder import CHECKS as COMMON
 from autoencoder import TOLERANCE, Check, Parts, difference, read_reference
 
-from mlx_imagegen.autoencoders.qwen_image import ChannelNorm, Decoder, Encoder, VaeConfig, normalised, unused_tensors
+from mlx_imagegen.autoencoders.qwen_image import ChannelNorm, Decoder, Encoder, VaeConfig, unused_tensors
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.layers.strips import Cut, Strips
 from mlx_imagegen.loading.checkpoint import open_checkpoint
@@ -33,7 +33,7 @@ def load(folder: Path) -> Parts:
 
 def check_normalised(parts: Parts) -> None:
     mean, _ = parts.encoder.encode(parts.reference["picture"])
-    assert difference(normalised(mean, parts.config), parts.reference["normalised"]) < TOLERANCE
+    assert difference(parts.encoder.normalised(mean), parts.reference["normalised"]) < TOLERANCE
 
 
 def check_draw(parts: Parts) -> None:

@@ -10,7 +10,6 @@ import pytest
 from autoencoder import CHECKS as COMMON
 from autoencoder import TOLERANCE, Check, Parts, difference, read_reference
 
-from mlx_imagegen.autoencoders.qwen_image import normalised
 from mlx_imagegen.autoencoders.qwen_image_21 import Decoder, Encoder, VaeConfig, average, repeat, unused_tensors
 from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.loading.checkpoint import open_checkpoint
@@ -32,7 +31,7 @@ def load(folder: Path) -> Parts:
 
 def check_normalised(parts: Parts) -> None:
     mean, _ = parts.encoder.encode(parts.reference["picture"])
-    assert difference(normalised(mean, parts.config), parts.reference["normalised"]) < TOLERANCE
+    assert difference(parts.encoder.normalised(mean), parts.reference["normalised"]) < TOLERANCE
 
 
 def check_draw(parts: Parts) -> None:

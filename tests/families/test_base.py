@@ -38,7 +38,7 @@ def test_the_second_branch_takes_the_first_ones_room() -> None:
 
 def test_only_the_latest_is_kept() -> None:
     made: list[str] = []
-    latest = LastValueCache[str]()
+    latest = LastValueCache()
     for key in (None, None, "a", "a", "b", "a"):
         assert latest.get(key, lambda key=key: made.append(f"of {key}") or f"of {key}") == f"of {key}"  # type: ignore[misc]
     assert made == ["of None", "of a", "of b", "of a"]

@@ -11,15 +11,14 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_imagegen.families.base import Denoiser, Family, Prompt, Settings
-from mlx_imagegen.hub.manifest import Manifest
+from mlx_imagegen.families.folder import DiffusersFolder
 from mlx_imagegen.layers.attention import attend, split_heads
 from mlx_imagegen.layers.linear import Linear
 from mlx_imagegen.layers.patches import patchified, unpatchified
-from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.loading.component import Component
-from mlx_imagegen.loading.config import read_json
 from mlx_imagegen.loading.names import RowRange
-from mlx_imagegen.loading.weights import Weights, WeightTransforms, open_weights
+from mlx_imagegen.loading.weights import Weights
+from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import Schedule, timesteps_schedule
 
 DIMS, HEADS, PATCH, VALUES = 128, 2, 8, 3 * 8 * 8
@@ -59,14 +58,11 @@ class ColourField(Family[mx.array]):
     stages = {"encode": (), "denoise": ("transformer",), "decode": (), "encode_image": ()}
 
     def __init__(self, weights: Weights):
-        self.components = {"transformer": Component(weights, Transformer, mx.float32, heads=HEADS)}
+        super().__init__({"transformer": Component(weights, Transformer, mx.float32, heads=HEADS)})
 
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "ColourField":
-        place = folder / "transformer"
-        config = read_json(place / "config.json")
-        trees = [Transformer()]
-        return cls(open_weights("transformer", open_checkpoint(place), trees, config=config, transforms=transforms))
+    @staticmethod
+    def open_files(folder: DiffusersFolder) -> Weights:
+        return folder.weights("transformer", [Transformer()])
 
     @property
     def size_multiple(self) -> int:
@@ -91,8 +87,8 @@ class ColourField(Family[mx.array]):
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         return mx.tanh(unpatchified(x, self.grid(settings), PATCH)[0].transpose(1, 2, 0))
 
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        return picture.transpose(2, 0, 1)[None], self.noise(seed, settings)
+    def encode_image(self, picture: mx.array, stream: TorchGenerator | None = None) -> mx.array:
+        return picture.transpose(2, 0, 1)[None]
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         return {module.replace("colour_mixer", "mix"): [RowRange(module)] for module in modules}

@@ -107,12 +107,12 @@ def test_tables_are_what_the_weights_give(kind: str, tmp_path: Path) -> None:
     """Of full precision, whatever the rest is packed to."""
     made = quantize(DATA / kind, tmp_path / "made", quant="q4", fold=STEPS, fold_size=SIZE)
     whole, folded = both_tables(DATA / kind, made)
-    assert whole.arrays().keys() == folded.arrays().keys()
-    for name, ours in folded.arrays().items():
-        theirs = np.array(whole.arrays()[name])
+    assert whole.keys() == folded.keys()
+    for name, ours in folded.items():
+        theirs = np.array(whole[name])
         assert ours.shape == theirs.shape
         assert np.abs(np.array(ours) - theirs).max() < FLOAT32 * np.abs(theirs).max(), name
-    steps = np.array(folded.img)
+    steps = np.array(folded["img"])
     assert all(np.abs(steps[i] - steps[j]).max() > 1e-3 for i in range(STEPS) for j in range(i))
 
 
@@ -222,10 +222,10 @@ def test_numbers_of_rows_and_threads_do_not_show(source: Path, tmp_path: Path, m
 def test_a_lora_is_folded_in(source: Path, tmp_path: Path, as_stored: str, lora: Path) -> None:
     made = quantize(source, tmp_path / "made", quant=as_stored, fold=STEPS, fold_size=SIZE, lora=[(lora, 0.5)])
     merged = quantize(source, tmp_path / "merged", quant=as_stored, lora=[(lora, 0.5)])
-    for ours, theirs in zip(*(tables.arrays().values() for tables in both_tables(merged, made)), strict=True):
+    for ours, theirs in zip(*(tables.values() for tables in both_tables(merged, made)), strict=True):
         assert mx.max(mx.abs(ours - theirs)) < FLOAT32 * mx.max(mx.abs(theirs))
     plain, folded = both_tables(source, made)
-    assert mx.max(mx.abs(plain.txt - folded.txt)) > 1e-3  # by the embedder alone
+    assert mx.max(mx.abs(plain["txt"] - folded["txt"])) > 1e-3  # by the embedder alone
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -19,12 +19,8 @@ from ...layers.activation import silu
 from ...layers.linear import Linear
 from ...layers.patches import patchified
 from ...layers.rope import Rope
-from ...loading.checkpoint import open_checkpoint
-from ...loading.component import Component
-from ...loading.tensors import name_tensors
-from ...loading.weights import WeightTransforms, check_tensors
-from ...precision import compute_dtype
-from ..controls import ControlNetwork, EncodedControl, check_widths, component_name, read_network_config, spread
+from ...loading.weights import WeightTransforms
+from ..controls import ControlNetwork, check_widths, read_network_config, spread
 from .config import FluxConfig, FluxControlConfig
 from .modulation import FluxModulators, PromptTables
 from .transformer import FluxBlocks, Modulation, Residuals
@@ -102,26 +98,18 @@ class FluxControlNetwork(ControlNetwork):
         """`model`: the transformer's config, whose widths the network's must be."""
         data, path = read_network_config(folder, "FLUX.1")
         _check_class(data.get("_class_name"), path)
-        self.name = name
-        self.config = FluxControlConfig.read(data, path)
-        widths = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "inner_dim")
-        check_widths(self.config, model, widths, path)
-        named = name_tensors(component_name(name), open_checkpoint(folder), config=data)
-        weights = check_tensors(
-            named, [FluxControlNet(self.config), FluxModulators(self.config)], transforms=transforms
-        )
-        self.component = Component(
-            weights, lambda: FluxControlNet(self.config), compute_dtype(), heads=self.config.num_attention_heads
-        )
-        self.tables = PromptTables(self.config, weights)
-        self.kinds = KINDS[: self.config.num_mode] if self.config.num_mode else ()
-
-    @property
-    def reads_pixels(self) -> bool:
-        return bool(self.config.conditioning_embedding_channels)
+        config = FluxControlConfig.read(data, path)
+        check_widths(config, model, ("in_channels", "joint_attention_dim", "pooled_projection_dim", "inner_dim"), path)
+        super().__init__(
+            name, folder, lambda: FluxControlNet(config), config.num_attention_heads, transforms,
+            config=data, others=[FluxModulators(config)],
+        )  # fmt: skip
+        self.modulation = PromptTables(config, self.component.weights)
+        self.kinds = KINDS[: config.num_mode] if config.num_mode else ()
+        self.reads_pixels = bool(config.conditioning_embedding_channels)
 
     def forget(self) -> None:
-        self.tables.forget()
+        self.modulation.forget()
 
 
 @dataclass(frozen=True)
@@ -133,12 +121,6 @@ class ControlPass:
     rope: Rope
     modulation: Sequence[Modulation]  # one a step
     depths: tuple[int, int]  # the transformer's double and single blocks
-
-    def embed(self, control: EncodedControl) -> mx.array:
-        """Once a picture: what all steps read of it."""
-        embedded: mx.array = self.network.component.load().embed(control.condition.astype(compute_dtype()))
-        mx.eval(embedded)
-        return embedded
 
     def residuals(self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float) -> Residuals:
         mode = self.network.kinds.index(kind) if kind is not None and self.network.kinds else None

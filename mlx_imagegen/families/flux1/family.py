@@ -14,75 +14,70 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ...autoencoders.kl import Decoder, Encoder, normalized
-from ...errors import QuantizationError, RequestError
-from ...folding import Fold
-from ...hub.manifest import Manifest
-from ...image import to_pixels
-from ...layers.patches import Grid, patchified, unpatchified
-from ...layers.posterior import sample
+from ...autoencoders.kl import Decoder, Encoder
+from ...errors import RequestError
+from ...image import resized
+from ...layers.patches import Grid
 from ...layers.rope import Rope
 from ...loading.component import Component
-from ...loading.names import RowRange
 from ...loading.weights import WeightTransforms
-from ...masks import sampled
-from ...precision import VAE_DTYPE, compute_dtype
+from ...precision import compute_dtype
 from ...random import TorchGenerator
-from ...sampling import Schedule, flow_match_schedule
+from ...sampling import Schedule
 from ...text.clip import ClipTextModel
 from ...text.t5 import T5Encoder
 from ...text.t5 import cuts as t5_cuts
 from ...text.tokenizer import Tokenizer, clip_tokenizer, t5_tokenizer
-from ..base import EncodedInputs, Family, Inputs, LastValueCache, Prompt, ReferenceTokens, Settings
-from ..controls import ControlNetwork, ControlPicture, Controls, EncodedControl
-from ..image_prompts import AdapterSource, ImageAdapter
-from .adapters import encode_pictures, has_text, open_adapter
+from ..base import EncodedInputs, EncodedReferences, Inputs, Prompt, ReferenceTokens, Settings
+from ..controls import ControlNetwork, ControlPicture, Controls
+from ..image_prompts import AdapterSource, ImageAdapter, encode_by_adapter
+from ..latents import LatentFamily, autoencoder
 from .control import ControlPass, FluxControlNetwork
 from .denoiser import Flux1Denoiser, FluxCondition
 from .files import CLIP_TABLE, T5_TABLE, FluxFiles, open_files
 from .inputs import SIDE, InputKind, hole_condition
+from .ip_adapter import FluxIpAdapter
 from .keys import lora_names
 from .modulation import PromptTables
 from .positions import rope
 from .prompts import FluxBranch, PromptPictures
-from .references import EncodedReferences, reference_size
+from .redux import FluxRedux
+from .references import reference_size
 from .transformer import FluxTransformer, cuts
 
 INPUT = "x_embedder"  # the layer that reads the latents and what is next to them
 
 
-class Flux1(Family[FluxBranch]):
+class Flux1(LatentFamily[FluxBranch]):
     name = "flux1"
-    stages = {
-        "encode": ("text_encoder", "text_encoder_2"),
-        "denoise": ("transformer",),
-        "decode": ("vae_decoder",),
-        "encode_image": ("vae_encoder",),
-    }
+    files: FluxFiles
+    modulation: PromptTables
+    controls: Mapping[str, FluxControlNetwork]
+    open_files = staticmethod(open_files)
+    lora_names = staticmethod(lora_names)
+    stages = LatentFamily.stages | {"encode": ("text_encoder", "text_encoder_2")}
+    # SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their outputs
+    # are no sum: nothing that depends on the schedule alone is left to be tabulated but 0.2% of the weights.
+    unfoldable = (
+        "its modulation depends on the prompt (CLIP's vector) and on guidance as well as on the schedule, so that no "
+        "table made beforehand could take its place; the weights are read once a prompt, before the loop, and do not "
+        "stay in memory"
+    )
 
     def __init__(self, files: FluxFiles):
         self.files = files
-        self._modulation = PromptTables(files.config, files.transformer)
-        dtype = compute_dtype()
-        self.components = {
-            "text_encoder": Component(
-                files.clip, lambda: ClipTextModel(files.clip_config), dtype, heads=files.clip_config.num_attention_heads
-            ),
-            "text_encoder_2": Component(
-                files.t5,
-                lambda: T5Encoder(files.t5_config),
-                dtype,
-                heads=files.t5_config.num_heads,
-                cuts=t5_cuts(files.t5_config),
-            ),
+        self.modulation = PromptTables(files.config, files.transformer)
+        dtype, clip, t5, vae = compute_dtype(), files.clip_config, files.t5_config, files.vae_config
+        components = {
+            "text_encoder": Component(files.clip, lambda: ClipTextModel(clip), dtype, heads=clip.num_attention_heads),
+            "text_encoder_2": Component(files.t5, lambda: T5Encoder(t5), dtype, heads=t5.num_heads, cuts=t5_cuts(t5)),
             "transformer": self._transformer(),
-            "vae_decoder": Component(files.vae, lambda: Decoder(files.vae_config), VAE_DTYPE, "decoder"),
-            "vae_encoder": Component(files.vae, lambda: Encoder(files.vae_config), VAE_DTYPE, "encoder"),
+            **autoencoder(files.vae, vae, Decoder, Encoder, ("decoder", "encoder")),
         }
+        super().__init__(components, vae.latent_channels, SIDE, vae.scale_factor)
         if files.reference_sizes:
             self.stages = Flux1.stages | {"encode": (*Flux1.stages["encode"], "vae_encoder")}
         self.inputs_on_disk = files.inputs  # whatever a LoRA makes of them
-        self._references = LastValueCache[EncodedReferences | None]()  # the same for all branches
         self._pictures: dict[Hashable, tuple[PromptPictures, ...]] = {}  # by prompts' images_key, of the latest request
 
     def _transformer(self) -> Component:
@@ -95,25 +90,18 @@ class Flux1(Family[FluxBranch]):
             cuts=cuts(files.config),
         )
 
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux1":
-        return cls(open_files(folder, manifest, transforms))
-
-    @property
-    def size_multiple(self) -> int:
-        return SIDE * self.files.vae_config.scale_factor
-
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[FluxBranch, list[str]]:
         length = settings.extras["max_sequence_length"]
         (txt, pooled), notes = (
-            self._encode_text(prompt.text, length) if has_text(prompt) else (self._no_text(length), [])
+            self._encode_text(prompt.text, length) if prompt.has_text else (self._no_text(length), [])
         )
         pictures = self._pictures.get(prompt.images_key, ())
         for each in pictures:
             txt, pooled = each.after(txt, pooled)
         mx.eval(txt, pooled)
         references = self._references.get(prompt.references_key, lambda: self._encode_references(prompt))
-        return FluxBranch(txt, pooled, references, tuple(itertools.chain(*(each.attended for each in pictures)))), notes
+        attended = tuple(itertools.chain(*(each.attended for each in pictures)))
+        return FluxBranch(txt=txt, references=references, pooled=pooled, attended=attended), notes
 
     def _encode_text(self, text: str, length: int) -> tuple[tuple[mx.array, mx.array], list[str]]:
         """T5's features and CLIP's vector, and notes on what was cut off."""
@@ -141,12 +129,11 @@ class Flux1(Family[FluxBranch]):
     def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
         """None where no prompt has words, and none has references."""
         prompts = list(prompts)
-        return (
-            super().encode_stages(prompts) if any(has_text(prompt) or prompt.references for prompt in prompts) else ()
-        )
+        return super().encode_stages(prompts) if any(prompt.has_text or prompt.references for prompt in prompts) else ()
 
     def open_adapter(self, source: AdapterSource, folder: Path) -> ImageAdapter[PromptPictures]:
-        return open_adapter(source, folder, self.files.config)
+        kind = FluxRedux if source.in_prompt else FluxIpAdapter
+        return kind(source.name, folder, self.files.config)
 
     def encode_images(self, prompts: Sequence[Prompt]) -> None:
         wanted = {prompt.images_key: prompt.images for prompt in prompts}
@@ -156,7 +143,7 @@ class Flux1(Family[FluxBranch]):
             )
         known = self._pictures
         self._pictures = {
-            key: known.get(key) or encode_pictures(images, self.adapters) for key, images in wanted.items()
+            key: known.get(key) or encode_by_adapter(images, self.adapters) for key, images in wanted.items()
         }
 
     @functools.cached_property
@@ -168,95 +155,68 @@ class Flux1(Family[FluxBranch]):
         """Its words take half a second to read, as all large vocabularies do."""
         return t5_tokenizer(self.files.tokenizer_2)
 
-    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        rows, columns = self.grid(settings)
-        return 1, self.files.vae_config.latent_channels, SIDE * rows, SIDE * columns
-
-    def pack(self, x: mx.array) -> mx.array:
-        return patchified(x, SIDE)
-
-    def schedule(self, settings: Settings) -> Schedule:
-        return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
-
     def expect(self, branches: Sequence[FluxBranch]) -> None:
-        self._modulation.expected = list(dict.fromkeys(branches))
+        self.modulation.expected = list(dict.fromkeys(branches))
 
     @property
     def prompt_weight_bytes(self) -> int:
-        return self._modulation.weight_bytes
+        return self.modulation.weight_bytes
 
     def keep_prompt_weights(self, keep: bool) -> None:
-        self._modulation.layers.keep = keep
+        self.modulation.layers.keep = keep
 
     def denoiser(self, branches: Sequence[FluxBranch], schedule: Schedule, settings: Settings) -> "Flux1Denoiser":
-        tables, source = self._modulation.tables(branches, schedule.timesteps, settings.guidance)
+        tables, source = self.modulation.tables(branches, schedule.timesteps, settings.guidance)
         references = branches[0].references  # all branches show the same pictures
         conditions = [
             FluxCondition(
                 branch.txt.astype(self.transformer.dtype),
-                self._rope(branch.txt.shape[1], settings, references),
+                self._rope(branch.txt.shape[1], settings, references.grids),
                 table,
                 [picture.astype(self.transformer.dtype) for picture in branch.attended],
             )
             for branch, table in zip(branches, tables, strict=True)
         ]
-        latents = references.latents if references else None
         passes = {name: self._control_pass(name, branches[0], schedule, settings) for name in self.controls}
         controls = Controls(passes, schedule.steps)
-        return Flux1Denoiser(self.transformer, conditions, settings.cfg, controls, latents, tables_source=source)
+        return Flux1Denoiser(
+            self.transformer, conditions, settings.cfg, controls, references.tokens, tables_source=source
+        )
 
     def _control_pass(self, name: str, branch: FluxBranch, schedule: Schedule, settings: Settings) -> ControlPass:
-        network, config = self._network(name), self.files.config
-        (table,), _ = network.tables.tables([branch], schedule.timesteps, settings.guidance)
-        rope = self._rope(branch.txt.shape[1] + bool(network.kinds), settings, None)
+        network, config = self.controls[name], self.files.config
+        (table,), _ = network.modulation.tables([branch], schedule.timesteps, settings.guidance)
+        rope = self._rope(branch.txt.shape[1] + bool(network.kinds), settings)
         return ControlPass(network, branch.txt, rope, table, (config.num_layers, config.num_single_layers))
-
-    def _network(self, name: str) -> FluxControlNetwork:
-        network = self.controls[name]
-        assert isinstance(network, FluxControlNetwork)
-        return network
 
     def open_control(self, name: str, folder: Path, transforms: WeightTransforms) -> ControlNetwork:
         return FluxControlNetwork(name, folder, self.files.config, transforms)
 
-    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
-        return unpatchified(x, self.grid(settings), SIDE)
+    def encode_image(self, picture: mx.array, stream: TorchGenerator | None = None) -> mx.array:
+        """Kontext takes modes alone."""
+        return super().encode_image(picture, None if self.files.reference_sizes else stream)
 
-    def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
-        return pixels
-
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        encoded = self.encode_inputs(Inputs(picture), seed, settings)
-        assert encoded.clean is not None
-        return encoded.clean, encoded.noise
-
-    def encode_inputs(self, inputs: Inputs, seed: int, settings: Settings) -> EncodedInputs:
-        """From one stream, in diffusers' order: what is followed, the picture to start from, the noise, and last the
-        picture with a hole."""
-        stream = TorchGenerator(seed)
-        if self.files.inputs is InputKind.CONTROL and inputs.mask is not None:
+    def encode_inputs(self, inputs: Inputs, stream: TorchGenerator, settings: Settings) -> EncodedInputs:
+        """Control and Fill are shown a picture in further channels, and Fill draws its sample last."""
+        kind, mask = self.files.inputs, inputs.mask
+        if kind is InputKind.CONTROL and mask is not None:
             stream.randn(self.shape(settings))  # of a picture with a hole, which diffusers samples first and never uses
-        controls = [self._control_condition(control, stream) for control in inputs.controls]
-        clean = None if inputs.image is None else self.latents(inputs.image, stream)
-        noise, condition, mask = stream.randn(self.shape(settings)), None, None
-        if self.files.inputs is InputKind.FILL:
-            assert inputs.image is not None and inputs.mask is not None  # check_inputs refuses less
-            hole = self.latents(inputs.image * (1 - inputs.mask[..., None]), stream)
-            condition = hole_condition(hole, inputs.mask, self.files.vae_config.scale_factor)
-        elif inputs.mask is not None:  # a model that is not shown the hole
-            mask = sampled(inputs.mask, self.shape(settings)[2:])
-        if self.files.inputs is InputKind.CONTROL:
-            condition = controls.pop().condition
-        mx.eval([each.condition for each in controls], [] if condition is None else condition)
-        return EncodedInputs(noise, clean, mask, condition, tuple(controls))
+        encoded = super().encode_inputs(inputs, stream, settings)
+        if kind is InputKind.CONTROL:
+            return replace(encoded, condition=encoded.controls[0].condition, controls=())
+        if kind is InputKind.FILL:
+            assert inputs.image is not None and mask is not None  # check_inputs refuses less
+            hole = self.encode_image(inputs.image * (1 - mask[..., None]), stream)
+            condition = hole_condition(hole, mask, self.files.vae_config.scale_factor)
+            mx.eval(condition)
+            return replace(encoded, condition=condition, mask=None)
+        return encoded
 
-    def _control_condition(self, control: ControlPicture, stream: TorchGenerator) -> EncodedControl:
+    def encode_control(self, control: ControlPicture, inputs: Inputs, stream: TorchGenerator) -> mx.array:
         """Latents as tokens, or pixels for networks that read those."""
-        if control.network is not None and self._network(control.network).reads_pixels:
-            return EncodedControl(control, control.pixels[None])
-        return EncodedControl(control, self.pack(self.latents(control.pixels, stream)))
+        if control.network is not None and self.controls[control.network].reads_pixels:
+            return control.pixels[None]
+        return super().encode_control(control, inputs, stream)
 
     def check_inputs(self, inputs: Inputs) -> None:
         networks = [control.network for control in inputs.controls if control.network]
@@ -276,47 +236,19 @@ class Flux1(Family[FluxBranch]):
         if self.files.inputs is not InputKind.CONTROL:
             super().check_inputs(inputs)
 
-    def latents(self, picture: mx.array, stream: TorchGenerator | None) -> mx.array:
-        """Pixels [H, W, 3] in -1..1 -> [1, C, h, w] in the loop's scale: a sample, or without a stream the mode.
-        Kontext takes modes alone."""
-        mean, logvar = self.components["vae_encoder"].load().encode(picture[None])
-        z = mean if stream is None or self.files.reference_sizes else sample(mean, logvar, stream)
-        return normalized(z, self.files.vae_config)
-
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         adapters = {image.adapter for image in prompt.images}
         adapted = sum(self.adapters[name].prompt_tokens for name in adapters)
-        return ReferenceTokens(adapted=adapted, image=sum(map(math.prod, self._reference_grids(prompt))))
+        pixels = sum(map(math.prod, self._reference_sizes(prompt)))
+        return ReferenceTokens(adapted=adapted, image=pixels // self.size_multiple**2)
 
-    def _reference_grids(self, prompt: Prompt) -> list[Grid]:
+    def _reference_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         sizes, multiple = self.files.reference_sizes, self.size_multiple
-        found = [reference_size(picture.size, sizes, multiple) for picture in prompt.references]
-        return [(height // multiple, width // multiple) for width, height in found]
+        return [reference_size(picture.size, sizes, multiple) for picture in prompt.references]
 
-    def _encode_references(self, prompt: Prompt) -> EncodedReferences | None:
-        if not prompt.references:
-            return None
-        grids, multiple = self._reference_grids(prompt), self.size_multiple
-        pixels = [
-            mx.array(to_pixels(picture, (columns * multiple, rows * multiple)) * 2 - 1)
-            for picture, (rows, columns) in zip(prompt.references, grids, strict=True)
-        ]
-        latents = mx.concatenate([self.pack(self.latents(picture, None)) for picture in pixels], axis=1)
-        mx.eval(latents)
-        return EncodedReferences(latents, tuple(grids))
-
-    def fold(self, settings: Settings) -> Fold:
-        """SiLU stands between the sum of time, guidance and pooled prompt and the layers that read it, so that their
-        outputs are no sum: nothing that depends on the schedule alone is left to be tabulated but 0.2% of the weights.
-        """
-        raise QuantizationError(
-            "--fold: FLUX.1's modulation depends on the prompt (CLIP's vector) and on guidance as well as on the "
-            "schedule, so that no table made beforehand could take its place; leave --fold out. These weights are read "
-            "once a prompt, before the loop, and do not stay in memory."
-        )
-
-    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-        return lora_names(component, modules)
+    def _encode_references(self, prompt: Prompt) -> EncodedReferences:
+        pairs = zip(prompt.references, self._reference_sizes(prompt), strict=True)
+        return self.encode_pictures([resized(picture, size) for picture, size in pairs])
 
     @property
     def lora_widths(self) -> Mapping[str, tuple[int, ...]]:
@@ -340,15 +272,11 @@ class Flux1(Family[FluxBranch]):
 
     def use_precision(self, dtype: mx.Dtype) -> None:
         super().use_precision(dtype)
-        self._modulation.dtype = dtype
+        self.modulation.dtype = dtype
 
     def forget(self) -> None:
-        self._modulation.forget()
-        self._references.forget()
+        super().forget()
         self._pictures = {}
-        for network in self.controls.values():
-            network.forget()
 
-    def _rope(self, text_length: int, settings: Settings, references: EncodedReferences | None) -> Rope:
-        grids = references.grids if references else ()
-        return rope(text_length, self.grid(settings), grids, self.files.config.axes_dims_rope)
+    def _rope(self, text_length: int, settings: Settings, references: Sequence[Grid] = ()) -> Rope:
+        return rope(text_length, self.grid(settings), references, self.files.config.axes_dims_rope)

@@ -8,28 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import mlx.nn as nn
-
 from ...autoencoders.kl import Autoencoder, VaeConfig
 from ...autoencoders.layouts import from_ldm
 from ...errors import MissingFileError
-from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.checkpoint import Checkpoint, open_checkpoint
-from ...loading.config import Config, read_json
-from ...loading.names import Rename, same_names
+from ...loading.config import Config
+from ...loading.names import Rename
 from ...loading.tensors import NamedTensors, name_tensors
-from ...loading.weights import Weights, WeightTransforms, check_tensors
+from ...loading.weights import Weights, check_tensors
 from ...paths import visible
 from ...sampling import FlowMatchConfig
 from ...text.clip import CLIPConfig, ClipTextModel
 from ...text.t5 import T5Config, T5Encoder
-from ..folder import name_component, read_scheduler
+from ..folder import DiffusersFolder
 from .config import FluxConfig
 from .inputs import InputKind, input_kind
-from .keys import from_clip, from_original, from_t5
+from .keys import autoencoder_config, from_clip, from_original, from_t5, transformer_config
 from .modulation import FluxModulators
-from .original import autoencoder_config, transformer_config
+from .spec import SINGLE_FILE
 from .transformer import FluxTransformer
 
 Part = TypeVar("Part", bound=Config)
@@ -45,7 +42,11 @@ class Original(NamedTuple):
     rename: Rename
 
 
-@dataclass(frozen=True)
+TRANSFORMER = Original(SINGLE_FILE, transformer_config, from_original)
+AUTOENCODER = Original("ae*.safetensors", autoencoder_config, from_ldm)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FluxFiles:
     config: FluxConfig
     clip_config: CLIPConfig
@@ -59,56 +60,45 @@ class FluxFiles:
     tokenizer: Path
     tokenizer_2: Path
     inputs: InputKind
-    reference_sizes: tuple[tuple[int, int], ...] = ()  # Kontext's, width and height; () for others
+    reference_sizes: tuple[tuple[int, int], ...]  # Kontext's, width and height; () for others
 
 
-def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> FluxFiles:
-    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    original = Original("flux1*.safetensors", transformer_config, from_original)
-    config, transformer = _named(FluxConfig, folder, "transformer", original=original)
-    original = Original("ae*.safetensors", autoencoder_config, from_ldm)
-    vae_config, vae = _named(VaeConfig, folder, "vae", original=original)
-    clip_config, clip = _named(CLIPConfig, folder, "text_encoder", from_clip)
-    t5_config, t5 = _named(T5Config, folder, "text_encoder_2", from_t5)
-
-    where = transformer.checkpoint.where
-    inputs = input_kind(config.in_channels, vae_config.latent_channels, vae_config.scale_factor, where)
-
-    def checked(tensors: NamedTensors, *trees: nn.Module) -> Weights:
-        return check_tensors(tensors, trees, transforms=transforms)
-
+def open_files(folder: DiffusersFolder) -> FluxFiles:
+    config, transformer = _named(FluxConfig, folder, "transformer", TRANSFORMER)
+    vae_config, vae = _named(VaeConfig, folder, "vae", AUTOENCODER)
+    clip, t5 = folder.config("text_encoder", CLIPConfig.read), folder.config("text_encoder_2", T5Config.read)
+    where, scale, manifest = transformer.checkpoint.where, vae_config.scale_factor, folder.manifest
+    inputs = input_kind(config.in_channels, vae_config.latent_channels, scale, where)
+    trees = [FluxTransformer(config), FluxModulators(config)]
+    clip_trees = [ClipTextModel(clip), Table(CLIP_TABLE, clip.vocab_size, clip.hidden_size)]
+    t5_trees = [T5Encoder(t5), Table(T5_TABLE, t5.vocab_size, t5.d_model)]
     return FluxFiles(
-        config,
-        clip_config,
-        t5_config,
-        vae_config,
-        read_scheduler(folder, manifest),
-        checked(transformer, FluxTransformer(config), FluxModulators(config)),
-        checked(clip, ClipTextModel(clip_config), Table(CLIP_TABLE, clip_config.vocab_size, clip_config.hidden_size)),
-        checked(t5, T5Encoder(t5_config), Table(T5_TABLE, t5_config.vocab_size, t5_config.d_model)),
-        checked(vae, Autoencoder(vae_config)),
-        folder / "tokenizer",
-        folder / "tokenizer_2",
-        inputs,
-        tuple((width, height) for width, height in manifest.extras["references"]["sizes"]) if manifest.edits else (),
+        config=config,
+        clip_config=clip,
+        t5_config=t5,
+        vae_config=vae_config,
+        scheduler=folder.scheduler(),
+        transformer=check_tensors(transformer, trees, transforms=folder.transforms),
+        clip=folder.weights("text_encoder", clip_trees, from_clip),
+        t5=folder.weights("text_encoder_2", t5_trees, from_t5),
+        vae=check_tensors(vae, [Autoencoder(vae_config)], transforms=folder.transforms),
+        tokenizer=folder.path / "tokenizer",
+        tokenizer_2=folder.path / "tokenizer_2",
+        inputs=inputs,
+        reference_sizes=tuple(map(tuple, manifest.extras["references"]["sizes"])) if manifest.edits else (),
     )
 
 
-def _named(
-    kind: type[Part],
-    folder: Path,
-    component: str,
-    rename: Rename = same_names,
-    original: Original | None = None,
-) -> tuple[Part, NamedTensors]:
-    """A component's own folder, or else the original's single file, if there ever was one."""
-    path = folder / component / "config.json"
-    if path.is_file() or original is None:
-        return kind.read(read_json(path), path), name_component(folder, component, rename)
-    files = visible(folder, original.pattern)
+def _named(kind: type[Part], folder: DiffusersFolder, component: str, original: Original) -> tuple[Part, NamedTensors]:
+    """A component's own folder, or else the original's single file."""
+    path = folder.where(component)
+    if path.is_file():
+        return folder.config(component, kind.read), folder.tensors(component)
+    files = visible(folder.path, original.pattern)
     if not files:
         raise MissingFileError(
-            f"{path} is not there, and neither is an original {original.pattern} in {folder}; the folder is incomplete."
+            f"{path} is not there, and neither is an original {original.pattern} in {folder.path}; the folder is "
+            "incomplete."
         )
     checkpoint = open_checkpoint(files[0])
     data = original.config(checkpoint)

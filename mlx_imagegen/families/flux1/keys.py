@@ -6,8 +6,8 @@ Modules carry diffusers' names, so its layout needs no table. The same tables se
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ...autoencoders.layouts import kl_files, mflux_kl_file
-from ...loading.layouts import Layout, Parts
+from ...autoencoders.layouts import kl_files, mflux_kl_file, original_kl_config
+from ...loading.name_table import NameTable, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import (
     DIFFUSION_PREFIXES,
@@ -16,6 +16,7 @@ from ...loading.single_file import (
     REDUX,
     SingleFile,
     Tensors,
+    count,
     has,
     renamed,
     shape,
@@ -23,7 +24,6 @@ from ...loading.single_file import (
 )
 from ...text.layouts import Fits, clip_l_files, mflux_t5_file, t5_files
 from ..flux_names import COMMON, DOUBLE, SINGLE, SWAPPED_HALVES
-from .original import transformer_config
 from .spec import by_name
 
 ORIGINAL: dict[str, Parts] = COMMON | {
@@ -64,7 +64,7 @@ PROJECTION, NORM = "image_proj.proj.weight", "image_proj.norm.weight"
 INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX', in PROJECTION's place
 FIRST_KEYS = "ip_adapter.0.to_k_ip.weight"
 
-LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
+LAYOUT = NameTable(ORIGINAL, (SWAPPED_HALVES,))
 original_module, from_original = LAYOUT.targets, LAYOUT.rename
 
 
@@ -74,7 +74,7 @@ def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowR
         return {f"text_model.{module}": [RowRange(module)] for module in modules}
     if component != "transformer":
         return {}
-    return LAYOUT.names(modules) | Layout(XLABS).names(modules)
+    return LAYOUT.names(modules) | NameTable(XLABS).names(modules)
 
 
 def from_clip(name: str) -> Iterable[RowRange]:
@@ -105,6 +105,29 @@ def mflux_manifest(name: str, tensors: Tensors) -> str:
     return next(
         (f"flux-{tool}-dev" for tool in ("kontext", "krea", "fill", "depth", "canny") if tool in name), "flux-dev"
     )
+
+
+def transformer_config(tensors: Tensors) -> dict[str, Any]:
+    inner, channels = shape(tensors, "img_in.weight")
+    head = shape(tensors, "double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    return {
+        "attention_head_dim": head,
+        "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
+        "in_channels": channels,
+        "out_channels": shape(tensors, "final_layer.linear.weight")[0],
+        "joint_attention_dim": shape(tensors, "txt_in.weight")[1],
+        "num_attention_heads": inner // head,
+        "num_layers": count(tensors, r"double_blocks\.(\d+)\."),
+        "num_single_layers": count(tensors, r"single_blocks\.(\d+)\."),
+        "pooled_projection_dim": shape(tensors, "vector_in.in_layer.weight")[1],
+        "axes_dims_rope": [head // 8, head * 7 // 16, head * 7 // 16],  # 16, 56, 56 of the published 128
+    }
+
+
+def autoencoder_config(tensors: Tensors) -> dict[str, Any]:
+    """Of ae.safetensors. What no shape tells is what was published with the only such file."""
+    published = {"norm_num_groups": 32, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    return original_kl_config(tensors) | published | {"use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def _shaped(*layers: str, norm: str = "") -> Callable[[Tensors], bool]:

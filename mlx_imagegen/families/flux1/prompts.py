@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from ...layers.attention import KeyValues, ScaledKeyValues
-from .references import EncodedReferences
+from ..base import TextBranch
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class PromptPictures:
         return mx.concatenate([txt * scale, self.tokens.astype(txt.dtype)], axis=1), pooled * scale
 
 
-@dataclass(frozen=True, eq=False)  # a key by itself, not by its numbers
-class FluxBranch:
-    txt: mx.array  # [1, T, D], T5's features
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FluxBranch(TextBranch):
+    """`txt`: T5's features."""
+
     pooled: mx.array  # [1, P], CLIP's vector
-    references: EncodedReferences | None = None
     attended: tuple[AttendedPicture, ...] = ()

@@ -6,21 +6,13 @@ Must not know: prompts, the autoencoder.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from ...image import nearest_shape
 from ...layers.patches import Grid
 
 PLANE = 1  # the first axis of a reference's positions; the picture's own is 0
-
-
-@dataclass(frozen=True)
-class EncodedReferences:
-    latents: mx.array  # [1, R, C], one picture after another
-    grids: tuple[Grid, ...]
 
 
 def reference_size(size: tuple[int, int], sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:

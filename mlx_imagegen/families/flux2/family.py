@@ -6,50 +6,47 @@ given.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from ...hub.manifest import Manifest
 from ...layers.attention import KeyValues
 from ...layers.patches import Grid
 from ...layers.rope import Rope
-from ...loading.modules import layers
-from ...loading.names import RowRange
-from ...loading.weights import WeightTransforms
 from ...precision import compute_dtype
 from ...sampling import Schedule, empirical_mu, flow_match_schedule
 from ...text.qwen import mrope, padded_mask
 from ...text.tokenizer import Tokenizer, tekken_tokenizer
-from ..base import Condition, Prompt, ReferenceTokens, Settings
-from ..cells import CellBranch, CellFamily, EncodedReferences
-from ..schedule_tables import find_tables
+from ..base import Condition, EncodedReferences, Prompt, ReferenceTokens, Settings, TextBranch
+from ..cells import CellFamily
+from ..schedule_tables import ScheduleTables
 from .denoiser import Flux2Denoiser
 from .files import Flux2Files, open_files
 from .keys import lora_names
-from .modulation import Flux2Modulators, Tables, tabulate
+from .modulation import Flux2Modulators, steps, tabulate
 from .positions import picture_positions, reference_positions, text_positions
 from .prompts import read_dev, read_klein
 from .transformer import Flux2Transformer, Modulation, cuts
 
 
-class Flux2(CellFamily[Modulation]):
+class Flux2(CellFamily):
     name = "flux2"
+    files: Flux2Files
+    modulation: ScheduleTables[Modulation]
+    open_files = staticmethod(open_files)
+    lora_names = staticmethod(lora_names)
     prefix_has_text = False
 
     def __init__(self, files: Flux2Files):
-        super().__init__(files, files.editing, lambda: Flux2Transformer(files.config), cuts(files.config))
+        config = files.config
+        super().__init__(files, files.editing, lambda: Flux2Transformer(config), cuts(config))
         self.files = files
+        self.modulation = ScheduleTables(files.transformer, config, Flux2Modulators(config), tabulate, steps)
         if files.keeps_references:  # their keys and values are computed when a denoiser is made
             self.stages = CellFamily.stages | {"prepare": ("transformer",)}
 
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux2":
-        return cls(open_files(folder, manifest, transforms))
-
-    def encode(self, prompt: Prompt, settings: Settings) -> tuple[CellBranch, list[str]]:
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[TextBranch, list[str]]:
         references = self.encoded_references(prompt)
         length, mistral = settings.extras["max_sequence_length"], self._mistral
         read = (read_dev if mistral else read_klein)(self.tokenizer, prompt.text, length)
@@ -96,11 +93,10 @@ class Flux2(CellFamily[Modulation]):
         mu = empirical_mu(tokens, settings.steps)
         return flow_match_schedule(self.files.scheduler, settings.steps, tokens, mu)
 
-    def denoiser(self, branches: Sequence[CellBranch], schedule: Schedule, settings: Settings) -> Flux2Denoiser:
+    def denoiser(self, branches: Sequence[TextBranch], schedule: Schedule, settings: Settings) -> Flux2Denoiser:
         references = branches[0].references  # all branches show the same pictures
-        table, source = self._tables.get(
-            (schedule, settings.guidance), lambda: self.tables(schedule, settings.guidance)
-        )
+        guidance = settings.guidance if self.files.config.guidance_embeds else 0.0
+        table, source = self.modulation.of(schedule.timesteps, guidance)
         keeps = self.files.keeps_references and references.tokens is not None
         grids = () if keeps else references.grids
         conditions = [
@@ -113,7 +109,7 @@ class Flux2(CellFamily[Modulation]):
         """Of reference pictures that are modulated as at time 0, and attend to one another alone."""
         assert references.tokens is not None
         files, dtype = self.files, compute_dtype()
-        (modulation,) = tabulate(files.config, files.transformer.fill, [0.0], 0.0, dtype).steps()
+        (modulation,) = steps(tabulate(files.config, files.transformer.fill, [0.0], dtype))
         rope = self.rope_of(reference_positions(references.grids))
         model = self.transformer.load()
         assert isinstance(model, Flux2Transformer)
@@ -122,19 +118,3 @@ class Flux2(CellFamily[Modulation]):
     def _rope(self, text: int, grid: Grid, references: Sequence[Grid]) -> Rope:
         placed = (text_positions(text), picture_positions(grid), reference_positions(references))
         return self.rope_of(np.concatenate(placed))
-
-    def tables(self, schedule: Schedule, guidance: float) -> tuple[tuple[Modulation, ...], str]:
-        """A modulation a step, and where they came from."""
-        config, weights, dtype = self.files.config, self.files.transformer, compute_dtype()
-        guidance = guidance if config.guidance_embeds else 0.0
-        arrays, source = find_tables(
-            weights,
-            frozenset(path for path, _ in layers(Flux2Modulators(config))),
-            (config, tuple(schedule.timesteps), guidance, str(dtype)),
-            schedule.timesteps,
-            lambda fill: tabulate(config, fill, schedule.timesteps, guidance, dtype)._asdict(),
-        )
-        return Tables(**arrays).steps(), source
-
-    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-        return lora_names(component, modules)

@@ -5,13 +5,10 @@ shape.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from ...hub.manifest import Manifest
-from ...loading.config import read_json
-from ...loading.weights import WeightTransforms
-from ..cell_files import CellFiles, open_cell_files
+from ..cell_files import CellFiles, cell_files
 from ..editing import Editing
+from ..folder import DiffusersFolder
 from .config import Flux2Config
 from .keys import LAYOUT, STATES, UNREAD
 from .modulation import Flux2Modulators
@@ -25,11 +22,11 @@ class Flux2Files(CellFiles):
     keeps_references: bool  # their keys and values are computed once, at time 0
 
 
-def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> Flux2Files:
-    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    path = folder / "transformer/config.json"
-    config = Flux2Config.read(read_json(path), path)
+def open_files(folder: DiffusersFolder) -> Flux2Files:
+    config = folder.config("transformer", Flux2Config.read)
     trees = [Flux2Transformer(config), Flux2Modulators(config)]
-    opened = open_cell_files(folder, manifest, transforms, config, trees, LAYOUT.rename, STATES, ((), UNREAD))
-    keeps = bool(manifest.extras.get("keeps_references"))
-    return Flux2Files(**opened.common() | {"editing": Editing.of(manifest), "keeps_references": keeps})
+    return Flux2Files(
+        **cell_files(folder, config, trees, LAYOUT.rename, STATES, ((), UNREAD)),
+        editing=Editing.of(folder.manifest),
+        keeps_references=bool(folder.manifest.extras.get("keeps_references")),
+    )

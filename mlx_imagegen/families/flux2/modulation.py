@@ -1,32 +1,29 @@
 """FLUX.2's adaLN vectors, tabulated for a whole schedule before the loop; their layers are never resident.
 
-In: a component's weights, the schedule's timesteps, guidance where the model is given it. Out: `Tables`, a `Modulation`
-a step, the same for every prompt. All blocks of a kind share a vector, so that three layers and the last norm's make
+In: a component's weights, the schedule's timesteps, guidance where the model is given it. Out: a `Modulation` a step,
+the same for every prompt. All blocks of a kind share a vector, so that three layers and the last norm's make
 all of them: 0.3 GB of klein 4B's 7.8.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...layers.activation import silu
-from ...layers.embed import EmbeddingMLP, sinusoids
+from ...layers.embed import EmbeddingMLP, rounded_twice, sinusoids
 from ...layers.linear import Linear
 from ...layers.modulation import Fill, adaln_table, with_ones
 from .config import Flux2Config
 from .transformer import Modulation
 
-# Field of `Modulation` -> the layer that gives it, and how many vectors.
+# Field of `Modulation` -> the layer that gives it, how many vectors, and which of them are scales.
 LAYERS = {
-    "img": ("double_stream_modulation_img.linear", 6),
-    "txt": ("double_stream_modulation_txt.linear", 6),
-    "single": ("single_stream_modulation.linear", 3),
-    "out": ("norm_out.linear", 2),
+    "img": ("double_stream_modulation_img.linear", 6, (1, 4)),
+    "txt": ("double_stream_modulation_txt.linear", 6, (1, 4)),
+    "single": ("single_stream_modulation.linear", 3, (1,)),
+    "out": ("norm_out.linear", 2, (0,)),
 }
-SCALES = 1, 4  # of a double block's vectors
 
 
 class Flux2Modulators(nn.Module):
@@ -38,34 +35,26 @@ class Flux2Modulators(nn.Module):
         self.time_guidance_embed = {"timestep_embedder": EmbeddingMLP(channels, dims, bias=False)}
         if config.guidance_embeds:
             self.time_guidance_embed["guidance_embedder"] = EmbeddingMLP(channels, dims, bias=False)
-        for path, chunks in LAYERS.values():
+        for path, chunks, _ in LAYERS.values():
             name, _, leaf = path.partition(".")
             self[name] = {leaf: Linear(dims, chunks * dims, bias=False)}
 
 
-class Tables(NamedTuple):
-    """A schedule's adaLN vectors: img and txt [S, 6, D], single [S, 3, D], out [S, 2, D]."""
-
-    img: mx.array
-    txt: mx.array
-    single: mx.array
-    out: mx.array
-
-    def steps(self) -> tuple[Modulation, ...]:
-        img, txt = (with_ones(table, *SCALES) for table in (self.img, self.txt))
-        tables = img, txt, with_ones(self.single, SCALES[0]), with_ones(self.out, 0)
-        steps = tuple(Modulation(*rows) for rows in zip(*tables, strict=True))
-        mx.eval(steps)
-        return steps
-
-
-def tabulate(config: Flux2Config, fill: Fill, timesteps: Sequence[float], guidance: float, dtype: mx.Dtype) -> Tables:
-    """S timesteps (0..1000) -> S modulations, in `dtype`."""
+def tabulate(
+    config: Flux2Config, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype, guidance: float = 0.0
+) -> dict[str, mx.array]:
+    """S timesteps (0..1000) -> [S, vectors, D] for each field of `Modulation`, in `dtype`."""
     vec = silu(_conditioning(config, fill, timesteps, guidance))  # [S, D]
     mx.eval(vec)
-    return Tables(
-        **{name: adaln_table(fill, path, vec, chunks, dtype, bias=False) for name, (path, chunks) in LAYERS.items()}
-    )
+    return {name: adaln_table(fill, path, vec, count, dtype, bias=False) for name, (path, count, _) in LAYERS.items()}
+
+
+def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
+    """The tables' rows, evaluated."""
+    complete = {name: with_ones(tables[name], *scales) for name, (_, _, scales) in LAYERS.items()}
+    made = tuple(Modulation(*rows) for rows in zip(*complete.values(), strict=True))
+    mx.eval(made)
+    return made
 
 
 def _conditioning(config: Flux2Config, fill: Fill, timesteps: Sequence[float], guidance: float) -> mx.array:
@@ -77,7 +66,5 @@ def _conditioning(config: Flux2Config, fill: Fill, timesteps: Sequence[float], g
         out: mx.array = embedder(sinusoids(numbers, channels))
         return out
 
-    # diffusers divides by 1000, and multiplies again: float32 numbers that were rounded twice.
-    times = np.array(timesteps, np.float32) / np.float32(1000) * np.float32(1000)
-    time = embedded("timestep_embedder", times.tolist())
+    time = embedded("timestep_embedder", rounded_twice(timesteps))
     return time + embedded("guidance_embedder", [guidance * 1000.0]) if config.guidance_embeds else time

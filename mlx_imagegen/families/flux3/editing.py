@@ -6,28 +6,21 @@ beyond them up to whole tokens; of several the edges are cut off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from ...hub.manifest import Manifest
 from ...image import canvas, cropped, cut_size, within_area
-from ...loading.config import Config
+from ..editing import ReferenceRules
 
 Size = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
-class Editing(Config):
-    """[references] of a manifest."""
-
+class Editing(ReferenceRules):
     area: int  # pixels of each of several, at most
     canvas_area: int  # of one alone, with what is mirrored
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        return cls.read(manifest.extras["references"], f"weights/{manifest.name}.toml")
 
     def sizes(self, sizes: Sequence[Size], multiple: int) -> list[Size]:
         """What is encoded of pictures of these sizes."""

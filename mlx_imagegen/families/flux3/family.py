@@ -4,23 +4,17 @@ States after eight layers of Qwen3-VL -> rectified flow on cells of 2 x 2 latent
 them -> FLUX.2's VAE. klein is distilled: it is given the time that a step ends at, and takes no second branch.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from ...hub.manifest import Manifest
-from ...loading.modules import layers
-from ...loading.names import RowRange
-from ...loading.weights import WeightTransforms
 from ...precision import compute_dtype
-from ...sampling import Schedule, flow_match_schedule
+from ...sampling import Schedule
 from ...text.qwen import mrope, padded_mask
-from ..base import Prompt, ReferenceTokens, Settings
-from ..cells import CellBranch, CellFamily
-from ..schedule_tables import find_tables
+from ..base import Prompt, ReferenceTokens, Settings, TextBranch
+from ..cells import CellFamily
+from ..schedule_tables import ScheduleTables
 from .denoiser import Condition, Flux3Denoiser, Tokens
 from .files import Flux3Files, open_files
 from .keys import lora_names
@@ -32,18 +26,20 @@ from .transformer import Flux3Transformer, Modulation, cuts
 PAD_POSITION = 1  # where the language model is told that padding stands, as it was in training
 
 
-class Flux3(CellFamily[Modulation]):
+class Flux3(CellFamily):
     name = "flux3"
+    files: Flux3Files
+    modulation: ScheduleTables[Modulation]
+    open_files = staticmethod(open_files)
+    lora_names = staticmethod(lora_names)
 
     def __init__(self, files: Flux3Files):
-        super().__init__(files, files.editing, lambda: Flux3Transformer(files.config), cuts(files.config))
+        config = files.config
+        super().__init__(files, files.editing, lambda: Flux3Transformer(config), cuts(config))
         self.files = files
+        self.modulation = ScheduleTables(files.transformer, config, Flux3Modulators(config), tabulate, steps)
 
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Flux3":
-        return cls(open_files(folder, manifest, transforms))
-
-    def encode(self, prompt: Prompt, settings: Settings) -> tuple[CellBranch, list[str]]:
+    def encode(self, prompt: Prompt, settings: Settings) -> tuple[TextBranch, list[str]]:
         references = self.encoded_references(prompt)
         length, config = settings.extras["max_sequence_length"], self.files.text_config
         read = read_prompt(self.tokenizer, prompt.text, length)
@@ -56,11 +52,8 @@ class Flux3(CellFamily[Modulation]):
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
         return ReferenceTokens(image=self.reference_count(prompt))
 
-    def schedule(self, settings: Settings) -> Schedule:
-        return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
-
-    def denoiser(self, branches: Sequence[CellBranch], schedule: Schedule, settings: Settings) -> Flux3Denoiser:
-        table, source = self._tables.get(schedule, lambda: self.tables(schedule))
+    def denoiser(self, branches: Sequence[TextBranch], schedule: Schedule, settings: Settings) -> Flux3Denoiser:
+        table, source = self.modulation.of(schedule.timesteps)
         picture = self.rope_of(picture_positions(self.grid(settings)))
         shown, references = branches[0].references, None  # all branches show the same pictures
         if shown.tokens is not None:
@@ -74,18 +67,3 @@ class Flux3(CellFamily[Modulation]):
         return Flux3Denoiser(
             self.transformer, conditions, settings.cfg, table, picture, references, changing, tables_source=source
         )
-
-    def tables(self, schedule: Schedule) -> tuple[tuple[Modulation, ...], str]:
-        """A modulation a step, and where they came from."""
-        config, weights, dtype = self.files.config, self.files.transformer, compute_dtype()
-        arrays, source = find_tables(
-            weights,
-            frozenset(path for path, _ in layers(Flux3Modulators(config))),
-            (config, tuple(schedule.timesteps), str(dtype)),
-            schedule.timesteps,
-            lambda fill: tabulate(config, fill, schedule.timesteps, dtype),
-        )
-        return steps(arrays), source
-
-    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-        return lora_names(component, modules)

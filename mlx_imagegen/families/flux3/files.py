@@ -5,12 +5,9 @@ shape.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from ...hub.manifest import Manifest
-from ...loading.config import read_json
-from ...loading.weights import WeightTransforms
-from ..cell_files import CellFiles, open_cell_files
+from ..cell_files import CellFiles, cell_files
+from ..folder import DiffusersFolder
 from .config import Flux3Config
 from .editing import Editing
 from .keys import LAYOUT, STATES, TRAINING, VISION
@@ -26,12 +23,10 @@ class Flux3Files(CellFiles):
     editing: Editing
 
 
-def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> Flux3Files:
-    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    path = folder / "transformer/config.json"
-    config = Flux3Config.read(read_json(path), path)
+def open_files(folder: DiffusersFolder) -> Flux3Files:
+    config = folder.config("transformer", Flux3Config.read)
     trees = [Flux3Transformer(config), Flux3Modulators(config)]
-    unread = TRAINING, VISION
-    opened = open_cell_files(folder, manifest, transforms, config, trees, LAYOUT.rename, STATES, unread, CELLS)
-    tokenizer = opened.tokenizer if opened.tokenizer.is_dir() else folder / "text_encoder"  # as published
-    return Flux3Files(**opened.common() | {"editing": Editing.of(manifest), "tokenizer": tokenizer})
+    opened = cell_files(folder, config, trees, LAYOUT.rename, STATES, (TRAINING, VISION), CELLS)
+    if not opened["tokenizer"].is_dir():  # as published
+        opened["tokenizer"] = folder.path / "text_encoder"
+    return Flux3Files(**opened, editing=Editing.of(folder.manifest))

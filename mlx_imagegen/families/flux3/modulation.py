@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...layers.activation import silu
-from ...layers.embed import EmbeddingMLP, sinusoids
+from ...layers.embed import EmbeddingMLP, rounded_twice, sinusoids
 from ...layers.linear import Linear
 from ...layers.modulation import Fill, adaln_table, with_ones
 from .config import Flux3Config
@@ -66,7 +65,5 @@ def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
 
 def embedded(config: Flux3Config, fill: Fill, name: str, timesteps: Sequence[float]) -> mx.array:
     embedder = fill(EmbeddingMLP(config.timestep_channels, config.inner_dim, bias=False), name)
-    # diffusers divides by 1000, and multiplies again: float32 numbers that were rounded twice.
-    times = np.array(timesteps, np.float32) / np.float32(1000) * np.float32(1000)
-    out: mx.array = embedder(sinusoids(times.tolist(), config.timestep_channels))
+    out: mx.array = embedder(sinusoids(rounded_twice(timesteps), config.timestep_channels))
     return out

@@ -7,17 +7,16 @@ says what the clean pixels are. Encoding gives ids and positions, decoding puts 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ...hub.manifest import Manifest
+from ...image import to_pixels
 from ...layers.patches import patchified, unpatchified
 from ...loading.component import Component
 from ...loading.names import RowRange
-from ...loading.weights import WeightTransforms
 from ...precision import RESIDUAL_DTYPE, compute_dtype
+from ...random import TorchGenerator
 from ...sampling import (
     Schedule,
     Solver,
@@ -29,11 +28,12 @@ from ...sampling import (
     twice_shifted_schedule,
 )
 from ...text.qwen import cuts, mrope
-from ...vision.qwen3 import placed
-from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ...vision.patches import merged_grid, to_patches
+from ...vision.qwen3 import encode_patches, open_tower, placed
+from ..base import EncodedReferences, Family, Prompt, ReferenceTokens, Settings, cut_notes
 from .denoiser import Condition, HiDreamO1Denoiser
-from .editing import EncodedReferences, encode_references, tokens_of
 from .files import TABLE, VISION, HiDreamFiles, open_files
+from .references import Rules
 from .tokens import positions, prompt_ids
 from .transformer import HiDreamTransformer
 
@@ -48,27 +48,23 @@ class HiDreamBranch:
 
 class HiDreamO1(Family[HiDreamBranch]):
     name = "hidream_o1"
+    open_files = staticmethod(open_files)
     stages = {"encode": (), "prepare": ("transformer",), "denoise": ("transformer",), "decode": (), "encode_image": ()}
 
-    def __init__(self, files: HiDreamFiles, kept_side: int):
+    def __init__(self, files: HiDreamFiles):
         self.files = files
         self.patch = files.config.patch
+        config, text = files.config, files.config.text
         transformer = Component(
             files.weights,
-            lambda: HiDreamTransformer(files.config),
+            lambda: HiDreamTransformer(config),
             compute_dtype(),
             "model",
-            heads=files.config.text.num_attention_heads,
-            cuts=cuts(files.config.text),
+            heads=text.num_attention_heads,
+            cuts=cuts(text),
         )
         # The vision tower is not among them: without references it is neither loaded nor even imported.
-        self.components = {"transformer": transformer}
-        self._kept_side = kept_side
-        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
-
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "HiDreamO1":
-        return cls(open_files(folder, transforms), manifest.extras["sizes"]["reference_side"])
+        super().__init__({"transformer": transformer})
 
     @property
     def size_multiple(self) -> int:
@@ -87,14 +83,14 @@ class HiDreamO1(Family[HiDreamBranch]):
         places = [index for index, token in enumerate(ids) if token == config.image_token]
         txt, deepstack = placed(txt, encoded.features, places)
         where = positions(ids, config, self.grid(settings), encoded.shown, encoded.grids)
-        return HiDreamBranch(txt, where, deepstack, encoded.patches), notes
+        return HiDreamBranch(txt, where, deepstack, encoded.tokens), notes
 
     def shape(self, settings: Settings) -> tuple[int, int, int, int]:
         return 1, self.patch.in_channels, settings.height, settings.width
 
-    def noise(self, seed: int, settings: Settings) -> mx.array:
+    def stream(self, seed: int) -> TorchGenerator:
         """Upstream seeds the generator with seed + 1."""
-        return super().noise(seed + 1, settings)
+        return super().stream(seed + 1)
 
     def pack(self, x: mx.array) -> mx.array:
         return patchified(x, self.patch.patch_size)
@@ -127,8 +123,8 @@ class HiDreamO1(Family[HiDreamBranch]):
     def decode(self, x: mx.array, settings: Settings) -> mx.array:
         return unpatchified(x, self.grid(settings), self.patch.patch_size)[0].transpose(1, 2, 0)
 
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        return picture.transpose(2, 0, 1)[None], self.noise(seed, settings)
+    def encode_image(self, picture: mx.array, stream: TorchGenerator | None = None) -> mx.array:
+        return picture.transpose(2, 0, 1)[None]
 
     def start(self, x: mx.array, settings: Settings) -> mx.array:
         scale: float = settings.extras["noise_scale"][0]
@@ -145,14 +141,17 @@ class HiDreamO1(Family[HiDreamBranch]):
         return sum(math.prod(tensors[name].shape) for name in tensors if name.startswith(VISION))
 
     def reference_tokens(self, prompt: Prompt, settings: Settings) -> ReferenceTokens:
-        return tokens_of(prompt, *self._reference_rules(settings))
+        if not prompt.references:
+            return ReferenceTokens()
+        found = self._rules(prompt, settings).sizes([picture.size for picture in prompt.references])
+        return ReferenceTokens(
+            sum(math.prod(merged_grid(shown, self.files.vision[1])) for _, shown in found),
+            sum(math.prod(read) for read, _ in found) // self.patch.patch_size**2,
+        )
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """ai-toolkit leaves the checkpoint's outermost name off."""
         return {module.removeprefix("model."): [RowRange(module)] for module in modules}
-
-    def forget(self) -> None:
-        self._references.forget()  # a LoRA may change the vision tower
 
     def solver(
         self, schedule: Schedule, seed: int, settings: Settings, step_noise: Sequence[mx.array] | None = None
@@ -172,18 +171,38 @@ class HiDreamO1(Family[HiDreamBranch]):
         return flash(schedule, noise, extras["noise_scale"], extras["noise_clip"])
 
     def _encoded(self, prompt: Prompt, settings: Settings) -> EncodedReferences:
-        size, files, kept_side = self._reference_rules(settings)
-        return self._references.get(
-            (prompt.references_key, size, kept_side), lambda: encode_references(prompt, size, files, kept_side)
-        )
+        if not prompt.references:
+            return EncodedReferences()
+        rules = self._rules(prompt, settings)
+        return self._references.get((prompt.references_key, rules), lambda: self._encode_references(prompt, rules))
 
-    def _reference_rules(self, settings: Settings) -> tuple[tuple[int, int], HiDreamFiles, int | None]:
-        kept_side = self._kept_side if settings.extras.get("keep_original_aspect") else None
-        return (settings.width, settings.height), self.files, kept_side
+    def _encode_references(self, prompt: Prompt, rules: Rules) -> EncodedReferences:
+        """The vision tower is loaded for this and let go again."""
+        vision, cut = self.files.vision
+        tower = open_tower(vision, self.files.weights)
+        references = rules.prepared(prompt.references)
+        shown = [to_patches(reference.shown, cut) for reference in references]
+        features = encode_patches(tower.load(), shown, compute_dtype())
+        tower.release()
+        pixels = [self.encode_image(mx.array(to_pixels(reference.pixels) * 2 - 1)) for reference in references]
+        patches, side = mx.concatenate([self.pack(x) for x in pixels], axis=1), self.patch.patch_size
+        mx.eval(patches)
+        grids = tuple((x.shape[2] // side, x.shape[3] // side) for x in pixels)
+        return EncodedReferences(patches, grids, features, tuple(picture.merged for picture in shown))
+
+    def _rules(self, prompt: Prompt, settings: Settings) -> Rules:
+        vision, keeps = self.files.vision[0], settings.extras.get("keep_original_aspect")
+        return Rules(
+            (settings.width, settings.height),
+            self.patch.patch_size,
+            self.patch.condition_image_size,
+            vision.patch_size * vision.spatial_merge_size,
+            # As upstream: the reference that gives the picture its shape has all of it.
+            () if keeps else dict(prompt.options).get("layout", ()),
+            self.files.kept_side if keeps else None,
+        )
 
     def _fitting(self, text: str, length: int) -> tuple[str, list[str]]:
         """The words that fit into `length` tokens, and a note about those that do not."""
         cut = self.files.tokenizer.encode(text, length).cut
-        if not cut:
-            return text, []
-        return text[: text.rindex(cut)].rstrip(), [f"the prompt is longer than {length} tokens; cut off: '{cut}'"]
+        return text[: text.rindex(cut)].rstrip() if cut else text, cut_notes(cut, length)

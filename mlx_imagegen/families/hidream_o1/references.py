@@ -7,6 +7,7 @@ Must not know: MLX, tokens, prompts.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
@@ -29,51 +30,43 @@ class Reference(NamedTuple):
     shown: Image.Image  # for the vision tower
 
 
-def prepared(
-    pictures: Sequence[Image.Image],
-    target: tuple[int, int],
-    *,
-    patch: int,
-    shown_side: int,
-    shown_multiple: int,
-    boxes: Sequence[Box] = (),
-    kept_side: int | None = None,
-) -> list[Reference]:
-    """`target`: width and height of the picture to make; with boxes, their drawing is one more reference, the last.
-    `kept_side`: where the target took its shape from the one reference, the side by which it did."""
-    side, shown = _sides(len(pictures), target, shown_side, boxes, kept_side)
-    if boxes:  # framed at the size that fits, which may not be the size that fits that one
-        fit = [resized(picture, side, patch) for picture in pictures]
-        framed = [_bordered(*pair) for pair in zip(fit, _colours(boxes, target), strict=False)]
-        pictures = [*framed, _drawing(boxes, target)]
-    read = [resized(picture, side, patch) for picture in pictures]
-    return [
-        Reference(picture, picture.resize(_as_shown(picture.size, shown, shown_multiple), Image.Resampling.LANCZOS))
-        for picture in read
-    ]
+@dataclass(frozen=True)
+class Rules:
+    """How a request's reference pictures are sized. With boxes, their drawing is one more reference, the last."""
 
+    target: Size  # of the picture to make
+    patch: int
+    shown_side: int
+    shown_multiple: int
+    boxes: tuple[Box, ...] = ()
+    kept_side: int | None = None  # where the target took its shape from the one reference, the side by which it did
 
-def sizes(
-    given: Sequence[Size],
-    target: Size,
-    *,
-    patch: int,
-    shown_side: int,
-    shown_multiple: int,
-    boxes: Sequence[Box] = (),
-    kept_side: int | None = None,
-) -> list[tuple[Size, Size]]:
-    """The sizes of what `prepared` makes of pictures: as they are read, and as they are shown."""
-    side, shown = _sides(len(given), target, shown_side, boxes, kept_side)
-    if boxes:
-        given = [*(fitted(size, side, patch) for size in given), target]
-    read = [fitted(size, side, patch) for size in given]
-    return [(size, _as_shown(size, shown, shown_multiple)) for size in read]
+    def prepared(self, pictures: Sequence[Image.Image]) -> list[Reference]:
+        side, shown = self._sides(len(pictures))
+        if self.boxes:  # framed at the size that fits, which may not be the size that fits that one
+            fit = [resized(picture, side, self.patch) for picture in pictures]
+            framed = [_bordered(*pair) for pair in zip(fit, _colours(self.boxes, self.target), strict=False)]
+            pictures = [*framed, _drawing(self.boxes, self.target)]
+        read = [resized(picture, side, self.patch) for picture in pictures]
+        return [
+            Reference(picture, picture.resize(self._as_shown(picture.size, shown), Image.Resampling.LANCZOS))
+            for picture in read
+        ]
 
+    def sizes(self, given: Sequence[Size]) -> list[tuple[Size, Size]]:
+        """The sizes of what `prepared` makes of pictures: as they are read, and as they are shown."""
+        side, shown = self._sides(len(given))
+        if self.boxes:
+            given = [*(fitted(size, side, self.patch) for size in given), self.target]
+        read = [fitted(size, side, self.patch) for size in given]
+        return [(size, self._as_shown(size, shown)) for size in read]
 
-def _sides(given: int, target: Size, shown_side: int, boxes: Sequence[Box], kept_side: int | None) -> tuple[int, int]:
-    count = given + bool(boxes)
-    return kept_side or reference_side(count, max(target)), shown_size(count, shown_side)
+    def _sides(self, given: int) -> tuple[int, int]:
+        count = given + bool(self.boxes)
+        return self.kept_side or reference_side(count, max(self.target)), shown_size(count, self.shown_side)
+
+    def _as_shown(self, size: Size, side: int) -> Size:
+        return shown_dimensions(side, size[0] / size[1], self.shown_multiple)
 
 
 def reference_side(count: int, target: int) -> int:
@@ -119,10 +112,6 @@ def shown_dimensions(side: int, ratio: float, multiple: int) -> tuple[int, int]:
     width = math.sqrt(side * side * ratio)
     height = width / ratio
     return max(int(width / multiple), 1) * multiple, max(int(height / multiple), 1) * multiple
-
-
-def _as_shown(size: Size, side: int, multiple: int) -> Size:
-    return shown_dimensions(side, size[0] / size[1], multiple)
 
 
 def _corners(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -26,9 +26,9 @@ from ...text.generation import OnToken, greedy
 from ...text.qwen import HEAD, mrope, text_positions
 from ...text.tokenizer import Tokenizer
 from ...vision.patches import Patches, read_patch_config, to_patches
-from ...vision.presence import check_has_tower
 from ...vision.qwen2_5 import VISION, VisionConfig, encode_patches, vision_shapes, vision_tower
-from .files import TABLE, QwenImageFiles
+from ...vision.tower import check_has_tower
+from .files import QwenImageFiles
 from .prompts import PICTURE
 
 # diffusers' in English, with its line breaks.
@@ -98,7 +98,7 @@ def _written(
     rows, columns = patches.merged
     ids = tokenizer.encode(QUESTION.replace(PICTURE, PICTURE * (rows * columns))).ids
     positions = text_positions(ids, picture, [patches.merged])
-    x = files.text.gather(TABLE, ids, dtype)
+    x = files.text.gather(files.text_table, ids, dtype)
     (places,) = np.nonzero(np.array(ids) == picture)
     x[mx.array(places)] = features.astype(dtype)
     kept, position = None, int(positions.max())
@@ -111,7 +111,7 @@ def _written(
     def following(token: int) -> mx.array:
         nonlocal position
         position += 1
-        return logits(files.text.gather(TABLE, [token], dtype), np.full((3, 1), position))
+        return logits(files.text.gather(files.text_table, [token], dtype), np.full((3, 1), position))
 
     stops = [tokenizer.id_of(stop) for stop in STOPS]
     return greedy(logits(x, positions), following, stops, MOST_TOKENS, on_token, _penalty(files), ids)

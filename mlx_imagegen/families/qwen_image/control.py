@@ -10,31 +10,17 @@ Must not know: requests, the autoencoder.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from ...errors import ConfigError, RequestError
 from ...layers.linear import Linear
 from ...layers.rope import Rope
-from ...loading.checkpoint import open_checkpoint
-from ...loading.component import Component
-from ...loading.tensors import name_tensors
-from ...loading.weights import WeightTransforms, check_tensors
-from ...precision import compute_dtype
-from ...sampling import Schedule
-from ..base import LastValueCache
-from ..controls import (
-    ControlNetwork,
-    ControlPicture,
-    EncodedControl,
-    check_widths,
-    component_name,
-    read_network_config,
-    spread,
-)
+from ...loading.weights import WeightTransforms
+from ..controls import ControlNetwork, ControlPicture, check_widths, read_network_config, spread
+from ..schedule_tables import ScheduleTables
 from .config import QwenImageConfig, QwenImageControlConfig
-from .modulation import QwenImageModulators, tabulate
+from .modulation import QwenImageModulators, steps, tabulate
 from .transformer import Modulation, QwenImageBlocks
 
 
@@ -45,10 +31,14 @@ class QwenImageControlNet(QwenImageBlocks):
         self.controlnet_blocks = [Linear(dims, dims) for _ in range(config.num_layers)]
         self.controlnet_x_embedder = Linear(config.in_channels + config.extra_condition_channels, dims)
 
+    def embed(self, condition: mx.array) -> mx.array:
+        """The picture's tokens, [B, L, C] -> [B, L, D], the same at every step."""
+        return self.controlnet_x_embedder(condition)
+
     def __call__(
         self, x: mx.array, embedded: mx.array, txt: mx.array, rope: Rope, modulation: Modulation
     ) -> list[mx.array]:
-        """An output for each block, [B, L, D]. `embedded`: the picture, through controlnet_x_embedder."""
+        """An output for each block, [B, L, D]."""
         img, txt = self.img_in(x) + embedded, self.txt_in(self.txt_norm(txt))
         outputs = []
         for index, block in enumerate(self.transformer_blocks):
@@ -62,36 +52,23 @@ class QwenImageControlNetwork(ControlNetwork):
     def __init__(self, name: str, folder: Path, model: QwenImageConfig, transforms: WeightTransforms):
         """`model`: the transformer's config, whose widths the network's must be."""
         data, path = read_network_config(folder, "Qwen-Image")
-        self.name = name
-        self.config = QwenImageControlConfig.read(data, path)
-        check_widths(self.config, model, ("in_channels", "joint_attention_dim", "inner_dim"), path)
-        if self.config.extra_condition_channels not in (0, self.config.patch_size**2):
+        config = QwenImageControlConfig.read(data, path)
+        check_widths(config, model, ("in_channels", "joint_attention_dim", "inner_dim"), path)
+        if config.extra_condition_channels not in (0, config.patch_size**2):
             raise ConfigError(
-                f"{path}: 'extra_condition_channels' is {self.config.extra_condition_channels}; this port has networks "
-                f"with none, or with the {self.config.patch_size**2} of a mask."
+                f"{path}: 'extra_condition_channels' is {config.extra_condition_channels}; this port has networks "
+                f"with none, or with the {config.patch_size**2} of a mask."
             )
-        named = name_tensors(component_name(name), open_checkpoint(folder), config=data)
-        trees = [QwenImageControlNet(self.config), QwenImageModulators(self.config)]
-        weights = check_tensors(named, trees, transforms=transforms)
-        self.component = Component(
-            weights, lambda: QwenImageControlNet(self.config), compute_dtype(), heads=self.config.num_attention_heads
-        )
-        self._tables = LastValueCache[tuple[Modulation, ...]]()
-
-    @property
-    def fills(self) -> bool:
-        """Whether it is shown a hole."""
-        return self.config.extra_condition_channels > 0
-
-    def tables(self, schedule: Schedule) -> tuple[Modulation, ...]:
-        """A modulation a step, the same for every prompt."""
-        timesteps, fill = schedule.timesteps, self.component.weights.fill
-        return self._tables.get(
-            tuple(timesteps), lambda: tabulate(self.config, fill, timesteps, compute_dtype()).steps()
-        )
+        modulators = QwenImageModulators(config)
+        super().__init__(
+            name, folder, lambda: QwenImageControlNet(config), config.num_attention_heads, transforms,
+            config=data, others=[modulators],
+        )  # fmt: skip
+        self.fills = config.extra_condition_channels > 0
+        self.modulation = ScheduleTables(self.component.weights, config, modulators, tabulate, steps)
 
     def forget(self) -> None:
-        self._tables.forget()
+        self.modulation.forget()
 
     def check(self, picture: ControlPicture, masked: bool, strength: float) -> None:
         super().check(picture, masked, strength)
@@ -110,13 +87,6 @@ class ControlPass:
     rope: Rope
     modulation: Sequence[Modulation]  # one a step
     depth: int  # the transformer's blocks
-
-    def embed(self, control: EncodedControl) -> mx.array:
-        """Once a picture: what all steps read of it."""
-        module: Any = self.network.component.load()
-        embedded: mx.array = module.controlnet_x_embedder(control.condition.astype(compute_dtype()))
-        mx.eval(embedded)
-        return embedded
 
     def residuals(
         self, x: mx.array, index: int, embedded: mx.array, kind: str | None, strength: float

@@ -1,13 +1,12 @@
 """Qwen-Image's adaLN linears, tabulated for a whole schedule before the loop and never resident.
 
-In: a component's weights and the schedule's timesteps. Out: `Tables`, a `Modulation` a step, the same for every prompt.
+In: a component's weights and the schedule's timesteps. Out: a `Modulation` a step, the same for every prompt.
 The linears are read one at a time, used on all steps at once and dropped: 33% of the transformer passes through memory
 in pieces of at most 113 MB (bf16) instead of lying in it for the whole loop. A folded checkpoint holds their outputs
 for one schedule instead of them: `unfold` reads those.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +25,7 @@ EMBEDDER = "time_text_embed.timestep_embedder"
 ADDED = "time_text_embed.addition_t_embedding"  # Qwen-Image-Layered's, of which pictures with alpha take the first row
 # (an adaLN linear's path, its chunks) -> its outputs, [rows, chunks, D]
 Outputs = Callable[[str, int], mx.array]
+Tables = dict[str, mx.array]
 SCALES = 1, 4  # of a block's vectors: before attention, before the MLP
 
 
@@ -62,25 +62,14 @@ class AddedEmbedding(nn.Module):
         self.weight = mx.zeros((2, dims))
 
 
-class Tables(NamedTuple):
-    """A whole schedule's adaLN vectors: img and txt [S, layers, 6, D], out [S, 2, D], and with zero_cond_t img's at
-    t = 0, [layers, 6, D]."""
-
-    img: mx.array
-    txt: mx.array
-    out: mx.array
-    clean: mx.array | None = None
-
-    def steps(self) -> tuple[Modulation, ...]:
-        img, txt = (with_ones(table, *SCALES) for table in (self.img, self.txt))
-        out = with_ones(self.out, 0) if self.out.ndim == 3 else self.out  # a control network has none
-        clean = None if self.clean is None else with_ones(self.clean, *SCALES)
-        steps = tuple(Modulation(*step, clean) for step in zip(img, txt, out, strict=True))
-        mx.eval(steps)
-        return steps
-
-    def arrays(self) -> dict[str, mx.array]:
-        return {name: array for name, array in self._asdict().items() if array is not None}
+def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
+    """The tables' rows, evaluated."""
+    img, txt = (with_ones(tables[name], *SCALES) for name in ("img", "txt"))
+    out = with_ones(tables["out"], 0) if tables["out"].ndim == 3 else tables["out"]  # a control network has none
+    clean = with_ones(tables["clean"], *SCALES) if "clean" in tables else None
+    made = tuple(Modulation(*step, clean) for step in zip(img, txt, out, strict=True))
+    mx.eval(made)
+    return made
 
 
 def modulators(config: QwenImageConfig) -> tuple[frozenset[str], frozenset[str]]:
@@ -91,7 +80,8 @@ def modulators(config: QwenImageConfig) -> tuple[frozenset[str], frozenset[str]]
 
 
 def tabulate(config: QwenImageConfig, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> Tables:
-    """S timesteps (0..1000) -> S modulations, in `dtype`."""
+    """S timesteps (0..1000) -> img and txt [S, layers, 6, D], out [S, 2, D], and with zero_cond_t img's at t = 0 as
+    "clean", [layers, 6, D], in `dtype`."""
     vec = fill(EmbeddingMLP(FREQUENCIES, config.inner_dim), EMBEDDER)(embedded(config, timesteps))  # [S (+ 1), D]
     if config.use_additional_t_cond:
         vec = vec + fill(AddedEmbedding(config.inner_dim), ADDED).weight[0]
@@ -133,5 +123,5 @@ def _gathered(config: QwenImageConfig, outputs: Outputs) -> Tables:
     out = outputs("norm_out.linear", 2) if config.has_head else mx.zeros((len(imgs), 0))
     mx.eval(imgs, txts)
     if not config.zero_cond_t:
-        return Tables(imgs, txts, out)
-    return Tables(imgs[:-1], txts[:-1], out[:-1], imgs[-1])
+        return {"img": imgs, "txt": txts, "out": out}
+    return {"img": imgs[:-1], "txt": txts[:-1], "out": out[:-1], "clean": imgs[-1]}

@@ -20,12 +20,9 @@ from ...layers.attention import KeyValues
 from ...layers.linear import Linear
 from ...layers.rope import Rope
 from ...loading.checkpoint import open_checkpoint
-from ...loading.component import Component
 from ...loading.single_file import count, shape
-from ...loading.tensors import name_tensors
-from ...loading.weights import WeightTransforms, check_tensors
-from ...precision import compute_dtype
-from ..controls import ControlNetwork, ControlPicture, EncodedControl, another_network, component_name
+from ...loading.weights import WeightTransforms
+from ..controls import ControlNetwork, ControlPicture, another_network
 from .config import QwenImage21Config
 from .keys import from_single_file, is_fun_network
 from .sequence import Segments
@@ -51,6 +48,9 @@ class FunControlNet(nn.Module):
         super().__init__()
         self.control_img_in = Linear(shown_channels(config), config.inner_dim)
         self.control_blocks = [FunBlock(config, index == 0) for index in range(config.num_layers // EVERY)]
+
+    def embed(self, condition: mx.array) -> mx.array:
+        return self.control_img_in(condition)
 
 
 class FunPass:
@@ -96,6 +96,7 @@ class FunPass:
 
 class QwenImage21ControlNetwork(ControlNetwork):
     every_branch: ClassVar[bool] = True  # it runs on each branch's own text
+    fills = True
 
     def __init__(self, name: str, where: Path, model: QwenImage21Config, transforms: WeightTransforms):
         """`where`: a file, or a folder with one. `model`: the transformer's config; the file has none of its own."""
@@ -105,15 +106,9 @@ class QwenImage21ControlNetwork(ControlNetwork):
         dims, channels = (*shape(checkpoint, f"{EMBEDDER}.weight"), 0, 0)[:2]  # of a damaged file it may have no axes
         blocks = count(checkpoint, r"control_blocks\.(\d+)\.")
         _check_sizes(where, model, dims, channels, blocks)
-        self.name = name
+        heads = model.num_attention_heads
+        super().__init__(name, where, lambda: FunControlNet(model), heads, transforms, from_single_file)
         self.prefix_values = 2 * blocks * model.inner_dim
-        named = name_tensors(component_name(name), checkpoint, from_single_file)
-        self.component = Component(
-            check_tensors(named, [FunControlNet(model)], transforms=transforms),
-            lambda: FunControlNet(model),
-            compute_dtype(),
-            heads=model.num_attention_heads,
-        )
 
     @property
     def module(self) -> FunControlNet:
@@ -121,15 +116,6 @@ class QwenImage21ControlNetwork(ControlNetwork):
         module = self.component.load()
         assert isinstance(module, FunControlNet)
         return module
-
-    def forget(self) -> None:
-        """It keeps nothing."""
-
-    def embed(self, control: EncodedControl) -> mx.array:
-        """Once a picture: what all steps read of it."""
-        embedded: mx.array = self.module.control_img_in(control.condition.astype(compute_dtype()))
-        mx.eval(embedded)
-        return embedded
 
     def check(self, picture: ControlPicture, masked: bool, strength: float) -> None:
         if picture.kind != INPAINT:

@@ -39,7 +39,7 @@ class Condition:
 
     rope: Rope  # of the picture's tokens
     make_prefix: Callable[[Strengths], Prefix]
-    _prefix: LastValueCache[Prefix] = field(default_factory=LastValueCache)
+    _prefix: LastValueCache = field(default_factory=LastValueCache)
 
     def prefix(self, strengths: Strengths) -> Prefix:
         return self._prefix.get(tuple(sorted(strengths.items())), lambda: self.make_prefix(strengths))

@@ -5,66 +5,66 @@ shape. `lm_head` is never read; the vision tower is checked when references are 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.nn as nn
 
 from ...autoencoders.qwen_image_21 import Decoder, Encoder, VaeConfig, unused_tensors
 from ...errors import ConfigError
-from ...hub.manifest import Manifest
 from ...layers.embed import Table
 from ...loading.config import read_json
-from ...loading.weights import Weights, WeightTransforms, check_tensors
-from ...sampling import FlowMatchConfig
-from ...text.qwen import LanguageModel, QwenConfig, read_config
+from ...text.qwen import HEAD, LanguageModel, QwenConfig, read_config
 from ...vision.patches import PatchConfig
 from ...vision.qwen3 import VISUAL, VisionConfig, read_vision_config
-from ..folder import name_component, read_scheduler
+from ..folder import TABLE, DiffusersFolder, FolderFiles
 from .config import QwenImage21Config
+from .editing import Editing
 from .modulation import QwenImage21Modulators
 from .spec import SIGMAS
 from .transformer import QwenImage21Transformer
 
 LANGUAGE = "model.language_model"
-TABLE = f"{LANGUAGE}.embed_tokens.weight"
-UNUSED = ("lm_head.", f"{VISUAL}.")
+UNUSED = (HEAD, f"{VISUAL}.")
 
 
-@dataclass(frozen=True)
-class QwenImage21Files:
+@dataclass(frozen=True, kw_only=True)
+class QwenImage21Files(FolderFiles):
     config: QwenImage21Config
-    text_config: QwenConfig
+    vae_config: VaeConfig
     vision: VisionConfig
     patches: PatchConfig
-    vae_config: VaeConfig
-    scheduler: FlowMatchConfig
+    editing: Editing
     sigmas: tuple[float, ...]  # the distilled model's own; empty in the other
-    transformer: Weights
-    text: Weights
-    vae: Weights
-    tokenizer: Path
 
 
-def open_files(folder: Path, manifest: Manifest, transforms: WeightTransforms) -> QwenImage21Files:
-    """Reads configs and headers, and checks every tensor's name and shape; no weights are read."""
-    paths = {part: folder / part / "config.json" for part in ("transformer", "text_encoder", "vae")}
-    data = {part: read_json(path) for part, path in paths.items()}
-    config = QwenImage21Config.read(data["transformer"], paths["transformer"])
-    trees = [QwenImage21Transformer(config), QwenImage21Modulators(config)]
-    transformer = check_tensors(name_component(folder, "transformer"), trees, transforms=transforms)
-    text_config = read_config(data["text_encoder"], paths["text_encoder"])
-    trees = [Language(text_config), Table(TABLE, text_config.vocab_size, text_config.hidden_size)]
-    text = check_tensors(name_component(folder, "text_encoder"), trees, UNUSED, transforms=transforms)
-    vision = read_vision_config(
-        data["text_encoder"].get("vision_config", {}), paths["text_encoder"], folder / "processor"
+def open_files(folder: DiffusersFolder) -> QwenImage21Files:
+    config = folder.config("transformer", QwenImage21Config.read)
+    text_config = folder.config("text_encoder", read_config)
+    vision, patches = folder.config(
+        "text_encoder",
+        lambda data, where: read_vision_config(data.get("vision_config", {}), where, folder.path / "processor"),
     )
-    vae_config = VaeConfig.read(data["vae"], paths["vae"])
-    trees = [Encoder(vae_config), Decoder(vae_config)]
-    vae = check_tensors(name_component(folder, "vae"), trees, unused_tensors(vae_config), transforms=transforms)
-    _check_widths(config, text_config, vae_config, folder)
-    scheduler, sigmas = read_scheduler(folder, manifest), _own_sigmas(folder, manifest)
+    vae_config = folder.config("vae", VaeConfig.read)
+    folder.check_widths(
+        "transformer",
+        ("context_in_dim", config.context_in_dim, text_config.hidden_size, "text_encoder's hidden_size"),
+        ("out_channels", config.out_channels, vae_config.z_dim, "vae's z_dim"),
+        ("in_channels", config.in_channels, vae_config.z_dim, "vae's z_dim"),
+    )
+    table = Table(f"{LANGUAGE}.{TABLE}", text_config.vocab_size, text_config.hidden_size)
     return QwenImage21Files(
-        config, text_config, *vision, vae_config, scheduler, sigmas, transformer, text, vae, folder / "processor"
+        config=config,
+        text_config=text_config,
+        vision=vision,
+        patches=patches,
+        editing=Editing.of(folder.manifest),
+        vae_config=vae_config,
+        scheduler=folder.scheduler(),
+        sigmas=_own_sigmas(folder),
+        transformer=folder.weights("transformer", [QwenImage21Transformer(config), QwenImage21Modulators(config)]),
+        text=folder.weights("text_encoder", [Language(text_config), table], unused=UNUSED),
+        text_path=LANGUAGE,
+        vae=folder.weights("vae", [Encoder(vae_config), Decoder(vae_config)], unused=unused_tensors(vae_config)),
+        tokenizer=folder.path / "processor",
     )
 
 
@@ -76,9 +76,9 @@ class Language(nn.Module):
         self.model = {"language_model": LanguageModel(config)}
 
 
-def _own_sigmas(folder: Path, manifest: Manifest) -> tuple[float, ...]:
-    path = folder / "model_index.json"
-    own = read_json(path).get(SIGMAS) if path.is_file() else manifest.extras.get(SIGMAS)
+def _own_sigmas(folder: DiffusersFolder) -> tuple[float, ...]:
+    path = folder.path / "model_index.json"
+    own = read_json(path).get(SIGMAS) if path.is_file() else folder.manifest.extras.get(SIGMAS)
     try:
         sigmas = tuple(float(sigma) for sigma in own or ())
     except (TypeError, ValueError):
@@ -86,17 +86,3 @@ def _own_sigmas(folder: Path, manifest: Manifest) -> tuple[float, ...]:
     if any(not 0 < sigma <= 1 for sigma in sigmas):
         raise ConfigError(f"{path}: '{SIGMAS}' must be numbers above 0 and up to 1; take the file from the repository.")
     return sigmas
-
-
-def _check_widths(config: QwenImage21Config, text: QwenConfig, vae: VaeConfig, folder: Path) -> None:
-    """The parts must hand on what the next one takes: a folder may be put together from several."""
-    for field, found, expected, other in (
-        ("context_in_dim", config.context_in_dim, text.hidden_size, "text_encoder's hidden_size"),
-        ("out_channels", config.out_channels, vae.z_dim, "vae's z_dim"),
-        ("in_channels", config.in_channels, vae.z_dim, "vae's z_dim"),
-    ):
-        if found != expected:
-            raise ConfigError(
-                f"{folder}: the transformer's '{field}' is {found}, but the {other} is {expected}: the parts of this "
-                "folder are of different models. Take them from one repository."
-            )

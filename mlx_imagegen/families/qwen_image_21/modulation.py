@@ -1,21 +1,18 @@
 """The layers that give Qwen-Image-2.1's modulation, tabulated for a whole schedule before the loop and never resident.
 
-In: a component's weights and the schedule's timesteps. Out: `Tables`, a `Modulation` a step and one at t = 0, the same
-for every prompt.
+In: a component's weights and the schedule's timesteps. Out: a `Modulation` a step and one at t = 0, the same for every
+prompt.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...layers.activation import silu
-from ...layers.embed import FREQUENCIES, EmbeddingMLP, sinusoids
+from ...layers.embed import FREQUENCIES, EmbeddingMLP, rounded_twice, sinusoids
 from ...layers.linear import Linear
 from ...layers.modulation import Fill, adaln_table, with_ones
-from ...loading.weights import layers
 from .config import QwenImage21Config
 from .transformer import Modulation
 
@@ -34,34 +31,23 @@ class QwenImage21Modulators(nn.Module):
         self.norm_out = {"linear": Linear(dims, dims, bias=False)}
 
 
-class Tables(NamedTuple):
-    """A whole schedule's vectors, the row at t = 0 last: blocks [S + 1, 4, D] and out [S + 1, D]."""
-
-    blocks: mx.array
-    out: mx.array
-
-    def steps(self) -> tuple[Modulation, ...]:
-        blocks = with_ones(self.blocks, 0, 2)
-        rows = tuple(Modulation(*row) for row in zip(blocks, 1 + self.out, strict=True))
-        mx.eval(rows)
-        return rows
+def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
+    """The tables' rows, evaluated."""
+    blocks = with_ones(tables["blocks"], 0, 2)
+    rows = tuple(Modulation(*row) for row in zip(blocks, 1 + tables["out"], strict=True))
+    mx.eval(rows)
+    return rows
 
 
-def modulators(config: QwenImage21Config) -> frozenset[str]:
-    """The layers' paths."""
-    return frozenset(path for path, _ in layers(QwenImage21Modulators(config)))
-
-
-def tabulate(config: QwenImage21Config, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> Tables:
-    """S timesteps (0..1000) -> S + 1 modulations, in `dtype`; gates have passed the tanh."""
+def tabulate(config: QwenImage21Config, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """S timesteps (0..1000) -> blocks [S + 1, 4, D] and out [S + 1, D] in `dtype`, the row at t = 0 last; gates have
+    passed the tanh."""
     embedder = fill(EmbeddingMLP(FREQUENCIES, config.inner_dim, bias=False), EMBEDDER)
-    # As diffusers rounds: divided by 1000 for the model, multiplied by 1000 in it.
-    times = np.array([*timesteps, 0.0], np.float32) / np.float32(1000) * np.float32(1000)
-    vec = silu(embedder(sinusoids(times.tolist())))  # [S + 1, D]
+    vec = silu(embedder(sinusoids(rounded_twice([*timesteps, 0.0]))))  # [S + 1, D]
     mx.eval(vec)
     blocks = adaln_table(fill, BLOCKS, vec, CHUNKS, mx.float32, bias=False)
     scale, gate, mlp_scale, mlp_gate = mx.split(blocks, CHUNKS, axis=1)
     blocks = mx.concatenate([scale, mx.tanh(gate), mlp_scale, mx.tanh(mlp_gate)], axis=1).astype(dtype)
     out = adaln_table(fill, OUT, vec, 1, dtype, bias=False)[:, 0]
     mx.eval(blocks, out)
-    return Tables(blocks, out)
+    return {"blocks": blocks, "out": out}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from ...errors import ConfigError
 from ...escaping import shown
-from ...loading.config import HEADS, LAYERS, POSITIVE, Config, Range
+from ...loading.config import HEADS, POSITIVE, Config, Range
 
 ADALN_DIM = 256  # at most, of the vector that all modulation reads; diffusers fixes it in code
 
@@ -27,8 +27,8 @@ class ZImageConfig(Config):
     in_channels: int
     n_heads: Annotated[int, HEADS]
     n_kv_heads: Annotated[int, HEADS]
-    n_layers: Annotated[int, LAYERS]
-    n_refiner_layers: Annotated[int, LAYERS]
+    n_layers: Annotated[int, Range(1, 1000)]
+    n_refiner_layers: Annotated[int, Range(1, 1000)]
     norm_eps: Annotated[float, POSITIVE]
     qk_norm: bool
     rope_theta: Annotated[float, POSITIVE]
@@ -40,6 +40,7 @@ class ZImageConfig(Config):
         config = super().read(data, where)
         for field, value, only in (
             ("all_f_patch_size", config.all_f_patch_size, (1,)),
+            ("all_patch_size", config.all_patch_size, config.all_patch_size[:1] or (2,)),
             ("qk_norm", config.qk_norm, True),
             ("n_kv_heads", config.n_kv_heads, config.n_heads),
         ):
@@ -48,14 +49,6 @@ class ZImageConfig(Config):
                     f"{where}: field '{field}' is {shown(value)}, where every published Z-Image has {only!r}, the only "
                     "value this port knows. Take the file from the model's repository."
                 )
-        counts = ("dim", "n_heads", "n_layers", "n_refiner_layers", "in_channels")
-        if odd := next((name for name in counts if getattr(config, name) < 1), None) or (
-            None if len(config.all_patch_size) == 1 else "all_patch_size"
-        ):
-            raise ConfigError(
-                f"{where}: field '{odd}' is {shown(getattr(config, odd))}, where a count from 1 (one patch size) is "
-                "needed; take the file from the model's repository."
-            )
         axes = config.axes_dims
         if (
             config.dim % config.n_heads

@@ -5,40 +5,35 @@ model is guided by a second branch; Turbo is distilled and takes none. The Omni 
 as latents and through SigLIP2.
 """
 
-import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
-from ...autoencoders.kl import Decoder, Encoder, normalized
-from ...errors import QuantizationError
-from ...folding import Fold
-from ...hub.manifest import Manifest
+from ...autoencoders.kl import Decoder, Encoder
 from ...image import cut_size
-from ...layers.patches import Grid, patchified, unpatchified
-from ...layers.posterior import sample_posterior
+from ...layers.patches import Grid
 from ...layers.rope import Rope, rope_table
 from ...loading.component import Component
-from ...loading.names import RowRange
-from ...loading.weights import WeightTransforms
-from ...precision import VAE_DTYPE, compute_dtype
-from ...sampling import Schedule, flow_match_schedule
-from ...text.qwen import LanguageModel, mrope, text_positions
-from ...text.qwen import cuts as text_cuts
-from ...text.tokenizer import Tokenizer, qwen_tokenizer
+from ...precision import compute_dtype
+from ...sampling import Schedule
+from ...text.qwen import mrope, text_positions
 from ...vision.siglip import Siglip2VisionModel
-from ..base import Family, LastValueCache, Prompt, ReferenceTokens, Settings
+from ..base import Prompt, ReferenceTokens, Settings, cut_notes
+from ..language import LanguageFamily, language_model
+from ..latents import autoencoder
+from ..schedule_tables import ScheduleTables
+from .config import ZImageConfig
 from .denoiser import ZImageCondition, ZImageDenoiser
-from .files import TABLE, ZImageFiles, open_files
+from .files import ZImageFiles, open_files
 from .keys import lora_names
-from .modulation import tabulate
+from .modulation import ZImageModulators, steps, tabulate
 from .positions import picture_positions, picture_times, pieces_positions
 from .prompts import piece_ids
-from .references import PADS, EncodedReferences, ReferenceEncoder
+from .references import PADS, ReferenceEncoder, ShownReferences
 from .transformer import (
     MULTIPLE,
     Clean,
@@ -57,72 +52,56 @@ class ZImageBranch:
     positions: np.ndarray  # of those tokens
     time: int  # at which the picture stands
     clean: int = 0  # of those tokens, the first ones stand by references
-    references: EncodedReferences | None = None
+    references: ShownReferences | None = None
 
 
-class ZImage(Family[ZImageBranch]):
+class ZImage(LanguageFamily[ZImageBranch]):
     name = "z_image"
-    stages = {
-        "encode": ("text_encoder", "prompt_refiner"),
-        "denoise": ("transformer",),
-        "decode": ("vae_decoder",),
-        "encode_image": ("vae_encoder",),
-    }
+    files: ZImageFiles
+    modulation: ScheduleTables[Modulation]
+    open_files = staticmethod(open_files)
+    lora_names = staticmethod(lora_names)
+    stages = LanguageFamily.stages | {"encode": ("text_encoder", "prompt_refiner")}
+    channels_last = True
+    unfoldable = (
+        "its modulation layers are 2% of its weights, are read once before the loop and do not stay in memory, so that "
+        "tables in their place would save next to nothing"
+    )
 
     def __init__(self, files: ZImageFiles):
         self.files = files
-        config, text, vae, dtype = files.config, files.text_config, files.vae_config, compute_dtype()
-        shared = cuts(config)
-        self.components = {
-            "text_encoder": Component(
-                files.text,
-                lambda: LanguageModel(text, files.text_layer),
-                dtype,
-                heads=text.num_attention_heads,
-                cuts=text_cuts(text),
-            ),
-            "prompt_refiner": Component(
-                files.transformer, lambda: PromptRefiner(config), dtype, heads=config.n_heads, cuts=shared
-            ),
-            "transformer": Component(
-                files.transformer, lambda: ZImageTransformer(config), dtype, heads=config.n_heads, cuts=shared
-            ),
-            "vae_decoder": Component(files.vae, lambda: Decoder(vae), VAE_DTYPE, "decoder"),
-            "vae_encoder": Component(files.vae, lambda: Encoder(vae), VAE_DTYPE, "encoder"),
+        config, vae, dtype = files.config, files.vae_config, compute_dtype()
+
+        def part(build: Callable[[ZImageConfig], nn.Module]) -> Component:
+            return Component(files.transformer, lambda: build(config), dtype, heads=config.n_heads, cuts=cuts(config))
+
+        components = {
+            "text_encoder": language_model(files),
+            "prompt_refiner": part(PromptRefiner),
+            "transformer": part(ZImageTransformer),
+            **autoencoder(files.vae, vae, Decoder, Encoder, ("decoder", "encoder")),
         }
-        self._tables = LastValueCache[list[Modulation]]()  # the same for every prompt
-        self._references = LastValueCache[EncodedReferences]()  # the same for all branches
+        super().__init__(components, vae.latent_channels, config.patch_size, vae.scale_factor)
+        self.modulation = ScheduleTables(files.transformer, config, ZImageModulators(config), tabulate, steps)
         self.reference_encoder: ReferenceEncoder | None = None
         if (references := files.references) is not None:
-            self.reference_encoder = ReferenceEncoder(references, config, vae, self.components)
+            self.reference_encoder = ReferenceEncoder(references, config, components, self.encode_image)
             tower = references.tower_config
-            self.components |= {
-                "image_encoder": Component(
-                    references.tower, lambda: Siglip2VisionModel(tower), dtype, heads=tower.num_attention_heads
-                ),
-                "reference_refiner": Component(
-                    files.transformer, lambda: ReferenceRefiner(config), dtype, heads=config.n_heads, cuts=shared
-                ),
-            }
+            components["image_encoder"] = Component(
+                references.tower, lambda: Siglip2VisionModel(tower), dtype, heads=tower.num_attention_heads
+            )
+            components["reference_refiner"] = part(ReferenceRefiner)
             self.stages = ZImage.stages | {"references": ("vae_encoder", "image_encoder", "reference_refiner")}
-
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "ZImage":
-        return cls(open_files(folder, manifest, transforms))
-
-    @property
-    def size_multiple(self) -> int:
-        return self.files.config.patch_size * self.files.vae_config.scale_factor
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[ZImageBranch, list[str]]:
         length = settings.extras["max_sequence_length"]
-        pieces, cut = piece_ids(self._tokenizer, prompt.text, length, len(prompt.references))
+        pieces, cut = piece_ids(self.tokenizer, prompt.text, length, len(prompt.references))
         lengths = [len(ids) for ids in pieces]
         shown = self._shown(prompt, settings, picture_times(lengths)) if prompt.references else None
         branch = self.refined(mx.concatenate([self.states(ids) for ids in pieces], axis=1), lengths, shown)
-        return branch, [f"the prompt is longer than {length} tokens; cut off: '{cut}'"] if cut else []
+        return branch, cut_notes(cut, length)
 
-    def _shown(self, prompt: Prompt, settings: Settings, times: Sequence[int]) -> EncodedReferences:
+    def _shown(self, prompt: Prompt, settings: Settings, times: Sequence[int]) -> ShownReferences:
         pictures, made = prompt.references, (settings.width, settings.height)
         assert self.reference_encoder is not None
         encode, times = self.reference_encoder.encode, tuple(times[: len(pictures)])
@@ -130,7 +109,7 @@ class ZImage(Family[ZImageBranch]):
             (prompt.references_key, made, times), lambda: encode(pictures, made, self.size_multiple, times)
         )
 
-    def refined(self, states: mx.array, lengths: Sequence[int], shown: EncodedReferences | None = None) -> ZImageBranch:
+    def refined(self, states: mx.array, lengths: Sequence[int], shown: ShownReferences | None = None) -> ZImageBranch:
         """Of a prompt's pieces, one after another; with references the last two stand around the picture to be made,
         and those before them each before a reference."""
         positions = pieces_positions(lengths)
@@ -148,36 +127,16 @@ class ZImage(Family[ZImageBranch]):
 
     def states(self, ids: Sequence[int]) -> mx.array:
         """What the text encoder makes of token ids, [1, T, C]: no token sees those after it, so none are padded."""
-        text_encoder = self.components["text_encoder"].load()
-        x = self.files.text.gather(TABLE, ids, compute_dtype())[None]
         rope = mrope(text_positions(ids), self.files.text_config)
-        states: mx.array = text_encoder.states(x, rope, [self.files.text_layer])[0]
-        return states
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        """Its 150,000 words take half a second to read."""
-        return qwen_tokenizer(self.files.tokenizer)
-
-    def shape(self, settings: Settings) -> tuple[int, int, int, int]:
-        side, (rows, columns) = self.files.config.patch_size, self.grid(settings)
-        return 1, self.files.config.in_channels, side * rows, side * columns
-
-    def pack(self, x: mx.array) -> mx.array:
-        return patchified(x, self.files.config.patch_size, channels_last=True)
-
-    def schedule(self, settings: Settings) -> Schedule:
-        return flow_match_schedule(self.files.scheduler, settings.steps, math.prod(self.grid(settings)))
+        return self.language_model.states(self.embedded(ids), rope, [self.files.text_depth])[0]
 
     def denoiser(self, branches: Sequence[ZImageBranch], schedule: Schedule, settings: Settings) -> "ZImageDenoiser":
         files, grid = self.files, self.grid(settings)
         times = [*schedule.timesteps, *([0.0] if files.config.is_omni else [])]  # the last one without noise
-        tables = self._tables.get(
-            schedule, lambda: tabulate(files.config, files.transformer.fill, times, compute_dtype())
-        )
+        tables, source = self.modulation.of(times)
         conditions = [self.condition(branch, grid, tables[-1]) for branch in branches]
-        normalization = settings.extras.get("cfg_normalization", False)
-        return ZImageDenoiser(self.transformer, conditions, settings.cfg, tables, normalization)
+        bounded = settings.extras.get("cfg_normalization", False)
+        return ZImageDenoiser(self.transformer, conditions, settings.cfg, tables, bounded, tables_source=source)
 
     def condition(self, branch: ZImageBranch, grid: Grid, still: Modulation) -> ZImageCondition:
         own, shown = picture_positions(grid, branch.time), branch.references
@@ -194,33 +153,6 @@ class ZImage(Family[ZImageBranch]):
         shown = sum(filled_length(math.prod(cut_size(size, multiple)) // multiple**2) for size in scaled)
         seen = sum(filled_length(math.prod(files.pixels.grid(size))) for size in scaled)
         return ReferenceTokens(MULTIPLE * (len(given) + 1), shown, adapted=seen + MULTIPLE)
-
-    def unpack(self, x: mx.array, settings: Settings) -> mx.array:
-        return unpatchified(x, self.grid(settings), self.files.config.patch_size, channels_last=True)
-
-    def decode(self, x: mx.array, settings: Settings) -> mx.array:
-        decoder = self.components["vae_decoder"].load()
-        pixels: mx.array = decoder.decode(self.unpack(x, settings))[0]
-        return pixels
-
-    def encode_image(self, picture: mx.array, seed: int, settings: Settings) -> tuple[mx.array, mx.array]:
-        encoder = self.components["vae_encoder"].load()
-        mean, logvar = encoder.encode(picture[None])
-        sample, noise = sample_posterior(mean, logvar, seed)
-        return normalized(sample, self.files.vae_config), noise
-
-    def fold(self, settings: Settings) -> Fold:
-        raise QuantizationError(
-            "--fold: Z-Image's modulation layers are 2% of its weights, are read once before the loop and do not stay "
-            "in memory, so that tables in their place would save next to nothing; leave --fold out."
-        )
-
-    def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
-        return lora_names(component, modules)
-
-    def forget(self) -> None:
-        self._tables.forget()
-        self._references.forget()
 
     def _rope(self, *positions: np.ndarray) -> Rope:
         config = self.files.config

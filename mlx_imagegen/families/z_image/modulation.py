@@ -4,7 +4,7 @@ In: a component's weights and the schedule's timesteps. Out: a `Modulation` a st
 linears read one vector of the timestep, the last one after a SiLU; they are read one at a time and dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -38,8 +38,8 @@ class ZImageModulators(nn.Module):
         self.all_final_layer = {config.patch_key: {"adaLN_modulation": {"1": Linear(width, dims)}}}
 
 
-def tabulate(config: ZImageConfig, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> list[Modulation]:
-    """S timesteps (0..1000, of the noise) -> S modulations, in `dtype`, evaluated."""
+def tabulate(config: ZImageConfig, fill: Fill, timesteps: Sequence[float], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """S timesteps (0..1000, of the noise) -> the fields of `Modulation`, [S, …] each, in `dtype`."""
     empty = ZImageModulators(config)
     vec = fill(empty.t_embedder, "t_embedder")(clean_times(timesteps, config.t_scale))  # [S, adaln_dim]
     mx.eval(vec)
@@ -57,9 +57,14 @@ def tabulate(config: ZImageConfig, fill: Fill, timesteps: Sequence[float], dtype
     layers = mx.stack([table(f"layers.{i}") for i in range(config.n_layers)], axis=1)  # [S, layers, 4, D]
     path = f"all_final_layer.{config.patch_key}.adaLN_modulation.1"
     out = 1 + adaln_table(fill, path, silu(vec), 1, dtype, config.dim)[:, 0]
-    steps = [Modulation(refiner[s], layers[s], out[s]) for s in range(len(timesteps))]
-    mx.eval(steps)
-    return steps
+    return {"refiner": refiner, "layers": layers, "out": out}
+
+
+def steps(tables: Mapping[str, mx.array]) -> tuple[Modulation, ...]:
+    """The tables' rows, evaluated."""
+    made = tuple(map(Modulation, tables["refiner"], tables["layers"], tables["out"]))
+    mx.eval(made)
+    return made
 
 
 def clean_times(timesteps: Sequence[float], scale: float) -> list[float]:

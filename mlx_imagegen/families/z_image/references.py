@@ -1,21 +1,18 @@
 """Reference pictures of Z-Image-Omni: packed latents, and what SigLIP2 sees of them, refined for the transformer.
 
-In: a prompt's pictures, the size of the picture to be made, the times at which they stand. Out: `EncodedReferences`.
+In: a prompt's pictures, the size of the picture to be made, the times at which they stand. Out: `ShownReferences`.
 Must not know: the prompt's words, the loop.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ...autoencoders.kl import VaeConfig, normalized
-from ...hub.manifest import Manifest
 from ...image import cropped, cut_size, to_pixels
 from ...layers.patches import Grid, patchified
 from ...layers.rope import rope_table
@@ -23,13 +20,13 @@ from ...loading.checkpoint import open_checkpoint
 from ...loading.component import Component
 from ...loading.config import read_json
 from ...loading.tensors import name_tensors
-from ...loading.weights import Weights, WeightTransforms, check_tensors
+from ...loading.weights import Weights, check_tensors
 from ...precision import compute_dtype
 from ...vision.naflex import NaflexConfig, read_naflex_config
 from ...vision.siglip import UNUSED, Siglip2Config, Siglip2VisionModel
 from ...vision.tower import without_prefix
 from ..editing import Editing, Size
-from ..folder import check_widths
+from ..folder import DiffusersFolder
 from .config import ZImageConfig
 from .positions import picture_positions, seen_positions
 from .transformer import MULTIPLE
@@ -51,19 +48,15 @@ class ReferenceFiles:
         return [self.editing.scaled_size(size, None if follows else math.prod(made)) for size in sizes]
 
 
-def open_reference_files(
-    folder: Path, manifest: Manifest, config: ZImageConfig, transforms: WeightTransforms
-) -> ReferenceFiles:
-    path = folder / "siglip" / "config.json"
-    data = read_json(path)
-    tower = Siglip2Config.read(data, path)
-    check_widths(
-        path, [("hidden_size", tower.hidden_size, config.siglip_feat_dim or 0, "transformer's siglip_feat_dim")]
+def open_reference_files(folder: DiffusersFolder, config: ZImageConfig) -> ReferenceFiles:
+    tower, path = folder.config("siglip", Siglip2Config.read), folder.where("siglip")
+    folder.check_widths(
+        "siglip", ("hidden_size", tower.hidden_size, config.siglip_feat_dim or 0, "transformer's siglip_feat_dim")
     )
-    named = name_tensors("image_encoder", open_checkpoint(path.parent), without_prefix, data)
-    weights = check_tensors(named, [Siglip2VisionModel(tower)], UNUSED, transforms=transforms)
-    pixels = read_naflex_config(folder / "siglip_processor" / "preprocessor_config.json", tower)
-    return ReferenceFiles(tower, weights, pixels, Editing.of(manifest))
+    named = name_tensors("image_encoder", open_checkpoint(path.parent), without_prefix, read_json(path))
+    weights = check_tensors(named, [Siglip2VisionModel(tower)], UNUSED, transforms=folder.transforms)
+    pixels = read_naflex_config(folder.path / "siglip_processor" / "preprocessor_config.json", tower)
+    return ReferenceFiles(tower, weights, pixels, Editing.of(folder.manifest))
 
 
 class Read(NamedTuple):
@@ -75,7 +68,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EncodedReferences:
+class ShownReferences:
     tokens: mx.array  # packed latents, one picture after another: [1, R, C]
     lengths: tuple[int, ...]  # of each
     positions: np.ndarray  # of all, each filled up
@@ -89,12 +82,12 @@ class ReferenceEncoder:
 
     files: ReferenceFiles
     config: ZImageConfig
-    vae_config: VaeConfig
     components: Mapping[str, Component]
+    encode_image: Callable[[mx.array], mx.array]  # the family's
 
     def encode(
         self, pictures: Sequence[Image.Image], made: Size, multiple: int, times: Sequence[int]
-    ) -> EncodedReferences:
+    ) -> ShownReferences:
         """`made`: the size of the picture to be made. `times`: one a picture, at which its latents stand."""
         sizes = self.files.scaled_sizes([picture.size for picture in pictures], made, multiple)
         scaled = (each.resize(size, Image.Resampling.LANCZOS) for each, size in zip(pictures, sizes, strict=True))
@@ -102,16 +95,16 @@ class ReferenceEncoder:
 
     def read(self, picture: Image.Image, multiple: int) -> Read:
         cut = cropped(picture, math.prod(picture.size), multiple)
-        mean, _ = self.components["vae_encoder"].load().encode(mx.array(to_pixels(cut) * 2 - 1)[None])
+        latents = self.encode_image(mx.array(to_pixels(cut) * 2 - 1))
         values, grid = self.files.pixels.patches(picture)
         states = self.components["image_encoder"].load()(mx.array(values)[None].astype(compute_dtype()), grid)
         # diffusers turns patches and channels round and cuts the numbers into patches again, so that a token holds
         # runs of single channels. No weights are published that would tell another order.
-        read = Read(normalized(mean, self.vae_config), states.transpose(0, 2, 1).reshape(states.shape), grid)
+        read = Read(latents, states.transpose(0, 2, 1).reshape(states.shape), grid)
         mx.eval(read)
         return read
 
-    def placed(self, read: Sequence[Read], times: Sequence[int]) -> EncodedReferences:
+    def placed(self, read: Sequence[Read], times: Sequence[int]) -> ShownReferences:
         side, shapes = self.config.patch_size, [(each.latents.shape[2], each.latents.shape[3]) for each in read]
         grids = [(rows // side, columns // side) for rows, columns in shapes]
         shown_at = [picture_positions(grid, time) for grid, time in zip(grids, times, strict=True)]
@@ -125,4 +118,4 @@ class ReferenceEncoder:
         refined = self.components["reference_refiner"].load()(features, rope, lengths)
         tokens = mx.concatenate([patchified(each.latents, side, channels_last=True) for each in read], axis=1)
         mx.eval(tokens, refined)
-        return EncodedReferences(tokens, tuple(map(math.prod, grids)), np.concatenate(shown_at), refined, positions)
+        return ShownReferences(tokens, tuple(map(math.prod, grids)), np.concatenate(shown_at), refined, positions)

@@ -13,20 +13,17 @@ if TYPE_CHECKING:
     from ...hub.manifest import Manifest
 
 PIPELINE, OMNI_PIPELINE, TRANSFORMER = "ZImagePipeline", "ZImageOmniPipeline", "ZImageTransformer2DModel"
-# Relatives with more inputs: their folders would open, and draw nonsense.
-RELATIVES = {
-    "ZImageControlNetPipeline": "Z-Image with a ControlNet",
-    "ZImageControlNetInpaintPipeline": "Z-Image with a ControlNet",
-}
+# A relative with more inputs: its folders would open, and draw nonsense.
+WITH_NETWORK = ("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline")
 SCHEDULER = "scheduler/scheduler_config.json"
 # The base model's schedule is shifted by 6, Turbo's by 3; nothing else in their folders tells them apart.
 LARGEST_TURBO_SHIFT = 4.0
 
 
 def recognize(folder: ModelFolder) -> str | None:
-    if folder.pipeline in RELATIVES:
+    if folder.pipeline in WITH_NETWORK:
         raise ConfigError(
-            f"{folder.path}: model_index.json says {folder.pipeline}: this is {RELATIVES[folder.pipeline]}, which this "
+            f"{folder.path}: model_index.json says {folder.pipeline}: this is Z-Image with a ControlNet, which this "
             "library does not have. Take Z-Image or Z-Image-Turbo."
         )
     if folder.pipeline not in (None, PIPELINE, OMNI_PIPELINE) or folder.transformer not in (None, TRANSFORMER):
@@ -39,8 +36,7 @@ def recognize(folder: ModelFolder) -> str | None:
     shift = read_json(path).get("shift", 1.0) if path.is_file() else 1.0
     if isinstance(shift, bool) or not isinstance(shift, int | float):
         raise ConfigError(f"{path}: field 'shift' is {quoted(shift)}, where a number is needed.")
-    is_base = isinstance(shift, int | float) and shift > LARGEST_TURBO_SHIFT
-    return "z-image" if is_base else "z-image-turbo"
+    return "z-image" if shift > LARGEST_TURBO_SHIFT else "z-image-turbo"
 
 
 def is_omni(folder: ModelFolder) -> bool:

@@ -19,9 +19,8 @@ from mlx_imagegen.errors import ConfigError, MismatchError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.flux1.config import FluxConfig
 from mlx_imagegen.families.flux1.files import CLIP_TABLE, T5_TABLE
-from mlx_imagegen.families.flux1.keys import from_clip, from_original, from_t5
+from mlx_imagegen.families.flux1.keys import autoencoder_config, from_clip, from_original, from_t5, transformer_config
 from mlx_imagegen.families.flux1.modulation import FluxModulators
-from mlx_imagegen.families.flux1.original import autoencoder_config, transformer_config
 from mlx_imagegen.families.flux1.transformer import FluxTransformer
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.layers.embed import Table

@@ -95,7 +95,7 @@ def test_no_more_tables_wait_than_there_is_room_for(
     pipeline = load(folder, resident=False)
     found = pictures(pipeline, prompts)
     assert len(reads) == 3 * LINEARS, "two prompts at a time"
-    assert len(pipeline.family._modulation._tables) <= 2  # type: ignore[attr-defined]
+    assert len(pipeline.family.modulation._tables) <= 2  # type: ignore[attr-defined]
     monkeypatch.setattr(modulation, "TABLES_BYTES", 0)
     one_by_one = pictures(load(folder, resident=False), prompts)
     assert same(found, one_by_one)
@@ -124,7 +124,7 @@ def test_what_is_kept_is_evaluated(folder: Path) -> None:
     """A lazy array belongs to the thread that made it."""
     pipeline = load(folder, resident=True)
     pictures(pipeline, ["a cat", "a dog"])
-    kept = pipeline.family._modulation  # type: ignore[attr-defined]
+    kept = pipeline.family.modulation  # type: ignore[attr-defined]
     assert len(kept.layers._kept) == LINEARS + 3 and kept.layers.keep  # and three embedders
     before = mx.get_active_memory()
     pipeline.family.keep_prompt_weights(False)

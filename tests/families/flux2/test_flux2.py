@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from mlx_imagegen.families.base import Prompt, Settings
 from mlx_imagegen.families.flux2.family import Flux2
-from mlx_imagegen.families.flux2.modulation import tabulate
+from mlx_imagegen.families.flux2.modulation import steps, tabulate
 from mlx_imagegen.families.flux2.positions import picture_positions, reference_positions, text_positions
 from mlx_imagegen.families.flux2.prompts import read_dev, read_klein
 from mlx_imagegen.families.flux2.transformer import Flux2Transformer, Modulation
@@ -93,7 +93,7 @@ def modulation_at(family: Flux2, folder: Path, t: float) -> Modulation:
     """A row of a table that has others."""
     files, guidance = family.files, options_of(folder)["guidance"]
     times = [999.0, t * 1000, 20.0]
-    return tabulate(files.config, files.transformer.fill, times, guidance, mx.float32).steps()[1]
+    return steps(tabulate(files.config, files.transformer.fill, times, mx.float32, guidance))[1]
 
 
 def check_transformer(folder: Path) -> None:

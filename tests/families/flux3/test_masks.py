@@ -41,7 +41,7 @@ def last_x(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, **more: Any) -> 
     (job,) = pipeline.jobs("a fox", **ASKED | more)
     picture = job.inputs().image
     assert picture is not None
-    clean, _ = pipeline.family.encode_image(picture, 1, job.settings)
+    clean = pipeline.family.encode_image(picture)
     return np.array(seen[0][0]), np.array(pipeline.family.pack(clean)[0])
 
 
@@ -80,8 +80,8 @@ def test_a_picture_starts_with_as_much_noise_as_its_strength_says(
     (job,) = pipeline.jobs("a fox", **ASKED)
     picture = job.inputs().image
     assert picture is not None
-    clean, _ = (family.pack(each) for each in family.encode_image(picture, 1, job.settings))
-    noise = family.pack(family.noise(1, job.settings))  # as text-to-image draws it
+    clean = family.pack(family.encode_image(picture))
+    noise = family.pack(family.stream(1).randn(family.shape(job.settings)))  # as text-to-image draws it
     schedule = family.schedule(job.settings).from_strength(job.strength)
     sigma = schedule.sigmas[0]
     assert schedule.steps == len(seen) == 2 and sigma < 1

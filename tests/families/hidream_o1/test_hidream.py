@@ -18,7 +18,7 @@ from PIL import Image
 from mlx_imagegen import pipeline
 from mlx_imagegen.errors import ConfigError, MismatchError, RequestError
 from mlx_imagegen.families.base import Prompt
-from mlx_imagegen.families.hidream_o1 import editing
+from mlx_imagegen.families.hidream_o1 import family as hidream
 from mlx_imagegen.loading.checkpoint import open_checkpoint
 from mlx_imagegen.random import TorchGenerator
 from mlx_imagegen.sampling import timesteps_schedule
@@ -71,7 +71,7 @@ def test_loop(name: str, count: int) -> None:
 def test_deepstack_features_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ports leave them out: then x_pred is another."""
     family = opened(DATA)
-    monkeypatch.setattr(editing, "encode_patches", lambda *given: encode_patches(*given)._replace(deepstack=[]))
+    monkeypatch.setattr(hidream, "encode_patches", lambda *given: encode_patches(*given)._replace(deepstack=[]))
     want = mx.load(str(DATA / "forward_1ref.safetensors"))
 
     branch, _ = family.encode(Prompt(PROMPT, tuple(references(DATA, 1))), settings(*SIZE))
@@ -97,7 +97,7 @@ def test_a_seed_is_upstreams() -> None:
     """Upstream draws with seed + 1."""
     family = opened(DATA)
     want = TorchGenerator(8).normal((1, 3, 24, 32))
-    assert (np.array(family.noise(7, settings(*SIZE))) == want).all()
+    assert (np.array(family.stream(7).randn(family.shape(settings(*SIZE)))) == want).all()
 
 
 def test_flash_has_a_stream_of_its_own() -> None:
@@ -157,7 +157,7 @@ def test_one_reference_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both branches, and the next seed, share the vision tower's work."""
     warm = pipeline.load(DATA)
     calls = []
-    monkeypatch.setattr(editing, "encode_patches", lambda *given: calls.append(1) or encode_patches(*given))
+    monkeypatch.setattr(hidream, "encode_patches", lambda *given: calls.append(1) or encode_patches(*given))
     warm.generate(PROMPT, width=32, height=24, steps=2, seed=[1, 2], guidance=3.0, references=references(DATA, 1))
     assert len(calls) == 1
 
@@ -265,7 +265,7 @@ def test_previews_and_seams_in_patches_of_this_model() -> None:
 @pytest.mark.parametrize(("name", "count"), [("t2i", 0), ("1ref", 1)])
 def test_bfloat16_weights_beside_a_float32_stream(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: every dtype fits the next, and the picture is float32's to a few hundredths."""
-    for module in ("families.hidream_o1.family", "families.hidream_o1.editing", "vision.qwen3"):
+    for module in ("families.hidream_o1.family", "vision.qwen3"):
         monkeypatch.setattr(f"mlx_imagegen.{module}.compute_dtype", lambda: mx.bfloat16)
     family, asked = opened(DATA), settings(*SIZE)
     want = mx.load(str(DATA / f"forward_{name}.safetensors"))

@@ -12,12 +12,11 @@ from PIL import Image
 from mlx_imagegen.families.base import Prompt, ReferenceTokens
 from mlx_imagegen.families.hidream_o1.family import HiDreamO1
 from mlx_imagegen.families.hidream_o1.references import (
-    prepared,
+    Rules,
     reference_side,
     resized,
     shown_dimensions,
     shown_size,
-    sizes,
 )
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.tensor_shapes import shape_only_folder
@@ -32,6 +31,7 @@ STORED = drawn_data() / "hidream_o1"
 RECORDED = Path(__file__).parents[2] / "data" / "hidream_o1" / "recorded"
 CASES = json.loads((RECORDED / "preprocess_cases.json").read_text())
 MANIFEST = manifests()["hidream-o1"]
+RULES = {"patch": 32, "shown_side": 384, "shown_multiple": 32}
 BOXES = [[0.1, 0.45, 0.15, 0.8], {"bbox": [0.55, 0.95, 0.1, 0.6], "text": "b"}]
 LAYOUT_CASES = json.loads((RECORDED / "layout_cases.json").read_text())  # by `pattern` pictures
 
@@ -81,7 +81,7 @@ def test_sizes_by_the_number_of_references(count: int) -> None:
 def test_pixels_are_upstreams(name: str, count: int, boxes: list) -> None:
     pictures = [Image.open(RECORDED / f"ref{index}.png").convert("RGB") for index in range(count)]
     drawn = layout_boxes(MANIFEST, boxes, count)
-    got = prepared(pictures, (128, 96), patch=32, shown_side=384, shown_multiple=32, boxes=drawn)
+    got = Rules((128, 96), **RULES, boxes=drawn).prepared(pictures)
     want = json.loads((RECORDED / "references.json").read_text())[name]
     assert len(got) == len(want)
     for reference, recorded in zip(got, want, strict=True):
@@ -102,14 +102,14 @@ def test_layouts_are_upstreams(case: dict[str, Any]) -> None:
     (job,) = resolve(MANIFEST, 32, "a fox", 0, **asked)
     assert [job.settings.width, job.settings.height] == case["target"]
     assert any("layout has no effect" in note for note in job.notes) == keep_aspect
-    rules = {"patch": 32, "shown_side": 384, "shown_multiple": 32, "kept_side": 2048 if keep_aspect else None}
     boxes = () if keep_aspect else dict(job.prompt.options).get("layout", ())
-    got = prepared(pictures, tuple(case["target"]), boxes=boxes, **rules)
+    rules = Rules(tuple(case["target"]), **RULES, boxes=boxes, kept_side=2048 if keep_aspect else None)
+    got = rules.prepared(pictures)
     assert [[list(size) for size in (read.size, shown.size)] for read, shown in got] == [
         list(pair) for pair in zip(case["read"], case["shown"], strict=True)
     ]
     assert [[digest(read), digest(shown)] for read, shown in got] == case["sha256"]
-    known = sizes([picture.size for picture in pictures], tuple(case["target"]), boxes=boxes, **rules)
+    known = rules.sizes([picture.size for picture in pictures])
     assert known == [(read.size, shown.size) for read, shown in got]
 
 
@@ -118,10 +118,10 @@ def test_layouts_are_upstreams(case: dict[str, Any]) -> None:
 def test_sizes_are_known_without_the_pixels(count: int, boxes: tuple) -> None:
     """Narrow, large (halved first) and small ones."""
     given = [(97, 640), (1599, 1025), (40, 33), (512, 512), (300, 200)] * 2
-    rules = {"patch": 32, "shown_side": 384, "shown_multiple": 32, "boxes": boxes}
-    got = prepared([Image.new("RGB", size) for size in given[:count]], (256, 384), **rules)
+    rules = Rules((256, 384), **RULES, boxes=boxes)
+    got = rules.prepared([Image.new("RGB", size) for size in given[:count]])
     want = [(reference.pixels.size, reference.shown.size) for reference in got]
-    assert sizes(given[:count], (256, 384), **rules) == want and len(want) == count + len(boxes)
+    assert rules.sizes(given[:count]) == want and len(want) == count + len(boxes)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -155,9 +155,7 @@ def test_tokens_at_full_size() -> None:
 
 def test_many_boxes_have_colours_for_all_references() -> None:
     boxes = tuple((0.05 * index, 0.05 * index + 0.3, 0.1, 0.5) for index in range(12))
-    got = prepared(
-        [Image.new("RGB", (64, 64))] * 10, (128, 96), patch=32, shown_side=384, shown_multiple=32, boxes=boxes
-    )
+    got = Rules((128, 96), **RULES, boxes=boxes).prepared([Image.new("RGB", (64, 64))] * 10)
     assert len(got) == 11
 
 
@@ -165,9 +163,7 @@ def test_keep_original_aspect() -> None:
     """The picture is as large as its one reference becomes, and the reference is not resized a second time."""
     size = kept_aspect(MANIFEST, 32, [(640, 480)])
     assert size == (2336, 1760)
-    (got,) = prepared(
-        [Image.new("RGB", (640, 480))], size, patch=32, shown_side=384, shown_multiple=32, kept_side=2048
-    )  # fmt: skip
+    (got,) = Rules(size, **RULES, kept_side=2048).prepared([Image.new("RGB", (640, 480))])
     assert got.pixels.size == size
 
 
@@ -182,14 +178,7 @@ def test_a_kept_aspect_leaves_the_layout_out() -> None:
 def test_lines_of_the_layout() -> None:
     """The larger box is drawn first, by a twentieth of the mean side, and each smaller one a fifth of that thinner."""
     small, large = (0.6, 0.9, 0.6, 0.9), (0.1, 0.5, 0.1, 0.5)
-    got = prepared(
-        [Image.new("RGB", (64, 64))] * 2,
-        (2048, 2048),
-        patch=32,
-        shown_side=384,
-        shown_multiple=32,
-        boxes=(small, large),
-    )
+    got = Rules((2048, 2048), **RULES, boxes=(small, large)).prepared([Image.new("RGB", (64, 64))] * 2)
     drawing = np.asarray(got[-1].pixels)  # half as large: three references
     widths = [int((drawing[round(row * 1024)] == colour).all(-1).sum()) // 2 for row, colour in
               ((0.3, (255, 0, 0)), (0.75, (0, 180, 0)))]  # fmt: skip

@@ -138,7 +138,7 @@ def test_refused_with_a_way_out(change: dict[str, Any], message: str, drawn: Cal
 def test_networks_of_flux_are_refused(drawn: Callable[[str], Path]) -> None:
     asked, pipeline = asked_of(drawn("union"), "one"), load(drawn("union"))
     asked["control"][0]["model"] = str(DATA / "flux_controls/plain/network")
-    with pytest.raises(ConfigError, match="a 'FluxControlNetModel', another architecture"):
+    with pytest.raises(ConfigError, match="a FluxControlNetModel, and here a QwenImageControlNetModel is needed"):
         pipeline.jobs(**asked)
     asked["control"][0]["model"] = "flux-controlnet-union"
     with pytest.raises(ImagegenError, match=r"flux-controlnet-union goes with FLUX.1, .* for this: qwen-image-control"):

@@ -26,7 +26,7 @@ from mlx_imagegen.families.base import Settings
 from mlx_imagegen.families.qwen_image import captions
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.family import THETA, QwenImage
-from mlx_imagegen.families.qwen_image.modulation import ADDED, tabulate
+from mlx_imagegen.families.qwen_image.modulation import ADDED, steps, tabulate
 from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.transformer import QwenImageTransformer
 from mlx_imagegen.hub.abilities import abilities
@@ -74,7 +74,7 @@ def check_transformer(folder: Path) -> None:
     assert isinstance(family, QwenImage)
     config, weights = family.files.config, family.files.transformer
     model, features = weights.fill(QwenImageTransformer(config)), mx.array(reference["features"])
-    (modulation,) = tabulate(config, weights.fill, [float(reference["t"][0]) * 1000], mx.float32).steps()
+    (modulation,) = steps(tabulate(config, weights.fill, [float(reference["t"][0]) * 1000], mx.float32))
     for frames in (2, 4):
         grid = tuple(reference[f"grid{frames}"].tolist())
         where = positions(features.shape[1], [grid] * (frames + 1), layered=True)

@@ -18,7 +18,7 @@ from mlx_imagegen import machine as memory
 from mlx_imagegen.families.base import Prompt, Settings
 from mlx_imagegen.families.qwen_image import family as qwen_image
 from mlx_imagegen.families.qwen_image.family import THETA, QwenImage
-from mlx_imagegen.families.qwen_image.modulation import tabulate
+from mlx_imagegen.families.qwen_image.modulation import steps, tabulate
 from mlx_imagegen.families.qwen_image.positions import positions
 from mlx_imagegen.families.qwen_image.prompts import GENERATE_TOKENS, ids_of
 from mlx_imagegen.families.qwen_image.transformer import Part, QwenImageTransformer
@@ -107,7 +107,7 @@ def transformer_difference(folder: Path, references: int, clean: bool = True) ->
     files = family.files
     model = files.transformer.fill(QwenImageTransformer(files.config))
     timesteps = [999.0, float(reference["t"][0]) * 1000, 20.0]
-    table = tabulate(files.config, files.transformer.fill, timesteps, mx.float32).steps()
+    table = steps(tabulate(files.config, files.transformer.fill, timesteps, mx.float32))
     modulation = table[1] if clean else table[1]._replace(clean=None)
     grids = [tuple(grid) for grid in reference["grids"].tolist()][: references + 1]
     counts = [rows * columns for rows, columns in grids]

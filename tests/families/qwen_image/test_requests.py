@@ -16,11 +16,10 @@ from safetensors.numpy import load_file
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError, LoraError, MissingFileError, RequestError
 from mlx_imagegen.families.base import Settings
-from mlx_imagegen.families.qwen_image import family as qwen_image
 from mlx_imagegen.families.qwen_image.editing import Editing
 from mlx_imagegen.families.qwen_image.family import QwenImage
 from mlx_imagegen.families.qwen_image.lightning import lightning_notes
-from mlx_imagegen.families.schedule_tables import find_tables
+from mlx_imagegen.families.schedule_tables import ScheduleTables
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.loading.checkpoint import Tensor
 from mlx_imagegen.request.job import Job, resolve
@@ -246,8 +245,8 @@ def test_lm_head_and_eyes_are_not_read_and_the_table_by_rows_only(monkeypatch: p
 
 def test_references_are_looked_at_once_for_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures: list[Image.Image] = []
-    exact = QwenImage._latents
-    monkeypatch.setattr(QwenImage, "_latents", lambda self, picture: pictures.append(picture) or exact(self, picture))
+    exact = QwenImage.encode_pictures
+    monkeypatch.setattr(QwenImage, "encode_pictures", lambda self, given: pictures.extend(given) or exact(self, given))
     pipeline = open_pipeline(DATA / "zero")
     pipeline.generate(["a fox", "a hare"], references=[PICTURE], **SMALL | {"guidance": 4.0})
     assert len(pictures) == 1
@@ -302,7 +301,8 @@ def test_modulation_is_looked_for_once_for_a_schedule_until_a_lora_changes_weigh
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    monkeypatch.setattr(qwen_image, "find_tables", lambda *given: made.append(len(given[3])) or find_tables(*given))
+    find = ScheduleTables._found
+    monkeypatch.setattr(ScheduleTables, "_found", lambda self, times: made.append(len(times)) or find(self, times))
     pipeline = load(DATA / "image")
     pipeline.generate(["a fox", "a hare"], **SMALL)
     pipeline.generate("a map", **SMALL | {"steps": 2})

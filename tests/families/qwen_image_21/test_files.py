@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError, MismatchError, MissingFileError
 from mlx_imagegen.families import open_family
+from mlx_imagegen.families.qwen_image_21.editing import Editing
 from mlx_imagegen.families.qwen_image_21.family import QwenImage21
 from mlx_imagegen.families.qwen_image_21.keys import from_single_file
-from mlx_imagegen.families.qwen_image_21.references import ReferenceRules
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import recognize
 from mlx_imagegen.hub.single_files import components_in
@@ -129,7 +129,7 @@ def test_sigmas_that_are_none_are_refused(sigmas: list[Any], copy: Path) -> None
 @pytest.mark.parametrize(("field", "value"), [("patch_size", 14), ("merge_size", 4), ("temporal_patch_size", 1)])
 def test_pictures_prepared_for_another_tower_are_refused_by_field(field: str, value: int, copy: Path) -> None:
     change(copy / "processor/preprocessor_config.json", **{field: value})
-    with pytest.raises(ConfigError, match=f"processor: the image processor's '{field}' is {value}"):
+    with pytest.raises(ConfigError, match=f"processor: field '{field}' is {value}"):
         load(copy)
 
 
@@ -228,7 +228,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("language", ENCODER_NAMES)
 def test_single_files_draw_the_folder_s_picture(language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ReferenceRules, "size", lambda *_: (96, 64))  # a megapixel takes seconds
+    monkeypatch.setattr(Editing, "size", lambda *_: (96, 64))  # a megapixel takes seconds
     asked = SMALL | {"references": [MODEL / "picture1.png"]}
     expected = load(MODEL).generate("a fox", **asked).image
     file = comfyui(tmp_path / "ComfyUI/models", MODEL, language)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from mlx_imagegen.families.base import Prompt, Settings
 from mlx_imagegen.families.qwen_image_21.family import THETA, QwenImage21
-from mlx_imagegen.families.qwen_image_21.modulation import tabulate
+from mlx_imagegen.families.qwen_image_21.modulation import steps, tabulate
 from mlx_imagegen.families.qwen_image_21.prompts import read_prompt
 from mlx_imagegen.families.qwen_image_21.sequence import Segments, attend_in_line, in_line, length_of, positions
 from mlx_imagegen.families.qwen_image_21.transformer import Block, Modulation, QwenImage21Transformer
@@ -122,7 +122,7 @@ def velocities(folder: Path, references: int) -> tuple[mx.array, mx.array]:
     files, segments = family.files, layout(reference, references)
     model = files.transformer.fill(QwenImage21Transformer(files.config))
     timesteps = [999.0, float(reference["t"][0]), 20.0]
-    _, now, _, clean = tabulate(files.config, files.transformer.fill, timesteps, mx.float32).steps()
+    _, now, _, clean = steps(tabulate(files.config, files.transformer.fill, timesteps, mx.float32))
     txt = mx.array(reference["states"])[:, : sum(segment for segment in segments if isinstance(segment, int))]
     pictures = sum(length_of(segment) for segment in segments if isinstance(segment, tuple))
     latents = mx.array(reference["latents"])

@@ -17,14 +17,13 @@ from safetensors.numpy import save_file
 from mlx_imagegen import load
 from mlx_imagegen.errors import QuantizationError, RequestError
 from mlx_imagegen.families.base import Prompt, Settings
-from mlx_imagegen.families.qwen_image_21 import family as module
+from mlx_imagegen.families.latents import LatentFamily
 from mlx_imagegen.families.qwen_image_21.config import QwenImage21Config
 from mlx_imagegen.families.qwen_image_21.modulation import QwenImage21Modulators
-from mlx_imagegen.families.qwen_image_21.references import on_white
 from mlx_imagegen.families.qwen_image_21.transformer import QwenImage21Transformer
 from mlx_imagegen.hub import download
 from mlx_imagegen.hub.manifest import manifests
-from mlx_imagegen.image import open_picture, read_metadata
+from mlx_imagegen.image import on_white, open_picture, read_metadata
 from mlx_imagegen.loading.modules import layers, own_parameters
 from mlx_imagegen.quantization.quantizer import quantize
 from mlx_imagegen.request.job import Job, resolve
@@ -166,7 +165,7 @@ def test_a_placeholder_in_the_prompt_is_refused(references: int) -> None:
 
 def test_an_alpha_reaches_the_autoencoder_and_lies_on_white_for_the_language_model() -> None:
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    assert on_white(clear).getpixel((5, 5)) == (255, 255, 255)
+    assert on_white(clear.convert("RGB"), clear.getchannel("A")).getpixel((5, 5)) == (255, 255, 255)
     family = open_pipeline(MODEL).family
     settings = Settings(32, 32, 1, 1.0)
     red, hidden, white = (
@@ -174,8 +173,8 @@ def test_an_alpha_reaches_the_autoencoder_and_lies_on_white_for_the_language_mod
         for picture in (clear.convert("RGB"), clear, Image.new("RGB", (64, 64), "white"))
     )
     assert np.array_equal(hidden.txt, white.txt) and not np.array_equal(hidden.txt, red.txt)
-    assert not np.array_equal(hidden.references, white.references)
-    assert not np.array_equal(hidden.references, red.references)
+    assert not np.array_equal(hidden.references.tokens, white.references.tokens)
+    assert not np.array_equal(hidden.references.tokens, red.references.tokens)
 
 
 def test_a_picture_s_alpha_is_kept_only_where_the_model_takes_it() -> None:
@@ -290,9 +289,9 @@ def test_stages_follow_each_other_and_leave_nothing_loaded() -> None:
 
 def test_references_are_encoded_once_for_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    exact = module.encode_references
+    exact = LatentFamily.encode_pictures
     monkeypatch.setattr(
-        module, "encode_references", lambda pictures, *rest: made.append(len(pictures)) or exact(pictures, *rest)
+        LatentFamily, "encode_pictures", lambda self, pictures: made.append(len(pictures)) or exact(self, pictures)
     )
     open_pipeline(MODEL).generate(["a fox", "a hare"], references=[PICTURE], **SMALL | {"guidance": 4.0})
     assert made == [1]

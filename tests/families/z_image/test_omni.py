@@ -17,7 +17,7 @@ from PIL import Image
 from mlx_imagegen import load
 from mlx_imagegen.errors import ConfigError
 from mlx_imagegen.families.base import Prompt
-from mlx_imagegen.families.z_image.modulation import tabulate
+from mlx_imagegen.families.z_image.modulation import steps, tabulate
 from mlx_imagegen.families.z_image.positions import picture_times
 from mlx_imagegen.families.z_image.prompts import piece_ids
 from mlx_imagegen.families.z_image.references import Read, ReferenceEncoder
@@ -43,7 +43,7 @@ def check_pieces(folder: Path) -> None:
     family, reference = open_z_image(folder)
     options = options_of(folder)
     for way, count in COUNTS.items():
-        pieces, cut = piece_ids(family._tokenizer, options["prompt"], options["length"], count)
+        pieces, cut = piece_ids(family.tokenizer, options["prompt"], options["length"], count)
         expected = [reference[f"ids.{way}.{place}"].tolist() for place in range(count + 2 if count else 1)]
         assert (pieces, cut) == (expected, "")
 
@@ -79,7 +79,7 @@ def check_omni_transformer(folder: Path, way: str) -> None:
     references = encoder.placed(read, picture_times(lengths)[:count]) if count else None
     branch = family.refined(mx.concatenate(states, axis=1), lengths, references)
     timestep = 1000 * (1 - float(r["t"][0]))
-    *_, noisy, clean = tabulate(files.config, files.transformer.fill, [999.0, timestep, 0.0], mx.float32)
+    *_, noisy, clean = steps(tabulate(files.config, files.transformer.fill, [999.0, timestep, 0.0], mx.float32))
     x = mx.array(r["x.3"]).swapaxes(0, 1)
     grid = x.shape[2] // 2, x.shape[3] // 2
     condition = family.condition(branch, grid, clean)

@@ -17,7 +17,7 @@ from mlx_imagegen import load
 from mlx_imagegen.families.base import Prompt, Settings
 from mlx_imagegen.families.z_image.denoiser import ZImageDenoiser
 from mlx_imagegen.families.z_image.family import ZImage
-from mlx_imagegen.families.z_image.modulation import tabulate
+from mlx_imagegen.families.z_image.modulation import steps, tabulate
 from mlx_imagegen.families.z_image.positions import picture_positions, prompt_positions
 from mlx_imagegen.families.z_image.prompts import prompt_ids
 from mlx_imagegen.families.z_image.transformer import NORMS, PromptRefiner, ZImageTransformer, filled_length
@@ -60,7 +60,7 @@ def check_text(folder: Path) -> None:
     family, reference = open_z_image(folder)
     options = options_of(folder)
     for name, words in (("prompt", options["prompt"]), ("empty", ""), ("long", options["long"])):
-        ids, cut = prompt_ids(family._tokenizer, words, options["length"])
+        ids, cut = prompt_ids(family.tokenizer, words, options["length"])
         assert ids == reference[f"ids.{name}"].tolist(), name
         assert bool(cut) == (name == "long") and words.strip().endswith(cut)
         kept = reference[f"states.{name}"]
@@ -101,7 +101,7 @@ def check_transformer(folder: Path, name: str) -> None:
     positions = np.concatenate([picture_positions(grid, length + 1), prompt_positions(length)])
     rope = rope_table(positions, config.axes_dims, config.rope_theta, np.float32)
     timestep = 1000 * (1 - float(reference[f"{name}.t"][0]))
-    tables = tabulate(config, files.transformer.fill, [999.0, timestep, 20.0], mx.float32)
+    tables = steps(tabulate(config, files.transformer.fill, [999.0, timestep, 20.0], mx.float32))
     model = files.transformer.fill(ZImageTransformer(config))
     out = model(patchified(x, 2, channels_last=True), txt, rope, tables[1])
     assert (length == features.shape[1]) == (name == "even")
@@ -243,8 +243,8 @@ def test_a_changed_transformer_s_tables_are_made_again(tmp_path: Path) -> None:
     settings = Settings(32, 32, 2, 0.0, extras={"max_sequence_length": 64})
     schedule = family.schedule(settings)
     family.denoiser([], schedule, settings)
-    first = family._tables._kept
+    first = family.modulation._latest._kept
     family.denoiser([], schedule, settings)
-    assert first is not None and family._tables._kept is first
+    assert first is not None and family.modulation._latest._kept is first
     family.forget()
-    assert family._tables._kept is None
+    assert family.modulation._latest._kept is None
