@@ -143,7 +143,8 @@ def working_bytes(config: HybridConfig, length: int, limit: int, size: int) -> i
     heads, keys, values = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
     chunks = -(-length // CHUNK) * CHUNK
     mlp = 3 * config.intermediate_size * size
-    memory = (heads * (4 * keys + 4 * values + 5 * CHUNK) + 2 * config.key_dims + config.value_dims) * 4
+    # Arrays of gated_delta that are there at once: at most so many were measured, half as many with short questions.
+    memory = (heads * (12 * keys + 12 * values + 19 * CHUNK) + 2 * config.key_dims + config.value_dims) * 4
     kinds = config.layer_types
     pair = 2 * config.num_key_value_heads * config.head_size * size * (length + limit)
     kept = kinds.count(ATTENTION) * pair + kinds.count(MEMORY) * heads * keys * values * 4

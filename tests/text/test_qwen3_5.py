@@ -1,0 +1,31 @@
+"""Qwen3.5's language model: what it takes to read a long question. What it writes, tests/upsampling holds."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_imagegen.text.qwen import mrope
+from mlx_imagegen.text.qwen3_5 import HybridModel, read_hybrid_config, working_bytes
+
+TEXT = {
+    "model_type": "qwen3_5_text", "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4,
+    "num_hidden_layers": 4, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "vocab_size": 100, "head_dim": 64,
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8,
+    "linear_value_head_dim": 64,
+    "rope_parameters": {"mrope_section": [3, 3, 2], "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+}  # fmt: skip
+
+
+def test_a_question_takes_no_more_memory_than_is_planned() -> None:
+    config, length = read_hybrid_config({"text_config": TEXT}, Path("config.json")), 640
+    model = HybridModel(config)
+    model.update(tree_map(lambda value: mx.full(value.shape, 0.01), model.parameters()))
+    x, rope = mx.full((1, length, 256), 0.5), mrope(np.tile(np.arange(length), (3, 1)), config)
+    mx.eval(model.parameters(), x, rope)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    kept = model(x, rope)
+    assert 0.3 < (mx.get_peak_memory() - before) / working_bytes(config, length, 0, 4) < 1
+    del kept
