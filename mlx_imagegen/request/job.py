@@ -294,7 +294,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
+    """The manifest's usual picture, to plan with; a picture that the model needs and is not given is blank."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}

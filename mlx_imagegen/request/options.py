@@ -181,7 +181,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    """Those of some models that are on: an alpha, and a guided velocity no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",
