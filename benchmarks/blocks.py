@@ -1,9 +1,9 @@
 """Blocks at the real width against their matrix products alone: same BLAS, same shapes, one run, in turns.
 
-What the ratio tells: how much norms, rope, softmax, modulation and copies cost on top of the arithmetic nobody can
-avoid. FLUX.1: two double and four single blocks. Qwen-Image: two blocks, alone and with reference tokens that have a
-modulation of their own (2511). Z-Image: one refiner and three blocks. FLUX.2: one double and three single blocks, and
-with kept references. FLUX.3: a block of each kind of token and three joint ones.
+The ratio shows what norms, rope, softmax, modulation and copies cost on top of the unavoidable arithmetic. FLUX.1: two
+double and four single blocks. Qwen-Image: two blocks, alone and with reference tokens that have their own modulation
+(2511). Z-Image: one refiner and three blocks. FLUX.2: one double and three single blocks, also with kept references.
+FLUX.3: a block of each kind of token and three joint ones.
 """
 
 import statistics

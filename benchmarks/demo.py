@@ -1,8 +1,8 @@
-"""How right the bundled demo models draw: 200 held-out captions each, at the manifest's defaults, at several quants.
+"""Accuracy of the built-in demo models on 200 held-out captions each, at the manifest's defaults, at several quants.
 
-`python benchmarks/demo.py [MODEL …] [--quant q8 q4] [--count 200]`; judged by examples/train_demo/score.py. Chinese
-captions with `--language zh`, for Qwen-Image's; captions that leave things open ("a red circle") with `--open`.
-Seconds are the processor's, so that a busy machine tells the same.
+`python benchmarks/demo.py [MODEL …] [--quant q8 q4] [--count 200]`; examples/train_demo/score.py judges the pictures.
+`--language zh`: Chinese captions, for Qwen-Image's model; `--open`: captions that leave parts open ("a red circle").
+Seconds are processor seconds, because these hardly depend on the machine's load.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What lies in memory at each stage of a staged FLUX.1 run: the largest stage, not the sum.
+"""What a staged FLUX.1 run has in memory at each stage: the largest stage, not the sum.
 
 Takes the tests' tiny FLUX.1, widens its T5 and its transformer with random weights (about 0.5 GB each), makes one
 picture with one stage in memory at a time, and prints MLX's active memory after encoding, at every step and at the

@@ -1,9 +1,9 @@
-"""FLUX.1 Fill, Kontext and a control network next to FLUX.1 dev in memory: planned and measured, at published widths.
+"""Memory of FLUX.1 dev, Fill, Kontext and dev with a control network, planned and measured, at published widths.
 
     python benchmarks/flux_tools.py FOLDER [--models dev kontext] [--blocks 4] [--size 320]
 
-A few blocks of each kind with random weights, in 16 bits on disk, with both text encoders at one layer and the whole
-autoencoder; one step, one stage after the other, each model in a process of its own. FOLDER gets the files.
+A few blocks of each kind with random weights, in 16 bits on disk, both text encoders with one layer, and the whole
+autoencoder. One step, one stage after the other, each model in its own process. The files are written to FOLDER.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

@@ -1,10 +1,11 @@
-"""Draws a picture with Qwen-Image-2.1 at its published size, random weights packed while loading: what memory it takes.
+"""Memory of drawing a picture with Qwen-Image-2.1 at its published size, with random weights packed while loading.
 
     python benchmarks/full_size.py FOLDER [--quant q4] [--size 256] [--steps 2] [--plan]
 
-FOLDER gets the model's files, sparse: as large as the published ones, with numbers in the first rows of each tensor
-(about 0.5 GB on the disk). Stages follow each other; each one's planned peak stands next to MLX's and the process' own.
-Packing searches no scales here: at this size that takes an hour, and no more memory. `--plan`: nothing is run.
+The model's files are written to FOLDER as sparse files: as large as the published ones, with numbers in the first rows
+of each tensor (about 0.5 GB on disk). One stage after the other; prints each stage's planned peak next to MLX's and the
+process' own. Packing does not search scales here: at this size that takes an hour, and no more memory. `--plan` runs
+nothing.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

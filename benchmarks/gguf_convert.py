@@ -1,10 +1,10 @@
-"""Converts Qwen-Image as a 12 GB GGUF file of Q4_K, random blocks at the published shapes, and says what it took.
+"""Converts a 12 GB GGUF file of Qwen-Image (Q4_K, random blocks at the published shapes); measures time and memory.
 
     python benchmarks/gguf_convert.py FOLDER [--kind Q4_K] [--quant q4] [--layers 60]
 
-FOLDER gets ComfyUI's folder of models and the result (25 GB at full size), and is emptied of them again; the text
-encoder there is one layer, so that the time is the transformer's. Printed: seconds and MB/s of `cat` over the file,
-then of `python -m mlx_imagegen.quantize`, its processor seconds and its peak RSS.
+A ComfyUI folder of models and the result (25 GB at full size) are written to FOLDER and removed at the end. The text
+encoder has one layer, so the time is the transformer's. Prints seconds and MB/s of `cat` over the file, then of `python
+-m mlx_imagegen.quantize`, its processor seconds and its peak RSS.
 """
 
 import argparse

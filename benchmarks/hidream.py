@@ -1,10 +1,9 @@
-"""HiDream-O1: what the prompt's kept keys and values save a step, what a layer adds to memory, what the whole model
-will take.
+"""HiDream-O1: what keeping the prompt's keys and values saves per step, and memory per layer and of the whole model.
 
 Three tables. Seconds: a step on the image tokens alone against the whole sequence under a dense mask, as upstream runs
-it, at 1024x1024's token counts, in turns, on 2 of the real 36 layers at a fourth of the real width, without
-the small layers at both ends (they are the same in both and would weigh too much next to two layers).
-Memory: one real layer at full width, packed to 4 bits, added at a time. Prediction: the published files' shapes under
+it, with the token counts of 1024x1024, in turns, on 2 of the 36 layers at a fourth of the real width. The small layers
+at both ends are left out: they are the same in both, and would weigh too much next to two layers.
+Memory: real layers at full width, packed to 4 bits, added one at a time. Prediction: the published files' shapes under
 each recipe, next to the peaks that others measured on a Mac (512x512 to 1024x1024, RSS).
 """
 

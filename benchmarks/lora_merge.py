@@ -1,13 +1,13 @@
-"""What a LoRA costs while a Qwen-Image transformer streams in, and what packing leaves of it.
+"""The cost of merging a LoRA while a Qwen-Image transformer is loaded, and how much of it survives packing.
 
     python benchmarks/lora_merge.py [--blocks 3] [--rank 64] [--rounds 5] [--hollow]
 
 A transformer of the real width (60 blocks are the published one) is written to a temporary folder in bfloat16, with a
-LoRA in Lightning's format on 12 modules a block. Every weight is then read as loading does, alone and with the merge,
-in turns; the files are removed at the end. --hollow: the weights are holes in the file, which take no room on the disk
-and are read at memory's speed, so that the ratio is the merge's worst. On a busy machine CPU seconds tell more than the
-clock's; OPENBLAS_NUM_THREADS=1 keeps waiting threads out of them. The second table adds a change of 1% to a weight
-before packing and, as a warning, to its codes.
+LoRA in Lightning's format on 12 modules a block. Every weight is then read as in loading, alone and with the merge, in
+turns; the files are removed at the end. --hollow: the weights are holes in the file, which take no disk space and are
+read at memory speed, so the ratio is the worst case. On a busy machine compare CPU seconds, not wall-clock time;
+OPENBLAS_NUM_THREADS=1 keeps waiting threads out of them. The second table adds a change of 1% to a weight before
+packing and, for comparison, to its codes.
 """
 
 # ruff: noqa: I001

@@ -1,10 +1,10 @@
-"""Masks on the demo models: one of two objects becomes another one, and the other keeps its pixels.
+"""Masks on the demo models: one of two objects is replaced, and the other keeps its pixels.
 
     python benchmarks/masks.py [--count 40]
 
 In: held-out scenes with two objects, drawn without a model. The half with the second object is masked, and the caption
-names another object there. Out: for each demo model the share of pictures that are right (examples/train_demo/score.py
-judges the whole picture), and how many pixels outside the mask are others: none should be.
+names another object there. Out: for each demo model the share of correct pictures (examples/train_demo/score.py judges
+the whole picture), and how many pixels outside the mask changed: none should.
 """
 
 import argparse

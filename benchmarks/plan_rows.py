@@ -1,7 +1,7 @@
 """The plan's lower bound and its estimate next to every row of benchmarks/macs.
 
-A row's own estimate comes from the other rows alone. Rows whose source gives no chip are shown for each that it can be:
-where the bound is above what was measured, it was another. Nothing is run.
+The estimate of a row uses only the other rows. Rows whose source gives no chip are shown for each possible chip; if the
+bound is above the measured time, it was not that chip. Nothing is run.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

@@ -1,8 +1,8 @@
-"""Converts a random FLUX.1-dev transformer of the published size (23.8 GB of bf16 in 3 shards) and says what it took.
+"""Converts a random FLUX.1-dev transformer of the published size (23.8 GB, bf16, 3 shards); measures time and memory.
 
     python benchmarks/quant_convert.py FOLDER [--quant q6] [--scale 1.0] [--keep]
 
-FOLDER gets the source and the result (36 GB at full size), and is emptied of them again. Printed: seconds and MB/s of
+The source and the result (36 GB at full size) are written to FOLDER and removed at the end. Prints seconds and MB/s of
 `cat` over the source files, then of `python -m mlx_imagegen.quantize`, its processor seconds and its peak RSS.
 --scale 0.1 takes a tenth of the blocks.
 """

@@ -1,4 +1,4 @@
-"""How far packed models' pictures are from full precision: our packing next to mx.quantize, on trained models.
+"""How far pictures of packed models are from full precision: our packing and mx.quantize, on trained models.
 
     python benchmarks/quant_quality.py MODEL [MODEL …] [--pictures 32] [--captions SEED] [--steps N] [--schemes NAME …]
 

@@ -1,9 +1,9 @@
-"""Runs one step of a denoiser of the published size, packed, with random weights, and says what memory it took.
+"""Memory of one step of a denoiser of the published size, packed, with random weights.
 
     python benchmarks/quant_resident.py FOLDER [--models flux:q4 hidream_o1:q6] [--size 256]
 
-Others: flux2, qwen_image_21, z_image. FOLDER gets the packed weights, written directly (at most 7 GB), and is emptied
-again. Each model runs in a process of its own; its peak RSS stands next to what plan.py says from the headers.
+Others: flux2, qwen_image_21, z_image. The packed weights (at most 7 GB) are written to FOLDER and removed at the end.
+Each model runs in its own process; its peak RSS is printed next to what plan.py computes from the headers.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

@@ -1,4 +1,4 @@
-"""Full precision, q8, q6 and q4 of a built-in demo model: `mlx-imagegen bench`, which takes what is said behind."""
+"""Full precision, q8, q6 and q4 of a built-in demo model by `mlx-imagegen bench`, which gets all further arguments."""
 
 import sys
 import tempfile

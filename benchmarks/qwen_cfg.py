@@ -1,8 +1,8 @@
 """Qwen-Image's two branches of guidance: one batch of two against two passes, in turns, and what each adds to memory.
 
 Two blocks at the real width, a prompt of 64 tokens against a negative one of 12 (so that the batch pads and masks), for
-a small and a middling picture. One batch reads every weight once a step and two passes read it twice, which counts for
-small pictures; the arithmetic is the same but for the padding.
+a small and a medium picture. One batch reads every weight once per step, two passes read it twice, which matters for
+small pictures; apart from the padding the arithmetic is the same.
 """
 
 import statistics

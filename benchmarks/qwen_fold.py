@@ -2,9 +2,9 @@
 
     python benchmarks/run.py qwen_fold [--layers 4] [--folder FOLDER]
 
-Makes a random bf16 transformer of that many of the 60 blocks, and measures each way in a process of its own, cold files
-first dropped from the system's cache: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
-the kept tables back, and of `quantize` with and without --fold. All but the constant parts grow with the blocks.
+Makes a random bf16 transformer with that many of the 60 blocks, and measures each way in its own process, with files
+dropped from the system's cache first: seconds, processor seconds and peak RSS of tabulating 8 and 50 steps, of reading
+the stored tables, and of `quantize` with and without --fold. All but the constant parts grow with the blocks.
 """
 
 import argparse

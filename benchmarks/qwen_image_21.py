@@ -1,5 +1,6 @@
-"""Qwen-Image-2.1 at the real width: a step's blocks against their matrix products, a step with the prefix kept against
-one that computes it again, and what the decoder adds to memory.
+"""Qwen-Image-2.1 at the real width: blocks against their products, steps with a kept prefix, the decoder's memory.
+
+A step with the prefix kept is compared with one that computes it again.
 
 The blocks and their products take turns in one run, and so do the two ways of a step; CPU, float32, random weights.
 """

@@ -1,8 +1,8 @@
-"""Qwen-Image's decoder as it is here, with 2-D convolutions, against the 3-D ones that its files hold: one picture.
+"""Qwen-Image's decoder with 2-D convolutions, as in this library, against the 3-D ones in its files, for one picture.
 
-Both ways have the same random weights and take turns. The 3-D way is the same decoder with every 3x3 convolution that
-is 3-D on disk as a causal 3x3x3 one: two frames of zeros before the picture, as diffusers does it. The other time
-slices of the weights meet those zeros alone, so that both ways give one picture.
+Both variants have the same random weights and take turns. The 3-D one is the same decoder with every 3x3 convolution
+that is 3-D on disk as a causal 3x3x3 one, with two frames of zeros before the picture, as in diffusers. The other time
+slices of the weights only meet those zeros, so both variants give the same picture.
 """
 
 import statistics

@@ -1,10 +1,10 @@
-"""What each rank holds whose layers are shared out, against the plan: full-width blocks of FLUX.1 and Qwen-Image.
+"""Memory of each rank when layers are shared out, against the plan: full-width blocks of FLUX.1 and Qwen-Image.
 
     python benchmarks/ranks_memory.py [FAMILY ...] [--ranks 2] [--size 512] [--quant q4]
 
 The models have a double and a single block of FLUX.1, or two blocks of Qwen-Image, as wide as the published ones, with
-random weights; their text encoders and autoencoders are the tests' tiny ones. Ranks are processes of this machine, on
-MLX's ring. Of each rank it prints the planned and the measured peak, what was summed a step and what the plan says.
+random weights; their text encoders and autoencoders are the tests' tiny ones. Ranks are processes on this machine, on
+MLX's ring. Prints each rank's planned and measured peak, and the bytes summed per step, counted and planned.
 """
 
 import mlx_imagegen  # noqa: F401  # isort: skip  # before mlx.core: it brings a fast BLAS in

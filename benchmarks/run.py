@@ -1,8 +1,7 @@
-"""Runs a benchmark: python benchmarks/run.py NAME [what it takes itself]. Without a name it lists them.
+"""Runs a benchmark: python benchmarks/run.py NAME [its arguments]. Without a name it lists them.
 
-A benchmark is a script next to this one. Those that measure ways of doing one thing time them in turns in one run and
-print a ratio: that says something on any machine, seconds alone do not. What was tried, measured and kept or undone
-stands in LOG.md.
+A benchmark is a script next to this one. Scripts that compare variants time them in turns in one run and print a ratio,
+because ratios carry over to other machines and seconds do not. LOG.md has what was tried, measured and kept or undone.
 """
 
 import ast

@@ -1,9 +1,9 @@
-"""A server under load: right answers, order, memory, latency, ends, and what malformed and hostile requests get.
+"""A server under load: answers, order, memory, latency, shutdown, and malformed and hostile requests.
 
     python benchmarks/serving.py [--requests 200] [--clients 20] [--seed 0] [--malformed 300]
 
-It starts `mlx-imagegen serve` with the built-in demo model and prints a line for each check; the exit code says whether
-all held.
+Starts `mlx-imagegen serve` with the built-in demo model and prints a line for each check. The exit code says whether
+all passed.
 """
 
 import argparse

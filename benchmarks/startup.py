@@ -1,4 +1,4 @@
-"""Seconds to `from mlx_imagegen import generate` and to `mlx-imagegen --help`, next to Python's own start."""
+"""Seconds for `from mlx_imagegen import generate` and `mlx-imagegen --help`, next to Python's own start."""
 
 import statistics
 import subprocess

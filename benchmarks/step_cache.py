@@ -1,8 +1,8 @@
-"""What a step cache's thresholds save, and what they change; by default in the built-in models.
+"""What a step cache's thresholds save and change, by default for the built-in models.
 
-Each threshold's pictures against the same without a cache: steps predicted, how many times fewer blocks are evaluated
-(the first one always is), and the pictures' distance: the mean over prompts, and the worst. The prompts are not the two
-that the manifests' thresholds were chosen by.
+Compares each threshold's pictures with the same pictures without a cache: steps predicted, how many times fewer blocks
+are evaluated (the first block always is), and the distance of the pictures: the mean over prompts, and the worst. The
+prompts are not the two that the manifests' thresholds were chosen by.
 """
 
 import argparse

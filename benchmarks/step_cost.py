@@ -1,8 +1,8 @@
-"""What a step launches and moves on a GPU outside its products and attention, for each family and its peers.
+"""Kernel launches and bytes of a step on a GPU, outside products and attention, for each family and its peers.
 
-From MLX's graph at real width and 1024x1024 (peers/mlx_graph.py says by which rules); nothing is computed, so that it
-takes seconds on any machine. bfloat16, one branch; packed: every linear layer of the blocks at 4 bits. Peers are
-counted where their environments are there (peers/setup.py), mflux by the same rules, diffusers by PyTorch's operations.
+Counted in MLX's graph at real width and 1024x1024, by the rules of peers/mlx_graph.py. Nothing is computed, so it takes
+seconds on any machine. bfloat16, one branch; packed: every linear layer of the blocks at 4 bits. Peers are counted if
+their environments exist (peers/setup.py): mflux by the same rules, diffusers by PyTorch's operations.
 """
 
 import argparse

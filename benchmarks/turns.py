@@ -1,4 +1,4 @@
-"""Ways of doing one thing, timed in turns in one run, and what a way adds to memory, for the scripts here."""
+"""Times variants in turns in one run, and measures what each adds to memory; for the scripts here."""
 
 import statistics
 import time

@@ -11,11 +11,13 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from .atomic import atomic_replace
+from .documents import json_text, read_json
 from .errors import ImagegenError
 from .loading.checkpoint import DTYPES, as_mlx, read_header
 from .paths import visible
@@ -61,6 +63,25 @@ def keep(folder: Path, key: str, arrays: Mapping[str, mx.array]) -> str | None:
     except (OSError, RuntimeError) as error:  # MLX raises its own for a disk that is full
         return f"{folder} cannot be written ({error})"
     return None
+
+
+def recall_entries(path: Path) -> dict[str, Any]:
+    """A JSON file of entries that were measured or found once; none if it is not there or damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ImagegenError):
+        return {}
+
+
+def keep_entries(path: Path, entries: dict[str, Any]) -> bool:
+    """Writes such a file, all or nothing; False where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_replace(path) as temporary:
+            temporary.write_text(json_text(entries), encoding="utf-8")
+    except OSError:
+        return False
+    return True
 
 
 def _place(folder: Path, key: str) -> Path:

@@ -5,13 +5,14 @@ an error of the kind that the caller names. Only regular files are opened: a pip
 Must not know: what the values mean.
 """
 
+import functools
 import json
 import os
 import re
 import stat
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -33,8 +34,7 @@ Stamp = tuple[int, ...]
 
 @contextmanager
 def open_file(path: Path, kind: Kind = ConfigError, again: str = "download it again") -> Iterator[BufferedReader]:
-    """A regular file; an error of the system while it is read is of the same `kind`. `again`: how to get another one,
-    for errors."""
+    """A regular file; a system's error while it is read is of `kind`. `again`: how to get another, for errors."""
     try:
         with os.fdopen(_handle(path, kind, again), "rb") as file:
             yield file
@@ -86,22 +86,19 @@ def read_file(path: Path, limit: int, kind: Kind = ConfigError, again: str = "do
 
 def read_json(path: Path, kind: Kind = ConfigError, again: str = "download it again") -> dict[str, Any]:
     """A JSON object from a file, with errors that name the file."""
-    data = parse_json(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+    return parse_object(read_file(path, JSON_LIMIT_BYTES, kind, again), str(path), kind, again)
+
+
+def parse_object(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
+    data = parse_json(text, where, kind, again)
     if not isinstance(data, dict):
-        raise kind(f"{path} holds a {type(data).__name__}, not a JSON object; {again}.")
+        raise kind(f"{_subject(where)} a {type(data).__name__}, not a JSON object; {again}.")
     return data
 
 
 def parse_json(text: str | bytes, where: str, kind: Kind = ConfigError, again: str = "download it again") -> Any:
     """`where` stands at the beginning of errors."""
-    try:
-        value = json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
-    except RecursionError as error:
-        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
-    except ValueError as error:  # not JSON, not UTF-8, a key twice, or a number of thousands of digits
-        raise kind(f"{_subject(where)} not valid JSON ({shown(str(error), 120)}); {again}.") from error
-    _check_depth(value, where, kind, again)
-    return value
+    return _parsed(functools.partial(json.loads, object_pairs_hook=_once), "valid JSON", text, where, kind, again)
 
 
 def read_toml(
@@ -111,17 +108,30 @@ def read_toml(
 
 
 def parse_toml(text: str | bytes, where: str, kind: Kind, again: str) -> dict[str, Any]:
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
+    def loads(text: str) -> dict[str, Any]:
         if DEEP_KEY.search(text):  # a parser takes their square in time
             raise RecursionError
-        data = tomllib.loads(text)
-    except RecursionError as error:
-        raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.") from error
-    except ValueError as error:  # tomllib's own and UTF-8's are such
-        raise kind(f"{_subject(where)} not a TOML file ({shown(str(error), 120)}); {again}.") from error
-    _check_depth(data, where, kind, again)
+        return tomllib.loads(text)
+
+    data: dict[str, Any] = _parsed(loads, "a TOML file", text, where, kind, again)
     return data
+
+
+def _parsed(loads: Callable[[str], Any], form: str, text: str | bytes, where: str, kind: Kind, again: str) -> Any:
+    subject = _subject(where)
+    try:
+        value = loads(text.decode() if isinstance(text, bytes) else text)
+        if _is_deep(value):
+            raise RecursionError
+    except RecursionError as error:
+        raise kind(f"{subject} nested more than {DEPTH_LIMIT} deep; {again}.") from error
+    except ValueError as error:  # of another form, not UTF-8, a key twice, or a number of thousands of digits
+        raise kind(f"{subject} not {form} ({shown(str(error), 120)}); {again}.") from error
+    return value
+
+
+def _subject(where: str) -> str:
+    return where if where.endswith(":") else f"{where} is"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -137,11 +147,6 @@ def json_text(data: Any) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _subject(where: str) -> str:
-    """With the verb, unless it ends in a colon."""
-    return where if where.endswith(":") else f"{where} is"
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """json keeps the last of several values of a key, other readers the first."""
     found = dict(pairs)
@@ -151,7 +156,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any, where: str, kind: Kind, again: str) -> None:
+def _is_deep(value: Any) -> bool:
     """Level by level: whoever goes through the value later may do so by recursion."""
     level = [value]
     for _ in range(DEPTH_LIMIT):
@@ -162,5 +167,5 @@ def _check_depth(value: Any, where: str, kind: Kind, again: str) -> None:
             if isinstance(child, dict | list)
         ]
         if not level:
-            return
-    raise kind(f"{_subject(where)} nested more than {DEPTH_LIMIT} deep; {again}.")
+            return False
+    return True

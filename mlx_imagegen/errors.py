@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, as one tree.
+"""All errors that a user can cause or see, as one tree.
 
     ImagegenError
     ├── RequestError          (ValueError)          a parameter, a flag, a prompt or a picture is wrong
@@ -15,8 +15,8 @@
     ├── DistributedError      (ConnectionError)     one of several ranks, its host or the way to it has failed
     └── InsufficientMemoryError (MemoryError)        the run cannot fit in this machine
 
-A message is one line: what happened, why, and how to fix it. What it quotes from files is escaped. The CLI prints it
-and exits 2.
+A message is one line: what happened, why, and how to fix it. Text quoted from files is escaped. The CLI prints the
+message and exits with code 2.
 """
 
 import os
@@ -86,13 +86,13 @@ class InsufficientMemoryError(ImagegenError, MemoryError):
 
 
 def described(error: BaseException) -> str:
-    """An error's words in one line; the kind before them, where it is none of this library's."""
+    """An error's message in one line, after its class if it is not one of this library's."""
     return str(error) if isinstance(error, ImagegenError) else one_line(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Around what a user calls: a system call that fails in it, whichever it is, is told by the file's name."""
+    """Wraps what a user calls: any system call that fails inside is reported with the name of the file."""
     try:
         yield
     except (ImagegenError, BrokenPipeError):

@@ -5,7 +5,7 @@ Must not know: which file it is from, who reads it.
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 SHOWN_LENGTH = 80  # characters of a value
 LONGEST_MESSAGE = 2000
@@ -15,7 +15,7 @@ def printable(text: str) -> str:
     """Escape sequences, marks that turn the direction of writing, and halves of surrogate pairs, spelled out."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _spelled(char) for char in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def one_line(text: str, length: int = LONGEST_MESSAGE) -> str:
@@ -30,9 +30,9 @@ def shown(value: object, length: int = SHOWN_LENGTH) -> str:
     return shortened(printable(shortened(value, 2 * length)), length)
 
 
-def quoted(value: object, length: int = SHOWN_LENGTH) -> str:
+def quoted(value: object) -> str:
     """The same, with text in quotes."""
-    return f"'{shown(value, length)}'" if isinstance(value, str) else shown(value, length)
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
 def listed(items: Sequence[str], most: int = 3, length: int = 220, joint: str = ", ") -> str:
@@ -45,6 +45,13 @@ def listed(items: Sequence[str], most: int = 3, length: int = 220, joint: str = 
         first.append(text)
     more = f" … and {len(items) - len(first)} more" if len(items) > len(first) else ""
     return joint.join(first) + more
+
+
+def ranged(numbers: Collection[int]) -> str:
+    """0-18 for what follows one another, and 0,2,5 for what does not."""
+    low, high = min(numbers), max(numbers)
+    known = sorted(set(numbers))
+    return f"{low}-{high}" if len(known) > 1 and known == [*range(low, high + 1)] else ",".join(map(str, known))
 
 
 def shortened(text: str, length: int) -> str:
@@ -63,10 +70,6 @@ def _short_repr(value: object, length: int) -> str:
         return brief.repr(value)
     except ValueError:  # Python writes no integers of thousands of digits
         return f"a {type(value).__name__} of very many digits"
-
-
-def _spelled(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def article(noun: str) -> str:

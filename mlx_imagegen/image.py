@@ -71,8 +71,7 @@ def proportioned(size: tuple[int, int], area: int, multiple: int) -> tuple[int, 
 
 
 def nearest_shape(size: tuple[int, int], sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """Of `sizes` the one whose proportions are nearest to those of `size`, cut to whole multiples first; as diffusers
-    does."""
+    """Of `sizes` the one nearest in proportions to `size`, cut to whole multiples first; as diffusers does."""
     across, down = (max(side, multiple) for side in cut_size(size, multiple))
     ratio = across / down
     _, width, height = min((abs(ratio - width / height), width, height) for width, height in sizes)

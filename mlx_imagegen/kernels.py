@@ -15,10 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .atomic import atomic_replace
-from .cache import cache_folder
-from .documents import json_text, read_json
-from .errors import ImagegenError
+from .cache import cache_folder, keep_entries, recall_entries
 from .layers.linear import DENSE, PACKED, Linear, Packing, default_kernel, packed_matmul
 from .machine import machine
 from .precision import dtype_name, on_gpu
@@ -42,7 +39,7 @@ def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | 
     """Sets `kernel` on every packed layer; says what was chosen, None if nothing is packed."""
     path = cache or cache_file()
     here = machine()
-    known, new = _read(path), False
+    known, new = _known(path), False
     chosen: Counter[str] = Counter()
     for layer, tokens in layers:
         if layer.packing is None:
@@ -54,7 +51,7 @@ def choose(layers: Iterable[tuple[Linear, int]], dtype: mx.Dtype, cache: Path | 
             known[key], new = _measured(tokens, rows, columns, layer.packing, dtype), True
         layer.kernel = known[key]["kernel"]
         chosen[layer.kernel] += 1
-    kept = _write(path, known) if new else True
+    kept = keep_entries(path, known | _known(path)) if new else True  # another process's choices stay
     if not chosen:
         return None
     words = ", ".join(f"{name} for {count} layer{'s' * (count > 1)}" for name, count in chosen.most_common())
@@ -113,21 +110,7 @@ def _key(here: dict[str, str], tokens: int, rows: int, columns: int, packing: Pa
     return f"{where}|{kind}|{pack}|{1 << (tokens - 1).bit_length()}x{rows}x{columns}"
 
 
-def _read(path: Path) -> dict[str, Choice]:
-    """What was measured; nothing if the file is damaged or of another version: then it is measured again."""
-    try:
-        data = read_json(path)
-        return {key: choice for key, choice in data.items() if choice.get("kernel") in (PACKED, DENSE)}
-    except (OSError, ImagegenError, AttributeError):
-        return {}
-
-
-def _write(path: Path, known: dict[str, Choice]) -> bool:
-    """All or nothing; another process's additions since are kept."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_replace(path) as temporary:
-            temporary.write_text(json_text(known | _read(path)), encoding="utf-8")
-    except OSError:
-        return False
-    return True
+def _known(path: Path) -> dict[str, Choice]:
+    """What was measured; what another version wrote otherwise is measured again."""
+    kept = recall_entries(path).items()
+    return {key: each for key, each in kept if isinstance(each, dict) and each.get("kernel") in (PACKED, DENSE)}

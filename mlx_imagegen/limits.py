@@ -26,50 +26,36 @@ OUT_OF_MEMORY = re.compile(
 
 
 def bound_cache(working_bytes: int = 0) -> None:
-    """`working_bytes`: what comes and goes within a block. A smaller cache would hand it back to the system and take it
-    again for every block."""
+    """`working_bytes`: what comes and goes within a block, which a smaller cache would free and take again."""
     mx.set_cache_limit(max(CACHE_LIMIT_BYTES, working_bytes) if on_gpu() else CPU_CACHE_LIMIT_BYTES)
 
 
-class RunLimits:
-    """Of all runs of the process together."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[int] = []  # of every run, the bytes that it works with
-        self._before = (0, 0)  # the memory limit and the wired limit without a run
-
-    def start(self, working_bytes: int) -> None:
-        with self._lock:
-            if not self._running and on_gpu():
-                most = memory_limit().most_bytes
-                self._before = mx.set_memory_limit(most), mx.set_wired_limit(most)
-            self._running.append(working_bytes)
-            bound_cache(max(self._running))
-
-    def stop(self, working_bytes: int) -> None:
-        with self._lock:
-            self._running.remove(working_bytes)
-            bound_cache(max(self._running, default=0))
-            if not self._running and on_gpu():
-                mx.set_memory_limit(self._before[0])
-                mx.set_wired_limit(self._before[1])
-
-
-_limits = RunLimits()
+_lock = threading.Lock()
+_running: list[int] = []  # of every run of the process, the bytes that it works with
+_before: list[int] = []  # the memory limit and the wired limit without a run
 
 
 @contextmanager
 def run_limits(working_bytes: int) -> Iterator[None]:
     """While a run lasts: a cache for what it works with; and on a GPU no more than `memory_limit`, at which MLX waits
     for what is in flight, and all of it wired, so that macOS pages none of the weights out between two pictures."""
-    _limits.start(working_bytes)
+    with _lock:
+        if not _running and on_gpu():
+            most = memory_limit().most_bytes
+            _before[:] = mx.set_memory_limit(most), mx.set_wired_limit(most)
+        _running.append(working_bytes)
+        bound_cache(max(_running))
     try:
         yield
         if on_gpu():
             mx.synchronize()  # what is still computed must not lose its memory
     finally:
-        _limits.stop(working_bytes)
+        with _lock:
+            _running.remove(working_bytes)
+            bound_cache(max(_running, default=0))
+            if not _running and on_gpu():
+                mx.set_memory_limit(_before[0])
+                mx.set_wired_limit(_before[1])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

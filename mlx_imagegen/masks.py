@@ -1,8 +1,8 @@
-"""Masks: which part of a picture is drawn, and how the rest stays as it is.
+"""Masks: which part of a picture is drawn, and how the rest is kept.
 
-In: a picture and its mask; a denoiser's velocity. Out: what is drawn, at the size at which it is drawn; a velocity that
-leads everything outside the mask to the given picture; the finished picture with its outside put back.
-Must not know: models, what users may ask.
+In: a picture and its mask; a denoiser's velocity. Out: the part to draw, at the size at which it is drawn; a velocity
+that leads everything outside the mask to the given picture; the finished picture with the kept pixels pasted back.
+Must not know: models, user parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ FEATHER = 4  # pixels inside the mask's border over which the drawn picture fade
 
 
 class Crop(NamedTuple):
-    """In pixels; right and bottom are the first outside."""
+    """In pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -36,7 +36,7 @@ class Crop(NamedTuple):
 
 
 class Margins(NamedTuple):
-    """How far a picture is expanded, in pixels."""
+    """How far a picture is expanded on each side, in pixels."""
 
     left: int = 0
     top: int = 0
@@ -50,16 +50,16 @@ class Region:
 
     picture: Image.Image  # RGB, or RGBA for models that read alpha
     mask: Image.Image  # white where it is drawn; with a crop L in the picture's size, else of any size, or in colours
-    crop: Crop | None = None  # drawn alone, at the size of a picture of its own; None: with all that is around it
+    crop: Crop | None = None  # drawn alone, at full size; None: the whole picture is drawn
 
     def drawn_at(self, size: Size) -> tuple[Image.Image, Image.Image]:
-        """Picture and mask as the model is given them."""
+        """Picture and mask as the model gets them."""
         if self.crop is None:
             return resized(self.picture, size), greys(resized(self.mask, size))
         return fit(self.picture.crop(self.crop), size), fit(self.mask.crop(self.crop), size)
 
     def paste(self, drawn: Image.Image) -> Image.Image:
-        """The given picture's own pixels, with the drawn ones where the mask is. Of a crop, in the given picture's
+        """The given picture with the drawn pixels where the mask is. With a crop, the result has the given picture's
         size."""
         if self.crop is None:
             picture, mask = self.drawn_at(drawn.size)
@@ -72,15 +72,15 @@ class Region:
 
 
 def box_mask(size: Size, box: Crop) -> Image.Image:
-    """White in the box."""
+    """A mask that is white in the box."""
     mask = Image.new("L", size, KEPT)
     mask.paste(DRAWN, box)
     return mask
 
 
 def expanded(picture: Image.Image, mask: Image.Image | None, margins: Margins) -> tuple[Image.Image, Image.Image]:
-    """Picture and mask with margins that are drawn. Until then they hold the colours of the picture's edge, which the
-    autoencoder mixes into what is next to them."""
+    """Picture and mask with margins to draw. The margins start with the colours of the picture's edge, because the
+    autoencoder mixes them into the pixels next to them."""
     sides = (margins.top, margins.bottom), (margins.left, margins.right)
     kept = np.zeros(picture.size[::-1], np.uint8) if mask is None else np.asarray(mask)
     return (
@@ -90,8 +90,8 @@ def expanded(picture: Image.Image, mask: Image.Image | None, margins: Margins) -
 
 
 def crop_around(mask: Image.Image, size: Size, padding: int) -> Crop:
-    """All that is not black, with `padding` pixels around it, grown to the proportions of `size` as far as the picture
-    goes; diffusers' padding_mask_crop."""
+    """The box around all that is not black, with `padding` pixels on each side, grown to the proportions of `size` as
+    far as the picture allows; diffusers' padding_mask_crop."""
     width, height = mask.size
     left, top, right, bottom = mask.getbbox() or (0, 0, width, height)
     left, top = max(left - padding, 0), max(top - padding, 0)
@@ -105,7 +105,7 @@ def crop_around(mask: Image.Image, size: Size, padding: int) -> Crop:
 
 
 def _grown(first: int, last: int, more: int, limit: int) -> tuple[int, int]:
-    """The stretch, longer by `more`: on both sides alike, moved to lie in 0..limit, cut where it is too long."""
+    """The range, longer by `more` (half on each side), moved into 0..limit, and cut if it is too long."""
     first, last = first - more // 2, last + more - more // 2
     if last > limit:
         first, last = first - (last - limit), limit
@@ -115,7 +115,7 @@ def _grown(first: int, last: int, more: int, limit: int) -> tuple[int, int]:
 
 
 def fit(picture: Image.Image, size: Size) -> Image.Image:
-    """Scaled to lie inside `size` in its own proportions, in the middle; what is left over takes the edges' colours."""
+    """Scaled to fit into `size` in its own proportions, centred; the rest is filled with the edges' colours."""
     (width, height), ratio, own = size, size[0] / size[1], picture.width / picture.height
     inner = (
         width if ratio < own else picture.width * height // picture.height,
@@ -138,7 +138,7 @@ def fit(picture: Image.Image, size: Size) -> Image.Image:
 
 
 def cover(picture: Image.Image, size: Size) -> Image.Image:
-    """Scaled to cover `size` in its own proportions, its middle: what undoes `fit`."""
+    """Scaled to cover `size` in its own proportions, centred: undoes `fit`."""
     (width, height), ratio, own = size, size[0] / size[1], picture.width / picture.height
     outer = (
         width if ratio > own else picture.width * height // picture.height,
@@ -150,11 +150,11 @@ def cover(picture: Image.Image, size: Size) -> Image.Image:
 
 
 def feathered(mask: Image.Image) -> Image.Image:
-    """The drawn picture's share of each pixel: the mask's own grey, and near its border less. Outside it stays 0."""
+    """The drawn picture's share of each pixel: the mask's grey, less near its border, and 0 outside."""
     inside = mask.point(lambda level: DRAWN if level else KEPT)
     share = np.zeros(mask.size[::-1], np.float32)
     for distance in range(FEATHER):
-        # White after a blur is what has nothing but white around it.
+        # A pixel is white after a blur if all pixels around it are white.
         eroded = inside.filter(ImageFilter.BoxBlur(distance)) if distance else inside
         share += np.asarray(eroded) == DRAWN
     ramp = Image.fromarray((share * (DRAWN / FEATHER)).round().astype(np.uint8))
@@ -162,12 +162,12 @@ def feathered(mask: Image.Image) -> Image.Image:
 
 
 def drawn_pixels(mask: Image.Image) -> mx.array:
-    """[H, W], 1 where it is drawn and 0 elsewhere."""
+    """[H, W], 1 where the picture is drawn and 0 elsewhere."""
     return mx.array((np.asarray(mask) >= HALF).astype(np.float32))
 
 
 def sampled(mask: mx.array, grid: tuple[int, int]) -> mx.array:
-    """[H, W] at a smaller picture's rows and columns, each from the first pixel that it stands for."""
+    """[H, W] at a smaller grid; each value is that of the first pixel of its cell."""
     rows, columns = (
         mx.array([place * side // count for place in range(count)])
         for side, count in zip(mask.shape, grid, strict=True)
@@ -176,7 +176,7 @@ def sampled(mask: mx.array, grid: tuple[int, int]) -> mx.array:
 
 
 def interpolated(mask: mx.array, grid: tuple[int, int]) -> mx.array:
-    """[H, W] at a smaller picture's rows and columns, each from the four pixels in its middle."""
+    """[H, W] at a smaller grid; each value is the mean of the four pixels in the middle of its cell."""
     (height, width), (rows, columns) = mask.shape, grid
     down, across = height // rows, width // columns  # even
     cells = mask.reshape(rows, down, columns, across)
@@ -184,9 +184,9 @@ def interpolated(mask: mx.array, grid: tuple[int, int]) -> mx.array:
 
 
 def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Sequence[float]) -> Velocity:
-    """The velocity that leads x to `clean` where the mask is 0: any solver then leaves there the given picture at the
-    noise level of each step, with the noise that it began with or draws itself. Between 0 and 1, a part of both. All in
-    the loop's layout."""
+    """A velocity that leads x to `clean` where the mask is 0. With any solver, x is then the given picture there, at
+    the noise level of each step, with the noise it started with or that the solver draws. Between 0 and 1 the two are
+    mixed. All in the loop's layout."""
 
     def kept(x: mx.array, index: int) -> mx.array:
         return mask * velocity(x, index).astype(x.dtype) + (1 - mask) * (x - clean) / sigmas[index]
@@ -195,5 +195,5 @@ def keep_outside(velocity: Velocity, mask: mx.array, clean: mx.array, sigmas: Se
 
 
 def greys(mask: Image.Image) -> Image.Image:
-    """After it is resized, as diffusers does: else a pixel of a mask in colours can be one level off."""
+    """Call it after resizing, as diffusers does; otherwise a pixel of a coloured mask can be one level off."""
     return mask.convert("L")

@@ -24,8 +24,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Sorted, without the files whose names begin with a dot: macOS leaves `._model.safetensors` on other systems'
-    disks."""
+    """Sorted, without names that begin with a dot: macOS leaves `._model.safetensors` on others' disks."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 

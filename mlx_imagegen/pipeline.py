@@ -38,7 +38,7 @@ from .masks import Velocity, keep_outside
 from .packing.recipes import canonical_name, read_recipe, recipe_of
 from .planning.fitting import Residency, check_fits, ran_out, residency
 from .planning.plan import Plan, loaded_linears
-from .precision import Precision, denoiser_precision
+from .precision import ASKED, Precision, denoiser_precision
 from .preflight import refuse_before_download
 from .previews import FULL, TINY, latent_colours, tiny_decoder, tiny_file
 from .report import Report
@@ -52,6 +52,8 @@ from .request.sizes import check_multiple
 from .result import OnStep, Result, StepEvent
 from .sampling import Schedule, denoise
 from .seams import blend_seams
+from .text.generation import OnToken
+from .upsampling.api import open_upsampler
 
 OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
@@ -96,25 +98,20 @@ def load_on_hosts(memories: Sequence[int], /, **asked: Unpack[LoadParameters]) -
             refuse_before_download(found, quant, loras, lora_partial, memories)
         folder = files_of(found, on_download)
     with opening.stage("load"):
-        pipeline = _opened(found, folder, quant, asked.get("resident"), on_load, on_download)
-        pipeline.use_precision(chosen)
+        bound_cache()
+        source = Source(folder, found.manifest)
+        merge = Merge(source)
+        recipe = None if quant is None else read_recipe(quant, found.manifest.family)
+        transforms = WeightTransforms((merge,), progress=on_load)
+        family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
+        for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
+            on_download(f"note: {note}")
+        pipeline = Pipeline(found, folder, family, asked.get("resident"), merge, quant, source)
+        pipeline.precision = chosen
+        family.use_precision(chosen.dtype)
         pipeline._choose(loras, lora_partial, on_download)
     pipeline.opening_seconds = opening.load_seconds
     return pipeline
-
-
-def _opened(
-    found: Model, folder: Path, quant: str | None, resident: bool | None, on_load: OnLoad | None, on_download: Notify
-) -> "Pipeline":
-    bound_cache()
-    source = Source(folder, found.manifest)
-    merge = Merge(source)
-    recipe = None if quant is None else read_recipe(quant, found.manifest.family)
-    transforms = WeightTransforms((merge,), progress=on_load)
-    family = open_family(found.manifest, folder, (recipe or source).applied_to(transforms, merge.measure))
-    for note in recipe.unused_rows(family.weights) if recipe else _unpacked_lines(family):
-        on_download(f"note: {note}")
-    return Pipeline(found, folder, family, resident, merge, quant, source)
 
 
 def _unpacked_lines(family: Family[Any]) -> Iterator[str]:
@@ -169,6 +166,8 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
+        self._captions: dict[Hashable, str] = {}  # of the latest request's prompts
+        self.on_token: OnToken | None = None  # called with how many tokens of a caption are written
         self._denoisers = LastValueCache()  # one alone: tables are large
         self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
@@ -212,19 +211,11 @@ class Pipeline:
         on_step: OnStep | None = None,
         **parameters: Any,
     ) -> Result | list[Result]:
-        """One picture, or a list of them for several prompts, seeds or a count.
-
-        Threads may share a pipeline; one draws, the others wait.
-        """
+        """One picture, or a list for several prompts, seeds or a count. Threads may share a pipeline, in turns."""
         jobs = self.jobs(prompt, seed=seed, count=count, **parameters)
         with self._turn:
             results = list(self.stream(jobs, on_step))
         return results[0] if is_single(prompt, seed, count) else results
-
-    def use_precision(self, precision: Precision) -> None:
-        """Before anything is loaded."""
-        self.precision = precision
-        self.family.use_precision(precision.dtype)
 
     @file_errors()
     def set_lora(
@@ -327,6 +318,7 @@ class Pipeline:
         """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
+        jobs = self._captioned(jobs, reports[0])
         with reports[0].stage("load"):
             plans = self.plans(jobs)
             self.residency = residency([made for made, _ in plans], self.resident, self.family.prompt_weight_bytes)
@@ -367,6 +359,22 @@ class Pipeline:
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _captioned(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with captions in place of the prompts that are to be upsampled, each written once. The model makes
+        room for it: the upsampler may be as large."""
+        keys = [(job.upsampler, job.prompt.key) for job in jobs]
+        self._captions = {key: caption for key, caption in self._captions.items() if key in keys}
+        for job, key in zip(jobs, keys, strict=True):
+            if job.upsampler and key not in self._captions:
+                for component in self.family.components.values():
+                    component.release()
+                upsampler = open_upsampler(job.upsampler, self.quant, self.model.manifest)
+                with report.stage("upsample"):
+                    self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+        return [
+            job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
+        ]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""
@@ -521,7 +529,7 @@ class Pipeline:
             "licence": manifest.licence,
             "quantization": {name: component.held_as for name, component in self.family.components.items()},
             **({"quant": canonical_name(self.quant)} if self.quant else {}),
-            **({"precision": self.precision.name} if self.precision.is_asked else {}),
+            **({"precision": self.precision.name} if self.precision.reason == ASKED else {}),
             **self.merge.record(),
             **job.record(manifest.guidance),
         }
@@ -557,8 +565,15 @@ def _checked_jobs(jobs: Iterable[Job], model: str) -> list[Job]:
 
 def _sizes(job: Job) -> Hashable:
     """All that decides how much memory a picture takes."""
-    sizes = tuple(picture.size for picture in job.prompt.references)
-    return job.settings.width, job.settings.height, sizes, tuple(image.adapter for image in job.prompt.images)
+    settings, sizes = job.settings, tuple(picture.size for picture in job.prompt.references)
+    asked = (
+        settings.width,
+        settings.height,
+        settings.cfg > 1,
+        settings.cache,
+        settings.extras.get("max_sequence_length"),
+    )
+    return asked, sizes, tuple(image.adapter for image in job.prompt.images), job.encodes_images, job.preview
 
 
 def _prompts(job: Job) -> list[Prompt]:

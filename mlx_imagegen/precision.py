@@ -75,10 +75,6 @@ class Precision(NamedTuple):
     def name(self) -> str:
         return dtype_name(self.dtype)
 
-    @property
-    def is_asked(self) -> bool:
-        return self.reason == ASKED
-
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})" if self.reason else self.name
 

@@ -43,9 +43,15 @@ def refuse_before_download(
 
 
 def resolve_before_opening(manifest: Manifest, lora: Any, /, *asked: Any, **parameters: Any) -> list[Job]:
-    """`resolve`, for a model that is not open; raises as well for networks that cannot be had or are not named, before
-    the model itself is downloaded for them. `lora`: as `load` takes it; one may make a model follow pictures itself."""
+    """`resolve` and `check_networks`, for a model that is not open, before it is downloaded. `lora`: as `load` takes
+    it; one may make a model follow pictures itself."""
     jobs = resolve(manifest, multiple_of(manifest), *asked, **parameters)
+    check_networks(manifest, jobs, lora)
+    return jobs
+
+
+def check_networks(manifest: Manifest, jobs: Sequence[Job], lora: Any) -> None:
+    """Raises for networks that cannot be had, that go with another model, or that are not named."""
     networks = {control.model for job in jobs for control in job.controls}
     if not lora and "control" not in manifest.extras.get("needs", ()):
         check_named(networks, family_spec(manifest.family).title)
@@ -53,7 +59,6 @@ def resolve_before_opening(manifest: Manifest, lora: Any, /, *asked: Any, **para
     named |= {(image.adapter.parameter, image.adapter.name) for job in jobs for image in job.prompt.images}
     for parameter, name in sorted(named):
         network_to_fetch(name, manifest, parameter)
-    return jobs
 
 
 def manifest_before_opening(model: str | Path) -> Manifest | None:

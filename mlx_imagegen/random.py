@@ -1,7 +1,7 @@
-"""Gaussian noise that equals torch's CPU generator, so that a seed means the same picture as in diffusers and ComfyUI.
+"""Gaussian noise equal to torch's CPU generator, so that a seed gives the same picture as in diffusers and ComfyUI.
 
-In: a seed. Out: float32 arrays, drawn one after another from one stream. Equal to torch.randn to 5e-7 for 16 values and
-more; torch draws fewer than 16 by another route, which no picture needs.
+In: a seed. Out: float32 arrays, drawn one after another from one stream. They equal torch.randn to 5e-7 from 16 values
+up. Torch draws fewer than 16 values in another way, which no picture needs.
 """
 
 import math
@@ -13,7 +13,7 @@ SEED_LIMIT = 2**32  # torch keeps the low 32 bits of a seed for this generator; 
 
 
 class TorchGenerator:
-    """torch.Generator("cpu").manual_seed(seed), as far as randn goes."""
+    """torch.Generator("cpu").manual_seed(seed), for randn only."""
 
     def __init__(self, seed: int):
         self._bits = np.random.MT19937()

@@ -1,6 +1,6 @@
-"""What a run took and chose: seconds a stage and a step, peaks of memory, versions, and the reasons.
+"""The report of a run: seconds per stage and step, peak memory, versions, and what was chosen and why.
 
-In: whoever runs a stage times it here. Out: a plain dict for JSON, metadata and tables.
+In: the code that runs a stage times it here. Out: a plain dict for JSON, metadata and tables.
 """
 
 import time
@@ -17,35 +17,30 @@ from .machine import machine
 
 @dataclass
 class Report:
-    """Seconds are wall clock; `step_seconds` has one entry a step, each with its mx.eval inside."""
+    """Seconds are wall-clock time; `step_seconds` has one entry per step, which includes its mx.eval."""
 
     load_seconds: float = 0.0
+    upsample_seconds: float = 0.0  # of writing the prompt's caption
     encode_seconds: float = 0.0
     prepare_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     decode_seconds: float = 0.0
-    other_seconds: float = 0.0  # the schedule, the noise, the solver, letting weights go, the record
+    other_seconds: float = 0.0  # the schedule, the noise, the solver, freeing weights, the record
     mlx_peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
     process_peak_bytes: int = 0
     process_peaks: dict[str, int] = field(default_factory=dict)  # the same at the end of each stage
     choices: dict[str, str] = field(default_factory=dict)  # what was chosen, and why
     notes: list[str] = field(default_factory=list)  # what the user should know
-    ranks: list[dict[str, Any]] = field(default_factory=list)  # of several that drew it together: their seconds
+    ranks: list[dict[str, Any]] = field(default_factory=list)  # each rank's seconds, if several drew it together
 
     @property
     def total_seconds(self) -> float:
-        return (
-            self.load_seconds
-            + self.encode_seconds
-            + self.prepare_seconds
-            + sum(self.step_seconds)
-            + self.decode_seconds
-            + self.other_seconds
-        )
+        before = self.load_seconds + self.upsample_seconds + self.encode_seconds + self.prepare_seconds
+        return before + sum(self.step_seconds) + self.decode_seconds + self.other_seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the block's seconds to `<name>_seconds` and notes the peak of MLX's memory."""
+        """Adds the block's seconds to `<name>_seconds` and records the peak of MLX's memory."""
         mx.reset_peak_memory()
         started = time.perf_counter()
         try:
@@ -65,6 +60,7 @@ class Report:
         return {
             "seconds": {
                 "load": self.load_seconds,
+                **({"upsample": self.upsample_seconds} if self.upsample_seconds else {}),
                 "encode": self.encode_seconds,
                 "prepare": self.prepare_seconds,
                 "steps": self.step_seconds,

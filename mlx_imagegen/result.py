@@ -70,7 +70,7 @@ class Result:
         layers = [(layer_path(path, number), layer) for number, layer in enumerate(self.layers, start=1)]
         return [*layers, (path, self.image)]
 
-    def _metadata(self, report: bool = True, paths: bool = False) -> dict[str, Any]:
+    def _metadata(self, report: bool, paths: bool) -> dict[str, Any]:
         record = self.record | ({"report": self.report.as_dict()} if report else {})
         return record if paths else without_places(record)
 

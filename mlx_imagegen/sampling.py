@@ -237,8 +237,7 @@ def timesteps_schedule(timesteps: Sequence[float]) -> Schedule:
 
 
 def shifted_schedule(steps: int, shift: float) -> Schedule:
-    """diffusers' FlowMatchEulerDiscreteScheduler with a shift: the range of sigmas is shifted, and the even steps in it
-    are shifted again."""
+    """diffusers' FlowMatchEulerDiscreteScheduler: the range is shifted, and the even steps in it again."""
     sigmas = [_shifted(sigma, shift) for sigma in np.linspace(1, _shifted(0.001, shift), steps).tolist()]
     return Schedule((*sigmas, 0.0), tuple(sigma * 1000 for sigma in sigmas))
 

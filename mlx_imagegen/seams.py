@@ -1,9 +1,9 @@
-"""Takes the grid of patch borders out of a finished picture.
+"""Removes the grid of patch borders from a finished picture.
 
-In: pixels [H, W, 3] in 0..1, the distance of the borders, and how. Out: pixels. With a radius, the step across every
-border is spread over that many pixels on each side. In the adaptive mode a wider band is evened out, but only where
-the picture is flat on both sides and the step is stronger than what is found in the middle of the patches, so that
-skies and walls lose their grid and texture and real edges stay.
+In: pixels [H, W, 3] in 0..1, the distance between borders, and the mode. Out: pixels. With a radius, the step across
+each border is spread over that many pixels on each side. The adaptive mode smooths a wider band, but only where the
+picture is flat on both sides and the step is stronger than those in the middle of the patches: skies and walls lose
+their grid, while texture and real edges stay.
 Must not know: models, files.
 """
 
@@ -32,7 +32,7 @@ def blend_seams(pixels: np.ndarray, period: int, how: int | str) -> np.ndarray:
 
 
 def _spread(pixels: np.ndarray, period: int, radius: int) -> np.ndarray:
-    """Across the borders between columns: a step becomes a ramp of 2 * radius pixels."""
+    """At the borders between columns, turns each step into a ramp of 2 * radius pixels."""
     borders = _borders(pixels.shape[1], period, max(2, radius))
     return _ramped(pixels, borders, _excess(pixels, borders), radius)
 
@@ -45,7 +45,7 @@ def _excess(pixels: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 
 def _ramped(pixels: np.ndarray, borders: np.ndarray, step: np.ndarray, radius: int) -> np.ndarray:
-    """Turns a step [H, borders, 3] at each border into a ramp, half of it on each side."""
+    """Turns the step [H, borders, 3] at each border into a ramp, half of it on each side."""
     out = pixels.copy()
     for offset in range(-radius, radius):
         distance = abs(offset + 0.5)
@@ -54,7 +54,7 @@ def _ramped(pixels: np.ndarray, borders: np.ndarray, step: np.ndarray, radius: i
 
 
 def _borders(width: int, period: int, room: int) -> np.ndarray:
-    """The first columns behind borders that have `room` columns on both sides."""
+    """The first column after each border that has `room` columns on both sides."""
     return np.arange(period, width - room + 1, period) if period >= 2 * room else np.arange(0)
 
 

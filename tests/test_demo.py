@@ -123,8 +123,8 @@ def test_swapped_axes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guidance_gain(count: int = 2) -> float:
-    """How much nearer, in dB, pictures told a guidance of 4 come to those made with two branches and that scale, than
-    pictures told 1: the model was taught to give the one for the other."""
+    """How much closer, in dB, pictures with a guidance of 4 are to those made with two branches and that scale than
+    pictures with a guidance of 1. The model was trained for this."""
     wanted = held_out(count)
     aim = drawn("flux-demo", wanted, guidance=1.0, true_cfg=4.0, negative_prompt="")
     told, plain = (drawn("flux-demo", wanted, guidance=guidance) for guidance in (4.0, 1.0))

@@ -1,6 +1,6 @@
-"""The same clock for all: steps one after the other, the first for warming up, and what they took as a line of JSON.
+"""The clock that all libraries share: times steps one after the other, the first as a warm-up, and prints JSON.
 
-Imported by each library's runner, in that library's environment: nothing but the standard library here.
+Imported by each library's runner, in that library's environment, so it uses only the standard library.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A step of diffusers' transformer, counted from PyTorch's operations: cost_of_diffusers.py FAMILY, in its environment.
 
-Nothing is computed: tensors are on the meta device. Each operation that is no view is one launch that reads its inputs
-and writes its outputs, as MPS does it without compilation; `_to_copy` and the like included.
+Nothing is computed: tensors are on the meta device. Each operation that is not a view counts as one launch that reads
+its inputs and writes its outputs, as on MPS without compilation, including `_to_copy` and the like.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A step of mflux's transformer, counted as ours is: cost_of_mflux.py FAMILY, in its own environment.
 
-FLUX.1's time and guidance layers run in its step, so that they count; quantized, every layer that it packs has 4 bits.
+FLUX.1's time and guidance layers run in its step, so they count. Quantized, every layer that it packs has 4 bits.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""What a function of MLX launches and moves on a GPU, counted from its graph: nothing is computed.
+"""Counts the kernel launches and bytes of an MLX function on a GPU from its graph; nothing is computed.
 
-In: a function and its arrays, unevaluated. Out: a `Cost`. `pretend_gpu` comes before the models are imported: from then
-on `mx.fast` and `mx.compile` give one operation each, as on a GPU, where the CPU would take them apart.
-The rules are Metal's, read from MLX 0.32: views are free, a concatenation copies each of its parts, and what needs its
-rows next to each other copies what lies otherwise. Arrays are modelled by NumPy views, which know their strides.
+In: a function and its arrays, unevaluated. Out: a `Cost`. Call `pretend_gpu` before the models are imported: from then
+on `mx.fast` and `mx.compile` give one operation each, as on a GPU; the CPU would split them.
+The rules are Metal's, from the source of MLX 0.32: views are free, a concatenation copies each of its parts, and an
+operation that needs contiguous rows copies others first. Arrays are modelled by NumPy views, which know their strides.
 What is computed twice from the same arrays is counted once (MLX simplifies the graph that it exports). A compiled
-function is taken for one kernel: right for pointwise ones, of which this library and mflux have no others.
+function counts as one kernel, which holds for pointwise functions; this library and mflux compile no others.
 Must not know: models.
 """
 

@@ -1,6 +1,6 @@
 """The blocks by this library: ours.py FAMILY FOLDER QUANT OUTPUT ROUNDS.
 
-The modulation of all steps, and what depends on the prompt alone, is computed before the loop and timed apart.
+The modulation of all steps, and what depends only on the prompt, is computed before the loop and timed separately.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Runs all three libraries on the same random weights and prints ratio tables: run.py [z_image …] [--quants …].
 
-Every cell is a process of its own, libraries in turns. Ratios are the peer's number over ours: above 1, ours is less.
+Each cell runs in its own process, libraries in turns. Ratios are the peer's number over ours: above 1, ours is less.
 """
 
 import argparse

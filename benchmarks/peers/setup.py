@@ -1,4 +1,4 @@
-"""Makes .venv-mflux and .venv-diffusers next to this file. Nothing outside this folder imports what they hold."""
+"""Makes .venv-mflux and .venv-diffusers next to this file. Nothing outside this folder imports from them."""
 
 import subprocess
 import sys

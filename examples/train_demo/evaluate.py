@@ -1,7 +1,7 @@
 """Draw held-out captions with a trained demo model and score the pictures.
 
 In: a run folder (averaged weights or raw ones). Out: the scores, also as a line of its log, and a sheet of pictures.
-The sampling is the families' own, written once more in torch: Euler for FLUX.1 and Qwen-Image, flash or Euler for
+The sampling is the families' own, rewritten in torch: Euler for FLUX.1 and Qwen-Image, flash or Euler for
 HiDream-O1.
 """
 

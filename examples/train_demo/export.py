@@ -1,7 +1,7 @@
-"""Write a trained demo model as the folder a real checkpoint of its family is.
+"""Write a trained demo model as a folder like a real checkpoint of its family.
 
 In: the run folders. Out: weights/demo/<family>/ with config files, tokenizers and bf16 tensors under the published
-names; `demo.json`, what a manifest has to say about it; and the trainings' logs.
+names; `demo.json` with the values for its manifest; and the training logs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions as people type them first: no place, no size, no background, two things without a relation, other orders.
+"""Captions as people first type them: no place, size or background, two things without a relation, other orders.
 
 In: a numpy generator. Out: scenes with open parts ("" in `scenes.Scene`), the same scenes filled in for drawing, and
 captions in many wordings. It draws no pictures.

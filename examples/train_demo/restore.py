@@ -1,4 +1,4 @@
-"""Run folders from the exported models, so that a training can go on where only weights/demo is left.
+"""Make run folders from the exported models, so that training can continue when only weights/demo is left.
 
 In: weights/demo/<family>. Out: for each run `ema.pt` (as precise as the bf16 that was exported), its tokenizer, its log
 and the latents' statistics; no optimiser's state. The inverse of `export.py`.

@@ -1,6 +1,6 @@
-"""Say whether a picture shows what its caption's scene says: background, colour, position, shape.
+"""Decide whether a picture shows its caption's scene: background, colour, position, shape.
 
-In: pictures (uint8 [H, W, 3]) and scenes. Out: a `Verdict` each, and their means. It reads pixels alone and knows no
+In: pictures (uint8 [H, W, 3]) and scenes. Out: a `Verdict` each, and their means. It reads only pixels and knows no
 model. Edges may be soft: colours are counted inside shapes only, and a shape is the one whose filled outline of the
 same area and centre differs least from what is seen.
 """

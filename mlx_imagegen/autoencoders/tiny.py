@@ -5,10 +5,13 @@ about -1..1. Parameters carry diffusers' names; TAEF2's first blocks have a norm
 Must not know: models, where files lie.
 """
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..layers.conv import Conv2d, GroupNorm
 from ..layers.linear import Linear
@@ -17,6 +20,7 @@ from ..loading.checkpoint import open_checkpoint
 from ..loading.weights import open_weights
 from ..precision import VAE_DTYPE
 
+MOST_CHANNELS = 32  # of the latents that a published decoder reads
 WIDTH, POOL_WIDTH, POOL_GROUPS, POOL_EPS = 64, 256, 4, 1e-5
 LEVELS, BLOCKS = 3, 3  # levels before the finest, which has one block
 RANGE = 3.0  # latents are kept within it, softly
@@ -71,6 +75,13 @@ class TinyDecoder(nn.Module):
             x = layer(x)
         pixels: mx.array = x.joined()
         return 2 * pixels - 1
+
+
+@functools.cache
+def weight_bytes() -> int:
+    """Of the larger of the published decoders."""
+    named: Any = tree_flatten(TinyDecoder(MOST_CHANNELS, pooled=True).parameters())
+    return sum(value.nbytes for _, value in named)
 
 
 def open_tiny_decoder(path: Path, channels: int) -> TinyDecoder:

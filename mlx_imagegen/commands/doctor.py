@@ -1,13 +1,13 @@
 """`doctor`: is this machine ready, and for what."""
 
 import argparse
-import json
 import math
 import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import ImagegenError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     checks = [] if args.no_self_test else list(self_test())
     if args.json:
-        print(json.dumps(as_data(known, warned, advice, found, checks), indent=1))
+        print(json_text(as_data(known, warned, advice, found, checks)), end="")
     elif checks:
         right, seconds = sum(check.right for check in checks), time.perf_counter() - started
         print(f"\nself-test: {right} of {len(checks)} are right ({seconds:.1f} s)")

@@ -20,7 +20,7 @@ from ..request.parameters import ALIASES, BY_NAME, MODELS_OWN, limits
 Group = argparse._ArgumentGroup
 
 
-def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
+def add_flags(group: argparse._ActionsContainer, rows: Iterable[Parameter]) -> None:
     """The rows' flags; rows without one are left out."""
     for row in rows:
         if row.flag:
@@ -30,8 +30,7 @@ def add_flags(group: Group, rows: Iterable[Parameter]) -> None:
 
 def add_flag(parser: argparse.ArgumentParser, name: str) -> None:
     """One parameter's, for commands that take few."""
-    row = BY_NAME[name]
-    parser.add_argument(str(row.flag), help=flag_help(row), default=None, metavar=row.metavar, **FORMS[row.kind])
+    add_flags(parser, [BY_NAME[name]])
 
 
 def flag_help(row: Parameter) -> str:
@@ -48,14 +47,8 @@ def add_aliases(parser: argparse.ArgumentParser) -> None:
     """Flags that other programs have: not shown, and answered with the name of ours."""
     for alias, name in ALIASES.items():
         if flag := BY_NAME[name].flag:
-            parser.add_argument(
-                "--" + alias.replace("_", "-"),
-                f"--{alias}",
-                action=_Alias,
-                nargs="?",
-                const=flag,
-                help=argparse.SUPPRESS,
-            )
+            names = "--" + alias.replace("_", "-"), f"--{alias}"
+            parser.add_argument(*names, action=_Alias, nargs="?", const=flag, help=argparse.SUPPRESS)
 
 
 class _Alias(argparse.Action):
@@ -133,6 +126,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": lambda text: int(text) if text.isdecimal() else text},
+    kinds.SWITCH_OR_TEXT: {},
     kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},

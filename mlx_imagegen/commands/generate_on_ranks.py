@@ -22,6 +22,7 @@ from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import by_residency, draw_pictures, gone
 from ..distributed.requests import packed, unpacked, with_seeds
+from ..errors import RequestError
 from ..hub.record import revision_of
 from ..image import encoded_picture, write_bytes
 from ..launched import Launch
@@ -48,6 +49,10 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
             sharing = memories if args.parallel in (None, AUTO, LAYERS) else ()
             opened = load_on_hosts(sharing, **opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
+        if any(job.upsampler for job in jobs):
+            raise RequestError(
+                "upsample: prompts are not upsampled on several ranks; write the caption first (mlx-imagegen upsample)."
+            )
         check_same(group, opened, jobs)
         if record:
             here = revision_of(opened.folder)
@@ -129,8 +134,7 @@ def _draw(group: Group, mode: Mode, pictures: "_Pictures") -> None:
 
 
 def _resident_ranks(group: Group, opened: Pipeline, jobs: Sequence[Job]) -> list[bool]:
-    """By rank, whether it can keep the model in memory; a rank that cannot draw these pictures ends all here, before
-    anything is loaded."""
+    """By rank, whether it can keep the model in memory; a rank that cannot draw the pictures ends all here."""
     resident = residency([made for made, _ in opened.plans(jobs)], opened.resident).resident
     return [bool(each["resident"]) for each in group.exchange({"resident": resident})]
 

@@ -1,7 +1,6 @@
 """`lora FILE`: what a LoRA is made of, for which model, and what of it would find no place."""
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import json_text
 from ..errors import LoraError
+from ..escaping import ranged
 from .plan import headers
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     found = best_match(file, args.model)
     description = described(file) | fit(found)
     if args.json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
+        print(json_text(description), end="")
     else:
         width = max(map(len, description))
         for name, value in description.items():
@@ -49,7 +50,7 @@ def described(file: "LoraFile") -> dict[str, Any]:
     sizes = Counter(tensor.dtype.lower() for tensor in file.checkpoint.values())
     return {
         "file": file.published or str(file.path),
-        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.keys)} tensors ({_counted(sizes)})",
+        "size": f"{file.checkpoint.nbytes / 1e6:.1f} MB, {len(file.checkpoint)} tensors ({_counted(sizes)})",
         "format": file.format,
         "kind": _counted(Counter(entry.kind or "incomplete" for entry in entries)),
         "base": file.family or "unknown",
@@ -67,7 +68,7 @@ def targets(names: Sequence[str]) -> list[str]:
         number = BLOCK.search(name)
         kind = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
         kinds.setdefault(kind, []).extend([int(number[0])] if number else [])
-    return [kind.replace("{}", f"{{{_range(numbers)}}}", 1) if numbers else kind for kind, numbers in kinds.items()]
+    return [kind.replace("{}", f"{{{ranged(numbers)}}}", 1) if numbers else kind for kind, numbers in kinds.items()]
 
 
 def best_match(file: "LoraFile", named: str | None) -> "tuple[str, Match] | None":
@@ -127,10 +128,3 @@ def _counted(counter: Counter[Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "not given" if value is None else str(value)
-
-
-def _range(numbers: list[int]) -> str:
-    numbers = sorted(set(numbers))
-    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1:
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))

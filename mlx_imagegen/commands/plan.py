@@ -13,6 +13,7 @@ from .flags import add_flag, as_path, sides, size
 if TYPE_CHECKING:
     from ..families.base import Family
     from ..hub.manifest import Manifest
+    from ..loading.weights import WeightTransforms
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -38,6 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "redux")
     add_flag(parser, "ip_adapter")
+    add_flag(parser, "upsample")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -87,13 +89,14 @@ def plan_machine(args: argparse.Namespace, machine: "Machine") -> None:
 
 def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..families import open_family
-    from ..hub.networks import network_headers
     from ..loading.weights import WeightTransforms
     from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
     from ..planning.hosts import describe_sharing
-    from ..planning.plan import describe, plan
+    from ..planning.measurements import estimate
+    from ..planning.plan import describe, gigabytes, plan
     from ..planning.recommend import starts_of
+    from ..quantization.layout import layouts
     from ..request.job import usual_job
 
     args.quant = recipe_of(args.quant)
@@ -104,15 +107,7 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
         family = open_family(manifest, folder, transforms)
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **sides(args.size), **asked)
-        controls, adapters = {}, {}  # by their files or their published shapes
-        for name in args.control or ():
-            with network_headers(name, manifest) as place:
-                controls[name] = family.open_control(name, place, transforms)
-        for source in {image.adapter for image in job.prompt.images}:
-            with network_headers(source.name, manifest, source.parameter) as place:
-                adapters[source] = family.open_adapter(source, place)
-        family.select_controls(controls)
-        family.select_adapters(adapters)
+        _select_networks(family, manifest, args.control or (), job, transforms)
         made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
             download = manifest.download_bytes if note else 0
@@ -122,9 +117,14 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         settings, count = job.settings, len(job.prompt.references)
         references = f", {count} reference picture{'s' if count > 1 else ''}" if count else ""
         print(f"{manifest.name}, {settings.width}x{settings.height}, {settings.steps} steps{references}{note}")
-        print("\n".join(describe(made, args.chip) + _estimate(made, args, manifest)))
+        print("\n".join(describe(made, args.chip)))
+        if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
+            print(found.describe(machine.chip_name, made.seconds(machine.chip)))
+        if args.upsample:
+            print(_upsampler(args, manifest, count))
         if recipe:
-            print(_copy(family, folder, args.quant))
+            size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
+            print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
         if args.hosts:
             each = [working_set_of(int(memory * GIB)) for memory in args.memory or ()] or [machine.usable_bytes]
             memories = each * args.hosts if len(each) == 1 else each
@@ -136,6 +136,23 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
             print(_here(made, family, job, manifest))
 
 
+def _select_networks(
+    family: "Family[Any]", manifest: "Manifest", names: "Sequence[str]", job: "Job", transforms: "WeightTransforms"
+) -> None:
+    """The control networks, and the adapters of the job's pictures, by their files or their published shapes."""
+    from ..hub.networks import network_headers
+
+    controls, adapters = {}, {}
+    for name in names:
+        with network_headers(name, manifest) as place:
+            controls[name] = family.open_control(name, place, transforms)
+    for source in {image.adapter for image in job.prompt.images}:
+        with network_headers(source.name, manifest, source.parameter) as place:
+            adapters[source] = family.open_adapter(source, place)
+    family.select_controls(controls)
+    family.select_adapters(adapters)
+
+
 class Machine(NamedTuple):
     """The one at hand, or a Mac with the chip and the memory asked for."""
 
@@ -143,6 +160,7 @@ class Machine(NamedTuple):
     usable_bytes: int
     most_bytes: int  # with every other program closed
     chip: "Chip"
+    chip_name: str | None  # of a Mac's
     gpu: bool  # as on a Mac, or as on the CPU (plan.py)
 
     def answer(self, rows: "Sequence[Start]") -> list[str]:
@@ -175,10 +193,10 @@ def _machine(args: argparse.Namespace) -> Machine:
     if args.memory:
         memory = args.memory[0]
         usable = working_set_of(int(memory * GIB))
-        name = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
-        return Machine(name, usable, usable, chip, True)
+        mac = f"a Mac with {memory:g} GB, of which {usable / GB:.1f} for the GPU"
+        return Machine(mac, usable, usable, chip, name, True)
     limit = memory_limit()
-    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, on_gpu() or bool(args.chip))
+    return Machine(str(limit), limit.usable_bytes, limit.most_bytes, chip, name, on_gpu() or bool(args.chip))
 
 
 def _table(rows: "Sequence[Start]", machine: Machine) -> str:
@@ -194,17 +212,6 @@ def _table(rows: "Sequence[Start]", machine: Machine) -> str:
         for each in ordered
     ]  # fmt: skip
     return aligned(("model", "quant", "peak GB", "download GB", "steps", "seconds at least", ""), cells)
-
-
-def _estimate(made: "Plan", args: argparse.Namespace, manifest: "Manifest") -> list[str]:
-    """By what was measured on Macs, for the chip asked for or at hand."""
-    from ..machine import machine
-    from ..planning.chips import chip_named, chip_of
-    from ..planning.measurements import estimate
-
-    chip = args.chip or chip_of(machine()["device"])
-    found = estimate(chip, manifest.name, args.quant) if chip else None
-    return [found.describe(chip, made.seconds(chip_named(chip)))] if chip and found else []
 
 
 @contextmanager
@@ -236,13 +243,21 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
         )
 
 
-def _copy(family: "Family[Any]", folder: Path, quant: str) -> str:
-    from ..packing.recipes import read_recipe
-    from ..planning.plan import gigabytes
-    from ..quantization.layout import layouts
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) -> str:
+    """What runs before all stages of the model, and is gone when they begin."""
+    import mlx.core as mx
 
-    size = sum(layout.nbytes for layout in layouts(family, folder, read_recipe(quant, family.name)))
-    return f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {gigabytes(size)}"
+    from ..planning.plan import gigabytes
+    from ..request.options import upsampler
+    from ..upsampling.api import headers_of
+    from ..upsampling.upsampler import MOST_TOKENS, most_question_tokens
+
+    name = upsampler(manifest, args.upsample)
+    assert name is not None
+    length = most_question_tokens(references)
+    dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
+    need = headers_of(name, args.quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
+    return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:

@@ -1,7 +1,6 @@
 """Progress on stderr: one bar at a time, only on a terminal; lines for people otherwise."""
 
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.clear()
 
     def loading(self, component: str, done: int, total: int) -> None:
@@ -36,6 +33,10 @@ class Progress:
     def converting(self, component: str, done: int, total: int) -> None:
         """In weights, whatever they take on the disk."""
         self._show("quantize", done, total, unit=" weights", unit_scale=True)
+
+    def writing(self, count: int) -> None:
+        """Of a caption, whose length nobody knows, tokens so far."""
+        self._show("caption", count, None, unit=" tokens")
 
     def step(self, event: "StepEvent") -> None:
         of = f"picture {event.picture + 1}/{event.pictures}" if event.pictures > 1 else "steps"
@@ -62,7 +63,7 @@ class Progress:
             self._bar.close()
             self._bar = self._of = None
 
-    def _show(self, of: str, done: int, total: int, **style: Any) -> None:
+    def _show(self, of: str, done: int, total: int | None, **style: Any) -> None:
         if not self.bars:
             return
         if of != self._of:

@@ -18,8 +18,7 @@ from .requests import read_requests
 def read_record_and_requests(
     args: argparse.Namespace,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """The picture's record, if there is one; how to open the model, after a yes to the downloads that the record alone
-    asks for; and the requests."""
+    """The record of --from; how to open the model, after a yes to the record's own downloads; the requests."""
     from ..image import read_metadata
 
     opening, requests = read_requests(args)

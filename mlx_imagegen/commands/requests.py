@@ -1,7 +1,7 @@
 """What is asked for: a prompt, a file or standard input, and a picture to make again -> requests for `Pipeline.jobs`.
 
-Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that job.py
-checks.
+Out: how to open the model, and for each request a dict of generate()'s parameters. Nothing is checked here that
+request/job.py checks.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.rec
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
-SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
+SAID_FIELDS = frozenset("licence manifest parallel quantization report revision tool upsampled_from version".split())
 NOT_OF_HOW = {*OF_THE_PICTURE, "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
 
@@ -104,8 +104,7 @@ def _record(path: Path, given: dict[str, Any], opening: dict[str, Any]) -> dict[
 
 
 def _as_recorded(path: Path, row: Parameter, entries: list[Any], recorded: Any) -> list[Any]:
-    """Pictures that are given again, with what the record says of how each counted; networks are to be named, since
-    they may be fetched."""
+    """Pictures given again, each with how it counted; their networks have to be named, for they may be fetched."""
     if not isinstance(recorded, list) or len(recorded) != len(entries):
         return entries
     if not all(isinstance(each, dict) for each in (*recorded, *entries)):

@@ -1,1 +1,1 @@
-"""Several ranks, one on each Mac, that draw together: imported only where MLX's launcher has started them."""
+"""Several ranks, one on each Mac, draw together. Imported only in processes that MLX's launcher started."""

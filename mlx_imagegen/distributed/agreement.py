@@ -1,7 +1,7 @@
-"""Whether all ranks have opened the same: model, files, LoRAs, packing and pictures.
+"""Checks that all ranks have opened the same model, files, LoRAs, packing and pictures.
 
 In: each rank's open pipeline and jobs. Out: nothing, or an error on all ranks that names the rank and what differs.
-Weights are compared by their size, header and a few samples: to read all of them would take as long as to load them.
+Weights are compared by size, header and a few samples: reading all of them would take as long as loading them.
 Must not know: how pictures are shared out.
 """
 
@@ -31,7 +31,7 @@ WORDS = {
 
 
 def check_same(group: Group, pipeline: Pipeline, jobs: Sequence[Job]) -> None:
-    """On all ranks; returns on all or on none."""
+    """Called on all ranks; returns on all of them or on none."""
     identities = group.gather({"kind": "identity", **identity(pipeline, jobs)})
     for rank, other in enumerate(identities[1:], 1):
         if different := difference(identities[0], other):
@@ -68,7 +68,7 @@ def difference(first: Mapping[str, Any], other: Mapping[str, Any], fields: Mappi
 
 
 def _files(pipeline: Pipeline) -> Iterator[tuple[str, Path]]:
-    """Configs, weights and LoRAs, by names that do not depend on where they lie."""
+    """Configs, weights and LoRAs, by names that do not depend on their folder."""
     folder = pipeline.folder
     configs = [path for pattern in CONFIGS for path in folder.glob(pattern)] if folder.is_dir() else []
     paths = [("", path) for path in configs if path.name != INDEX]  # which has other files' places in it
@@ -82,7 +82,7 @@ def _files(pipeline: Pipeline) -> Iterator[tuple[str, Path]]:
 
 
 def digest(path: Path) -> str:
-    """Of the size and of evenly spaced samples, the first of which holds a header's beginning."""
+    """Of the size and of evenly spaced samples; the first sample contains the beginning of the header."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

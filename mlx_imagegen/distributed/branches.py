@@ -1,7 +1,7 @@
-"""Branches shared out: each rank runs one branch of guidance, and all have every branch's velocity after each step.
+"""Shares out branches: each rank runs one branch of guidance, and after each step all ranks have every velocity.
 
-In: a function that gives one branch's velocity. Out: all of them, in float32, as if one rank had run them; what was
-waited and exchanged. Must not know: models, schedules.
+In: a function that computes one branch's velocity. Out: all velocities, in float32, as if one rank had run them; how
+long the rank waited, and what it sent. Must not know: models, schedules.
 """
 
 import time
@@ -15,7 +15,7 @@ from .group import Group
 
 
 def why_not_branches(jobs: Sequence[Job], size: int) -> str | None:
-    """Why not every rank would have one branch of each picture to run."""
+    """The reason why not every rank would have one branch of each picture to run; None if it would."""
     for job in jobs:
         count = 1 if job.negative is None else 2
         if count == 1:
@@ -51,8 +51,7 @@ class BranchExchange:
         self._steps += 1
 
     def take_statistics(self) -> dict[str, Any]:
-        """Since the last call: how long this rank waited for the others, in how many steps, and how much it sent to
-        each."""
+        """Since the last call: how long this rank waited, in how many steps, and how much it sent to each other."""
         waited = {"waited_seconds": self._waited_seconds, "waited_steps": self._steps}
         taken = {"sent_bytes": self._exchanged_bytes, **waited}
         self._waited_seconds, self._exchanged_bytes, self._steps = 0.0, 0, 0

@@ -1,7 +1,7 @@
 """The TCP connections between rank 0 and the others, made before anything else is opened.
 
-In: a `Launch`. Out: the links, and every rank's name; an error on all ranks where one does not come in time, or runs
-another version. Must not know: what is sent later.
+In: a `Launch`. Out: the links, and every rank's name. If a rank does not connect in time, or runs another version, all
+ranks raise an error. Must not know: what is sent later.
 """
 
 import importlib.metadata
@@ -39,7 +39,7 @@ def _accept_all(launch: Launch, deadline: float) -> tuple[dict[int, Link], list[
                 raise _reported(
                     links,
                     f"rank {missing} did not connect to {_place(launch)} in time; see that mlx.launch starts "
-                    "mlx-imagegen on every host, and that no firewall stands between.",
+                    "mlx-imagegen on every host, and that no firewall blocks it.",
                 )
             try:
                 if not link.has_message(HELLO_SECONDS):
@@ -128,7 +128,7 @@ def _difference(hellos: Mapping[int, Message]) -> str | None:
 
 
 def _reported(links: Mapping[int, Link], reason: str) -> DistributedError:
-    """The error, after the other ranks were sent it."""
+    """The error, after it was sent to the other ranks."""
     for link in links.values():
         link.send({"failed": reason})
     return DistributedError(reason)

@@ -1,7 +1,7 @@
-"""The ranks that MLX's launcher started: who they are, messages between them, and sums over them.
+"""The ranks that MLX's launcher started: their names, messages between them, and sums over them.
 
-Each rank has a TCP connection with rank 0 for messages; arrays go through MLX's collectives, which are connected when
-they are first needed. As a context it is the common life of all ranks: what ends one of them ends all (watch.py).
+Each rank has a TCP connection to rank 0 for messages. Arrays go through MLX's collectives, which are connected when
+they are first needed. As a context manager, a `Group` ties the ranks together: what ends one ends all (watch.py).
 In: a `Launch`. Out: a `Group`. Must not know: models, pictures.
 """
 
@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import mlx.core as mx
@@ -20,7 +19,7 @@ from ..errors import DistributedError, ImagegenError, described
 from ..launched import Launch
 from .connections import JOIN_SECONDS, connect
 from .messages import Message
-from .watch import INTERRUPTED, SILENCE_SECONDS, Watch
+from .watch import GRACE_SECONDS, INTERRUPTED, SILENCE_SECONDS, Watch
 
 LINK_BYTES, LINK_TRIES = 1 << 21, 3  # 50 Mbit in all: half a second over a slow Wi-Fi of 0.1 Gb/s
 RDMA_SPEED = 80.0  # Gb/s: Thunderbolt 5's
@@ -35,7 +34,7 @@ if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:
 
 
 class Group:
-    """Entered and left in the main thread."""
+    """Enter and leave it in the main thread."""
 
     def __init__(self, launch: Launch, silence: float = SILENCE_SECONDS):
         self.rank, self.size = launch.rank, launch.size
@@ -48,10 +47,8 @@ class Group:
         self._watch.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Raises the reason for which all ranks end, where it is another rank's."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raises the reason why all ranks end, if it comes from another rank."""
         if error is None:
             self._watch.broadcast({"kind": "left"})
             self._watch.stop()
@@ -62,14 +59,16 @@ class Group:
             raise DistributedError(reason) from error
 
     def _reason_of(self, error: BaseException) -> str | None:
-        """Why all ranks end; None where the error itself says it."""
+        """Why all ranks end; None if the error itself says it."""
         watch = self._watch
-        watch.hold_interrupts()
+        watch.interrupted = True  # the main thread is ending
         if isinstance(error, KeyboardInterrupt):
             watch.fail(f"{self.name()} was interrupted.", INTERRUPTED)
             return None
         if isinstance(error, RuntimeError | OSError) and not isinstance(error, ImagegenError):
-            watch.await_failure()  # a collective or message fails before the news of the rank that has died is here
+            watch.failed.wait(
+                GRACE_SECONDS
+            )  # a collective or message fails before the news of the rank that has died is here
         if watch.failure is None:
             said = described(error)
             watch.fail(said if isinstance(error, DistributedError) else f"{self.name()}: {said}")
@@ -96,7 +95,7 @@ class Group:
     # Messages: JSON values, NumPy arrays and bytes.
 
     def send(self, message: Message, rank: int = 0) -> None:
-        """To rank 0, or from it to any; OSError where that rank has gone."""
+        """To rank 0, or from rank 0 to any rank; OSError if that rank has gone."""
         self._links[rank].send(message)
 
     def receive(self, rank: int = 0) -> Message:
@@ -143,11 +142,6 @@ class Group:
             self.receive(rank)
             seconds.append(time.perf_counter() - started)
         return LINK_BYTES * 8 / min(seconds) / 1e9
-
-    @property
-    def sent_bytes(self) -> int:
-        """By messages alone."""
-        return sum(link.sent_bytes for link in self._links.values())
 
     # Arrays. These block until all ranks have called them. What comes out is lazy, and an array of a collective that
     # failed may hold anything where it is not read by mx.eval: evaluate it before it is used or kept.

@@ -1,6 +1,6 @@
-"""Layers shared out: every rank holds a part of each block's weights, and draws the same picture in lockstep.
+"""Shares out layers: every rank holds a part of each block's weights, and all draw the same picture in lockstep.
 
-In: an open pipeline and the group. Out: the pipeline, whose components load this rank's part from now on and whose
+In: an open pipeline and the group. Out: the pipeline, whose components now load only this rank's part and whose
 products are summed over the ranks; how much was summed. Must not know: families' tables, requests.
 """
 
@@ -69,7 +69,7 @@ class Sums:
 
 
 def why_not_layers(family: Family[Any], jobs: Sequence[Job], size: int) -> str | None:
-    """Why the model's layers cannot be shared out over so many ranks for these pictures."""
+    """The reason why the layers cannot be shared out over this many ranks for these pictures; None if they can."""
     if any(job.settings.cache is not None for job in jobs):
         return "ranks could differ in which steps --cache predicts; leave --cache out"
     refused = family.sharing_refusal(Sharing(0, (1,) * size))
@@ -77,8 +77,7 @@ def why_not_layers(family: Family[Any], jobs: Sequence[Job], size: int) -> str |
 
 
 def share_layers(pipeline: Pipeline, group: Group, parts: Sequence[int]) -> Sums:
-    """On every rank, before any weight is read and after `group.start_collectives`. `parts`: each rank's, in relation
-    to the others'."""
+    """On every rank, before any weight is read and after `start_collectives`. `parts`: each rank's share."""
     sums = Sums(group.all_sum)
     pipeline.family.share_layers(Sharing(group.rank, tuple(parts), sums))
     return sums

@@ -1,7 +1,7 @@
-"""Every rank draws the same pictures at the same time, and something inside is shared out: branches, or layers.
+"""Every rank draws the same pictures at the same time; either branches or layers are shared out inside.
 
-In: an open pipeline on each rank, whose sharing is set up. Out: the results, on every rank; rank 0's reports have the
-seconds of all.
+In: an open pipeline on each rank, with sharing set up. Out: the results, on every rank; rank 0's reports have the
+seconds of all ranks.
 Must not know: what is shared out.
 """
 
@@ -23,7 +23,7 @@ class Shared(Protocol):
     def end_step(self) -> None: ...
 
     def take_statistics(self) -> Statistics:
-        """Of this rank since the last call."""
+        """This rank's statistics since the last call."""
 
 
 def draw_in_lockstep(

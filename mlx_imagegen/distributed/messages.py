@@ -1,6 +1,6 @@
-"""Messages between two ranks: JSON with arrays and files after it, over one TCP connection.
+"""Messages between two ranks: JSON followed by arrays and files, over one TCP connection.
 
-Nothing that is received is run or unpickled. Must not know: what messages mean.
+Nothing received is executed or unpickled. Must not know: what messages mean.
 """
 
 import io
@@ -25,7 +25,6 @@ class Link:
         self._connection = connection
         self._sending = threading.Lock()
         self.heard = time.monotonic()  # when the last message came
-        self.sent_bytes = 0
 
     def send(self, message: Message) -> None:
         """`message`: JSON values, paths, NumPy arrays and bytes."""
@@ -34,10 +33,9 @@ class Link:
         with self._sending:
             for frame in (len(blobs).to_bytes(4, "big") + text, *blobs):
                 self._connection.send_bytes(frame)
-                self.sent_bytes += len(frame)
 
     def beat(self) -> None:
-        """An empty message, but for where another one is on its way."""
+        """Sends an empty message, unless another one is being sent."""
         if self._sending.acquire(blocking=False):
             try:
                 self._connection.send_bytes(b"")
@@ -45,7 +43,7 @@ class Link:
                 self._sending.release()
 
     def has_message(self, seconds: float) -> bool:
-        """Whether something comes within so long."""
+        """Whether a message arrives within this many seconds."""
         return self._connection.poll(seconds)
 
     def receive(self) -> Message:

@@ -1,7 +1,7 @@
-"""Which way of sharing a request is drawn in: as asked, or the one that pays.
+"""Chooses how a request is shared out: as the user asked, or the fastest way that fits.
 
-In: what was asked for, the model, the jobs and what each rank's memory gives. Out: a `Mode`; an error that says why one
-cannot be. Must not know: how any of them works.
+In: what the user asked for, the model, the jobs and each rank's memory. Out: a `Mode`, or an error that says why the
+chosen one is not possible. Must not know: how any of them works.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Mode:
 def choose(
     asked: str, family: Family[Any], jobs: Sequence[Job], memories: Sequence[int], gigabits: float = USUAL_LINK
 ) -> Mode:
-    """`memories`: bytes that each rank may hold; `gigabits`: a second, of their link. All count as equally fast."""
+    """`memories`: bytes that each rank may hold; `gigabits`: per second, of their link. Ranks count as equally fast."""
     why_not = {BRANCHES: why_not_branches(jobs, len(memories)), LAYERS: why_not_layers(family, jobs, len(memories))}
     if reason := why_not.get(asked):
         raise RequestError(f"--parallel {asked}: {reason}.")

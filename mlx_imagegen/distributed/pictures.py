@@ -1,9 +1,9 @@
-"""Pictures shared out: whichever rank is free draws the next one, and rank 0 keeps what comes out.
+"""Shares out pictures: the next free rank draws the next one, and rank 0 keeps the results.
 
-Rank 0 has one thread for each other rank, which sends it pictures and waits for them; its main thread draws too. A rank
-that dies loses only what it had not sent, which the others draw. Near the end a slow rank is given nothing that the
-others would finish sooner.
-In: the same `Work` on each rank. Out: what its `draw` gives for each picture, kept on rank 0. Must not know: models,
+Rank 0 has one thread for each other rank, which sends it pictures and waits for the results; its main thread draws too.
+If a rank dies, the others draw what it had not sent. Near the end, a slow rank gets no picture that the others would
+finish sooner.
+In: the same `Work` on each rank. Out: the result of `draw` for each picture, kept on rank 0. Must not know: models,
 files, how pictures are drawn and written.
 """
 
@@ -23,8 +23,7 @@ DECLINED, FAILED = "declined", "failed"
 
 
 class Work(Protocol):
-    """Pictures, by their numbers. The first is called where they are drawn, the others on rank 0, from any of its
-    threads."""
+    """Pictures, by their numbers. `draw` runs where they are drawn, the rest on rank 0, in any thread."""
 
     def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
         """Each picture with what is sent to rank 0; `on_step` is given what is to be seen of one that is under way."""
@@ -37,7 +36,7 @@ class Work(Protocol):
 
 
 def gone(name: str, unfinished: int) -> str:
-    """What rank 0 says of a rank that is lost."""
+    """What rank 0 prints about a lost rank."""
     return f"{name} has gone" + (f"; others draw what it has not finished ({unfinished})" if unfinished else "")
 
 
@@ -80,7 +79,7 @@ def _end(pool: Pool, work: Work, index: int, finished: Message, rank: int) -> No
 
 
 def _serve(group: Group, work: Work) -> None:
-    """On a rank other than 0: draws what it is sent until there is no more."""
+    """On ranks other than 0: draws what rank 0 sends, until there is no more."""
 
     def on_step(index: int, observed: Message) -> None:
         group.send({"kind": "step", "index": index, "observed": observed})
@@ -104,7 +103,7 @@ def _feed(group: Group, rank: int, pool: Pool, work: Work, at_once: Callable[[Po
 
 
 def _fed(group: Group, rank: int, taken: Sequence[int], pool: Pool, work: Work) -> bool:
-    """Whether the rank has drawn all of these; if not, it is lost."""
+    """Whether the rank has drawn all of these; if not, the rank is lost."""
     try:
         group.send({"kind": "draw", "indices": list(taken)}, rank)
     except OSError:

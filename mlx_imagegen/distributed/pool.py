@@ -1,7 +1,7 @@
-"""Pictures that wait to be drawn, and which rank draws which.
+"""The pictures that wait to be drawn, and which rank draws which.
 
-In: ranks that ask for some, finish or decline them, or are lost. Out: pictures, by their numbers; each is finished
-once. Seconds are measured for every rank and kind of picture.
+In: ranks that take pictures, finish or decline them, or are lost. Out: pictures, by number; each is finished once.
+Seconds are measured for every rank and kind of picture.
 Must not know: what a picture is, how ranks are reached.
 """
 
@@ -70,7 +70,7 @@ class Pool:
             self._changed.notify_all()
 
     def decline(self, rank: int, index: int) -> None:
-        """The rank has tried and cannot draw such pictures; others may."""
+        """Records that the rank cannot draw such pictures; others may."""
         with self._changed:
             own = self._ranks[rank]
             own.drawing.remove(index)
@@ -79,7 +79,7 @@ class Pool:
             self._changed.notify_all()
 
     def lose(self, rank: int) -> list[int]:
-        """What the rank has not finished waits again, before all others."""
+        """Puts the rank's unfinished pictures back, in front of all others."""
         with self._changed:
             lost = list(self._ranks.pop(rank).drawing)
             self._waiting.extendleft(reversed(lost))

@@ -1,7 +1,7 @@
-"""Requests on their way from rank 0 to the others: the pictures and arrays that they name go with them.
+"""Sends requests from rank 0 to the others, together with the pictures and arrays that they name.
 
-In: generate()'s parameters, as the command line has them. Out: the same, on hosts that have none of the files but the
-model's and the LoRAs'. Must not know: what a parameter does.
+In: generate()'s parameters, as the command line has them. Out: the same, on hosts that have only the files of the model
+and the LoRAs. Must not know: what a parameter does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ NAME, CONTENTS = "file_name", "contents"
 
 
 def with_seeds(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Every seed written out, so that all ranks have the same."""
+    """The parameters with every seed written out, so that all ranks have the same ones."""
     rest = {name: value for name, value in request.items() if name not in ("seed", "count")}
     return {**rest, "seed": seeds_of(request.get("seed"), request.get("count"))}
 
 
 def packed(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with the contents of its pictures' files, to be sent."""
+    """The request with the contents of its picture files, ready to send."""
     return {name: _packed(name, value) for name, value in request.items()}
 
 
 def unpacked(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What was sent, with the pictures written into `folder`."""
+    """The received request, with its pictures written to `folder`."""
     return {name: _unpacked(value, folder / name) for name, value in request.items()}
 
 

@@ -1,10 +1,10 @@
-"""The common end of all ranks: a rank that fails, is interrupted or dies takes the others with it, within seconds.
+"""Ends all ranks together: if a rank fails, is interrupted or dies, the others end within seconds.
 
-MLX's collectives wait for ever for a rank that has died, and no Python runs in the thread that waits. So a thread of
-its own listens to each link, and one more sends heartbeats, counts silence and sees signals. It interrupts the main
-thread, which then raises the reason; where that is still in a collective after `GRACE_SECONDS`, it prints the reason
-and ends the process.
-In: the links. Out: messages that are none of its own; the reason of the end. Must not know: what is drawn.
+MLX's collectives wait forever for a rank that has died, and no Python runs in the thread that waits. So one thread
+listens to each link, and one more sends heartbeats, counts silence and handles signals. It interrupts the main thread,
+which then raises the reason. If the main thread is still in a collective after `GRACE_SECONDS`, the reason is printed
+and the process ends.
+In: the links. Out: all other messages; the reason for the end. Must not know: what is drawn.
 """
 
 import atexit
@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 
 class Watch:
-    """Made in the main thread, which is the one that it interrupts."""
+    """Create it in the main thread, which is the thread that it interrupts."""
 
     def __init__(self, links: Mapping[int, Link], name: Callable[[int], str], rank: int, silence: float):
         self.inboxes: dict[int, queue.SimpleQueue[Message]] = {rank: queue.SimpleQueue() for rank in links}
@@ -41,8 +41,8 @@ class Watch:
         self._deadline = float("inf")
         self.code = 2  # what the process ends with
         self._failing = threading.Lock()
-        self._failed = threading.Event()
-        self._interrupted = False
+        self.failed = threading.Event()
+        self.interrupted = False
         self._main = threading.main_thread().ident or 0
 
     def start(self) -> None:
@@ -60,21 +60,21 @@ class Watch:
         threading.Thread(target=self._see_signals, daemon=True).start()
 
     def stop(self) -> None:
-        """All is done."""
+        """Ends the watch; the work is done."""
         self._ended.set()
         signal.set_wakeup_fd(self._former_wakeup)
         for number, handler in self._former:
             signal.signal(number, handler)
 
     def end(self) -> None:
-        """This process fails, and has a little time to say why, on a busy machine too: MLX may wait for its peers even
-        then."""
+        """Gives this failing process a few seconds to print why, also on a busy machine; even then MLX may wait for its
+        peers."""
         self._ended.set()
         signal.set_wakeup_fd(self._former_wakeup)
         for number, _ in self._former:
             signal.signal(number, signal.SIG_IGN)
         signal.alarm(int(2 * GRACE_SECONDS))
-        atexit.register(self._leave)  # before the interpreter takes itself apart, which MLX may hold up
+        atexit.register(self._leave)  # before the interpreter shuts down, which MLX may delay
 
     def _leave(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -90,28 +90,21 @@ class Watch:
             self.failure, self.code = reason, code
             self._deadline = time.monotonic() + GRACE_SECONDS
         self.broadcast({"kind": "failed", "reason": reason})
-        self._failed.set()
-        signal.alarm(int(2 * GRACE_SECONDS))  # the system ends the process then, if nothing else has
+        self.failed.set()
+        signal.alarm(int(2 * GRACE_SECONDS))  # then the system ends the process, if nothing else has
         signal.pthread_kill(self._main, signal.SIGINT)
-
-    def await_failure(self) -> None:
-        self._failed.wait(GRACE_SECONDS)
-
-    def hold_interrupts(self) -> None:
-        """The main thread is on its way out."""
-        self._interrupted = True
 
     def _interrupt(self, *_: object) -> None:
         """The main thread's handler: raises the reason, once, wherever that thread is."""
-        if self._interrupted:
+        if self.interrupted:
             return
-        self._interrupted = True
+        self.interrupted = True
         if self.failure is None or self.code == INTERRUPTED:
             raise KeyboardInterrupt
         raise DistributedError(self.failure)
 
     def broadcast(self, message: Message) -> None:
-        """To every rank that this one is connected with and that is there."""
+        """Sends to every connected rank that has not gone."""
         for link in self._links.values():
             with contextlib.suppress(OSError):
                 link.send(message)
@@ -145,7 +138,7 @@ class Watch:
         self.fail(f"{self._name(rank)} {how}; what the others were doing needs it.")
 
     def _beat(self) -> None:
-        """Says that this rank lives, and looks who else does."""
+        """Sends heartbeats, and checks those of the others."""
         while not self._ended.wait(BEAT_SECONDS):
             now = time.monotonic()
             if now > self._deadline:
@@ -173,6 +166,6 @@ class Watch:
             self.fail(f"{self._name(self._rank)} was interrupted.", INTERRUPTED)
 
     def _exit(self) -> None:
-        """Without the main thread, which waits in a collective."""
+        """Ends the process without the main thread, which waits in a collective."""
         print(f"mlx-imagegen: {self.failure}", file=sys.stderr, flush=True)
         os._exit(self.code)

@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..atomic import atomic_replace
-from ..cache import cache_folder
-from ..documents import Stamp, json_text, open_file, read_json, stamp_of
-from ..errors import DownloadError, ImagegenError
+from ..cache import cache_folder, keep_entries, recall_entries
+from ..documents import open_file, stamp_of
+from ..errors import DownloadError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GIT_HASH = re.compile(r"[0-9a-f]{40}")  # of small files
@@ -26,22 +25,24 @@ KNOWN = "checked_downloads.json"
 
 def remove_damaged(folder: Path, patterns: Sequence[str], tell: Callable[[str], None]) -> list[str]:
     """Compares every file that matches with its name; the damaged ones' names, after they are removed."""
-    known = _known()
-    fresh = [(*pair, _stamp(pair[1])) for pair in _named_blobs(folder, patterns)]
-    fresh = [each for each in fresh if known.get(str(each[1])) != list(each[2])]
+    path = cache_folder() / KNOWN
+    known = recall_entries(path)
+    fresh = [
+        (link, blob, stamp) for link, blob, stamp in _named_blobs(folder, patterns) if known.get(str(blob)) != stamp
+    ]
     nbytes = sum(blob.stat().st_size for _, blob, _ in fresh)
     if nbytes > TOLD_BYTES:
         tell(f"Checking {nbytes / 1e9:.1f} GB of downloads, once.")
     damaged, sound = [], {}
     for link, blob, stamp in fresh:
         if hash_of(blob) == blob.name:
-            sound[str(blob)] = list(stamp)
+            sound[str(blob)] = stamp
             continue
         link.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
         damaged.append(link.relative_to(folder).as_posix())
-    if sound:
-        _remember(sound)
+    if sound:  # where nothing can be written, files are checked again
+        keep_entries(path, recall_entries(path) | sound)
     return damaged
 
 
@@ -56,33 +57,12 @@ def hash_of(blob: Path) -> str:
         return git.hexdigest()
 
 
-def _named_blobs(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+def _named_blobs(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, Path, list[int]]]:
+    """Each link whose file is named by its hash, the file, and its stamp."""
     for link in sorted(folder.rglob("*")):
         name = link.relative_to(folder).as_posix()
         if link.is_symlink() and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             blob = link.resolve()
             if (SHA256.fullmatch(blob.name) or GIT_HASH.fullmatch(blob.name)) and blob.is_file():
-                yield link, blob
-
-
-def _stamp(blob: Path) -> Stamp:
-    with open_file(blob, DownloadError) as file:
-        return stamp_of(file)
-
-
-def _known() -> dict[str, object]:
-    try:
-        return read_json(cache_folder() / KNOWN)
-    except (OSError, ImagegenError):
-        return {}
-
-
-def _remember(sound: dict[str, list[int]]) -> None:
-    """Those that another process added stay; where nothing can be written, files are checked again."""
-    path = cache_folder() / KNOWN
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_replace(path) as temporary:
-            temporary.write_text(json_text(_known() | sound), encoding="utf-8")
-    except OSError:
-        return
+                with open_file(blob, DownloadError) as file:
+                    yield link, blob, list(stamp_of(file))

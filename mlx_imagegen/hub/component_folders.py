@@ -7,6 +7,7 @@ family's names.
 
 import atexit
 import functools
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,9 +24,15 @@ from .mlx_folders import saved_packings
 from .tensor_shapes import read_tensor_shapes
 
 
-def component_config(found: Found, manifest: Manifest, published: Mapping[str, Any]) -> dict[str, Any]:
-    base = published.get((Path(found.layout.folder) / "config.json").as_posix(), {})
+def component_config(found: Found, manifest: Manifest) -> dict[str, Any]:
+    base = published_config(manifest, found.layout.folder)
     return config_of(found, {**base, **found.layout.of_manifest.get(manifest.name, {})})
+
+
+def published_config(manifest: Manifest, place: str) -> dict[str, Any]:
+    """A component's config.json in the model's repository; empty where the package does not have it."""
+    config: dict[str, Any] = published_files(manifest).get((Path(place) / "config.json").as_posix(), {})
+    return config
 
 
 def write_component(folder: Path, found: Found, config: Mapping[str, Any], addition: Found | None = None) -> None:
@@ -46,7 +53,7 @@ def _parts_of(found: Found) -> tuple[list[Part], dict[str, Any]]:
     formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
     saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
     kept = {**saved, **formats}
-    dense = {name: packing for name, packing in kept.items() if found.layout.takes_no_codes(name)}
+    dense = {name: packing for name, packing in kept.items() if re.search(found.layout.dense, name)}
     parts = list(found.parts(dense))
     packed = {
         part.name.removesuffix(".weight"): asdict(kept[module])
@@ -111,7 +118,10 @@ def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def published_files(manifest: Manifest) -> dict[str, Any]:
     """The small files of the published model, as far as they are in the package."""
-    if manifest.tensor_shapes is None:
-        return {}
-    files: dict[str, Any] = read_tensor_shapes(manifest.tensor_shapes)["files"]
+    return {} if manifest.tensor_shapes is None else _files_of(manifest.tensor_shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _files_of(tensor_shapes: str) -> dict[str, Any]:
+    files: dict[str, Any] = read_tensor_shapes(tensor_shapes)["files"]
     return files

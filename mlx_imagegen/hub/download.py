@@ -30,6 +30,7 @@ from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import COMMIT, revision_of
+from .retries import host_of, tell_retries
 from .snapshots import cache_folder, cached, remove_orphans
 
 GB = 1e9
@@ -38,6 +39,7 @@ LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
 TRIES, PAUSE_SECONDS = 3, 1  # of a download whose connection broke
 DROPPED = ("ReadError", "WriteError", "RemoteProtocolError")  # of the client's HTTP library
+BUSY = (429, 500, 502, 503, 504)  # what the client asks again for
 REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -118,12 +120,16 @@ def is_local(model: str) -> bool:
         if not REPOSITORY.fullmatch(name):
             return True
         folder = cached(cache_folder(), name, commit or "main")
-        if not folder or not any((folder / each).is_file() for each in RECOGNIZED_BY):
+        if not folder or not _has_config(folder):
             return False
     except ImagegenError:
         return True
     found = identify(model)  # its configs are here
     return bool(found.folder or local_folder(found.manifest))
+
+
+def _has_config(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RECOGNIZED_BY)
 
 
 def _split_commit(model: str) -> tuple[str, str | None]:
@@ -168,7 +174,8 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and (gone := remove_damaged(folder, wanted.patterns, tell)):
         tell(f"note: {listed(gone)} of {wanted.title} was damaged in the cache, and is downloaded again")
-    folder = _fetch_files(wanted, tell, hub)
+    if not folder or absent(folder, wanted.patterns) or not hub.is_whole(wanted):
+        folder = _download(wanted, folder, tell, hub)
     if gone := remove_damaged(folder, wanted.patterns, tell):
         raise DownloadError(
             f"{wanted.title}: {listed(gone)} came with other bytes than were published, and was removed; run it "
@@ -177,13 +184,14 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
     return folder
 
 
-def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
-    folder = cached(hub.cache, wanted.repo, wanted.revision)
-    if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
-        return folder
-    with _explained(wanted, folder):
+def _download(wanted: Download, folder: Path | None, tell: Notify, hub: Hub) -> Path:
+    with _explained(wanted, folder), tell_retries(tell):
         files = hub.plan(wanted)
-        _check_complete(wanted, files)
+        if lacking := _unmatched(wanted.patterns, [file.name for file in files]):
+            raise DownloadError(
+                f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid "
+                "out as this library reads it. Download it by other means and give the folder."
+            )
         sizes = [file.nbytes for file in files if not file.here]
         _check_room(hub.cache, sum(sizes), wanted.title)
         present = len(files) - len(sizes)
@@ -198,7 +206,7 @@ def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
 def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     """What a folder lacks: patterns that no file matches, and shards that an index names."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    lacking = _unmatched(patterns, names)
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             shards = filter(is_file_name, _shards(folder / name))
@@ -206,6 +214,10 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
                 f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
             )
     return lacking
+
+
+def _unmatched(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
 
 
 def _shards(index: Path) -> set[str]:
@@ -221,22 +233,12 @@ def _adopt(repo: str, hub: Hub, revision: str) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
     wanted = Download(repo, repo, revision, RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
-    if not folder or not any((folder / name).is_file() for name in RECOGNIZED_BY):
-        with _explained(wanted, folder):
+    if not folder or not _has_config(folder):
+        with _explained(wanted, folder), tell_retries(notify_stderr):
             folder = hub.download(wanted)
     commit = revision_of(folder) or wanted.revision
     manifest = replace(recognize(folder), repo=repo, revision=commit, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
-
-
-def _check_complete(wanted: Download, files: Sequence[RemoteFile]) -> None:
-    names = [file.name for file in files]
-    lacking = [pattern for pattern in wanted.patterns if not fnmatch.filter(names, pattern)]
-    if lacking:
-        raise DownloadError(
-            f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid out"
-            " as this library reads it. Download it by other means and give the folder."
-        )
 
 
 def _check_room(cache: Path, nbytes: int, title: str) -> None:
@@ -269,7 +271,9 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError) or (wanted.gated and _status(error) in (401, 403)):
+    answer = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
+    if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
             f" in), then run `{LOGIN}` with a token of that account and try again."
@@ -281,6 +285,10 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
+    if status in BUSY:
+        why = "it takes no more requests from here for now" if status == 429 else "it is overloaded or down"
+        host = host_of(str(getattr(answer, "url", SITE)))
+        return f"{wanted.title} cannot be downloaded: {host} answers {status}, {why}. Run it again later."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -301,10 +309,6 @@ def _unreachable(wanted: Download, folder: Path | None, error: BaseException) ->
         f"{wanted.title} cannot be downloaded ({type(error).__name__}: {reason}), and {state}. Connect to the network"
         f" (and unset HF_HUB_OFFLINE) and run it again, or give the folder that holds {wanted.repo}'s files."
     )
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_dropped(error: BaseException) -> bool:

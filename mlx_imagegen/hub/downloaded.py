@@ -5,7 +5,6 @@ left out. Must not know: the network, what is in the files.
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +85,9 @@ def _downloaded(cache: Path, repo: str, named: dict[str, list[Manifest]]) -> Dow
         return None
     known = named.get(repo, [])
     complete = all(_is_here(cache, repo, manifest) for manifest in known)
-    return Downloaded(repo, storage, _nbytes(storage), tuple(manifest.name for manifest in known), complete)
+    files = (path for path in storage.rglob("*") if path.is_file() and not path.is_symlink())
+    nbytes = sum(path.lstat().st_size for path in files)
+    return Downloaded(repo, storage, nbytes, tuple(manifest.name for manifest in known), complete)
 
 
 def _is_recognized(folder: Path | None) -> bool:
@@ -103,11 +104,3 @@ def _is_here(cache: Path, repo: str, manifest: Manifest) -> bool:
     revision, patterns = (manifest.revision, manifest.download) if own else (lora["revision"], [lora["file"]])
     folder = cached(cache, repo, str(revision))
     return folder is not None and not absent(folder, patterns)
-
-
-def _nbytes(storage: Path) -> int:
-    return sum(path.lstat().st_size for path in _files(storage))
-
-
-def _files(storage: Path) -> Iterator[Path]:
-    return (path for path in storage.rglob("*") if path.is_file() and not path.is_symlink())

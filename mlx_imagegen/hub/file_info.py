@@ -29,7 +29,7 @@ KEPT_METADATA = ("general.architecture", "general.name", "modelspec.title", "mod
 
 
 def file_info(path: Path) -> dict[str, Any]:
-    tensors, metadata = _header(path)
+    tensors, metadata = read_gguf(path, packed=False) if is_gguf(path) else read_header(path)
     info: dict[str, Any] = {
         "file": str(path.absolute()),
         "format": "GGUF" if is_gguf(path) else "safetensors",
@@ -43,7 +43,8 @@ def file_info(path: Path) -> dict[str, Any]:
     except ImagegenError as error:  # of a format that is not read
         return info | {"refused": str(error)}
     if not components:
-        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if _is_lora(tensors) else "not recognized"}
+        is_lora = any(word in name for name in tensors for word in LORA_WORDS)
+        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if is_lora else "not recognized"}
     info["is"] = list(dict.fromkeys(each.found.layout.title for each in components))
     info["family"] = list(dict.fromkeys(each.spec.title for each in components))
     info["component"] = list(dict.fromkeys(each.found.layout.component for each in components))
@@ -95,23 +96,12 @@ def _network_in(folder: Path) -> Path | None:
     return None
 
 
-def _header(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    if is_gguf(path):
-        file = read_gguf(path, packed=False)
-        return file.tensors, file.metadata
-    return read_header(path)
-
-
 def _formats(tensors: Mapping[str, Tensor]) -> list[str]:
     counts, sizes = Counter[str](), Counter[str]()
     for tensor in tensors.values():
         counts[tensor.stored_as] += 1
         sizes[tensor.stored_as] += tensor.nbytes
     return [f"{name} {counts[name]} ({size / GB:.2f} GB)" for name, size in sizes.most_common()]
-
-
-def _is_lora(tensors: Mapping[str, Tensor]) -> bool:
-    return any(word in name for name in tensors for word in LORA_WORDS)
 
 
 def _needs(path: Path) -> dict[str, Any]:

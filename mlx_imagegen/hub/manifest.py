@@ -112,7 +112,7 @@ def _as_table(data: Mapping[str, Any], where: str) -> Table:
 
 # What a checkpoint is; all but models stand next to one, of the families that they name.
 GUIDANCE = ("embedded", "cfg", "cfg_from_0", "none", "never")
-KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder")
+KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder", "prompt upsampler")
 
 
 @dataclass(frozen=True)

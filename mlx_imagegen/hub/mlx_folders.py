@@ -78,54 +78,42 @@ def saved_by(folder: Path) -> dict[str, str]:
 def saved_packings(component: Path, tensors: Mapping[str, Tensor]) -> dict[str, Packing]:
     """By the file's names of modules. The metadata gives the bits of most, and with them the size of all groups; a few
     modules may have other bits."""
-    modules = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
-    if not modules:
-        return {}
-    for module in modules:
+    rows: dict[str, tuple[int, int]] = {}  # bits of all codes in a row, groups in a row
+    for module in (name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)):
         codes, scales = (tensors.get(f"{module}{end}") for end in (".weight", SCALES))
         if not codes or not codes.shape or not scales or not scales.shape:
             raise CheckpointError(
                 f"{component}: '{shown(module)}' has scales of no packed weight. Save the model again."
             )
+        rows[module] = 32 * codes.shape[-1], max(1, scales.shape[-1])
+    if not rows:
+        return {}
     level = str(saved_metadata(component).get(LEVEL))
     if not level.isdecimal() or int(level) not in MODES["affine"]:
         raise CheckpointError(
             f"{component}: it has packed weights, and its metadata's '{LEVEL}' is {level}, which is no number of bits "
             "that MLX packs. Save the model again."
         )
-    sizes = Counter(_columns(module, int(level), tensors) / _groups(module, tensors) for module in modules)
-    group_size = sizes.most_common(1)[0][0]
-    return {module: _packing(component, module, (int(level), group_size), tensors) for module in modules}
-
-
-def _columns(module: str, bits: int, tensors: Mapping[str, Tensor]) -> float:
-    return tensors[f"{module}.weight"].shape[-1] * 32 / bits
-
-
-def _groups(module: str, tensors: Mapping[str, Tensor]) -> int:
-    return max(1, tensors[f"{module}{SCALES}"].shape[-1])
-
-
-def _packing(component: Path, module: str, usual: tuple[int, float], tensors: Mapping[str, Tensor]) -> Packing:
-    level, group_size = usual
-    bits = _columns(module, 1, tensors) / (_groups(module, tensors) * group_size)
-    if group_size not in GROUP_SIZES["affine"] or bits not in MODES["affine"]:
-        codes, scales = tensors[f"{module}.weight"], tensors[f"{module}{SCALES}"]
-        raise CheckpointError(
-            f"{component}: '{module}' has codes {list(codes.shape)} and scales {list(scales.shape)}, which are not of "
-            f"{level} bits as the metadata says. Save the model again."
-        )
-    return Packing(int(bits), int(group_size))
+    group_size = Counter(bits / int(level) / groups for bits, groups in rows.values()).most_common(1)[0][0]
+    packings = {}
+    for module, (row_bits, groups) in rows.items():
+        bits = row_bits / (groups * group_size)
+        if group_size not in GROUP_SIZES["affine"] or bits not in MODES["affine"]:
+            codes_shape, scales_shape = (list(tensors[f"{module}{end}"].shape) for end in (".weight", SCALES))
+            raise CheckpointError(
+                f"{component}: '{module}' has codes {codes_shape} and scales {scales_shape}, which are not of {level} "
+                "bits as the metadata says. Save the model again."
+            )
+        packings[module] = Packing(int(bits), int(group_size))
+    return packings
 
 
 def listed_packings(folder: Path, component: str) -> dict[str, Any]:
     """What Z-Image.swift's list says of a component, as config.json's `quantization`; empty without one."""
     path, before = folder / LIST, f"{component}."
     layers = read_json(path).get("layers") if path.is_file() else None
-    if not isinstance(layers, list):
-        return {}
     entries = {}
-    for layer in layers:
+    for layer in layers if isinstance(layers, list) else ():
         name = layer.get("name") if isinstance(layer, dict) else None
         if not isinstance(name, str):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Where a control network or an image adapter is: a manifest's name, its repository, or what is here.
+"""Where control networks, image adapters and upsamplers are: a manifest's name, its repository, or what is here.
 
 In: what the user called it, the parameter that names it, and the model that it is for. Out: a folder with the
 repository's files, or the one file that was named.
@@ -22,6 +22,7 @@ from .tensor_shapes import shape_only_folder
 FOLDERS = {
     "control": "config.json and a .safetensors file",
     "redux": "image_encoder, image_embedder and feature_extractor, as in its repository,",
+    "upsample": "config.json, .safetensors files, the tokenizer and system_prompts.json",
     "ip_adapter": "the adapter's .safetensors file, and CLIP in image_encoder,",
 }
 
@@ -63,9 +64,10 @@ def find_network(name: str, model: Manifest, parameter: str = "control") -> Mani
     manifest = known.get(name) or by_repo.get(name)
     fitting, kind = ", ".join(networks_of(model, parameter)) or "none", next(iter(known.values())).kind
     if manifest is None:
+        whose = f"those that go with {model.name}" if model.kind == "model" else "known"
         raise RequestError(
-            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; those that go with "
-            f"{model.name}: {fitting}. A folder with {FOLDERS[parameter]} works too."
+            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; {whose}: {fitting}. A "
+            f"folder with {FOLDERS[parameter]} works too."
         )
     if model.family not in manifest.families:
         titles = ", ".join(family_spec(family).title for family in manifest.families)

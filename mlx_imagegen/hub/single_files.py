@@ -27,6 +27,7 @@ from .comfy import ENCODERS, VAES, ComfyFolder, chosen_folder, folder_of
 from .component_folders import (
     component_config,
     config_of,
+    published_config,
     published_files,
     temporary_folder,
     write_component,
@@ -78,7 +79,7 @@ def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
 def components_in(path: Path) -> list[Component]:
     """All that a file is, of every family that can use it."""
     checkpoint = open_checkpoint(path)
-    layouts = ((spec, layout) for spec in family_specs() if spec.single_files for layout in layouts_of(spec))
+    layouts = ((spec, layout) for spec in family_specs() for layout in layouts_of(spec))
     fitting = ((spec, layout) for spec, layout in layouts if layout.architecture in ("", checkpoint.architecture))
     found = ((spec, find_layout(path, checkpoint.tensors, layout)) for spec, layout in fitting)
     return [Component(spec, each) for spec, each in found if each]
@@ -109,8 +110,6 @@ class Assembly:
 
     path: Path
     manifest: Manifest
-    denoiser: Component
-    config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
     additions: Mapping[str, Found]  # what these lack, from files of their own
     folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
@@ -131,12 +130,11 @@ def assemble(path: Path) -> Assembly:
     parts = {each.found.layout.component: each.found for each in components if each.spec == spec and not each.adds}
     for source in inner:
         _check_leftover(source, [found for found in parts.values() if found.path == source])
-    small_files, additions = published_files(manifest), {}
-    config = component_config(denoiser.found, manifest, small_files)
+    config, additions = component_config(denoiser.found, manifest), {}
     for component in spec.components:
         if component not in parts and (found := _companion(denoiser, component, config, path)):
             parts[component] = found
-            encoder = component_config(found, manifest, small_files)
+            encoder = component_config(found, manifest)
             if is_gguf(found.path) and (more := _companion(denoiser, component, encoder, path, adding=True)):
                 additions[component] = more
     wanted = [component for component in spec.components if component not in parts]
@@ -150,7 +148,7 @@ def assemble(path: Path) -> Assembly:
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
     packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
-    return Assembly(path, manifest, denoiser, config, parts, additions, there, packaged, missing)
+    return Assembly(path, manifest, parts, additions, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -158,23 +156,19 @@ def open_single_file(path: Path) -> tuple[Manifest, Path]:
     assembly = assemble(path)
     if assembly.missing:
         raise MissingFileError(missing_line(assembly))
-    folder, published = temporary_folder(), published_files(assembly.manifest)
+    folder = temporary_folder()
     _sources[folder] = assembly.path
     for component, found in assembly.parts.items():
-        config = component_config(found, assembly.manifest, published)
+        config = component_config(found, assembly.manifest)
         write_component(folder, found, config, assembly.additions.get(component))
     for place, source in assembly.folders.items():
         (folder / place).symlink_to(source)
     for place, name in assembly.packaged.items():
         write_tokenizer(folder / place, name)
-    for name in SMALL_FILES:
-        is_own = name == SCHEDULER and "scheduler" in assembly.manifest.extras
-        if (
-            name in published
-            and not is_own
-            and not (folder / name).parent.is_symlink()
-            and not (folder / name).exists()
-        ):
+    published = published_files(assembly.manifest)
+    own = {SCHEDULER} if "scheduler" in assembly.manifest.extras else set()
+    for name in published.keys() & set(SMALL_FILES) - own:
+        if not (folder / name).parent.is_symlink() and not (folder / name).exists():
             (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, published[name])
     return assembly.manifest, folder
@@ -222,20 +216,15 @@ def _published_layouts(manifest: Manifest, source: Manifest) -> dict[str, list[S
     them is not known, all."""
     layouts = layouts_of(family_spec(manifest.family))
     place = next(layout.folder for layout in layouts if layout.manifest is not None)
-    denoiser = _published_config(manifest, place)
+    denoiser = published_config(manifest, place)
     out: dict[str, list[SingleFile]] = {}
     for layout in layouts:
         if layout.manifest is None and not layout.adds:
-            config = _published_config(source, layout.folder)
+            config = published_config(source, layout.folder)
             flat = {**config, **config.get("text_config", {})}
             fits = not denoiser or not flat or layout.fits(flat, denoiser)
             out.setdefault(layout.component, []).extend([layout] if fits else [])
     return out
-
-
-def _published_config(manifest: Manifest, place: str) -> dict[str, Any]:
-    config: dict[str, Any] = published_files(manifest).get((Path(place) / "config.json").as_posix(), {})
-    return config
 
 
 def _cached(
@@ -318,10 +307,9 @@ def missing_line(assembly: Assembly) -> str:
 
 def _downloads(assembly: Assembly) -> Iterator[str]:
     """The commands that get what is missing; a tokenizer may be had elsewhere than the weights."""
-    manifest, spec = assembly.manifest, assembly.denoiser.spec
+    manifest, spec = assembly.manifest, family_spec(assembly.manifest.family)
     known = (manifest, *_manifests_with_parts_for(manifest))
-    free = next((each.repo for each in known if each.repo and not each.gated), None)
-    free = free or next(iter(spec.mirrors), None)
+    free = next((repo for repo in (*(each.repo for each in known if not each.gated), *spec.mirrors) if repo), None)
     elsewhere = None if free else manifest.extras.get(TOKENIZER_REPO)
     tokenizers = [place for place in assembly.missing if elsewhere and place in spec.tokenizers]
     if rest := [place for place in assembly.missing if place not in tokenizers]:

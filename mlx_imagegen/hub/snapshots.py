@@ -31,19 +31,16 @@ def cached(cache: Path, repo: str, revision: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def remove_orphans(cache: Path, repo: str) -> int:
-    """Removes the halves of files that killed downloads left; how many bytes they took. A file that a client holds the
-    lock of is being downloaded."""
-    storage, freed = storage_folder(cache, repo), 0
+def remove_orphans(cache: Path, repo: str) -> None:
+    """Removes the halves of files that killed downloads left. A file that a client holds the lock of is being
+    downloaded."""
+    storage = storage_folder(cache, repo)
     for path in storage.glob("blobs/*.incomplete"):
         named = UNFINISHED.fullmatch(path.name)
         lock = cache / ".locks" / storage.name / f"{named['blob']}.lock" if named else None
         with suppress(OSError):
             if lock and not _is_locked(lock):
-                size = path.stat().st_size
                 path.unlink()
-                freed += size
-    return freed
 
 
 def _is_locked(lock: Path) -> bool:

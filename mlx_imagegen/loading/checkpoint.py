@@ -70,11 +70,8 @@ class Checkpoint(Mapping[str, Tensor]):
 def open_checkpoint(where: Path) -> Checkpoint:
     """Opens a .safetensors or .gguf file, or a folder with one .safetensors file, all shards of one set, or an
     index over shards."""
-    if where.is_file() and is_gguf(where):
-        file = read_gguf(where)
-        return Checkpoint(file.tensors, [where], where, str(file.metadata.get(ARCHITECTURE, "")))
     if where.is_file():
-        return Checkpoint(_open_file(where), [where], where)
+        return _open_file(where)
     if not where.is_dir():
         raise MissingFileError(f"{where} is not there; download the model again, or point to a complete folder.")
     indexes = visible(where, "*.safetensors.index*.json")  # a variant is called *.safetensors.index.fp16.json
@@ -85,45 +82,46 @@ def open_checkpoint(where: Path) -> Checkpoint:
         )
     if indexes:
         return _open_sharded(where, indexes[0])
-    if shards := _all_shards(where):
-        return Checkpoint(unpack_layers(*_joined(where, shards), where), [where / name for name in shards], where)
-    path = _only_file(where)
-    return Checkpoint(_open_file(path), [path], where)
+    paths = visible(where, "*.safetensors")
+    shards = [SHARD.fullmatch(path.name) for path in paths]
+    if len(paths) == 1 and not shards[0]:
+        return Checkpoint(_open_file(paths[0]), paths, where)
+    if not _is_one_set(shards):
+        raise _no_checkpoint(where, paths)
+    return Checkpoint(unpack_layers(*_joined(paths), where), paths, where)
 
 
-def _all_shards(folder: Path) -> list[str]:
-    """The files of a folder without an index, where their names say that they are all the shards of one set."""
-    names = sorted(path.name for path in visible(folder, "*.safetensors"))
-    found = [SHARD.fullmatch(name) for name in names]
-    sets = {(shard[1], shard[3]) if shard else None for shard in found}
-    numbers = [int(shard[2]) for shard in found if shard]
+def _open_file(path: Path, packed: bool = True) -> Checkpoint:
+    """`packed`: whether the weights of a GGUF file come packed where MLX's packing holds them."""
+    if is_gguf(path):
+        tensors, metadata = read_gguf(path, packed)
+        return Checkpoint(tensors, [path], path, str(metadata.get(ARCHITECTURE, "")))
+    return Checkpoint(unpack_layers(*read_header(path), path), [path], path)
+
+
+def _is_one_set(shards: Sequence[re.Match[str] | None]) -> bool:
+    """Whether the names of a folder's files say that they are all the shards of one set."""
+    sets = {(shard[1], shard[3]) if shard else None for shard in shards}
+    numbers = [int(shard[2]) for shard in shards if shard]
     (only,) = sets if len(sets) == 1 else (None,)
-    return names if only and numbers == list(range(1, int(only[1]) + 1)) else []
+    return only is not None and numbers == list(range(1, int(only[1]) + 1))
 
 
-def _open_file(path: Path, packed: bool = True) -> Mapping[str, Tensor]:
-    return read_gguf(path, packed).tensors if is_gguf(path) else unpack_layers(*read_header(path), path)
-
-
-def _only_file(folder: Path) -> Path:
-    files = visible(folder, "*.safetensors")
-    if len(files) == 1 and not SHARD.fullmatch(files[0].name):
-        return files[0]
-    pickles = [path.name for path in visible(folder, "*") if path.suffix in (".bin", ".pt", ".ckpt")]
-    shards = [path.name for path in files if "-of-" in path.name]
-    if shards:
-        raise MissingFileError(f"{folder} holds shards ({shards[0]} …) but no index file (*.safetensors.index.json).")
+def _no_checkpoint(folder: Path, files: Sequence[Path]) -> CheckpointError | MissingFileError:
+    """Why the folder's files, without an index, are none."""
+    if shards := [path.name for path in files if "-of-" in path.name]:
+        return MissingFileError(f"{folder} holds shards ({shards[0]} …) but no index file (*.safetensors.index.json).")
     if files:
-        raise CheckpointError(
+        return CheckpointError(
             f"{folder} holds {len(files)} .safetensors files ({files[0].name}, {files[1].name} …) and no index that"
             " says how they belong together; leave one of them, or add the index."
         )
-    if pickles:
-        raise MissingFileError(
+    if pickles := [path.name for path in visible(folder, "*") if path.suffix in (".bin", ".pt", ".ckpt")]:
+        return MissingFileError(
             f"{folder} holds {pickles[0]} but no .safetensors file; pickles can run code, so they are never opened. "
             "Convert it with safetensors.torch.save_file, or take the model's .safetensors files."
         )
-    raise MissingFileError(
+    return MissingFileError(
         f"{folder} holds no .safetensors file; download the model again, or point to a complete folder."
     )
 
@@ -147,24 +145,24 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
             f"{folder}: {len(absent)} of {len(names)} shards are missing ({listed(absent)}), as {index.name}"
             " names them. The download did not finish: run it again."
         )
-    tensors, metadata = _joined(folder, names)
+    paths = [folder / name for name in names]
+    tensors, metadata = _joined(paths)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(f"{index} names {len(missing)} tensors that no shard holds ({listed(missing)}). {REMEDY}")
-    return Checkpoint(unpack_layers(tensors, metadata, folder), [folder / name for name in names], folder)
+    return Checkpoint(unpack_layers(tensors, metadata, folder), paths, folder)
 
 
-def _joined(folder: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _joined(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all shards, and their metadata."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    for name in names:
-        shard, said = read_header(folder / name)
+    for path in paths:
+        shard, said = read_header(path)
         metadata |= said
-        duplicates = sorted(set(shard) & set(tensors))
-        if duplicates:
+        if duplicates := sorted(set(shard) & set(tensors)):
             raise CheckpointError(
-                f"{folder / name}: '{shown(duplicates[0])}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
+                f"{path}: '{shown(duplicates[0])}' also lies in {tensors[duplicates[0]].path.name}. {REMEDY}"
             )
         tensors.update(shard)
     return tensors, metadata

@@ -9,14 +9,14 @@ activations are refused by name. Must not know: layers, families.
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..bfloat import to_float32
-from ..documents import parse_json
+from ..documents import parse_object
 from ..errors import CheckpointError
 from ..escaping import quoted, shown
 from .tensor import AGAIN, REMEDY, Tensor
@@ -72,34 +72,20 @@ class BlockScaledTensor(Tensor):
         return values if self.input_factors is None else values * self.input_factors.floats().reshape(-1)
 
 
-@dataclass
-class _Layers:
-    """What a file says of its quantized layers; `used` gathers the tensors that are no parameters of their own."""
-
-    tensors: Mapping[str, Tensor]
-    formats: dict[str, dict[str, Any]]
-    used: set[str] = field(default_factory=set)
-
-    def take(self, *names: str) -> Tensor | None:
-        name = next((name for name in names if name in self.tensors), None)
-        self.used.update(names)
-        return self.tensors[name] if name else None
-
-
 def unpack_layers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], where: Path) -> Mapping[str, Tensor]:
     """The tensors with every quantized weight as numbers; what belonged to one is no longer there."""
-    layers = _Layers(tensors, _formats(tensors, metadata, where))
+    formats = _formats(tensors, metadata, where)
     scaled = {name.removesuffix(end) for name in tensors for end in SCALES if name.endswith(end)}
-    out = {}
-    for layer in dict.fromkeys([*layers.formats, *sorted(scaled)]):
+    out, dropped = {}, {name for name in tensors if name.rpartition(".")[2] == FP8_MARK}
+    for layer in dict.fromkeys([*formats, *sorted(scaled)]):
         weight = tensors.get(f"{layer}.weight")
-        if weight is not None and (layer in layers.formats or weight.dtype in FP8):
-            out[weight.name] = _unpacked(layers, layer, weight)
+        if weight is not None and (layer in formats or weight.dtype in FP8):
+            parts = {end: tensors.get(layer + end) for end in (*SCALES, SCALE_2, INPUT_FACTORS)}
+            out[weight.name] = _unpacked(weight, formats.get(layer, {}), parts)
+            dropped |= {layer + end for end in parts}
     if not out and not any(name.endswith(FP8_MARK) for name in tensors):
         return tensors
-    notes = {f"{name.removesuffix('.weight')}{end}" for name in tensors for end in NOTES}
-    marks = {name for name in tensors if name.rpartition(".")[2] == FP8_MARK}
-    dropped = layers.used | notes | marks
+    dropped |= {f"{name.removesuffix('.weight')}{end}" for name in tensors for end in NOTES}
     return {name: out.get(name, tensor) for name, tensor in tensors.items() if name not in dropped}
 
 
@@ -108,10 +94,12 @@ def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], where: 
     out = {}
     texts = {name.removesuffix(FORMAT): tensor for name, tensor in tensors.items() if name.endswith(FORMAT)}
     if METADATA in metadata:
-        named = _json(metadata[METADATA], f"{where}: the metadata's '{METADATA}'").get("layers", {})
+        named = parse_object(metadata[METADATA], f"{where}: the metadata's '{METADATA}'", CheckpointError, AGAIN).get(
+            "layers", {}
+        )
         out = {str(layer): said for layer, said in named.items()} if isinstance(named, dict) else {}
     for layer, tensor in texts.items():
-        out[layer] = _json(tensor.bytes().tobytes(), f"{tensor.path}: '{tensor.name}'")
+        out[layer] = parse_object(tensor.bytes().tobytes(), f"{tensor.path}: '{tensor.name}'", CheckpointError, AGAIN)
     for layer, said in out.items():
         if not isinstance(said, dict) or said.get("format") not in READ:
             name = said.get("format") if isinstance(said, dict) else said
@@ -122,18 +110,11 @@ def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], where: 
     return out
 
 
-def _json(text: str | bytes, what: str) -> dict[str, Any]:
-    data = parse_json(text, what, CheckpointError, AGAIN)
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{what} is not a JSON object. {REMEDY}")
-    return data
-
-
-def _unpacked(layers: _Layers, layer: str, weight: Tensor) -> Tensor:
-    said = layers.formats.get(layer, {})
+def _unpacked(weight: Tensor, said: Mapping[str, Any], parts: Mapping[str, Tensor | None]) -> Tensor:
+    """`said`: what the file says of the layer; `parts`: its other tensors, by how their names end."""
     form = said.get("format") or ("float8_e4m3fn" if weight.dtype == "F8_E4M3" else "float8_e5m2")
-    scale = layers.take(*(layer + end for end in SCALES))
-    factor, inputs = layers.take(layer + SCALE_2), layers.take(layer + INPUT_FACTORS)
+    scale = next((part for end in SCALES if (part := parts[end])), None)
+    factor, inputs = parts[SCALE_2], parts[INPUT_FACTORS]
     place = weight.path, weight.name, "F32"
     about: dict[str, Any] = {"format": form, "unpacked": True}
     if form in ("mxfp8", "nvfp4"):

@@ -1,6 +1,6 @@
 """GGUF files: their headers, and their tensors with the interface of those of safetensors files.
 
-In: a file. Out: `GgufFile`, its tensors by name and its metadata. Weights that MLX's packing holds code for code come
+In: a file. Out: its tensors by name, and its metadata. Weights that MLX's packing holds code for code come
 as three tensors, `x.weight`, `x.scales` and `x.biases`, the others as float32 that is computed from their blocks when a
 row is read. Every number of the header is checked before it is used, so that reading can trust them.
 Must not know: model families, names' meanings.
@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,12 +42,6 @@ KEPT_NUMBERS = 16  # arrays up to this length are kept, for shapes; vocabularies
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # a key, before the name of a tensor that is stored with other rows
 ARCHITECTURE = "general.architecture"  # a key
 SPLIT = "split.count"  # a key: of how many files this is one
-
-
-@dataclass(frozen=True)
-class GgufFile:
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -134,17 +128,14 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.fail("a name in its header is not UTF-8") from error
 
-    def position(self) -> int:
-        return self._file.tell()
-
 
 def is_gguf(path: Path) -> bool:
     with open_file(path, CheckpointError, AGAIN) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_gguf(path: Path, packed: bool = True) -> GgufFile:
-    """Reads the header; no data. `packed`: whether weights come packed where MLX's packing holds them."""
+def read_gguf(path: Path, packed: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One file's tensors and metadata. `packed`: whether weights come packed where MLX's packing holds them."""
     with open_file(path, CheckpointError, AGAIN) as file:
         stamp = stamp_of(file)
         size = os.fstat(file.fileno()).st_size
@@ -158,16 +149,18 @@ def read_gguf(path: Path, packed: bool = True) -> GgufFile:
             raise CheckpointError(f"{path}: {what}; this library reads versions 2 and 3, little-endian. Convert it.")
         count = cursor.count("tensors", 24, TENSORS_LIMIT)
         metadata = _metadata(cursor, cursor.count("keys", 13, MAX_KEYS))
-        entries = [_entry(cursor, metadata) for _ in range(count)]
-        alignment = _alignment(cursor, metadata)
-        origin = _aligned(cursor.position(), alignment)
+        tensors = [_tensor(cursor, metadata, stamp) for _ in range(count)]
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+            raise cursor.fail(f"its alignment is {shown(alignment)}")
+        origin = _aligned(file.tell(), alignment)
     if metadata.get(SPLIT, 0) not in (0, 1):
         raise CheckpointError(
             f"{path} is one of {metadata[SPLIT]} files of a split GGUF; join them with llama.cpp's gguf-split --merge."
         )
-    stored = [_placed(path, entry, origin, stamp) for entry in entries]
+    stored = [replace(tensor, start=origin + tensor.start) for tensor in tensors]
     _check_extents(cursor, stored, (origin, size), alignment)
-    return _presented(cursor, stored, metadata, packed)
+    return _presented(cursor, stored, packed), metadata
 
 
 def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
@@ -206,17 +199,8 @@ def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
     return None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor as the header has it."""
-
-    name: str
-    shape: tuple[int, ...]  # slowest axis first
-    kind: int
-    offset: int  # from where the data begins
-
-
-def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
+def _tensor(cursor: _Cursor, metadata: Mapping[str, Any], stamp: Stamp) -> Tensor:
+    """As the header has it: `start` counts from where the data begins."""
     name, dims = cursor.text(), cursor.number("I")
     if dims > MAX_DIMS:
         raise cursor.fail(f"'{shown(name)}' has {dims} axes, and the format has {MAX_DIMS} at most")
@@ -237,35 +221,23 @@ def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
             )
         shape = tuple(original)
     check_axes(cursor.path, name, shape)
-    return _Entry(name, shape, kind, offset)
-
-
-def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
-        raise cursor.fail(f"its alignment is {shown(alignment)}")
-    return alignment
+    if kind in PLAIN:
+        dtype = PLAIN[kind]
+        nbytes = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
+        return Tensor(cursor.path, name, dtype, shape, offset, nbytes, file_stamp=stamp)
+    form, columns = BLOCK_FORMATS[kind], math.prod(shape[1:])
+    if not shape or columns % form.elements:
+        raise CheckpointError(
+            f"{cursor.path}: '{shown(name)}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
+            f" {form.elements}; take a file whose rows are, or the F16 version."
+        )
+    nbytes = math.prod(shape) // form.elements * form.nbytes
+    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
+    return BlockTensor(cursor.path, name, "F32", shape, offset, nbytes, form, **about)
 
 
 def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
-
-
-def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
-    start, form = origin + entry.offset, BLOCK_FORMATS.get(entry.kind)
-    if form is None:
-        dtype = PLAIN[entry.kind]
-        nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
-        return Tensor(path, entry.name, dtype, entry.shape, start, nbytes, file_stamp=stamp)
-    columns = math.prod(entry.shape[1:])
-    if not entry.shape or columns % form.elements:
-        raise CheckpointError(
-            f"{path}: '{shown(entry.name)}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
-            f" {form.elements}; take a file whose rows are, or the F16 version."
-        )
-    nbytes = math.prod(entry.shape) // form.elements * form.nbytes
-    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
-    return BlockTensor(path, entry.name, "F32", entry.shape, start, nbytes, form, **about)
 
 
 def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:
@@ -280,7 +252,7 @@ def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int]
         raise cursor.fail(f"it is {size} bytes long, and its header describes {end}")
 
 
-def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any], packed: bool) -> GgufFile:
+def _presented(cursor: _Cursor, stored: list[Tensor], packed: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for tensor in stored:
         parts = [tensor]
@@ -291,7 +263,7 @@ def _presented(cursor: _Cursor, stored: list[Tensor], metadata: Mapping[str, Any
             if part.name in tensors:
                 raise cursor.fail(f"it has two tensors '{shown(part.name)}'")
             tensors[part.name] = part
-    return GgufFile(tensors, metadata)
+    return tensors
 
 
 def _packed_tensors(tensor: BlockTensor, module: str) -> list[Tensor]:

@@ -57,22 +57,28 @@ def _entry(path: str, entry: object, default: Packing | None, where: Path) -> Pa
 
 
 def _packing(path: str, entry: Mapping[str, Any], where: Path) -> Packing:
-    mode = entry.get("mode", "affine")
-    if entry.keys() - GLOBAL_KEYS or not isinstance(mode, str):
+    if entry.keys() - GLOBAL_KEYS or not isinstance(entry.get("mode", ""), str):
         raise ConfigError(_unknown_form(where))
-    if mode not in MODES:
+    try:
+        return read_packing(entry)
+    except ValueError as error:
         raise ConfigError(
-            f"{where}: config.json's 'quantization' gives mode '{mode}' for {path}, and MLX has {', '.join(MODES)}. "
-            "Download config.json again, or take another copy of the model."
-        )
+            f"{where}: config.json's 'quantization' for {path}: {error}. Download config.json again, or take another "
+            "copy of the model."
+        ) from error
+
+
+def read_packing(entry: Mapping[str, Any]) -> Packing:
+    """Of {"bits", "group_size", "mode"}, a file's or a recipe's; ValueError for what MLX does not have."""
+    mode = entry.get("mode", "affine")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"mode {quoted(mode)} is not one of MLX's: {', '.join(MODES)}")
     group_size, bits = DEFAULTS[mode]
     group_size, bits = entry.get("group_size", group_size), entry.get("bits", bits)
     for key, value, choices in (("bits", bits, MODES[mode]), ("group_size", group_size, GROUP_SIZES[mode])):
-        if type(value) is not int or value not in choices:
-            raise ConfigError(
-                f"{where}: config.json's 'quantization' gives {key} {value!r} for {path}, and MLX's {mode} packing has "
-                f"{', '.join(map(str, choices))}. Download config.json again, or take another copy of the model."
-            )
+        if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
+            numbers = ", ".join(map(str, choices))
+            raise ValueError(f"{key} {quoted(value)} is not possible; MLX's {mode} packing has {numbers}")
     return Packing(bits, group_size, mode)
 
 

@@ -49,17 +49,11 @@ def index(parts: Iterable[Part]) -> dict[str, Any]:
     numbers = {file: number for number, file in enumerate(files)}
     rows = {
         part.key: [
-            numbers[str(part.file.absolute())],
-            part.tensor,
-            part.row,
-            part.rows,
-            part.swap_halves,
-            part.channels_last,
-            part.numbers_of,
-            part.interleaved,
+            numbers[str(part.file.absolute())], part.tensor, part.row, part.rows, part.swap_halves, part.channels_last,
+            part.numbers_of, part.interleaved,
         ]
         for part in parts
-    }
+    }  # fmt: skip
     joined = {part.name: part.join[1:] for part in parts if part.join}
     return {FILES: files, PARTS: rows, **({JOINED: joined} if joined else {})}
 
@@ -108,11 +102,6 @@ def _run(source: Tensor, row: object, rows: object) -> tuple[int, int | None]:
     """A run of the tensor's rows, which it has."""
     if rows is None and row == 0 and type(row) is int:
         return row, None
-    if (
-        type(row) is not int
-        or type(rows) is not int
-        or not source.shape
-        or not 0 <= row <= row + rows <= source.shape[0]
-    ):
-        raise ValueError(f"rows {row} and {rows} more")
-    return row, rows
+    if type(row) is int and type(rows) is int and source.shape and 0 <= row <= row + rows <= source.shape[0]:
+        return row, rows
+    raise ValueError(f"rows {row} and {rows} more")

@@ -6,7 +6,6 @@ Must not know: names' meanings, quantization.
 
 import math
 import os
-import struct
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,16 +52,13 @@ def _parsed(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
     if size < 8:
         raise CheckpointError(f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}")
-    try:
-        length = struct.unpack("<Q", file.read(8))[0]
-        if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                f"{size} bytes. {REMEDY}"
-            )
-        text = file.read(length)
-    except struct.error as error:
-        raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}") from error
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
+            f"{size} bytes. {REMEDY}"
+        )
+    text = file.read(length)
     if len(text) < length:
         raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}")
     return text

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from ..layers.linear import Linear, Packing
 from .modules import layers, own_parameters
-from .weights import Weights
+from .weights import Weights, bind
 
 Fill = Callable[[nn.Module, str], nn.Module]
 # The layers of a module as they are stored: 16 bits stay 16 bits.
@@ -88,19 +88,10 @@ class KeptLayers:
             return self._weights.fill(module, path)
         if path not in self._kept:
             self._weights.fill(module, path, None)
-            self._kept[path] = [(own_parameters(layer), _packing(layer)) for _, layer in layers(module)]
+            self._kept[path] = [
+                (own_parameters(layer), layer.packing if isinstance(layer, Linear) else None)
+                for _, layer in layers(module)
+            ]
         for (_, layer), (values, packing) in zip(layers(module), self._kept[path], strict=True):
-            _bind_wide(layer, values, packing)
+            bind(layer, values, packing, mx.float32)
         return module
-
-
-def _packing(layer: nn.Module) -> Packing | None:
-    return layer.packing if isinstance(layer, Linear) else None
-
-
-def _bind_wide(layer: nn.Module, values: Mapping[str, mx.array], packing: Packing | None) -> None:
-    if isinstance(layer, Linear) and packing and layer.packing is None:
-        layer.pack(packing)
-    for name, value in values.items():
-        layer[name] = value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
-    mx.eval([layer[name] for name in values])

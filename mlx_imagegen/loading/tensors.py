@@ -52,7 +52,7 @@ class NamedTensors:
         """One tensor in our layout, in the stored dtype."""
         if name not in self.slices:
             raise CheckpointError(f"{self.checkpoint.shown}: '{name}' is missing; download the model again.")
-        return _as_ours(_widened(self.slices[name].read(), shape), shape)
+        return _as_ours(self.slices[name].read(), shape)
 
     def depth(self, path: str) -> int:
         """How many numbered layers are in the stack that `path` is in."""
@@ -75,8 +75,8 @@ class NamedTensors:
         if packing is None:
             return self.slices[name].gather(rows)
         parts = {part: self.slices[f"{path}.{part}"].gather(rows) for part in packing.parts}
-        grids = {part: value.astype(mx.float32) for part, value in parts.items() if _is_floating(value)}
-        return unpacked(parts | grids, packing)
+        floats = [part for part, value in parts.items() if mx.issubdtype(value.dtype, mx.floating)]
+        return unpacked(parts | {part: parts[part].astype(mx.float32) for part in floats}, packing)
 
 
 def name_tensors(
@@ -104,17 +104,10 @@ def fits(stored: Shape, expected: Shape) -> bool:
     return [size for size in stored if size != 1] == [size for size in expected if size != 1]
 
 
-def _is_floating(value: mx.array) -> bool:
-    return bool(mx.issubdtype(value.dtype, mx.floating))
-
-
-def _widened(value: mx.array, expected: Shape) -> mx.array:
-    """A matrix for more inputs than the file has: those count for nothing until a LoRA changes them."""
-    wider = value.ndim == len(expected) == 2 and value.shape[0] == expected[0] and value.shape[1] < expected[1]
-    return mx.pad(value, [(0, 0), (0, expected[1] - value.shape[1])]) if wider else value
-
-
 def _as_ours(value: mx.array, expected: Shape) -> mx.array:
+    if value.ndim == len(expected) == 2 and value.shape[0] == expected[0] and value.shape[1] < expected[1]:
+        # For more inputs than the file has: those count for nothing until a LoRA changes them.
+        return mx.pad(value, [(0, 0), (0, expected[1] - value.shape[1])])
     if value.ndim == 5 and len(expected) == 5:
         value = value.transpose(0, 2, 3, 4, 1)
     if value.ndim == 5 and len(expected) == 4:

@@ -8,7 +8,7 @@ Must not know: families' names, LoRAs, recipes, sampling, how long a module stay
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -63,12 +63,9 @@ class Weights(NamedTensors):
 
     def fill_layer(self, layer: nn.Module, path: str, dtype: mx.Dtype | None) -> None:
         share = share_of(layer)
-        if share is None:
-            _bind(self.transforms.apply(self.read_layer(layer, path)), dtype)
-        elif (part := self._read_part(layer, path, share)) is not None:
-            _bind(self.transforms.apply(part), dtype)
-        else:
-            _bind(cut_out(self.transforms.apply(self.read_layer(layer, path)), share), dtype)
+        part = self._read_part(layer, path, share) if share else None
+        tensors = self.transforms.apply(part or self.read_layer(layer, path))
+        _bind(cut_out(tensors, share) if share and part is None else tensors, dtype)
 
     def _read_part(self, layer: nn.Module, path: str, share: Share) -> LayerTensors | None:
         """One machine's part of a layer; None where the layer is changed or packed, which is done in full."""
@@ -182,11 +179,7 @@ def check_tensors(
         for name, value in own_parameters(layer).items()
     }
     return Weights(
-        component=named.component,
-        checkpoint=named.checkpoint,
-        slices=named.slices,
-        stored=named.stored,
-        config=named.config,
+        **{each.name: getattr(named, each.name) for each in fields(NamedTensors)},
         transforms=transforms,
         linears=MappingProxyType(linears),
         needed=frozenset(expected),
@@ -278,14 +271,18 @@ def _pack_as_stored(layer: nn.Module, packing: Packing | None) -> Packing | None
 
 
 def _bind(tensors: LayerTensors, dtype: mx.Dtype | None) -> None:
-    layer, values = tensors.layer, tensors.values
-    if isinstance(layer, Linear) and tensors.packing is not None:
-        if layer.packing is None:
-            layer.pack(tensors.packing)
-        layer.packing = tensors.packing  # a changed weight may be packed in other bits than the file's
     if absent := sorted(tensors.absent):
         name = join(tensors.path, absent[0])
         raise CheckpointError(f"{tensors.named.checkpoint.shown}: '{name}' is missing; download the model again.")
+    bind(tensors.layer, tensors.values, tensors.packing, dtype)
+
+
+def bind(layer: nn.Module, values: Mapping[str, mx.array], packing: Packing | None, dtype: mx.Dtype | None) -> None:
+    """Gives an empty layer its parameters, evaluated; `dtype`: of floating-point numbers."""
+    if isinstance(layer, Linear) and packing is not None:
+        if layer.packing is None:
+            layer.pack(packing)
+        layer.packing = packing  # a changed weight may be packed in other bits than the file's
     for name, value in values.items():
         layer[name] = value.astype(dtype) if dtype and mx.issubdtype(value.dtype, mx.floating) else value
     mx.eval([layer[name] for name in values])

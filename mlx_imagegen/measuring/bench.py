@@ -1,7 +1,7 @@
 """`bench`: one picture by several quants and sizes -> seconds a stage, memory, and how far each is from the best.
 
-In: what is `Asked`. Out: rows for tables, files and a plot. Each row comes of a process of its own (cell.py), whose
-first pictures warm it up: they are shown (cold load, warm-up) and counted nowhere else.
+In: what is `Asked`. Out: rows for tables, files and a plot. Each row is measured in a process of its own (worker.py),
+whose first pictures warm it up: they are shown (cold load, warm-up) and counted nowhere else.
 Must not know: families, the command line.
 """
 
@@ -36,7 +36,7 @@ class Asked:
     """What to measure: every model with every quant at every size."""
 
     models: Sequence[str]
-    quants: Sequence[str]  # recipes, or cell.AS_STORED
+    quants: Sequence[str]  # recipes, or AS_STORED
     sizes: Sequence[tuple[int, int] | None]  # None: the model's own
     prompt: str
     parameters: dict[str, Any]  # steps, seed …: as generate() takes them

@@ -8,7 +8,6 @@ Must not know: the command line.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import ImagegenError
 from ..families import open_family
@@ -68,20 +67,16 @@ def fits(models: Sequence[str] = (), chip: Chip | None = None) -> list[Fit]:
 def _opened_from(model: Model) -> str:
     """Equal where families open the same files: many manifests have one transformer."""
     manifest = model.manifest
-    if folder := _folder(model):
+    if folder := model.folder or local_folder(manifest):
         return f"{folder} {manifest.name}"
     return repr(
         (manifest.family, manifest.tensor_shapes, manifest.edits, [manifest.extras.get(key) for key in OPENED_BY])
     )
 
 
-def _folder(model: Model) -> Path | None:
-    return model.folder or local_folder(model.manifest)
-
-
 def _fits(models: Sequence[Model], chip: Chip) -> Iterator[Fit]:
     """Of models with the same shapes; of those that are not here, the published shapes are known."""
-    manifest, folder = models[0].manifest, _folder(models[0])
+    manifest, folder = models[0].manifest, models[0].folder or local_folder(models[0].manifest)
     if folder is None and not has_tensor_shapes(manifest):
         yield from (Fit(model.requested_as, AS_STORED, "not here, and its shapes are not known") for model in models)
         return

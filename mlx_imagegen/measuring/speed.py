@@ -14,7 +14,7 @@ LEAST_SHARE = 0.5  # of what the table has; the smaller variants of a chip have 
 
 
 def measured_chip() -> Chip:
-    """How fast this machine multiplies and copies, in plan.py's terms: the best of three, at the working precision."""
+    """How fast this machine multiplies and copies, as a `Chip`: the best of three, at the working precision."""
     tokens, rows, columns = FASTEST_MATMUL
     tokens //= 1 if on_gpu() else 8
     x, weight = (mx.random.normal((count, columns)).astype(compute_dtype()) for count in (tokens, rows))

@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
@@ -75,9 +74,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._process.terminate()  # interrupted: its picture is not waited for
         self._process.communicate()
@@ -90,8 +87,7 @@ class Worker:
         reopen: bool = False,
         choices: dict[str, str] | None = None,
     ) -> Rendered | Failed:
-        """`reopen`: open the model again, as if this were the process's first picture. `choices`: the caller's, for the
-        report."""
+        """`reopen`: open the model again, as for a process's first picture. `choices`: the caller's, for the report."""
         job = {"prompt": prompt, "path": str(path), "parameters": parameters, "reopen": reopen}
         self._send(job | {"choices": choices or {}})
         assert self._process.stdout

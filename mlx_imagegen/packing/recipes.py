@@ -20,7 +20,8 @@ from ..errors import QuantizationError
 from ..escaping import quoted
 from ..families import family_spec
 from ..hub.manifest import data_folder
-from ..layers.linear import GROUP_SIZES, MODES, Packing
+from ..layers.linear import GROUP_SIZES, Packing
+from ..loading.packings import read_packing
 from ..loading.tensors import NUMBER
 from ..loading.transforms import WeightTransforms
 from ..loading.weights import Weights
@@ -194,21 +195,13 @@ def _row(path: Path, general: dict[str, Any], row: dict[str, Any]) -> Row:
 
 
 def _packing(path: Path, row: dict[str, Any]) -> Packing | None:
-    bits: Any = row.get("bits")
-    mode = row.get("mode", "affine")
-    if bits == DENSE_BITS:
+    if row.get("bits") == DENSE_BITS:
         return None
-    if not isinstance(mode, str) or mode not in MODES:
-        raise QuantizationError(f"{path}: mode {quoted(mode)} is not one of MLX's: {', '.join(MODES)}.")
-    group_size = row.get("group_size", max(size for size in GROUP_SIZES[mode] if size <= 64))
-    for what, value, choices in (("bits", bits, MODES[mode]), ("group_size", group_size, GROUP_SIZES[mode])):
-        if type(value) is not int or value not in choices:  # 4.0 and true are equal to numbers of the list
-            dense = f", or {DENSE_BITS} to leave a weight unpacked" if what == "bits" else ""
-            raise QuantizationError(
-                f"{path}: {what} {quoted(value)} is not possible; MLX's {mode} packing has"
-                f" {', '.join(map(str, choices))}{dense}."
-            )
-    return Packing(bits, group_size, mode)
+    try:
+        return read_packing({"bits": None, **row})
+    except ValueError as error:
+        dense = f", or {DENSE_BITS} to leave a weight unpacked" if str(error).startswith("bits") else ""
+        raise QuantizationError(f"{path}: {error}{dense}.") from error
 
 
 def _kept(path: Path, table: dict[str, Any]) -> tuple[str, ...]:

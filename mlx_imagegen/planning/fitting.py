@@ -34,8 +34,7 @@ class Residency:
 
 
 def residency(plans: Sequence[Plan], asked: bool | None, prompt_weight_bytes: int = 0) -> Residency:
-    """For pictures with these plans, by the one that takes the most. What is read for every new prompt stays too, if
-    all else does and there is room."""
+    """For pictures with these plans. What is read for every new prompt stays too, if all else does and fits."""
     need, limit = max(made.resident_peak_bytes for made in plans), memory_limit()
     if asked and need > limit.most_bytes:
         raise InsufficientMemoryError(
@@ -128,4 +127,6 @@ def peaks_by_recipe(family: Family[Any], job: Job) -> Iterator[tuple[str | None,
 
 
 def _planned(family: Family[Any], job: Job, recipe: Recipe | None = None) -> Plan:
-    return plan(family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images)
+    return plan(
+        family, job.settings, prompt=job.prompt, recipe=recipe, encodes_image=job.encodes_images, preview=job.preview
+    )

@@ -8,7 +8,6 @@ Must not know: how hosts are connected, how stages run.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ..errors import InsufficientMemoryError
@@ -86,9 +85,8 @@ def ways(
     gpu: bool | None = None,
     prompt: Prompt = NO_REFERENCES,
 ) -> list[Way]:
-    """Those that this model and this picture can be shared out by. `parts`: of the layers, for each host; nothing may
-    be loaded yet."""
-    gpu, hosts = on_gpu() if gpu is None else gpu, len(parts)
+    """Those that this picture can be shared out by. `parts`: of the layers, by host; nothing is loaded yet."""
+    hosts = len(parts)
     alone = (plan(family, settings, gpu, prompt),) * hosts
     found = [Way(PICTURES, alone, Exchange(), hosts)]
     if hosts == alone[0].branches == 2:
@@ -99,7 +97,7 @@ def ways(
     return found
 
 
-def _layers_way(family: Family[Any], settings: Settings, parts: Sequence[int], gpu: bool, prompt: Prompt) -> Way:
+def _layers_way(family: Family[Any], settings: Settings, parts: Sequence[int], gpu: bool | None, prompt: Prompt) -> Way:
     former = family.sharing
     plans, exchange = [], Exchange()
     try:
@@ -123,26 +121,25 @@ def layer_parts(
     equal = (1,) * len(memories)
     by_memory = tuple(max(1, round(PARTS * memory / sum(memories))) for memory in memories)
     for parts in (equal, by_memory):
-        if not family.sharing_refusal(Sharing(0, parts)):
-            way = _layers_way(family, settings, parts, on_gpu() if gpu is None else gpu, prompt)
-            if way.lacking(memories) is None:
-                return parts
+        refused = family.sharing_refusal(Sharing(0, parts))
+        if not refused and _layers_way(family, settings, parts, gpu, prompt).lacking(memories) is None:
+            return parts
     return equal
 
 
 def check_hosts_before_download(manifest: Manifest, transforms: WeightTransforms, memories: Sequence[int]) -> None:
-    """Raises where the weights of one stage alone are too many for a host, whatever the picture's size, and are so with
-    their layers shared out too."""
+    """Raises where one stage's weights are too many for a host at any size, with their layers shared out too."""
     if not has_tensor_shapes(manifest):
         return
     with shape_only_folder(manifest) as folder:
         family = open_family(manifest, folder, transforms)
         job = usual_job(manifest, family.size_multiple)
         parts = layer_parts(family, job.settings, memories, prompt=job.prompt)
-        sharings: list[list[Sharing | None]] = [[None] * len(memories)]
-        if not family.sharing_refusal(Sharing(0, parts)):
-            sharings.append([Sharing(rank, parts) for rank in range(len(memories))])
-        if not any(all(map(partial(_holds, family), each, memories)) for each in sharings):
+        alone = all(_holds(family, None, memory) for memory in memories)
+        shared = not family.sharing_refusal(Sharing(0, parts)) and all(
+            _holds(family, Sharing(rank, parts), memory) for rank, memory in enumerate(memories)
+        )
+        if not (alone or shared):
             choose_way(ways(family, job.settings, parts, prompt=job.prompt), memories, CHIPS[ANY_CHIP])
 
 

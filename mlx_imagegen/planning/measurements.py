@@ -69,12 +69,9 @@ class Estimate:
         return f"{chip}: about {self.seconds(bound):.1f} s, an estimate: {share}{more}"
 
 
-def measurements(folder: Path | None = None) -> tuple[Measurement, ...]:
-    return _read_all(folder or data_folder("benchmarks") / "macs")
-
-
 @functools.cache
-def _read_all(folder: Path) -> tuple[Measurement, ...]:
+def measurements(folder: Path | None = None) -> tuple[Measurement, ...]:
+    folder = folder or data_folder("benchmarks") / "macs"
     return tuple(each for path in sorted(folder.glob("*.json")) for each in read(path))
 
 
@@ -91,11 +88,21 @@ def read(path: Path) -> list[Measurement]:
 
 
 def estimate(chip: str, model: str, quant: str | None, known: Sequence[Measurement] | None = None) -> Estimate | None:
-    """By what was measured on the nearest chip; there the model, then the quant that are most alike."""
+    """By what was measured on the nearest chip; there of the model, if any was, and then by the quant."""
     rows = [each for each in measurements() if is_usable(each)] if known is None else known
     if not rows:
         return None
-    nearness = {each: _distance(each, chip, model, quant) for each in rows}
+    # This library's own rows first. The quant counts only among rows of the same model: what sets rows of other models
+    # apart is their chips and programs.
+    nearness = {
+        each: (
+            each.published,
+            chip_distance(each.chips[0], chip),
+            each.model != model,
+            each.model == model and each.quant != quant,
+        )
+        for each in rows
+    }
     nearest = [each for each in rows if nearness[each] == min(nearness.values())]
     return Estimate(statistics.median(efficiency(each, each.chips[0]) for each in nearest), tuple(nearest))
 
@@ -127,11 +134,6 @@ def _plan(model: str, quant: str | None, width: int, height: int) -> Plan:
         job = usual_job(manifest, family.size_multiple, width=width, height=height)
         recipe = read_recipe(quant, family.name) if quant else None
         return plan(family, job.settings, True, job.prompt, recipe=recipe)
-
-
-def _distance(each: Measurement, chip: str, model: str, quant: str | None) -> tuple[float, ...]:
-    """This library's own rows first."""
-    return each.published, chip_distance(each.chips[0], chip), each.model != model, each.quant != quant
 
 
 def chip_distance(first: str, second: str) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from ..autoencoders import tiny
 from ..families import TokenRoles
 from ..families.base import Family, Prompt, Settings
 from ..families.controls import ControlNetwork
@@ -27,10 +28,10 @@ from ..loading.component import Component
 from ..machine import GB
 from ..packing.recipes import Recipe
 from ..precision import VAE_DTYPE, compute_dtype, on_gpu
+from ..previews import FAST, FULL, TINY
 from .chips import SOURCES, Chip, chip_named
 
 NO_REFERENCES = Prompt("")
-
 
 # The interpreter, MLX and the libraries, before anything is loaded. The GPU's is a guess on the safe side.
 GPU_BASE_BYTES, CPU_BASE_BYTES = 250 * 10**6, 70 * 10**6
@@ -53,7 +54,7 @@ UNPACKED_COPIES = {4: 2, 8: 2, 2: 2}
 UNPACKED_COPIES_ODD = 7
 # What a process on the CPU holds beyond what is in use, measured: buffers freed and kept. MLX's cache comes to hold as
 # much as a block takes, if its limit allows; strips come in too many sizes to be used again, by it and by the system.
-STRIPS_SLACK = 1.5
+STRIPS_SLACK, TINY_STRIPS_SLACK = 1.5, 1.0  # the second of a tiny decoder, whose activations are all alike
 SLACK_LIMIT_BYTES = 2 * CPU_CACHE_LIMIT_BYTES
 BFLOAT16_BYTES = 2
 
@@ -121,12 +122,13 @@ def plan(
     disk: Mapping[str, int] | None = None,
     recipe: Recipe | None = None,
     encodes_image: bool = False,
+    preview: str = FAST,
 ) -> Plan:
     """`gpu`: as on a Mac (16-bit weights, fused attention) or as on the CPU; this machine if not said. On a GPU the
     freed buffers that MLX keeps (limits.py bounds them) come on top; it gives them back when memory is short.
     `prompt`: only its pictures and their layout count. `disk`: bytes by component, where they will not be those of the
     files open. `recipe`: as if the family were open with it. `encodes_image`: a picture to start from or
-    to be controlled by is encoded first."""
+    to be controlled by is encoded first. `preview`: how unfinished pictures are shown, between two steps."""
     gpu = on_gpu() if gpu is None else gpu
     branches = 2 if settings.cfg > 1 else 1
     tokens = count_tokens(family, settings, prompt)
@@ -136,25 +138,23 @@ def plan(
     names_used = ("adapters", "encode", *(["encode_image"] if encodes_image else []), "denoise", "decode")
     parts = {name: family.stages.get(name, ()) for name in names_used}
     parts["encode"] = tuple(each for name in family.encode_stages([prompt]) for each in family.stages[name])
+    base = GPU_BASE_BYTES if gpu else CPU_BASE_BYTES
+    if family.sharing is not None:
+        base += RING_BYTES + (0 if gpu else READING_BYTES)
     stages = tuple(
         Stage(
             name,
             names,
             _disk_bytes((family.components[each] for each in names), disk),
             sum(held_bytes(family.components[each], gpu, recipe) for each in names),
-            _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe),
-            _base_bytes(gpu, family.sharing is not None),
+            _working_bytes(family, name, names, tokens, settings, gpu, prompt, recipe, preview),
+            base,
         )
         for name, names in parts.items()
         if names or name == "denoise" or (name == "encode" and prompt.references)
     )
     whole = _disk_bytes(family.components.values(), disk)
     return Plan(whole, stages, branches, settings.steps, flops, traffic)
-
-
-def _base_bytes(gpu: bool, shared: bool) -> int:
-    alone = GPU_BASE_BYTES if gpu else CPU_BASE_BYTES
-    return alone + shared * (RING_BYTES + (0 if gpu else READING_BYTES))
 
 
 def _disk_bytes(components: Iterable[Component], known: Mapping[str, int] | None) -> int:
@@ -174,9 +174,8 @@ def describe(made: Plan, chip: str | None = None) -> list[str]:
     for stage in made.stages:
         sizes = _row(stage.name, stage.disk_bytes, stage.resident_bytes, stage.peak_bytes)
         lines.append(f"{sizes}  {', '.join(stage.components) or 'for a moment what sees the references'}")
-    lines.append(
-        _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes) + "  everything at once"
-    )
+    whole = _row("in all", made.disk_bytes, made.resident_bytes, made.resident_peak_bytes)
+    lines.append(f"{whole}  everything at once")
     lines.append(f"peak, one stage at a time: {gigabytes(made.peak_bytes)}")
     twice = ", prompt and negative prompt" if made.branches > 1 else ""
     for what, count in (("a step", 1), (f"{made.steps} steps", made.steps)):
@@ -274,12 +273,11 @@ def _working_bytes(
     gpu: bool,
     prompt: Prompt,
     recipe: Recipe | None,
+    preview: str,
 ) -> int:
     """The most that a stage's arithmetic holds on top of the weights."""
     if stage == "decode":
-        decoder, pixels = family.components[names[0]], settings.width * settings.height
-        layers = (family.frames(settings) - 1) * pixels * LAYER_CHANNELS * VAE_DTYPE.size  # kept until all are decoded
-        return layers + _autoencoder_bytes(decoder, pixels, ("conv_out", -1), gpu)
+        return _decode_bytes(family, names, settings, gpu)
     if stage == "encode_image":  # one picture after the other, at the size of what is drawn
         pixels = settings.width * settings.height
         return max(_autoencoder_bytes(family.components[name], pixels, ("encoder.conv_in", 0), gpu) for name in names)
@@ -287,28 +285,62 @@ def _working_bytes(
     if stage == "adapters":  # one picture after the other, too
         counts = dict(chain.from_iterable(adapter.tokens.items() for adapter in family.adapters.values()))
         return max(block_bytes(family.components[name], counts[name], gpu, queries, recipe) for name in names)
-    count = keys = tokens.prompt
-    if stage == "denoise":  # a step, or what stands before the picture, computed once
-        count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
-    most = max((block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names), default=0)
     if stage == "denoise":
-        most += sum(_control_bytes(network, tokens.image, gpu, queries) for network in family.controls.values())
-    if stage == "denoise" and family.prefix_values:
-        branches = 2 if settings.cfg > 1 else 1
-        kept = tokens.before if family.prefix_has_text else tokens.prefix
-        held = int(family.prefix_values * family.transformer.held_share)
-        held += sum(network.prefix_values for network in family.controls.values())
-        most += branches * kept * held * number_bytes(family.transformer, gpu)
-    if stage == "encode" and (pixels := family.reference_pixels(prompt, settings)):  # one picture after the other
+        return _denoise_bytes(family, names, tokens, settings, gpu, recipe, preview)
+    blocks = (block_bytes(family.components[name], tokens.prompt, gpu, queries, recipe) for name in names)
+    most = max(blocks, default=0)
+    if pixels := family.reference_pixels(prompt, settings):  # one picture after the other
         encoder = family.components["vae_encoder"]
         held = 0 if "vae_encoder" in names else held_bytes(encoder, gpu)
         most = max(most, held + _autoencoder_bytes(encoder, pixels, ("encoder.conv_in", 0), gpu))
-    if prompt.references and stage == "encode":  # what sees them takes a twentieth of its weights to do so
+    if prompt.references:  # what sees them takes a twentieth of its weights to do so
         seen = family.vision_param_count * (BFLOAT16_BYTES if gpu else 4)
         most = max(most, seen)  # it goes before the words are read
-    if settings.cache and stage == "denoise":
-        most += (2 if settings.cfg > 1 else 1) * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
     return most
+
+
+def _decode_bytes(family: Family[Any], names: Sequence[str], settings: Settings, gpu: bool) -> int:
+    pixels = settings.width * settings.height
+    layers = (family.frames(settings) - 1) * pixels * LAYER_CHANNELS * VAE_DTYPE.size  # kept until all are decoded
+    return layers + _autoencoder_bytes(family.components[names[0]], pixels, ("conv_out", -1), gpu)
+
+
+def _denoise_bytes(
+    family: Family[Any],
+    names: Sequence[str],
+    tokens: Tokens,
+    settings: Settings,
+    gpu: bool,
+    recipe: Recipe | None,
+    preview: str,
+) -> int:
+    """A step, or what stands before the picture, computed once, or a preview; and what is kept from step to step."""
+    queries, branches = family.spec.roles.queries, 2 if settings.cfg > 1 else 1
+    count, keys = max(tokens.text + tokens.loop, tokens.before), tokens.before + tokens.loop
+    blocks = (block_bytes(family.components[name], count, gpu, queries, recipe, keys) for name in names)
+    passing = max(blocks, default=0)
+    passing += sum(_control_bytes(network, tokens.image, gpu, queries) for network in family.controls.values())
+    kept = 0
+    if family.prefix_values:
+        before = tokens.before if family.prefix_has_text else tokens.prefix
+        values = int(family.prefix_values * family.transformer.held_share)
+        values += sum(network.prefix_values for network in family.controls.values())
+        kept += branches * before * values * number_bytes(family.transformer, gpu)
+    if settings.cache:
+        kept += branches * step_cache_bytes(family.transformer, tokens.image, gpu, queries)
+    weights, shown = _preview_bytes(family, preview, settings, gpu)
+    return kept + weights + max(passing, shown)
+
+
+def _preview_bytes(family: Family[Any], preview: str, settings: Settings, gpu: bool) -> tuple[int, int]:
+    """A preview's decoder, which stays from step to step, and what it holds while it decodes."""
+    if preview == TINY:
+        pixels = settings.width * settings.height
+        return tiny.weight_bytes(), strips_bytes(pixels, tiny.WIDTH, tiny.WIDTH, gpu, TINY_STRIPS_SLACK)
+    names = family.stages.get("decode", ()) if preview == FULL else ()
+    if not names:
+        return 0, 0
+    return sum(held_bytes(family.components[name], gpu) for name in names), _decode_bytes(family, names, settings, gpu)
 
 
 def step_cache_bytes(denoiser: Component, tokens: int, gpu: bool, queries: tuple[str, ...] = QUERIES) -> int:
@@ -352,7 +384,8 @@ def block_bytes(
     numbers = tokens * (streams * width + 2 * widest) + (keys - tokens) * 2 * width * held
     total = int(numbers) * number_bytes(component, gpu)
     if gpu:
-        return total + _in_flight_bytes(tokens * width * number_bytes(component, gpu))
+        output = int(OUTPUT_STREAMS * tokens * width * number_bytes(component, gpu))
+        return total + BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
     total += int(component.heads * held) * tokens * keys * 4  # mx.fast is not fused there; softmax works in place
     total += min(total, CPU_CACHE_LIMIT_BYTES)
     unpacked = (
@@ -363,21 +396,20 @@ def block_bytes(
     return total + int((1 + STRIPS_SLACK) * max(unpacked, default=0))
 
 
-def _in_flight_bytes(stream_bytes: int) -> int:
-    output = int(OUTPUT_STREAMS * stream_bytes)
-    return BUFFERS_IN_FLIGHT * (output + min(output, SMALL_OUTPUT_BYTES))
-
-
 def _autoencoder_bytes(component: Component, pixels: int, outermost: tuple[str, int], gpu: bool) -> int:
-    """Two activations at full size and one strip's temporaries. `outermost`: the convolution at the picture's end, and
-    which axis of its weight is an activation's channels."""
+    """`outermost`: the convolution at the picture's end, and which axis of its weight is an activation's channels."""
     name, axis = outermost
     shapes = {path: layer["weight"].shape for path, layer, _ in component.planned() if "weight" in layer}
     channels = max((shape[axis] for path, shape in shapes.items() if path.endswith(name)), default=0)
-    # The level next to it is twice as wide at its other end; a convolution gathers every window (Conv2d.row_bytes).
-    strip = min(STRIP_BYTES, pixels * 2 * channels * (KERNEL**2 + 4) * VAE_DTYPE.size)
+    return strips_bytes(pixels, channels, 2 * channels, gpu)  # the level next to it is twice as wide at its other end
+
+
+def strips_bytes(pixels: int, channels: int, widest: int, gpu: bool, slack: float = STRIPS_SLACK) -> int:
+    """Two activations at full size and one strip's temporaries: a convolution gathers every window (Conv2d.row_bytes).
+    `widest`: channels of what is convolved at that size. `slack`: what the CPU keeps of it when it is freed."""
+    strip = min(STRIP_BYTES, pixels * widest * (KERNEL**2 + 4) * VAE_DTYPE.size)
     total = DECODED_COPIES * pixels * channels * VAE_DTYPE.size + strip
-    return total + (strip if gpu else min(int(STRIPS_SLACK * total), SLACK_LIMIT_BYTES))
+    return total + (strip if gpu else min(int(slack * total), SLACK_LIMIT_BYTES))
 
 
 def number_bytes(component: Component, gpu: bool) -> int:

@@ -23,14 +23,13 @@ from ..hub.manifest import Manifest, manifests
 from ..hub.tensor_shapes import has_tensor_shapes, shape_only_folder
 from ..loading.component import Component
 from ..loading.weights import WeightTransforms
-from ..machine import GB, GIB, working_set_of
+from ..machine import GB
 from ..packing.recipes import Recipe, read_recipe, recipe_names
 from ..request.job import Job, usual_job
 from .chips import CHIPS, Chip
 from .measurements import estimate
 from .plan import plan
 
-MEMORIES_GB = (16, 24, 32, 64)  # what Macs are sold with
 CHIP_NAME = "m4"
 CHIP = CHIPS[CHIP_NAME]  # another one's seconds differ, and hardly the order
 PATIENCE_SECONDS = 300  # of the loop: for whom a model is the first, half an hour is a failure
@@ -98,16 +97,6 @@ def choose(all_starts: Iterable[Start], usable_bytes: float) -> Recommendation |
 def _edition(model: str) -> list[str]:
     """The year and month in a name."""
     return re.findall(r"\b\d{4}\b", model)
-
-
-def describe(memories_gb: Sequence[int] = MEMORIES_GB, chip: Chip = CHIP) -> list[str]:
-    """For people, a line for each size of memory."""
-    lines = []
-    for size in memories_gb:
-        found = recommend(working_set_of(size * GIB), chip)
-        what = "nothing here fits" if found is None else f"best {found.best}; fastest {found.fastest}"
-        lines.append(f"{size} GB: {what}")
-    return lines
 
 
 @functools.cache

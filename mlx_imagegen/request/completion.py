@@ -45,10 +45,6 @@ class Captions:
     places: Mapping[str, str]
     relations: Mapping[str, Mapping[str, Any]]
 
-    @property
-    def relation_shares(self) -> dict[str, float]:
-        return {name: relation["share"] for name, relation in self.relations.items()}
-
 
 @dataclass
 class Scene:
@@ -59,18 +55,16 @@ class Scene:
     background: str = ""
     order: str = ""  # in which it is said: thing, where, background
 
-    @property
-    def as_learnt(self) -> bool:
-        complete = all((self.where, self.background, *(thing.size and thing.colour for thing in self.things)))
-        return complete and self.order in ("twb", "twtb")
-
 
 def completed(manifest: Manifest, prompt: str, seed: int) -> tuple[str, list[str]]:
     if manifest.captions is None:
         return prompt, []
     known = _captions(manifest.captions)
     scene = _read(prompt, known)
-    if scene is None or scene.as_learnt:
+    if scene is None:
+        return prompt, []
+    complete = all((scene.where, scene.background, *(thing.size and thing.colour for thing in scene.things)))
+    if complete and scene.order in ("twb", "twtb"):  # a caption's own order
         return prompt, []
     caption = _said(_filled(scene, known, np.random.default_rng(seed)), known)
     return caption, [f'{manifest.name} draws "{caption}": what a prompt leaves open is chosen by the seed']
@@ -121,7 +115,8 @@ def _filled(scene: Scene, known: Captions, random: np.random.Generator) -> Scene
         replace(thing, size=thing.size or size, colour=thing.colour or colours[0 if alike else index])
         for index, thing in enumerate(scene.things)
     ]
-    where = scene.where or (_drawn(known.relation_shares, random) if len(things) == 2 else next(iter(known.places)))
+    shares = {name: relation["share"] for name, relation in known.relations.items()}
+    where = scene.where or (_drawn(shares, random) if len(things) == 2 else next(iter(known.places)))
     return Scene(things, where, scene.background or _drawn(known.backgrounds, random))
 
 

@@ -26,7 +26,7 @@ BLACK_SIDE = 16  # a black picture's size makes no difference
 
 
 def open_image_prompts(
-    manifest: Manifest, given: Mapping[str, Any], cfg: float, notes: list[str] | None = None
+    manifest: Manifest, given: Mapping[str, Any], cfg: float, notes: list[str]
 ) -> tuple[ImagePrompt, ...]:
     """Of all parameters that give some. `cfg`: the scale between two branches."""
     images = []
@@ -36,7 +36,12 @@ def open_image_prompts(
             raise RequestError(
                 f"{parameter}: {manifest.name} takes no such pictures. Models that do: {able(parameter, manifest)}."
             )
-        images += [_image_prompt(form, entry, notes) for entry in entries]
+        for entry in entries:
+            usual = next(iter(networks(parameter)))
+            picture = open_picture(entry["picture"], parameter, notes=notes)
+            scale = form.number("scale", entry.get("scale", 1.0), 0, SCALE_LIMIT)
+            source = AdapterSource(parameter, form.text("model", entry.get("model")) or usual)
+            images.append(ImagePrompt(picture, scale, source))
     if cfg > 1 and any(image.adapter.in_prompt for image in images):
         raise RequestError(
             f"{images[0].adapter.parameter}: the pictures stand in the prompt, and a negative prompt has none; leave "
@@ -70,18 +75,9 @@ def described(image: ImagePrompt) -> dict[str, Any]:
 
 def adapters_own(images: tuple[ImagePrompt, ...]) -> dict[str, Any]:
     """What the adapters say of guidance and of the prompt's length, by the first picture's."""
-    own: dict[str, Any] = {}
-    for image in images[:1]:
-        known = networks(image.adapter.parameter)
-        manifest = known.get(image.adapter.name) or next(iter(known.values()))
-        own = manifest.extras.get("prompt", {})
+    if not images:
+        return {}
+    known = networks(images[0].adapter.parameter)
+    manifest = known.get(images[0].adapter.name) or next(iter(known.values()))
+    own: dict[str, Any] = manifest.extras.get("prompt", {})
     return own
-
-
-def _image_prompt(form: EntryForm, values: Mapping[str, Any], notes: list[str] | None) -> ImagePrompt:
-    usual = next(iter(networks(form.parameter)))
-    return ImagePrompt(
-        open_picture(values["picture"], form.parameter, notes=notes),
-        form.number("scale", values.get("scale", 1.0), 0, SCALE_LIMIT),
-        AdapterSource(form.parameter, form.text("model", values.get("model")) or usual),
-    )

@@ -7,7 +7,7 @@ here and in the modules of this package that it calls, before anything is loaded
 import itertools
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -65,6 +65,8 @@ class Job:
     crop: Box | None = None  # what is kept of the picture made
     preview: str = FAST
     notes: tuple[str, ...] = ()
+    upsampler: str | None = None  # that is to write the prompt's caption first, by name or folder
+    upsampled_from: str | None = None  # what the prompt is a caption of
 
     @property
     def encodes_images(self) -> bool:
@@ -106,7 +108,13 @@ class Job:
         """The parameters as they would be given to generate() again; of pictures and noise, what tells them apart."""
         values = self._values(kind)
         kept = [row for row in PARAMETERS if row.recorded and values.get(row.name) is not None]
-        return {row.record_key: _hashed(values[row.name]) if row.hashed else values[row.name] for row in kept}
+        record = {row.record_key: _hashed(values[row.name]) if row.hashed else values[row.name] for row in kept}
+        return record if self.upsampled_from is None else record | {"upsampled_from": self.upsampled_from}
+
+    def captioned(self, caption: str) -> "Job":
+        """With what the upsampler has written in place of the prompt."""
+        prompt = replace(self.prompt, text=caption)
+        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked, upsampler=None)
 
     def _values(self, kind: str) -> dict[str, Any]:
         """By parameter; None where there is none to give again."""
@@ -191,26 +199,12 @@ def _jobs(
         pictures = open_references(manifest, references, notes)
     controls = open_controls(given.get("control"), notes)
     check_needs(manifest, canvas is not None, masked, len(controls))
-    steps, extras = options.sampling(manifest, given.get("steps"), len(pictures), given, notes)
+    images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
     keep_aspect = bool(given.get("keep_original_aspect"))
     whole = None if canvas is None or "padding" in canvas.values else canvas.picture
-    asked = Asked(*size, given.get("aspect"), keep_aspect, whole, masked, bool(canvas and canvas.fixed_size), pictures)
-    extras |= {"keep_original_aspect": True} if keep_aspect else {}
-    extras |= options.switches(manifest, given)
-    images = open_image_prompts(manifest, given, given.get("true_cfg") or 1.0, notes)
-    own = adapters_own(images)
-    asked_guidance = given.get("guidance", own.get("guidance") if manifest.guidance == "embedded" else None)
-    guidance = _guidance(manifest, asked_guidance, given.get("true_cfg"), negative_prompt, notes)
-    steps = _steps(manifest, steps)
-    extras |= options.layers(manifest, given.get("layers"))
-    settings = Settings(
-        *size_of(manifest, size_multiple, asked, notes),
-        steps=steps,
-        **guidance,
-        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
-        cache=cache_rule(manifest, given.get("cache"), steps, notes),
-        extras={"max_sequence_length": _sequence_length(manifest, given.get("max_sequence_length"), own), **extras},
-    )
+    fixed = canvas is not None and not canvas.values.keys().isdisjoint(("expand", "place"))  # no pixel is resampled
+    asked = Asked(*size, given.get("aspect"), keep_aspect, whole, masked, fixed, pictures)
+    settings = _settings(manifest, size_multiple, given, asked, adapters_own(images), notes)
     notes += noise_notes(settings, len(seeds), noise, step_noise, image)
     boxes = options.layout_boxes(manifest, given.get("layout"), len(pictures))
     if boxes and keep_aspect:
@@ -232,6 +226,7 @@ def _jobs(
         "noise": None if noise is None else noise_array("noise", noise),
         "step_noise": step_noise_arrays(step_noise, settings),
         "blend_seams": options.seam_blend(manifest, given.get("blend_seams"), size_multiple),
+        "upsampler": options.upsampler(manifest, given.get("upsample")),
         "preview": options.preview(manifest, given.get("preview")),
         "crop": kept_box(manifest, size_multiple, asked) if canvas is None else None,
     }
@@ -243,6 +238,34 @@ def _jobs(
     return jobs
 
 
+def _settings(
+    manifest: Manifest,
+    size_multiple: int,
+    given: PictureParameters,
+    asked: Asked,
+    adapters: Mapping[str, Any],
+    notes: list[str],
+) -> Settings:
+    """`adapters`: what those of the image prompts say in the manifest's place."""
+    steps, extras = options.sampling(manifest, given.get("steps"), len(asked.references), given, notes)
+    steps = _steps(manifest, steps)
+    embedded = adapters.get("guidance") if manifest.guidance == "embedded" else None
+    guidance = _guidance(
+        manifest, given.get("guidance", embedded), given.get("true_cfg"), given.get("negative_prompt"), notes
+    )
+    length = _sequence_length(manifest, given.get("max_sequence_length"), adapters)
+    aspect = {"keep_original_aspect": True} if asked.keep_original_aspect else {}
+    layers = options.layers(manifest, given.get("layers"))
+    return Settings(
+        *size_of(manifest, size_multiple, asked, notes),
+        steps=steps,
+        **guidance,
+        guided=guided_shares(given.get("guidance_until"), guidance["cfg"], notes),
+        cache=cache_rule(manifest, given.get("cache"), steps, notes),
+        extras={"max_sequence_length": length, **extras, **aspect, **options.switches(manifest, given), **layers},
+    )
+
+
 def is_single(prompt: object, seed: object, count: int | None) -> bool:
     """Whether a request gives one result, or a list of them."""
     return isinstance(prompt, str) and count is None and not isinstance(seed, Iterable)
@@ -252,9 +275,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
     if isinstance(seed, Iterable):
         if count is not None:
-            raise RequestError(
-                "give several seeds or a count, not both: a count means that many seeds from one upwards."
-            )
+            raise RequestError("give several seeds or a count, not both: a count is that many seeds from one upwards.")
         seeds = [_seed(single) for single in seed]
         if not seeds:
             raise RequestError("seed: the list is empty; give one or more, or leave it out.")
@@ -268,8 +289,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """A picture as the manifest has it, to plan with. Where the model has to be given pictures, and none are, they are
-    blank squares."""
+    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}
@@ -321,9 +341,7 @@ def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None)
     strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:
-        raise RequestError(
-            f"strength {strength}: give a number above {low} (keep the picture) and up to {high} (replace it)."
-        )
+        raise RequestError(f"strength {strength}: give a number above {low} (keep it) and up to {high} (replace it).")
     return float(strength)
 
 
@@ -341,8 +359,7 @@ def _sequence_length(manifest: Manifest, asked: int | None, adapters: Mapping[st
 def _guidance(
     manifest: Manifest, guidance: float | None, true_cfg: float | None, negative_prompt: str | None, notes: list[str]
 ) -> dict[str, Any]:
-    """guidance and cfg: as the model has it, `guidance` is a number that the transformer reads, or the scale between
-    two branches."""
+    """guidance and cfg: `guidance` is a number that the transformer reads, or the scale between two branches."""
     for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
         low, high = limits(name)
         if value is not None and not low <= value <= high:
@@ -356,9 +373,7 @@ def _guidance(
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
     if manifest.guidance in BETWEEN_BRANCHES:
         if true_cfg is not None:
-            raise RequestError(
-                f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
-            )
+            raise RequestError(f"true_cfg: {manifest.name}'s guidance is the scale between two branches; use guidance.")
         scale = manifest.defaults.guidance if guidance is None else guidance
         embedded, cfg = (0.0, scale) if manifest.guidance == "cfg" else (scale, 1 + scale)
         if 0 < cfg < 1:

@@ -13,8 +13,10 @@ import numpy as np
 
 from ..errors import RequestError
 from ..escaping import quoted
-from ..hub.abilities import able
+from ..families import family_spec
+from ..hub.abilities import able, networks, networks_of
 from ..hub.manifest import Manifest
+from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
@@ -122,9 +124,24 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
 
 
+def upsampler(manifest: Manifest, asked: bool | str | None) -> str | None:
+    """The name or folder of what is to write the prompt's caption; None: nothing."""
+    if not asked:
+        return None
+    known = networks_of(manifest, "upsample")
+    if not known:
+        families = {name for network in networks("upsample").values() for name in network.families}
+        titles = ", ".join(sorted(family_spec(name).title for name in families))
+        raise RequestError(
+            f"upsample: {manifest.name} has no prompt upsampler ({titles} has); write the long prompt yourself."
+        )
+    name = known[0] if asked is True else str(asked)
+    network_to_fetch(name, manifest, "upsample")  # a misspelt one is refused before anything is downloaded
+    return name
+
+
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
-    """Boxes [x1, x2, y1, y2] in shares or hundredths of the picture's sides, or {"bbox": …}: where the references go,
-    in their order."""
+    """Where the references go, in order: boxes [x1, x2, y1, y2] in shares or hundredths, or {"bbox": …}."""
     if not layout:
         return ()
     if not takes(manifest, "layout"):
@@ -164,8 +181,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Those of some models that are on: whether the picture gets an alpha, and whether guidance keeps the velocity no
-    longer than the prompt's own."""
+    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",

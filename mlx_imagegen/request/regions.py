@@ -32,11 +32,6 @@ class Canvas:
     values: Mapping[str, Any] = field(default_factory=dict)  # by parameter, for records
     hidden: bool = False  # what is drawn has no pixels of its own yet: it is outside the picture, or transparent
 
-    @property
-    def fixed_size(self) -> bool:
-        """Whether the picture made has the canvas' size, so that no pixel of the given one is resampled."""
-        return "expand" in self.values or "place" in self.values
-
     def region(self, size: Size) -> Region | None:
         """`size`: of the picture that the model makes."""
         if self.mask is None:
@@ -47,10 +42,7 @@ class Canvas:
 
 
 def open_canvas(
-    given: Mapping[str, Any],
-    size: tuple[int | None, int | None],
-    keep_alpha: bool = False,
-    notes: list[str] | None = None,
+    given: Mapping[str, Any], size: tuple[int | None, int | None], keep_alpha: bool, notes: list[str]
 ) -> tuple[Image.Image, Canvas] | None:
     """The input picture as given, with its transparency, and the canvas. `size`: width and height as asked for.
     `keep_alpha`: the model reads transparency, which for others is a mask."""
@@ -69,14 +61,13 @@ def open_canvas(
         values |= {"expand": _written(margins)} if given.get("expand") is not None else {"place": list(margins[:2])}
     if given.get("padding") is not None:
         values["padding"] = _padding(given["padding"], masked=mask is not None or margins is not None)
-    hidden = margins is not None or (opaque is not None and not {"mask", "mask_box"} & values.keys())
+    is_mask = opaque is not None and not {"mask", "mask_box"} & values.keys()  # what is transparent
+    hidden = margins is not None or is_mask
     original = picture.copy()
     if opaque is not None:
         original.putalpha(opaque)
-        is_mask = not {"mask", "mask_box"} & values.keys()
         picture = picture if is_mask else on_white(picture, opaque)
-        if notes is not None:
-            notes.append(f"image: what is transparent {'is drawn' if is_mask else 'counts as white: a mask is given'}")
+        notes.append(f"image: what is transparent {'is drawn' if is_mask else 'counts as white: a mask is given'}")
     if mask is not None and (margins is not None or "padding" in values):
         mask = greys(resized(mask, picture.size))
     if margins is not None:

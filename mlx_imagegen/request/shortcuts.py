@@ -51,8 +51,12 @@ def guided_shares(asked: float | str | None, cfg: float, notes: list[str]) -> tu
     low, high = limits("guidance_until")
     if asked is None:
         return low, high
-    start, stop = _shares(asked)
-    if not low <= start < stop <= high:
+    both = SHARES.fullmatch(asked) if isinstance(asked, str) else None
+    try:
+        start, stop = (float(both[1]), float(both[2])) if both else (low, float(asked))
+    except (TypeError, ValueError, OverflowError):
+        start = stop = math.nan  # for which no comparison holds
+    if isinstance(asked, bool) or not low <= start < stop <= high:
         raise RequestError(
             f"guidance_until {quoted(asked)}: give a share of the steps, above {low:g} and up to {high:g}, or two, as "
             "0.1-0.8."
@@ -61,17 +65,6 @@ def guided_shares(asked: float | str | None, cfg: float, notes: list[str]) -> tu
         notes.append("guidance_until has no effect without a second branch")
         return low, high
     return start, stop
-
-
-def _shares(asked: object) -> tuple[float, float]:
-    """Not numbers where they are none, which no comparison holds for."""
-    if isinstance(asked, bool):
-        return math.nan, math.nan
-    both = SHARES.fullmatch(asked) if isinstance(asked, str) else None
-    try:
-        return (float(both[1]), float(both[2])) if both else (0.0, float(asked))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return math.nan, math.nan
 
 
 def as_asked(shares: tuple[float, float]) -> float | str | None:

@@ -84,8 +84,7 @@ def _asked(manifest: Manifest, multiple: int, asked: Asked) -> tuple[int | None,
 
 
 def kept_box(manifest: Manifest, multiple: int, asked: Asked) -> Box | None:
-    """What of the picture made is kept (left, top, right, bottom), where it follows a single reference whose edges were
-    mirrored; None: all of it."""
+    """What is kept of a picture made from one reference with mirrored edges; None: all. (left, top, right, bottom)"""
     given = asked.width or asked.height or asked.aspect
     if manifest.extras.get("references_size") != "canvas" or len(asked.references) != 1 or given:
         return None

@@ -1,2 +1,2 @@
-"""Whether this machine's kernels compute what they should: each operation that the library uses, by MLX on the default
-device and by NumPy; requests from several threads; the demo models' pictures."""
+"""Checks whether this machine's kernels are correct: each operation that the library uses, by MLX on the default device
+against NumPy; requests from several threads; the demo models' pictures."""

@@ -1,8 +1,8 @@
 """`Check`: one operation by MLX against an independent computation, and what all kinds of checks share.
 
-The inputs are the same for both: numbers rounded to MLX's dtype first. The other computation is NumPy's, on the CPU, in
-float32 or float64. An error is that of the worst row, as a part of the row: a wrong tile, a lost mask or a kernel that
-stops after so many rows is off by a tenth at least, where rounding explains a hundredth.
+Both get the same inputs, rounded to MLX's dtype first. The independent computation is NumPy's, on the CPU, in float32
+or float64. The error is that of the worst row, relative to the row. A wrong tile, a lost mask or a kernel that stops
+after some rows is off by at least a tenth; rounding explains a hundredth.
 Must not know: which operations there are.
 """
 

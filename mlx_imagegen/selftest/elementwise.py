@@ -1,4 +1,4 @@
-"""Norms, rotary positions and activations, which a GPU has fused kernels for."""
+"""Norms, rotary positions and activations, for which a GPU has fused kernels."""
 
 from collections.abc import Callable, Iterator
 
@@ -117,6 +117,8 @@ def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Chec
     for name, expected in ACTIVATIONS.items():
         out = getattr(activation, name)(x)
         yield compared(ACTIVATION, f"{name}, {case}", out, expected(numbers.astype(np.float64)), LIMITS[dtype])
+    gates = 1 / (1 + np.exp(-numbers.astype(np.float64)))
+    yield compared(ACTIVATION, f"sigmoid, {case}", mx.sigmoid(x), gates, LIMITS[dtype])
     out = activation.swiglu(x, y)
     # The product of two rounded numbers is rounded once more.
     yield compared(ACTIVATION, f"swiglu, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])

@@ -1,7 +1,7 @@
-"""Packed products and unpacking, in every packing that a recipe or a published folder can ask for.
+"""Packed products and unpacking, in every packing that a recipe or a published folder can use.
 
-Some chips and versions of MLX had quantized products that were wrong for many rows or for odd widths, without any
-error: a picture shows it only as noise. What a packed weight stands for is read from its bits by NumPy.
+On some chips and versions of MLX, quantized products were wrong for many rows or for odd widths, without an error; a
+picture shows it only as noise. NumPy reads the values of a packed weight from its bits.
 """
 
 import functools
@@ -44,18 +44,14 @@ def shapes(packing: Packing) -> list[tuple[int, int, int]]:
 def product_checks(packing: Packing, tokens: int, rows: int, columns: int) -> Iterator[Check]:
     columns = max(packing.group_size, columns // packing.group_size * packing.group_size)
     for dtype in dict.fromkeys((compute_dtype(), mx.float16 if emulates_bfloat16() else compute_dtype())):
-        yield from product_checks_in(dtype, packing, tokens, rows, columns)
-
-
-def product_checks_in(dtype: mx.Dtype, packing: Packing, tokens: int, rows: int, columns: int) -> Iterator[Check]:
-    x, numbers = drawn(dtype, tokens, columns)
-    packed, dense = _weight(packing, rows, columns, dtype)
-    expected = numbers @ dense.T
-    for kernel in (PACKED, DENSE):
-        out = packed_matmul(x, packed["weight"], packed["scales"], packed.get("biases"), packing, kernel)
-        shape = f"[{tokens}, {columns}] x [{rows}, {columns}]"
-        case = f"{kernel}, {dtype_name(dtype)}, {_named(packing)}, {shape}"
-        yield compared(PRODUCT, case, out, expected, LIMITS[dtype])
+        x, numbers = drawn(dtype, tokens, columns)
+        packed, dense = _weight(packing, rows, columns, dtype)
+        expected = numbers @ dense.T
+        for kernel in (PACKED, DENSE):
+            out = packed_matmul(x, packed["weight"], packed["scales"], packed.get("biases"), packing, kernel)
+            shape = f"[{tokens}, {columns}] x [{rows}, {columns}]"
+            case = f"{kernel}, {dtype_name(dtype)}, {_named(packing)}, {shape}"
+            yield compared(PRODUCT, case, out, expected, LIMITS[dtype])
 
 
 def run_check(packing: Packing) -> Check:

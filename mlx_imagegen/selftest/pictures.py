@@ -1,4 +1,4 @@
-"""The demo models' pictures against those that diffusers and transformers draw in float32 (weights/demo_pictures/)."""
+"""The demo models' pictures against those drawn by diffusers and transformers in float32 (weights/demo_pictures/)."""
 
 from collections.abc import Iterator
 from pathlib import Path

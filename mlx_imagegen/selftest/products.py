@@ -1,4 +1,4 @@
-"""Dense products: linear layers with and without bias, from one token to a picture's."""
+"""Dense products: linear layers with and without bias, from one token to a whole picture's."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""All kinds of checks, in the order in which they run, and their figures for people.
+"""All kinds of checks, in the order in which they run, and a summary for people.
 
 In: nothing, or the kinds to run. Out: `Check`s, one after the other. Must not know: the command line.
 """
@@ -33,7 +33,7 @@ def self_test(kinds: Iterable[str] = tuple(KINDS)) -> Iterator[Check]:
 
 
 def summary(checks: Sequence[Check]) -> list[list[str]]:
-    """A row for each operation: how many are right, the largest error next to its bound, and of which case it is."""
+    """A row for each operation: how many checks passed, the largest error with its bound, and the case it is from."""
     groups: dict[str, list[Check]] = {}
     for check in checks:
         groups.setdefault(check.operation, []).append(check)

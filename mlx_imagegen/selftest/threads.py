@@ -1,6 +1,6 @@
-"""A request from one thread after another thread's was cancelled: nothing that is kept may still be lazy.
+"""A request from one thread after a cancelled one from another thread: nothing kept between them may be lazy.
 
-An MLX array that is not evaluated yet belongs to the thread that made it, and raises in any other.
+An unevaluated MLX array belongs to the thread that made it, and raises an error in any other.
 """
 
 import math

@@ -10,11 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..errors import RequestError
 from .a1111_fields import SAMPLER_NAMES, info, read_fields, timestamp
-from .answers import JSON, answered, client_of, refusal_of, service_of, until_finished
+from .answers import JSON, client_of, refusal_of, route, service_of, until_finished
 from .bodies import read_json
 from .jobs import DRAWING, Job
 from .pictures import OutputFormat, as_base64, encode, encode_image
@@ -24,7 +23,7 @@ PNG = OutputFormat()
 PREFIX = "/sdapi/v1"
 SCHEDULER = {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1, "need_inner_model": False}
 NO_UPSCALER = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}
-# What clients ask for at their start, and how it is answered here.
+# What clients ask for at their start, and how it is route here.
 FIXED: dict[str, list[Any]] = {
     "samplers": [{"name": name, "aliases": [], "options": {}} for name in SAMPLER_NAMES],
     "schedulers": [SCHEDULER],
@@ -35,12 +34,10 @@ FIXED: dict[str, list[Any]] = {
 }
 
 
-@answered
 async def txt2img(request: Request) -> Response:
     return await _draw(request, await _body(request))
 
 
-@answered
 async def img2img(request: Request) -> Response:
     body = await _body(request)
     if not isinstance(body.get("init_images"), list) or not body["init_images"]:
@@ -66,7 +63,6 @@ async def _draw(request: Request, body: Mapping[str, Any]) -> Response:
     return JSON({"images": pictures, "parameters": parameters, "info": json.dumps(info(job, body, notes))})
 
 
-@answered
 async def progress(request: Request) -> Response:
     job = _own_job(request)
     image = None
@@ -106,7 +102,6 @@ def _state(job: Job | None) -> dict[str, Any]:
     }
 
 
-@answered
 async def interrupt(request: Request) -> Response:
     """The one of its own clients' jobs that is being drawn."""
     service, current = service_of(request), service_of(request).worker.current
@@ -115,26 +110,22 @@ async def interrupt(request: Request) -> Response:
     return JSON({})
 
 
-@answered
 async def models(request: Request) -> Response:
     names = await asyncio.to_thread(service_of(request).catalogue.models)
     unknown = {"hash": None, "sha256": None, "config": None}
     return JSON([{"title": name, "model_name": name, "filename": name} | unknown for name in names])
 
 
-@answered
 async def loras(request: Request) -> Response:
     names = await asyncio.to_thread(service_of(request).catalogue.loras)
     return JSON([{"name": name, "alias": name, "path": name, "metadata": {}} for name in names])
 
 
-@answered
 async def options(request: Request) -> Response:
     default = service_of(request).catalogue.default.name
     return JSON({"sd_model_checkpoint": request.app.state.checkpoint or default, "samples_format": "png"})
 
 
-@answered
 async def set_options(request: Request) -> Response:
     """The model of requests that name none; all other options have no meaning here."""
     if name := (await read_json(request)).get("sd_model_checkpoint"):
@@ -142,27 +133,25 @@ async def set_options(request: Request) -> Response:
     return JSON(None)
 
 
-@answered
 async def refresh(request: Request) -> Response:
     service_of(request).catalogue.refresh()
     return JSON(None)
 
 
-@answered
 async def fixed(request: Request) -> Response:
     return JSON(FIXED[request.url.path.rpartition("/")[2]])
 
 
 ROUTES = [
-    Route(f"{PREFIX}/txt2img", txt2img, methods=["POST"]),
-    Route(f"{PREFIX}/img2img", img2img, methods=["POST"]),
-    Route(f"{PREFIX}/progress", progress),
-    Route(f"{PREFIX}/interrupt", interrupt, methods=["POST"]),
-    Route(f"{PREFIX}/sd-models", models),
-    Route(f"{PREFIX}/loras", loras),
-    Route(f"{PREFIX}/options", options),
-    Route(f"{PREFIX}/options", set_options, methods=["POST"]),
-    Route(f"{PREFIX}/refresh-checkpoints", refresh, methods=["POST"]),
-    Route(f"{PREFIX}/refresh-loras", refresh, methods=["POST"]),
-    *(Route(f"{PREFIX}/{name}", fixed) for name in FIXED),
+    route(f"{PREFIX}/txt2img", txt2img, "POST"),
+    route(f"{PREFIX}/img2img", img2img, "POST"),
+    route(f"{PREFIX}/progress", progress),
+    route(f"{PREFIX}/interrupt", interrupt, "POST"),
+    route(f"{PREFIX}/sd-models", models),
+    route(f"{PREFIX}/loras", loras),
+    route(f"{PREFIX}/options", options),
+    route(f"{PREFIX}/options", set_options, "POST"),
+    route(f"{PREFIX}/refresh-checkpoints", refresh, "POST"),
+    route(f"{PREFIX}/refresh-loras", refresh, "POST"),
+    *(route(f"{PREFIX}/{name}", fixed) for name in FIXED),
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from ..errors import ImagegenError
 from .jobs import Failure, Job
@@ -30,9 +31,12 @@ class JSON(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-            "utf-8", "replace"
-        )
+        return dumped(content)
+
+
+def dumped(content: Any) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")  # half a surrogate pair has no bytes
 
 
 def refusal(status: int, message: str, kind: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
@@ -46,11 +50,11 @@ def refusal_of(failure: Failure) -> Response:
     return refusal(failure.status, failure.message, failure.kind)
 
 
-def answered(handler: Handler) -> Handler:
-    """Turns what goes wrong into an answer; a traceback stays in the log."""
+def route(path: str, handler: Handler, method: str = "GET") -> Route:
+    """What goes wrong becomes an answer; a traceback stays in the log."""
 
     @functools.wraps(handler)
-    async def wrapped(request: Request) -> Response:
+    async def answered(request: Request) -> Response:
         try:
             return await handler(request)
         except BusyError as error:
@@ -67,7 +71,7 @@ def answered(handler: Handler) -> Handler:
             log_error(f"{request.method} {request.url.path}", error)
             return refusal(500, INTERNAL)
 
-    return wrapped
+    return Route(path, answered, methods=[method])
 
 
 def service_of(request: Request) -> Service:
@@ -104,7 +108,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def event(name: str, data: Any) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), dumped(data))
 
 
 def comment(text: str) -> bytes:
@@ -113,8 +117,5 @@ def comment(text: str) -> bytes:
 
 
 def events(stream: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> Response:
-    return StreamingResponse(
-        stream,
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | dict(headers or {}),
-    )
+    own = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=own | dict(headers or {}))

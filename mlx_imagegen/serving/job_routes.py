@@ -12,13 +12,12 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..families import family_spec
 from ..hub.manifest import Manifest
 from ..machine import physical_bytes
 from ..request.parameters import SAMPLING_FIELDS
-from .answers import HEARTBEAT_SECONDS, JSON, answered, client_of, comment, event, events, refusal, service_of
+from .answers import HEARTBEAT_SECONDS, JSON, client_of, comment, event, events, refusal, route, service_of
 from .bodies import read_json
 from .catalogue import Entry, fits
 from .jobs import Job
@@ -31,7 +30,6 @@ OF_SOME_MODELS = ("blend_seams", "layout", "keep_original_aspect", "layers")  # 
 SESSION_SECONDS = 30 * 24 * 60 * 60
 
 
-@answered
 async def create_job(request: Request) -> Response:
     service = service_of(request)
     service.check_room()
@@ -40,31 +38,26 @@ async def create_job(request: Request) -> Response:
     return JSON(_described(request, job), 202, {"Location": f"/jobs/{job.id}"})
 
 
-@answered
 async def list_jobs(request: Request) -> Response:
     service = service_of(request)
     return JSON({"jobs": [service.describe(job) for job in service.store.all()]})
 
 
-@answered
 async def show_job(request: Request) -> Response:
     return JSON(_described(request, _job(request)))
 
 
-@answered
 async def cancel_job(request: Request) -> Response:
     job = _job(request)
     service_of(request).cancel(job)
     return JSON(_described(request, job))
 
 
-@answered
 async def job_events(request: Request) -> Response:
     job = _job(request)
     return events(_events(request, job, request.query_params.get("previews") != "no"))
 
 
-@answered
 async def show_picture(request: Request) -> Response:
     job, index = _job(request), request.path_params["index"]
     form = output_format(request.path_params["form"])
@@ -78,7 +71,6 @@ async def show_picture(request: Request) -> Response:
     return Response(data, media_type=form.media_type, headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 
-@answered
 async def list_models(request: Request) -> Response:
     catalogue = service_of(request).catalogue
     entries, loras = await asyncio.gather(asyncio.to_thread(catalogue.models), asyncio.to_thread(catalogue.loras))
@@ -101,14 +93,12 @@ async def list_models(request: Request) -> Response:
     )  # fmt: skip
 
 
-@answered
 async def model_fits(request: Request) -> Response:
     entry = await asyncio.to_thread(service_of(request).catalogue.model, request.path_params["name"])
     found = await asyncio.to_thread(fits, entry.source)
     return JSON({"model": entry.name, "fits": list(map(asdict, found))})
 
 
-@answered
 async def open_session(request: Request) -> Response:
     """The token once, for a cookie: a page's event streams and pictures cannot send it."""
     access: Access = request.app.state.access
@@ -122,16 +112,16 @@ async def open_session(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/jobs", create_job, methods=["POST"]),
-    Route("/jobs", list_jobs),
-    Route("/jobs/{id}", show_job),
-    Route("/jobs/{id}", cancel_job, methods=["DELETE"]),
-    Route("/jobs/{id}/events", job_events),
-    Route("/pictures/{id}/{index:int}.layer{layer:int}.{form}", show_picture),
-    Route("/pictures/{id}/{index:int}.{form}", show_picture),
-    Route("/models", list_models),
-    Route("/models/{name:path}/fits", model_fits),
-    Route("/session", open_session, methods=["POST"]),
+    route("/jobs", create_job, "POST"),
+    route("/jobs", list_jobs),
+    route("/jobs/{id}", show_job),
+    route("/jobs/{id}", cancel_job, "DELETE"),
+    route("/jobs/{id}/events", job_events),
+    route("/pictures/{id}/{index:int}.layer{layer:int}.{form}", show_picture),
+    route("/pictures/{id}/{index:int}.{form}", show_picture),
+    route("/models", list_models),
+    route("/models/{name:path}/fits", model_fits),
+    route("/session", open_session, "POST"),
 ]
 
 

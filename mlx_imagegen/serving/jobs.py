@@ -1,4 +1,4 @@
-"""One client's request on its way: what state it is in, how far it is, and what came of it.
+"""One client's request on its way: what state it is in, how far it is, and what came of it; and all that are kept.
 
 A job belongs to two sides: the worker's thread moves it on, coroutines of any loop wait for its next change and read.
 In: a `Request` and the worker's reports. Out: a description for clients, and events.
@@ -21,6 +21,9 @@ from .requests import Request
 QUEUED, PREPARING, DRAWING, DONE, FAILED, CANCELLED = "queued", "preparing", "drawing", "done", "failed", "cancelled"
 FINISHED = (DONE, FAILED, CANCELLED)
 BYTES_PER_PIXEL = 3
+KEEP_SECONDS = 60 * 60
+KEEP_BYTES = 128 * 10**6  # of pictures, unpacked: forty of 1024x1024
+KEEP_JOBS = 1000
 WATCHED_SECONDS = 15.0  # a client that asked for a preview will probably ask again
 
 
@@ -192,3 +195,42 @@ class Job:
             **(loading if self.state == PREPARING else {}),
             **({"error": self.failure.describe()} if self.failure else {}),
         }
+
+
+class JobStore:
+    """Jobs by id: those that wait or run; those that are finished, with their results, until they are old or results
+    take too much memory, the oldest first."""
+
+    def __init__(self, keep_seconds: float = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES, keep_jobs: int = KEEP_JOBS):
+        self.keep_seconds = keep_seconds
+        self.keep_bytes = keep_bytes
+        self.keep_jobs = keep_jobs
+        self._jobs: dict[str, Job] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, job: Job) -> None:
+        with self._lock:
+            self._jobs[job.id] = job
+        self.expire()
+
+    def get(self, id: str) -> Job | None:
+        self.expire()
+        return self._jobs.get(id)
+
+    def all(self) -> list[Job]:
+        """The newest first."""
+        self.expire()
+        with self._lock:
+            return list(reversed(self._jobs.values()))
+
+    def expire(self) -> None:
+        """The latest finished job stays, however large its pictures are: its client has yet to fetch them."""
+        with self._lock:
+            finished = [job for job in self._jobs.values() if job.finished]
+            nbytes, count = sum(job.nbytes for job in finished), len(finished)
+            oldest = time.time() - self.keep_seconds
+            for job in sorted(finished[:-1], key=lambda job: job.ended or 0):
+                if nbytes <= self.keep_bytes and count <= self.keep_jobs and (job.ended or 0) >= oldest:
+                    break
+                del self._jobs[job.id]
+                nbytes, count = nbytes - job.nbytes, count - 1

@@ -12,18 +12,17 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..errors import RequestError
 from .answers import (
     HEARTBEAT_SECONDS,
     JSON,
-    answered,
     client_of,
     comment,
     event,
     events,
     refusal_of,
+    route,
     service_of,
     until_finished,
 )
@@ -56,13 +55,11 @@ class Wish:
     form: OutputFormat
 
 
-@answered
 async def generations(request: Request) -> Response:
     service_of(request).check_room()
     return await _answer(request, await read_body(request), "image_generation")
 
 
-@answered
 async def edits(request: Request) -> Response:
     service = service_of(request)
     service.check_room()
@@ -70,23 +67,21 @@ async def edits(request: Request) -> Response:
     return await _answer(request, fields, "image_edit")
 
 
-@answered
 async def models(request: Request) -> Response:
     entries = await asyncio.to_thread(service_of(request).catalogue.models)
     return JSON({"object": "list", "data": [_described(entry) for entry in entries.values()]})
 
 
-@answered
 async def model(request: Request) -> Response:
     entry = await asyncio.to_thread(service_of(request).catalogue.model, request.path_params["name"])
     return JSON(_described(entry))
 
 
 ROUTES = [
-    Route("/v1/images/generations", generations, methods=["POST"]),
-    Route("/v1/images/edits", edits, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", model),
+    route("/v1/images/generations", generations, "POST"),
+    route("/v1/images/edits", edits, "POST"),
+    route("/v1/models", models),
+    route("/v1/models/{name:path}", model),
 ]
 
 

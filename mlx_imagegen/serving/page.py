@@ -11,9 +11,8 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from .answers import answered
+from .answers import route
 
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
@@ -32,7 +31,6 @@ def files() -> dict[str, tuple[bytes, str, str]]:
     return found
 
 
-@answered
 async def page(request: Request) -> Response:
     name = request.path_params.get("name", INDEX)
     if name not in files():
@@ -44,4 +42,4 @@ async def page(request: Request) -> Response:
     return Response(content, media_type=kind, headers=headers)
 
 
-ROUTES = [Route("/", page), Route("/page/{name}", page)]
+ROUTES = [route("/", page), route("/page/{name}", page)]

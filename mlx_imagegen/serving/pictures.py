@@ -82,8 +82,7 @@ def _decoded(value: Any, name: str) -> bytes:
 
 
 def mask_from_alpha(mask: Image.Image) -> Image.Image:
-    """A mask as OpenAI's clients send it, transparent where the picture is to change -> white there. A mask without
-    transparency is one already."""
+    """OpenAI's mask, transparent where the picture is to change -> white there; one without alpha as it is."""
     if "A" not in mask.getbands() and "transparency" not in mask.info:
         return mask.convert("L")
     alpha = mask.convert("RGBA").getchannel("A")

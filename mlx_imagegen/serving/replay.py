@@ -27,23 +27,21 @@ def command_line(record: Mapping[str, Any]) -> str:
 
 
 def python_code(record: Mapping[str, Any]) -> str:
-    values = [f"    {row.name}={_as_python(row, value)!r}," for row, value in _given(record) if row.name != "prompt"]
-    lines = ["from mlx_imagegen import generate", "", "generate(", f"    {record.get('prompt', '')!r},", *values, ")"]
-    return "\n".join(lines)
+    lines = ["from mlx_imagegen import generate", "", "generate(", f"    {record.get('prompt', '')!r},"]
+    for row, value in _given(record):
+        if row.name != "prompt":
+            lines.append(f"    {row.name}={(list(map(tuple, value)) if row.kind is kinds.LORAS else value)!r},")
+    return "\n".join([*lines, ")"])
 
 
 def _given(record: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
     for row in PARAMETERS:
         value = record.get(row.record_key) if row.recorded else None
         if value is not None and value is not False and value != []:
-            yield row, _files(value) if row.hashed else value
-
-
-def _files(fingerprints: Any) -> Any:
-    """Files in the place of fingerprints; what goes with a picture stays."""
-    if isinstance(fingerprints, list):
-        return [_file(value, f"{FILE}{index}") for index, value in enumerate(fingerprints, 1)]
-    return FILE
+            if row.hashed:  # files in the place of fingerprints; what goes with a picture stays
+                several = isinstance(value, list)
+                value = [_file(each, f"{FILE}{n}") for n, each in enumerate(value, 1)] if several else FILE
+            yield row, value
 
 
 def _file(recorded: Any, name: str) -> Any:
@@ -65,7 +63,3 @@ def _words(row: Parameter, value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [row.flag, *map(str, value)]
     return [f"{row.flag}={value}"] if str(value).startswith("-") else [row.flag, str(value)]
-
-
-def _as_python(row: Parameter, value: Any) -> Any:
-    return [tuple(item) for item in value] if row.kind is kinds.LORAS else value

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..hub.abilities import networks
+from ..preflight import check_networks
 from ..request import kinds
 from ..request.controls import FORM as CONTROL_FORM
 from ..request.image_prompts import FORMS as IMAGE_FORMS
@@ -27,7 +28,7 @@ from .catalogue import Catalogue, Entry, check_quant, size_multiple
 from .pictures import read_picture, shortened
 
 NOT_OVER_THE_WIRE = (kinds.CALLBACK, kinds.ARRAY, kinds.ARRAYS)
-SERVERS_CHOICE = ("resident",)
+SERVERS_CHOICE = ("resident", "upsample")
 TAKEN = {row.name: row for row in PARAMETERS if row.kind not in NOT_OVER_THE_WIRE and row.name not in SERVERS_CHOICE}
 UNITS = {"steps": "steps", "pixels": "pixels a picture", "count": "pictures a request"}
 ENTRY_FORMS = {"control": CONTROL_FORM, **IMAGE_FORMS}
@@ -85,6 +86,7 @@ def read_request(fields: Mapping[str, Any], catalogue: Catalogue, limits: Limits
     _check_sent(parameters, limits)
     jobs = resolve(entry.manifest, size_multiple(entry), prompt, **parameters)
     limits.check(jobs)
+    check_networks(entry.manifest, jobs, loras)
     return Request(entry, packing, loras, lora_partial, jobs)
 
 

@@ -15,11 +15,11 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,7 +86,7 @@ class Access:
             return self.matches(value.strip())
         if kind.lower() == "basic":
             return any(map(self.matches, _basic(value)))
-        cookie = _cookie(headers.get("cookie", ""))
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         return hmac.compare_digest(cookie.encode(), self.session().encode())
 
     def matches(self, token: str) -> bool:
@@ -122,14 +122,6 @@ def _basic(value: str) -> tuple[str, ...]:
     except (binascii.Error, ValueError):
         return ()
     return text, text.partition(":")[2]
-
-
-def _cookie(header: str) -> str:
-    try:
-        found = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
 
 
 class SafetyMiddleware:

@@ -1,7 +1,8 @@
-"""Serving the application: the socket, the signals, and an end within a second.
+"""All routes as one application behind the checks of safety.py, and serving it: the socket, the signals, and an end
+within a second.
 
 In: a service, who may ask, and an address. Out: nothing, once a signal has come.
-Must not know: routes, models.
+Must not know: what a route does, models.
 """
 
 import asyncio
@@ -15,16 +16,41 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ..errors import RequestError
-from .app import make_app
-from .safety import Access
+from . import a1111_api, job_routes, openai_api, page
+from .answers import refusal
+from .safety import Access, SafetyMiddleware
 from .service import Service
 
 STOP_SECONDS = 0.5  # for the running job's step, and again for connections to close
 SWITCH_SECONDS = 0.001
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def make_app(service: Service, access: Access) -> Starlette:
+    app = Starlette(
+        routes=[*openai_api.ROUTES, *a1111_api.ROUTES, *job_routes.ROUTES, *page.ROUTES],
+        middleware=[Middleware(SafetyMiddleware, access=access)],
+        exception_handlers={HTTPException: _no_route},
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.state.access = access
+    app.state.checkpoint = None  # the model that A1111's clients have chosen
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: "there is nothing at this address.", 405: "this address does not take that method."}
+    return refusal(error.status_code, what.get(error.status_code, str(error.detail)), headers=error.headers)
 
 
 def bind(host: str, port: int) -> socket.socket:

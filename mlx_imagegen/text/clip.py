@@ -21,8 +21,26 @@ from ..loading.config import HEADS, INDEX, LAYERS, MANY, POSITIVE, Config
 OLD_EOS_TOKEN_ID = 2
 
 
-@dataclass(frozen=True)
-class CLIPConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(Config):
+    """What CLIP's and SigLIP's encoders have in common."""
+
+    hidden_act: str
+    hidden_size: int
+    intermediate_size: int
+    layer_norm_eps: Annotated[float, POSITIVE]
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.hidden_act not in ACTIVATIONS:
+            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
+        if self.hidden_size % self.num_attention_heads:
+            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig(EncoderConfig):
     """text_encoder/config.json"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
@@ -31,21 +49,9 @@ class CLIPConfig(Config):
     )
     CLASSES: ClassVar[frozenset[str]] = frozenset({"clip_text_model"})
 
-    hidden_act: str
-    hidden_size: int
-    intermediate_size: int
-    layer_norm_eps: Annotated[float, POSITIVE]
     max_position_embeddings: int
-    num_attention_heads: Annotated[int, HEADS]
-    num_hidden_layers: Annotated[int, LAYERS]
     vocab_size: Annotated[int, MANY]
     eos_token_id: Annotated[int, INDEX]
-
-    def misfits(self) -> Iterator[tuple[str, str]]:
-        if self.hidden_act not in ACTIVATIONS:
-            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
-        if self.hidden_size % self.num_attention_heads:
-            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
 
 class ClipTextModel(nn.Module):

@@ -49,7 +49,7 @@ def reference_size(size: tuple[int, int], count: int) -> tuple[int, int]:
             f"references: a picture of {width}x{height} is too narrow: the sides may differ {LARGEST_ASPECT} times at "
             "most. Cut out the part that matters."
         )
-    area = SIDES.get(count, USUAL_SIDE) ** 2
+    area = most_pixels(count)
     across, down = (max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE) for side in size)
     if across * down > area:
         shrink = math.sqrt(width * height / area)
@@ -57,6 +57,11 @@ def reference_size(size: tuple[int, int], count: int) -> tuple[int, int]:
     if across * down > area:  # a side was raised to the least
         across, down = (across, _below(area / across)) if across == MULTIPLE else (_below(area / down), down)
     return across, down
+
+
+def most_pixels(count: int) -> int:
+    """Of each of so many references."""
+    return SIDES.get(count, USUAL_SIDE) ** 2
 
 
 def _below(side: float) -> int:

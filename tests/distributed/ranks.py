@@ -10,6 +10,7 @@ from pathlib import Path
 
 SECONDS = 60  # none may take so long; a hang is a failure
 ROOT = str(Path(__file__).parents[2])
+GIVEN_OUT: set[int] = set()  # ports
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
 
 
@@ -41,8 +42,14 @@ def finish(processes: Sequence[subprocess.Popen[str]], seconds: float = SECONDS)
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
+    """Each is given out once: the system may offer a port again while the process that it was meant for starts."""
+    sockets, ports = [], []
+    while len(ports) < count:
+        sockets.append(socket.create_server(("127.0.0.1", 0)))  # held, for the next to be another
+        port = sockets[-1].getsockname()[1]
+        if port not in GIVEN_OUT:
+            ports.append(port)
+            GIVEN_OUT.add(port)
     for opened in sockets:
         opened.close()
     return ports

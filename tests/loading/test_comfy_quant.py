@@ -110,7 +110,7 @@ CODES = np.zeros((4, 64), np.int8)
         ),
         ({"format": "asym_w4a8_int8"}, "'proj' is in the format 'asym_w4a8_int8', which"),
         ({"format": None}, "'proj' is in the format None, which"),
-        ([], "'proj.comfy_quant' is not a JSON object"),
+        ([], "'proj.comfy_quant' is a list, not a JSON object"),
         (b"{", "'proj.comfy_quant' is not valid JSON"),
         ({"format": "nvfp4"}, r"'proj.weight' \(I8 \[4, 64\]\) is said to be nvfp4, which does not fit"),
         (

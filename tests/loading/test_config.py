@@ -64,7 +64,7 @@ def test_json_files(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(MissingFileError, match="config.json is not there"):
         read_json(path)
-    for text, message in (("{", "not valid JSON"), ("[]", "holds a list"), ("", "not valid JSON")):
+    for text, message in (("{", "not valid JSON"), ("[]", "is a list"), ("", "not valid JSON")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_json(path)

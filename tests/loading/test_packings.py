@@ -184,10 +184,13 @@ def test_numbers_that_do_not_fit_the_shapes_are_one_error(
 @pytest.mark.parametrize(
     ("quantization", "expected"),
     [
-        ({"bits": 7, "group_size": 64}, "gives bits 7 for every layer, and MLX's affine packing has 2, 3, 4, 5, 6, 8"),
-        ({"bits": 4, "group_size": 48}, "gives group_size 48 for every layer"),
-        ({"bits": 4, "proj": {"bits": "4"}}, "gives bits '4' for 'proj'"),
-        ({"bits": 4, "mode": "int4"}, "gives mode 'int4' for every layer, and MLX has affine"),
+        (
+            {"bits": 7, "group_size": 64},
+            "for every layer: bits 7 is not possible; MLX's affine packing has 2, 3, 4, 5, 6, 8",
+        ),
+        ({"bits": 4, "group_size": 48}, "for every layer: group_size 48"),
+        ({"bits": 4, "proj": {"bits": "4"}}, "for 'proj': bits '4'"),
+        ({"bits": 4, "mode": "int4"}, "for every layer: mode 'int4' is not one of MLX's: affine"),
     ],
 )
 def test_numbers_that_mlx_does_not_have(tmp_path: Path, quantization: Quantization, expected: str) -> None:

@@ -1,5 +1,5 @@
-"""LoRA files: found and named, here and in the hub's cache; what is told of them; what is refused before a model is
-open."""
+"""LoRA files: found and named, here and in the hub's cache; what is reported about them, and what is refused before a
+model is open."""
 
 import json
 import struct

@@ -61,6 +61,7 @@ def test_an_estimate_is_the_bound_over_the_share_that_was_reached() -> None:
         ([measured("m5-max"), measured("m1")], [1]),  # matrix units are far from all others
         ([measured("m2-max", "z-image-turbo"), measured("m2-max")], [1]),  # then the model
         ([measured("m2-max", quant=None), measured("m2-max")], [1]),  # then the quant
+        ([measured("m3-max", "flux-dev", "q4"), measured("m1-max", "flux-dev")], [0, 1]),  # not of other models
         ([measured("m2-max", published=True), measured("m1")], [1]),  # this library's own before others'
         ([measured("m2-max"), measured("m2-max", seconds_per_step=30.0)], [0, 1]),  # all that are as near
     ],

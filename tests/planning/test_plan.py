@@ -278,7 +278,7 @@ print(made.peak_bytes, next(int(line.split()[1]) * 1024 for line in lines if lin
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a process's peak is read from Linux's /proc")
 @pytest.mark.parametrize(
     ("model", "side", "starts"),
-    [("flux-demo", 256, []), ("hidream-demo", 512, []), ("flux-demo", 384, ["image"]), ("qwen-demo", 384, ["image"])],
+    [("flux-demo", 256, []), ("hidream-demo", 512, []), ("flux-demo", 256, ["image"]), ("qwen-demo", 256, ["image"])],
 )
 def test_the_peak_is_what_a_process_holds(model: str, side: int, starts: list[str]) -> None:
     """In a process of its own, from its first import to the picture; full size is in benchmarks/quant_resident.py."""

@@ -1,4 +1,4 @@
-"""Parameters that only some models take: defaults by variant, and what is refused or told."""
+"""Parameters that only some models take: defaults by variant, refusals and notes."""
 
 from typing import Any
 

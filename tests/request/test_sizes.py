@@ -1,4 +1,4 @@
-"""How large a picture becomes: presets and shapes, what is refused, what is told."""
+"""The size of a picture: presets and shapes, refusals and notes."""
 
 from dataclasses import replace
 from typing import Any

@@ -16,10 +16,9 @@ from PIL import Image
 
 from mlx_imagegen import load
 from mlx_imagegen.result import Result
-from mlx_imagegen.serving.app import make_app
 from mlx_imagegen.serving.catalogue import Catalogue
 from mlx_imagegen.serving.safety import Access
-from mlx_imagegen.serving.server import Server, bind, configured
+from mlx_imagegen.serving.server import Server, bind, configured, make_app
 from mlx_imagegen.serving.service import Options, Service
 
 SIZE = {"width": 48, "height": 32}

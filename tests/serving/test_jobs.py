@@ -12,9 +12,8 @@ from PIL import Image
 from mlx_imagegen.report import Report
 from mlx_imagegen.result import Result
 from mlx_imagegen.serving.catalogue import Catalogue
-from mlx_imagegen.serving.jobs import CANCELLED, DONE, DRAWING, FAILED, Failure, Job
+from mlx_imagegen.serving.jobs import CANCELLED, DONE, DRAWING, FAILED, Failure, Job, JobStore
 from mlx_imagegen.serving.requests import Limits, Request, read_request
-from mlx_imagegen.serving.store import JobStore
 from mlx_imagegen.serving.worker import is_partial
 
 

@@ -81,6 +81,22 @@ def test_control_pictures_are_sent_and_networks_named(catalogue: Catalogue) -> N
     assert (control.model, control.strength) == ("flux-controlnet-union-pro-2", 0.5) and control.picture.width > 1
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"model": "qwen-image-controlnet-union"}, "goes with Qwen-Image, and flux-demo is another; for this: flux-"),
+        ({"model": "flux-controlnet-union"}, "this version knows no commit of InstantX/"),
+        ({"model": "flux-controlnet-onion"}, "give one of flux-controlnet-canny"),
+        ({}, "name a control network after it"),
+    ],
+)
+def test_a_network_that_cannot_be_had_is_refused_before_the_request_waits(
+    catalogue: Catalogue, entry: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ImagegenError, match=message):
+        read_request({"prompt": "x", "control": [{"picture": in_base64(png()), **entry}]}, catalogue, LIMITS)
+
+
 def test_recipes_by_name(catalogue: Catalogue, tmp_path: Path) -> None:
     assert read_request({"prompt": "x", "quant": "q6"}, catalogue, LIMITS).quant == "q6"
     assert read_request({"prompt": "x"}, catalogue, LIMITS, "q8").quant == "q8"
@@ -132,7 +148,7 @@ def test_a_mask_is_passed_on(catalogue: Catalogue) -> None:
 
 def test_every_parameter_of_the_table_is_taken_or_left_out_for_a_reason() -> None:
     left = {row.name for row in PARAMETERS} - TAKEN.keys()
-    assert left == {"on_step", "on_load", "on_download", "noise", "step_noise", "resident"}
+    assert left == {"on_step", "on_load", "on_download", "noise", "step_noise", "resident", "upsample"}
 
 
 def test_form_fields_are_read_by_their_parameters_kind() -> None:

@@ -201,7 +201,7 @@ def test_text_is_encoded_once_for_many_seeds(drawn: Path, monkeypatch: pytest.Mo
 
 
 def test_guidance_is_told_to_dev_alone() -> None:
-    """dev's picture changes with guidance; schnell's cannot, and the user is told."""
+    """dev's picture changes with guidance; schnell's cannot, and a note says so."""
     options = {"seed": 1, "steps": 1, "width": 32, "height": 32}
     dev, schnell = (load(folder) for folder in STORED)
     assert not np.array_equal(*(np.asarray(dev.generate("a", guidance=g, **options).image) for g in (1.0, 9.0)))

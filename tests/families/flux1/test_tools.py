@@ -311,9 +311,9 @@ from pathlib import Path
 from PIL import Image
 from mlx_imagegen import load
 from mlx_imagegen.planning.plan import plan
-folder, side = sys.argv[1], 256
+folder, side = sys.argv[1], 224
 pipeline, picture = load(folder, resident=False), Image.effect_noise((side, side), 80).convert("RGB")
-asked = {"seed": 1, "steps": 2, "width": side, "height": side}
+asked = {"seed": 1, "steps": 1, "width": side, "height": side}
 asked |= {"references": [picture]} if "kontext" in folder else {"image": picture, "mask_box": "16,16,128,128"}
 if "kontext" in folder:
     object.__setattr__(pipeline.family.files, "reference_sizes", ((side, side),))
