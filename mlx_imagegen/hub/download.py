@@ -157,7 +157,6 @@ def local_folder(manifest: Manifest) -> Path | None:
 
 
 def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The folder with the manifest's files."""
     if manifest.repo is None or manifest.revision is None:
         raise DownloadError(
             f"{manifest.name} names no repository to download from; give the folder that holds its files."
