@@ -441,6 +441,7 @@ def job(path: Path) -> dict[str, Any]:
     return {"prompt": "a fox", "path": str(path), "parameters": QUICK, "reopen": False, "choices": {}}
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 1000)
     (answer,) = served({"model": str(wide), "quant": None}, job(tmp_path / "a.png"))
@@ -448,6 +449,7 @@ def test_a_model_that_does_not_fit_is_a_reason(wide: Path, tmp_path: Path, monke
     assert "this machine has 0.0 GB" in answer["reason"] and not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.usefixtures("no_other_model")
 @pytest.mark.parametrize(
     ("parameters", "memory", "said"),
     [({}, 1000, "this machine has 0.0 GB"), ({"steps": 0}, 10**13, "steps 0")],
