@@ -80,7 +80,8 @@ def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
 def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Tensor:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        numbers = (*shape, start, stop)
+        valid = {*map(type, numbers)} == {int} and min(numbers) >= 0
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for '{shown(name)}' is malformed. {REMEDY}") from error
     if not valid:
