@@ -486,7 +486,7 @@ class Family(ABC, Generic[Branch]):
 
     def fold(self, settings: Settings) -> Fold:
         """What the checkpoint becomes for the schedule of `settings` alone."""
-        raise QuantizationError(f"--fold: {self.spec.title}: {self.unfoldable}; leave --fold out.")
+        raise QuantizationError(f"--fold does not apply to {self.spec.title}: {self.unfoldable}; leave --fold out.")
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """What LoRAs call a component's modules in other words than ours -> our modules."""
