@@ -13,7 +13,8 @@ from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
-NETWORK_KINDS = ("control network", "image adapter")
+NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
+GIVEN_AS = {"control network": "control", "prompt upsampler": "upsample"}  # an image adapter's manifest says it
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     style.add_argument("--cached", action="store_true", help="what was downloaded, and the room that it takes")
     style.add_argument("--remove", metavar="MODEL", help="delete this model's downloaded files, after a question")
     parser.add_argument(
-        "--networks", action="store_true", help="what runs next to a model: control networks, IP-Adapters, Redux"
+        "--networks",
+        action="store_true",
+        help="what runs next to a model: control networks, IP-Adapters, Redux, prompt upsamplers",
     )
     parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
     add_flag(parser, "comfy")
@@ -63,7 +66,7 @@ def _print_models(args: argparse.Namespace) -> None:
         _print_table(rows)
         print(
             "TAKES: the parameters by which pictures are given, next to the prompt; ! is needed\n"
-            "mlx-imagegen models --networks: what control, ip_adapter and redux can name",
+            "mlx-imagegen models --networks: what control, ip_adapter, redux and upsample can name",
             file=sys.stderr,
         )
         _print_files()
@@ -162,7 +165,7 @@ def _network_row(manifest: Manifest) -> tuple[str, ...]:
 
     return (
         manifest.name,
-        manifest.extras.get("parameter", "control"),
+        GIVEN_AS.get(manifest.kind) or manifest.extras["parameter"],
         ", ".join(family_spec(family).title for family in manifest.families),
         f"{manifest.download_bytes / GB:.1f} GB" + ("" if manifest.revision else ", by hand"),
         "yes" if local_folder(manifest) else "no",

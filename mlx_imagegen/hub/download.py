@@ -29,6 +29,7 @@ from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import COMMIT, revision_of
+from .retries import host_of, tell_retries
 from .snapshots import cache_folder, cached, remove_orphans
 
 GB = 1e9
@@ -37,6 +38,7 @@ LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
 TRIES, PAUSE_SECONDS = 3, 1  # of a download whose connection broke
 DROPPED = ("ReadError", "WriteError", "RemoteProtocolError")  # of the client's HTTP library
+BUSY = (429, 500, 502, 503, 504)  # what the client asks again for
 REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -181,7 +183,7 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
 
 
 def _download(wanted: Download, folder: Path | None, tell: Notify, hub: Hub) -> Path:
-    with _explained(wanted, folder):
+    with _explained(wanted, folder), tell_retries(tell):
         files = hub.plan(wanted)
         if lacking := _unmatched(wanted.patterns, [file.name for file in files]):
             raise DownloadError(
@@ -230,7 +232,7 @@ def _adopt(repo: str, hub: Hub, revision: str) -> Model:
     wanted = Download(repo, repo, revision, RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
     if not folder or not _has_config(folder):
-        with _explained(wanted, folder):
+        with _explained(wanted, folder), tell_retries(notify_stderr):
             folder = hub.download(wanted)
     commit = revision_of(folder) or wanted.revision
     manifest = replace(recognize(folder), repo=repo, revision=commit, licence=wanted.licence, gated=False)
@@ -267,7 +269,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    answer = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
     if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
@@ -280,6 +283,10 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
+    if status in BUSY:
+        why = "it takes no more requests from here for now" if status == 429 else "it is overloaded or down"
+        host = host_of(str(getattr(answer, "url", SITE)))
+        return f"{wanted.title} cannot be downloaded: {host} answers {status}, {why}. Run it again later."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

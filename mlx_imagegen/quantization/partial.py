@@ -21,6 +21,7 @@ from ..documents import read_json, write_json
 from ..errors import ImagegenError, OutputError, QuantizationError
 from ..hub.record import RECORD
 from ..paths import expanded, visible
+from ..planning.plan import gigabytes
 
 JOURNAL = "journal.jsonl"
 PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is complete
@@ -153,8 +154,8 @@ class Partial:
         free = shutil.disk_usage(self.target.parent).free
         if need + SPARE_BYTES > free + present:
             raise OutputError(
-                f"{self.target} needs {need / 1e9:.2f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
-                f"{(free + present) / 1e9:.2f} GB. Free some room, or give an output folder on another disk."
+                f"{self.target} needs {gigabytes(need)} (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
+                f"{gigabytes(free + present)}. Free some room, or give an output folder on another disk."
             )
 
     @contextmanager

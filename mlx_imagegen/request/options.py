@@ -181,7 +181,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    """Those of some models that are on: an alpha, and a guided velocity no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",
@@ -204,18 +204,6 @@ def preview(manifest: Manifest, kind: str | None) -> str:
 def takes(manifest: Manifest, parameter: str) -> bool:
     """Whether a model takes a parameter that only some do."""
     return parameter in manifest.extras.get("takes", ())
-
-
-def layers_prompt(manifest: Manifest) -> str | None:
-    """What to write for a model that takes a picture apart. diffusers has its text encoder describe the picture where
-    no words are given."""
-    if not takes(manifest, "layers"):
-        return None
-    return (
-        f"say what the whole picture shows, hidden parts as well: {manifest.name} takes it apart by these words, and "
-        "does not write them itself. A model that sees pictures can: python -m mlx_vlm generate --model "
-        "mlx-community/Qwen2.5-VL-7B-Instruct-4bit --image FILE --prompt 'Describe this image in detail'"
-    )
 
 
 def layers(manifest: Manifest, count: int | None) -> dict[str, Any]:

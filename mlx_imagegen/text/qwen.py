@@ -229,6 +229,16 @@ class LanguageModel(nn.Module):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
 
+    def continued(self, x: mx.array, rope: Rope, kept: Sequence[KeyValues] | None) -> tuple[mx.array, list[KeyValues]]:
+        """The features of x, which follows what `kept` is of, and the keys and values of both, evaluated."""
+        after = []
+        for index, layer in enumerate(self.layers):
+            before = kept[index] if kept else None
+            x, pair = layer(x, rope, None if x.shape[1] == 1 else "causal", before)
+            after.append(prefixed(pair, before))
+        mx.eval(x, after)
+        return self.norm(x), after
+
     def features_of(
         self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], tokens: slice, after_first: AfterFirstBlock
     ) -> mx.array:
