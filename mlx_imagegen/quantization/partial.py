@@ -1,6 +1,5 @@
 """A folder that is complete or absent: it grows next to its place, under another name, and is renamed at the end.
 
-
 In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
 is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
 same, and else starts again. A folder that we did not make is never touched.
