@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest, manifests
+from ..hub.networks import NETWORK_KINDS
 from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
-NETWORK_KINDS = ("control network", "image adapter")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
