@@ -17,6 +17,7 @@ from ..hub.abilities import able
 from ..hub.manifest import Manifest
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
+from .kinds import TEXT
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -33,7 +34,8 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
+            meaning = f" ({row.help})" if row.kind is TEXT else ""  # which text
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}{meaning}.")
 
 
 def check_callable(**given: Any) -> None:
