@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest, manifests
+from ..hub.networks import NETWORK_KINDS
 from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
-NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
 GIVEN_AS = {"control network": "control", "prompt upsampler": "upsample"}  # an image adapter's manifest says it
 
 

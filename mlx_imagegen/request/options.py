@@ -19,6 +19,7 @@ from ..hub.manifest import Manifest
 from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
+from .kinds import TEXT
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -35,7 +36,8 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
+            meaning = f" ({row.help})" if row.kind is TEXT else ""  # which text
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}{meaning}.")
 
 
 def check_callable(**given: Any) -> None:
