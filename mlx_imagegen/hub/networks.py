@@ -48,8 +48,14 @@ def network_alone(name: str) -> Model | None:
     manifest = next((manifests(kind)[name] for kind in NETWORK_KINDS if name in manifests(kind)), None)
     if manifest is None:
         return None
-    _check_commit(manifest, str(manifest.extras.get("parameter", "control")))
+    _check_commit(manifest, parameter_of(manifest))
     return Model(manifest, local_folder(manifest), name)
+
+
+def parameter_of(manifest: Manifest) -> str:
+    """That names the network; of an image adapter its manifest says which."""
+    usual = {"control network": "control", "prompt upsampler": "upsample"}
+    return usual.get(manifest.kind) or str(manifest.extras["parameter"])
 
 
 def _check_commit(manifest: Manifest, parameter: str) -> None:
