@@ -85,6 +85,13 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.fixture
+def no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal for want of memory names no other model: to plan all that there are takes seconds. test_limits.py and
+    planning/test_fitting.py have refusals that do."""
+    monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda most_bytes: "")
+
+
+@pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From then on components stack what they load, and layers take a GPU's way, but for what is compiled there."""
 

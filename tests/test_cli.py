@@ -548,7 +548,10 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "a prompt and a file": (("a fox", "--prompt-file", "given.txt"), ("not both",)),
     "a prompt file that is not there": (("--prompt-file", "nowhere.txt"), ("--prompt-file: nowhere.txt is not there",)),
-    "a prompt file that is no text": (("--prompt-file", "given.npy"), ("cannot be read as UTF-8",)),
+    "a prompt file that is no text": (
+        ("--prompt-file", "given.npy"),
+        ("cannot be read as UTF-8", "; give a text file, saved as UTF-8."),
+    ),
     "a prompt file without prompts": (("--prompt-file", "given.empty"), ("given.empty holds no prompt",)),
     "a prompt file for compare": (("--prompt-file", "given.toml"), ("given.toml is not read as such", "on each line")),
     "a job with an unknown key": (
@@ -692,11 +695,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_download(
     monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**12)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    Path("a_file").touch()
     config = tmp_path / "hub/models--someone--finetune/snapshots/main/model_index.json"
     config.parent.mkdir(parents=True)
     config.write_text('{"_class_name": "FluxPipeline"}')
     for pattern, words in {
         "no/such/{seed}.png": "the folder no/such does not exist; create it",
+        "a_file/{seed}.png": "a_file is a file, and no folder for",
         "a.gif": "'a.gif': a picture's name must end in",
         "a" * 248 + ".png": "File name too long",
         "a" * 300: "must end in .png",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..loading.names import RowRange
+from ..loading.names import RowRange, slices
 from ..loading.single_file import (
     VAE_PREFIXES,
     SingleFile,
@@ -182,7 +182,7 @@ def wan_residual_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Its original names, and those of diffusers' AutoencoderKLQwenImage21."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
-        ours = {target.name: tensor for name, tensor in tensors.items() for target in from_wan_residual(name)}
+        ours = slices(tensors, from_wan_residual)
         (width, inputs), (outputs, decoder_width) = (
             shape(ours, f"{conv}.weight")[:2] for conv in ("encoder.conv_in", "decoder.conv_out")
         )

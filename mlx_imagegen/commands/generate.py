@@ -10,16 +10,7 @@ from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags, as_path, size
-from .output_paths import (
-    DEFAULT_PATTERN,
-    FIELDS,
-    existing,
-    new_folder,
-    output_paths,
-    skipped,
-    step_path,
-    what_to_save,
-)
+from .output_paths import DEFAULT_PATTERN, FIELDS, existing, new_folder, output_paths, skipped, step_path, what_to_save
 from .recorded_model import read_record_and_requests, revision_notes
 from .requests import naming_line
 

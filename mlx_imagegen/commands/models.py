@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest, manifests
+from ..hub.networks import NETWORK_KINDS, parameter_of
 from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
-NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
-GIVEN_AS = {"control network": "control", "prompt upsampler": "upsample"}  # an image adapter's manifest says it
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +164,7 @@ def _network_row(manifest: Manifest) -> tuple[str, ...]:
 
     return (
         manifest.name,
-        GIVEN_AS.get(manifest.kind) or manifest.extras["parameter"],
+        parameter_of(manifest),
         ", ".join(family_spec(family).title for family in manifest.families),
         f"{manifest.download_bytes / GB:.1f} GB" + ("" if manifest.revision else ", by hand"),
         "yes" if local_folder(manifest) else "no",

@@ -2,10 +2,9 @@
 
 In: a manifest, or a `Download`. Out: the folder that holds the files it asks for. A complete folder in the cache is
 used without asking the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it
-is and under which licence, and only if the disk has room. Files appear in the cache under their name only when they are
-whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py. Whole files
-are never downloaded again. Within a run the client goes on in the middle of a file after a pause of the network, and a
-connection that is reset is tried again here; a run that is killed begins the files that it was at again.
+is and under which licence, and only if the disk has room. A file has its name in the cache only when it is whole, so
+that an interrupted download shows as missing files, and whole ones are not downloaded again. Within a run the client
+goes on in the middle of a file, and a reset connection is tried again here; a killed run's unfinished files start over.
 Must not know: what is in the files.
 """
 
@@ -157,7 +156,6 @@ def local_folder(manifest: Manifest) -> Path | None:
 
 
 def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The folder with the manifest's files."""
     if manifest.repo is None or manifest.revision is None:
         raise DownloadError(
             f"{manifest.name} names no repository to download from; give the folder that holds its files."

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
+from ..loading.folder import RECOGNIZED_BY
 from ..loading.gguf import is_gguf
 from ..loading.single_file import GIVEN_AS, MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
@@ -269,6 +270,13 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
         )
 
 
+def model_folder_of(path: Path) -> Path | None:
+    """The folder of a model of which a file is a component."""
+    folder = path.absolute().parent.parent
+    is_component = (path.parent / "config.json").is_file()
+    return folder if is_component and any((folder / name).is_file() for name in RECOGNIZED_BY) else None
+
+
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
     component = components[0].found.layout.component if components else ""
     if component in GIVEN_AS:
@@ -277,6 +285,8 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
             f"{path} is {components[0].found.layout.title}; give a model, and {what} as {GIVEN_AS[component]} with a "
             "picture."
         )
+    if folder := model_folder_of(path):
+        return ConfigError(f"{path} is a part of the model in {folder}; give that folder.")
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
         return ConfigError(

@@ -49,14 +49,19 @@ class Packing:
 
 
 class Linear(nn.Module):
+    # Defaults of the class, and parameters set as a dict's: attributes of MLX's modules are slow to set, and models
+    # have thousands of layers.
+    weight: mx.array
+    bias: mx.array
+    packing: Packing | None = None
+    kernel: str | None = None  # how a packed weight is multiplied; kernels.py chooses
+    share: Share | None = None  # of the weight, that is here; None: all of it
+
     def __init__(self, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
-        self.weight = mx.zeros((outputs, inputs))
+        self["weight"] = mx.zeros((outputs, inputs))
         if bias:
-            self.bias = mx.zeros((outputs,))
-        self.packing: Packing | None = None
-        self.kernel: str | None = None  # how a packed weight is multiplied; kernels.py chooses
-        self.share: Share | None = None  # of the weight, that is here; None: all of it
+            self["bias"] = mx.zeros((outputs,))
 
     def pack(self, packing: Packing) -> None:
         """Changes the expected tensors to those of a packed weight."""

@@ -145,7 +145,11 @@ class Merge(Transform):
 
     def notes(self) -> list[str]:
         """For the report."""
-        return self.match_lines() + self.loss_lines() + self._unused_line()
+        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
+        unused = (
+            [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
+        )
+        return self.match_lines() + self.loss_lines() + unused
 
     def match_lines(self) -> list[str]:
         """How many of each file's modules match."""
@@ -159,10 +163,6 @@ class Merge(Transform):
         mean = sum(self.survived.values()) / len(self.survived)
         least = f"least in {worst}: {self.survived[worst]:.0%}"
         return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
-
-    def _unused_line(self) -> list[str]:
-        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
-        return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes

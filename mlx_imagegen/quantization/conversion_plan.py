@@ -79,7 +79,6 @@ class ConversionPlan:
         return calibration_cost(self.family, jobs, self.packings) if jobs else None
 
     def check_cost(self) -> None:
-        """Raises for pictures that this machine cannot draw."""
         if self.calibration_cost:
             check_calibration_cost(self.model.manifest, self.calibration_cost)
 

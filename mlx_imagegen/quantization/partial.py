@@ -1,6 +1,5 @@
 """A folder that is complete or absent: it grows next to its place, under another name, and is renamed at the end.
 
-
 In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
 is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
 same, and else starts again. A folder that we did not make is never touched.
@@ -22,6 +21,7 @@ from ..documents import read_json, write_json
 from ..errors import ImagegenError, OutputError, QuantizationError
 from ..hub.record import RECORD
 from ..paths import expanded, visible
+from ..planning.plan import gigabytes
 
 JOURNAL = "journal.jsonl"
 PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is complete
@@ -154,8 +154,8 @@ class Partial:
         free = shutil.disk_usage(self.target.parent).free
         if need + SPARE_BYTES > free + present:
             raise OutputError(
-                f"{self.target} needs {need / 1e9:.2f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
-                f"{(free + present) / 1e9:.2f} GB. Free some room, or give an output folder on another disk."
+                f"{self.target} needs {gigabytes(need)} (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
+                f"{gigabytes(free + present)}. Free some room, or give an output folder on another disk."
             )
 
     @contextmanager

@@ -42,6 +42,7 @@ from .regions import Canvas, open_canvas
 from .shortcuts import as_asked, cache_rule, guided_shares
 from .sizes import Asked, Box, kept_box, size_of
 
+NO_LISTS = (str, bytes, Mapping)  # of prompts: what is one, or no prompt at all
 STAND_IN_SIDE = 1024  # pixels, of a picture in the place of the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
 
@@ -177,7 +178,8 @@ def resolve(
     **parameters: Any,
 ) -> list[Job]:
     """The jobs of one request, as generate() takes it: every prompt with every seed, prompts outermost."""
-    prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
+    is_one = isinstance(prompt, NO_LISTS) or not isinstance(prompt, Iterable)
+    prompts: list[Any] = [prompt] if is_one else list(prompt)
     if not prompts:
         raise RequestError("no prompt is given; say what the picture should show.")
     check_names(parameters, PICTURE_FIELDS)
@@ -294,7 +296,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
+    """The manifest's usual picture, to plan with; a picture that the model needs and is not given is blank."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}

@@ -19,6 +19,7 @@ from ..hub.manifest import Manifest
 from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
+from .kinds import TEXT
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -35,7 +36,8 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
+            meaning = f" ({row.help})" if row.kind is TEXT else ""  # which text
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}{meaning}.")
 
 
 def check_callable(**given: Any) -> None:
@@ -181,7 +183,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    """Those of some models that are on: an alpha, and a guided velocity no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",

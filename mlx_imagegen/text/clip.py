@@ -38,6 +38,12 @@ class EncoderConfig(Config):
         if self.hidden_size % self.num_attention_heads:
             yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
+    def encoder(self, mask: str | None = None) -> dict[str, list[EncoderLayer]]:
+        """The layers, empty, by the checkpoint's name."""
+        sizes = self.hidden_size, self.intermediate_size, self.num_attention_heads
+        kind = self.layer_norm_eps, self.hidden_act, mask
+        return {"layers": [EncoderLayer(*sizes, *kind) for _ in range(self.num_hidden_layers)]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig(EncoderConfig):
@@ -58,9 +64,7 @@ class ClipTextModel(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.embeddings = {"position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size)}
-        layer = config.hidden_size, config.intermediate_size, config.num_attention_heads
-        kind = config.layer_norm_eps, config.hidden_act, "causal"
-        self.encoder = {"layers": [EncoderLayer(*layer, *kind) for _ in range(config.num_hidden_layers)]}
+        self.encoder = config.encoder("causal")
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self._eos_token_id = config.eos_token_id
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..loading.names import Rename, RowRange
+from ..loading.names import RowRange, slices
 from ..loading.single_file import SingleFile, Tensors, count, has, renamed, saved_by_mflux, shape, substitute
 
 Config = Mapping[str, Any]
@@ -176,7 +176,7 @@ def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     and the file says which of the two it is."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
-        text = {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}
+        text = slices(tensors, rename)
         position, merged = (shape(text, f"model.visual.{name}.weight") for name in ("pos_embed", "merger.linear_fc2"))
         vision = {"num_position_embeddings": position[0], "hidden_size": position[1], "out_hidden_size": merged[0]}
         vision["depth"] = count(text, r"model\.visual\.blocks\.(\d+)\.")
@@ -221,7 +221,7 @@ def _mistral_in_gguf(component: str, fits: Fits) -> SingleFile:
         yield RowRange(substitute(name, GGUF_DECODER), interleaved=head)
 
     matches = has("blk.0.attn_output.weight", "token_embd.weight", without=(GGUF_QWEN3, "blk.0.attn_q.bias"))
-    config, title = (lambda tensors: _width(_under(rename, tensors))), "Mistral Small 3 in llama.cpp's names"
+    config, title = (lambda tensors: _width(slices(tensors, rename))), "Mistral Small 3 in llama.cpp's names"
     return SingleFile(component, title, matches, rename, config, fits=fits)
 
 
@@ -277,10 +277,6 @@ def _in_gguf(
 ) -> SingleFile:
     rename = renamed(*rules)
     return SingleFile(
-        component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(_under(rename, tensors)),
+        component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(slices(tensors, rename)),
         fits=fits, architecture=architecture,
     )  # fmt: skip
-
-
-def _under(rename: Rename, tensors: Tensors) -> Tensors:
-    return {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}

@@ -33,7 +33,6 @@ class SquareTowerConfig(TowerConfig):
 
     @property
     def patches(self) -> int:
-        """Of a picture."""
         return (self.image_size // self.patch_size) ** 2
 
 
