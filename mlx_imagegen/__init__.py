@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, load
     from .quantization.quantizer import quantize
     from .result import Result
+    from .upsampling.api import upsample
 
 __version__ = "0.1.0"
-__all__ = ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize"]
+__all__ = ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize", "upsample"]
 RUNTIME = runtime.prepare()  # before anything imports mlx.core; see runtime.py
 
 # Where each public name lives. Modules are imported when a name is first used: importing the package stays cheap.
@@ -30,6 +31,7 @@ _HOMES = {
     "generate": "api",
     "load": "pipeline",
     "quantize": "quantization.quantizer",
+    "upsample": "upsampling.api",
     "Pipeline": "pipeline",
     "Result": "result",
     "ImagegenError": "errors",

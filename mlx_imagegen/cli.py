@@ -22,6 +22,7 @@ from .streams import drop_output, standard_streams
 # commands/<name>.py -> what it does, in a few words.
 COMMANDS = {
     "generate": "make pictures from prompts (this is what runs when no command is named)",
+    "upsample": "write the long caption that FLUX.3 wants, from a few words",
     "models": "list the models with their sizes and licences; remove downloaded ones",
     "download": "get a model's files before they are needed",
     "quantize": "write a smaller copy of a model",

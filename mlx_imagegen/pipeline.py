@@ -52,6 +52,8 @@ from .request.sizes import check_multiple
 from .result import OnStep, Result, StepEvent
 from .sampling import Schedule, denoise
 from .seams import blend_seams
+from .text.generation import OnToken
+from .upsampling.api import open_upsampler
 
 OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
@@ -164,6 +166,8 @@ class Pipeline:
         self._branches: dict[Hashable, Any] = {}  # what was encoded for the latest request
         self._networks: dict[str, ControlNetwork] = {}  # opened so far, by the names that they were asked for
         self._adapters: dict[AdapterSource, ImageAdapter[Any]] = {}  # the same
+        self._captions: dict[Hashable, str] = {}  # of the latest request's prompts
+        self.on_token: OnToken | None = None  # called with how many tokens of a caption are written
         self._denoisers = LastValueCache()  # one alone: tables are large
         self.run_branches: RunBranches | None = None  # as the denoisers have it
         self._process = os.getpid()
@@ -314,6 +318,7 @@ class Pipeline:
         """Decides what stays in memory, and limits MLX to what the plan says, while the pictures are drawn."""
         reports = [Report() for _ in jobs]
         reports[0].load_seconds, self.opening_seconds = self.opening_seconds, 0.0
+        jobs = self._captioned(jobs, reports[0])
         with reports[0].stage("load"):
             plans = self.plans(jobs)
             self.residency = residency([made for made, _ in plans], self.resident, self.family.prompt_weight_bytes)
@@ -336,6 +341,7 @@ class Pipeline:
             self._release(self.family.components, reports[-1])
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
+        jobs = self._described(jobs, reports[0])
         manifest, branches = self.model.manifest, self._encode(jobs, reports[0])
         self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
         starts = self._encoded_starts(jobs, reports)
@@ -354,6 +360,33 @@ class Pipeline:
         self._release(self.family.stages["denoise"], reports[-1])
         for each in drawn:
             yield self._finish(*each)
+
+    def _captioned(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with captions in place of the prompts that are to be upsampled, each written once. The model makes
+        room for it: the upsampler may be as large."""
+        keys = [(job.upsampler, job.prompt.key) for job in jobs]
+        self._captions = {key: caption for key, caption in self._captions.items() if key in keys}
+        for job, key in zip(jobs, keys, strict=True):
+            if job.upsampler and key not in self._captions:
+                for component in self.family.components.values():
+                    component.release()
+                upsampler = open_upsampler(job.upsampler, self.quant, self.model.manifest)
+                with report.stage("upsample"):
+                    self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+        return [
+            job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
+        ]
+
+    def _described(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with words for the prompts that have none, each found once."""
+        keys = [_key(job.prompt, job.settings) if job.lacks_words else None for job in jobs]
+        found: dict[Hashable, str] = {}
+        for job, key in zip(jobs, keys, strict=True):
+            if key is not None and key not in found:
+                with report.stage("encode"):
+                    found[key] = self.family.describe(job.prompt, job.settings, self.on_token)
+                report.note(f"no prompt is given; the text encoder describes the picture: {found[key]}")
+        return [job if key is None else job.captioned(found[key]) for job, key in zip(jobs, keys, strict=True)]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""

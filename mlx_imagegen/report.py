@@ -20,6 +20,7 @@ class Report:
     """Seconds are wall-clock time; `step_seconds` has one entry per step, which includes its mx.eval."""
 
     load_seconds: float = 0.0
+    upsample_seconds: float = 0.0  # of writing the prompt's caption
     encode_seconds: float = 0.0
     prepare_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
@@ -34,7 +35,7 @@ class Report:
 
     @property
     def total_seconds(self) -> float:
-        before = self.load_seconds + self.encode_seconds + self.prepare_seconds
+        before = self.load_seconds + self.upsample_seconds + self.encode_seconds + self.prepare_seconds
         return before + sum(self.step_seconds) + self.decode_seconds + self.other_seconds
 
     @contextmanager
@@ -59,6 +60,7 @@ class Report:
         return {
             "seconds": {
                 "load": self.load_seconds,
+                **({"upsample": self.upsample_seconds} if self.upsample_seconds else {}),
                 "encode": self.encode_seconds,
                 "prepare": self.prepare_seconds,
                 "steps": self.step_seconds,

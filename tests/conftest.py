@@ -1,5 +1,6 @@
 """What several test files use: the stored tiny FLUX.1, and the command line as a function."""
 
+import gc
 import os
 import shutil
 import signal
@@ -26,6 +27,22 @@ class Ran(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()  # while all that is imported and collected stays
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there by now stays: modules, and thousands of collected tests. Python's collector would go through them
+    again and again, for a tenth of all processor time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +82,13 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal for want of memory names no other model: to plan all that there are takes seconds. test_limits.py and
+    planning/test_fitting.py have refusals that do."""
+    monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda most_bytes: "")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ HEAVY = ("mlx", "numpy", "PIL", "mlx_vlm", "transformers", "torch", "huggingface
 
 
 def test_the_public_names() -> None:
-    assert mlx_imagegen.__all__ == ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize"]
+    assert mlx_imagegen.__all__ == ["ImagegenError", "Pipeline", "Result", "generate", "load", "quantize", "upsample"]
     assert all(getattr(mlx_imagegen, name) is not None for name in mlx_imagegen.__all__)
 
 

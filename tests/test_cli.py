@@ -401,7 +401,7 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
 
 
 def test_models_lists_what_runs_next_to_a_model(cli: Cli) -> None:
-    known = manifests("control network") | manifests("image adapter")
+    known = manifests("control network") | manifests("image adapter") | manifests("prompt upsampler")
     assert cli("models", "--networks", "--names").out.split() == list(known)
     assert {entry["name"] for entry in json.loads(cli("models", "--networks", "--json").out)} == set(known)
     head, *rows = (re.split("  +", row) for row in cli("models", "--networks").out.splitlines())
@@ -411,6 +411,7 @@ def test_models_lists_what_runs_next_to_a_model(cli: Cli) -> None:
         "REPOSITORY": "black-forest-labs/FLUX.1-Redux-dev", "LICENCE": "FLUX.1-dev Non-Commercial License, gated",
     }  # fmt: skip
     assert table["flux-controlnet-union"]["DOWNLOAD"] == "6.6 GB, by hand"
+    assert table["flux3-pup"]["GIVEN AS"] == "upsample" and table["flux3-pup"]["TO"] == "FLUX.3"
     assert "models --networks" in cli("models").err, "the plain list names it"
     assert "--networks goes with --names and --json" in cli("models", "--networks", "--cached").err
 
@@ -442,7 +443,7 @@ def test_help_and_version_are_commands_too(cli: Cli) -> None:
     with pytest.raises(SystemExit):
         cli("models", "--help")
     assert "--cached" in cli("help", "models").out
-    refused(cli("help", "me"), "'me' is no command", "generate, models", 'mlx-imagegen generate "help me"')
+    refused(cli("help", "me"), "'me' is no command", "generate, upsample, models", 'mlx-imagegen generate "help me"')
 
 
 def test_flags_are_named_like_the_parameters() -> None:

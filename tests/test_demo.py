@@ -35,7 +35,7 @@ FAMILIES = {"flux1": "flux-demo", "qwen_image": "qwen-demo", "hidream_o1": "hidr
 MODELS = [*FAMILIES.values(), "qwen-demo-lightning"]
 DEMO = data_folder("weights") / "demo"
 FAMILY_BYTES, ALL_BYTES = 8 * 10**6, 20 * 10**6
-COUNT = 12  # benchmarks/demo.py scores the full 200
+COUNT = 8  # benchmarks/demo.py scores the full 200
 
 
 def held_out(count: int = COUNT) -> list[scenes.Scene]:
@@ -90,7 +90,7 @@ def test_the_score_finds_filled_scenes_right() -> None:
 
 @pytest.mark.parametrize("model", ["qwen-demo", "qwen-demo-lightning"])
 def test_chinese_captions_are_drawn(model: str) -> None:
-    wanted = held_out(6)
+    wanted = held_out(4)
     assert score.score(drawn(model, wanted, "zh"), wanted)["right"] >= 0.8
 
 
@@ -112,14 +112,14 @@ def test_a_wrong_schedule_is_seen(model: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_swapped_modulation_order_is_seen(model: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     modulate = module.modulate
     monkeypatch.setattr(module, "modulate", lambda x, shift, scale, eps: modulate(x, scale, shift, eps))
-    assert share_right(model) <= 0.2
+    assert share_right(model, 2) == 0
 
 
 def test_swapped_axes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """HiDream-O1 has no modulation; what has an order there is a patch's place."""
     positions = hidream_tokens._grid_positions
     monkeypatch.setattr(hidream_tokens, "_grid_positions", lambda grid, start: positions(grid, start)[[0, 2, 1]])
-    assert share_right("hidream-demo") <= 0.2
+    assert share_right("hidream-demo", 2) == 0
 
 
 def guidance_gain(count: int = 2) -> float:

@@ -98,6 +98,7 @@ def test_a_pipeline_is_drawn_with_from_any_thread(pipeline: Pipeline) -> None:
     assert pixels(in_a_thread(lambda: pipeline.generate("a fox", seed=1, **SIZE))) == here
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_a_model_named_by_its_repository_is_refused_before_its_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_imagegen.hub.download.fetch", lambda *_: pytest.fail("a download began"))
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 16 * 10**9)

@@ -126,6 +126,7 @@ FORMS: dict[Kind, dict[str, Any]] = {
     kinds.CHOICE: {"action": argparse.BooleanOptionalAction},
     kinds.SEEDS: {"type": seeds, "action": "extend"},
     kinds.RADIUS: {"type": lambda text: int(text) if text.isdecimal() else text},
+    kinds.SWITCH_OR_TEXT: {},
     kinds.NUMBER_OR_TEXT: {"type": number_or_text},
     kinds.BOXES: {"type": _json},
     kinds.CORNERS: {},

@@ -22,6 +22,7 @@ from ..distributed.messages import Message
 from ..distributed.modes import AUTO, Mode, choose
 from ..distributed.pictures import by_residency, draw_pictures, gone
 from ..distributed.requests import packed, unpacked, with_seeds
+from ..errors import RequestError
 from ..hub.record import revision_of
 from ..image import encoded_picture, write_bytes
 from ..launched import Launch
@@ -48,6 +49,10 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
             sharing = memories if args.parallel in (None, AUTO, LAYERS) else ()
             opened = load_on_hosts(sharing, **opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
+        if any(job.upsampler or job.lacks_words for job in jobs):
+            raise RequestError(
+                "prompts are neither upsampled nor found on several ranks; write the caption first, on one host."
+            )
         check_same(group, opened, jobs)
         if record:
             here = revision_of(opened.folder)

@@ -13,6 +13,7 @@ from .flags import add_flag, as_path, sides, size
 if TYPE_CHECKING:
     from ..families.base import Family
     from ..hub.manifest import Manifest
+    from ..loading.weights import WeightTransforms
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -38,6 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "redux")
     add_flag(parser, "ip_adapter")
+    add_flag(parser, "upsample")
     parser.add_argument("--chip", help="m1 … m5-max: a Mac's numbers, and the seconds that the steps take on it")
     parser.add_argument(
         "--memory", type=float, nargs="+", metavar="GB", help="of that Mac (this machine's), or of each of the hosts"
@@ -87,7 +89,6 @@ def plan_machine(args: argparse.Namespace, machine: "Machine") -> None:
 
 def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..families import open_family
-    from ..hub.networks import network_headers
     from ..loading.weights import WeightTransforms
     from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
@@ -106,15 +107,7 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
         family = open_family(manifest, folder, transforms)
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **sides(args.size), **asked)
-        controls, adapters = {}, {}  # by their files or their published shapes
-        for name in args.control or ():
-            with network_headers(name, manifest) as place:
-                controls[name] = family.open_control(name, place, transforms)
-        for source in {image.adapter for image in job.prompt.images}:
-            with network_headers(source.name, manifest, source.parameter) as place:
-                adapters[source] = family.open_adapter(source, place)
-        family.select_controls(controls)
-        family.select_adapters(adapters)
+        _select_networks(family, manifest, args.control or (), job, transforms)
         made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
             download = manifest.download_bytes if note else 0
@@ -127,6 +120,8 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         print("\n".join(describe(made, args.chip)))
         if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
             print(found.describe(machine.chip_name, made.seconds(machine.chip)))
+        if args.upsample:
+            print(_upsampler(args, manifest, count))
         if recipe:
             size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
             print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
@@ -139,6 +134,23 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
             print(machine.how(made))
         elif not args.chip:
             print(_here(made, family, job, manifest))
+
+
+def _select_networks(
+    family: "Family[Any]", manifest: "Manifest", names: "Sequence[str]", job: "Job", transforms: "WeightTransforms"
+) -> None:
+    """The control networks, and the adapters of the job's pictures, by their files or their published shapes."""
+    from ..hub.networks import network_headers
+
+    controls, adapters = {}, {}
+    for name in names:
+        with network_headers(name, manifest) as place:
+            controls[name] = family.open_control(name, place, transforms)
+    for source in {image.adapter for image in job.prompt.images}:
+        with network_headers(source.name, manifest, source.parameter) as place:
+            adapters[source] = family.open_adapter(source, place)
+    family.select_controls(controls)
+    family.select_adapters(adapters)
 
 
 class Machine(NamedTuple):
@@ -229,6 +241,23 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
             f"{model} is not here, its shapes are not known, and nothing is downloaded for this; download it first, or "
             "give a folder that holds it."
         )
+
+
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) -> str:
+    """What runs before all stages of the model, and is gone when they begin."""
+    import mlx.core as mx
+
+    from ..planning.plan import gigabytes
+    from ..request.options import upsampler
+    from ..upsampling.api import headers_of
+    from ..upsampling.upsampler import MOST_TOKENS, most_question_tokens
+
+    name = upsampler(manifest, args.upsample)
+    assert name is not None
+    length = most_question_tokens(references)
+    dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
+    need = headers_of(name, args.quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
+    return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 
 
 def _here(made: "Plan", family: "Family[Any]", job: "Job", manifest: "Manifest") -> str:

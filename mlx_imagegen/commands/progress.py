@@ -34,6 +34,10 @@ class Progress:
         """In weights, whatever they take on the disk."""
         self._show("quantize", done, total, unit=" weights", unit_scale=True)
 
+    def writing(self, count: int) -> None:
+        """Of a caption, whose length nobody knows, tokens so far."""
+        self._show("caption", count, None, unit=" tokens")
+
     def step(self, event: "StepEvent") -> None:
         of = f"picture {event.picture + 1}/{event.pictures}" if event.pictures > 1 else "steps"
         self._show(of, event.step, event.steps, unit="step")
@@ -59,7 +63,7 @@ class Progress:
             self._bar.close()
             self._bar = self._of = None
 
-    def _show(self, of: str, done: int, total: int, **style: Any) -> None:
+    def _show(self, of: str, done: int, total: int | None, **style: Any) -> None:
         if not self.bars:
             return
         if of != self._of:

@@ -27,7 +27,7 @@ RECORD_FIELDS = [row.name for row in GIVEN if row.scope == "picture" and row.rec
 HASHED_FIELDS = {row.record_key: row for row in GIVEN if row.hashed}
 PORTABLE_FIELDS = [row.name for row in GIVEN if row.portable]  # what another model makes of a record
 # What else a record says; nothing of it is asked for again.
-SAID_FIELDS = {"manifest", "revision", "quantization", "licence", "tool", "version", "report", "parallel"}
+SAID_FIELDS = frozenset("licence manifest parallel quantization report revision tool upsampled_from version".split())
 NOT_OF_HOW = {*OF_THE_PICTURE, "model"}  # what a record's entry says besides how the picture counted
 MOST_LORAS = 100
 

@@ -23,6 +23,8 @@ def networks(parameter: str) -> dict[str, Manifest]:
     """What a parameter may name, whatever the model."""
     if parameter == "control":
         return manifests("control network")
+    if parameter == "upsample":
+        return manifests("prompt upsampler")
     adapters = manifests("image adapter").items()
     return {name: adapter for name, adapter in adapters if adapter.extras["parameter"] == parameter}
 

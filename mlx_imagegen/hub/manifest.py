@@ -112,7 +112,7 @@ def _as_table(data: Mapping[str, Any], where: str) -> Table:
 
 # What a checkpoint is; all but models stand next to one, of the families that they name.
 GUIDANCE = ("embedded", "cfg", "cfg_from_0", "none", "never")
-KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder")
+KINDS = ("model", "control network", "image adapter", "upscaler", "text encoder", "prompt upsampler")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,6 @@ def manifests(kind: str = "model") -> dict[str, Manifest]:
 
 @functools.cache
 def _manifests(folders: tuple[Path, ...]) -> Mapping[str, dict[str, Manifest]]:
-    """By kind and name."""
     paths = sorted((path for folder in folders for path in visible(folder, "*.toml")), key=lambda path: path.stem)
     by_kind: dict[str, dict[str, Manifest]] = {kind: {} for kind in KINDS}
     for manifest in map(_read, paths):

@@ -1,4 +1,4 @@
-"""Where a control network or an image adapter is: a manifest's name, its repository, or what is here.
+"""Where control networks, image adapters and upsamplers are: a manifest's name, its repository, or what is here.
 
 In: what the user called it, the parameter that names it, and the model that it is for. Out: a folder with the
 repository's files, or the one file that was named.
@@ -18,11 +18,12 @@ from .download import Notify, fetch, local_folder, notify_stderr
 from .manifest import Manifest, Model, manifests
 from .tensor_shapes import shape_only_folder
 
-NETWORK_KINDS = ("control network", "image adapter")
+NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
 # What a local folder must hold, by the parameter that names it.
 FOLDERS = {
     "control": "config.json and a .safetensors file",
     "redux": "image_encoder, image_embedder and feature_extractor, as in its repository,",
+    "upsample": "config.json, .safetensors files, the tokenizer and system_prompts.json",
     "ip_adapter": "the adapter's .safetensors file, and CLIP in image_encoder,",
 }
 
@@ -47,8 +48,14 @@ def network_alone(name: str) -> Model | None:
     manifest = next((manifests(kind)[name] for kind in NETWORK_KINDS if name in manifests(kind)), None)
     if manifest is None:
         return None
-    _check_commit(manifest, str(manifest.extras.get("parameter", "control")))
+    _check_commit(manifest, parameter_of(manifest))
     return Model(manifest, local_folder(manifest), name)
+
+
+def parameter_of(manifest: Manifest) -> str:
+    """That names the network; of an image adapter its manifest says which."""
+    usual = {"control network": "control", "prompt upsampler": "upsample"}
+    return usual.get(manifest.kind) or str(manifest.extras["parameter"])
 
 
 def _check_commit(manifest: Manifest, parameter: str) -> None:
@@ -80,9 +87,10 @@ def find_network(name: str, model: Manifest, parameter: str = "control") -> Mani
     manifest = known.get(name) or by_repo.get(name)
     fitting, kind = ", ".join(networks_of(model, parameter)) or "none", next(iter(known.values())).kind
     if manifest is None:
+        whose = f"those that go with {model.name}" if model.kind == "model" else "known"
         raise RequestError(
-            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; those that go with "
-            f"{model.name}: {fitting}. A folder with {FOLDERS[parameter]} works too."
+            f"{parameter}: '{name}' is neither a folder nor {article(kind)} {kind}'s name; {whose}: {fitting}. A "
+            f"folder with {FOLDERS[parameter]} works too."
         )
     if model.family not in manifest.families:
         titles = ", ".join(family_spec(family).title for family in manifest.families)

@@ -80,7 +80,7 @@ def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
 def components_in(path: Path) -> list[Component]:
     """All that a file is, of every family that can use it."""
     checkpoint = open_checkpoint(path)
-    layouts = ((spec, layout) for spec in family_specs() if spec.single_files for layout in layouts_of(spec))
+    layouts = ((spec, layout) for spec in family_specs() for layout in layouts_of(spec))
     fitting = ((spec, layout) for spec, layout in layouts if layout.architecture in ("", checkpoint.architecture))
     found = ((spec, find_layout(path, checkpoint.tensors, layout)) for spec, layout in fitting)
     return [Component(spec, each) for spec, each in found if each]
@@ -111,8 +111,6 @@ class Assembly:
 
     path: Path
     manifest: Manifest
-    denoiser: Component
-    config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
     additions: Mapping[str, Found]  # what these lack, from files of their own
     folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
@@ -151,7 +149,7 @@ def assemble(path: Path) -> Assembly:
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
     packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
-    return Assembly(path, manifest, denoiser, config, parts, additions, there, packaged, missing)
+    return Assembly(path, manifest, parts, additions, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -319,7 +317,7 @@ def missing_line(assembly: Assembly) -> str:
 
 def _downloads(assembly: Assembly) -> Iterator[str]:
     """The commands that get what is missing; a tokenizer may be had elsewhere than the weights."""
-    manifest, spec = assembly.manifest, assembly.denoiser.spec
+    manifest, spec = assembly.manifest, family_spec(assembly.manifest.family)
     known = (manifest, *_manifests_with_parts_for(manifest))
     free = next((repo for repo in (*(each.repo for each in known if not each.gated), *spec.mirrors) if repo), None)
     elsewhere = None if free else manifest.extras.get(TOKENIZER_REPO)

@@ -6,7 +6,6 @@ Must not know: names' meanings, quantization.
 
 import math
 import os
-import struct
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,27 +54,24 @@ def _parsed(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
     if size < 8:
         raise CheckpointError(f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}")
-    try:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0]
-        if start == LFS_POINTER:
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer, a few lines in the file's place. Run `git lfs pull` in its folder, or "
-                "download the file itself."
-            )
-        if length > HEADER_LIMIT_BYTES:
-            raise CheckpointError(
-                f"{path} is no safetensors file: it begins with {shown(ascii(start))}, not with a header's length. "
-                f"Give another file; if it has been one, {AGAIN}."
-            )
-        if not 2 <= length <= size - 8:
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                f"{size} bytes. {REMEDY}"
-            )
-        text = file.read(length)
-    except struct.error as error:
-        raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}") from error
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, a few lines in the file's place. Run `git lfs pull` in its folder, or "
+            "download the file itself."
+        )
+    if length > HEADER_LIMIT_BYTES:
+        raise CheckpointError(
+            f"{path} is no safetensors file: it begins with {shown(ascii(start))}, not with a header's length. "
+            f"Give another file; if it has been one, {AGAIN}."
+        )
+    if not 2 <= length <= size - 8:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
+            f"{size} bytes. {REMEDY}"
+        )
+    text = file.read(length)
     if len(text) < length:
         raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}")
     return text
@@ -84,7 +80,8 @@ def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
 def _tensor(path: Path, name: str, entry: Any, origin: int, stamp: Stamp) -> Tensor:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        numbers = (*shape, start, stop)
+        valid = {*map(type, numbers)} == {int} and min(numbers) >= 0
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for '{shown(name)}' is malformed. {REMEDY}") from error
     if not valid:

@@ -13,8 +13,10 @@ import numpy as np
 
 from ..errors import RequestError
 from ..escaping import quoted
-from ..hub.abilities import able
+from ..families import family_spec
+from ..hub.abilities import able, networks, networks_of
 from ..hub.manifest import Manifest
+from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
 from .kinds import TEXT
@@ -124,6 +126,22 @@ def _resampled(fixed: Sequence[float], steps: int | None) -> tuple[float, ...]:
     return tuple(np.interp(places, range(len(fixed)), fixed).tolist())
 
 
+def upsampler(manifest: Manifest, asked: bool | str | None) -> str | None:
+    """The name or folder of what is to write the prompt's caption; None: nothing."""
+    if not asked:
+        return None
+    known = networks_of(manifest, "upsample")
+    if not known:
+        families = {name for network in networks("upsample").values() for name in network.families}
+        titles = ", ".join(sorted(family_spec(name).title for name in families))
+        raise RequestError(
+            f"upsample: {manifest.name} has no prompt upsampler ({titles} has); write the long prompt yourself."
+        )
+    name = known[0] if asked is True else str(asked)
+    network_to_fetch(name, manifest, "upsample")  # a misspelt one is refused before anything is downloaded
+    return name
+
+
 def layout_boxes(manifest: Manifest, layout: Any, references: int) -> tuple[Box, ...]:
     """Where the references go, in order: boxes [x1, x2, y1, y2] in shares or hundredths, or {"bbox": …}."""
     if not layout:
@@ -165,7 +183,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    """Those of some models that are on: an alpha, and a guided velocity no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",
@@ -188,18 +206,6 @@ def preview(manifest: Manifest, kind: str | None) -> str:
 def takes(manifest: Manifest, parameter: str) -> bool:
     """Whether a model takes a parameter that only some do."""
     return parameter in manifest.extras.get("takes", ())
-
-
-def layers_prompt(manifest: Manifest) -> str | None:
-    """What to write for a model that takes a picture apart. diffusers has its text encoder describe the picture where
-    no words are given."""
-    if not takes(manifest, "layers"):
-        return None
-    return (
-        f"say what the whole picture shows, hidden parts as well: {manifest.name} takes it apart by these words, and "
-        "does not write them itself. A model that sees pictures can: python -m mlx_vlm generate --model "
-        "mlx-community/Qwen2.5-VL-7B-Instruct-4bit --image FILE --prompt 'Describe this image in detail'"
-    )
 
 
 def layers(manifest: Manifest, count: int | None) -> dict[str, Any]:

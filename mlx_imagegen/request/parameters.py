@@ -54,6 +54,10 @@ class CallParameters(TypedDict, total=False):
 class PictureParameters(TypedDict, total=False):
     """Of each picture. What is left out, or None, comes from the model's manifest."""
 
+    upsample: Annotated[bool | str | None, Parameter(
+        kinds.SWITCH_OR_TEXT, "FLUX.3: let its prompt upsampler, by name or folder, write a long caption of the prompt "
+        "first", "what", "NAME", default_text="the prompt as it is", recorded=False, aliases=("enhance_prompt",),
+    )]  # fmt: skip
     negative_prompt: Annotated[str | None, Parameter(
         kinds.TEXT, "what it should not show; needs `guidance` or `true_cfg` above 1", "what", "TEXT",
         default_text=MODELS_OWN, portable=True, aliases=("negative",),

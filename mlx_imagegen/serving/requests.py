@@ -28,7 +28,7 @@ from .catalogue import Catalogue, Entry, check_quant, size_multiple
 from .pictures import read_picture, shortened
 
 NOT_OVER_THE_WIRE = (kinds.CALLBACK, kinds.ARRAY, kinds.ARRAYS)
-SERVERS_CHOICE = ("resident",)
+SERVERS_CHOICE = ("resident", "upsample")
 TAKEN = {row.name: row for row in PARAMETERS if row.kind not in NOT_OVER_THE_WIRE and row.name not in SERVERS_CHOICE}
 UNITS = {"steps": "steps", "pixels": "pixels a picture", "count": "pictures a request"}
 ENTRY_FORMS = {"control": CONTROL_FORM, **IMAGE_FORMS}

@@ -6,7 +6,7 @@ Must not know: the models that draw from its captions, downloads.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import CheckpointError, InsufficientMemoryError, RequestError
 from ..families.folder import check_widths
+from ..hub.manifest import Manifest, manifests
 from ..image import Picture
 from ..layers.embed import Table
 from ..limits import run_limits
@@ -27,6 +28,7 @@ from ..loading.tensors import NamedTensors, name_tensors
 from ..loading.transforms import PackingOf, WeightTransforms
 from ..loading.weights import check_tensors
 from ..machine import GB, memory_limit
+from ..packing.recipes import read_recipe, recipe_names
 from ..precision import compute_dtype
 from ..text.generation import OnToken, greedy
 from ..text.qwen import mrope, text_positions
@@ -46,11 +48,21 @@ from ..vision.patches import PatchConfig, merged_grid, to_patches
 from ..vision.qwen3 import Features, VisionConfig, encode_patches, open_tower, placed, read_vision_config, vision_tower
 from .boxes import locked_rows, reconciled
 from .prompts import PICTURE_TOKEN, STOPS, mode_of, question, read_system_prompts
-from .references import prepared_references
+from .references import MULTIPLE, most_pixels, prepared_references
 
 COMPONENT = "prompt_upsampler"  # as recipes' rows may call it
 TABLE = "embed_tokens.weight"
 MOST_TOKENS = 3584  # of a caption
+TEXT_TOKENS = 1500  # of a system prompt and a request, about
+
+
+def default_upsampler() -> Manifest:
+    return next(iter(manifests("prompt upsampler").values()))
+
+
+def most_question_tokens(references: int) -> int:
+    """Of a question with so many references, about, for plans: each of the most pixels that it may have."""
+    return TEXT_TOKENS + references * most_pixels(references) // MULTIPLE**2
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,6 @@ class Upsampler:
         path = folder / "config.json"
         data = read_json(path)
         self.config: HybridConfig = read_hybrid_config(data, path)
-        self.prompts = read_system_prompts(folder)
         self.folder = folder
         self._vision = read_table(data, "vision_config", path)
         named = name_tensors(COMPONENT, open_checkpoint(folder), from_published, data)
@@ -84,10 +95,11 @@ class Upsampler:
         request: str,
         references: Sequence[Picture] = (),
         boxes: object = None,
-        limit: int = MOST_TOKENS,
+        limit: int | None = None,
         on_token: OnToken | None = None,
     ) -> str:
         """The caption, and, where boxes are given, their table after it. `references`: as the user gave them."""
+        limit = MOST_TOKENS if limit is None else limit
         locked = None if boxes is None else locked_rows(boxes)
         pictures = prepared_references(references) if references else []
         asked = self.question(request, pictures, locked)
@@ -122,13 +134,22 @@ class Upsampler:
         need, most = self.peak_bytes(length, limit), memory_limit()
         if need > most.most_bytes:
             raise InsufficientMemoryError(
-                f"the prompt upsampler needs {need / GB:.1f} GB, and {most}: it would not finish. Give a quant (q8, "
-                "q6, q4), or write the long prompt yourself."
+                f"the prompt upsampler needs {need / GB:.1f} GB, and {most}: it would not finish. "
+                f"{self._remedy(length, limit, most.most_bytes)} or write the long prompt yourself."
             )
 
-    def peak_bytes(self, length: int, limit: int, recipe: PackingOf | None = None) -> int:
-        """With `length` tokens of a question and `limit` of an answer."""
-        size = compute_dtype().size
+    def _remedy(self, length: int, limit: int, most_bytes: int) -> str:
+        packed = () if self.weights.stored else sorted(recipe_names(), reverse=True)
+        for name in packed:
+            if self.peak_bytes(length, limit, read_recipe(name, default_upsampler().family).packing) <= most_bytes:
+                return f"With quant {name} it would fit (--quant {name} on the command line): give that,"
+        return "No quant of it fits: use another machine,"
+
+    def peak_bytes(
+        self, length: int, limit: int, recipe: PackingOf | None = None, dtype: mx.Dtype | None = None
+    ) -> int:
+        """With `length` tokens of a question and `limit` of an answer; `dtype`: this machine's, if not given."""
+        size = (dtype or compute_dtype()).size
         return self.model.held_bytes(size, recipe) + working_bytes(self.config, length, limit, size)
 
     def read(self, asked: Question, features: Features | None) -> tuple[mx.array, list[Kept], int]:
@@ -165,6 +186,10 @@ class Upsampler:
     @property
     def picture_id(self) -> int:
         return self.tokenizer.id_of(PICTURE_TOKEN)
+
+    @functools.cached_property
+    def prompts(self) -> Mapping[str, str]:
+        return read_system_prompts(self.folder)
 
     @functools.cached_property
     def stops(self) -> list[int]:

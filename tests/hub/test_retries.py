@@ -31,6 +31,8 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # The client reads its setting once, in whichever test imports it first.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()

@@ -22,7 +22,7 @@ import score
 NIGHT = data_folder("weights") / "demo/loras/flux-night.safetensors"
 LIGHTNING = data_folder("weights") / "demo/loras/qwen-lightning.safetensors"
 WORD = "night "
-COUNT = 10
+COUNT = 8
 WANTED = [
     scene
     for scene in scenes.sample(np.random.default_rng(2027), 3 * COUNT, held_out=True)

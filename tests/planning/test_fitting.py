@@ -49,6 +49,7 @@ def peak(name: str, quant: str | None) -> int:
         return plan(family, usual_job(manifest, family.size_multiple).settings, gpu=True).peak_bytes
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_what_two_machines_can_share_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of FLUX.1 dev's transformer 17.2 GB stay in memory, and half of that on each of two."""
     memory_of(monkeypatch, 16 * GB)
@@ -75,15 +76,16 @@ def test_a_mac_is_asked_once_how_much_memory_it_has(monkeypatch: pytest.MonkeyPa
     assert asked == [["sysctl", "-n", "hw.memsize"]]
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_a_limit_of_this_process_is_what_to_raise(flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = memory.MemoryLimit(37 * 10**6, 0, 10**12, on_gpu=False, is_ulimit=True)
     monkeypatch.setattr("mlx_imagegen.planning.fitting.memory_limit", lambda: limit)
-    monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda _: "")  # all models' plans: seconds
     words = r"this process may take 37 MB more .*it would not finish\. Raise that limit\."
     with pytest.raises(InsufficientMemoryError, match=words):
         load(flux_folder).generate("a fox", width=512, height=512, steps=1)
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_the_largest_recipe_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So that the tiny transformer is the largest stage.
     monkeypatch.setattr("mlx_imagegen.planning.plan.DECODED_COPIES", 0)
@@ -181,6 +183,7 @@ def test_where_no_recipe_helps_another_model_is_named(
     assert "here one stage at a time" in cli("plan", "--model", "qwen-image").out
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as small:
         memory_of(small, 16 * GB)
@@ -192,6 +195,7 @@ def test_nothing_is_downloaded_that_cannot_fit(cli: Any, monkeypatch: pytest.Mon
     assert done.code == 2 and "cannot be downloaded" in done.err
 
 
+@pytest.mark.usefixtures("no_other_model")
 def test_a_gpu_refuses_what_is_beyond_its_working_set_not_beyond_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,15 +97,16 @@ class Processor(Qwen3VLProcessor):
 
 def draw_model(folder: Path, tokenizer: Any, dice: random.Random, seed: int) -> Any:
     kv_heads, key_heads = dice.choice([1, 2]), dice.choice([1, 2])
-    hidden = 8 * dice.choice([2, 3])
+    hidden = 32 * dice.choice([1, 2])
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": dice.choice([24, 40]),
+        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": dice.choice([32, 64]),
         "num_hidden_layers": 4, "num_attention_heads": 2 * kv_heads, "num_key_value_heads": kv_heads, "head_dim": 16,
         "rope_parameters": {
             "rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e7, "partial_rotary_factor": 0.5,
         },
         "linear_num_key_heads": key_heads, "linear_num_value_heads": key_heads * dice.choice([1, 2]),
-        "linear_key_head_dim": 8, "linear_value_head_dim": dice.choice([8, 12]), "eos_token_id": tokenizer.eos_token_id,
+        "linear_key_head_dim": 8, "linear_value_head_dim": dice.choice([16, 32]),
+        "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
     vision = {
         "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": hidden,

@@ -136,11 +136,12 @@ def test_a_finished_job_keeps_no_picture_that_was_sent(live: LiveServer) -> None
     assert job is not None and job.state == "done" and job.request.jobs == [] and job.preview is None
 
 
-def test_what_cannot_fit_is_refused_before_the_model_leaves(live: LiveServer, monkeypatch: Any) -> None:
+def test_what_cannot_fit_is_refused_before_the_model_leaves(
+    live: LiveServer, no_other_model: None, monkeypatch: Any
+) -> None:
     live.finished(live.call("POST", "/jobs", {"prompt": "a hen"} | SMALL)[1]["id"])
     opened_before = live.service.worker.model.pipeline
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**6)
-    monkeypatch.setattr("mlx_imagegen.planning.fitting._largest", lambda have: "")  # it opens every published model
     job = live.call("POST", "/jobs", {"prompt": "a hen", "model": "flux-demo"})[1]
     failed = live.finished(job["id"])
     assert failed["state"] == "failed" and failed["error"]["type"] == "insufficient_memory"

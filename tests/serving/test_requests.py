@@ -148,7 +148,7 @@ def test_a_mask_is_passed_on(catalogue: Catalogue) -> None:
 
 def test_every_parameter_of_the_table_is_taken_or_left_out_for_a_reason() -> None:
     left = {row.name for row in PARAMETERS} - TAKEN.keys()
-    assert left == {"on_step", "on_load", "on_download", "noise", "step_noise", "resident"}
+    assert left == {"on_step", "on_load", "on_download", "noise", "step_noise", "resident", "upsample"}
 
 
 def test_form_fields_are_read_by_their_parameters_kind() -> None:
