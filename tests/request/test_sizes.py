@@ -45,6 +45,13 @@ def test_aspect_without_presets_keeps_the_area() -> None:
     )
 
 
+@pytest.mark.parametrize("name", [name for name, manifest in manifests().items() if manifest.folder])
+def test_a_demo_says_that_it_draws_its_own_size_alone(name: str) -> None:
+    asked = {side: resolve(manifests()[name], 16, "a red circle", 1, width=side, height=side) for side in (128, 256)}
+    smaller, larger = ([note for note in job.notes if "makes well" in note] for (job,) in asked.values())
+    assert not smaller and larger[0].startswith(f"256x256 is larger than what {name} makes well (12,000 to 20,000")
+
+
 def test_sizes_off_the_trained_ones_are_told_not_refused() -> None:
     (note,) = one(width=512, height=512).notes
     assert note.startswith("512x512 is smaller than what hidream-o1 makes well (900,000 to 4,300,000 pixels in all)")
