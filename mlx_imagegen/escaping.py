@@ -5,7 +5,7 @@ Must not know: which file it is from, who reads it.
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 SHOWN_LENGTH = 80  # characters of a value
 LONGEST_MESSAGE = 2000
@@ -45,6 +45,13 @@ def listed(items: Sequence[str], most: int = 3, length: int = 220, joint: str = 
         first.append(text)
     more = f" … and {len(items) - len(first)} more" if len(items) > len(first) else ""
     return joint.join(first) + more
+
+
+def ranged(numbers: Collection[int]) -> str:
+    """0-18 for what follows one another, and 0,2,5 for what does not."""
+    low, high = min(numbers), max(numbers)
+    known = sorted(set(numbers))
+    return f"{low}-{high}" if len(known) > 1 and known == [*range(low, high + 1)] else ",".join(map(str, known))
 
 
 def shortened(text: str, length: int) -> str:

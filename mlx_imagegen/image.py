@@ -274,7 +274,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is not there.") from error
     except UNREADABLE as error:
-        raise RequestError(f"{path} cannot be read as a picture ({error}).") from error
+        raise RequestError(
+            f"{path} cannot be read as a picture ({error}). Give a PNG that mlx-imagegen made."
+        ) from error
     if text is None:
         raise RequestError(f"{path} holds no record of how it was made; only PNG files written by mlx-imagegen do.")
     record = parse_json(text, f"{path}: the record of how it was made", RequestError, "take another picture")
@@ -307,6 +309,8 @@ def check_writable(path: Path, pixels: int = 0) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the name of a file in it.")
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file, and no folder for {path.name}; choose another place.")
         if not folder.is_dir():
             raise OutputError(f"the folder {folder} does not exist; create it or choose another place.")
         # The system's own word on permissions is no good for root, on network drives and on read-only disks. The name

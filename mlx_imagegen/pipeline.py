@@ -341,6 +341,7 @@ class Pipeline:
             self._release(self.family.components, reports[-1])
 
     def _stream(self, jobs: Sequence[Job], reports: Sequence[Report], on_step: OnStep | None) -> Iterator[Result]:
+        jobs = self._described(jobs, reports[0])
         manifest, branches = self.model.manifest, self._encode(jobs, reports[0])
         self.family.expect([branches[_key(prompt, job.settings)] for job in jobs for prompt in _prompts(job)])
         starts = self._encoded_starts(jobs, reports)
@@ -375,6 +376,17 @@ class Pipeline:
         return [
             job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
         ]
+
+    def _described(self, jobs: Sequence[Job], report: Report) -> list[Job]:
+        """The jobs with words for the prompts that have none, each found once."""
+        keys = [_key(job.prompt, job.settings) if job.lacks_words else None for job in jobs]
+        found: dict[Hashable, str] = {}
+        for job, key in zip(jobs, keys, strict=True):
+            if key is not None and key not in found:
+                with report.stage("encode"):
+                    found[key] = self.family.describe(job.prompt, job.settings, self.on_token)
+                report.note(f"no prompt is given; the text encoder describes the picture: {found[key]}")
+        return [job if key is None else job.captioned(found[key]) for job, key in zip(jobs, keys, strict=True)]
 
     def _encode(self, jobs: Sequence[Job], report: Report) -> dict[Hashable, Any]:
         """The branch of every distinct prompt, made once; then the text encoders go, unless all stages fit."""

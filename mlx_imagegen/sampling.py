@@ -207,11 +207,7 @@ def denoise(
 
 
 def flow_match_schedule(
-    config: FlowMatchConfig,
-    steps: int,
-    tokens: int,
-    mu: float | None = None,
-    own_sigmas: Sequence[float] = (),
+    config: FlowMatchConfig, steps: int, tokens: int, mu: float | None = None, own_sigmas: Sequence[float] = ()
 ) -> Schedule:
     """Rectified flow: evenly spaced sigmas, shifted by the picture's size or by a constant, the last one moved if
     asked. `mu`: the log of the shift, or the shift itself where the config's type is linear, where it does not follow

@@ -19,55 +19,49 @@ STANDARD = (0, 1, 2)
 
 
 class _Stream:
-    """A text stream, whose failures are ours."""
+    """A text stream, whose failures are ours. `drops`: what cannot be written is left out."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    def __init__(self, stream: Any, drops: bool):
+        self._stream, self._drops = stream, drops
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-
-class _Results(_Stream):
     def write(self, text: str) -> int:
-        with self._explained():
-            return int(self._stream.write(text))
-
-    def flush(self) -> None:
-        with self._explained():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:  # the reader has gone, which is its right
-            raise
-        except OSError as error:
-            drop_output()  # Python flushes again at its end
-            raise OutputError(f"standard output cannot be written ({error.strerror}); free some room.") from error
-
-
-class _Notes(_Stream):
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with self._failures():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._failures():
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._drops:
+                return
+            if isinstance(error, BrokenPipeError):  # the reader has gone, which is its right
+                raise
+            drop_output()  # Python flushes again at its end
+            raise OutputError(f"standard output cannot be written ({error.strerror}); free some room.") from error
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
     """In whatever encoding. Flush the results within it, where a failure can be reported."""
-    _open_closed()
+    for number in STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _Results(before[0] or _nothing()), _Notes(before[1] or _nothing())
+    sys.stdout, sys.stderr = _Stream(before[0] or _nothing(), False), _Stream(before[1] or _nothing(), True)
     try:
         yield
     finally:
@@ -83,11 +77,3 @@ def drop_output() -> None:
     """Nothing more goes to standard output."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _open_closed() -> None:
-    for number in STANDARD:
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free

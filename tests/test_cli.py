@@ -401,7 +401,7 @@ def test_models_lists_every_manifest(cli: Cli) -> None:
 
 
 def test_models_lists_what_runs_next_to_a_model(cli: Cli) -> None:
-    known = manifests("control network") | manifests("image adapter")
+    known = manifests("control network") | manifests("image adapter") | manifests("prompt upsampler")
     assert cli("models", "--networks", "--names").out.split() == list(known)
     assert {entry["name"] for entry in json.loads(cli("models", "--networks", "--json").out)} == set(known)
     head, *rows = (re.split("  +", row) for row in cli("models", "--networks").out.splitlines())
@@ -411,6 +411,7 @@ def test_models_lists_what_runs_next_to_a_model(cli: Cli) -> None:
         "REPOSITORY": "black-forest-labs/FLUX.1-Redux-dev", "LICENCE": "FLUX.1-dev Non-Commercial License, gated",
     }  # fmt: skip
     assert table["flux-controlnet-union"]["DOWNLOAD"] == "6.6 GB, by hand"
+    assert table["flux3-pup"]["GIVEN AS"] == "upsample" and table["flux3-pup"]["TO"] == "FLUX.3"
     assert "models --networks" in cli("models").err, "the plain list names it"
     assert "--networks goes with --names and --json" in cli("models", "--networks", "--cached").err
 
@@ -442,7 +443,7 @@ def test_help_and_version_are_commands_too(cli: Cli) -> None:
     with pytest.raises(SystemExit):
         cli("models", "--help")
     assert "--cached" in cli("help", "models").out
-    refused(cli("help", "me"), "'me' is no command", "generate, models", 'mlx-imagegen generate "help me"')
+    refused(cli("help", "me"), "'me' is no command", "generate, upsample, models", 'mlx-imagegen generate "help me"')
 
 
 def test_flags_are_named_like_the_parameters() -> None:
@@ -547,7 +548,10 @@ BAD_FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "a prompt and a file": (("a fox", "--prompt-file", "given.txt"), ("not both",)),
     "a prompt file that is not there": (("--prompt-file", "nowhere.txt"), ("--prompt-file: nowhere.txt is not there",)),
-    "a prompt file that is no text": (("--prompt-file", "given.npy"), ("cannot be read as UTF-8",)),
+    "a prompt file that is no text": (
+        ("--prompt-file", "given.npy"),
+        ("cannot be read as UTF-8", "; give a text file, saved as UTF-8."),
+    ),
     "a prompt file without prompts": (("--prompt-file", "given.empty"), ("given.empty holds no prompt",)),
     "a prompt file for compare": (("--prompt-file", "given.toml"), ("given.toml is not read as such", "on each line")),
     "a job with an unknown key": (
@@ -691,11 +695,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_download(
     monkeypatch.setattr(download, "fetch", lambda *_: pytest.fail("a download began"))
     monkeypatch.setattr("mlx_imagegen.machine.physical_bytes", lambda: 10**12)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    Path("a_file").touch()
     config = tmp_path / "hub/models--someone--finetune/snapshots/main/model_index.json"
     config.parent.mkdir(parents=True)
     config.write_text('{"_class_name": "FluxPipeline"}')
     for pattern, words in {
         "no/such/{seed}.png": "the folder no/such does not exist; create it",
+        "a_file/{seed}.png": "a_file is a file, and no folder for",
         "a.gif": "'a.gif': a picture's name must end in",
         "a" * 248 + ".png": "File name too long",
         "a" * 300: "must end in .png",

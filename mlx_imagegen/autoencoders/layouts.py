@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..loading.names import RowRange
+from ..loading.names import RowRange, slices
 from ..loading.single_file import (
     VAE_PREFIXES,
     SingleFile,
@@ -16,12 +16,13 @@ from ..loading.single_file import (
     count,
     has,
     renamed,
+    saved_by_mflux,
     shape,
     substitute,
-    with_its_folder,
 )
 
 Fits = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+ALL = ""  # modules take no codes: a regular expression that matches every one
 LEVELS = 4  # of the decoder, which the original counts from the finest and diffusers from the coarsest
 LDM = (
     (r"^(en|de)coder\.mid\.block_1\.", r"\1coder.mid_block.resnets.0."),
@@ -69,20 +70,31 @@ MFLUX_LEVEL = 3  # modules of a level of the encoder: two residual blocks and a 
 WAN_LEVEL = 4  # modules of a level of the decoder: three residual blocks, and an upsampler but in the last
 
 
-def original_kl_config(tensors: Tensors) -> dict[str, Any]:
-    levels = count(tensors, r"encoder\.down\.(\d+)\.")
-    widths = [shape(tensors, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
-    return _kl_config(tensors, widths, count(tensors, r"encoder\.down\.0\.block\.(\d+)\."))
+def _kl_config(level: str, block: str) -> Callable[[Tensors], dict[str, Any]]:
+    """By what the layout calls a level of the encoder, and a block of one."""
+
+    def config(tensors: Tensors) -> dict[str, Any]:
+        levels = count(tensors, rf"encoder\.{level}\.(\d+)\.")
+        return {
+            "in_channels": shape(tensors, "encoder.conv_in.weight")[1],
+            "out_channels": shape(tensors, "decoder.conv_out.weight")[0],
+            "latent_channels": shape(tensors, "decoder.conv_in.weight")[1],
+            "block_out_channels": [
+                shape(tensors, f"encoder.{level}.{i}.{block}.0.conv1.weight")[0] for i in range(levels)
+            ],
+            "layers_per_block": count(tensors, rf"encoder\.{level}\.0\.{block}\.(\d+)\."),
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
+
+    return config
+
+
+original_kl_config, diffusers_kl_config = _kl_config("down", "block"), _kl_config("down_blocks", "resnets")
 
 
 def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """AutoencoderKL in its original names, and in diffusers'."""
-
-    def diffusers(tensors: Tensors) -> dict[str, Any]:
-        levels = count(tensors, r"encoder\.down_blocks\.(\d+)\.")
-        widths = [shape(tensors, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)]
-        return _kl_config(tensors, widths, count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."))
-
     title, video = "AutoencoderKL", ("encoder.downsamples.0.residual.0.gamma",)
     sign = has("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", without=video)
     ours = has("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight")
@@ -90,20 +102,8 @@ def kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
         SingleFile(
             component, f"{title} in its original names", sign, from_ldm, original_kl_config, VAE_PREFIXES, fits=fits
         ),
-        SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
+        SingleFile(component, title, ours, config=diffusers_kl_config, prefixes=VAE_PREFIXES, fits=fits),
     )
-
-
-def _kl_config(tensors: Tensors, widths: list[int], layers: int) -> dict[str, Any]:
-    return {
-        "in_channels": shape(tensors, "encoder.conv_in.weight")[1],
-        "out_channels": shape(tensors, "decoder.conv_out.weight")[0],
-        "latent_channels": shape(tensors, "decoder.conv_in.weight")[1],
-        "block_out_channels": widths,
-        "layers_per_block": layers,
-        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-    }
 
 
 def cell_kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -129,17 +129,14 @@ def cell_kl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 def mflux_kl_file(component: str) -> SingleFile:
     """AutoencoderKL as mflux saves it, with MLX's order of a convolution's axes."""
     rename = renamed((r"\.(conv_in|conv_out)\.conv(2d)?\.", r".\1."), (r"\.conv_norm_out\.norm\.", ".conv_norm_out."))
-    matches = has("encoder.conv_in.conv2d.weight")
-    title = "AutoencoderKL, saved by mflux"
-    return SingleFile(component, title, matches, rename, channels_last=True, dense="", fits=with_its_folder)
+    return saved_by_mflux(component, "AutoencoderKL", has("encoder.conv_in.conv2d.weight"), rename, ALL)
 
 
 def mflux_cell_kl_file(component: str) -> SingleFile:
     """FLUX.2's autoencoder as mflux saves it: diffusers' names but one, with MLX's order of a convolution's axes."""
     matches = has("bn.running_mean", "decoder.mid_block.attentions.0.to_out.weight")
     rename = renamed((r"\.to_out\.(\w+)$", r".to_out.0.\1"))
-    title = "FLUX.2's AutoencoderKL, saved by mflux"
-    return SingleFile(component, title, matches, rename, channels_last=True, dense="", fits=with_its_folder)
+    return saved_by_mflux(component, "FLUX.2's AutoencoderKL", matches, rename, ALL)
 
 
 def from_wan(name: str) -> Iterator[RowRange]:
@@ -157,19 +154,21 @@ def from_wan(name: str) -> Iterator[RowRange]:
 def wan_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Wan 2.1's autoencoder in its original names, and in those of diffusers' AutoencoderKLQwenImage."""
 
-    def config(tensors: Tensors) -> dict[str, Any]:
-        width, inputs = shape(tensors, "encoder.conv1.weight")[:2]
-        return {"base_dim": width, "z_dim": shape(tensors, "conv2.weight")[0], "input_channels": inputs}
+    def config(first: str, latents: str) -> Callable[[Tensors], dict[str, Any]]:
+        """By what the layout calls the encoder's first layer, and the decoder's layer before all others."""
 
-    def diffusers(tensors: Tensors) -> dict[str, Any]:
-        width, inputs = shape(tensors, "encoder.conv_in.weight")[:2]
-        return {"base_dim": width, "z_dim": shape(tensors, "post_quant_conv.weight")[0], "input_channels": inputs}
+        def read(tensors: Tensors) -> dict[str, Any]:
+            width, inputs = shape(tensors, f"{first}.weight")[:2]
+            return {"base_dim": width, "z_dim": shape(tensors, f"{latents}.weight")[0], "input_channels": inputs}
+
+        return read
 
     title = "Wan 2.1's autoencoder"
     sign = has("encoder.downsamples.0.residual.0.gamma", "decoder.upsamples.0.residual.0.gamma", "conv2.weight")
     ours = has("encoder.down_blocks.0.norm1.gamma", "decoder.up_blocks.0.resnets.0.norm1.gamma")
+    original, diffusers = config("encoder.conv1", "conv2"), config("encoder.conv_in", "post_quant_conv")
     return (
-        SingleFile(component, f"{title} in its original names", sign, from_wan, config, VAE_PREFIXES, fits=fits),
+        SingleFile(component, f"{title} in its original names", sign, from_wan, original, VAE_PREFIXES, fits=fits),
         SingleFile(component, title, ours, config=diffusers, prefixes=VAE_PREFIXES, fits=fits),
     )
 
@@ -183,7 +182,7 @@ def wan_residual_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Its original names, and those of diffusers' AutoencoderKLQwenImage21."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
-        ours = {target.name: tensor for name, tensor in tensors.items() for target in from_wan_residual(name)}
+        ours = slices(tensors, from_wan_residual)
         (width, inputs), (outputs, decoder_width) = (
             shape(ours, f"{conv}.weight")[:2] for conv in ("encoder.conv_in", "decoder.conv_out")
         )
@@ -211,8 +210,7 @@ def from_mflux_wan(name: str) -> Iterator[RowRange]:
 
 def mflux_wan_file(component: str) -> SingleFile:
     matches = has("decoder.conv_in.conv3d.weight", "decoder.up_block0.resnets.0.norm1.weight")
-    title = "Wan 2.1's autoencoder, saved by mflux"
-    return SingleFile(component, title, matches, from_mflux_wan, channels_last=True, dense="", fits=with_its_folder)
+    return saved_by_mflux(component, "Wan 2.1's autoencoder", matches, from_mflux_wan, ALL)
 
 
 def mflux_wan_residual_file(component: str) -> SingleFile:
@@ -222,5 +220,4 @@ def mflux_wan_residual_file(component: str) -> SingleFile:
         names = has("encoder.down_blocks.0.resnets.0.norm1.gamma", "encoder.conv_out.weight", "post_quant_conv.weight")
         return names(tensors) and shape(tensors, "encoder.conv_out.weight")[1:3] == (3, 3)
 
-    title = "Qwen-Image-2.1's autoencoder, saved by mflux"
-    return SingleFile(component, title, matches, from_wan_residual, channels_last=True, fits=with_its_folder)
+    return saved_by_mflux(component, "Qwen-Image-2.1's autoencoder", matches, from_wan_residual)

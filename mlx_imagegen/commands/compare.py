@@ -18,9 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same for all (1)")
     parser.add_argument("--steps", type=int, metavar="N", help="each model's own if not said")
     parser.add_argument("--size", type=size, metavar="N|WxH", help="each model's own if not said")
-    parser.add_argument(
-        "--precision", metavar="DTYPE", help="FLUX.1: how its transformer computes; as usual if not said"
-    )
+    parser.add_argument("--precision", metavar="DTYPE", help="FLUX.1: how its transformer computes (as usual)")
     parser.add_argument("--references", type=as_path, nargs="+", metavar="FILE", help="pictures, for models that edit")
     parser.add_argument(
         "-o", "--output", type=as_path, default=Path("compare"), metavar="FOLDER", help="for sheet and tables (compare)"

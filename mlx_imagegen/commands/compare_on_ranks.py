@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ..distributed.agreement import difference, digest
 from ..distributed.group import Group
@@ -86,7 +86,7 @@ def _follow(group: Group, args: argparse.Namespace, temporary: Path) -> None:
 
 
 def _draw(work: "Cells") -> None:
-    with work:
+    with work.opened:
         draw_pictures(work.group, work, [column for column, _ in work.wanted], lambda pool, rank: 1)
 
 
@@ -118,8 +118,7 @@ def differences(first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str,
 
 @dataclass
 class Cells:
-    """The wanted cells, by their numbers: what is done with them where they are drawn, and on rank 0, by several
-    threads there. A context: it holds an open model."""
+    """The wanted cells, by number: what is done where they are drawn, and on rank 0, by several threads there."""
 
     group: Group
     columns: Sequence[Column]
@@ -128,17 +127,11 @@ class Cells:
     folder: Path  # for a picture on its way
     refused: dict[str, str]  # by column, why this rank does not draw it
     cells: list[Cell] = field(default_factory=list)  # on rank 0
+    opened: ExitStack = field(default_factory=ExitStack)  # what this rank has open: a model
     _reasons: dict[tuple[int, int], str] = field(default_factory=dict)  # why ranks do not draw a column
-    _open: ExitStack = field(default_factory=ExitStack)
     _worker: tuple[int, Worker] | None = None  # a column's
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _quiet: bool = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
 
     def draw(self, indices: Sequence[int], on_step: Callable[[int, Message], None]) -> Iterator[tuple[int, Message]]:
         for index in indices:
@@ -160,9 +153,9 @@ class Cells:
     def _worker_of(self, column: int) -> Worker:
         """One at a time: two models may be more than memory holds."""
         if self._worker is None or self._worker[0] != column:
-            self._open.close()
+            self.opened.close()
             model = self.columns[column]
-            self._worker = column, self._open.enter_context(Worker(model.model, model.quant, model.precision))
+            self._worker = column, self.opened.enter_context(Worker(model.model, model.quant, model.precision))
         return self._worker[1]
 
     def keep(self, index: int, finished: Message, rank: int) -> None:

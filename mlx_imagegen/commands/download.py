@@ -1,4 +1,4 @@
-"""`download MODEL`: a model's files into the cache before they are needed; files that are there are kept."""
+"""`download MODEL`: a model's files, or a network's, into the cache before they are needed; those there are kept."""
 
 import argparse
 from pathlib import Path
@@ -12,20 +12,25 @@ if TYPE_CHECKING:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="*", help="a name (see `mlx-imagegen models`) or a repository id")
+    parser.add_argument(
+        "model", nargs="*", help="a name (see `mlx-imagegen models`, and --networks there) or a repository id"
+    )
     parser.add_argument("--model", dest="models", nargs="+", default=[], help="the same, as other commands take it")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..hub.download import identify
+    from ..hub.networks import network_alone
     from .progress import Progress
 
     names = [*args.model, *args.models]
     if not names:
         raise RequestError("give the model to download: mlx-imagegen download MODEL; `mlx-imagegen models` lists them.")
     with Progress(args.quiet) as progress:
-        models = [identify(name) for name in names]  # a name misspelt is refused before the first download
+        models = [
+            network_alone(name) or identify(name) for name in names
+        ]  # a name misspelt is refused before the first download
         for model in models:
             folder = model.folder or _fetched(model.manifest, progress)
             if model.folder:

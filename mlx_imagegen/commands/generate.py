@@ -10,16 +10,7 @@ from ..errors import RequestError
 from ..launched import launch
 from ..request.parameters import DEFAULT_MODEL, PARAMETERS
 from .flags import Group, add_aliases, add_flags, as_path, size
-from .output_paths import (
-    DEFAULT_PATTERN,
-    FIELDS,
-    existing,
-    new_folder,
-    output_paths,
-    skipped,
-    step_path,
-    what_to_save,
-)
+from .output_paths import DEFAULT_PATTERN, FIELDS, existing, new_folder, output_paths, skipped, step_path, what_to_save
 from .recorded_model import read_record_and_requests, revision_notes
 from .requests import naming_line
 
@@ -52,17 +43,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="what each rank computes: pictures; one branch of guidance of each picture; or its part of each layer "
         "and no more of the model (auto: what is fastest and fits)",
     )  # fmt: skip
-    ranks.add_argument(
-        "--output-on-each-host", action="store_true", help="leave pictures on the host that has drawn them"
-    )
+    ranks.add_argument("--output-on-each-host", action="store_true", help="leave pictures on the host that drew them")
     add_aliases(parser)
 
 
 def _add_requests(group: Group) -> None:
     """A prompt may stand alone, without its flag."""
-    group.add_argument(
-        "prompt", nargs="?", help="what the picture should show, in quotes; - reads prompts from standard input"
-    )
+    group.add_argument("prompt", nargs="?", help="what the picture should show, in quotes; - reads standard input")
     group.add_argument("--prompt", dest="prompt_text", metavar="TEXT", help="the same, as a flag")
     group.add_argument(
         "--prompt-file", type=as_path, metavar="FILE", help="prompts, one a line; or jobs, one JSON object a line"

@@ -49,9 +49,9 @@ def run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
             sharing = memories if args.parallel in (None, AUTO, LAYERS) else ()
             opened = load_on_hosts(sharing, **opening, on_load=progress.loading, on_download=progress.say)
             jobs = [job for request in requests for job in opened.jobs(**request)]
-        if any(job.upsampler for job in jobs):
+        if any(job.upsampler or job.lacks_words for job in jobs):
             raise RequestError(
-                "upsample: prompts are not upsampled on several ranks; write the caption first (mlx-imagegen upsample)."
+                "prompts are neither upsampled nor found on several ranks; write the caption first, on one host."
             )
         check_same(group, opened, jobs)
         if record:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..documents import json_text
 from ..errors import LoraError
+from ..escaping import ranged
 from .plan import headers
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def targets(names: Sequence[str]) -> list[str]:
         number = BLOCK.search(name)
         kind = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
         kinds.setdefault(kind, []).extend([int(number[0])] if number else [])
-    return [kind.replace("{}", f"{{{_range(numbers)}}}", 1) if numbers else kind for kind, numbers in kinds.items()]
+    return [kind.replace("{}", f"{{{ranged(numbers)}}}", 1) if numbers else kind for kind, numbers in kinds.items()]
 
 
 def best_match(file: "LoraFile", named: str | None) -> "tuple[str, Match] | None":
@@ -127,10 +128,3 @@ def _counted(counter: Counter[Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "not given" if value is None else str(value)
-
-
-def _range(numbers: list[int]) -> str:
-    numbers = sorted(set(numbers))
-    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1:
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))

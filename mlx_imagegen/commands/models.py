@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..hub.manifest import Manifest, manifests
+from ..hub.networks import NETWORK_KINDS, parameter_of
 from .confirm import confirm
 from .flags import add_flag
 
 GB = 1e9
-NETWORK_KINDS = ("control network", "image adapter")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     style.add_argument("--cached", action="store_true", help="what was downloaded, and the room that it takes")
     style.add_argument("--remove", metavar="MODEL", help="delete this model's downloaded files, after a question")
     parser.add_argument(
-        "--networks", action="store_true", help="what runs next to a model: control networks, IP-Adapters, Redux"
+        "--networks",
+        action="store_true",
+        help="what runs next to a model: control networks, IP-Adapters, Redux, prompt upsamplers",
     )
     parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
     add_flag(parser, "comfy")
@@ -63,7 +65,7 @@ def _print_models(args: argparse.Namespace) -> None:
         _print_table(rows)
         print(
             "TAKES: the parameters by which pictures are given, next to the prompt; ! is needed\n"
-            "mlx-imagegen models --networks: what control, ip_adapter and redux can name",
+            "mlx-imagegen models --networks: what control, ip_adapter, redux and upsample can name",
             file=sys.stderr,
         )
         _print_files()
@@ -162,7 +164,7 @@ def _network_row(manifest: Manifest) -> tuple[str, ...]:
 
     return (
         manifest.name,
-        manifest.extras.get("parameter", "control"),
+        parameter_of(manifest),
         ", ".join(family_spec(family).title for family in manifest.families),
         f"{manifest.download_bytes / GB:.1f} GB" + ("" if manifest.revision else ", by hand"),
         "yes" if local_folder(manifest) else "no",

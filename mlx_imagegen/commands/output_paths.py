@@ -118,9 +118,7 @@ def _check(pattern: str) -> None:
     try:
         parts = [(field, form) for _, field, form, _ in string.Formatter().parse(pattern) if field is not None]
     except ValueError as error:
-        raise RequestError(
-            f"--output {pattern}: {error}; write {{{{ and }}}} for braces that are meant as such."
-        ) from error
+        raise RequestError(f"--output {pattern}: {error}; write {{{{ and }}}} for braces meant as such.") from error
     unknown = [field for field, _ in parts if field not in FIELDS]
     if unknown:
         raise RequestError(f"--output {pattern}: there is no {{{shown(unknown[0])}}}; {_known()}")

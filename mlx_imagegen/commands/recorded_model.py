@@ -15,9 +15,7 @@ from .confirm import confirm
 from .requests import read_requests
 
 
-def read_record_and_requests(
-    args: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+def read_record_and_requests(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """The record of --from; how to open the model, after a yes to the record's own downloads; the requests."""
     from ..image import read_metadata
 

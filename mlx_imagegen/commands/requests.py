@@ -192,7 +192,9 @@ def _text(path: Path, flag: str) -> str:
     except MissingFileError as error:
         raise MissingFileError(f"{flag}: {path} is not there.") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{flag}: {path} cannot be read as UTF-8 text ({error}).") from error
+        raise RequestError(
+            f"{flag}: {path} cannot be read as UTF-8 text ({error}); give a text file, saved as UTF-8."
+        ) from error
 
 
 def _lines(text: str, where: str) -> Iterator[Request]:

@@ -21,9 +21,7 @@ LIMITS = ("pixels", "count", "steps")
 def flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser.add_argument_group("models"))
     access = parser.add_argument_group("access")
-    access.add_argument(
-        "--host", default="127.0.0.1", help="127.0.0.1 is this machine alone; others need --token (127.0.0.1)"
-    )
+    access.add_argument("--host", default="127.0.0.1", help="this machine alone (127.0.0.1); others need --token")
     access.add_argument("--port", type=int, default=PORT, help=f"0 takes any that is free ({PORT})")
     access.add_argument(
         "--token", nargs="?", const="", metavar="SECRET",

@@ -33,14 +33,16 @@ def _accept_all(launch: Launch, deadline: float) -> tuple[dict[int, Link], list[
     links: dict[int, Link] = {}
     with _listener(launch.address) as listener:
         while len(hellos) < launch.size:
-            link = _accepted(listener, deadline)
-            if link is None:
+            listener.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                link = _link(listener.accept()[0])
+            except TimeoutError:
                 missing = ", ".join(str(rank) for rank in range(launch.size) if rank not in hellos)
                 raise _reported(
                     links,
                     f"rank {missing} did not connect to {_place(launch)} in time; see that mlx.launch starts "
                     "mlx-imagegen on every host, and that no firewall blocks it.",
-                )
+                ) from None
             try:
                 if not link.has_message(HELLO_SECONDS):
                     raise EOFError
@@ -56,16 +58,6 @@ def _accept_all(launch: Launch, deadline: float) -> tuple[dict[int, Link], list[
     for link in links.values():
         link.send({"names": names})
     return links, names
-
-
-def _accepted(listener: socket.socket, deadline: float) -> Link | None:
-    """The next connection; None if none comes in time."""
-    listener.settimeout(max(deadline - time.monotonic(), 0.001))
-    try:
-        accepted, _ = listener.accept()
-    except TimeoutError:
-        return None
-    return _link(accepted)
 
 
 def _connect_to_first(launch: Launch, deadline: float) -> tuple[dict[int, Link], list[str]]:

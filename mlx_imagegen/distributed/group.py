@@ -19,7 +19,7 @@ from ..errors import DistributedError, ImagegenError, described
 from ..launched import Launch
 from .connections import JOIN_SECONDS, connect
 from .messages import Message
-from .watch import INTERRUPTED, SILENCE_SECONDS, Watch
+from .watch import GRACE_SECONDS, INTERRUPTED, SILENCE_SECONDS, Watch
 
 LINK_BYTES, LINK_TRIES = 1 << 21, 3  # 50 Mbit in all: half a second over a slow Wi-Fi of 0.1 Gb/s
 RDMA_SPEED = 80.0  # Gb/s: Thunderbolt 5's
@@ -61,12 +61,14 @@ class Group:
     def _reason_of(self, error: BaseException) -> str | None:
         """Why all ranks end; None if the error itself says it."""
         watch = self._watch
-        watch.hold_interrupts()
+        watch.interrupted = True  # the main thread is ending
         if isinstance(error, KeyboardInterrupt):
             watch.fail(f"{self.name()} was interrupted.", INTERRUPTED)
             return None
         if isinstance(error, RuntimeError | OSError) and not isinstance(error, ImagegenError):
-            watch.await_failure()  # a collective or message fails before the news of the rank that has died is here
+            watch.failed.wait(
+                GRACE_SECONDS
+            )  # a collective or message fails before the news of the rank that has died is here
         if watch.failure is None:
             said = described(error)
             watch.fail(said if isinstance(error, DistributedError) else f"{self.name()}: {said}")
@@ -140,11 +142,6 @@ class Group:
             self.receive(rank)
             seconds.append(time.perf_counter() - started)
         return LINK_BYTES * 8 / min(seconds) / 1e9
-
-    @property
-    def sent_bytes(self) -> int:
-        """By messages only."""
-        return sum(link.sent_bytes for link in self._links.values())
 
     # Arrays. These block until all ranks have called them. What comes out is lazy, and an array of a collective that
     # failed may hold anything where it is not read by mx.eval: evaluate it before it is used or kept.

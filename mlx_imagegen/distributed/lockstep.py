@@ -27,12 +27,7 @@ class Shared(Protocol):
 
 
 def draw_in_lockstep(
-    group: Group,
-    pipeline: Pipeline,
-    jobs: Sequence[Job],
-    parallel: str,
-    shared: Shared,
-    on_step: OnStep | None = None,
+    group: Group, pipeline: Pipeline, jobs: Sequence[Job], parallel: str, shared: Shared, on_step: OnStep | None = None
 ) -> Iterator[Result]:
     """Ranks meet after the last step of a picture, and nowhere outside the loop: one of them may decode each picture at
     once, another one all at the end."""

@@ -25,7 +25,6 @@ class Link:
         self._connection = connection
         self._sending = threading.Lock()
         self.heard = time.monotonic()  # when the last message came
-        self.sent_bytes = 0
 
     def send(self, message: Message) -> None:
         """`message`: JSON values, paths, NumPy arrays and bytes."""
@@ -34,7 +33,6 @@ class Link:
         with self._sending:
             for frame in (len(blobs).to_bytes(4, "big") + text, *blobs):
                 self._connection.send_bytes(frame)
-                self.sent_bytes += len(frame)
 
     def beat(self) -> None:
         """Sends an empty message, unless another one is being sent."""

@@ -41,8 +41,8 @@ class Watch:
         self._deadline = float("inf")
         self.code = 2  # what the process ends with
         self._failing = threading.Lock()
-        self._failed = threading.Event()
-        self._interrupted = False
+        self.failed = threading.Event()
+        self.interrupted = False
         self._main = threading.main_thread().ident or 0
 
     def start(self) -> None:
@@ -90,22 +90,15 @@ class Watch:
             self.failure, self.code = reason, code
             self._deadline = time.monotonic() + GRACE_SECONDS
         self.broadcast({"kind": "failed", "reason": reason})
-        self._failed.set()
+        self.failed.set()
         signal.alarm(int(2 * GRACE_SECONDS))  # then the system ends the process, if nothing else has
         signal.pthread_kill(self._main, signal.SIGINT)
 
-    def await_failure(self) -> None:
-        self._failed.wait(GRACE_SECONDS)
-
-    def hold_interrupts(self) -> None:
-        """The main thread is ending."""
-        self._interrupted = True
-
     def _interrupt(self, *_: object) -> None:
         """The main thread's handler: raises the reason, once, wherever that thread is."""
-        if self._interrupted:
+        if self.interrupted:
             return
-        self._interrupted = True
+        self.interrupted = True
         if self.failure is None or self.code == INTERRUPTED:
             raise KeyboardInterrupt
         raise DistributedError(self.failure)

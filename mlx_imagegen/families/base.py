@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import mlx.core as mx
 from PIL import Image
@@ -35,7 +35,7 @@ from ..precision import SOLVER_DTYPE
 from ..random import TorchGenerator
 from ..sampling import Schedule, Solver, euler
 from . import FamilySpec, family_spec
-from .controls import ControlNetwork, ControlPicture, EncodedControl, check_named
+from .controls import ControlNetwork, ControlPicture, EncodedControl, Tables, check_named
 from .folder import DiffusersFolder
 from .image_prompts import AdapterSource, ImageAdapter, ImagePrompt
 from .step_cache import CacheRule, StepCache
@@ -129,12 +129,6 @@ class Settings:
     extras: dict[str, Any] = field(default_factory=dict)  # what the manifest or the caller gave for this family alone
     guided: tuple[float, float] = (0.0, 1.0)  # from which share of the steps to which a second branch runs
     cache: CacheRule | None = None  # by which steps are predicted; None: all are computed
-
-
-class Kept(Protocol):
-    """What is kept between pictures."""
-
-    def forget(self) -> None: ...
 
 
 class LastValueCache:
@@ -282,7 +276,7 @@ class Family(ABC, Generic[Branch]):
     controls: Mapping[str, ControlNetwork] = MappingProxyType({})  # those of the request that lasts, by name
     adapters: Mapping[AdapterSource, ImageAdapter[Any]] = MappingProxyType({})  # of the same request
     sharing: Sharing | None = None  # of layers over several machines
-    modulation: Kept | None = None  # tables for a schedule
+    modulation: Tables | None = None  # for a schedule
 
     def __init__(self, components: dict[str, Component]):
         self.components = components
@@ -448,7 +442,8 @@ class Family(ABC, Generic[Branch]):
 
     def forget(self) -> None:
         """Drops what it keeps between pictures: the weights that it was made with have changed."""
-        for kept in (self._references, *filter(None, [self.modulation]), *self.controls.values()):
+        tables = [self.modulation, *(network.modulation for network in self.controls.values())]
+        for kept in (self._references, *filter(None, tables)):
             kept.forget()
 
     # What plans, reports and other commands ask.
@@ -491,7 +486,7 @@ class Family(ABC, Generic[Branch]):
 
     def fold(self, settings: Settings) -> Fold:
         """What the checkpoint becomes for the schedule of `settings` alone."""
-        raise QuantizationError(f"--fold: {self.spec.title}: {self.unfoldable}; leave --fold out.")
+        raise QuantizationError(f"--fold does not apply to {self.spec.title}: {self.unfoldable}; leave --fold out.")
 
     def lora_names(self, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
         """What LoRAs call a component's modules in other words than ours -> our modules."""
@@ -516,6 +511,10 @@ class Family(ABC, Generic[Branch]):
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, transforms: WeightTransforms) -> "Family[Any]":
         return cls(cls.open_files(DiffusersFolder(folder, manifest, transforms)))
+
+    def describe(self, prompt: Prompt, settings: Settings, on_token: Callable[[int], None] | None = None) -> str:
+        """Words for a prompt that has none, of a model that needs some: what its reference shows."""
+        raise RequestError(f"the prompt is empty; {self.spec.title} describes no pictures: say what is to be drawn.")
 
     def encode_stages(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
         """The stages whose components these prompts need."""

@@ -63,6 +63,14 @@ def check_named(networks: Iterable[str | None], title: str) -> None:
         )
 
 
+class Tables(Protocol):
+    """A modulation for each step of the schedule that was asked for last."""
+
+    def forget(self) -> None:
+        """The weights have become others."""
+        ...
+
+
 class ControlNetwork:
     """An open network; its component comes and goes with the denoiser."""
 
@@ -72,6 +80,7 @@ class ControlNetwork:
     # Whether it runs in every branch, block by block; or it looks at the prompt alone, for all of them.
     every_branch: ClassVar[bool] = False
     fills: bool = False  # whether it is shown the hole of a masked picture
+    modulation: Tables | None = None
     prefix_values: int = 0  # numbers that it keeps for each token before the picture (Family.prefix_values)
 
     def __init__(
@@ -95,9 +104,6 @@ class ControlNetwork:
     @property
     def component_name(self) -> str:
         return self.component.weights.component
-
-    def forget(self) -> None:
-        """Drops what it keeps between pictures."""
 
     def embed(self, control: EncodedControl) -> mx.array:
         """Once a picture: what all steps read of it."""

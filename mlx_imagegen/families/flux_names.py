@@ -3,7 +3,7 @@
 Must not know: either's blocks.
 """
 
-from ..loading.layouts import Parts
+from ..loading.name_table import Parts
 
 DOUBLE, SINGLE = "transformer_blocks.{i}.", "single_transformer_blocks.{i}."
 

@@ -49,11 +49,11 @@ class FolderFiles:
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """Reads configs and headers; no weights."""
+    """A folder with a folder for each component, of which configs and headers are read, and no weights."""
 
     path: Path
-    manifest: Manifest
-    transforms: WeightTransforms
+    manifest: Manifest  # that it is opened as
+    transforms: WeightTransforms  # of every component
 
     def where(self, component: str) -> Path:
         return self.path / component / "config.json"
@@ -73,7 +73,11 @@ class DiffusersFolder:
         return check_tensors(self.tensors(component, rename), trees, unused, folded, self.transforms)
 
     def tensors(self, component: str, rename: Rename = same_names) -> NamedTensors:
-        return name_component(self.path, component, rename)
+        """Those next to a component's config.json, by our names."""
+        config = read_json(self.where(component))
+        if "quantization" not in config and (packed := listed_packings(self.path, component)):
+            config = {**config, "quantization": packed}
+        return name_tensors(component, open_checkpoint(self.path / component), rename, config)
 
     def language_model(
         self, config: QwenConfig, depth: int | None = None, trees: Sequence[nn.Module] = (), unused: Sequence[str] = ()
@@ -84,30 +88,18 @@ class DiffusersFolder:
         return self.weights("text_encoder", [*own, *trees], from_published, (*unread, *unused))
 
     def scheduler(self) -> FlowMatchConfig:
-        return read_scheduler(self.path, self.manifest)
+        """scheduler/scheduler_config.json; the manifest's where there is no file, or where it merges a LoRA that was
+        made for another schedule."""
+        path, extras = self.path / "scheduler" / "scheduler_config.json", self.manifest.extras
+        published: Any = extras.get("scheduler")
+        if path.is_file() and not ("lora" in extras and published):
+            return FlowMatchConfig.read(read_json(path), path)
+        if not published:
+            raise MissingFileError(f"{path} is not there; download it from the model's repository.")
+        return FlowMatchConfig.read(published, f"weights/{self.manifest.name}.toml")
 
     def check_widths(self, component: str, *widths: tuple[str, int, int, str]) -> None:
         check_widths(self.where(component), widths)
-
-
-def name_component(folder: Path, component: str, rename: Rename = same_names) -> NamedTensors:
-    """component/config.json and the tensors next to it, by our names."""
-    config = read_json(folder / component / "config.json")
-    if "quantization" not in config and (packed := listed_packings(folder, component)):
-        config = {**config, "quantization": packed}
-    return name_tensors(component, open_checkpoint(folder / component), rename, config)
-
-
-def read_scheduler(folder: Path, manifest: Manifest) -> FlowMatchConfig:
-    """scheduler/scheduler_config.json; the manifest's where there is no file, or where it merges a LoRA that was made
-    for another schedule."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    published: Any = manifest.extras.get("scheduler")
-    if path.is_file() and not ("lora" in manifest.extras and published):
-        return FlowMatchConfig.read(read_json(path), path)
-    if not published:
-        raise MissingFileError(f"{path} is not there; download it from the model's repository.")
-    return FlowMatchConfig.read(published, f"weights/{manifest.name}.toml")
 
 
 def check_widths(where: Path, widths: Iterable[tuple[str, int, int, str]]) -> None:

@@ -7,6 +7,7 @@ family's names.
 
 import atexit
 import functools
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def _parts_of(found: Found) -> tuple[list[Part], dict[str, Any]]:
     formats = {name.removesuffix(".weight"): tensor.packing for name, tensor in found.tensors.items() if tensor.packing}
     saved = saved_packings(found.path, found.tensors) if found.path.is_dir() else {}
     kept = {**saved, **formats}
-    dense = {name: packing for name, packing in kept.items() if found.layout.takes_no_codes(name)}
+    dense = {name: packing for name, packing in kept.items() if re.search(found.layout.dense, name)}
     parts = list(found.parts(dense))
     packed = {
         part.name.removesuffix(".weight"): asdict(kept[module])

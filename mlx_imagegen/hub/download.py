@@ -2,10 +2,9 @@
 
 In: a manifest, or a `Download`. Out: the folder that holds the files it asks for. A complete folder in the cache is
 used without asking the network. Anything else is downloaded into huggingface_hub's own cache, after saying how much it
-is and under which licence, and only if the disk has room. Files appear in the cache under their name only when they are
-whole, so that an interrupted download shows as missing files here and as missing shards in checkpoint.py. Whole files
-are never downloaded again. Within a run the client goes on in the middle of a file after a pause of the network, and a
-connection that is reset is tried again here; a run that is killed begins the files that it was at again.
+is and under which licence, and only if the disk has room. A file has its name in the cache only when it is whole, so
+that an interrupted download shows as missing files, and whole ones are not downloaded again. Within a run the client
+goes on in the middle of a file, and a reset connection is tried again here; a killed run's unfinished files start over.
 Must not know: what is in the files.
 """
 
@@ -30,6 +29,7 @@ from .checksums import remove_damaged
 from .manifest import Manifest, Model, manifests
 from .recognition import find, recognize
 from .record import COMMIT, revision_of
+from .retries import host_of, tell_retries
 from .snapshots import cache_folder, cached, remove_orphans
 
 GB = 1e9
@@ -38,6 +38,7 @@ LOGIN = "hf auth login"
 SITE = "https://huggingface.co"
 TRIES, PAUSE_SECONDS = 3, 1  # of a download whose connection broke
 DROPPED = ("ReadError", "WriteError", "RemoteProtocolError")  # of the client's HTTP library
+BUSY = (429, 500, 502, 503, 504)  # what the client asks again for
 REACH_SECONDS = 10  # for one answer, whatever it is, before anything is asked of the hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -118,12 +119,16 @@ def is_local(model: str) -> bool:
         if not REPOSITORY.fullmatch(name):
             return True
         folder = cached(cache_folder(), name, commit or "main")
-        if not folder or not any((folder / each).is_file() for each in RECOGNIZED_BY):
+        if not folder or not _has_config(folder):
             return False
     except ImagegenError:
         return True
     found = identify(model)  # its configs are here
     return bool(found.folder or local_folder(found.manifest))
+
+
+def _has_config(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RECOGNIZED_BY)
 
 
 def _split_commit(model: str) -> tuple[str, str | None]:
@@ -151,7 +156,6 @@ def local_folder(manifest: Manifest) -> Path | None:
 
 
 def fetch(manifest: Manifest, tell: Notify = notify_stderr, hub: Hub | None = None) -> Path:
-    """The folder with the manifest's files."""
     if manifest.repo is None or manifest.revision is None:
         raise DownloadError(
             f"{manifest.name} names no repository to download from; give the folder that holds its files."
@@ -168,7 +172,8 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
     folder = cached(hub.cache, wanted.repo, wanted.revision)
     if folder and (gone := remove_damaged(folder, wanted.patterns, tell)):
         tell(f"note: {listed(gone)} of {wanted.title} was damaged in the cache, and is downloaded again")
-    folder = _fetch_files(wanted, tell, hub)
+    if not folder or absent(folder, wanted.patterns) or not hub.is_whole(wanted):
+        folder = _download(wanted, folder, tell, hub)
     if gone := remove_damaged(folder, wanted.patterns, tell):
         raise DownloadError(
             f"{wanted.title}: {listed(gone)} came with other bytes than were published, and was removed; run it "
@@ -177,13 +182,14 @@ def fetch_files(wanted: Download, tell: Notify = notify_stderr, hub: Hub | None 
     return folder
 
 
-def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
-    folder = cached(hub.cache, wanted.repo, wanted.revision)
-    if folder and not absent(folder, wanted.patterns) and hub.is_whole(wanted):
-        return folder
-    with _explained(wanted, folder):
+def _download(wanted: Download, folder: Path | None, tell: Notify, hub: Hub) -> Path:
+    with _explained(wanted, folder), tell_retries(tell):
         files = hub.plan(wanted)
-        _check_complete(wanted, files)
+        if lacking := _unmatched(wanted.patterns, [file.name for file in files]):
+            raise DownloadError(
+                f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid "
+                "out as this library reads it. Download it by other means and give the folder."
+            )
         sizes = [file.nbytes for file in files if not file.here]
         _check_room(hub.cache, sum(sizes), wanted.title)
         present = len(files) - len(sizes)
@@ -198,7 +204,7 @@ def _fetch_files(wanted: Download, tell: Notify, hub: Hub) -> Path:
 def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
     """What a folder lacks: patterns that no file matches, and shards that an index names."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    lacking = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    lacking = _unmatched(patterns, names)
     for name in names:
         if name.endswith(".index.json") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             shards = filter(is_file_name, _shards(folder / name))
@@ -206,6 +212,10 @@ def absent(folder: Path, patterns: Sequence[str]) -> list[str]:
                 f"{Path(name).parent / shard}" for shard in shards if not (folder / name).with_name(shard).is_file()
             )
     return lacking
+
+
+def _unmatched(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
 
 
 def _shards(index: Path) -> set[str]:
@@ -221,22 +231,12 @@ def _adopt(repo: str, hub: Hub, revision: str) -> Model:
     """A repository that no manifest names: its config files say which manifest is the nearest."""
     wanted = Download(repo, repo, revision, RECOGNIZED_BY, f"see {SITE}/{repo}")
     folder = cached(hub.cache, repo, wanted.revision)
-    if not folder or not any((folder / name).is_file() for name in RECOGNIZED_BY):
-        with _explained(wanted, folder):
+    if not folder or not _has_config(folder):
+        with _explained(wanted, folder), tell_retries(notify_stderr):
             folder = hub.download(wanted)
     commit = revision_of(folder) or wanted.revision
     manifest = replace(recognize(folder), repo=repo, revision=commit, licence=wanted.licence, gated=False)
     return Model(manifest, None, repo)
-
-
-def _check_complete(wanted: Download, files: Sequence[RemoteFile]) -> None:
-    names = [file.name for file in files]
-    lacking = [pattern for pattern in wanted.patterns if not fnmatch.filter(names, pattern)]
-    if lacking:
-        raise DownloadError(
-            f"{wanted.repo} at revision {wanted.revision} has no {', '.join(lacking)}; the repository is not laid out"
-            " as this library reads it. Download it by other means and give the folder."
-        )
 
 
 def _check_room(cache: Path, nbytes: int, title: str) -> None:
@@ -269,7 +269,8 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
     """What the hub or the disk said no to, if that is known."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    answer = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
     if isinstance(error, errors.GatedRepoError) or (wanted.gated and status in (401, 403)):
         return (
             f"{wanted.title} is gated: its owner gives access on request. Ask for it at {SITE}/{wanted.repo} (signed"
@@ -282,6 +283,10 @@ def _refusal(wanted: Download, error: BaseException) -> str | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{wanted.repo} has no revision {wanted.revision} any more; update mlx-imagegen, or give a local folder."
+    if status in BUSY:
+        why = "it takes no more requests from here for now" if status == 429 else "it is overloaded or down"
+        host = host_of(str(getattr(answer, "url", SITE)))
+        return f"{wanted.title} cannot be downloaded: {host} answers {status}, {why}. Run it again later."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the folder for downloads cannot be written ({error}); set HF_HOME to a folder that can."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

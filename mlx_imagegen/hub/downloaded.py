@@ -25,7 +25,6 @@ class Downloaded:
 
 
 def downloaded() -> list[Downloaded]:
-    """By repository."""
     cache = cache_folder()
     named = _named_repositories()
     names = [path.name.removeprefix("models--") for path in sorted(cache.glob("models--*")) if path.is_dir()]

@@ -21,7 +21,7 @@ from ..paths import visible
 from .mlx_folders import saved_by
 from .recognition import find
 from .record import record_of
-from .single_files import Component, assemble, known_components, missing_line
+from .single_files import Component, assemble, known_components, missing_line, model_folder_of
 
 GB = 1e9
 LORA_WORDS = ("lora_", ".lokr_", ".hada_")
@@ -44,7 +44,9 @@ def file_info(path: Path) -> dict[str, Any]:
         return info | {"refused": str(error)}
     if not components:
         is_lora = any(word in name for name in tensors for word in LORA_WORDS)
-        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if is_lora else "not recognized"}
+        folder = model_folder_of(path)
+        other = f"a part of the model in {folder}" if folder else "not recognized"
+        return info | {"is": "a LoRA: see `mlx-imagegen lora FILE`" if is_lora else other}
     info["is"] = list(dict.fromkeys(each.found.layout.title for each in components))
     info["family"] = list(dict.fromkeys(each.spec.title for each in components))
     info["component"] = list(dict.fromkeys(each.found.layout.component for each in components))

@@ -171,7 +171,6 @@ def manifests(kind: str = "model") -> dict[str, Manifest]:
 
 @functools.cache
 def _manifests(folders: tuple[Path, ...]) -> Mapping[str, dict[str, Manifest]]:
-    """By kind and name."""
     paths = sorted((path for folder in folders for path in visible(folder, "*.toml")), key=lambda path: path.stem)
     by_kind: dict[str, dict[str, Manifest]] = {kind: {} for kind in KINDS}
     for manifest in map(_read, paths):

@@ -112,10 +112,8 @@ def listed_packings(folder: Path, component: str) -> dict[str, Any]:
     """What Z-Image.swift's list says of a component, as config.json's `quantization`; empty without one."""
     path, before = folder / LIST, f"{component}."
     layers = read_json(path).get("layers") if path.is_file() else None
-    if not isinstance(layers, list):
-        return {}
     entries = {}
-    for layer in layers:
+    for layer in layers if isinstance(layers, list) else ():
         name = layer.get("name") if isinstance(layer, dict) else None
         if not isinstance(name, str):
             raise CheckpointError(

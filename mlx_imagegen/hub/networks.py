@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import MissingFileError, RequestError
+from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import article
 from ..families import family_spec
 from ..paths import expanded
 from .abilities import networks, networks_of
 from .download import Notify, fetch, local_folder, notify_stderr
-from .manifest import Manifest
+from .manifest import Manifest, Model, manifests
 from .tensor_shapes import shape_only_folder
 
+NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
 # What a local folder must hold, by the parameter that names it.
 FOLDERS = {
     "control": "config.json and a .safetensors file",
@@ -38,12 +39,31 @@ def network_to_fetch(name: str, model: Manifest, parameter: str = "control") -> 
     if expanded(name).exists():
         return None
     manifest = find_network(name, model, parameter)
+    _check_commit(manifest, parameter)
+    return manifest
+
+
+def network_alone(name: str) -> Model | None:
+    """One by its name, to be downloaded before a model needs it; None where there is none."""
+    manifest = next((manifests(kind)[name] for kind in NETWORK_KINDS if name in manifests(kind)), None)
+    if manifest is None:
+        return None
+    _check_commit(manifest, parameter_of(manifest))
+    return Model(manifest, local_folder(manifest), name)
+
+
+def parameter_of(manifest: Manifest) -> str:
+    """That names the network; of an image adapter its manifest says which."""
+    usual = {"control network": "control", "prompt upsampler": "upsample"}
+    return usual.get(manifest.kind) or str(manifest.extras["parameter"])
+
+
+def _check_commit(manifest: Manifest, parameter: str) -> None:
     if manifest.revision is None:
         raise MissingFileError(
             f"{parameter}: {manifest.name} is not here, and this version knows no commit of {manifest.repo} to "
             "download; download it yourself and give its folder."
         )
-    return manifest
 
 
 @contextmanager
@@ -54,7 +74,10 @@ def network_headers(name: str, model: Manifest, parameter: str = "control") -> I
         yield here
     else:
         with shape_only_folder(manifest) as shapes:
-            yield shapes
+            try:
+                yield shapes
+            except ImagegenError as error:  # by the name that the user gave: the folder is of this process
+                raise type(error)(str(error).replace(str(shapes), manifest.name)) from error
 
 
 def find_network(name: str, model: Manifest, parameter: str = "control") -> Manifest:

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..escaping import listed
 from ..families import FamilySpec, family_spec, family_specs
 from ..loading.checkpoint import open_checkpoint
+from ..loading.folder import RECOGNIZED_BY
 from ..loading.gguf import is_gguf
 from ..loading.single_file import GIVEN_AS, MARKERS, NETWORK, Found, SingleFile, find_layout
 from ..loading.tensor import Tensor
@@ -79,7 +80,7 @@ def layouts_of(spec: FamilySpec) -> Sequence[SingleFile]:
 def components_in(path: Path) -> list[Component]:
     """All that a file is, of every family that can use it."""
     checkpoint = open_checkpoint(path)
-    layouts = ((spec, layout) for spec in family_specs() if spec.single_files for layout in layouts_of(spec))
+    layouts = ((spec, layout) for spec in family_specs() for layout in layouts_of(spec))
     fitting = ((spec, layout) for spec, layout in layouts if layout.architecture in ("", checkpoint.architecture))
     found = ((spec, find_layout(path, checkpoint.tensors, layout)) for spec, layout in fitting)
     return [Component(spec, each) for spec, each in found if each]
@@ -110,8 +111,6 @@ class Assembly:
 
     path: Path
     manifest: Manifest
-    denoiser: Component
-    config: Mapping[str, Any]  # the denoiser's
     parts: Mapping[str, Found]  # by component
     additions: Mapping[str, Found]  # what these lack, from files of their own
     folders: Mapping[str, Path]  # components and tokenizers that are folders of their own
@@ -150,7 +149,7 @@ def assemble(path: Path) -> Assembly:
     tokenizers = manifest.extras.get("packaged_tokenizers", spec.packaged_tokenizers)
     packaged = {place: name for place, name in tokenizers.items() if place not in there}
     missing = [place for place in folders if place not in there and place not in packaged]
-    return Assembly(path, manifest, denoiser, config, parts, additions, there, packaged, missing)
+    return Assembly(path, manifest, parts, additions, there, packaged, missing)
 
 
 def open_single_file(path: Path) -> tuple[Manifest, Path]:
@@ -271,6 +270,13 @@ def _check_leftover(path: Path, found: Sequence[Found]) -> None:
         )
 
 
+def model_folder_of(path: Path) -> Path | None:
+    """The folder of a model of which a file is a component."""
+    folder = path.absolute().parent.parent
+    is_component = (path.parent / "config.json").is_file()
+    return folder if is_component and any((folder / name).is_file() for name in RECOGNIZED_BY) else None
+
+
 def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
     component = components[0].found.layout.component if components else ""
     if component in GIVEN_AS:
@@ -279,6 +285,8 @@ def _not_a_model(path: Path, components: Sequence[Component]) -> ConfigError:
             f"{path} is {components[0].found.layout.title}; give a model, and {what} as {GIVEN_AS[component]} with a "
             "picture."
         )
+    if folder := model_folder_of(path):
+        return ConfigError(f"{path} is a part of the model in {folder}; give that folder.")
     if components:
         titles = ", ".join(dict.fromkeys(each.spec.title for each in components))
         return ConfigError(
@@ -309,7 +317,7 @@ def missing_line(assembly: Assembly) -> str:
 
 def _downloads(assembly: Assembly) -> Iterator[str]:
     """The commands that get what is missing; a tokenizer may be had elsewhere than the weights."""
-    manifest, spec = assembly.manifest, assembly.denoiser.spec
+    manifest, spec = assembly.manifest, family_spec(assembly.manifest.family)
     known = (manifest, *_manifests_with_parts_for(manifest))
     free = next((repo for repo in (*(each.repo for each in known if not each.gated), *spec.mirrors) if repo), None)
     elsewhere = None if free else manifest.extras.get(TOKENIZER_REPO)

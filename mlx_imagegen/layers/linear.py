@@ -6,7 +6,7 @@ and so is whether it is here in full, or shared out over several machines (shari
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,9 @@ class Linear(nn.Module):
     def runs(self, x: mx.array, lengths: Sequence[int]) -> list[mx.array]:
         """The output in runs of so many numbers. On a GPU each is a product of its own: of one product the rows of a
         run do not lie next to each other, and a norm would copy them first."""
-        stops = list(itertools.accumulate(lengths))
         if not on_gpu():
-            return list(mx.split(self(x), stops[:-1], axis=-1))
+            return split_runs(self(x), lengths, axis=-1)
+        stops = itertools.accumulate(lengths)
         return [self._rows(stop - length, stop)(x) for length, stop in zip(lengths, stops, strict=True)]
 
     def _rows(self, start: int, stop: int) -> "Linear":
@@ -127,6 +127,11 @@ class Linear(nn.Module):
     def held_shape(self) -> tuple[int, ...]:
         """Of the part of an empty layer's weight that is to be here."""
         return self.share.shape(self.weight.shape) if self.share else self.weight.shape
+
+
+def split_runs(x: mx.array, lengths: Iterable[int], axis: int = 0) -> list[mx.array]:
+    """Runs of such lengths, which follow each other along an axis."""
+    return list(mx.split(x, list(itertools.accumulate(lengths))[:-1], axis=axis))
 
 
 def unpacked(packed: Mapping[str, mx.array], packing: Packing) -> mx.array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..precision import on_gpu
 from .fused import fused, gated_sum_of_two
+from .linear import split_runs
 from .modulation import modulate, table_row
 from .products import Product, gated_sum_of
 
@@ -57,8 +58,8 @@ def by_part(function: Callable[..., mx.array], parts: Sequence[Part], *xs: mx.ar
     """`function(index, *tokens)` of each part, with its tokens of every x."""
     if len(parts) == 1:
         return function(0, *xs)
-    stops = np.cumsum([part.tokens for part in parts])[:-1].tolist()
-    pieces = zip(*(mx.split(x, stops, axis=1) for x in xs), strict=True)
+    lengths = [part.tokens for part in parts]
+    pieces = zip(*(split_runs(x, lengths, axis=1) for x in xs), strict=True)
     return mx.concatenate([function(index, *tokens) for index, tokens in enumerate(pieces)], axis=1)
 
 

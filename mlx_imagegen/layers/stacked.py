@@ -7,14 +7,13 @@ Must not know: families, files, which layers a family has.
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import split_heads
-from .linear import Linear
+from .linear import Linear, split_runs
 from .norm import RMSNorm
 from .rope import Rope, rotate_scaled
 
@@ -32,9 +31,8 @@ class Stacked:
         self.arrays: Arrays = self._linear
         for name, value in _tensors(layers[0]).items():
             self.arrays[name] = mx.concatenate([value, *[layer[name] for layer in layers[1:]]])
-            for layer, rows in zip(
-                layers, _runs(self.arrays[name], [len(layer[name]) for layer in layers]), strict=True
-            ):
+            runs = split_runs(self.arrays[name], [len(layer[name]) for layer in layers])
+            for layer, rows in zip(layers, runs, strict=True):
                 layer[name] = rows
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -81,7 +79,3 @@ def stack_layers(module: nn.Module) -> Iterator[Stacked | HeadNorms]:
 
 def _tensors(layer: Linear) -> Arrays:
     return {name: layer[name] for name in ("weight", "scales", "biases", "bias") if name in layer}
-
-
-def _runs(rows: mx.array, lengths: Sequence[int]) -> list[mx.array]:
-    return list(mx.split(rows, list(itertools.accumulate(lengths))[:-1]))

@@ -154,7 +154,6 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
 
 
 def _joined(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of all shards, and their metadata."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for path in paths:

@@ -8,8 +8,9 @@ Must not know: which stage it is for, what it computes.
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from types import MappingProxyType
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,10 +51,8 @@ class Component:
         self._build = build
         self.path = path  # where in the checkpoint's tree the module stands
         self._shapes = shapes or build
-        # Of each recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
-        self._planned: dict[PackingOf | None, list[Planned]] = {}
-        self._linears: dict[PackingOf | None, list[tuple[str, Shape, Packing | None]]] = {}
-        self._held: dict[PackingOf | None, tuple[int, int]] = {}
+        # By recipe: a plan asks a dozen times, and to build thousands of modules takes a tenth of a second.
+        self._plans: dict[PackingOf | None, _Plan] = {}
         self._module: nn.Module | None = None
 
     def empty(self) -> nn.Module:
@@ -70,9 +69,7 @@ class Component:
         """Makes it hold this machine's part of its layers alone from now on; None: all of them."""
         self.release()
         self.sharing = sharing
-        self.__dict__.pop("_empty_layers", None)
-        for known in (self._planned, self._linears, self._held):
-            known.clear()
+        self._plans.clear()
 
     @property
     def held_share(self) -> float:
@@ -81,7 +78,7 @@ class Component:
 
     def _shared(self, module: nn.Module) -> nn.Module:
         if self.sharing is not None:
-            self.sharing.mark(((join(self.path, path), layer) for path, layer in layers(module)), self.cuts)
+            self.sharing.mark(self._located(module), self.cuts)
         return module
 
     @property
@@ -104,9 +101,12 @@ class Component:
             mx.eval(each.arrays)
         mx.eval([own_parameters(layer) for _, layer in layers(module)])  # views: what is kept is not lazy
 
-    def loaded_layers(self) -> Iterator[tuple[str, nn.Module]]:
+    def loaded_layers(self) -> list[tuple[str, nn.Module]]:
+        return self._located(self.load())
+
+    def _located(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
         """Every layer with its path in the checkpoint."""
-        return ((join(self.path, path), layer) for path, layer in layers(self.load()))
+        return [(join(self.path, path), layer) for path, layer in layers(module)]
 
     def release(self) -> None:
         self._module = None
@@ -133,10 +133,8 @@ class Component:
 
     def held_bytes(self, size: int, recipe: PackingOf | None = None) -> int:
         """The same with floating-point numbers of that many bytes, or under another recipe."""
-        if recipe not in self._held:
-            self._held[recipe] = _counted(self.planned(recipe))
-        floats, rest_bytes = self._held[recipe]
-        return floats * size + rest_bytes
+        plan = self._plan(recipe)
+        return plan.floats * size + plan.rest_bytes
 
     @functools.cached_property
     def held_as(self) -> str:
@@ -156,27 +154,28 @@ class Component:
 
         `recipe`: as if it had been opened with this one.
         """
-        if recipe not in self._planned:
-            stored, recipe_packing = self.weights.stored, self.weights.recipe_packing
-            self._planned[recipe] = [
-                (path, layer, stored.get(path) or recipe_packing(layer, path, recipe))
-                for path, layer in self._empty_layers
-            ]
-        return self._planned[recipe]
+        return self._plan(recipe).layers
 
     def linears(self, recipe: PackingOf | None = None) -> Sequence[tuple[str, Shape, Packing | None]]:
         """Of `planned` the linear layers: path, [rows, columns] of what this machine holds, packing."""
-        if recipe not in self._linears:
-            self._linears[recipe] = [
-                (path, layer.held_shape, packing)
-                for path, layer, packing in self.planned(recipe)
-                if isinstance(layer, Linear)
-            ]
-        return self._linears[recipe]
+        return self._plan(recipe).linears
 
-    @functools.cached_property
-    def _empty_layers(self) -> list[tuple[str, nn.Module]]:
-        return [(join(self.path, path), layer) for path, layer in layers(self._shared(self._shapes()))]
+    def _plan(self, recipe: PackingOf | None) -> "_Plan":
+        if recipe not in self._plans:
+            known = next(iter(self._plans.values()), None)
+            empty = [each[:2] for each in known.layers] if known else self._located(self._shared(self._shapes()))
+            stored, recipe_packing = self.weights.stored, self.weights.recipe_packing
+            planned = [(path, layer, stored.get(path) or recipe_packing(layer, path, recipe)) for path, layer in empty]
+            linears = [(path, each.held_shape, packing) for path, each, packing in planned if isinstance(each, Linear)]
+            self._plans[recipe] = _Plan(planned, linears, *_counted(planned))
+        return self._plans[recipe]
+
+
+class _Plan(NamedTuple):
+    layers: Sequence[Planned]
+    linears: Sequence[tuple[str, Shape, Packing | None]]
+    floats: int  # how many floating-point numbers are held
+    rest_bytes: int  # of all others
 
 
 def _counted(planned: Iterable[Planned]) -> tuple[int, int]:

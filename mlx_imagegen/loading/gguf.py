@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,7 +149,7 @@ def read_gguf(path: Path, packed: bool = True) -> tuple[dict[str, Tensor], dict[
             raise CheckpointError(f"{path}: {what}; this library reads versions 2 and 3, little-endian. Convert it.")
         count = cursor.count("tensors", 24, TENSORS_LIMIT)
         metadata = _metadata(cursor, cursor.count("keys", 13, MAX_KEYS))
-        entries = [_entry(cursor, metadata) for _ in range(count)]
+        tensors = [_tensor(cursor, metadata, stamp) for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
             raise cursor.fail(f"its alignment is {shown(alignment)}")
@@ -158,7 +158,7 @@ def read_gguf(path: Path, packed: bool = True) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(
             f"{path} is one of {metadata[SPLIT]} files of a split GGUF; join them with llama.cpp's gguf-split --merge."
         )
-    stored = [_placed(path, entry, origin, stamp) for entry in entries]
+    stored = [replace(tensor, start=origin + tensor.start) for tensor in tensors]
     _check_extents(cursor, stored, (origin, size), alignment)
     return _presented(cursor, stored, packed), metadata
 
@@ -199,17 +199,8 @@ def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:
     return None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor as the header has it."""
-
-    name: str
-    shape: tuple[int, ...]  # slowest axis first
-    kind: int
-    offset: int  # from where the data begins
-
-
-def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
+def _tensor(cursor: _Cursor, metadata: Mapping[str, Any], stamp: Stamp) -> Tensor:
+    """As the header has it: `start` counts from where the data begins."""
     name, dims = cursor.text(), cursor.number("I")
     if dims > MAX_DIMS:
         raise cursor.fail(f"'{shown(name)}' has {dims} axes, and the format has {MAX_DIMS} at most")
@@ -230,28 +221,23 @@ def _entry(cursor: _Cursor, metadata: Mapping[str, Any]) -> _Entry:
             )
         shape = tuple(original)
     check_axes(cursor.path, name, shape)
-    return _Entry(name, shape, kind, offset)
+    if kind in PLAIN:
+        dtype = PLAIN[kind]
+        nbytes = math.prod(shape) * np.dtype(DTYPES[dtype][0]).itemsize
+        return Tensor(cursor.path, name, dtype, shape, offset, nbytes, file_stamp=stamp)
+    form, columns = BLOCK_FORMATS[kind], math.prod(shape[1:])
+    if not shape or columns % form.elements:
+        raise CheckpointError(
+            f"{cursor.path}: '{shown(name)}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
+            f" {form.elements}; take a file whose rows are, or the F16 version."
+        )
+    nbytes = math.prod(shape) // form.elements * form.nbytes
+    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
+    return BlockTensor(cursor.path, name, "F32", shape, offset, nbytes, form, **about)
 
 
 def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
-
-
-def _placed(path: Path, entry: _Entry, origin: int, stamp: Stamp) -> Tensor:
-    start, form = origin + entry.offset, BLOCK_FORMATS.get(entry.kind)
-    if form is None:
-        dtype = PLAIN[entry.kind]
-        nbytes = math.prod(entry.shape) * np.dtype(DTYPES[dtype][0]).itemsize
-        return Tensor(path, entry.name, dtype, entry.shape, start, nbytes, file_stamp=stamp)
-    columns = math.prod(entry.shape[1:])
-    if not entry.shape or columns % form.elements:
-        raise CheckpointError(
-            f"{path}: '{shown(entry.name)}' ({form.name}) has rows of {columns} numbers, which are no whole blocks of"
-            f" {form.elements}; take a file whose rows are, or the F16 version."
-        )
-    nbytes = math.prod(entry.shape) // form.elements * form.nbytes
-    about: dict[str, Any] = {"format": form.name, "unpacked": True, "file_stamp": stamp}
-    return BlockTensor(path, entry.name, "F32", entry.shape, start, nbytes, form, **about)
 
 
 def _check_extents(cursor: _Cursor, tensors: list[Tensor], data: tuple[int, int], alignment: int) -> None:

@@ -43,7 +43,6 @@ class Part:
 
 
 def index(parts: Iterable[Part]) -> dict[str, Any]:
-    """As JSON."""
     parts = list(parts)
     files = sorted({str(part.file.absolute()) for part in parts})
     numbers = {file: number for number, file in enumerate(files)}

@@ -6,7 +6,6 @@ Must not know: names' meanings, quantization.
 
 import math
 import os
-import struct
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +17,8 @@ from ..escaping import shown
 from .tensor import AGAIN, AXES_LIMIT, AXIS_LIMIT, DTYPES, REMEDY, TENSORS_LIMIT, Tensor
 
 HEADER_LIMIT_BYTES = 100 * 2**20  # the format's own limit; real headers with a thumbnail in them reach about 100 kB
+
+LFS_POINTER = b"version "  # how git leaves a large file that was not fetched
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,16 +54,24 @@ def _parsed(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 def _header_text(file: IO[bytes], path: Path, size: int) -> bytes:
     if size < 8:
         raise CheckpointError(f"{path} is not a complete safetensors file: it is only {size} bytes long. {REMEDY}")
-    try:
-        length = struct.unpack("<Q", file.read(8))[0]
-        if not 2 <= length <= min(size - 8, HEADER_LIMIT_BYTES):
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
-                f"{size} bytes. {REMEDY}"
-            )
-        text = file.read(length)
-    except struct.error as error:
-        raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}") from error
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, a few lines in the file's place. Run `git lfs pull` in its folder, or "
+            "download the file itself."
+        )
+    if length > HEADER_LIMIT_BYTES:
+        raise CheckpointError(
+            f"{path} is no safetensors file: it begins with {shown(ascii(start))}, not with a header's length. "
+            f"Give another file; if it has been one, {AGAIN}."
+        )
+    if not 2 <= length <= size - 8:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file: its header should be {length} bytes long in a file of "
+            f"{size} bytes. {REMEDY}"
+        )
+    text = file.read(length)
     if len(text) < length:
         raise CheckpointError(f"{path} ended while its header was read: it changed meanwhile. {REMEDY}")
     return text

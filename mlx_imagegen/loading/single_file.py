@@ -25,13 +25,9 @@ VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 # Components that no model consists of: they run next to one, which is given them by a parameter.
 NETWORK, IP_ADAPTER, REDUX = "control network", "IP-Adapter", "Redux"
 GIVEN_AS = {NETWORK: "control", IP_ADAPTER: "ip_adapter", REDUX: "redux"}
+NONE = r"(?!)"  # no module: a regular expression that matches nothing
 # Left in some files by the tools that wrote them; no module reads them.
 MARKERS = frozenset({"logit_scale", "__index_timestep_zero__", "spiece_model", "tekken_model", "tokenizer_json"})
-
-
-def with_its_folder(config: Mapping[str, Any], denoiser: Mapping[str, Any]) -> bool:
-    """`fits` of what is saved in a folder of its model alone: it goes with no other diffusion model's file."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,11 @@ class SingleFile:
     fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda config, denoiser: True
     architecture: str = ""  # that a GGUF file must give, where its names are another model's too
     channels_last: bool = False  # whether convolutions are in MLX's order of axes
-    dense: str = r"(?!)"  # a regular expression for modules that take no codes, where a file has them packed
+    dense: str = NONE  # a regular expression for modules that take no codes, where a file has them packed
     place: str = ""  # its folder in the model's; named like the component, if not given
     # `rename`, where a name's meaning depends on which others there are.
     rename_among: Callable[[Tensors], Rename] | None = None
     adds: str = ""  # of a part of the component that its own file lacks: that part, for people
-
-    def takes_no_codes(self, module: str) -> bool:
-        return re.search(self.dense, module) is not None
 
     @property
     def folder(self) -> str:
@@ -113,6 +106,16 @@ def find_layout(path: Path, tensors: Tensors, layout: SingleFile) -> Found | Non
         if inner and layout.matches(inner):
             return Found(layout, path, prefix, inner)
     return None
+
+
+def saved_by_mflux(
+    component: str, title: str, matches: Callable[[Tensors], bool], rename: Rename = same_names, dense: str = NONE
+) -> SingleFile:
+    """With MLX's order of a convolution's axes; it goes with no other diffusion model's file than its folder's."""
+    return SingleFile(
+        component, f"{title}, saved by mflux", matches, rename, channels_last=True, dense=dense,
+        fits=lambda config, denoiser: False,
+    )  # fmt: skip
 
 
 def shape(tensors: Tensors, name: str) -> tuple[int, ...]:

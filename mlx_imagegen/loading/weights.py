@@ -90,7 +90,6 @@ class Weights(NamedTensors):
         return LayerTensors(self, path, layer, values, values, packing)
 
     def read_weight(self, path: str) -> mx.array:
-        """A linear layer's weight, by itself."""
         return self.read(f"{path}.weight", self.linears[path])
 
     def gather(self, name: str, rows: Sequence[int], dtype: mx.Dtype) -> mx.array:

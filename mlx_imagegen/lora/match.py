@@ -26,8 +26,6 @@ Key = tuple[str, str, str]  # component, module path, parameter
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and its scale."""
-
     file: LoraFile
     scale: float = 1.0
     own: bool = False  # the manifest's, not the user's

@@ -8,7 +8,7 @@ Must not know: sampling, how weights are packed.
 
 import functools
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..escaping import quoted
 from ..families.base import Family
 from ..hub.download import Notify, notify_stderr
 from ..hub.manifest import Manifest, data_folder
-from ..layers.linear import Packing, unpacked
+from ..layers.linear import Packing, split_runs, unpacked
 from ..loading.names import runs
 from ..loading.tensors import NamedTensors
 from ..loading.transforms import LayerTensors, Transform
@@ -95,18 +95,19 @@ class Merge(Transform):
         return repr((self._merged_into(named.component, paths), stamp))
 
     def __call__(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
-        changes = self._changes.get((component, path, parameter))
-        if not changes:
-            return value
-        self.applied.add((component, path, parameter))
-        return _merged(value, changes)
+        return self._merged((component, path, parameter), value, self._changes)
 
     def from_source(self, component: str, path: str, parameter: str, value: mx.array) -> mx.array:
         """As a call, for what comes from a quantized checkpoint's source: with the LoRAs that were merged then."""
-        key = (component, path, parameter)
+        return self._merged((component, path, parameter), value, self._before, self._changes)
+
+    def _merged(self, key: Key, value: mx.array, *tables: Mapping[Key, Sequence[Change]]) -> mx.array:
+        changes = [change for table in tables for change in table.get(key, ())]
+        if not changes:
+            return value
         self.applied.add(key)
-        changes = [*self._before.get(key, ()), *self._changes.get(key, ())]
-        return _merged(value, changes) if changes else value
+        value = value.astype(mx.float32)  # every change is computed from the plain value
+        return _summed(value, [change.of(value) for change in changes])
 
     def rows(self, component: str, path: str, parameter: str, rows: mx.array, first: int, height: int) -> mx.array:
         """As a call, for a run of rows of a parameter that has `height` of them: for weights read in pieces."""
@@ -120,8 +121,7 @@ class Merge(Transform):
                 )
             self.applied.add(key)
             parts = runs(change.target, first, len(rows), height)
-            stops = np.cumsum([part.share for part in parts])[:-1].tolist()
-            pieces = zip(mx.split(rows, stops), parts, strict=True)
+            pieces = zip(split_runs(rows, [part.share for part in parts]), parts, strict=True)
             found.append(mx.concatenate([change.of(piece, part) for piece, part in pieces]))
         return _summed(rows, found)
 
@@ -145,7 +145,11 @@ class Merge(Transform):
 
     def notes(self) -> list[str]:
         """For the report."""
-        return self.match_lines() + self.loss_lines() + self._unused_line()
+        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
+        unused = (
+            [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
+        )
+        return self.match_lines() + self.loss_lines() + unused
 
     def match_lines(self) -> list[str]:
         """How many of each file's modules match."""
@@ -159,10 +163,6 @@ class Merge(Transform):
         mean = sum(self.survived.values()) / len(self.survived)
         least = f"least in {worst}: {self.survived[worst]:.0%}"
         return [f"quantization left {mean:.0%} of the LoRAs' change, {least}"]
-
-    def _unused_line(self) -> list[str]:
-        idle = sorted({f"{component}/{path}" for component, path, _ in self._changes.keys() - self.applied})
-        return [f"this picture did not use {len(idle)} of the modules that LoRAs change ({idle[0]} …)"] if idle else []
 
     def touches(self, component: str, path: str, parameter: str = "weight") -> bool:
         return (component, path, parameter) in self._changes
@@ -183,28 +183,18 @@ class Merge(Transform):
 
 def open_loras(wanted: Sequence[Wanted], notify: Notify = notify_stderr) -> list[Lora]:
     """The files of `lora=`, opened and checked by themselves."""
-    if not isinstance(wanted, list | tuple) or _is_one(wanted):
+    if not isinstance(wanted, list | tuple) or (len(wanted) == 2 and isinstance(wanted[1], Real)):  # one (file, scale)
         raise LoraError(f"lora={wanted!r}: give a list, as in lora=['style.safetensors', ('other.safetensors', 0.7)].")
     return [item if isinstance(item, Lora) else _opened(item, notify) for item in wanted]
 
 
 def _opened(item: Any, notify: Notify) -> Lora:
-    source, scale = _source_and_scale(item)
-    return Lora(open_lora(source, notify), scale)
-
-
-def _is_one(wanted: Any) -> bool:
-    """Whether it is one (file, scale), where a list is needed."""
-    return len(wanted) == 2 and isinstance(wanted[1], Real)
-
-
-def _source_and_scale(item: Any) -> tuple[str | Path, float]:
     source, scale = item if isinstance(item, tuple | list) and len(item) == 2 else (item, 1.0)  # JSON has no tuples
     if not isinstance(source, str | Path):
         raise LoraError(f"{quoted(item)} is no LoRA: give a file, or (file, scale).")
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(float(scale)) <= SCALE_LIMIT:
         raise LoraError(f"{source}: the scale {scale!r} is no number up to {SCALE_LIMIT:g}; 1 is the full LoRA.")
-    return source, float(scale)
+    return Lora(open_lora(source, notify), float(scale))
 
 
 def apply_loras(family: Family[Any], merge: Merge, matches: Sequence[Match], before: Sequence[Match] = ()) -> set[Key]:
@@ -261,12 +251,6 @@ def _by_parameter(matches: Sequence[Match]) -> dict[Key, list[Change]]:
             for key, changes in match.changes.items():
                 out.setdefault(key, []).extend(changes)
     return out
-
-
-def _merged(value: mx.array, changes: Sequence[Change]) -> mx.array:
-    """Every change is computed from the plain value."""
-    value = value.astype(mx.float32)
-    return _summed(value, [change.of(value) for change in changes])
 
 
 def _summed(value: mx.array, found: Sequence[mx.array]) -> mx.array:

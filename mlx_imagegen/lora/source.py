@@ -115,11 +115,6 @@ class Source:
         return local_folder(replace(self.manifest, repo=named, revision=revision or "main"))
 
     @property
-    def _shown(self) -> Path:
-        """The folder, or the files that it was put together from."""
-        return source_of(self.folder)
-
-    @property
     def _named(self) -> str:
         return str(self.record.get("source") or "the full-precision model")
 
@@ -132,7 +127,7 @@ class Source:
     def _refusal(self, matches: Sequence[Match], packed: Sequence[str]) -> str:
         missing = f"{self._named}, which it was made from, is not on this machine"
         return (
-            f"{self._shown} is quantized, and merging into its codes or tables would lose most of a LoRA "
+            f"{source_of(self.folder)} is quantized, and merging into its codes or tables would lose most of a LoRA "
             f"({len(packed)} modules, {packed[0]} …). The weights would be read from the full-precision model instead, "
             f"but {missing if self.record else 'it does not say from what it was made'}. Make a new folder with the "
             f"LoRA: {self._command(matches)}"

@@ -62,7 +62,10 @@ def pack_rows(rows: np.ndarray, packing: Packing, search: bool = False, importan
     out = {name: np.empty(shape, np.uint32 if name == "weight" else np.uint16) for name, shape in shapes.items()}
     for start, stop in _blocks(*rows.shape):
         groups = np.ascontiguousarray(rows[start:stop].reshape(-1, packing.group_size).T)  # [G, groups], a column each
-        counts = None if importance is None else _spread(importance, stop - start, packing.group_size)
+        counts = None
+        if importance is not None:  # as the groups: [G, groups]
+            columns = importance.astype(np.float32).reshape(-1, packing.group_size).T
+            counts = np.tile(columns, (1, stop - start))
         codes, scale, bias = fit(groups, packing.bits, search, counts)
         out["weight"][start:stop] = pack_codes(codes, packing.bits).T.reshape(stop - start, -1)
         out["scales"][start:stop] = to_bf16(scale).reshape(stop - start, -1)
@@ -216,11 +219,6 @@ def unpack_rows(packed: Packed, packing: Packing) -> np.ndarray:
 def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK // columns)
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _spread(importance: np.ndarray, rows: int, group_size: int) -> np.ndarray:
-    """[columns] -> [G, groups of so many rows]"""
-    return np.tile(importance.astype(np.float32).reshape(-1, group_size).T, (1, rows))
 
 
 def _pack_mode(weight: mx.array, packing: Packing) -> dict[str, mx.array]:

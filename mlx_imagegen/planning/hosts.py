@@ -85,7 +85,7 @@ def ways(
     gpu: bool | None = None,
     prompt: Prompt = NO_REFERENCES,
 ) -> list[Way]:
-    """Those that this picture can be shared out by. `parts`: of the layers, by host; nothing is loaded yet."""
+    """Ways that share this picture out. `parts`: of the layers, by host; nothing is loaded yet."""
     hosts = len(parts)
     alone = (plan(family, settings, gpu, prompt),) * hosts
     found = [Way(PICTURES, alone, Exchange(), hosts)]

@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..bfloat import to_bf16
-from ..layers.linear import Linear, Packing
+from ..layers.linear import Linear, Packing, split_runs
 from ..layers.products import Product
 from ..loading.component import Component
 from ..packing.affine import Packed, codes_for, fit, pack_codes, pack_rows, unpack_rows
@@ -103,7 +103,7 @@ class Watched(Linear):
 
     def runs(self, x: mx.array, lengths: Sequence[int]) -> list[mx.array]:
         """Of one product: its input counts once."""
-        return list(mx.split(self(x), list(itertools.accumulate(lengths))[:-1], axis=-1))
+        return split_runs(self(x), lengths, axis=-1)
 
 
 class WatchedComponent(Component):

@@ -65,8 +65,11 @@ class CalibrationCost:
 
 def calibration_cost(family: Family[Any], jobs: Sequence[Job], packings: Mapping[str, Packing]) -> CalibrationCost:
     statistics_bytes = sum(each.nbytes for each in empty_statistics(family.transformer, packings).values())
-    sizes = {(job.settings.width, job.settings.height, _reference_sizes(job)): job for job in jobs}.values()
-    plans = [plan(family, job.settings, prompt=job.prompt) for job in sizes]
+    sizes = {
+        (job.settings.width, job.settings.height, *(picture.size for picture in job.prompt.references)): job
+        for job in jobs
+    }
+    plans = [plan(family, job.settings, prompt=job.prompt) for job in sizes.values()]
     # All prompts are encoded before the first step.
     stages = [
         (stage, 0 if stage.name == "encode" else statistics_bytes) for planned in plans for stage in planned.stages
@@ -104,7 +107,3 @@ def too_large(manifest: Manifest, cost: CalibrationCost) -> str | None:
         f"{remedy} on a machine with more memory, whose folder is as good here; or leave calibrate "
         "out: without it a copy of any model is made in less than 1 GB."
     )
-
-
-def _reference_sizes(job: Job) -> tuple[tuple[int, int], ...]:
-    return tuple(picture.size for picture in job.prompt.references)

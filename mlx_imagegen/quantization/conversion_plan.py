@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraError, QuantizationError
+from ..escaping import ranged
 from ..families import open_family
 from ..families.base import Family
 from ..folding import Fold
@@ -78,7 +79,6 @@ class ConversionPlan:
         return calibration_cost(self.family, jobs, self.packings) if jobs else None
 
     def check_cost(self) -> None:
-        """Raises for pictures that this machine cannot draw."""
         if self.calibration_cost:
             check_calibration_cost(self.model.manifest, self.calibration_cost)
 
@@ -208,9 +208,5 @@ def _form(piece: Piece) -> str:
 
 
 def _range(name: str, pieces: Sequence[Piece]) -> str:
-    numbers = sorted({int(found[0]) for piece in pieces if (found := re.findall(r"(?<=\.)\d+(?=\.)", piece.path))})
-    if "#" not in name or not numbers:
-        return name
-    consecutive = numbers == list(range(numbers[0], numbers[-1] + 1))
-    text = f"{numbers[0]}-{numbers[-1]}" if consecutive and len(numbers) > 1 else ",".join(map(str, numbers))
-    return name.replace("#", f"{{{text}}}", 1).replace("#", "*")
+    numbers = [int(found[0]) for piece in pieces if (found := re.search(r"(?<=\.)\d+(?=\.)", piece.path))]
+    return name.replace("#", f"{{{ranged(numbers)}}}", 1).replace("#", "*") if "#" in name and numbers else name

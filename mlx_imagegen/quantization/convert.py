@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -53,7 +54,7 @@ class Conversion:
     layouts: Sequence[Layout]
     search: bool
     record: Mapping[str, Any]
-    merge: Merge | None = None
+    merge: Merge = field(default_factory=Merge)
     # What calibration measured, by (component, path): it decides those weights' codes and biases.
     statistics: Mapping[tuple[str, str], Statistics] = field(default_factory=dict)
     # How much a layer's inputs count, where the weights say it, by (component, path).
@@ -65,7 +66,7 @@ class Conversion:
 
     def merges(self, piece: Piece) -> bool:
         """Whether a LoRA changes this piece."""
-        return self.merge is not None and self.merge.touches(piece.component, piece.path, piece.parameter)
+        return self.merge.touches(piece.component, piece.path, piece.parameter)
 
 
 def identify(stamps: Mapping[Path, Stamp], layouts: Sequence[Layout], *more: object) -> str:
@@ -161,8 +162,8 @@ class Work:
     ):
         self._conversion, self._journal, self._stamps, self._progress = conversion, journal, stamps, progress
         runs = [(task, run) for task in tasks for run in task.runs]
-        self._shared = iter([(task, run) for task, run in runs if not self._needs_mlx(task.piece)])
-        self._own = iter([(task, run) for task, run in runs if self._needs_mlx(task.piece)])
+        self._shared = deque((task, run) for task, run in runs if not self._needs_mlx(task.piece))
+        self._own = deque((task, run) for task, run in runs if self._needs_mlx(task.piece))
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._total = sum(piece.count for layout in conversion.layouts for piece in layout.pieces)
@@ -189,16 +190,16 @@ class Work:
         return merged or (piece.packing is not None and piece.packing.mode != "affine")
 
     def _stop(self) -> None:
-        with self._lock:
-            for _ in self._shared:
-                pass
-            for _ in self._own:
-                pass
+        self._shared.clear()
+        self._own.clear()
 
-    def _take(self, runs: Iterator[tuple["Task", tuple[int, int]]]) -> None:
+    def _take(self, runs: deque[tuple[Task, tuple[int, int]]]) -> None:
         try:
-            while (taken := self._next(runs)) is not None:
-                task, (row, rows) = taken
+            while True:
+                try:
+                    task, (row, rows) = runs.popleft()
+                except IndexError:
+                    return
                 _convert_run(self._conversion, task, row, rows)
                 with self._lock:
                     task.remaining_runs -= 1
@@ -208,10 +209,6 @@ class Work:
         except Exception as error:  # carried to the caller's thread
             self._error = self._error or error
             self._stop()
-
-    def _next(self, runs: Iterator[tuple["Task", tuple[int, int]]]) -> tuple["Task", tuple[int, int]] | None:
-        with self._lock:
-            return next(runs, None)
 
     def _finish(self, task: Task) -> None:
         """Into the journal, unless the source has changed since the run began: then nothing of it can be trusted."""
@@ -267,7 +264,7 @@ def _convert_run(conversion: Conversion, task: Task, row: int, rows: int) -> Non
 def _merged(conversion: Conversion, piece: Piece, row: int, rows: int) -> np.ndarray:
     """Rows in float32, with every LoRA."""
     values, merge = piece.part.floats(row, rows), conversion.merge
-    if merge is None or not conversion.merges(piece):
+    if not conversion.merges(piece):
         return values
     plain = mx.array(values)
     merged = merge.rows(piece.component, piece.path, piece.parameter, plain, row, piece.part.shape[0])
@@ -350,12 +347,9 @@ def _write_small_files(conversion: Conversion, target: Path, copies: Sequence[Pa
             write_json(folder / layout.index_name(), index)
 
 
-def _sources(layouts: Sequence[Layout]) -> list[Path]:
-    return sorted({piece.part.path for layout in layouts for piece in layout.pieces})
-
-
 def stamps_of(layouts: Sequence[Layout]) -> dict[Path, Stamp]:
-    return {path: _stamp(path) for path in _sources(layouts)}
+    """Of the source files."""
+    return {path: _stamp(path) for path in sorted({piece.part.path for layout in layouts for piece in layout.pieces})}
 
 
 def _stamp(path: Path) -> Stamp:

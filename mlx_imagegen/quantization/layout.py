@@ -102,17 +102,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to be written: its header, and where each tensor's bytes begin."""
+    """One file to be written."""
 
     name: str
     pieces: tuple[Piece, ...]
+    header: bytes
+    offsets: Mapping[str, int]  # tensor name -> place in the file
 
-    @functools.cached_property
-    def _placed(self) -> tuple[bytes, dict[str, int]]:
+    @classmethod
+    def of(cls, name: str, pieces: Sequence[Piece]) -> "Shard":
         # Wide numbers first, so that each tensor begins at a multiple of its numbers' size.
-        tensors = sorted(
-            (out for piece in self.pieces for out in piece.outputs.values()), key=lambda out: -out.itemsize
-        )
+        tensors = sorted((out for piece in pieces for out in piece.outputs.values()), key=lambda out: -out.itemsize)
         entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
         offsets, end = {}, 0
         for out in tensors:
@@ -122,16 +122,8 @@ class Shard:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
-        return header, {name: len(header) + offset for name, offset in offsets.items()}
-
-    @property
-    def header(self) -> bytes:
-        return self._placed[0]
-
-    @property
-    def offsets(self) -> Mapping[str, int]:
-        """Tensor name -> place in the file."""
-        return self._placed[1]
+        places = {tensor: len(header) + offset for tensor, offset in offsets.items()}
+        return cls(name, tuple(pieces), header, places)
 
     @property
     def nbytes(self) -> int:
@@ -278,4 +270,4 @@ def _shards(pieces: Sequence[Piece], stem: str) -> Iterator[Shard]:
         size += piece.nbytes
     for number, run in enumerate(runs, 1):
         name = f"{stem}.safetensors" if len(runs) == 1 else f"{stem}-{number:05}-of-{len(runs):05}.safetensors"
-        yield Shard(name, tuple(run))
+        yield Shard.of(name, run)

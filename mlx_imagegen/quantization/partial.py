@@ -1,6 +1,5 @@
 """A folder that is complete or absent: it grows next to its place, under another name, and is renamed at the end.
 
-
 In: the place, what it is made from (an identity), how many bytes it will hold. Out: `Partial`, with a journal of what
 is finished, so that a run that was cut off, by kill -9 or a full disk, goes on where it stopped if it is made from the
 same, and else starts again. A folder that we did not make is never touched.
@@ -22,6 +21,7 @@ from ..documents import read_json, write_json
 from ..errors import ImagegenError, OutputError, QuantizationError
 from ..hub.record import RECORD
 from ..paths import expanded, visible
+from ..planning.plan import gigabytes
 
 JOURNAL = "journal.jsonl"
 PARTIAL_SUFFIX = ".partial"  # how a folder's name ends until it is complete
@@ -106,14 +106,12 @@ class Partial:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise OutputError(
-                        f"{self.folder} cannot be locked ({error.strerror}), so another run could spoil it; give an "
-                        "output on another disk."
-                    ) from error
-                raise OutputError(
-                    f"another quantize is writing {self.target} now; let it finish, or give another output."
-                ) from error
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    reason = f"another quantize is writing {self.target} now; let it finish, or give another output."
+                else:
+                    cause = f"cannot be locked ({error.strerror}), so another run could spoil it"
+                    reason = f"{self.folder} {cause}; give an output on another disk."
+                raise OutputError(reason) from error
             self._check_current(file)
             file.seek(0)
             *lines, torn = file.read().decode(errors="replace").split("\n")
@@ -156,8 +154,8 @@ class Partial:
         free = shutil.disk_usage(self.target.parent).free
         if need + SPARE_BYTES > free + present:
             raise OutputError(
-                f"{self.target} needs {need / 1e9:.2f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
-                f"{(free + present) / 1e9:.2f} GB. Free some room, or give an output folder on another disk."
+                f"{self.target} needs {gigabytes(need)} (and {SPARE_BYTES / 1e9:.0f} GB to spare), and its disk has "
+                f"{gigabytes(free + present)}. Free some room, or give an output folder on another disk."
             )
 
     @contextmanager
@@ -167,20 +165,15 @@ class Partial:
         except ImagegenError:
             raise
         except OSError as error:
+            place, again = error.filename or self.folder, "run it again: it goes on from there."
             if error.errno == errno.EFBIG:
-                raise OutputError(
-                    f"{error.filename or self.folder} became larger than its disk's file system or a limit of this "
-                    "process allows; give an output on another disk."
-                ) from error
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise OutputError(
-                    f"{error.filename or self.folder} could not be written or copied ({error.strerror}); see to its "
-                    "disk and run it again: it goes on from there."
-                ) from error
-            raise OutputError(
-                f"the disk became full while {self.folder} was written; free some room and run it again: it goes on"
-                " from there."
-            ) from error
+                limit = "its disk's file system or a limit of this process allows"
+                reason = f"{place} became larger than {limit}; give an output on another disk."
+            elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"the disk became full while {self.folder} was written; free some room and {again}"
+            else:
+                reason = f"{place} could not be written or copied ({error.strerror}); see to its disk and {again}"
+            raise OutputError(reason) from error
 
 
 def partial_path(target: Path) -> Path:

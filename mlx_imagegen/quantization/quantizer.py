@@ -86,10 +86,10 @@ def quantize(
 def write_conversion(
     plan: ConversionPlan,
     target: Path,
-    workers: int | None = None,
-    on_progress: Progress | None = None,
-    on_step: OnStep | None = None,
-    on_download: Notify = notify_stderr,
+    workers: int | None,
+    on_progress: Progress | None,
+    on_step: OnStep | None,
+    on_download: Notify,
 ) -> Path:
     """Writes what was planned into the folder `target`; the other parameters are `quantize`'s."""
     merge = plan.merge
@@ -134,19 +134,13 @@ def chosen_quant(quant: str | None, bits: int | None) -> str:
     """The recipe of `quant=` and `bits=`, of which one may be given."""
     if quant is not None and bits is not None:
         raise RequestError(f"quant {quant!r} and bits {bits!r} both name a recipe; give one of the two.")
-    if bits is not None:
-        return quant_of_bits(bits)
-    return DEFAULT_QUANT if quant is None else quant
-
-
-def quant_of_bits(bits: int) -> str:
-    """6 -> q6"""
-    name = f"q{bits}"
-    if name not in recipe_names():
+    if bits is not None and f"q{bits}" not in recipe_names():
         raise QuantizationError(
             f"bits {bits}: there are recipes for {', '.join(recipe_names())}; quant takes others, as files."
         )
-    return name
+    if bits is not None:
+        return f"q{bits}"
+    return DEFAULT_QUANT if quant is None else quant
 
 
 def _identity(plan: ConversionPlan, record: dict[str, Any], stamps: dict[Path, Stamp]) -> str:

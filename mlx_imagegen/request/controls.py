@@ -78,9 +78,7 @@ def _control(values: Mapping[str, Any], notes: list[str] | None) -> Control:
     picture, kind = open_picture(values["picture"], "control", notes=notes), FORM.text("kind", values.get("kind"))
     is_photo = kind == EDGES and not is_drawing(picture)
     if is_photo and notes is not None:
-        notes.append(
-            f"control: kind {EDGES} of a photo: its edges are drawn, by Canny's {LOW} and {HIGH}, and followed"
-        )
+        notes.append(f"control: kind {EDGES} of a photo: its edges are drawn by Canny's {LOW} and {HIGH}, and followed")
     model, strength = FORM.text("model", values.get("model")), values.get("strength", 1.0)
     strength = FORM.number("strength", strength, 0, STRENGTH_LIMIT)
     return Control(picture, model, strength, kind, start, end, is_photo)

@@ -122,9 +122,7 @@ def check_noise(noise: np.ndarray | None, step_noise: Sequence[np.ndarray] | Non
         if array is None:
             continue
         if array.shape != shape:
-            raise RequestError(
-                f"{name} has the shape {array.shape}; this picture needs {shape} unit normals in float32."
-            )
+            raise RequestError(f"{name} has the shape {array.shape}; this picture needs {shape} float32 unit normals.")
         if not np.isfinite(array).all():
             raise RequestError(f"{name} holds values that are no numbers (NaN or infinite); it must be unit normals.")
 

@@ -42,6 +42,7 @@ from .regions import Canvas, open_canvas
 from .shortcuts import as_asked, cache_rule, guided_shares
 from .sizes import Asked, Box, kept_box, size_of
 
+NO_LISTS = (str, bytes, Mapping)  # of prompts: what is one, or no prompt at all
 STAND_IN_SIDE = 1024  # pixels, of a picture in the place of the user's
 BETWEEN_BRANCHES = ("cfg", "cfg_from_0")  # of the manifests' kinds of guidance: the scale between two branches
 
@@ -67,6 +68,11 @@ class Job:
     notes: tuple[str, ...] = ()
     upsampler: str | None = None  # that is to write the prompt's caption first, by name or folder
     upsampled_from: str | None = None  # what the prompt is a caption of
+
+    @property
+    def lacks_words(self) -> bool:
+        """Whether the model is to find them: what its reference shows."""
+        return not self.prompt.text.strip() and not any(image.adapter.in_prompt for image in self.prompt.images)
 
     @property
     def encodes_images(self) -> bool:
@@ -114,7 +120,7 @@ class Job:
     def captioned(self, caption: str) -> "Job":
         """With what the upsampler has written in place of the prompt."""
         prompt = replace(self.prompt, text=caption)
-        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked, upsampler=None)
+        return replace(self, prompt=prompt, asked=caption, upsampled_from=self.asked.strip() or None, upsampler=None)
 
     def _values(self, kind: str) -> dict[str, Any]:
         """By parameter; None where there is none to give again."""
@@ -172,7 +178,8 @@ def resolve(
     **parameters: Any,
 ) -> list[Job]:
     """The jobs of one request, as generate() takes it: every prompt with every seed, prompts outermost."""
-    prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
+    is_one = isinstance(prompt, NO_LISTS) or not isinstance(prompt, Iterable)
+    prompts: list[Any] = [prompt] if is_one else list(prompt)
     if not prompts:
         raise RequestError("no prompt is given; say what the picture should show.")
     check_names(parameters, PICTURE_FIELDS)
@@ -275,9 +282,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
     """The seeds of a request: those given; or `count` from the one given, or from a fresh one, upwards."""
     if isinstance(seed, Iterable):
         if count is not None:
-            raise RequestError(
-                "give several seeds or a count, not both: a count means that many seeds from one upwards."
-            )
+            raise RequestError("give several seeds or a count, not both: a count is that many seeds from one upwards.")
         seeds = [_seed(single) for single in seed]
         if not seeds:
             raise RequestError("seed: the list is empty; give one or more, or leave it out.")
@@ -291,7 +296,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int | None) -> list[int]:
 
 
 def usual_job(manifest: Manifest, size_multiple: int, **parameters: Any) -> Job:
-    """The manifest's usual picture, to plan with; pictures that the model needs and none gave are blank squares."""
+    """The manifest's usual picture, to plan with; a picture that the model needs and is not given is blank."""
     blank, needs = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), manifest.extras.get("needs", ())
     given: dict[str, Any] = {"references": [blank] * manifest.extras.get("references_least", 0)}
     given |= {"image": blank, "mask_box": (0, 0, STAND_IN_SIDE, STAND_IN_SIDE)} if "mask" in needs else {}
@@ -308,11 +313,14 @@ def _text(manifest: Manifest, prompt: str, images: Sequence[ImagePrompt] = ()) -
     """`images`: those that stand in the prompt may be all of it."""
     if not isinstance(prompt, str):
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
-    if not prompt.strip() and not any(image.adapter.in_prompt for image in images):
-        raise RequestError(
-            f"the prompt is empty; {options.layers_prompt(manifest) or 'say what the picture should show'}."
-        )
+    if not prompt.strip() and not any(image.adapter.in_prompt for image in images) and not describes(manifest):
+        raise RequestError("the prompt is empty; say what the picture should show.")
     return prompt
+
+
+def describes(manifest: Manifest) -> bool:
+    """Whether the model finds words for a picture where none are given."""
+    return options.takes(manifest, "layers")
 
 
 def _seed(seed: int) -> int:
@@ -343,9 +351,7 @@ def _strength(manifest: Manifest, strength: float | None, canvas: Canvas | None)
     strength = usual if strength is None else strength
     low, high = limits("strength")
     if not low < strength <= high:
-        raise RequestError(
-            f"strength {strength}: give a number above {low} (keep the picture) and up to {high} (replace it)."
-        )
+        raise RequestError(f"strength {strength}: give a number above {low} (keep it) and up to {high} (replace it).")
     return float(strength)
 
 
@@ -377,9 +383,7 @@ def _guidance(
         notes.append(f"{manifest.name} is distilled: it takes no guidance, {guidance} has no effect")
     if manifest.guidance in BETWEEN_BRANCHES:
         if true_cfg is not None:
-            raise RequestError(
-                f"true_cfg: {manifest.name}'s guidance already is the scale between two branches; use guidance."
-            )
+            raise RequestError(f"true_cfg: {manifest.name}'s guidance is the scale between two branches; use guidance.")
         scale = manifest.defaults.guidance if guidance is None else guidance
         embedded, cfg = (0.0, scale) if manifest.guidance == "cfg" else (scale, 1 + scale)
         if 0 < cfg < 1:

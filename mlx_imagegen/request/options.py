@@ -19,6 +19,7 @@ from ..hub.manifest import Manifest
 from ..hub.networks import network_to_fetch
 from ..image import Box
 from ..previews import FAST, FULL, TINY, tiny_file
+from .kinds import TEXT
 from .parameters import PARAMETERS, SAMPLING_FIELDS, limits
 
 SAMPLERS = ("unipc", "flow_match", "flash")
@@ -35,7 +36,8 @@ def check_types(given: Mapping[str, Any]) -> None:
     for row in PARAMETERS:
         value = given.get(row.name)
         if value is not None and not row.kind.accepts(value):
-            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}.")
+            meaning = f" ({row.help})" if row.kind is TEXT else ""  # which text
+            raise RequestError(f"{row.name} {quoted(value)}: give {row.kind.description}{meaning}.")
 
 
 def check_callable(**given: Any) -> None:
@@ -181,7 +183,7 @@ def _box(box: Any) -> Box:
 
 
 def switches(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Some models' that are on: an alpha, and a guided velocity that is no longer than the prompt's own."""
+    """Those of some models that are on: an alpha, and a guided velocity no longer than the prompt's own."""
     refused = {
         "cfg_normalization": f"{manifest.name} does not take it; leave it out.",
         "transparent": f"{manifest.name}'s pictures have no alpha; leave it out, or use qwen-image-2.1.",
@@ -204,18 +206,6 @@ def preview(manifest: Manifest, kind: str | None) -> str:
 def takes(manifest: Manifest, parameter: str) -> bool:
     """Whether a model takes a parameter that only some do."""
     return parameter in manifest.extras.get("takes", ())
-
-
-def layers_prompt(manifest: Manifest) -> str | None:
-    """What to write for a model that takes a picture apart. diffusers has its text encoder describe the picture where
-    no words are given."""
-    if not takes(manifest, "layers"):
-        return None
-    return (
-        f"say what the whole picture shows, hidden parts as well: {manifest.name} takes it apart by these words, and "
-        "does not write them itself. A model that sees pictures can: python -m mlx_vlm generate --model "
-        "mlx-community/Qwen2.5-VL-7B-Instruct-4bit --image FILE --prompt 'Describe this image in detail'"
-    )
 
 
 def layers(manifest: Manifest, count: int | None) -> dict[str, Any]:

@@ -104,6 +104,11 @@ def _mask(
 def open_mask(mask: Picture) -> Image.Image:
     """What is transparent in the mask counts as black. An array may have one channel, and be of truth values."""
     if isinstance(mask, np.ndarray):
+        if mask.ndim not in (2, 3):
+            raise RequestError(
+                "mask: an array must have the shape [height, width], or [height, width, 3 or 4], this one has "
+                f"{mask.shape}."
+            )
         levels = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
         mask = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     picture, opaque = open_with_alpha(mask, "mask")

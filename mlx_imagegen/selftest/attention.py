@@ -1,4 +1,4 @@
-"""Attention: every head size in use, with equal or fewer key heads, with and without a mask."""
+"""Attention: every head size in use, equal or fewer key heads, with and without a mask; and the gated delta rule."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,9 +8,10 @@ import numpy as np
 
 from ..layers.attention import attend
 from ..precision import dtype_name
+from ..text.gated_delta import gated_delta
 from .check import Check, compared, drawn, dtypes, real
 
-ATTENTION = "attention"
+ATTENTION, DELTA = "attention", "gated delta rule"
 # The scores, and the weights after the softmax, may be rounded to the inputs' dtype.
 LIMITS = {mx.bfloat16: 2e-2, mx.float16: 3e-3, mx.float32: 1e-4}
 CAUSAL, PADDED, ADDED = "causal", "padding masked", "bias added"
@@ -41,6 +42,8 @@ def cases() -> list[Case]:
         Case("CLIP", 2, 2, 77, 77, 64, CAUSAL),
         Case("vision tower", 2, 2, real(1024, 129), real(1024, 129), 80),
         Case("one query", 2, 2, 1, real(1126, 230), 128),
+        Case("upsampler's prompt", 4, 1, real(1025, 129), real(1025, 129), 256, CAUSAL),
+        Case("upsampler's next token", 4, 1, 1, real(1126, 230), 256),
         Case("FLUX.1's autoencoder", 1, 1, real(128, 33), pixels, 512, dtypes=(mx.float32,)),
         Case("Qwen-Image's autoencoder", 1, 1, real(128, 33), pixels, 384, dtypes=(mx.float32,)),
     ]
@@ -50,6 +53,7 @@ def attention_checks() -> Iterator[Check]:
     for case in cases():
         for dtype in case.dtypes or dtypes():
             yield attention_check(case, dtype)
+    yield delta_check(real(1025, 129), 128)
 
 
 def attention_check(case: Case, dtype: mx.Dtype) -> Check:
@@ -90,3 +94,19 @@ def _mask(case: Case, dtype: mx.Dtype) -> tuple[mx.array | str | None, np.ndarra
     if case.mask == ADDED:
         return drawn(dtype, 1, case.heads, case.queries, case.keys, part=7)
     return None, 0.0
+
+
+def delta_check(tokens: int, size: int) -> Check:
+    """In chunks by MLX, token by token by NumPy; a row is what one token reads."""
+    (q, queries), (k, keys), (v, values) = (drawn(mx.float32, 1, 1, tokens, size, part=part) for part in (0, 3, 5))
+    norms = np.linalg.norm(keys, axis=-1, keepdims=True)
+    decays, shares = -np.abs(values[..., 0]), 1 / (1 + np.exp(queries[..., 0]))
+    memory = mx.zeros((1, 1, size, size))
+    out, _ = gated_delta(q, k / mx.array(norms), v, mx.array(decays), mx.array(shares), memory)
+    held, expected = np.zeros((size, size)), []
+    for token in range(tokens):
+        query, key, value, decay, share = (x[0, 0, token] for x in (queries, keys / norms, values, decays, shares))
+        held *= np.exp(decay)
+        held += np.outer(key, (value - key @ held) * share)
+        expected.append(query @ held)
+    return compared(DELTA, f"float32, [{tokens}, {size}]", out[0, 0], np.stack(expected), LIMITS[mx.float32])

@@ -117,6 +117,8 @@ def activation_checks(dtype: mx.Dtype, tokens: int, width: int) -> Iterator[Chec
     for name, expected in ACTIVATIONS.items():
         out = getattr(activation, name)(x)
         yield compared(ACTIVATION, f"{name}, {case}", out, expected(numbers.astype(np.float64)), LIMITS[dtype])
+    gates = 1 / (1 + np.exp(-numbers.astype(np.float64)))
+    yield compared(ACTIVATION, f"sigmoid, {case}", mx.sigmoid(x), gates, LIMITS[dtype])
     out = activation.swiglu(x, y)
     # The product of two rounded numbers is rounded once more.
     yield compared(ACTIVATION, f"swiglu, {case}", out, _silu(numbers) * others, 2 * LIMITS[dtype])

@@ -31,19 +31,13 @@ async def read_body(request: Request) -> dict[str, Any]:
     form's lists, as in `image[]`, are lists."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await read_json(request)
-    fields: dict[str, Any] = {}
+    values: dict[str, list[Any]] = {}
+    lists: set[str] = set()
     # Starlette answers 400 to forms that it cannot read or that have too many parts.
     async with request.form(max_files=FORM_FILES, max_fields=FORM_FIELDS, max_part_size=FORM_TEXT_BYTES) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
             read = await value.read() if isinstance(value, UploadFile) else from_text(name, value)
-            if name in fields or name != key:
-                fields.setdefault(name, [])
-                fields[name] = [*_listed(fields[name]), read]
-            else:
-                fields[name] = read
-    return fields
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+            values.setdefault(name, []).append(read)
+            lists |= {name} if name != key else set()
+    return {name: each if name in lists or len(each) > 1 else each[0] for name, each in values.items()}

@@ -145,7 +145,12 @@ def check_quant(name: str | None) -> str | None:
 
 def size_multiple(entry: Entry) -> int:
     """What sizes must be a multiple of: a folder's own files say."""
-    return _opened(entry.source)[0].size_multiple if entry.is_folder else multiple_of(entry.manifest)
+    return _folders_multiple(entry.source) if entry.is_folder else multiple_of(entry.manifest)
+
+
+@functools.cache
+def _folders_multiple(source: str) -> int:
+    return _opened(source)[0].size_multiple
 
 
 @functools.cache
@@ -156,7 +161,6 @@ def fits(source: str) -> tuple[Fit, ...]:
     return tuple(Fit(quant, peak, peak <= memory_limit().most_bytes) for quant, peak in peaks)
 
 
-@functools.cache
 def _opened(source: str) -> tuple[Family[Any], Manifest]:
     """Headers alone."""
     found = find(source)

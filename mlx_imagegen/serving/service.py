@@ -89,13 +89,10 @@ class Service:
             job.move(CANCELLED)
             log(summary(job))
 
-    def position(self, job: Job) -> int | None:
-        """How many jobs come before this one; None for one that does not wait."""
-        order = self.queue.order()
-        return order.index(job) + (self.worker.current is not None) if job in order else None
-
     def describe(self, job: Job) -> dict[str, Any]:
-        return job.describe(self.position(job))
+        """With its position, where it waits: how many jobs come before it."""
+        order = self.queue.order()
+        return job.describe(order.index(job) + (self.worker.current is not None) if job in order else None)
 
     def stop(self, seconds: float) -> None:
         """Cancels all jobs, and waits up to `seconds` for the one that is being drawn."""

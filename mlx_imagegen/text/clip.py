@@ -21,8 +21,32 @@ from ..loading.config import HEADS, INDEX, LAYERS, MANY, POSITIVE, Config
 OLD_EOS_TOKEN_ID = 2
 
 
-@dataclass(frozen=True)
-class CLIPConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(Config):
+    """What CLIP's and SigLIP's encoders have in common."""
+
+    hidden_act: str
+    hidden_size: int
+    intermediate_size: int
+    layer_norm_eps: Annotated[float, POSITIVE]
+    num_attention_heads: Annotated[int, HEADS]
+    num_hidden_layers: Annotated[int, LAYERS]
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.hidden_act not in ACTIVATIONS:
+            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
+        if self.hidden_size % self.num_attention_heads:
+            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
+
+    def encoder(self, mask: str | None = None) -> dict[str, list[EncoderLayer]]:
+        """The layers, empty, by the checkpoint's name."""
+        sizes = self.hidden_size, self.intermediate_size, self.num_attention_heads
+        kind = self.layer_norm_eps, self.hidden_act, mask
+        return {"layers": [EncoderLayer(*sizes, *kind) for _ in range(self.num_hidden_layers)]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig(EncoderConfig):
     """text_encoder/config.json"""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
@@ -31,30 +55,16 @@ class CLIPConfig(Config):
     )
     CLASSES: ClassVar[frozenset[str]] = frozenset({"clip_text_model"})
 
-    hidden_act: str
-    hidden_size: int
-    intermediate_size: int
-    layer_norm_eps: Annotated[float, POSITIVE]
     max_position_embeddings: int
-    num_attention_heads: Annotated[int, HEADS]
-    num_hidden_layers: Annotated[int, LAYERS]
     vocab_size: Annotated[int, MANY]
     eos_token_id: Annotated[int, INDEX]
-
-    def misfits(self) -> Iterator[tuple[str, str]]:
-        if self.hidden_act not in ACTIVATIONS:
-            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
-        if self.hidden_size % self.num_attention_heads:
-            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
 
 class ClipTextModel(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.embeddings = {"position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size)}
-        layer = config.hidden_size, config.intermediate_size, config.num_attention_heads
-        kind = config.layer_norm_eps, config.hidden_act, "causal"
-        self.encoder = {"layers": [EncoderLayer(*layer, *kind) for _ in range(config.num_hidden_layers)]}
+        self.encoder = config.encoder("causal")
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self._eos_token_id = config.eos_token_id
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..loading.names import Rename, RowRange
-from ..loading.single_file import SingleFile, Tensors, count, has, renamed, shape, substitute, with_its_folder
+from ..loading.names import RowRange, slices
+from ..loading.single_file import SingleFile, Tensors, count, has, renamed, saved_by_mflux, shape, substitute
 
 Config = Mapping[str, Any]
 Fits = Callable[[Config, Config], bool]  # (the encoder's config.json, the diffusion model's)
@@ -117,8 +117,7 @@ def mflux_t5_file(component: str) -> SingleFile:
         yield RowRange(substitute(name, MFLUX_T5))
 
     matches = has("t5_blocks.0.attention.SelfAttention.q.weight")
-    dense, title = r"\.relative_attention_bias$", "T5 v1.1, saved by mflux"
-    return SingleFile(component, title, matches, rename, dense=dense, fits=with_its_folder)
+    return saved_by_mflux(component, "T5 v1.1", matches, rename, r"\.relative_attention_bias$")
 
 
 def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -142,39 +141,33 @@ def qwen2_5_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
 def mflux_qwen2_5_vl_file(component: str) -> SingleFile:
     """Qwen2.5-VL as mflux saves it, without the head, which no picture needs."""
     matches = has("encoder.layers.0.self_attn.k_proj.bias", "encoder.norm.weight")
-    title, rename = "Qwen2.5-VL, saved by mflux", renamed(*MFLUX_QWEN_2_5, drop=COMPUTED)
-    dense, fits = r"^encoder\.visual\.", with_its_folder
-    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
+    rename = renamed(*MFLUX_QWEN_2_5, drop=COMPUTED)
+    return saved_by_mflux(component, "Qwen2.5-VL", matches, rename, r"^encoder\.visual\.")
 
 
 def qwen3_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     """Qwen3 of any size."""
 
-    def config(tensors: Tensors) -> dict[str, Any]:
-        return _qwen3_config(tensors, "model")
-
     plain = has("model.layers.0.self_attn.q_norm.weight", "model.norm.weight", without=(QWEN3_VL_TOWER,))
     prefixes = ("", "text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.")
     gguf = has(GGUF_QWEN3, "output_norm.weight")
     return (
-        SingleFile(component, "Qwen3", plain, config=config, prefixes=prefixes, fits=fits),
-        _in_gguf(component, "Qwen3", gguf, GGUF_DECODER, config, fits, "qwen3"),
+        SingleFile(component, "Qwen3", plain, config=_qwen3_config, prefixes=prefixes, fits=fits),
+        _in_gguf(component, "Qwen3", gguf, GGUF_DECODER, _qwen3_config, fits, "qwen3"),
     )
 
 
 def mflux_qwen3_file(component: str) -> SingleFile:
     """Qwen3, or Qwen3-VL without its vision tower, as mflux saves them."""
     matches = has("layers.0.self_attn.q_norm.weight", "embed_tokens.weight")
-    rename, title = renamed((r"^", "model."), drop=COMPUTED), "Qwen3, saved by mflux"
-    return SingleFile(component, title, matches, rename, fits=with_its_folder)
+    return saved_by_mflux(component, "Qwen3", matches, renamed((r"^", "model."), drop=COMPUTED))
 
 
 def mflux_qwen3_vl_file(component: str) -> SingleFile:
     """Qwen3-VL with its vision tower, which takes numbers."""
     matches = has("language_model.layers.0.self_attn.q_norm.weight", "visual.patch_embed.proj.weight")
     rename = renamed((r"^", "model."), (r"^model\.lm_head\.", "lm_head."), drop=COMPUTED)
-    dense, title, fits = r"^visual\.", "Qwen3-VL, saved by mflux", with_its_folder
-    return SingleFile(component, title, matches, rename, channels_last=True, dense=dense, fits=fits)
+    return saved_by_mflux(component, "Qwen3-VL", matches, rename, r"^visual\.")
 
 
 def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
@@ -183,7 +176,7 @@ def qwen3_vl_files(component: str, fits: Fits) -> tuple[SingleFile, ...]:
     and the file says which of the two it is."""
 
     def config(tensors: Tensors) -> dict[str, Any]:
-        text = {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}
+        text = slices(tensors, rename)
         position, merged = (shape(text, f"model.visual.{name}.weight") for name in ("pos_embed", "merger.linear_fc2"))
         vision = {"num_position_embeddings": position[0], "hidden_size": position[1], "out_hidden_size": merged[0]}
         vision["depth"] = count(text, r"model\.visual\.blocks\.(\d+)\.")
@@ -228,7 +221,7 @@ def _mistral_in_gguf(component: str, fits: Fits) -> SingleFile:
         yield RowRange(substitute(name, GGUF_DECODER), interleaved=head)
 
     matches = has("blk.0.attn_output.weight", "token_embd.weight", without=(GGUF_QWEN3, "blk.0.attn_q.bias"))
-    config, title = (lambda tensors: _width(_under(rename, tensors))), "Mistral Small 3 in llama.cpp's names"
+    config, title = (lambda tensors: _width(slices(tensors, rename))), "Mistral Small 3 in llama.cpp's names"
     return SingleFile(component, title, matches, rename, config, fits=fits)
 
 
@@ -253,7 +246,7 @@ def _width(tensors: Tensors) -> dict[str, Any]:
     return {"hidden_size": shape(tensors, "model.embed_tokens.weight")[1]}
 
 
-def _qwen3_config(tensors: Tensors, model: str) -> dict[str, Any]:
+def _qwen3_config(tensors: Tensors, model: str = "model") -> dict[str, Any]:
     layer = f"{model}.layers.0.self_attn"
     head = shape(tensors, f"{layer}.q_norm.weight")[0]
     return _decoder_config(tensors, model) | {
@@ -284,10 +277,6 @@ def _in_gguf(
 ) -> SingleFile:
     rename = renamed(*rules)
     return SingleFile(
-        component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(_under(rename, tensors)),
+        component, f"{title} in llama.cpp's names", matches, rename, lambda tensors: config(slices(tensors, rename)),
         fits=fits, architecture=architecture,
     )  # fmt: skip
-
-
-def _under(rename: Rename, tensors: Tensors) -> Tensors:
-    return {target.name: tensor for name, tensor in tensors.items() for target in rename(name)}

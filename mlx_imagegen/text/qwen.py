@@ -229,6 +229,16 @@ class LanguageModel(nn.Module):
             x, _ = layer(x, rope, mask, prefix[index] if prefix else None)
         return self.norm(x)
 
+    def continued(self, x: mx.array, rope: Rope, kept: Sequence[KeyValues] | None) -> tuple[mx.array, list[KeyValues]]:
+        """The features of x, which follows what `kept` is of, and the keys and values of both, evaluated."""
+        after = []
+        for index, layer in enumerate(self.layers):
+            before = kept[index] if kept else None
+            x, pair = layer(x, rope, None if x.shape[1] == 1 else "causal", before)
+            after.append(prefixed(pair, before))
+        mx.eval(x, after)
+        return self.norm(x), after
+
     def features_of(
         self, x: mx.array, rope: Rope, prefix: Sequence[KeyValues], tokens: slice, after_first: AfterFirstBlock
     ) -> mx.array:
@@ -255,12 +265,9 @@ class LanguageModel(nn.Module):
         transformers calls hidden_states. Layers after the last one asked for are not run. `deepstack`: as
         `keys_values` takes it."""
         kept = {0: x}
-        for index, layer in enumerate(self.layers[: max(layers)]):
-            x, _ = layer(x, rope, mask, None)
-            if index < len(deepstack):
-                x = x + deepstack[index]
-            if index + 1 in layers:
-                kept[index + 1] = x
+        for count, (state, _) in enumerate(self._passed(x, rope, mask, max(layers), deepstack), 1):
+            if count in layers:
+                kept[count] = state
         return [kept[count] for count in layers]
 
     def unattended_states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
@@ -274,14 +281,19 @@ class LanguageModel(nn.Module):
     def keys_values(self, x: mx.array, rope: Rope, deepstack: Sequence[mx.array] = ()) -> list[KeyValues]:
         """Each layer's keys and values for x, attending causally, evaluated. `deepstack`: [1, L, D] each, added after
         the first layers (Qwen3-VL's vision features; zero at other tokens)."""
-        out = []
-        for index, layer in enumerate(self.layers):
-            x, pair = layer(x, rope, "causal", None)
-            if index < len(deepstack):
-                x = x + deepstack[index]
-            out.append(pair)
+        out = [pair for _, pair in self._passed(x, rope, "causal", len(self.layers), deepstack)]
         mx.eval(out)  # the last layer's own output is never asked for, so it is not computed
         return out
+
+    def _passed(
+        self, x: mx.array, rope: Rope, mask: mx.array | str | None, count: int, deepstack: Sequence[mx.array]
+    ) -> Iterator[tuple[mx.array, KeyValues]]:
+        """The residual stream after each of the first `count` layers, and that layer's keys and values."""
+        for index, layer in enumerate(self.layers[:count]):
+            x, pair = layer(x, rope, mask, None)
+            if index < len(deepstack):
+                x = x + deepstack[index]
+            yield x, pair
 
 
 def cuts(config: QwenConfig) -> Cuts:

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -71,29 +71,23 @@ def cuts(config: T5Config) -> Cuts:
 class T5Encoder(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
-        self.encoder = Stack(config)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """[B, L, D] -> [B, L, D]"""
-        return self.encoder(x)
-
-
-class Stack(nn.Module):
-    def __init__(self, config: T5Config):
-        super().__init__()
-        self.block = [Block(config, first=index == 0) for index in range(config.num_layers)]
-        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        blocks = [Block(config, first=index == 0) for index in range(config.num_layers)]
+        self.encoder: dict[str, Any] = {"block": blocks, "final_layer_norm": norm}
         self._max_distance = config.relative_attention_max_distance
 
     def __call__(self, x: mx.array) -> mx.array:
+        """[B, L, D] -> [B, L, D]"""
         bias = self._bias(x.shape[1]).astype(x.dtype)
-        for block in self.block:
+        for block in self.encoder["block"]:
             x = block(x, bias)
-        return self.final_layer_norm(x)
+        features: mx.array = self.encoder["final_layer_norm"](x)
+        return features
 
     def _bias(self, length: int) -> mx.array:
         """What attention adds between any two places, [1, H, L, L]."""
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
+        first: Attention = self.encoder["block"][0].layer[0]["SelfAttention"]
+        table = first.relative_attention_bias.weight  # [buckets, H]
         buckets = mx.array(distance_buckets(length, len(table), self._max_distance))
         # Made contiguous once, as all blocks' kernels read it.
         return mx.contiguous(table.T[:, buckets][None])
@@ -102,22 +96,17 @@ class Stack(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: T5Config, first: bool):
         super().__init__()
-        self.layer = [AttentionLayer(config, first), FeedForwardLayer(config)]
+        norms = [RMSNorm(config.d_model, config.layer_norm_epsilon) for _ in range(2)]
+        self.layer: list[dict[str, nn.Module]] = [
+            {"SelfAttention": Attention(config, first), "layer_norm": norms[0]},
+            {"DenseReluDense": GatedFeedForward(config), "layer_norm": norms[1]},  # there is no ReLU in v1.1
+        ]
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         attention, feed_forward = self.layer
-        out: mx.array = feed_forward(attention(x, bias))
+        x = x + attention["SelfAttention"](attention["layer_norm"](x), bias)
+        out: mx.array = x + feed_forward["DenseReluDense"](feed_forward["layer_norm"](x))
         return out
-
-
-class AttentionLayer(nn.Module):
-    def __init__(self, config: T5Config, first: bool):
-        super().__init__()
-        self.SelfAttention = Attention(config, first)
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-
-    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
-        return x + self.SelfAttention(self.layer_norm(x), bias)
 
 
 class Attention(nn.Module):
@@ -135,21 +124,10 @@ class Attention(nn.Module):
         return self.o(attend(q, k, v, scale=1.0, mask=bias))
 
 
-class FeedForwardLayer(nn.Module):
-    def __init__(self, config: T5Config):
-        super().__init__()
-        self.DenseReluDense = GatedFeedForward(config)  # the checkpoint's name; there is no ReLU in v1.1
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return x + self.DenseReluDense(self.layer_norm(x))
-
-
 class GatedFeedForward(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
-        self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
-        self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_0, self.wi_1 = (Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
         self.wo = Linear(config.d_ff, config.d_model, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer as Engine
 
 from ..documents import TEXT_LIMIT_BYTES, read_file
 from ..errors import ConfigError, MissingFileError, RequestError
-from ..escaping import quoted, shown
-from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, special, unigram
+from ..escaping import quoted
+from .vocabulary import VocabularyFiles, add_tokens, bpe, read_vocabulary, readable, special, unigram
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_WORD_END = "</w>"
@@ -172,13 +172,8 @@ def tekken_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise MissingFileError(f"{path} is not there; download the tokenizer again: Mistral's is this one file.")
-    try:
+    with readable(folder, path.name):
         engine = Engine.from_str(read_file(path, TEXT_LIMIT_BYTES).decode())
-    except Exception as error:  # the package raises nothing more precise
-        if isinstance(error, ConfigError):
-            raise
-        reason = shown(str(error), 120)
-        raise ConfigError(f"{path} cannot be read ({reason}); download the tokenizer again.") from error
     engine.no_padding()
     engine.no_truncation()
     return Tokenizer(engine)

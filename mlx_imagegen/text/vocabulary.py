@@ -7,6 +7,7 @@ that have a role. Must not know: how a model wants its text normalised and split
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE, Model, Unigram
 
 from ..documents import TEXT_LIMIT_BYTES, read_file, read_json
-from ..errors import ConfigError, MissingFileError
+from ..errors import ConfigError, ImagegenError, MissingFileError
 from ..escaping import quoted, shown
 from .spiece import Spiece, checked, read_spiece
 
@@ -47,7 +48,7 @@ def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not there; download the tokenizer again, or point to a complete folder.")
     config, saved = _optional(folder / "tokenizer_config.json"), _optional(folder / "tokenizer.json")
-    try:
+    with readable(folder, "the list of added tokens"):
         if "added_tokens_decoder" in config:  # then it is the whole truth: the older files only repeat it
             listed = {int(index): _token(entry) for index, entry in config["added_tokens_decoder"].items()}
         else:
@@ -55,8 +56,6 @@ def read_vocabulary(folder: Path, roles: Mapping[str, str]) -> VocabularyFiles:
             listed = _older_list(folder, config, saved)
         config = dict(roles) | {key: value for key, value in config.items() if value is not None}
         return VocabularyFiles(folder, config, listed, saved)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable(folder, "the list of added tokens", error) from error
 
 
 def bpe(files: VocabularyFiles, **options: Any) -> Model:
@@ -69,15 +68,11 @@ def bpe(files: VocabularyFiles, **options: Any) -> Model:
             f"{files.folder} has neither a tokenizer.json nor {' and '.join(absent)}; download the tokenizer again: it "
             "is vocab.json and merges.txt, or tokenizer.json alone."
         )
-    try:
+    with readable(files.folder, what):
         saved = _saved_model(files, "BPE") if files.saved else _separate_model(files.folder)
         vocab, merges = saved["vocab"], [_pair(merge) for merge in saved["merges"]]
         _check_vocabulary(files, vocab, merges)
         return BPE(vocab=vocab, merges=merges, **options)
-    except ConfigError:
-        raise
-    except Exception as error:  # the package raises nothing more precise
-        raise _unreadable(files.folder, what, error) from error
 
 
 def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> tuple[Model, bytes]:
@@ -89,14 +84,10 @@ def unigram(files: VocabularyFiles, sentinels: Sequence[str]) -> tuple[Model, by
             f"{files.folder} has neither a tokenizer.json nor a spiece.model; download the tokenizer again: it "
             "is one of them."
         )
-    try:
-        spiece = checked(_saved_spiece(files)) if files.saved else read_spiece(path)
+    with readable(files.folder, path.name):
+        spiece = checked(_saved_spiece(files) if files.saved else read_spiece(path))
         more = [] if files.saved else [(token, 0.0) for token in reversed(sentinels)]
         return Unigram(spiece.pieces + more, unk_id=spiece.unknown_id), spiece.character_map
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise _unreadable(files.folder, path.name, error) from error
 
 
 def add_tokens(engine: Engine, files: VocabularyFiles, more: Iterable[AddedToken] = ()) -> None:
@@ -202,5 +193,13 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _unreadable(folder: Path, what: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{folder}: {what} cannot be read ({shown(str(error), 120)}); download the tokenizer again.")
+@contextmanager
+def readable(folder: Path, what: str) -> Iterator[None]:
+    """Around what reads a file's content: whatever is raised becomes an error that names the file."""
+    try:
+        yield
+    except ImagegenError:
+        raise
+    except Exception as error:  # the package raises nothing more precise
+        reason = shown(str(error), 120)
+        raise ConfigError(f"{folder}: {what} cannot be read ({reason}); download the tokenizer again.") from error

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import RequestError
-from ..image import Picture, open_picture
+from ..image import ALPHA, Picture, laid_over, open_picture
 
 MULTIPLE = 32  # pixels
 SIDES = {1: 1024, 2: 724}  # by how many references there are, the side of a square of as many pixels as each may have
@@ -31,8 +31,8 @@ def prepared_references(pictures: Sequence[Picture] | Picture) -> list[Image.Ima
 
 def prepared(picture: Image.Image, count: int) -> Image.Image:
     """One of `count`, upright; on white where it is transparent."""
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    if picture.mode == ALPHA:
+        picture = laid_over([Image.new(ALPHA, picture.size, "white"), picture])
     size = reference_size(picture.size, count)
     picture = picture.convert("RGB")
     picture = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

@@ -13,7 +13,6 @@ import mlx.nn as nn
 import numpy as np
 from PIL import Image
 
-from ..layers.encoder import EncoderLayer
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
 from .pixels import PixelConfig
@@ -68,8 +67,7 @@ class ClipVisionModel(nn.Module):
         dims = config.hidden_size
         self.embeddings = Embeddings(config)
         self.pre_layrnorm = LayerNorm(dims, config.layer_norm_eps)  # so spelled in the files
-        layer = dims, config.intermediate_size, config.num_attention_heads, config.layer_norm_eps, config.hidden_act
-        self.encoder = {"layers": [EncoderLayer(*layer) for _ in range(config.num_hidden_layers)]}
+        self.encoder = config.encoder()
         self.post_layernorm = LayerNorm(dims, config.layer_norm_eps)
         self.visual_projection = Linear(dims, config.projection_dim, bias=False)
 

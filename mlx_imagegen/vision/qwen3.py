@@ -18,7 +18,7 @@ from ..loading.weights import Weights, check_tensors
 from ..precision import compute_dtype
 from ..text.qwen import UNUSED
 from .patches import PatchConfig, Patches, read_patch_config
-from .presence import check_has_tower
+from .tower import check_has_tower
 
 VISUAL = "model.visual"
 

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..layers.attention import attend, split_heads
-from ..layers.encoder import EncoderLayer, FeedForward
+from ..layers.encoder import FeedForward
 from ..layers.linear import Linear
 from ..layers.norm import LayerNorm
 from ..layers.patches import Grid
@@ -71,9 +71,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TowerConfig):
         super().__init__()
-        layer = config.hidden_size, config.intermediate_size, config.num_attention_heads
-        kind = config.layer_norm_eps, config.hidden_act
-        self.encoder = {"layers": [EncoderLayer(*layer, *kind) for _ in range(config.num_hidden_layers)]}
+        self.encoder = config.encoder()
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def encode(self, x: mx.array) -> mx.array:

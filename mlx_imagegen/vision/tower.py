@@ -1,33 +1,23 @@
-"""What CLIP's and SigLIP's vision towers have in common: their configs' fields, and how their tensors are named.
+"""What vision towers have in common: CLIP's and SigLIP's config fields, how tensors are named, whether they are there.
 
-Must not know: either tower.
+Must not know: any tower's modules.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ..layers.encoder import ACTIVATIONS
-from ..loading.config import COLOURS, HEADS, LAYERS, POSITIVE, Config, Range
+from ..errors import MissingFileError
+from ..loading.config import COLOURS, Range
 from ..loading.names import RowRange
+from ..loading.tensors import NamedTensors
+from ..text.clip import EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig(Config):
-    hidden_act: str
-    hidden_size: int
-    intermediate_size: int
-    layer_norm_eps: Annotated[float, POSITIVE]
-    num_attention_heads: Annotated[int, HEADS]
-    num_hidden_layers: Annotated[int, LAYERS]
+class TowerConfig(EncoderConfig):
     patch_size: Annotated[int, Range(1, 256)]
     num_channels: Annotated[int, COLOURS] = 3
-
-    def misfits(self) -> Iterator[tuple[str, str]]:
-        if self.hidden_act not in ACTIVATIONS:
-            yield "hidden_act", f"one of {', '.join(ACTIVATIONS)}"
-        if self.hidden_size % self.num_attention_heads:
-            yield "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +33,6 @@ class SquareTowerConfig(TowerConfig):
 
     @property
     def patches(self) -> int:
-        """Of a picture."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -60,3 +49,14 @@ def tower_fields(data: dict[str, Any], kind: type[TowerConfig], **more: Any) -> 
 def without_prefix(name: str) -> Iterable[RowRange]:
     """As published (`vision_model.` before the tower's names), or as newer transformers saves it (without)."""
     yield RowRange(name.removeprefix("vision_model."))
+
+
+def check_has_tower(tensors: NamedTensors, prefix: str) -> None:
+    """Refuses a text encoder's file without the vision tower that reference pictures need; those in GGUF have it in
+    another. `prefix`: how the names of a tower's tensors begin."""
+    if not any(name.startswith(prefix) for name in tensors.slices):
+        raise MissingFileError(
+            f"{tensors.checkpoint.shown} has no vision tower, and reference pictures are read with it: take the text "
+            "encoder's .safetensors file, which has one, put the mmproj file of a GGUF one next to it, or take a model "
+            "that draws from text alone."
+        )

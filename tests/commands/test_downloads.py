@@ -89,6 +89,23 @@ def test_what_is_here_needs_no_download(hub: list[str], cli: Cli, flux_folder: P
     assert cli("download", "--model", flux_folder).out == f"{flux_folder}\n"
 
 
+def test_a_network_is_downloaded_by_its_name_where_its_commit_is_known(cache: Path, hub: list[str], cli: Cli) -> None:
+    network = manifests("control network")["qwen-image-controlnet-union"]
+    ran = cli("download", network.name, "--quiet")
+    assert hub == [f"plan {network.repo}"] and "has no config.json, diffusion_" in ran.err, ran
+    put(cache, str(network.repo), str(network.revision), dict.fromkeys(network.download, b"{}"))
+    assert f"{network.name} is here; there is nothing to download" in cli("download", network.name).err
+    ran = cli("download", "flux-schnell", "flux-controlnet-union")
+    assert ran.code == 2 and "knows no commit of InstantX/FLUX.1-dev-Controlnet-Union" in ran.err and len(hub) == 1
+
+
+def test_a_network_of_other_widths_is_called_by_its_name(cli: Cli) -> None:
+    ran = cli("plan", "--model", "flux-demo", "--control", "flux-controlnet-union")
+    assert ran.code == 2 and ran.err.startswith(
+        "mlx-imagegen: flux-controlnet-union/config.json: 'joint_attention_dim'"
+    )
+
+
 def test_without_a_model_it_says_what_to_give(hub: list[str], cli: Cli) -> None:
     ran = cli("download")
     assert ran.code == 2 and "mlx-imagegen download MODEL" in ran.err and not hub

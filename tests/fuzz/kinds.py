@@ -263,7 +263,7 @@ def kept_arrays(folder: Path, dice: Random) -> Read:
 
     def read() -> None:
         kept.recall(folder, "key")
-        kernels._read(choices)
+        kernels._known(choices)
 
     return read
 

@@ -133,6 +133,21 @@ def test_an_ip_adapter_in_diffusers_names_is_one_too(tmp_path: Path, capsys: pyt
     assert info(tmp_path / "b.safetensors", capsys)["is"] == "not recognized"
 
 
+def test_a_component_of_a_folder_names_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = drawn_data() / "flux/dev"
+    for component in ("transformer", "vae"):
+        file = folder / component / "diffusion_pytorch_model.safetensors"
+        assert main(["generate", "a fox", "--model", str(file), "-o", "x.png"]) == 2
+        assert (
+            capsys.readouterr().err == f"mlx-imagegen: {file} is a part of the model in {folder}; give that folder.\n"
+        )
+    assert info(folder / "transformer/diffusion_pytorch_model.safetensors", capsys)["is"] == (
+        f"a part of the model in {folder}"
+    )
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "a.safetensors")
+    assert info(tmp_path / "a.safetensors", capsys)["is"] == "not recognized"
+
+
 def test_redux_embedder_says_what_it_is_used_as(capsys: pytest.CaptureFixture[str]) -> None:
     shown = info(drawn_data() / "flux_redux/dev/redux/image_embedder", capsys)
     assert (shown["is"], shown["used_by"]) == (["FLUX.1-Redux' embedder"], "FLUX.1, as redux")

@@ -21,7 +21,7 @@ from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.hub.recognition import find
 from mlx_imagegen.hub.single_files import assemble, components_in
 from mlx_imagegen.loading.blocks import BLOCK_FORMATS
-from mlx_imagegen.loading.layouts import Layout
+from mlx_imagegen.loading.name_table import NameTable
 from tests.comfy_files import (
     cache_tokenizers,
     comfy_flux,
@@ -305,7 +305,7 @@ def test_qwen_image_with_a_text_encoder_in_gguf(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_flux_2_and_3(
-    model: str, names: str, encoder: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, names: str, encoder: str, layout: NameTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The original's names, with the autoencoder's too; the tokenizer is the hub's."""
     stored, models = drawn_data() / model, tmp_path / "models"

@@ -47,7 +47,7 @@ def test_a_hollow_folder_is_planned_as_the_one_it_was_made_of(tmp_path: Path, na
 def test_every_shapes_file_is_some_manifests() -> None:
     named = {manifest.tensor_shapes for manifest in manifests().values() if has_tensor_shapes(manifest)}
     files = {path.stem for path in (data_folder("weights") / "tensor_shapes").glob("*.json")}
-    kinds = ("control network", "image adapter")
+    kinds = ("control network", "image adapter", "prompt upsampler")
     networks = {manifest.tensor_shapes for kind in kinds for manifest in manifests(kind).values()}
     assert named == files - networks == PUBLISHED and set(manifests()) >= PUBLISHED and files >= networks
     without = {name for name, manifest in manifests().items() if not has_tensor_shapes(manifest)}

@@ -90,8 +90,16 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty file": ({"raw": b""}, "not a complete safetensors file: it is only 0 bytes long"),
     "less than a header's length": ({"raw": bytes(7)}, "it is only 7 bytes long"),
     "metadata that are none": ({"header": {"__metadata__": 5}}, "'__metadata__' is not a JSON object"),
-    "a header longer than the file": ({"header": {}, "length": 10**9}, "should be 1000000000 bytes long"),
-    "a header longer than 64 bits of sense": ({"header": {}, "length": 2**63}, "not a complete safetensors file"),
+    "a header longer than the file": ({"header": {}, "length": 10**8}, "should be 100000000 bytes long"),
+    "a header longer than 64 bits of sense": (
+        {"header": {}, "length": 2**63},
+        "is no safetensors file: it begins with b",
+    ),
+    "a picture": ({"raw": b"\x89PNG\r\n\x1a\nrubbish"}, r"begins with b'\\x89PNG\\r\\n\\x1a\\n', not with"),
+    "a pointer of git's": (
+        {"raw": b"version https://git-lfs.github.com/spec/v1\n"},
+        "is a Git LFS pointer.*git lfs pull",
+    ),
     "a header of no length": ({"header": b"", "length": 0}, "not a complete safetensors file"),
     "no JSON": ({"header": b"{]"}, "header is not valid JSON"),
     "no text": ({"header": b"\xff\xfe{}"}, "header is not valid JSON"),

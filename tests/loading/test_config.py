@@ -1,6 +1,7 @@
 """config.json -> dataclass: fields keep their names, nothing is guessed, nothing is passed over."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -53,6 +54,30 @@ def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], message: s
     with pytest.raises(ConfigError, match=message) as caught:
         Sample.read(GOOD | change, "some/config.json")
     assert "some/config.json" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Particular(Sample):
+    ONLY: ClassVar[Mapping[str, object]] = {"gate": False}
+    REMEDY: ClassVar[str] = "take it from Sample's repository"
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        if self.width % len(self.names):
+            yield "width", f"a multiple of the names ({len(self.names)})"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": True}, "field 'gate' is True, where False is needed; take it from Sample's repository."),
+        ({}, r"field 'width' is 3, where a multiple of the names \(2\) is needed; take it from Sample's repository."),
+        ({"gate": True, "width": 4}, "field 'gate' is True"),
+    ],
+)
+def test_what_a_port_does_not_know_is_refused_with_what_it_needs(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^some/config.json: {message}"):
+        Particular.read(GOOD | change, "some/config.json")
+    assert Particular.read(GOOD | {"width": 4}, "x").width == 4
 
 
 def test_missing_fields_are_gathered() -> None:

@@ -42,7 +42,7 @@ FORMATS = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in DAT
 
 def other_names(family: str, component: str, modules: Iterable[str]) -> Mapping[str, Sequence[RowRange]]:
     known = {"flux1": Flux1, "flux2": Flux2, "flux3": Flux3, "hidream_o1": HiDreamO1, "z_image": ZImage}.get(family)
-    return known.lora_names(known.__new__(known), component, modules) if known else {}
+    return known.__new__(known).lora_names(component, modules) if known else {}
 
 
 def open_base(folder: Path, family: str) -> list[Weights]:

@@ -113,8 +113,8 @@ def test_reference_pictures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     (branch,) = pipeline._branches.values()
     prompt = Prompt("a cat", tuple(pictures))
     found = pipeline.family.reference_tokens(prompt, settings)
-    assert found.image == branch.references.latents.shape[1] > 36
-    assert found.prompt == sum(len(features) for features in branch.references.features) > 0
+    assert found.image == branch.references.tokens.shape[1] > 36
+    assert found.prompt == len(branch.references.features) > 0
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1] - found.prompt)
     assert plan(pipeline.family, settings, prompt=prompt).step_flops == pytest.approx(flops, rel=0.005)
 
@@ -128,17 +128,17 @@ def test_references_that_stand_before_the_picture_are_counted(monkeypatch: pytes
     (branch,) = pipeline._branches.values()
     prompt = Prompt("a cat", tuple(pictures))
     found = pipeline.family.reference_tokens(prompt, settings)
-    assert found.image == 0 and found.prompt + found.prefix == branch.references.shape[1] > 10
+    assert found.image == 0 and found.prompt + found.prefix == branch.references.tokens.shape[1] > 10
     monkeypatch.setattr("mlx_imagegen.planning.plan.PROMPT_TOKENS", branch.txt.shape[1])
     made, alone = plan(pipeline.family, settings, gpu=True, prompt=prompt), plan(pipeline.family, settings, gpu=True)
     assert made.step_flops == pytest.approx(flops, rel=0.01) and made.step_flops > alone.step_flops
     (denoiser,) = pipeline._denoisers._kept[1:]
     (condition,) = denoiser.branches
     kept = sum(array.size for pair in condition.prefix({}).own for array in pair)
-    assert kept == pipeline.family.prefix_values * (branch.txt.shape[1] + branch.references.shape[1])
+    assert kept == pipeline.family.prefix_values * (branch.txt.shape[1] + branch.references.tokens.shape[1])
     denoise, plain = made.stages[1], alone.stages[1]
     more = denoise.working_bytes - plain.working_bytes
-    assert more >= 2 * pipeline.family.prefix_values * branch.references.shape[1]  # in bfloat16
+    assert more >= 2 * pipeline.family.prefix_values * branch.references.tokens.shape[1]  # in bfloat16
 
 
 @pytest.mark.parametrize("extra", [{}, {"layout": [[0.1, 0.5, 0.1, 0.9]]}])

@@ -216,7 +216,7 @@ def test_another_lora_scale_or_calibration_is_another_folder(
         (["--quant", "q9", "-o", "made"], "no recipe is called 'q9'"),
         (["--bits", 4, "-o", "deep/er/made"], "is not a folder; make it first"),
         (["--bits", 4, "-o", "mine"], "was not made by quantize"),
-        (["--bits", 4, "--fold", 4, "-o", "made"], "FLUX.1's modulation depends on the prompt"),
+        (["--bits", 4, "--fold", 4, "-o", "made"], "FLUX.1: its modulation depends on the prompt"),
     ],
 )
 def test_nothing_is_downloaded_for_what_is_refused(

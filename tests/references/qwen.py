@@ -10,6 +10,7 @@ pixels wide in place of 1024 unless --full-size is given. Needs torch, diffusers
 """
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -179,9 +180,12 @@ class Processor:
     def __init__(self, images: Qwen2VLImageProcessorPil, tokenizer: Qwen2Tokenizer):
         self.images, self.tokenizer = images, tokenizer
 
-    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
+    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
+        return self.tokenizer.batch_decode(ids, **options)
+
+    def __call__(self, text: str | list[str], images: Any, padding: bool, return_tensors: str) -> Any:
         seen = self.images(images=images, return_tensors="pt")
-        (words,) = text
+        (words,) = [text] if isinstance(text, str) else text
         for grid in seen["image_grid_thw"]:
             words = words.replace("<|image_pad|>", "<|place|>" * int(grid.prod() // 4), 1)
         ids = self.tokenizer(words.replace("<|place|>", "<|image_pad|>"), return_tensors="pt")
@@ -194,8 +198,9 @@ def with_picture_positions(model: Qwen2_5_VLForConditionalGeneration) -> None:
     14194)."""
     forward, picture = model.forward, model.config.image_token_id
 
+    @functools.wraps(forward)  # `generate` reads its signature
     def told(input_ids: torch.Tensor, **more: Any) -> Any:
-        return forward(input_ids=input_ids, mm_token_type_ids=(input_ids == picture).int(), **more)
+        return forward(input_ids=input_ids, **(more | {"mm_token_type_ids": (input_ids == picture).int()}))
 
     model.forward = told
 

@@ -21,16 +21,17 @@ from command import run
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageLayeredPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
 from PIL import Image
-from qwen import NEGATIVE, PROMPT, draw_text_encoder, draw_transformer, draw_vae, levels, spread
+from qwen import NEGATIVE, PROMPT, draw_processor, draw_text_encoder, draw_transformer, draw_vae, levels, spread
 from qwen_vae import spread as vae_spread
 from safetensors.torch import save_file
 from text_prompts import prompts
 from text_tokenizers import draw_qwen_tokenizer
-from transformers import Qwen2Tokenizer
+from transformers import GenerationConfig, Qwen2Tokenizer
 
 STEPS, CFG, LAYERS, AREA = 3, 3.0, 3, 48 * 48
 REAL_SIZES = ((640, 640), (1024, 1024), (736, 544))
 CHANNELS = 3  # of latents: the pipeline takes a picture with as many for latents
+PENALTY, CAPTION_TOKENS = 1.05, 24  # of the captions that are written where no prompt is given
 SHARE_OF_ALPHA = 0.25  # that is clear in the picture with alpha
 TRIES = 100  # of a picture, until float32 and float64 agree on it
 
@@ -45,6 +46,7 @@ def draw(folder: Path, seed: int) -> None:
     options |= {"seed": seed, "area": AREA}
     (folder / "options.json").write_text(json.dumps(options, indent=1))
     draw_picture_files(folder, dice)
+    bound_captions(pipeline, folder)
     with torch.no_grad():
         reference = parts(pipeline, dice) | sigmas(pipeline) | pictures(folder, pipeline, options)
     save_file(
@@ -73,7 +75,12 @@ def draw_pipeline(folder: Path, dice: random.Random, seed: int) -> QwenImageLaye
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": "QwenImageLayeredPipeline", "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    pipeline = QwenImageLayeredPipeline(scheduler, vae, text, tokenizer, processor=None, transformer=transformer)
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    writing = {"eos_token_id": stops, "pad_token_id": stops[1], "repetition_penalty": PENALTY}
+    (folder / "text_encoder/generation_config.json").write_text(json.dumps(writing))
+    text.generation_config = GenerationConfig(**writing)
+    processor = draw_processor(folder, tokenizer)
+    pipeline = QwenImageLayeredPipeline(scheduler, vae, text, tokenizer, processor=processor, transformer=transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -85,6 +92,20 @@ def draw_picture_files(folder: Path, dice: random.Random) -> None:
         if channels == 4:
             noise[..., 3] = np.where(noise[..., 3] < 255 * SHARE_OF_ALPHA, 0, noise[..., 3])
         Image.fromarray(noise).resize((size[0] * 9, size[1] * 9), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+
+
+def bound_captions(pipeline: QwenImageLayeredPipeline, folder: Path) -> None:
+    """Few tokens a caption, which captions.json keeps in the order in which they are written."""
+    generate, written = pipeline.text_encoder.generate, []
+
+    def shortly(max_new_tokens: int, **given: Any) -> torch.Tensor:
+        kinds = (given["input_ids"] == pipeline.text_encoder.config.image_token_id).int()
+        ids = generate(max_new_tokens=CAPTION_TOKENS, mm_token_type_ids=kinds, **given)
+        written.append(ids[0, given["input_ids"].shape[1] :].tolist())
+        (folder / "captions.json").write_text(json.dumps(written))
+        return ids
+
+    pipeline.text_encoder.generate = shortly
 
 
 def parts(pipeline: QwenImageLayeredPipeline, dice: random.Random) -> dict[str, torch.Tensor]:
@@ -137,6 +158,7 @@ def pictures(folder: Path, pipeline: QwenImageLayeredPipeline, options: dict[str
     return {
         "layers.seed": made(alpha),
         "layers.opaque": made(opaque),
+        "layers.described": made(alpha, prompt=" ", use_en_prompt=True),
         "layers.one": made(alpha, layers=1),
         "layers.cfg": made(alpha, **cfg),
         "layers.normalized": made(alpha, **cfg, cfg_normalize=True),

@@ -145,6 +145,7 @@ def test_a_record_makes_the_same_job_again(parameters: dict[str, Any]) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mask without a picture": ({"image": None, "mask": WHITE}, "mask says which part .* no image is given"),
+    "an array that is no mask": ({"mask": np.zeros(3)}, r"\[height, width\], or \[height, width, 3 or 4\], .* \(3,\)"),
     "a box without a picture": ({"image": None, "mask_box": "0,0,9,9"}, "mask_box says .* no image"),
     "margins without a picture": ({"image": None, "expand": "left=9"}, "expand says .* no image"),
     "a mask of another shape": (

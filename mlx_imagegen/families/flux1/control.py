@@ -94,6 +94,8 @@ class Hint(nn.Module):
 
 
 class FluxControlNetwork(ControlNetwork):
+    modulation: PromptTables
+
     def __init__(self, name: str, folder: Path, model: FluxConfig, transforms: WeightTransforms):
         """`model`: the transformer's config, whose widths the network's must be."""
         data, path = read_network_config(folder, "FLUX.1")
@@ -107,9 +109,6 @@ class FluxControlNetwork(ControlNetwork):
         self.modulation = PromptTables(config, self.component.weights)
         self.kinds = KINDS[: config.num_mode] if config.num_mode else ()
         self.reads_pixels = bool(config.conditioning_embedding_channels)
-
-    def forget(self) -> None:
-        self.modulation.forget()
 
 
 @dataclass(frozen=True)

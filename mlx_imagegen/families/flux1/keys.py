@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...autoencoders.layouts import kl_files, mflux_kl_file, original_kl_config
-from ...loading.layouts import Layout, Parts
+from ...loading.name_table import NameTable, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import (
     DIFFUSION_PREFIXES,
@@ -64,7 +64,7 @@ PROJECTION, NORM = "image_proj.proj.weight", "image_proj.norm.weight"
 INNER, OUTER = "image_proj.proj.0.weight", "image_proj.proj.2.weight"  # InstantX', in PROJECTION's place
 FIRST_KEYS = "ip_adapter.0.to_k_ip.weight"
 
-LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
+LAYOUT = NameTable(ORIGINAL, (SWAPPED_HALVES,))
 original_module, from_original = LAYOUT.targets, LAYOUT.rename
 
 
@@ -74,7 +74,7 @@ def lora_names(component: str, modules: Iterable[str]) -> Mapping[str, list[RowR
         return {f"text_model.{module}": [RowRange(module)] for module in modules}
     if component != "transformer":
         return {}
-    return LAYOUT.names(modules) | Layout(XLABS).names(modules)
+    return LAYOUT.names(modules) | NameTable(XLABS).names(modules)
 
 
 def from_clip(name: str) -> Iterable[RowRange]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...autoencoders.layouts import cell_kl_files, mflux_cell_kl_file
-from ...loading.layouts import Layout, Parts
+from ...loading.name_table import NameTable, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import Fits, mflux_qwen3_file, mistral_files, qwen3_files
@@ -29,7 +29,7 @@ ORIGINAL: dict[str, Parts] = COMMON | {
     "single_blocks.{i}.linear1": ((SINGLE + "attn.to_qkv_mlp_proj", 1),),
     "single_blocks.{i}.linear2": ((SINGLE + "attn.to_out", 1),),
 }
-LAYOUT = Layout(ORIGINAL, (SWAPPED_HALVES,))
+LAYOUT = NameTable(ORIGINAL, (SWAPPED_HALVES,))
 # Next to the language model in Mistral's multimodal file.
 UNREAD = ("vision_tower.", "multi_modal_projector.", "tekken_model")
 STATES, CELL = 3, 4  # language models' states next to each other in the text; latents in a token

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...autoencoders.layouts import cell_kl_files, mflux_cell_kl_file
-from ...loading.layouts import Layout, Parts
+from ...loading.name_table import NameTable, Parts
 from ...loading.names import RowRange
 from ...loading.single_file import DIFFUSION_PREFIXES, SingleFile, Tensors, count, has, renamed, shape
 from ...text.layouts import mflux_qwen3_file, qwen3_vl_text_files
@@ -47,7 +47,7 @@ NAMES = {
 }
 ORIGINAL: dict[str, Parts] = {theirs: ((ours, 1),) for theirs, ours in NAMES.items()}
 # The original orders the last norm's rows (shift, scale), diffusers (scale, shift).
-LAYOUT = Layout(ORIGINAL, ("final_layer.image.adaLN_modulation.1",))
+LAYOUT = NameTable(ORIGINAL, ("final_layer.image.adaLN_modulation.1",))
 TRAINING = ("repa_projectors.",)  # how the names of tensors begin that only the training needed
 STATES, CELL = 8, 4  # the language model's states next to each other in the text; latents in a token
 VISION = ("visual.",)  # next to the language model; pictures reach the transformer as latents alone

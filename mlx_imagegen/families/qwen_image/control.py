@@ -49,6 +49,8 @@ class QwenImageControlNet(QwenImageBlocks):
 
 
 class QwenImageControlNetwork(ControlNetwork):
+    modulation: ScheduleTables[Modulation]
+
     def __init__(self, name: str, folder: Path, model: QwenImageConfig, transforms: WeightTransforms):
         """`model`: the transformer's config, whose widths the network's must be."""
         data, path = read_network_config(folder, "Qwen-Image")
@@ -66,9 +68,6 @@ class QwenImageControlNetwork(ControlNetwork):
         )  # fmt: skip
         self.fills = config.extra_condition_channels > 0
         self.modulation = ScheduleTables(self.component.weights, config, modulators, tabulate, steps)
-
-    def forget(self) -> None:
-        self.modulation.forget()
 
     def check(self, picture: ControlPicture, masked: bool, strength: float) -> None:
         super().check(picture, masked, strength)

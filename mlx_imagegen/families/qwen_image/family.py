@@ -8,7 +8,7 @@ the picture that is taken apart; the picture put together is not decoded.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ... import machine as memory
 from ...autoencoders.qwen_image import Decoder, Encoder
 from ...folding import Fold, Folded
 from ...hub.manifest import Manifest
-from ...image import ALPHA, resized
+from ...image import ALPHA, laid_over, resized
 from ...layers.rope import rope_table
 from ...loading.component import Component
 from ...loading.weights import WeightTransforms
@@ -46,6 +46,7 @@ from ..controls import ControlNetwork, ControlPicture, Controls
 from ..language import LanguageFamily, language_model
 from ..latents import autoencoder
 from ..schedule_tables import ScheduleTables, Unfolding
+from .captions import describe
 from .control import ControlPass, QwenImageControlNetwork
 from .denoiser import QwenImageDenoiser
 from .files import QwenImageFiles, columns, open_files
@@ -206,6 +207,12 @@ class QwenImage(LanguageFamily[TextBranch]):
             columns(config, folded),
             lambda read: fold_inputs(config, schedule.timesteps, read),
         )
+
+    def describe(self, prompt: Prompt, settings: Settings, on_token: Callable[[int], None] | None = None) -> str:
+        (picture,) = prompt.references
+        picture = resized(picture.convert(ALPHA), (settings.width, settings.height))
+        shown = laid_over([Image.new(ALPHA, picture.size, "white"), picture])  # as transformers' processor does
+        return describe(shown, self.files, self.components["text_encoder"], self.tokenizer, on_token)
 
     def lora_notes(self, manifest: Manifest, names: Sequence[str]) -> list[str]:
         return [note for name in names for note in lightning_notes(manifest, name)]

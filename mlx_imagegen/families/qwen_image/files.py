@@ -14,8 +14,8 @@ from ...folding import Folded
 from ...loading.config import read_json
 from ...text.qwen import QwenConfig, from_published, read_config
 from ...vision.patches import PatchConfig
-from ...vision.presence import check_has_tower
 from ...vision.qwen2_5 import VISION, VisionConfig, vision_shapes
+from ...vision.tower import check_has_tower
 from ..folder import DiffusersFolder, FolderFiles
 from .config import QwenImageConfig
 from .editing import Editing

@@ -144,7 +144,7 @@ def test_kept_references_are_planned() -> None:
 
 def test_folding_is_refused_with_its_reason() -> None:
     family = load(DATA / "klein").family
-    with pytest.raises(QuantizationError, match="--fold: FLUX.2: all blocks share their modulation"):
+    with pytest.raises(QuantizationError, match="--fold does not apply to FLUX.2: all blocks share their modulation"):
         family.fold(ask("flux2-klein-4b").settings)
 
 

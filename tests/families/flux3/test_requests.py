@@ -83,7 +83,7 @@ def test_text_and_references_run_once_where_no_step_changes_them(
 
 
 def test_folding_is_refused_with_its_reason() -> None:
-    with pytest.raises(QuantizationError, match="--fold: FLUX.3: all blocks share their modulation"):
+    with pytest.raises(QuantizationError, match="--fold does not apply to FLUX.3: all blocks share their modulation"):
         load(DATA / "klein").family.fold(ask("flux3-klein").settings)
 
 

@@ -149,10 +149,11 @@ def test_relatives_are_refused_by_class() -> None:
         QwenImageConfig.read(config | relative, WHERE)
 
 
-def test_rope_axes_must_fill_a_head() -> None:
+@pytest.mark.parametrize("axes", [[16, 56, 48], [16, 55, 57], [64, 64]])
+def test_rope_axes_are_three_even_numbers_that_fill_a_head(axes: list[int]) -> None:
     config, _ = stored("Qwen-Image", "transformer")
-    with pytest.raises(ConfigError, match="axes_dims_rope"):
-        QwenImageConfig.read(config | {"axes_dims_rope": [16, 56, 48]}, WHERE)
+    with pytest.raises(ConfigError, match="'axes_dims_rope' .* must be 3 even numbers"):
+        QwenImageConfig.read(config | {"axes_dims_rope": axes}, WHERE)
 
 
 @pytest.mark.parametrize("field", ["num_attention_heads", "num_layers", "patch_size"])

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -19,9 +20,10 @@ from safetensors.numpy import load_file
 
 from mlx_imagegen import Result, load, quantize
 from mlx_imagegen.cli import main
-from mlx_imagegen.errors import ConfigError, RequestError
+from mlx_imagegen.errors import ConfigError, MissingFileError, RequestError
 from mlx_imagegen.families import open_family
 from mlx_imagegen.families.base import Settings
+from mlx_imagegen.families.qwen_image import captions
 from mlx_imagegen.families.qwen_image.config import QwenImageConfig
 from mlx_imagegen.families.qwen_image.family import THETA, QwenImage
 from mlx_imagegen.families.qwen_image.modulation import ADDED, steps, tabulate
@@ -42,6 +44,7 @@ from mlx_imagegen.pipeline import Pipeline
 from mlx_imagegen.planning.plan import plan
 from mlx_imagegen.quantization.layout import layouts
 from mlx_imagegen.request.job import Job, resolve, usual_job
+from mlx_imagegen.text.tokenizer import qwen_tokenizer
 from tests.comfy_files import cache_tokenizers, read_tensors, save_with_config
 from tests.draw import drawn_data
 from tests.families.qwen_image.test_qwen_image import relative
@@ -49,7 +52,8 @@ from tests.quantization.test_fold import leave_as_stored
 
 DATA = drawn_data() / "qwen_image/layered"
 PUBLISHED = Path(__file__).parents[4] / "shared/facts/manifests"
-WAYS = ("seed", "opaque", "one", "cfg", "normalized")
+WAYS = ("seed", "opaque", "one", "cfg", "normalized", "described")
+CAPTION_TOKENS = 24  # of a drawn caption
 RELATIVE = 1e-5
 LAYERED = manifests()["qwen-image-layered"]
 PHOTO = Image.new("RGB", (300, 200), "navy")
@@ -111,7 +115,9 @@ def drawn(folder: Path, way: str, pipeline: Pipeline | None = None) -> Result:
         asked |= {"guidance": options["cfg"], "negative_prompt": options["negative_prompt"]}
         asked |= {"cfg_normalization": True} if way == "normalized" else {}
     picture = folder / ("opaque.png" if way == "opaque" else "alpha.png")
-    return (pipeline or open_pipeline(folder)).generate(options["prompt"], references=[picture], **asked)
+    prompt = " " if way == "described" else options["prompt"]
+    with patch.object(captions, "MOST_TOKENS", CAPTION_TOKENS):
+        return (pipeline or open_pipeline(folder)).generate(prompt, references=[picture], **asked)
 
 
 def check_layers(folder: Path, way: str) -> None:
@@ -122,6 +128,16 @@ def check_layers(folder: Path, way: str) -> None:
     assert ours.shape == theirs.shape and theirs.std() > 4
     assert np.abs(ours - theirs).max() <= 1
     assert result.image.mode == "RGBA" and result.image.size == result.layers[0].size
+    if way == "described":
+        check_caption(folder, result)
+
+
+def check_caption(folder: Path, result: Result) -> None:
+    """Token for token, and in the record in place of the prompt."""
+    (tokens,) = json.loads((folder / "captions.json").read_text())
+    caption = qwen_tokenizer(folder / "tokenizer").decode(tokens).strip()
+    assert len(tokens) > 3 and result.record["prompt"] == caption
+    assert any(note.endswith(caption) for note in result.report.notes)
 
 
 def test_transformer_equals_diffusers() -> None:
@@ -212,13 +228,35 @@ def test_the_manifests_defaults() -> None:
     assert abilities(LAYERED) == ["references", "layers"]
 
 
-def test_an_empty_prompt_is_refused_with_how_to_have_a_picture_described() -> None:
-    """diffusers' class has its text encoder do so."""
-    with pytest.raises(
-        RequestError, match="prompt is empty; say what the whole .* mlx_vlm generate .* --image"
-    ) as caught:
-        resolve(LAYERED, 16, " ", 1, references=[PHOTO])
-    assert "\n" not in str(caught.value)
+def test_only_a_model_that_takes_a_picture_apart_does_without_words() -> None:
+    assert resolve(LAYERED, 16, " ", 1, references=[PHOTO])[0].lacks_words and not ask().lacks_words
+    with pytest.raises(RequestError, match="the prompt is empty; say what the picture should show"):
+        resolve(manifests()["qwen-image"], 16, " ", 1)
+
+
+def test_pictures_are_described_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed copy has no head, and some folders have no processor; both say so, and draw from a prompt."""
+    monkeypatch.setattr(captions, "MOST_TOKENS", 2)
+    packed = load(quantize(DATA, tmp_path / "packed", quant="q8"))
+    with pytest.raises(MissingFileError, match="no prompt is given, .* packed copies have no head"):
+        packed.generate("", **SMALL)
+    bare = tmp_path / "bare"
+    shutil.copytree(DATA, bare, ignore=shutil.ignore_patterns("processor", "reference.safetensors"))
+    pipeline = load(bare)
+    with pytest.raises(MissingFileError, match="preprocessor_config.json is not there"):
+        pipeline.generate("", **SMALL)
+    assert not pipeline.family.components["text_encoder"].loaded
+    assert pipeline.generate("a map", **SMALL).layers
+
+
+def test_a_picture_that_is_described_is_made_again_from_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "MOST_TOKENS", 3)
+    pipeline, counts = load(DATA), list[int]()
+    pipeline.on_token = counts.append
+    first, second = pipeline.generate("", **(SMALL | {"seed": [1, 2]}))
+    assert counts == [1, 2, 3] and "upsampled_from" not in first.record
+    again = pipeline.generate(first.record["prompt"], **SMALL)
+    assert np.array_equal(np.asarray(again.image), np.asarray(first.image)) and second.seed == 2
 
 
 @pytest.mark.parametrize(

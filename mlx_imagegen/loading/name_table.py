@@ -15,7 +15,7 @@ Parts = tuple[tuple[str, int], ...]  # our modules, each with how many equal row
 
 
 @dataclass(frozen=True)
-class Layout:
+class NameTable:
     modules: Mapping[str, Parts]  # `{i}` stands for a block's number
     swapped: Collection[str] = ()  # whose rows are in two halves, the second of ours first
 
