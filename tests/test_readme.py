@@ -61,7 +61,10 @@ def tiny(flux_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """Every model is the tiny one at 48x32 in 2 steps; the files that the pages name are there."""
 
     def small(manifest: Manifest) -> Manifest:
-        return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32))
+        extras = manifest.extras
+        if manifest.family == "flux1" and manifest.edits:  # references are a megapixel each
+            extras = extras | {"references": extras["references"] | {"sizes": [[48, 32]]}}
+        return replace(manifest, defaults=replace(manifest.defaults, steps=2, width=48, height=32), extras=extras)
 
     identify = preflight.identify
 
