@@ -3,8 +3,10 @@
 The names are those of the published files (tests/data/names), so far as the small model has what they hold.
 """
 
+import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -55,7 +57,14 @@ def fused(tensors: Tensors, names: Iterable[str], rename: Rename) -> Tensors:
 def draw_flux(folder: Path) -> Path:
     """The stored draw with a transformer 256 wide, so that its rows are whole blocks of every GGUF type, and with an
     autoencoder as the original's file implies it."""
-    shutil.copytree(drawn_data() / "flux/dev", folder)
+    return shutil.copytree(_drawn_flux()[0], folder)
+
+
+@functools.cache
+def _drawn_flux() -> tuple[Path, "tempfile.TemporaryDirectory[str]"]:
+    """Drawn once, and removed when the process ends: many tests ask for it."""
+    place = tempfile.TemporaryDirectory(prefix="mlx_imagegen_flux_")
+    folder = shutil.copytree(drawn_data() / "flux/dev", Path(place.name) / "flux")
     widths = {"attention_head_dim": 128, "num_attention_heads": 2, "num_layers": 1, "num_single_layers": 2}
     config = _rewritten(folder / "transformer", widths | {"axes_dims_rope": [16, 56, 56]})
     read = FluxConfig.read(config, "config.json")
@@ -64,7 +73,7 @@ def draw_flux(folder: Path) -> Path:
     numbers = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
     config = _rewritten(folder / "vae", sizes | numbers)
     _draw(folder / "vae", Autoencoder(VaeConfig.read(config, "config.json")))
-    return folder
+    return folder, place
 
 
 def _rewritten(folder: Path, more: Mapping[str, object]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 The stored draws under tests/data are narrower than the smallest group of a packed weight.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable
@@ -30,8 +31,14 @@ def draw_flux(folder: Path, seed: int = 0, dtype: mx.Dtype = mx.bfloat16) -> Pat
     path = folder / "transformer" / "config.json"
     data = json.loads(path.read_text()) | WIDTHS | {"axes_dims_rope": [4, 14, 14]}
     path.write_text(json.dumps(data))
-    mx.save_safetensors(str(folder / WEIGHTS), draw_transformer(FluxConfig.read(data, path), seed, dtype))
+    mx.save_safetensors(str(folder / WEIGHTS), _flux(json.dumps(data), seed, dtype))
     return folder
+
+
+@functools.cache
+def _flux(config: str, seed: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Drawn once: many tests ask for the same."""
+    return draw_transformer(FluxConfig.read(json.loads(config), "config.json"), seed, dtype)
 
 
 def draw_transformer(config: FluxConfig, seed: int, dtype: mx.Dtype) -> dict[str, mx.array]:
