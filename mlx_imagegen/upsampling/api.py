@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import RequestError, file_errors
 from ..escaping import quoted
 from ..hub.download import Notify, notify_stderr
 from ..hub.manifest import Manifest
@@ -16,6 +16,7 @@ from ..hub.networks import locate_network, network_headers, network_to_fetch
 from ..image import Picture
 from ..loading.transforms import WeightTransforms
 from ..packing.recipes import read_recipe, recipe_of
+from ..request.options import check_callable
 from ..text.generation import OnToken
 from .upsampler import MOST_TOKENS, Upsampler, default_upsampler
 
@@ -23,6 +24,7 @@ PARAMETER = "upsample"  # that names one
 OnLoad = Callable[[str, int, int], None]
 
 
+@file_errors()
 def upsample(
     prompt: str,
     *,
@@ -50,6 +52,7 @@ def upsample(
         raise RequestError(f"prompt {quoted(prompt)}: give text, what the picture should show.")
     if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= MOST_TOKENS):
         raise RequestError(f"max_tokens {quoted(max_tokens)}: give a whole number from 1 to {MOST_TOKENS}.")
+    check_callable(on_token=on_token, on_load=on_load, on_download=on_download)
     upsampler = open_upsampler(model, recipe_of(quant), None, on_download or notify_stderr, on_load)
     return upsampler.write(prompt, references, boxes, max_tokens, on_token)
 

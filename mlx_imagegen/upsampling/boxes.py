@@ -44,15 +44,15 @@ def _locked(box: Any, where: str) -> Row:
     if not isinstance(box, Mapping) or set(box) - KEYS:
         raise RequestError(f"{where} is {quoted(box)}: give a table of {', '.join(sorted(KEYS))}.")
     for name in ("id", "desc", "from"):
-        if not isinstance(box.get(name) or "", str):
+        if not isinstance(box.get(name, ""), str | None):
             raise RequestError(f"{where}: its {name} is {quoted(box[name])}; give text.")
     common = {"id": box.get("id") or "", "desc": box.get("desc") or ""}
-    places = {name: _thousandths(box[name], f"{where}: its {name}") if box.get(name) else None for name in PLACES}
-    if places["bbox"]:
+    places = {name: _thousandths(box[name], f"{where}: its {name}") for name in PLACES if box.get(name) is not None}
+    if "bbox" in places:
         return {"id": common["id"], "bbox": places["bbox"], "desc": common["desc"]}
-    if not places["src_bbox"] and not places["tgt_bbox"]:
+    if not places:
         raise RequestError(f"{where} has no place; give bbox, or for an edit src_bbox, tgt_bbox or both.")
-    moved = {"from": box.get("from") or "", "src_bbox": places["src_bbox"], "tgt_bbox": places["tgt_bbox"]}
+    moved = {"from": box.get("from") or "", "src_bbox": places.get("src_bbox"), "tgt_bbox": places.get("tgt_bbox")}
     return {"id": common["id"], **moved, "desc": common["desc"]}
 
 
@@ -151,7 +151,7 @@ def sound_box(box: Any) -> list[float] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

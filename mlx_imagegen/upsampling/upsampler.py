@@ -93,7 +93,7 @@ class Upsampler:
     def write(
         self,
         request: str,
-        references: Sequence[Picture] = (),
+        references: Sequence[Picture] | None = (),
         boxes: object = None,
         limit: int | None = None,
         on_token: OnToken | None = None,
@@ -101,7 +101,7 @@ class Upsampler:
         """The caption, and, where boxes are given, their table after it. `references`: as the user gave them."""
         limit = MOST_TOKENS if limit is None else limit
         locked = None if boxes is None else locked_rows(boxes)
-        pictures = prepared_references(references) if references else []
+        pictures = [] if references is None else prepared_references(references)
         asked = self.question(request, pictures, locked)
         self.check_fits(len(asked.ids), limit)
         with run_limits(working_bytes(self.config, len(asked.ids), limit, compute_dtype().size)):

@@ -121,6 +121,12 @@ def test_answers_with_boxes() -> None:
     check_boxes(DRAWN)
 
 
+def test_an_answer_with_a_number_beyond_all_floats_has_no_such_box() -> None:
+    row = f'{{"id": "dog_1", "desc": "a dog", "bbox": [0, 0, 5, {10**400}]}}'
+    locked = locked_rows([{"id": "cat_1", "desc": "a cat", "bbox": [0, 0, 1, 1]}])
+    assert reconciled(f"a cat <cat_1> and <dog_1> [{row}]", locked).endswith('"desc": "a cat"}]')
+
+
 def test_the_published_shapes_bind_with_none_left_over() -> None:
     """Qwen3.5-9B's, of which the upsampler is a fine-tune; packed and not."""
     with network_headers("flux3-pup", default_upsampler(), "upsample") as folder:
