@@ -1,13 +1,18 @@
 """Greedy writing: after each token the likeliest next one.
 
-In: the logits after a prompt, and a function from a token to the logits after it. Out: token ids.
+In: the logits after a prompt, a function from a token to the logits after it, and what a checkpoint's folder says of
+writing. Out: token ids.
 Must not know: models, tokenizers, what is written.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 
+from ..loading.config import Range, read_json
+
+PENALTIES = Range(0.1, 10)
 OnToken = Callable[[int], None]  # how many are written
 
 
@@ -36,8 +41,17 @@ def greedy(
     return ids
 
 
+def repetition_penalty(folder: Path) -> float:
+    """On tokens that stand in the text already; what transformers reads next to the weights."""
+    path = folder / "generation_config.json"
+    value = read_json(path).get("repetition_penalty") if path.is_file() else None
+    sound = isinstance(value, int | float) and PENALTIES.low <= value <= PENALTIES.high
+    return float(value) if sound else 1.0  # type: ignore[arg-type]
+
+
 def _penalized(logits: mx.array, penalty: float, tokens: Collection[int]) -> mx.array:
-    places, logits = mx.array(list(tokens)), mx.array(logits)  # a copy
+    """In float32, as in transformers: in bf16 it would make neighbours equal."""
+    places, logits = mx.array(list(tokens)), mx.array(logits, mx.float32)  # a copy
     found = logits[places]
     logits[places] = mx.where(found < 0, found * penalty, found / penalty)
     return logits

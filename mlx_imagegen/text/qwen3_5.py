@@ -265,5 +265,7 @@ class ShortConvolution(nn.Module):
         (batch, length, dims), size = x.shape, self.weight.shape[1]
         before = mx.zeros((batch, size - 1, dims), x.dtype) if before is None else before
         inputs = mx.concatenate([before, x], axis=1)
-        out = sum(inputs[:, place : place + length] * self.weight[:, place] for place in range(size))
-        return silu(out), inputs[:, length:]
+        wide, weight = inputs.astype(mx.float32), self.weight.astype(mx.float32)  # rounded once, as a convolution is
+        products = (wide[:, place : place + length] * weight[:, place] for place in range(size))
+        out = sum(products, mx.array(0.0))
+        return silu(out.astype(x.dtype)), inputs[:, length:]

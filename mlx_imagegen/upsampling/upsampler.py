@@ -30,7 +30,7 @@ from ..loading.weights import check_tensors
 from ..machine import GB, memory_limit
 from ..packing.recipes import read_recipe, recipe_names
 from ..precision import compute_dtype
-from ..text.generation import OnToken, greedy
+from ..text.generation import OnToken, greedy, repetition_penalty
 from ..text.qwen import mrope, text_positions
 from ..text.qwen3_5 import (
     UNREAD,
@@ -170,7 +170,8 @@ class Upsampler:
             after, kept = self.model.load()(self._embedded([token]), rope, kept)
             return after
 
-        return greedy(logits, following, self.stops, limit, on_token)
+        penalty = repetition_penalty(self.folder)
+        return greedy(logits, following, self.stops, limit, on_token, penalty, asked.ids)
 
     def _embedded(self, ids: Sequence[int]) -> mx.array:
         return self.weights.gather(TABLE, ids, compute_dtype())[None]

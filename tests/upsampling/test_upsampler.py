@@ -148,3 +148,10 @@ def test_what_mlx_vlm_has_saved_writes_the_same(tmp_path: Path) -> None:
     assert found.is_converted
     pictures = shown(DRAWN, row)
     assert found.write(row["request"], pictures, limit=LIMIT) == row["caption"]
+
+
+def test_a_penalty_on_repetitions_is_what_transformers_would_read(tmp_path: Path) -> None:
+    upsampler = Upsampler(edited(tmp_path, "generation_config.json", repetition_penalty=10.0), WeightTransforms())
+    row = cases(DRAWN)["questions"][1]
+    penalized = upsampler.write(row["request"], limit=LIMIT)
+    assert penalized != row["caption"]

@@ -18,11 +18,10 @@ from PIL import Image
 from ...errors import InsufficientMemoryError, MissingFileError
 from ...layers.linear import Linear
 from ...loading.component import Component
-from ...loading.config import Range, read_json
 from ...loading.weights import check_tensors
 from ...machine import GB, memory_limit
 from ...precision import compute_dtype
-from ...text.generation import OnToken, greedy
+from ...text.generation import OnToken, greedy, repetition_penalty
 from ...text.qwen import HEAD, mrope, text_positions
 from ...text.tokenizer import Tokenizer
 from ...vision.patches import Patches, read_patch_config, to_patches
@@ -60,7 +59,6 @@ the image
 """
 MOST_TOKENS = 512  # of a caption
 STOPS = ("<|im_end|>", "<|endoftext|>")
-PENALTIES = Range(0.1, 10)
 
 
 def describe(
@@ -114,15 +112,8 @@ def _written(
         return logits(files.text.gather(files.text_table, [token], dtype), np.full((3, 1), position))
 
     stops = [tokenizer.id_of(stop) for stop in STOPS]
-    return greedy(logits(x, positions), following, stops, MOST_TOKENS, on_token, _penalty(files), ids)
-
-
-def _penalty(files: QwenImageFiles) -> float:
-    """On tokens that stand in the text already; what transformers reads next to the text encoder."""
-    path = files.tokenizer.parent / "text_encoder/generation_config.json"
-    value = read_json(path).get("repetition_penalty") if path.is_file() else None
-    sound = isinstance(value, int | float) and PENALTIES.low <= value <= PENALTIES.high
-    return float(value) if sound else 1.0  # type: ignore[arg-type]
+    penalty = repetition_penalty(files.tokenizer.parent / "text_encoder")
+    return greedy(logits(x, positions), following, stops, MOST_TOKENS, on_token, penalty, ids)
 
 
 def _head(files: QwenImageFiles) -> Component:
