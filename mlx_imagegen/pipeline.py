@@ -271,13 +271,18 @@ class Pipeline:
         self._adapters_of(jobs)
         return jobs
 
+    @property
+    def _recipe(self) -> str | None:
+        """That the model is packed by, while it is loaded or on the disk."""
+        return self.quant or record_of(self.folder).get("recipe")
+
     def _networks_of(self, jobs: Sequence[Job]) -> dict[str, ControlNetwork]:
         """The control networks that these pictures name, opened once and packed as the model is."""
         names = dict.fromkeys(control.model for job in jobs for control in job.controls if control.model)
         for name in names:
             if name not in self._networks:
                 folder = locate_network(name, self.model.manifest)
-                quant, transforms = self.quant or record_of(self.folder).get("recipe"), WeightTransforms()
+                quant, transforms = self._recipe, WeightTransforms()
                 transforms = read_recipe(quant, self.family.name).applied_to(transforms) if quant else transforms
                 self._networks[name] = self.family.open_control(name, folder, transforms)
         return {name: self._networks[name] for name in names}
@@ -366,13 +371,18 @@ class Pipeline:
         room for it: the upsampler may be as large."""
         keys = [(job.upsampler, job.prompt.key) for job in jobs]
         self._captions = {key: caption for key, caption in self._captions.items() if key in keys}
-        for job, key in zip(jobs, keys, strict=True):
-            if job.upsampler and key not in self._captions:
-                for component in self.family.components.values():
-                    component.release()
-                upsampler = open_upsampler(job.upsampler, self.quant, self.model.manifest)
-                with report.stage("upsample"):
-                    self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+        new = {key: job for job, key in zip(jobs, keys, strict=True) if job.upsampler and key not in self._captions}
+        if new:
+            self.plans(jobs)  # what does not fit is refused before minutes of writing
+            for component in self.family.components.values():
+                component.release()
+        for name in dict.fromkeys(job.upsampler for job in new.values()):
+            on_load = self.family.transformer.weights.transforms.progress
+            upsampler = open_upsampler(name, self._recipe, self.model.manifest, on_load=on_load)
+            with report.stage("upsample"), upsampler.staying():
+                for key, job in new.items():
+                    if job.upsampler == name:
+                        self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
         return [
             job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
         ]

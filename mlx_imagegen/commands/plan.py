@@ -121,7 +121,7 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
             print(found.describe(machine.chip_name, made.seconds(machine.chip)))
         if args.upsample:
-            print(_upsampler(args, manifest, count))
+            print(_upsampler(args, manifest, folder, count))
         if recipe:
             size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
             print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
@@ -243,10 +243,11 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
         )
 
 
-def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) -> str:
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", folder: Path, references: int) -> str:
     """What runs before all stages of the model, and is gone when they begin."""
     import mlx.core as mx
 
+    from ..hub.record import record_of
     from ..planning.plan import gigabytes
     from ..request.options import upsampler
     from ..upsampling.api import headers_of
@@ -256,7 +257,8 @@ def _upsampler(args: argparse.Namespace, manifest: "Manifest", references: int) 
     assert name is not None
     length = most_question_tokens(references)
     dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
-    need = headers_of(name, args.quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
+    quant = args.quant or record_of(folder).get("recipe")
+    need = headers_of(name, quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
     return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 
 

@@ -64,17 +64,26 @@ def open_upsampler(
     tell: Notify = notify_stderr,
     on_load: OnLoad | None = None,
 ) -> Upsampler:
-    """By name or folder, downloaded if need be. `model`: what its captions are for."""
+    """By name or folder, downloaded if need be. `model`: what its captions are for, which `quant` is of then: weights
+    that are packed already stay so."""
     manifest = default_upsampler()
     name = manifest.name if name is None else str(name)
     refuse_before_download(name, quant, model or manifest)
     folder = locate_network(name, model or manifest, PARAMETER, tell)
-    upsampler = Upsampler(folder, transforms(quant, folder, on_load))
+    upsampler = _opened(folder, quant, model is not None, on_load)
     upsampler.prompts  # noqa: B018  # what is missing is said before weights are read
     return upsampler
 
 
-def transforms(quant: str | None, folder: Path, on_load: OnLoad | None = None) -> WeightTransforms:
+def _opened(folder: Path, quant: str | None, for_model: bool, on_load: OnLoad | None = None) -> Upsampler:
+    """`for_model`: packed as the model that its captions are for, unless it is packed already."""
+    upsampler = Upsampler(folder, transforms(None, on_load))
+    if quant is None or (for_model and upsampler.weights.stored):
+        return upsampler
+    return Upsampler(folder, transforms(quant, on_load))
+
+
+def transforms(quant: str | None, on_load: OnLoad | None = None) -> WeightTransforms:
     plain = WeightTransforms(progress=on_load)
     return read_recipe(quant, default_upsampler().family).applied_to(plain) if quant else plain
 
@@ -88,4 +97,4 @@ def refuse_before_download(name: str, quant: str | None, model: Manifest) -> Non
 def headers_of(name: str, quant: str | None, model: Manifest) -> Upsampler:
     """For plans: nothing may be read from it."""
     with network_headers(name, model, PARAMETER) as folder:
-        return Upsampler(folder, transforms(quant, folder))
+        return _opened(folder, quant, True)

@@ -6,7 +6,8 @@ Must not know: the models that draw from its captions, downloads.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ..families.folder import check_widths
 from ..hub.manifest import Manifest, manifests
 from ..image import Picture
 from ..layers.embed import Table
-from ..limits import run_limits
+from ..limits import is_out_of_memory, run_limits
 from ..loading.checkpoint import open_checkpoint
 from ..loading.component import Component
 from ..loading.config import read_json, read_table
@@ -89,6 +90,17 @@ class Upsampler:
             transforms=WeightTransforms(steps, transforms.progress),
         )
         self.model = Component(self.weights, lambda: HybridModel(self.config), compute_dtype())
+        self._stays = False
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Its weights stay in memory from one caption to the next, and go at the end."""
+        self._stays = True
+        try:
+            yield
+        finally:
+            self._stays = False
+            self.model.release()
 
     def write(
         self,
@@ -104,11 +116,16 @@ class Upsampler:
         pictures = [] if references is None else prepared_references(references)
         asked = self.question(request, pictures, locked)
         self.check_fits(len(asked.ids), limit)
-        with run_limits(working_bytes(self.config, len(asked.ids), limit, compute_dtype().size)):
-            features = self.features(pictures) if pictures else None
-            try:
+        try:
+            with run_limits(working_bytes(self.config, len(asked.ids), limit, compute_dtype().size)):
+                features = self.features(pictures) if pictures else None
                 ids = self._written(asked, features, limit, on_token)
-            finally:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InsufficientMemoryError(self._ran_out(len(asked.ids), limit)) from error
+        finally:
+            if not self._stays:
                 self.model.release()
         caption = self.tokenizer.decode(ids).strip()
         if not caption:
@@ -137,6 +154,14 @@ class Upsampler:
                 f"the prompt upsampler needs {need / GB:.1f} GB, and {most}: it would not finish. "
                 f"{self._remedy(length, limit, most.most_bytes)} or write the long prompt yourself."
             )
+
+    def _ran_out(self, length: int, limit: int) -> str:
+        need, most = self.peak_bytes(length, limit), memory_limit()
+        return (
+            f"memory ran out: the prompt upsampler takes about {need / GB:.1f} GB, and {most}, of which other programs "
+            f"hold a part. Close those that hold much. {self._remedy(length, limit, min(need - 1, most.most_bytes))} "
+            "or write the long prompt yourself."
+        )
 
     def _remedy(self, length: int, limit: int, most_bytes: int) -> str:
         packed = () if self.weights.stored else sorted(recipe_names(), reverse=True)
@@ -178,6 +203,7 @@ class Upsampler:
 
     def features(self, pictures: Sequence[Image.Image]) -> Features:
         component, patches = self.tower
+        self.model.release()  # a caption before may have left it: both together were not planned
         try:
             cut = [to_patches(picture, patches) for picture in pictures]
             return encode_patches(component.load(), cut, component.dtype)

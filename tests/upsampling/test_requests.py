@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import mlx_imagegen
+from mlx_imagegen import load, quantize
+from mlx_imagegen import pipeline as pipeline_module
 from mlx_imagegen.cli import main
 from mlx_imagegen.errors import (
     ConfigError,
@@ -20,6 +22,7 @@ from mlx_imagegen.errors import (
 from mlx_imagegen.hub.manifest import manifests
 from mlx_imagegen.image import read_metadata
 from mlx_imagegen.machine import GB, MemoryLimit
+from mlx_imagegen.planning import fitting
 from mlx_imagegen.request.job import resolve
 from mlx_imagegen.upsampling import upsampler as upsampler_module
 from mlx_imagegen.upsampling.api import open_upsampler, upsample
@@ -68,6 +71,66 @@ def test_several_seeds_share_a_caption_and_edits_show_their_pictures(monkeypatch
     )
     assert asked == [("make it red", 2)]
     assert first.record["prompt"] == second.record["prompt"] == "a picture: make it red"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Upsampler]:
+    """Those that a pipeline opens, in their order."""
+    found: list[Upsampler] = []
+
+    def open_it(*given: Any, **named: Any) -> Upsampler:
+        found.append(open_upsampler(*given, **named))
+        return found[-1]
+
+    monkeypatch.setattr(pipeline_module, "open_upsampler", open_it)
+    return found
+
+
+def test_an_upsampler_is_loaded_once_for_several_prompts_and_let_go(opened: list[Upsampler]) -> None:
+    loads: list[str] = []
+    pipeline = load(MODELS / "klein", on_load=lambda name, done, total: loads.append(name) if done == total else None)
+    size = SIZE | {"steps": 1}
+    first, second = pipeline.generate(["a cat", "a dog"], upsample=str(PUP), **size)
+    assert loads.count("prompt_upsampler") == 1 and len(opened) == 1 and not opened[0].model.loaded
+    assert first.record["prompt"] == upsample("a cat", model=PUP)
+    assert second.record["prompt"] == upsample("a dog", model=PUP)
+    for said, error, expected in (
+        ("stop", KeyboardInterrupt, KeyboardInterrupt),
+        ("Unable to allocate 9 bytes", RuntimeError, InsufficientMemoryError),
+    ):
+
+        def stop(count: int, said: str = said, error: type[BaseException] = error) -> None:
+            raise error(said)
+
+        pipeline.on_token = stop
+        with pytest.raises(expected):
+            pipeline.generate("a fox", upsample=str(PUP), **size)
+        assert not opened[-1].model.loaded
+
+
+def test_what_does_not_fit_is_refused_before_a_caption_is_written(
+    opened: list[Upsampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_pipeline(MODELS / "klein")
+    monkeypatch.setattr(fitting, "memory_limit", lambda: MemoryLimit(10, 10, 10, False))
+    monkeypatch.setattr(fitting, "_largest", lambda most_bytes: "")  # judges all models
+    with pytest.raises(InsufficientMemoryError, match="stage alone"):
+        pipeline.generate("a cat", upsample=str(PUP), **SIZE)
+    assert not opened
+
+
+def test_an_upsampler_is_packed_as_the_model_is(
+    opened: list[Upsampler], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is packed already stays as it is."""
+    folder = quantize(MODELS / "klein", tmp_path / "model", quant="q8")
+    packed = load(folder)
+    packed.generate("a cat", upsample=str(PUP), **SIZE)
+    assert opened[0].model.held_as.startswith("8-bit")
+    packed.generate("a cat", upsample=str(converted(tmp_path, 4)), **SIZE)
+    assert opened[1].model.held_as.startswith("4-bit")
+    assert main(["plan", "--model", str(folder), "--chip", "m2", "--upsample", "flux3-pup"]) == 0
+    assert "upsample: 9." in capsys.readouterr().out  # of 8 bits; q4 takes 5
 
 
 def test_others_are_refused_before_anything_is_opened() -> None:

@@ -130,7 +130,7 @@ def test_an_answer_with_a_number_beyond_all_floats_has_no_such_box() -> None:
 def test_the_published_shapes_bind_with_none_left_over() -> None:
     """Qwen3.5-9B's, of which the upsampler is a fine-tune; packed and not."""
     with network_headers("flux3-pup", default_upsampler(), "upsample") as folder:
-        found = Upsampler(folder, transforms("q4", folder))
+        found = Upsampler(folder, transforms("q4"))
         component, _ = found.tower
     assert len(found.config.layer_types) == 32 and found.config.layer_types.count("full_attention") == 8
     assert not found.is_converted
