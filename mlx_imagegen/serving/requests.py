@@ -28,7 +28,10 @@ from .catalogue import Catalogue, Entry, check_quant, size_multiple
 from .pictures import read_picture, shortened
 
 NOT_OVER_THE_WIRE = (kinds.CALLBACK, kinds.ARRAY, kinds.ARRAYS)
-SERVERS_CHOICE = ("resident", "upsample")
+SERVERS_CHOICE = {
+    "resident": "the server decides what stays in memory; leave it out.",
+    "upsample": "this server draws prompts as they are; write the caption first, and give it as the prompt.",
+}
 TAKEN = {row.name: row for row in PARAMETERS if row.kind not in NOT_OVER_THE_WIRE and row.name not in SERVERS_CHOICE}
 UNITS = {"steps": "steps", "pixels": "pixels a picture", "count": "pictures a request"}
 ENTRY_FORMS = {"control": CONTROL_FORM, **IMAGE_FORMS}
@@ -74,6 +77,9 @@ def read_request(fields: Mapping[str, Any], catalogue: Catalogue, limits: Limits
     given = {name: value for name, value in fields.items() if value is not None}
     if isinstance(given.get("lora"), str):
         given["lora"] = [given["lora"]]
+    for name in given:
+        if (own := ALIASES.get(name, name)) in SERVERS_CHOICE:
+            raise RequestError(f"{name}: {SERVERS_CHOICE[own]}")
     check_names(given, tuple(TAKEN))
     check_types(given)
     prompt = _prompt(given.pop("prompt", None), limits)
