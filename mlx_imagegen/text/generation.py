@@ -5,11 +5,13 @@ writing. Out: token ids.
 Must not know: models, tokenizers, what is written.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from ..errors import CheckpointError
 from ..loading.config import Range, read_json
 
 PENALTIES = Range(0.1, 10)
@@ -30,7 +32,13 @@ def greedy(
     negative, multiplied."""
     ids: list[int] = []
     while len(ids) < limit:
-        token = int(mx.argmax(logits if penalty == 1 else _penalized(logits, penalty, {*asked, *ids})))
+        scores = logits if penalty == 1 else _penalized(logits, penalty, {*asked, *ids})
+        token = int(mx.argmax(scores))
+        if not math.isfinite(float(scores[token])):
+            raise CheckpointError(
+                "the words came out as numbers that are no scores (NaN or infinite): the language model's weights are "
+                "damaged. Download them again."
+            )
         if token in stops:
             break
         ids.append(token)
