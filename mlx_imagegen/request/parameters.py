@@ -84,17 +84,17 @@ class PictureParameters(TypedDict, total=False):
         aliases=("guidance_scale", "cfg", "cfg_scale"),
     )]  # fmt: skip
     true_cfg: Annotated[float | None, Parameter(
-        kinds.NUMBER, "FLUX.1: the scale between prompt and negative prompt; elsewhere `guidance` is it", "how", "X",
+        kinds.NUMBER, "FLUX.1: guidance by the negative prompt; other models use `guidance` for it", "how", "X",
         default_text="off", limits=(0, 100), aliases=("true_cfg_scale",),
     )]  # fmt: skip
     cfg_normalization: Annotated[bool | None, Parameter(
-        kinds.SWITCH, "Z-Image, Qwen-Image-Layered: the guided velocity is no longer than the unguided", "how",
+        kinds.SWITCH, "Z-Image, Qwen-Image-Layered: limit the guided velocity to the unguided one's length", "how",
         default=False, aliases=("cfg_normalize",),
     )]  # fmt: skip
     guidance_until: Annotated[float | str | None, Parameter(
-        kinds.NUMBER_OR_TEXT, "the share of the steps with a second branch, or from which to which (0.1-0.8); the "
-        "rest follow the prompt alone, in half the time", "how", "X|X-Y", default_text="all steps", limits=(0, 1),
-        aliases=("cfg_end", "guidance_end"),
+        kinds.NUMBER_OR_TEXT, "run the second branch in this share of the steps only, or from one share to "
+        "another (0.1-0.8); the other steps take half the time", "how", "X|X-Y", default_text="all steps",
+        limits=(0, 1), aliases=("cfg_end", "guidance_end"),
     )]  # fmt: skip
     cache: Annotated[float | str | None, Parameter(
         kinds.NUMBER_OR_TEXT, "predict steps that change little: fast, or a threshold; larger is faster and less exact",
@@ -102,7 +102,7 @@ class PictureParameters(TypedDict, total=False):
     )]  # fmt: skip
     preview: Annotated[str | None, Parameter(
         kinds.TEXT, "what `on_step` and --preview-every show: fast (colours of the latents), tiny (a tiny decoder, "
-        "where the cache has it) or full (decoded)", "how", "fast|tiny|full", default_text="fast", recorded=False,
+        "if the cache has it) or full (decoded)", "how", "fast|tiny|full", default_text="fast", recorded=False,
     )]  # fmt: skip
     max_sequence_length: Annotated[int | None, Parameter(
         kinds.WHOLE_NUMBER, "how many tokens of the prompt are read", "how", "TOKENS", default_text=MODELS_OWN,
@@ -121,19 +121,19 @@ class PictureParameters(TypedDict, total=False):
         "N|adaptive", default_text="off",
     )]  # fmt: skip
     image: Annotated["Picture | None", Parameter(
-        kinds.PICTURE, "change this picture; one larger than the model's usual is brought down", "pictures", "FILE",
-        hashed=True, aliases=("init_image", "image_path", "input_image"),
+        kinds.PICTURE, "start from this picture; a larger one than the model usually draws is scaled down", "pictures",
+        "FILE", hashed=True, aliases=("init_image", "image_path", "input_image"),
     )]  # fmt: skip
     strength: Annotated[float | None, Parameter(
-        kinds.NUMBER, "by how much to change the image: above 0 (keep it) to 1 (replace it)", "pictures", "X",
+        kinds.NUMBER, "how much to change the image: from just above 0 (keep it) to 1 (replace it)", "pictures", "X",
         default_text=str(DEFAULT_STRENGTH), limits=(0, 1), aliases=("image_strength", "denoise", "denoising_strength"),
     )]  # fmt: skip
     mask: Annotated["Picture | None", Parameter(
-        kinds.PICTURE, "draw the white part of the image alone; greys are soft edges", "pictures", "FILE",
+        kinds.PICTURE, "draw only the white part of the image; greys are soft edges", "pictures", "FILE",
         default_text="what is transparent in the image", hashed=True, aliases=("mask_image", "mask_path"),
     )]  # fmt: skip
     mask_box: Annotated["str | Sequence[int] | None", Parameter(
-        kinds.CORNERS, "draw this box of the image alone: x1,y1,x2,y2 in its pixels", "pictures", "X1,Y1,X2,Y2",
+        kinds.CORNERS, "draw only this box of the image: x1,y1,x2,y2 in its pixels", "pictures", "X1,Y1,X2,Y2",
         aliases=("mask_bbox",),
     )]  # fmt: skip
     padding: Annotated[int | None, Parameter(
@@ -170,7 +170,7 @@ class PictureParameters(TypedDict, total=False):
         default=False,
     )]  # fmt: skip
     layers: Annotated[int | None, Parameter(
-        kinds.WHOLE_NUMBER, "Qwen-Image-Layered: how many layers the reference is taken apart into", "pictures", "N",
+        kinds.WHOLE_NUMBER, "Qwen-Image-Layered: how many layers to split the reference into", "pictures", "N",
         default_text=MODELS_OWN, limits=(1, 20), aliases=("num_layers",),
     )]  # fmt: skip
     layout: Annotated["Sequence[Any] | None", Parameter(
@@ -178,25 +178,27 @@ class PictureParameters(TypedDict, total=False):
         aliases=("layout_bboxes",),
     )]  # fmt: skip
     keep_original_aspect: Annotated[bool | None, Parameter(
-        kinds.SWITCH, "HiDream-O1: take the only reference's aspect ratio", "pictures", default=False,
+        kinds.SWITCH, "HiDream-O1: use the aspect ratio of a single reference", "pictures", default=False,
     )]  # fmt: skip
     sampler: Annotated[str | None, Parameter(
         kinds.TEXT, "the solver: unipc, flow_match or flash", "sampling", "NAME", default_text=MODELS_OWN,
         aliases=("scheduler", "sampler_name"),
     )]  # fmt: skip
     shift: Annotated[float | None, Parameter(
-        kinds.NUMBER, "of the schedule; larger spends more steps at high noise", "sampling", "X",
+        kinds.NUMBER, "shift of the schedule; a larger one spends more steps at high noise", "sampling", "X",
         default_text=MODELS_OWN, limits=(0.1, 100),
     )]  # fmt: skip
     timesteps: Annotated["Sequence[float] | None", Parameter(
-        kinds.NUMBERS, "the schedule itself: falling, below 1000, one a step", "sampling", "T", default_text=MODELS_OWN,
+        kinds.NUMBERS, "the schedule itself: one decreasing value per step, below 1000", "sampling", "T",
+        default_text=MODELS_OWN,
     )]  # fmt: skip
     noise_scale: Annotated["float | Sequence[float] | None", Parameter(
-        kinds.ONE_OR_TWO_NUMBERS, "factor on the noise, or two: for the first and the last step", "sampling", "X",
+        kinds.ONE_OR_TWO_NUMBERS, "scale of the noise, or two scales: for the first and the last step", "sampling", "X",
         default_text=MODELS_OWN, limits=(0, 100),
     )]  # fmt: skip
     noise_clip: Annotated[float | None, Parameter(
-        kinds.NUMBER, "in standard deviations; 0 is none", "sampling", "X", default_text=MODELS_OWN, limits=(0, 100),
+        kinds.NUMBER, "clip noise at this many standard deviations; 0 does not clip", "sampling", "X",
+        default_text=MODELS_OWN, limits=(0, 100),
     )]  # fmt: skip
 
 
@@ -221,18 +223,19 @@ class LoadParameters(TypedDict, total=False):
         default_text="bfloat16; float16 on M1 and M2; float32 on the CPU", aliases=("dtype", "torch_dtype"),
     )]  # fmt: skip
     lora_partial: Annotated[bool, Parameter(
-        kinds.SWITCH, "allow LoRAs of which a part fits no module", "weights", default=False,
+        kinds.SWITCH, "allow LoRAs with parts that fit no module", "weights", default=False,
     )]  # fmt: skip
     resident: Annotated[bool | None, Parameter(
         kinds.CHOICE, "keep all parts of the model in memory, or one after the other", "weights",
         default_text="as fits the machine", recorded=False, aliases=("low_ram",),
     )]  # fmt: skip
     comfy: Annotated["str | Path | None", Parameter(
-        kinds.TEXT, "ComfyUI's folder: `model` may be the name of a file in it, and what goes with a file is found "
-        "there", "weights", "DIR", default_text="the setting MLX_IMAGEGEN_COMFY", recorded=False,
+        kinds.TEXT, "ComfyUI's folder: `model` may name a file in it, and the files that it needs are found there",
+        "weights", "DIR", default_text="the setting MLX_IMAGEGEN_COMFY", recorded=False,
     )]  # fmt: skip
     on_load: Annotated["Callable[[str, int, int], None] | None", Parameter(
-        kinds.CALLBACK, "called while weights are read: with the component, the bytes done and in all", recorded=False,
+        kinds.CALLBACK, "called while weights are read, with the component, the bytes read and the total",
+        recorded=False,
     )]  # fmt: skip
     on_download: Annotated["Callable[[str], None] | None", Parameter(
         kinds.CALLBACK, "called before a download, with its size and licence, and with notes",
