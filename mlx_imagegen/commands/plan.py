@@ -13,7 +13,6 @@ from .flags import add_flag, as_path, sides, size
 if TYPE_CHECKING:
     from ..families.base import Family
     from ..hub.manifest import Manifest
-    from ..loading.weights import WeightTransforms
     from ..planning.chips import Chip
     from ..planning.plan import Plan
     from ..planning.recommend import Start
@@ -89,6 +88,7 @@ def plan_machine(args: argparse.Namespace, machine: "Machine") -> None:
 
 def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
     from ..families import open_family
+    from ..hub.record import record_of
     from ..loading.weights import WeightTransforms
     from ..machine import GIB, working_set_of
     from ..packing.recipes import read_recipe, recipe_of
@@ -107,7 +107,8 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         transforms = recipe.applied_to(WeightTransforms()) if recipe else WeightTransforms()
         family = open_family(manifest, folder, transforms)
         job = usual_job(manifest, family.size_multiple, steps=args.steps, **sides(args.size), **asked)
-        _select_networks(family, manifest, args.control or (), job, transforms)
+        packed_by = args.quant or record_of(folder).get("recipe")  # also what runs next to the model
+        _select_networks(family, manifest, args.control or (), job, packed_by)
         made = plan(family, job.settings, True if args.chip or args.memory else None, job.prompt)
         if not recipe:
             download = manifest.download_bytes if note else 0
@@ -121,7 +122,7 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
         if machine.chip_name and (found := estimate(machine.chip_name, manifest.name, args.quant)):
             print(found.describe(machine.chip_name, made.seconds(machine.chip)))
         if args.upsample:
-            print(_upsampler(args, manifest, folder, count))
+            print(_upsampler(args, manifest, packed_by, count))
         if recipe:
             size = gigabytes(sum(layout.nbytes for layout in layouts(family, folder, recipe)))
             print(f"disk: the full model, packed while it is loaded; a copy packed by `quantize` would be {size}")
@@ -137,11 +138,15 @@ def plan_model(args: argparse.Namespace, machine: "Machine") -> None:
 
 
 def _select_networks(
-    family: "Family[Any]", manifest: "Manifest", names: "Sequence[str]", job: "Job", transforms: "WeightTransforms"
+    family: "Family[Any]", manifest: "Manifest", names: "Sequence[str]", job: "Job", quant: str | None
 ) -> None:
     """The control networks, and the adapters of the job's pictures, by their files or their published shapes."""
     from ..hub.networks import network_headers
+    from ..loading.weights import WeightTransforms
+    from ..packing.recipes import read_recipe
 
+    plain = WeightTransforms()
+    transforms = read_recipe(quant, family.name).applied_to(plain) if quant else plain
     controls, adapters = {}, {}
     for name in names:
         with network_headers(name, manifest) as place:
@@ -243,11 +248,10 @@ def headers(model: str) -> "Iterator[tuple[Manifest, Path, str]]":
         )
 
 
-def _upsampler(args: argparse.Namespace, manifest: "Manifest", folder: Path, references: int) -> str:
+def _upsampler(args: argparse.Namespace, manifest: "Manifest", quant: str | None, references: int) -> str:
     """What runs before all stages of the model, and is gone when they begin."""
     import mlx.core as mx
 
-    from ..hub.record import record_of
     from ..planning.plan import gigabytes
     from ..request.options import upsampler
     from ..upsampling.api import headers_of
@@ -257,7 +261,6 @@ def _upsampler(args: argparse.Namespace, manifest: "Manifest", folder: Path, ref
     assert name is not None
     length = most_question_tokens(references)
     dtype = mx.bfloat16 if args.chip or args.memory else None  # a Mac's
-    quant = args.quant or record_of(folder).get("recipe")
     need = headers_of(name, quant, manifest).peak_bytes(length, MOST_TOKENS, dtype=dtype)
     return f"upsample: {gigabytes(need)} before the others, with {length} tokens asked and up to {MOST_TOKENS} written"
 

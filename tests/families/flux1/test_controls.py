@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mlx_imagegen import load
+from mlx_imagegen.cli import main
 from mlx_imagegen.edges import draw_edges
 from mlx_imagegen.errors import ConfigError, ImagegenError, MismatchError, RequestError
 from mlx_imagegen.families import open_family
@@ -110,6 +111,25 @@ def test_the_network_is_packed_as_the_model_is(drawn: Callable[[str], Path], tmp
         assert 0 < np.abs(np.asarray(result.image).astype(int) - plain).mean() < 4
         held = result.record["quantization"]
         assert "8-bit" in held["transformer"] and "8-bit" in held[f"transformer:{drawn('plain') / 'network'}"]
+
+
+def test_a_plan_packs_the_network_as_the_model_is(
+    drawn: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+
+    def seen(family: Any, *given: Any, **options: Any) -> Any:
+        if not options:  # the plan that is asked for; others are recommendations
+            planned.append(sum(network.component.held_bytes(2) for network in family.controls.values()))
+        return plan(family, *given, **options)
+
+    monkeypatch.setattr("mlx_imagegen.planning.plan.plan", seen)
+    quantize(drawn("plain"), quant="q8", output=tmp_path / "packed")
+    network = ["--control", str(drawn("plain") / "network"), "--chip", "m2"]
+    for model in ([str(tmp_path / "packed")], [str(drawn("plain")), "--quant", "q8"], [str(drawn("plain"))]):
+        assert main(["plan", "--model", *model, *network]) == 0
+    packed, packing, plain = planned
+    assert packed == packing < plain
 
 
 def test_it_is_in_memory_in_the_loop_alone(drawn: Callable[[str], Path]) -> None:
