@@ -88,14 +88,14 @@ def test_ranks_of_other_versions_are_refused_on_all(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
-    first, second = start(2, [PROGRAM, "messages"], tmp_path)
+    first, second = start(2, [PROGRAM, "messages"], tmp_path, JOIN_SECONDS="1")
     second.kill()
     code, _, error = finish([first, second])[0]
     assert code == 2 and re.search(r"DistributedError: rank 1 did not connect to 127.0.0.1:\d+ in time", error)
 
 
 def test_a_first_rank_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
-    first, second = start(2, [PROGRAM, "messages"], tmp_path)
+    first, second = start(2, [PROGRAM, "messages"], tmp_path, JOIN_SECONDS="1")
     first.kill()
     code, _, error = finish([first, second])[1]
     assert code == 2 and re.search(r"DistributedError: rank 1 cannot reach rank 0 at 127.0.0.1:\d+", error)
