@@ -60,7 +60,7 @@ def test_an_agents_session(tmp_path: Path, models_folder: Path, drawn: Callable[
         masked = await client.call_tool("edit", edit | {"mask": name})
         assert not masked.is_error
 
-        lasting = {"prompt": "a hen", "wait": 0, **LONG, "width": 256, "height": 256}
+        lasting = {"prompt": "a hen", "wait": 0, **LONG, "width": 512, "height": 512}  # it is cancelled
         long = (await client.call_tool("generate", lasting)).structured_content
         assert long["state"] in ("queued", "preparing", "drawing") and long["id"] in long["next"]
         checked = long
