@@ -382,7 +382,9 @@ class Pipeline:
             with report.stage("upsample"), upsampler.staying():
                 for key, job in new.items():
                     if job.upsampler == name:
-                        self._captions[key] = upsampler.write(job.asked, job.prompt.references, on_token=self.on_token)
+                        self._captions[key] = upsampler.write(
+                            job.asked, job.prompt.references, on_token=self.on_token, tell=report.note
+                        )
         return [
             job.captioned(self._captions[key]) if job.upsampler else job for job, key in zip(jobs, keys, strict=True)
         ]

@@ -53,8 +53,9 @@ def upsample(
     if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= MOST_TOKENS):
         raise RequestError(f"max_tokens {quoted(max_tokens)}: give a whole number from 1 to {MOST_TOKENS}.")
     check_callable(on_token=on_token, on_load=on_load, on_download=on_download)
-    upsampler = open_upsampler(model, recipe_of(quant), None, on_download or notify_stderr, on_load)
-    return upsampler.write(prompt, references, boxes, max_tokens, on_token)
+    tell = on_download or notify_stderr
+    upsampler = open_upsampler(model, recipe_of(quant), None, tell, on_load)
+    return upsampler.write(prompt, references, boxes, max_tokens, on_token, lambda note: tell(f"note: {note}"))
 
 
 def open_upsampler(

@@ -6,7 +6,7 @@ Must not know: the models that draw from its captions, downloads.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +109,10 @@ class Upsampler:
         boxes: object = None,
         limit: int | None = None,
         on_token: OnToken | None = None,
+        tell: Callable[[str], None] = lambda note: None,
     ) -> str:
-        """The caption, and, where boxes are given, their table after it. `references`: as the user gave them."""
+        """The caption, and, where boxes are given, their table after it. `references`: as the user gave them. `tell`:
+        called with a note if the caption has no end."""
         limit = MOST_TOKENS if limit is None else limit
         locked = None if boxes is None else locked_rows(boxes)
         pictures = [] if references is None else prepared_references(references)
@@ -127,6 +129,8 @@ class Upsampler:
         finally:
             if not self._stays:
                 self.model.release()
+        if len(ids) == limit:
+            tell(f"the caption was cut off at {limit} tokens; the upsampler had not come to an end")
         caption = self.tokenizer.decode(ids).strip()
         if not caption:
             raise CheckpointError(

@@ -59,7 +59,7 @@ def test_a_caption_stands_in_the_record_and_makes_the_picture_again() -> None:
 def test_several_seeds_share_a_caption_and_edits_show_their_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
-    def write(self: Upsampler, request: str, references: Any, on_token: Any) -> str:
+    def write(self: Upsampler, request: str, references: Any, **_: Any) -> str:
         asked.append((request, len(references)))
         return f"a picture: {request}"
 
@@ -236,7 +236,10 @@ def test_the_command_prints_the_caption(tmp_path: Path, capsys: pytest.CaptureFi
     boxes.write_text(json.dumps(cases(DRAWN)["questions"][4]["boxes"]))
     command = ["upsample", "two cats", "--model", str(PUP), "--max-tokens", "5"]
     assert main(command) == 0
-    assert capsys.readouterr().out.strip() == upsample("two cats", model=PUP, max_tokens=5).strip()
+    out, err = capsys.readouterr()
+    assert "note: the caption was cut off at 5 tokens" in err
+    assert out.strip() == upsample("two cats", model=PUP, max_tokens=5).strip()
+    capsys.readouterr()
     assert main([*command, "--boxes", str(boxes)]) == 0
     assert '"id": "cat_1", "bbox": [100, 200, 510, 800]' in capsys.readouterr().out
     boxes.write_text("[")

@@ -97,9 +97,11 @@ def check_captions(folder: Path) -> None:
     upsampler = Upsampler(folder / "pup", WeightTransforms())
     for row in cases(folder)["questions"]:
         counts: list[int] = []
-        caption = upsampler.write(row["request"], shown(folder, row), row["boxes"], LIMIT, counts.append)
+        notes: list[str] = []
+        caption = upsampler.write(row["request"], shown(folder, row), row["boxes"], LIMIT, counts.append, notes.append)
         tokens = [token for token in row["tokens"] if token not in upsampler.stops]
         assert counts == list(range(1, len(tokens) + 1))
+        assert bool(notes) == (len(tokens) == LIMIT), "said only where the answer has no end"
         assert caption == row["caption"]
         assert not upsampler.model.loaded
 
