@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import RequestError
+from ..hub.abilities import NETWORK_KINDS, parameter_of
 from ..hub.manifest import Manifest, manifests
-from ..hub.networks import NETWORK_KINDS, parameter_of
 from .confirm import confirm
 from .flags import add_flag
 

@@ -7,6 +7,9 @@ Must not know: requests, tensors.
 from ..families import family_spec
 from .manifest import Manifest, manifests
 
+# What runs next to a model: the kind of its manifest -> the parameter that names it; None where the manifest says it.
+NETWORK_KINDS = {"control network": "control", "image adapter": None, "prompt upsampler": "upsample"}
+
 
 def abilities(manifest: Manifest) -> list[str]:
     """The parameters by which the model can be given pictures, and layers, if it makes some."""
@@ -21,12 +24,13 @@ def abilities(manifest: Manifest) -> list[str]:
 
 def networks(parameter: str) -> dict[str, Manifest]:
     """What a parameter may name, whatever the model."""
-    if parameter == "control":
-        return manifests("control network")
-    if parameter == "upsample":
-        return manifests("prompt upsampler")
-    adapters = manifests("image adapter").items()
-    return {name: adapter for name, adapter in adapters if adapter.extras["parameter"] == parameter}
+    known = (network for kind in NETWORK_KINDS for network in manifests(kind).values())
+    return {network.name: network for network in known if parameter_of(network) == parameter}
+
+
+def parameter_of(network: Manifest) -> str:
+    """That names it."""
+    return NETWORK_KINDS[network.kind] or str(network.extras["parameter"])
 
 
 def networks_of(manifest: Manifest, parameter: str) -> list[str]:

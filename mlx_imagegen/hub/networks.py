@@ -13,12 +13,11 @@ from ..errors import ImagegenError, MissingFileError, RequestError
 from ..escaping import article
 from ..families import family_spec
 from ..paths import expanded
-from .abilities import networks, networks_of
+from .abilities import NETWORK_KINDS, networks, networks_of, parameter_of
 from .download import Notify, fetch, local_folder, notify_stderr
 from .manifest import Manifest, Model, manifests
 from .tensor_shapes import shape_only_folder
 
-NETWORK_KINDS = ("control network", "image adapter", "prompt upsampler")
 # What a local folder must hold, by the parameter that names it.
 FOLDERS = {
     "control": "config.json and a .safetensors file",
@@ -50,12 +49,6 @@ def network_alone(name: str) -> Model | None:
         return None
     _check_commit(manifest, parameter_of(manifest))
     return Model(manifest, local_folder(manifest), name)
-
-
-def parameter_of(manifest: Manifest) -> str:
-    """That names the network; of an image adapter its manifest says which."""
-    usual = {"control network": "control", "prompt upsampler": "upsample"}
-    return usual.get(manifest.kind) or str(manifest.extras["parameter"])
 
 
 def _check_commit(manifest: Manifest, parameter: str) -> None:
