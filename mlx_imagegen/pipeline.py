@@ -7,7 +7,7 @@ families do the arithmetic. Longer than most, so that the story is in one place.
 import functools
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, overload
@@ -30,6 +30,7 @@ from .hub.record import record_of, revision_of
 from .image import laid_over, to_image, to_layers
 from .kernels import choose
 from .limits import bound_cache, is_out_of_memory, run_limits
+from .loading.transforms import Progress
 from .loading.weights import WeightTransforms
 from .lora.match import Lora, match_loras, module_names
 from .lora.merge import Merge, Wanted, apply_loras, open_loras, own_loras
@@ -55,8 +56,6 @@ from .seams import blend_seams
 from .text.generation import OnToken
 from .upsampling.api import open_upsampler
 
-OnLoad = Callable[[str, int, int], None]  # component, bytes done, bytes in all
-
 
 @documented()
 @file_errors()
@@ -69,7 +68,7 @@ def load(
     lora_partial: bool = False,
     resident: bool | None = None,
     comfy: str | Path | None = None,
-    on_load: OnLoad | None = None,
+    on_load: Progress | None = None,
     on_download: Notify | None = None,
 ) -> "Pipeline":
     """Opens a model and checks its files; weights are read when a stage first needs them."""

@@ -30,7 +30,8 @@ from ..errors import (
     UnknownModelError,
 )
 from ..hub.download import Notify
-from ..pipeline import OnLoad, Pipeline
+from ..loading.transforms import Progress
+from ..pipeline import Pipeline
 from ..result import Result, StepEvent
 from .catalogue import Catalogue, Entry
 from .fair_queue import FairQueue
@@ -56,11 +57,11 @@ class WarmModel:
         self._key: tuple[str, str | None] | None = None
         self._loras: Loras = NO_LORAS
 
-    def open(self, entry: Entry, quant: str | None, on_load: OnLoad) -> None:
+    def open(self, entry: Entry, quant: str | None, on_load: Progress) -> None:
         """Reads configs and headers; the weights come with the first picture."""
         self._take(pipelines.load(entry.source, quant=quant, on_load=on_load), entry, quant, NO_LORAS)
 
-    def prepare(self, request: Request, notify: Notify, on_load: OnLoad) -> Pipeline:
+    def prepare(self, request: Request, notify: Notify, on_load: Progress) -> Pipeline:
         """The request's model with its LoRAs; the former one stays if the new one is refused, and else leaves first."""
         if self.pipeline is not None and self._key == (request.entry.source, request.quant):
             if self._loras != (request.loras, request.lora_partial):

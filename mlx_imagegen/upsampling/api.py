@@ -4,7 +4,7 @@ In: an upsampler's name, repository or folder. Out: captions, or an open `Upsamp
 Must not know: pictures that are drawn from captions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from ..hub.download import Notify, notify_stderr
 from ..hub.manifest import Manifest
 from ..hub.networks import locate_network, network_headers, network_to_fetch
 from ..image import Picture
-from ..loading.transforms import WeightTransforms
+from ..loading.transforms import Progress, WeightTransforms
 from ..packing.recipes import read_recipe, recipe_of
 from ..request.options import check_callable
 from ..text.generation import OnToken
 from .upsampler import MOST_TOKENS, Upsampler, default_upsampler
 
 PARAMETER = "upsample"  # that names one
-OnLoad = Callable[[str, int, int], None]
 
 
 @file_errors()
@@ -34,7 +33,7 @@ def upsample(
     quant: str | None = None,
     max_tokens: int | None = None,
     on_token: OnToken | None = None,
-    on_load: OnLoad | None = None,
+    on_load: Progress | None = None,
     on_download: Notify | None = None,
 ) -> str:
     """The long caption for a short request, in the words that the upsampler's model was trained on.
@@ -63,7 +62,7 @@ def open_upsampler(
     quant: str | None,
     model: Manifest | None = None,
     tell: Notify = notify_stderr,
-    on_load: OnLoad | None = None,
+    on_load: Progress | None = None,
 ) -> Upsampler:
     """By name or folder, downloaded if need be. `model`: what its captions are for, which `quant` is of then: weights
     that are packed already stay so."""
@@ -76,7 +75,7 @@ def open_upsampler(
     return upsampler
 
 
-def _opened(folder: Path, quant: str | None, for_model: bool, on_load: OnLoad | None = None) -> Upsampler:
+def _opened(folder: Path, quant: str | None, for_model: bool, on_load: Progress | None = None) -> Upsampler:
     """`for_model`: packed as the model that its captions are for, unless it is packed already."""
     upsampler = Upsampler(folder, transforms(None, on_load))
     if quant is None or (for_model and upsampler.weights.stored):
@@ -84,7 +83,7 @@ def _opened(folder: Path, quant: str | None, for_model: bool, on_load: OnLoad | 
     return Upsampler(folder, transforms(quant, on_load))
 
 
-def transforms(quant: str | None, on_load: OnLoad | None = None) -> WeightTransforms:
+def transforms(quant: str | None, on_load: Progress | None = None) -> WeightTransforms:
     plain = WeightTransforms(progress=on_load)
     return read_recipe(quant, default_upsampler().family).applied_to(plain) if quant else plain
 
