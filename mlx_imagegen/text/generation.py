@@ -30,9 +30,9 @@ def greedy(
     """Up to the first of `stops`, which is left out, or `limit` tokens. `following`: called with every token.
     `penalty`: what the logits of tokens in the question (`asked`) or the answer are divided by, or, where they are
     negative, multiplied."""
-    ids: list[int] = []
+    ids, seen = list[int](), set(asked)
     while len(ids) < limit:
-        scores = logits if penalty == 1 else _penalized(logits, penalty, {*asked, *ids})
+        scores = logits if penalty == 1 else _penalized(logits, penalty, seen)
         token = int(mx.argmax(scores))
         if not math.isfinite(float(scores[token])):
             raise CheckpointError(
@@ -42,6 +42,7 @@ def greedy(
         if token in stops:
             break
         ids.append(token)
+        seen.add(token)
         if on_token:
             on_token(len(ids))
         if len(ids) < limit:

@@ -116,6 +116,7 @@ class QwenConfig(Config):
 
 
 HEAD = "lm_head."  # how the names of tensors begin that write words: nothing here reads them
+STOPS = ("<|im_end|>", "<|endoftext|>")  # the tokens that end an answer
 
 
 def read_config(data: dict[str, Any], where: Path) -> QwenConfig:

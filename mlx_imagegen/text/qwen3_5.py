@@ -23,7 +23,8 @@ from ..loading.config import read_table
 from ..loading.names import RowRange
 from ..loading.transforms import LayerTensors, Transform
 from .gated_delta import CHUNK, gated_delta
-from .qwen import MLP, PREFIX, UNUSED, QwenConfig, Rope, rotate_halves
+from .qwen import MLP, UNUSED, QwenConfig, Rope, rotate_halves
+from .qwen import from_published as language_model_name
 
 Kept = tuple[mx.array, mx.array]  # keys and values; or the convolution's last inputs, and the memory
 
@@ -116,7 +117,7 @@ def from_published(name: str) -> Iterable[RowRange]:
         if name.startswith(visual):
             yield RowRange(VISUAL + name.removeprefix(visual))
             return
-    yield RowRange(PREFIX.sub("", name))
+    yield from language_model_name(name)
 
 
 class FromMlx(Transform):

@@ -22,7 +22,6 @@ TEMPLATE = (
     "<think>\n\n</think>\n\n"
 )
 PICTURE_START, PICTURE_TOKEN, PICTURE_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
-STOPS = ("<|im_end|>", "<|endoftext|>")
 
 # The user's turn after the pictures, without boxes and with them.
 EDIT = (

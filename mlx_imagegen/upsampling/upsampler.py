@@ -32,7 +32,7 @@ from ..machine import GB, memory_limit
 from ..packing.recipes import read_recipe, recipe_names
 from ..precision import compute_dtype
 from ..text.generation import OnToken, greedy, repetition_penalty
-from ..text.qwen import mrope, text_positions
+from ..text.qwen import STOPS, mrope, text_positions
 from ..text.qwen3_5 import (
     UNREAD,
     VISUAL,
@@ -48,7 +48,7 @@ from ..text.tokenizer import Tokenizer, qwen3_5_tokenizer
 from ..vision.patches import PatchConfig, merged_grid, to_patches
 from ..vision.qwen3 import Features, VisionConfig, encode_patches, open_tower, placed, read_vision_config, vision_tower
 from .boxes import locked_rows, reconciled
-from .prompts import PICTURE_TOKEN, STOPS, mode_of, question, read_system_prompts
+from .prompts import PICTURE_TOKEN, mode_of, question, read_system_prompts
 from .references import MULTIPLE, most_pixels, prepared_references
 
 COMPONENT = "prompt_upsampler"  # as recipes' rows may call it

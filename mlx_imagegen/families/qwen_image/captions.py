@@ -22,7 +22,7 @@ from ...loading.weights import check_tensors
 from ...machine import GB, memory_limit
 from ...precision import compute_dtype
 from ...text.generation import OnToken, greedy, repetition_penalty
-from ...text.qwen import HEAD, mrope, text_positions
+from ...text.qwen import HEAD, STOPS, mrope, text_positions
 from ...text.tokenizer import Tokenizer
 from ...vision.patches import Patches, read_patch_config, to_patches
 from ...vision.qwen2_5 import VISION, VisionConfig, encode_patches, vision_shapes, vision_tower
@@ -58,7 +58,6 @@ the image
 <|im_start|>assistant
 """
 MOST_TOKENS = 512  # of a caption
-STOPS = ("<|im_end|>", "<|endoftext|>")
 
 
 def describe(
